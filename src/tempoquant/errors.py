@@ -1,0 +1,45 @@
+"""Every error TempoQuant raises on purpose, drawn once.
+
+    TempoQuantError
+    ├── RecipeError        a recipe names an unknown key, format or value
+    ├── ModelError         the model is missing, of the wrong class, or holds NaN/Inf weights
+    ├── CalibrationError   calibration inputs are missing, overlap with evaluation, or hold NaN/Inf
+    │   └── HessianError   a Hessian is not positive definite, even in float64
+    ├── CheckpointError    a quantized checkpoint is truncated, altered, or of an unknown version
+    ├── OutputError        the output folder or file cannot be written as asked
+    └── UnsupportedError   the operation cannot be right on a 4-bit layer (fuse_lora, fuse_qkv_projections)
+
+Each message is one sentence or two: what was wrong, where, with which numbers, and what to do about it.
+"""
+
+
+class TempoQuantError(Exception):
+    """Base class of every error that TempoQuant raises on purpose."""
+
+
+class RecipeError(TempoQuantError):
+    """A recipe names an unknown key, format or value."""
+
+
+class ModelError(TempoQuantError):
+    """The model is missing, of the wrong class, or unusable."""
+
+
+class CalibrationError(TempoQuantError):
+    """Calibration inputs are missing, malformed, or not finite."""
+
+
+class HessianError(CalibrationError):
+    """A Hessian is not positive definite, even in float64."""
+
+
+class CheckpointError(TempoQuantError):
+    """A quantized checkpoint is truncated, altered, or of an unknown version."""
+
+
+class OutputError(TempoQuantError):
+    """The output folder or file cannot be written as asked."""
+
+
+class UnsupportedError(TempoQuantError):
+    """The operation cannot be right on a 4-bit layer."""

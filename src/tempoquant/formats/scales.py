@@ -1,0 +1,95 @@
+"""Scales: from a group's largest magnitude to a number on the format's grid, and to the bytes that store it.
+
+The scale stored is the scale used: every function here returns numbers that survive storage unchanged. A group of
+zeros has scale 1. A group that holds NaN or Inf has scale NaN, so that bad activations stay visible in the output.
+"""
+
+import torch
+
+from tempoquant.errors import CheckpointError
+from tempoquant.formats.format import Format, ScaleGrid, ScaleRule
+
+E4M3_MAX = 448.0
+E4M3_MIN = 2.0**-9  # smallest positive e4m3, a subnormal
+_E8M0_BIAS = 127
+
+
+def tensor_scale_of(amax: torch.Tensor, format: Format) -> torch.Tensor:
+    """The float32 scale of a whole weight tensor: its largest magnitude lands on the top level times the largest E4M3.
+
+    Args:
+        amax: (out, groups) float32, largest magnitude of each group.
+
+    Returns:
+        () float32, 1 for an all-zero tensor. Source: NVFP4, as in NVIDIA ModelOpt.
+    """
+    largest = amax.max().float()
+    return torch.where(largest > 0, largest / (format.top_level * E4M3_MAX), torch.ones_like(largest))
+
+
+def group_scale(
+    amax: torch.Tensor,
+    format: Format,
+    rule: ScaleRule,
+    clip_ratio: torch.Tensor | float = 1.0,
+    tensor_scale: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """The scale of each group, on the format's grid.
+
+    Args:
+        amax: (…, groups) float32 or float64, largest magnitude of each group.
+        clip_ratio: multiplies amax first; broadcastable to amax.
+        tensor_scale: for E4M3 scales of weights, what the group scale is later multiplied by.
+
+    Returns:
+        same shape and dtype as amax; for E4M3 *without* the tensor scale.
+    """
+    clipped = amax * clip_ratio
+    if format.scale_grid is ScaleGrid.E8M0:
+        scale = _power_of_two_scale(clipped, format, rule)
+    elif format.scale_grid is ScaleGrid.E4M3:
+        wanted = (clipped / format.top_level / tensor_scale).clamp(E4M3_MIN, E4M3_MAX)
+        scale = wanted.to(torch.float8_e4m3fn).to(amax.dtype)
+    else:
+        smallest = torch.finfo(torch.bfloat16).tiny
+        scale = (clipped / format.top_level).clamp(min=smallest).to(torch.bfloat16).to(amax.dtype)
+    scale = torch.where(amax == 0, torch.ones_like(scale), scale)
+    return torch.where(torch.isfinite(amax), scale, torch.full_like(scale, torch.nan))
+
+
+def _power_of_two_scale(amax: torch.Tensor, format: Format, rule: ScaleRule) -> torch.Tensor:
+    """2^e by the floor or the ceil rule, with exponents taken from the float itself, so that no logarithm rounds."""
+    if rule is ScaleRule.FLOOR:
+        _, exponent = torch.frexp(amax)  # amax = m·2^e with m in [0.5, 1): floor(log2) = e − 1
+        _, top_exponent = torch.frexp(torch.tensor(format.top_level))
+        exponent = exponent - top_exponent.to(exponent.device)
+    else:
+        mantissa, exponent = torch.frexp(amax / format.top_level)  # ceil(log2) = e, or e − 1 for an exact power of two
+        exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    # −126 keeps every scale a normal float32: flush-to-zero devices then agree with the CPU.
+    return torch.ldexp(torch.ones_like(amax), exponent.clamp(-126, 127))
+
+
+def scale_to_bytes(scale: torch.Tensor, format: Format) -> torch.Tensor:
+    """(rows, groups) scales on the grid to (rows, groups · bytes per scale) uint8."""
+    if format.scale_grid is ScaleGrid.E8M0:
+        _, exponent = torch.frexp(scale)
+        return (exponent - 1 + _E8M0_BIAS).to(torch.uint8)
+    dtype = torch.float8_e4m3fn if format.scale_grid is ScaleGrid.E4M3 else torch.bfloat16
+    return scale.to(dtype).contiguous().view(torch.uint8)
+
+
+def scale_from_bytes(stored: torch.Tensor, format: Format) -> torch.Tensor:
+    """The inverse of `scale_to_bytes`, as float32."""
+    if format.scale_grid is ScaleGrid.E8M0:
+        return torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.to(torch.int32) - _E8M0_BIAS)
+    dtype = torch.float8_e4m3fn if format.scale_grid is ScaleGrid.E4M3 else torch.bfloat16
+    return stored.contiguous().view(dtype).float()
+
+
+def check_scale_bytes(stored: torch.Tensor, format: Format, where: str) -> None:
+    """Raise CheckpointError when a stored scale is NaN, infinite, zero or negative."""
+    scale = scale_from_bytes(stored, format)
+    is_nan_code = (stored == 255).any() if format.scale_grid is ScaleGrid.E8M0 else False
+    if is_nan_code or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise CheckpointError(f"{where} holds a scale that is not a positive number: the file is damaged, fetch it again.")

@@ -1,0 +1,132 @@
+"""QuantizedLayer and LowRankBranch: the values that methods make, checkpoints store and the runtime runs."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from tempoquant.errors import CheckpointError, TempoQuantError
+from tempoquant.formats import Format, ScaleRule
+from tempoquant.kernels.reference import LinearTensors, dequantize_residual, w4a4_linear
+from tempoquant.timesteps import TimestepBins
+
+
+@dataclass(frozen=True)
+class LowRankBranch:
+    """The 16-bit path beside the 4-bit product, y += (x · downᵀ) · upᵀ, reading the *raw* x.
+
+    Attributes:
+        up: (out, rank) bfloat16.
+        down: (rank, in) bfloat16; already holds 1 / smoothing_factor.
+    """
+
+    up: torch.Tensor
+    down: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.up.shape[1] != self.down.shape[0]:
+            raise CheckpointError(f"branch ranks differ: up {tuple(self.up.shape)}, down {tuple(self.down.shape)}.")
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[1]
+
+    def product(self) -> torch.Tensor:
+        """up · down, (out, in) float32."""
+        return self.up.float() @ self.down.float()
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """One linear in four bits. Callable, so that a notebook or a test can run it as it is.
+
+    Attributes:
+        format: of weight and activations.
+        activation_scale_rule: for E8M0 activation scales.
+        packed: (out, in / 2) uint8, two codes a byte.
+        scale: (out, groups · bytes per scale) uint8, in storage form.
+        tensor_scale: () float32, formats with a tensor scale only.
+        smoothing_factor: (in,) bfloat16, or None.
+        branch: the low-rank branch, or None.
+        bias: (out,) in the source's dtype, or None.
+        clip_ratio: (num_bins,) float32.
+        bins: the timestep bins that clip_ratio belongs to.
+    """
+
+    format: Format
+    activation_scale_rule: ScaleRule
+    packed: torch.Tensor
+    scale: torch.Tensor
+    tensor_scale: torch.Tensor | None
+    smoothing_factor: torch.Tensor | None
+    branch: LowRankBranch | None
+    bias: torch.Tensor | None
+    clip_ratio: torch.Tensor
+    bins: TimestepBins = field(default_factory=TimestepBins)
+
+    def __post_init__(self) -> None:
+        if self.clip_ratio.shape != (self.bins.num_bins,):
+            raise CheckpointError(f"{self.bins.num_bins} bins need as many clip ratios, not {self.clip_ratio.numel()}.")
+
+    @property
+    def in_features(self) -> int:
+        return self.packed.shape[1] * 2
+
+    @property
+    def out_features(self) -> int:
+        return self.packed.shape[0]
+
+    @property
+    def rank(self) -> int:
+        return self.branch.rank if self.branch is not None else 0
+
+    @property
+    def tensors(self) -> LinearTensors:
+        """What the kernels read."""
+        up, down = (self.branch.up, self.branch.down) if self.branch is not None else (None, None)
+        return LinearTensors(self.packed, self.scale, self.tensor_scale, self.smoothing_factor, up, down, self.bias)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything that replaces the 16-bit weight (so not the bias, which was there before)."""
+        stored = [*self.tensors[:-1], self.clip_ratio]
+        return sum(tensor.numel() * tensor.element_size() for tensor in stored if tensor is not None)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Codes, scales, smoothing, branch and clip ratios, over the number of weights."""
+        return 8 * self.num_bytes / (self.out_features * self.in_features)
+
+    def dequantize(self) -> torch.Tensor:
+        """The effective weight, branch and smoothing included: (out, in) float32."""
+        weight = dequantize_residual(self.tensors, self.format)
+        if self.smoothing_factor is not None:
+            weight = weight / self.smoothing_factor.float()
+        return weight if self.branch is None else weight + self.branch.product()
+
+    @contextlib.contextmanager
+    def at_timestep(self, timestep: float) -> Iterator[None]:
+        """Within this context the layer runs with the clip ratio of `timestep`'s bin."""
+        token = _current_timestep.set(float(timestep))
+        try:
+            yield
+        finally:
+            _current_timestep.reset(token)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the exact 4-bit linear: (…, in) to (…, out), in the dtype of x.
+
+        Raises TempoQuantError when the layer has several timestep bins and is called outside `at_timestep`.
+        """
+        timestep = _current_timestep.get()
+        if self.bins.num_bins > 1 and timestep is None:
+            raise TempoQuantError(
+                f"this layer has {self.bins.num_bins} timestep bins: call it inside `with layer.at_timestep(t):`."
+            )
+        bin_index = 0 if timestep is None else self.bins.of(timestep)
+        return w4a4_linear(x, self.tensors, self.format, self.activation_scale_rule, self.clip_ratio[bin_index])
+
+
+_current_timestep: contextvars.ContextVar[float | None] = contextvars.ContextVar("timestep", default=None)

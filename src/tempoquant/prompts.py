@@ -1,0 +1,109 @@
+"""Prompts: an image, a text, and an id; read from jsonl files or folders, and kept apart between calibration and
+evaluation."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from tempoquant.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one generation starts from.
+
+    Attributes:
+        id: names the prompt in provenance and results.
+        image: the first frame, RGB.
+        text: what should happen.
+    """
+
+    id: str
+    image: Image.Image
+    text: str
+
+    @property
+    def image_hash(self) -> str:
+        """SHA-256 of the image's size and RGB bytes (not of its file, so a re-encoded copy is still found)."""
+        rgb = self.image.convert("RGB")
+        return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+def load_prompts(path: str | Path) -> list[Prompt]:
+    """Read prompts from a jsonl file of {"image", "prompt"[, "id"]}, or from every *.jsonl of a folder.
+
+    Image paths are relative to the jsonl's folder. Raises CalibrationError that names the file, line and remedy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if not files:
+            raise CalibrationError(f"{path} holds no .jsonl file: add one with a line {{\"image\", \"prompt\"}} per item.")
+        prompts = [prompt for file in files for prompt in _load_file(file)]
+    elif path.is_file():
+        prompts = _load_file(path)
+    else:
+        raise CalibrationError(f"there is no prompt file or folder {path}.")
+    ids = [prompt.id for prompt in prompts]
+    twice = sorted({id for id in ids if ids.count(id) > 1})
+    if twice:
+        raise CalibrationError(f"{path} uses the id {twice[0]!r} twice: ids must be unique.")
+    if not prompts:
+        raise CalibrationError(f"{path} holds no prompts.")
+    return prompts
+
+
+def _load_file(file: Path) -> list[Prompt]:
+    prompts = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            record = json.loads(line)
+            image_path, text = file.parent / record["image"], record["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise CalibrationError(f"{where} is not a JSON object with image and prompt ({error}).") from error
+        if not isinstance(text, str):
+            raise CalibrationError(f"{where}: prompt is not a text.")
+        prompts.append(Prompt(str(record.get("id", f"{file.stem}-{number}")), _open_image(image_path, where), text))
+    return prompts
+
+
+def _open_image(path: Path, where: str) -> Image.Image:
+    try:
+        return Image.open(path).convert("RGB")
+    except FileNotFoundError as error:
+        raise CalibrationError(f"{where}: there is no image {path}.") from error
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error}).") from error
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """One RGB image. Raises CalibrationError when it is missing or unreadable."""
+    return _open_image(Path(path), "--image")
+
+
+def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str]]) -> None:
+    """Raise CalibrationError when a prompt was also calibrated on, by id or by image and text.
+
+    Args:
+        calibrated: provenance records {"id", "prompt", "image_sha256"}, as a checkpoint stores them.
+    """
+    records = list(calibrated)
+    ids = {record["id"] for record in records}
+    contents = {(record["image_sha256"], record["prompt"]) for record in records}
+    shared = [p.id for p in prompts if p.id in ids or (p.image_hash, p.text) in contents]
+    if shared:
+        raise CalibrationError(
+            f"{len(shared)} evaluation prompt(s) were calibrated on, such as {shared[0]!r}: evaluate on other prompts."
+        )
+
+
+def provenance(prompts: Iterable[Prompt]) -> list[dict[str, str]]:
+    """What a checkpoint stores about the prompts it was calibrated on."""
+    return [{"id": p.id, "prompt": p.text, "image_sha256": p.image_hash} for p in prompts]

@@ -1,0 +1,226 @@
+"""Recipe: every setting of a run that changes its result, once. Read and written as TOML; the resolved recipe is stored
+in the checkpoint. How a machine does the work (device, memory) is no part of it."""
+
+import dataclasses
+import fnmatch
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from tempoquant.errors import RecipeError
+from tempoquant.formats.format import Format, ScaleRule, get_format
+from tempoquant.timesteps import Expert
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KEEP_16BIT = "16bit"
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Gives the layers whose name matches `pattern` (shell wildcards) a format of their own, or keeps them in 16 bits.
+
+    A pattern is tried against `blocks.0.attn1.to_q` and against `high_noise.blocks.0.attn1.to_q`.
+    """
+
+    pattern: str
+    format: str
+
+    def __post_init__(self) -> None:
+        if self.format != KEEP_16BIT:
+            get_format(self.format)
+
+    def matches(self, layer_name: str, expert: Expert) -> bool:
+        names = (layer_name, f"{expert.value}.{layer_name}")
+        return any(fnmatch.fnmatchcase(name, self.pattern) for name in names)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do to a model.
+
+    Attributes:
+        name: what logs and model cards call the run.
+        format: 4-bit format of weights and activations of every block linear, unless `layers` says otherwise.
+        layers: exceptions, in order; the first that matches wins.
+        keep_16bit_blocks: how many blocks at the start and at the end of each expert stay in 16 bits.
+        weight_scale_rule, activation_scale_rule: "floor" or "ceil", for E8M0 scales only.
+        smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no smoothing.
+        rank: of the 16-bit low-rank branch; 0 for none.
+        gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
+        damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
+        block_size: GPTQ's columns between lazy updates; speed, never the result.
+        clip_ratios, exponent_offsets: candidates c·2^k of the clip search; no ratios, no search.
+        clip_search_max_tokens: evenly spaced tokens that the search takes from one transformer call.
+        clip_search_num_prompts: prompts whose calls (both guidance branches) the search reads.
+        bin_fractions_high_noise, bin_fractions_low_noise: timestep bins, as fractions of the expert's steps.
+        num_prompts: calibration prompts.
+        num_steps, flow_shift, height, width, num_frames: how calibration samples; None for the model's own.
+    """
+
+    name: str
+    format: str = "mxfp4"
+    layers: tuple[LayerRule, ...] = ()
+    keep_16bit_blocks: tuple[int, int] = (0, 0)
+    weight_scale_rule: str = ScaleRule.FLOOR.value
+    activation_scale_rule: str = ScaleRule.CEIL.value
+    smoothing_alpha: float | None = None
+    rank: int = 0
+    gptq: bool = False
+    damping_fraction: float = 0.01
+    block_size: int = 128
+    clip_ratios: tuple[float, ...] = ()
+    exponent_offsets: tuple[int, ...] = (0,)
+    clip_search_max_tokens: int = 4096
+    clip_search_num_prompts: int = 1
+    bin_fractions_high_noise: tuple[float, ...] = ()
+    bin_fractions_low_noise: tuple[float, ...] = ()
+    num_prompts: int = 12
+    num_steps: int | None = None
+    flow_shift: float | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        get_format(self.format)
+        for rule in (self.weight_scale_rule, self.activation_scale_rule):
+            _require(rule in {r.value for r in ScaleRule}, f"a scale rule is 'floor' or 'ceil', not {rule!r}")
+        _require(
+            self.smoothing_alpha is None or 0 <= self.smoothing_alpha <= 1,
+            f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
+        )
+        _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
+        _require(self.damping_fraction > 0, f"damping_fraction is above 0, not {self.damping_fraction}")
+        _require(all(c * 2.0**k <= 2 and c > 0 for c in self.clip_ratios for k in self.exponent_offsets),
+                 f"clip ratio · 2^offset lies in (0, 2]; {self.clip_ratios} · 2^{self.exponent_offsets} does not")  # fmt: skip
+        _require(
+            len(self.keep_16bit_blocks) == 2 and min(self.keep_16bit_blocks) >= 0,
+            f"keep_16bit_blocks is two counts, first and last, not {self.keep_16bit_blocks}",
+        )
+        for fractions in (self.bin_fractions_high_noise, self.bin_fractions_low_noise):
+            ascending = list(fractions) == sorted(set(fractions)) and all(0 < f < 1 for f in fractions)
+            _require(ascending, f"bin fractions ascend strictly inside (0, 1), not {fractions}")
+        counts = ("block_size", "clip_search_max_tokens", "clip_search_num_prompts", "num_prompts",
+                  "num_steps", "height", "width", "num_frames", "flow_shift")  # fmt: skip
+        for key in counts:
+            value = getattr(self, key)
+            _require(value is None or value > 0, f"{key} is above 0, not {value}")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything in this recipe looks at activations."""
+        return self.smoothing_alpha is not None or self.gptq or bool(self.clip_ratios)
+
+    def bin_fractions(self, expert: Expert) -> tuple[float, ...]:
+        return self.bin_fractions_high_noise if expert is Expert.HIGH_NOISE else self.bin_fractions_low_noise
+
+    def clip_candidates(self) -> tuple[float, ...]:
+        """The search's clip ratios with the exponent offset folded in, c·2^k, in the order that breaks ties."""
+        return tuple(c * 2.0**k for c in self.clip_ratios for k in self.exponent_offsets)
+
+    def format_of(self, layer_name: str, expert: Expert, block_index: int, num_blocks: int) -> Format | None:
+        """The format of one layer; None keeps it in 16 bits."""
+        first, last = self.keep_16bit_blocks
+        if block_index < first or block_index >= num_blocks - last:
+            return None
+        chosen = next((rule.format for rule in self.layers if rule.matches(layer_name, expert)), self.format)
+        return None if chosen == KEEP_16BIT else get_format(chosen)
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """A copy with some settings changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting as plain values (lists for tuples, no None), ready for TOML and JSON."""
+        plain = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+        return {key: value for key, value in plain.items() if value is not None}
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], where: str = "the recipe") -> "Recipe":
+        """Build a recipe from plain values. Raises RecipeError for unknown keys, wrong types and wrong values."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(settings) - set(known))
+        if unknown:
+            raise RecipeError(f"{where} has unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(known)}.")
+        if "name" not in settings:
+            raise RecipeError(f"{where} has no name: add name = \"…\".")
+        try:
+            return cls(**{key: _typed(key, value, known[key].type) for key, value in settings.items()})
+        except RecipeError as error:
+            raise RecipeError(f"{where}: {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RecipeError(f"{where} has a value of the wrong type: {error}.") from error
+
+    @classmethod
+    def load(cls, name_or_path: "str | Path | Recipe") -> "Recipe":
+        """A built-in recipe by name, or one from a TOML file. Raises RecipeError when there is neither."""
+        if isinstance(name_or_path, Recipe):
+            return name_or_path
+        builtin = resources.files("tempoquant") / "recipes" / f"{name_or_path}.toml"
+        path = Path(name_or_path)
+        if path.suffix == ".toml":
+            if not path.is_file():
+                raise RecipeError(f"there is no recipe file {path}.")
+            text = path.read_text(encoding="utf-8")
+        elif str(name_or_path) in builtin_recipes():
+            text = builtin.read_text(encoding="utf-8")
+        else:
+            raise RecipeError(
+                f"{str(name_or_path)!r} is neither a built-in recipe ({', '.join(builtin_recipes())}) nor a .toml file."
+            )
+        try:
+            return cls.from_dict(tomllib.loads(text), f"recipe {name_or_path}")
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"recipe {name_or_path} is not valid TOML: {error}.") from error
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    folder = resources.files("tempoquant") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise RecipeError(sentence + ".")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(key: str, value: Any, annotation: Any) -> Any:
+    """One setting as the dataclass wants it, or RecipeError. Integers may stand for floats, nothing else converts."""
+    if key == "layers":
+        if not isinstance(value, list | tuple) or not all(isinstance(rule, Mapping) for rule in value):
+            raise RecipeError("layers is a list of tables with pattern and format.")
+        return tuple(LayerRule(**rule) for rule in value)
+    if str(annotation).startswith("tuple"):
+        number = int if "int" in str(annotation) else float
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{key} is a list of numbers, not {value!r}.")
+        return tuple(_number(key, item, number) for item in value)
+    wanted = str(annotation).removesuffix(" | None").removeprefix("<class '").removesuffix("'>")
+    if wanted in ("int", "float"):
+        return _number(key, value, int if wanted == "int" else float)
+    if type(value).__name__ != wanted:
+        raise RecipeError(f"{key} is a {wanted}, not {value!r}.")
+    return value
+
+
+def _number(key: str, value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+        raise RecipeError(f"{key} takes {'whole numbers' if kind is int else 'numbers'}, not {value!r}.")
+    return kind(value)

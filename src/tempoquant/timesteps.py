@@ -1,0 +1,82 @@
+"""Experts and timestep bins: when, on the denoising trajectory, a layer runs.
+
+Timesteps are the scheduler's: 0 clean … 1000 noise. Bins are intervals of timesteps, not step positions, so that one
+checkpoint serves any number of steps and any scheduler.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from tempoquant.errors import RecipeError
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+class Expert(str, Enum):
+    """Wan2.2's two transformers. The noisy half of the trajectory belongs to one, the clean half to the other."""
+
+    HIGH_NOISE = "high_noise"
+    LOW_NOISE = "low_noise"
+
+
+def expert_of(timestep: float, boundary_ratio: float) -> Expert:
+    """The expert that runs at a timestep; the boundary itself belongs to high noise."""
+    return Expert.HIGH_NOISE if timestep >= boundary_ratio * NUM_TRAIN_TIMESTEPS else Expert.LOW_NOISE
+
+
+@dataclass(frozen=True)
+class TimestepBins:
+    """Half-open intervals of timesteps; the outermost two are unbounded.
+
+    Bin i holds edges[i − 1] ≤ timestep < edges[i]: bin 0 is the cleanest, bin num_bins − 1 the noisiest.
+
+    Attributes:
+        edges: ascending timesteps, one fewer than there are bins; () means a single bin.
+    """
+
+    edges: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= edge <= NUM_TRAIN_TIMESTEPS for edge in self.edges):
+            raise RecipeError(f"timestep bin edges must lie in [0, {NUM_TRAIN_TIMESTEPS}], not {list(self.edges)}.")
+        if list(self.edges) != sorted(set(self.edges)):
+            raise RecipeError(f"timestep bin edges must ascend strictly, not {list(self.edges)}.")
+
+    @property
+    def num_bins(self) -> int:
+        return len(self.edges) + 1
+
+    def of(self, timestep: float) -> int:
+        """The bin of one timestep."""
+        return int(self.of_tensor(torch.tensor(float(timestep))))
+
+    def of_tensor(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The bins of a tensor of timesteps; same shape, int64."""
+        edges = torch.tensor(self.edges, dtype=torch.float32, device=timestep.device)
+        return torch.bucketize(timestep.float(), edges, right=True)
+
+    @classmethod
+    def from_step_fractions(cls, timesteps: Sequence[float], fractions: Sequence[float]) -> "TimestepBins":
+        """Turn bins given by step position into edges for the schedule that was used.
+
+        Step i of n (in sampling order, noisiest first) has position i / n, and a fraction f puts all steps of position
+        below f into the noisier bin. The edge lies halfway between the two steps it separates. A fraction that
+        separates no step from another (short schedules) makes no edge. Source: arXiv 2605.27003's bins, as edges.
+
+        Args:
+            timesteps: one expert's timesteps, falling.
+            fractions: ascending, each in (0, 1).
+        """
+        falling = [float(t) for t in timesteps]
+        if falling != sorted(falling, reverse=True):
+            raise RecipeError(f"timesteps must fall along the sampling loop, not {falling}.")
+        edges = set()
+        for fraction in fractions:
+            noisier = [t for i, t in enumerate(falling) if i / len(falling) < fraction]
+            cleaner = falling[len(noisier) :]
+            if noisier and cleaner and noisier[-1] > cleaner[0]:
+                edges.add((noisier[-1] + cleaner[0]) / 2)
+        return cls(tuple(sorted(edges)))
