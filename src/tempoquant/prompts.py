@@ -42,7 +42,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
     if path.is_dir():
         files = sorted(path.glob("*.jsonl"))
         if not files:
-            raise CalibrationError(f"{path} holds no .jsonl file: add one with a line {{\"image\", \"prompt\"}} per item.")
+            raise CalibrationError(f'{path} holds no .jsonl file: add one with a line {{"image", "prompt"}} per item.')
         prompts = [prompt for file in files for prompt in _load_file(file)]
     elif path.is_file():
         prompts = _load_file(path)

@@ -100,8 +100,10 @@ class Recipe:
         )
         _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
         _require(self.damping_fraction > 0, f"damping_fraction is above 0, not {self.damping_fraction}")
-        _require(all(c * 2.0**k <= 2 and c > 0 for c in self.clip_ratios for k in self.exponent_offsets),
-                 f"clip ratio · 2^offset lies in (0, 2]; {self.clip_ratios} · 2^{self.exponent_offsets} does not")  # fmt: skip
+        _require(
+            all(c * 2.0**k <= 2 and c > 0 for c in self.clip_ratios for k in self.exponent_offsets),
+            f"clip ratio · 2^offset lies in (0, 2]; {self.clip_ratios} · 2^{self.exponent_offsets} does not",
+        )
         _require(
             len(self.keep_16bit_blocks) == 2 and min(self.keep_16bit_blocks) >= 0,
             f"keep_16bit_blocks is two counts, first and last, not {self.keep_16bit_blocks}",
@@ -153,9 +155,11 @@ class Recipe:
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise RecipeError(f"{where} has unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(known)}.")
+            raise RecipeError(
+                f"{where} has unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(known)}."
+            )
         if "name" not in settings:
-            raise RecipeError(f"{where} has no name: add name = \"…\".")
+            raise RecipeError(f'{where} has no name: add name = "…".')
         try:
             return cls(**{key: _typed(key, value, known[key].type) for key, value in settings.items()})
         except RecipeError as error:

@@ -1,7 +1,7 @@
 """Codes to bytes and back: two codes a byte, the even feature in the low nibble, rows kept in order.
 
-E2M1 nibbles are the format's own bits (sign, exponent, mantissa), so other engines can read them; INT4 nibbles are two's
-complement. `−0` (nibble 8 of E2M1) is never written and reads as 0; nibble 8 of INT4 is −8, never written either.
+E2M1 nibbles are the format's own bits (sign, exponent, mantissa), so other engines can read them; INT4 nibbles are
+two's complement. `−0` (nibble 8 of E2M1) is never written and reads as 0; nibble 8 of INT4 is −8, never written either.
 """
 
 import torch

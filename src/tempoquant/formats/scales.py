@@ -92,4 +92,6 @@ def check_scale_bytes(stored: torch.Tensor, format: Format, where: str) -> None:
     scale = scale_from_bytes(stored, format)
     is_nan_code = (stored == 255).any() if format.scale_grid is ScaleGrid.E8M0 else False
     if is_nan_code or not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise CheckpointError(f"{where} holds a scale that is not a positive number: the file is damaged, fetch it again.")
+        raise CheckpointError(
+            f"{where} holds a scale that is not a positive number: the file is damaged, fetch it again."
+        )
