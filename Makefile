@@ -1,0 +1,49 @@
+# Every target makes its own virtual environment in .venv and installs what it needs, at the pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.PHONY: help demo test check format fuzz clean
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.installed  ## Quantize the bundled model, run it beside the original, and write what you should look at.
+	$(BIN)/tempoquant demo
+
+test: .venv/.installed-test  ## Run the tests.
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-check  ## Lint, formatting, types, and which module may import which.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-check  ## Rewrite the sources as `make check` wants them.
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+fuzz: .venv/.installed-test  ## Damage checkpoints ten thousand times: each must be refused or harmless.
+	$(BIN)/python -m tests.fuzz_checkpoint --mutations 10000 --seed 0
+
+clean:  ## Remove the virtual environment and every cache.
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamp files: pip runs again only when the requirements change.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python $(REQUIREMENTS)
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/bin/python $(REQUIREMENTS)
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@ .venv/.installed
+
+.venv/.installed-check: .venv/bin/python $(REQUIREMENTS)
+	$(PIP_INSTALL) -e '.[check]'
+	@touch $@ .venv/.installed
