@@ -1,0 +1,86 @@
+"""The five parts of the bundled pipeline, with random weights. Wan2.2-I2V-A14B's classes, at small sizes."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from torch import nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+BOUNDARY_RATIO = 0.9
+FLOW_SHIFT = 5.0
+NUM_TRAIN_TIMESTEPS = 1000
+TEXT_WIDTH = 128
+EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
+"""This project's expert names to the pipeline's component names."""
+
+
+def build_vae() -> AutoencoderKLWan:
+    """2.6 million parameters; strides 4 in time, 8 in space, 16 latent channels, as Wan's."""
+    vae = AutoencoderKLWan(
+        base_dim=16, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    _start_frame_by_frame(vae)
+    return vae
+
+
+def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+    """Half a million parameters; hidden states of width 128."""
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocab_size,
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        )
+    )
+
+
+def build_expert() -> WanTransformer3DModel:
+    """4.8 million parameters: 4 blocks of width 256, 4 heads of 64."""
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=64,
+        in_channels=36,
+        out_channels=16,
+        text_dim=TEXT_WIDTH,
+        freq_dim=256,
+        ffn_dim=1024,
+        num_layers=4,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        image_dim=None,
+        added_kv_proj_dim=None,
+        rope_max_seq_len=1024,
+    )
+
+
+def build_scheduler() -> UniPCMultistepScheduler:
+    """The sampler the pipeline ships with, and whose shift the training noise levels follow."""
+    return UniPCMultistepScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=FLOW_SHIFT,
+    )
+
+
+@torch.no_grad()
+def _start_frame_by_frame(vae: AutoencoderKLWan) -> None:
+    """Let the random VAE treat every frame alone and repeat it in time, so that what it learns on frames serves clips."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
+            module.weight[:, :, :-1] = 0.0
+        elif isinstance(module, nn.Conv3d) and module.kernel_size == (3, 1, 1):
+            channels = module.in_channels
+            copies = module.out_channels // channels
+            module.weight *= 0.2
+            module.weight[:, :, -1, 0, 0] += torch.eye(channels).repeat(copies, 1)
+            module.bias.zero_()
