@@ -1,0 +1,150 @@
+"""The files of a component folder: which they are, that they lie inside it, and what is in them. Never unpickles."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tempoquant.checkpoint.schema import MAX_JSON_BYTES
+from tempoquant.checkpoint.tensors import DAMAGED, StoredAs
+from tempoquant.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_STEM = "diffusion_pytorch_model"
+WEIGHTS_NAME = f"{WEIGHTS_STEM}.safetensors"
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_TORCH_DTYPES = {
+    "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object. Raises CheckpointError for a missing, oversized or malformed file and for repeated keys."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes; {DAMAGED}.")
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no {path}: is this the folder of a quantized component?") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); {DAMAGED}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object; {DAMAGED}.")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+    return record
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The component's safetensors files: the single one, or the shards that the index lists.
+
+    Raises CheckpointError when there are none (or only pickles), or when one lies outside the folder.
+    """
+    index, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
+    if index.is_file():
+        return [folder / name for name in sorted(set(weight_map(folder).values()))]
+    if single.is_file():
+        require_safe(single)
+        return [single]
+    pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in _PICKLES]
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({pickles[0]}), which can run code: get {WEIGHTS_NAME}."
+        )
+    raise CheckpointError(f"there is no {single}: is this the folder of a quantized component?")
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name to shard name, from the index. Raises CheckpointError when a shard is missing or lies elsewhere."""
+    index = folder / INDEX_NAME
+    record = read_json(require_inside(index, folder)).get("weight_map")
+    if not isinstance(record, dict) or not record or not all(isinstance(name, str) for name in record.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor names to file names; {DAMAGED}.")
+    for name in sorted(set(record.values())):
+        if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} lists {name[:80]!r}, which is not the name of a safetensors file beside it; {DAMAGED}."
+            )
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index} lists {name}, which is missing: fetch the whole folder again.")
+        require_safe(folder / name)
+    return record
+
+
+def require_safe(path: Path) -> Path:
+    """Raise CheckpointError unless `path` is a safetensors file that lies in its own folder."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path} is not a safetensors file: TempoQuant never unpickles weights.")
+    return require_inside(path, path.parent)
+
+
+def require_inside(path: Path, folder: Path) -> Path:
+    """Raise CheckpointError for a link that leads out of the folder, but for the Hugging Face cache's own blobs."""
+    root, target = folder.resolve(), path.resolve()
+    allowed = [root]
+    for parent in root.parents:  # <repo>/snapshots/<revision>/<component>/file links to <repo>/blobs/<hash>
+        if parent.name == "snapshots":
+            allowed.append(parent.parent / "blobs")
+    if not any(target.is_relative_to(base) for base in allowed):
+        raise CheckpointError(f"{path} leads out of its folder, to {target}: put the file itself there.")
+    return path
+
+
+def read_forms(files: Iterable[Path]) -> dict[str, tuple[Path, StoredAs]]:
+    """File, dtype and shape of every tensor, from the headers alone. Raises CheckpointError for damage and repeats."""
+    forms: dict[str, tuple[Path, StoredAs]] = {}
+    for file in files:
+        with open_weights(file) as weights:
+            for name in weights.keys():  # noqa: SIM118 (not a dict)
+                if name in forms:
+                    raise CheckpointError(f"tensor {name} is in {forms[name][0].name} and in {file.name}; {DAMAGED}.")
+                header = weights.get_slice(name)
+                dtype = _TORCH_DTYPES.get(header.get_dtype())
+                if dtype is None:
+                    raise CheckpointError(f"{file}: {name} has the unknown dtype {header.get_dtype()}; {DAMAGED}.")
+                forms[name] = (file, StoredAs(dtype, tuple(header.get_shape())))
+    return forms
+
+
+class open_weights:
+    """`safetensors.safe_open` as a context manager whose errors are CheckpointErrors."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> Any:
+        try:
+            self._weights = safe_open(require_safe(self.file), framework="pt", device="cpu")
+            return self._weights.__enter__()
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"{self.file} is not a whole safetensors file ({error}); fetch it again.") from error
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._weights.__exit__(*exc_info)
+
+
+def sha256_of(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

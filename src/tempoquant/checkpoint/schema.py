@@ -1,0 +1,279 @@
+"""What `quantization_config` in a component's config.json may say, checked strictly.
+
+Every value here was written by someone else: an unknown key, a wrong type or an absurd size is a CheckpointError that
+names the key and the remedy, never a guess. docs/checkpoint.md documents each key.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempoquant.errors import CheckpointError, TempoQuantError
+from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert, TimestepBins
+
+QUANT_METHOD = "tempoquant"
+FORMAT_VERSION = 1
+BIAS_DTYPES = ("bfloat16", "float16", "float32")
+
+MAX_FEATURES = 2**20
+MAX_LAYERS = 100_000
+MAX_EDGES = 1000
+MAX_TEXT = 4096  # characters of a name, note or hash
+MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
+DAMAGED = "the file is damaged: fetch it again"
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """What fixes the presence, dtype and shape of every tensor of one layer.
+
+    Attributes:
+        format: of weight and activations.
+        activation_scale_rule: for E8M0 activation scales.
+        in_features, out_features: of the linear.
+        rank: of the low-rank branch, 0 for none.
+        smoothed: whether there is a smoothing factor.
+        bias: its dtype's name, or None for no bias.
+    """
+
+    format: Format
+    activation_scale_rule: ScaleRule
+    in_features: int
+    out_features: int
+    rank: int
+    smoothed: bool
+    bias: str | None
+
+    def __post_init__(self) -> None:
+        for key in ("in_features", "out_features"):
+            _require(0 < getattr(self, key) <= MAX_FEATURES, key, f"lies in 1 … {MAX_FEATURES}", getattr(self, key))
+        _require(
+            self.in_features % self.format.group_size == 0, "in_features",
+            f"is a multiple of {self.format.name}'s group size {self.format.group_size}", self.in_features,
+        )  # fmt: skip
+        limit = min(self.in_features, self.out_features)
+        _require(0 <= self.rank <= limit, "rank", f"lies in 0 … min(in, out) = {limit}", self.rank)
+        _require(self.bias is None or self.bias in BIAS_DTYPES, "bias", f"is null or one of {BIAS_DTYPES}", self.bias)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": self.format.name, "activation_scale_rule": self.activation_scale_rule.value,
+            "in_features": self.in_features, "out_features": self.out_features, "rank": self.rank,
+            "smoothed": self.smoothed, "bias": self.bias,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, entry: Any) -> "LayerEntry":
+        _check_keys(entry, set(cls.__dataclass_fields__))
+        for key in ("in_features", "out_features", "rank"):
+            _require(type(entry[key]) is int, key, "is a whole number", entry[key])
+        _require(type(entry["smoothed"]) is bool, "smoothed", "is true or false", entry["smoothed"])
+        rules = [rule.value for rule in ScaleRule]
+        for key, known in (
+            ("format", sorted(FORMATS)),
+            ("activation_scale_rule", rules),
+            ("bias", [None, *BIAS_DTYPES]),
+        ):
+            _require(entry[key] in known, key, f"is one of {known}", entry[key])
+        rule = ScaleRule(entry["activation_scale_rule"])
+        return cls(**{**entry, "format": FORMATS[entry["format"]], "activation_scale_rule": rule})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the component was calibrated on.
+
+    Attributes:
+        prompts: records {"id", "prompt", "image_sha256"}, see `tempoquant.prompts.provenance`.
+        settings: how the samples were drawn; any JSON.
+    """
+
+    prompts: tuple[Mapping[str, str], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"prompts": [dict(prompt) for prompt in self.prompts], "settings": dict(self.settings)}
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "Calibration":
+        _check_keys(record, {"prompts", "settings"})
+        _require(isinstance(record["prompts"], list), "prompts", "is a list", record["prompts"])
+        for prompt in record["prompts"]:
+            _check_keys(prompt, {"id", "prompt", "image_sha256"})
+            for key, value in prompt.items():
+                _require(isinstance(value, str), key, "is a text", value)
+        _require(isinstance(record["settings"], dict), "settings", "is an object", record["settings"])
+        return cls(tuple(record["prompts"]), record["settings"])
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """Everything `quantization_config` says about one component.
+
+    Attributes:
+        expert: which half of the trajectory the component serves.
+        bins: its timestep bins.
+        layers: the 4-bit layers by module name.
+        recipe: the resolved recipe.
+        library_version: of the TempoQuant that wrote the component.
+        calibration: provenance, or None where the recipe needed none.
+        notes: what the run wants remembered, such as a Hessian that needed float64.
+        weight_sha256: hexadecimal SHA-256 of each weight file; empty when the writer did not know them (diffusers'
+            own save_pretrained rewrites the files, so a hash of the old ones must not survive it).
+    """
+
+    expert: Expert
+    bins: TimestepBins
+    layers: Mapping[str, LayerEntry]
+    recipe: Recipe
+    library_version: str
+    calibration: Calibration | None = None
+    notes: tuple[str, ...] = ()
+    weight_sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self, with_hashes: bool = True) -> dict[str, Any]:
+        """Plain JSON values, the inverse of `from_dict`."""
+        config = {
+            "quant_method": QUANT_METHOD,
+            "format_version": FORMAT_VERSION,
+            "library_version": self.library_version,
+            "expert": self.expert.value,
+            "timestep_edges": list(self.bins.edges),
+            "layers": {name: entry.to_dict() for name, entry in sorted(self.layers.items())},
+            "recipe": self.recipe.to_dict(),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "notes": list(self.notes),
+        }
+        if with_hashes and self.weight_sha256:
+            config["weight_sha256"] = dict(sorted(self.weight_sha256.items()))
+        return config
+
+    @classmethod
+    def from_dict(cls, config: Any, where: str = "quantization_config") -> "ComponentConfig":
+        """Check and take apart. Raises CheckpointError that starts with `where`."""
+        try:
+            return _parse(config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from error
+        except TempoQuantError as error:  # the recipe's, the format's or the bins' own checks
+            raise CheckpointError(f"{where}: {error} {DAMAGED[0].upper()}{DAMAGED[1:]}.") from error
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{where} is malformed ({error}); {DAMAGED}.") from error
+
+
+def _parse(config: Any) -> ComponentConfig:
+    _require(isinstance(config, dict), "quantization_config", "is an object", config)
+    _require(
+        config.get("quant_method") == QUANT_METHOD, "quant_method", f"is {QUANT_METHOD!r}", config.get("quant_method")
+    )
+    _check_version(config.get("format_version"))
+    _check_keys(config, {
+        "quant_method", "format_version", "library_version", "expert", "timestep_edges", "layers", "recipe",
+        "calibration", "notes",
+    }, optional={"weight_sha256"})  # fmt: skip
+    _check_text("library_version", config["library_version"])
+    experts = [expert.value for expert in Expert]
+    _require(config["expert"] in experts, "expert", f"is one of {experts}", config["expert"])
+    _require(isinstance(config["recipe"], dict), "recipe", "is an object", config["recipe"])
+    _require(isinstance(config["notes"], list), "notes", "is a list of texts", config["notes"])
+    for note in config["notes"]:
+        _check_text("notes", note)
+    calibration = config["calibration"]
+    _require(
+        _json_size(calibration) <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", "more"
+    )
+    return ComponentConfig(
+        expert=Expert(config["expert"]),
+        bins=_bins(config["timestep_edges"]),
+        layers=_layers(config["layers"]),
+        recipe=Recipe.from_dict(config["recipe"], "recipe"),
+        library_version=config["library_version"],
+        calibration=None if calibration is None else Calibration.from_dict(calibration),
+        notes=tuple(config["notes"]),
+        weight_sha256=_hashes(config.get("weight_sha256", {})),
+    )
+
+
+def _check_version(version: Any) -> None:
+    _require(type(version) is int and version > 0, "format_version", "is a whole number above 0", version)
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"format_version is {version}, newer than the {FORMAT_VERSION} this TempoQuant reads: upgrade tempoquant."
+        )
+
+
+def _bins(edges: Any) -> TimestepBins:
+    _require(
+        isinstance(edges, list) and len(edges) <= MAX_EDGES,
+        "timestep_edges",
+        f"is a list of at most {MAX_EDGES}",
+        edges,
+    )
+    for edge in edges:
+        _require(type(edge) in (int, float), "timestep_edges", "holds numbers", edge)
+    return TimestepBins(tuple(float(edge) for edge in edges))
+
+
+def _layers(layers: Any) -> dict[str, LayerEntry]:
+    _require(
+        isinstance(layers, dict) and len(layers) <= MAX_LAYERS,
+        "layers",
+        f"is an object of at most {MAX_LAYERS}",
+        layers,
+    )
+    parsed = {}
+    for name, entry in layers.items():
+        check_name(name)
+        try:
+            parsed[name] = LayerEntry.from_dict(entry)
+        except CheckpointError as error:
+            raise CheckpointError(f"layer {name}: {error}") from error
+    return parsed
+
+
+def _hashes(hashes: Any) -> dict[str, str]:
+    _require(isinstance(hashes, dict), "weight_sha256", "is an object", hashes)
+    for file, digest in hashes.items():
+        is_digest = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)
+        _require(bool(is_digest), f"weight_sha256[{file!r}]", "is 64 hexadecimal digits", digest)
+    return hashes
+
+
+def check_name(name: Any) -> None:
+    """Raise CheckpointError unless `name` is a dotted module name of sensible length."""
+    is_dotted = isinstance(name, str) and len(name) <= MAX_TEXT and re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII)
+    _require(bool(is_dotted), "layers", "is keyed by dotted module names", name)
+
+
+def _check_text(key: str, value: Any) -> None:
+    _require(
+        isinstance(value, str) and len(value) <= MAX_TEXT, key, f"is a text of at most {MAX_TEXT} characters", value
+    )
+
+
+def _check_keys(record: Any, required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    _require(isinstance(record, dict), "an entry", "is an object", record)
+    missing, unknown = sorted(required - set(record)), sorted(set(record) - required - optional, key=str)
+    if missing:
+        raise CheckpointError(f"{missing[0]!r} is missing; {DAMAGED}.")
+    if unknown:
+        raise CheckpointError(f"unknown key {_shorten(unknown[0])}; {DAMAGED}, or upgrade tempoquant.")
+
+
+def _require(condition: bool, key: str, rule: str, value: Any) -> None:
+    if not condition:
+        raise CheckpointError(f"{key} {rule}, not {_shorten(value)}; {DAMAGED}.")
+
+
+def _shorten(value: Any) -> str:
+    """A value for a message: one line, bounded, whatever it holds."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _json_size(value: Any) -> int:
+    return len(json.dumps(value))

@@ -1,0 +1,154 @@
+"""What one layer stores: the key, dtype and shape of each tensor, and QuantizedLayer to stored tensors and back.
+
+Everything that must stay exact is stored as bytes (uint8), because loaders cast floating tensors to the dtype that the
+user asks for and leave integers alone. The branch and the bias are floating, and our own loader keeps them as stored.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from tempoquant.checkpoint.schema import LayerEntry
+from tempoquant.errors import CheckpointError
+from tempoquant.formats import check_scale_bytes
+from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.timesteps import TimestepBins
+
+KEYS = ("packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "bias")
+DAMAGED = "the file is damaged: fetch it again"
+
+
+class StoredAs(NamedTuple):
+    """The dtype and shape of one stored tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def stored_as(entry: LayerEntry, num_bins: int) -> dict[str, StoredAs]:
+    """The tensors of a layer, by key, in the order of KEYS; what the entry rules out is absent."""
+    format, rows, columns = entry.format, entry.out_features, entry.in_features
+    scale_columns = format.num_groups(columns) * format.scale_grid.num_bytes
+    table = {
+        "packed": StoredAs(torch.uint8, (rows, columns // 2)),
+        "scale": StoredAs(torch.uint8, (rows, scale_columns)),
+        "clip_ratio": StoredAs(torch.uint8, (4 * num_bins,)),
+    }
+    if format.has_tensor_scale:
+        table["tensor_scale"] = StoredAs(torch.uint8, (4,))
+    if entry.smoothed:
+        table["smoothing_factor"] = StoredAs(torch.uint8, (2 * columns,))
+    if entry.rank:
+        table["up"] = StoredAs(torch.bfloat16, (rows, entry.rank))
+        table["down"] = StoredAs(torch.bfloat16, (entry.rank, columns))
+    if entry.bias is not None:
+        table["bias"] = StoredAs(getattr(torch, entry.bias), (rows,))
+    return {key: table[key] for key in KEYS if key in table}
+
+
+def entry_of(layer: QuantizedLayer) -> LayerEntry:
+    """The entry that describes a layer. Raises CheckpointError when the layer has no place in the format."""
+    return LayerEntry(
+        format=layer.format,
+        activation_scale_rule=layer.activation_scale_rule,
+        in_features=layer.in_features,
+        out_features=layer.out_features,
+        rank=layer.rank,
+        smoothed=layer.smoothing_factor is not None,
+        bias=None if layer.bias is None else str(layer.bias.dtype).removeprefix("torch."),
+    )
+
+
+def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
+    """The stored tensors of a layer; they share memory with it where they can.
+
+    Raises CheckpointError when a tensor's dtype, shape or value is not what the format says.
+    """
+    up, down = (layer.branch.up, layer.branch.down) if layer.rank and layer.branch is not None else (None, None)
+    tensors = {
+        "packed": layer.packed, "scale": layer.scale, "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32, where),
+        "smoothing_factor": _to_bytes(layer.smoothing_factor, torch.bfloat16, where),
+        "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32, where), "up": up, "down": down, "bias": layer.bias,
+    }  # fmt: skip
+    present = {key: tensor.detach() for key, tensor in tensors.items() if tensor is not None}
+    check_layer(present, entry_of(layer), layer.bins.num_bins, where)
+    return present
+
+
+def from_stored(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, bins: TimestepBins) -> QuantizedLayer:
+    """The layer that stored tensors mean; shares their memory. They must have passed `check_layer`."""
+    tensor_scale, smoothing_factor = tensors.get("tensor_scale"), tensors.get("smoothing_factor")
+    return QuantizedLayer(
+        format=entry.format,
+        activation_scale_rule=entry.activation_scale_rule,
+        packed=tensors["packed"],
+        scale=tensors["scale"],
+        tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
+        smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
+        branch=LowRankBranch(tensors["up"], tensors["down"]) if entry.rank else None,
+        bias=tensors.get("bias"),
+        clip_ratio=tensors["clip_ratio"].view(torch.float32),
+        bins=bins,
+    )
+
+
+def check_layer(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, num_bins: int, where: str) -> None:
+    """Raise CheckpointError unless presence, dtypes, shapes and values are those of the entry."""
+    table = stored_as(entry, num_bins)
+    check_presence(set(tensors), set(table), where)
+    for key, tensor in tensors.items():
+        check_form(StoredAs(tensor.dtype, tuple(tensor.shape)), table[key], f"{where}.{key}")
+        check_values(key, tensor, entry, f"{where}.{key}")
+
+
+def check_presence(found: set[str], wanted: set[str], where: str) -> None:
+    """Raise CheckpointError when a layer's keys are not the wanted ones."""
+    if found != wanted:
+        missing, extra = sorted(wanted - found), sorted(found - wanted)
+        what = f"lacks {missing[0]!r}" if missing else f"has a tensor {extra[0]!r} that its config does not mention"
+        raise CheckpointError(f"{where} {what}; {DAMAGED}.")
+
+
+def check_form(found: StoredAs, wanted: StoredAs, where: str) -> None:
+    """Raise CheckpointError when a tensor's dtype or shape is not the wanted one."""
+    if found != wanted:
+        raise CheckpointError(
+            f"{where} is {found.dtype} {list(found.shape)}, but its config says {wanted.dtype} {list(wanted.shape)}; {DAMAGED}."
+        )
+
+
+def check_values(key: str, tensor: torch.Tensor, entry: LayerEntry, where: str) -> None:
+    """Raise CheckpointError for values that no writer writes. `tensor` has the right dtype and shape, any alignment."""
+    if key == "scale":
+        check_scale_bytes(tensor, entry.format, where)
+    elif key == "tensor_scale":
+        _require_positive(_from_bytes(tensor, torch.float32), where)
+    elif key == "smoothing_factor":
+        _require_positive(_from_bytes(tensor, torch.bfloat16).float(), where)
+    elif key == "clip_ratio":
+        ratios = _from_bytes(tensor, torch.float32)
+        if not bool(((ratios > 0) & (ratios <= 2)).all()):
+            raise CheckpointError(f"{where} holds a clip ratio outside (0, 2]; {DAMAGED}.")
+    elif key != "packed" and not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{where} holds NaN or Inf; {DAMAGED}.")
+
+
+def _require_positive(values: torch.Tensor, where: str) -> None:
+    if not bool((torch.isfinite(values) & (values > 0)).all()):
+        raise CheckpointError(f"{where} holds a value that is not a positive number; {DAMAGED}.")
+
+
+def _to_bytes(tensor: torch.Tensor | None, dtype: torch.dtype, where: str) -> torch.Tensor | None:
+    if tensor is None:
+        return None
+    if tensor.dtype != dtype:
+        raise CheckpointError(
+            f"{where} holds a {tensor.dtype} tensor where the format stores {dtype}: convert it first."
+        )
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    # A clone is aligned; bytes inside a memory-mapped file may not be, and then cannot be viewed as anything wider.
+    return stored.clone(memory_format=torch.contiguous_format).view(dtype)

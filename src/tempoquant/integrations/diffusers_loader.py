@@ -1,0 +1,159 @@
+"""Teaches diffusers to load TempoQuant components: `register()` adds a quantizer, and plain `from_pretrained` works.
+
+diffusers has no entry point for quantizers, so registering means adding to its two dictionaries. Loading goes through
+the steps of `ModelMixin.from_pretrained`: config.json to a TempoQuantConfig, the files' headers against it
+(`maybe_update_loaded_keys`), linears replaced (`_process_model_before_weight_loading`), each tensor taken from the file
+uncast (`create_quantized_param`), and a last look for what is missing (`_process_model_after_weight_loading`).
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_module_tensor_to_device
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import nn
+
+from tempoquant.checkpoint import files
+from tempoquant.checkpoint.reader import check_forms
+from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig
+from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, stored_as
+from tempoquant.errors import CheckpointError, UnsupportedError
+from tempoquant.runtime.convert import quantized_linears, replace_linears
+from tempoquant.runtime.linear import QuantizedLinear
+
+
+class QuantMethod(str, Enum):
+    """diffusers reads `quant_method.value`, so it has to be a member of some Enum."""
+
+    TEMPOQUANT = QUANT_METHOD
+
+
+class TempoQuantConfig(QuantizationConfigMixin):
+    """`quantization_config` as diffusers passes it around.
+
+    Attributes:
+        component: the checked content.
+    """
+
+    def __init__(self, component: ComponentConfig) -> None:
+        self.quant_method = QuantMethod.TEMPOQUANT  # type: ignore[assignment]
+        self.component = component
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Raises CheckpointError for anything but a config this version writes."""
+        config = cls(ComponentConfig.from_dict(dict(config_dict), "quantization_config in config.json"))
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        """What save_pretrained writes: everything but the hashes of weight files, which it is about to rewrite."""
+        return self.component.to_dict(with_hashes=False)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+class TempoQuantQuantizer(DiffusersQuantizer):
+    """Loads a component that is already quantized, into QuantizedLinears."""
+
+    use_keep_in_fp32_modules = True  # norms and modulation as diffusers keeps them in an unquantized model
+    is_serializable = True
+    is_trainable = False
+    is_compileable = True
+
+    def __init__(self, quantization_config: TempoQuantConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        if not self.pre_quantized:
+            raise UnsupportedError(
+                "TempoQuant does not quantize while loading: run tempoquant.quantize first, then load its output folder "
+                "without quantization_config."
+            )
+        self.component = quantization_config.component
+        self.compute_dtype = torch.float32
+
+    def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+        self.compute_dtype = torch_dtype or torch.float32  # diffusers' own default
+        return torch_dtype
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        """Compare the files' headers with the config, before a byte of a quantized tensor is used."""
+        paths = [files.require_safe(Path(file)) for file in checkpoint_files]
+        forms = {name: form for name, (_, form) in files.read_forms(paths).items()}
+        if set(forms) != set(loaded_keys):
+            odd = sorted(set(forms) ^ set(loaded_keys))[0]
+            raise CheckpointError(
+                f"{paths[0].parent}: tensor {odd} is either missing or not in the index: fetch it again."
+            )
+        check_forms(forms, self.component)
+        return loaded_keys
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        replace_linears(model, self.component.layers, self.component.bins, self.compute_dtype)
+        model.config["quantization_config"] = self.quantization_config
+
+    def check_if_quantized_param(
+        self, model: nn.Module, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
+    ) -> bool:
+        """Every tensor is ours to place: also the 16-bit rest needs memory of its own, see `create_quantized_param`."""
+        return True
+
+    def check_quantized_param_shape(
+        self, param_name: str, current_param: torch.Tensor, loaded_param: torch.Tensor
+    ) -> bool:
+        raise CheckpointError(
+            f"{param_name} is {list(loaded_param.shape)} in the file, but {list(current_param.shape)} in the model that "
+            "config.json describes: fetch both again."
+        )
+
+    def create_quantized_param(
+        self,
+        model: nn.Module,
+        param_value: torch.Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: dict[str, Any],
+        unexpected_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Place one tensor: those of quantized layers as stored, whatever dtype was asked for; the rest as diffusers cast it."""
+        layer_name, _, key = param_name.rpartition(".")
+        entry = self.component.layers.get(layer_name)
+        value = param_value
+        if entry is not None:
+            value = state_dict[param_name]
+            wanted = stored_as(entry, self.component.bins.num_bins)[key]
+            check_form(StoredAs(value.dtype, tuple(value.shape)), wanted, param_name)
+            check_values(key, value, entry, param_name)
+        # Tensors may be mapped from the file. Copies make results independent of how the file happens to align them.
+        set_module_tensor_to_device(model, param_name, target_device, value=value.clone(), dtype=value.dtype)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        """Raise CheckpointError for whatever diffusers would leave on the meta device with only a warning."""
+        for name, tensor in model.state_dict().items():
+            if tensor.device.type == "meta":
+                raise CheckpointError(f"the weights lack {name}: fetch the component again.")
+        return model
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        """Replace every QuantizedLinear by an nn.Linear with its effective weight, in the dtype the model was loaded with."""
+        for name, linear in quantized_linears(model).items():
+            model.set_submodule(name, _dense(linear))
+        return model
+
+
+def _dense(linear: QuantizedLinear) -> nn.Linear:
+    dense = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+    dense.weight = nn.Parameter(linear.dequantize().to(linear.compute_dtype), requires_grad=False)
+    if linear.bias is not None:
+        dense.bias = nn.Parameter(linear.bias.to(linear.compute_dtype), requires_grad=False)
+    return dense
+
+
+def register() -> None:
+    """Make diffusers know the quantizer. Calling it again changes nothing."""
+    auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = TempoQuantQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = TempoQuantConfig

@@ -1,0 +1,79 @@
+"""BinClock: tells every QuantizedLinear of one model which timestep bin is current.
+
+Set once per call of the model, from its own `timestep` argument. The bins stay in a tensor and clip ratios are gathered
+with it, so a compiled model is not compiled again when the bin changes. There is one clock per model and no global one:
+models, and copies of a model, do not disturb each other.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from tempoquant.errors import ModelError, TempoQuantError, UnsupportedError
+from tempoquant.timesteps import TimestepBins
+
+
+class BinClock:
+    """The current timestep bin of one model.
+
+    Attributes:
+        bins: the model's timestep bins.
+        current: (1,) or (batch,) int64, the bin of each row of the batch; None before the first call.
+    """
+
+    def __init__(self, bins: TimestepBins) -> None:
+        self.bins = bins
+        self.current: torch.Tensor | None = None
+        self._position = -1
+
+    def set(self, timestep: torch.Tensor | float) -> None:
+        """Make the bins of `timestep` current: a number, or a tensor with one element or one per row of the batch.
+
+        Raises UnsupportedError for a tensor of two or more dimensions (one timestep per token).
+        """
+        if not isinstance(timestep, torch.Tensor):
+            timestep = torch.tensor(float(timestep))
+        if timestep.dim() > 1:
+            raise UnsupportedError(
+                f"timestep has shape {tuple(timestep.shape)}, one per token: timestep bins need one per call or batch row."
+            )
+        self.current = self.bins.of_tensor(timestep.reshape(-1))
+
+    def attach(self, model: nn.Module) -> None:
+        """Have `model` set the clock before each of its calls. Raises ModelError when it takes no `timestep`."""
+        parameters = list(inspect.signature(type(model).forward).parameters)
+        if "timestep" not in parameters:
+            raise ModelError(
+                f"{type(model).__name__}.forward takes no timestep: its layers cannot tell their timestep bin."
+            )
+        self._position = parameters.index("timestep") - 1  # self is not among the arguments that a hook sees
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.set(kwargs["timestep"] if "timestep" in kwargs else args[self._position])
+
+    def select(self, clip_ratio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The clip ratio of each row.
+
+        Args:
+            clip_ratio: (num_bins,) float32.
+            x: (batch, …, in), the layer's input.
+
+        Returns:
+            (1 or batch, 1, …) float32, of x's number of dimensions.
+        """
+        if self.bins.num_bins == 1:
+            return clip_ratio
+        if self.current is None:
+            raise TempoQuantError(
+                f"this layer has {self.bins.num_bins} timestep bins and none is current: call the whole model, or "
+                "`clock.set(timestep)` first."
+            )
+        rows = self.current.shape[0]
+        if rows != 1 and (x.dim() < 3 or x.shape[0] != rows):
+            raise UnsupportedError(
+                f"{rows} timesteps do not match an input of shape {tuple(x.shape)}: give one timestep per row of the batch."
+            )
+        return clip_ratio[self.current.to(clip_ratio.device)].reshape(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,132 @@
+"""QuantizedLinear: a QuantizedLayer as a module, which diffusers, accelerate and peft take for an nn.Linear.
+
+The weight stays packed in memory. All tensors are buffers, held in their stored form (docs/checkpoint.md), so that
+state_dict *is* the checkpoint; and they keep their dtypes whatever the module is cast to.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tempoquant.checkpoint.schema import LayerEntry
+from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, stored_as, to_stored
+from tempoquant.errors import CheckpointError
+from tempoquant.kernels.reference import LinearTensors, w4a4_linear
+from tempoquant.layer import QuantizedLayer
+from tempoquant.runtime.bin_clock import BinClock
+from tempoquant.runtime.packed_weight import PackedWeight
+
+
+class QuantizedLinear(nn.Linear):
+    """One 4-bit linear.
+
+    Attributes:
+        entry: what fixes every tensor's presence, dtype and shape.
+        clock: tells the current timestep bin; shared by all layers of a model.
+        compute_dtype: what `weight.dtype` claims, and so what peft gives its adapters.
+        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, bias: buffers as stored, None if absent.
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    tensor_scale: torch.Tensor | None
+    smoothing_factor: torch.Tensor | None
+    clip_ratio: torch.Tensor
+    up: torch.Tensor | None
+    down: torch.Tensor | None
+
+    def __init__(
+        self,
+        entry: LayerEntry,
+        clock: BinClock,
+        compute_dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """A layer with uninitialized tensors, to be loaded into. `device="meta"` allocates nothing."""
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a dense weight
+        self.in_features, self.out_features = entry.in_features, entry.out_features
+        self.entry, self.clock, self.compute_dtype = entry, clock, compute_dtype
+        table = stored_as(entry, clock.bins.num_bins)
+        for key in KEYS:
+            form = table.get(key)
+            empty = None if form is None else torch.empty(form.shape, dtype=form.dtype, device=device)
+            self.register_buffer(key, empty)
+
+    @classmethod
+    def from_layer(
+        cls, layer: QuantizedLayer, clock: BinClock | None = None, compute_dtype: torch.dtype = torch.bfloat16
+    ) -> "QuantizedLinear":
+        """A module that runs a layer, sharing its memory. Raises CheckpointError when the bins are not the clock's."""
+        clock = clock or BinClock(layer.bins)
+        if clock.bins != layer.bins:
+            raise CheckpointError(
+                f"a layer with bins {layer.bins.edges} cannot follow a clock with {clock.bins.edges}."
+            )
+        linear = cls(entry_of(layer), clock, compute_dtype, device="meta")
+        for key, tensor in to_stored(layer, "the layer").items():
+            setattr(linear, key, tensor)
+        return linear
+
+    def to_layer(self) -> QuantizedLayer:
+        """The layer this module runs, sharing its memory."""
+        return from_stored(self._stored(), self.entry, self.clock.bins)
+
+    def check(self, name: str) -> None:
+        """Raise CheckpointError, starting with `name`, unless every tensor is what the entry says."""
+        check_layer(self._stored(), self.entry, self.clock.bins.num_bins, name)
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """Shape, dtype and device of the dense weight that is not there. Any use of its values raises UnsupportedError."""
+        return PackedWeight(self.out_features, self.in_features, self.compute_dtype, self.packed.device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything that replaces the 16-bit weight; the bias is not part of it."""
+        return self.to_layer().num_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.to_layer().bits_per_weight
+
+    def dequantize(self) -> torch.Tensor:
+        """The effective weight, branch and smoothing included: (out, in) float32."""
+        return self.to_layer().dequantize()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, …, in) to (batch, …, out), in the dtype of x."""
+        clip_ratio = self.clock.select(self.clip_ratio.view(torch.float32), x)
+        return w4a4_linear(x, self._tensors(), self.entry.format, self.entry.activation_scale_rule, clip_ratio)
+
+    def extra_repr(self) -> str:
+        entry = self.entry
+        smoothed = ", smoothed" if entry.smoothed else ""
+        return (
+            f"in_features={entry.in_features}, out_features={entry.out_features}, bias={entry.bias is not None}, "
+            f"format={entry.format.name}, rank={entry.rank}{smoothed}, timestep_bins={self.clock.bins.num_bins}"
+        )
+
+    def _tensors(self) -> LinearTensors:
+        tensor_scale, smoothing_factor = self.tensor_scale, self.smoothing_factor
+        return LinearTensors(
+            packed=self.packed,
+            scale=self.scale,
+            tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
+            smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
+            up=self.up,
+            down=self.down,
+            bias=self.bias,
+        )
+
+    def _stored(self) -> dict[str, torch.Tensor]:
+        return {key: tensor for key in KEYS if (tensor := getattr(self, key)) is not None}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        # Casts (`.to(dtype)`, layerwise casting) reach tensors through here. They skip integers, so the floating ones go
+        # through as bytes: devices and sharing change, values never do.
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
+            return fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.is_floating_point() else fn(tensor)
+
+        return super()._apply(keep_dtype, recurse)

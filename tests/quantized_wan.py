@@ -1,0 +1,118 @@
+"""Tiny random Wan experts, quantized by rounding with a random branch and smoothing: enough to fill every tensor that a
+checkpoint can hold. What is tested with them is storage and plumbing, never quality."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import nn
+
+from tempoquant.checkpoint import Calibration, ComponentWriter
+from tempoquant.formats import FORMATS, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
+from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert, TimestepBins
+
+RECIPE = Recipe(name="test", rank=4, smoothing_alpha=0.5)
+BINS = TimestepBins((917.5, 958.25))
+CALIBRATION = Calibration(
+    ({"id": "a", "prompt": "a cat walks", "image_sha256": "0" * 64},), {"num_steps": 4, "seed": 0}
+)
+BLOCK_LINEARS = (
+    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
+    "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "ffn.net.0.proj", "ffn.net.2",
+)  # fmt: skip
+
+
+def tiny_wan(
+    seed: int = 0, num_layers: int = 2, width: int = 128, dtype: torch.dtype = torch.bfloat16
+) -> WanTransformer3DModel:
+    """A random expert of `num_layers` blocks and two heads, in the dtypes in which diffusers loads one."""
+    torch.manual_seed(seed)
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=width // 2, in_channels=36, out_channels=16,
+        text_dim=64, freq_dim=64, ffn_dim=2 * width, num_layers=num_layers, rope_max_seq_len=64,
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        keep = any(part in name.split(".") for part in WanTransformer3DModel._keep_in_fp32_modules)
+        parameter.data = parameter.data.to(torch.float32 if keep else dtype)
+    return model.eval().requires_grad_(False)
+
+
+def inputs(batch: int = 1, timestep: Any = 900.0, seed: int = 1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """Arguments of one call, latents of 2 frames of 8 × 8 and 5 text tokens; `timestep` is a number or one per row."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "hidden_states": torch.randn(batch, 36, 2, 8, 8, generator=generator).to(dtype),
+        "timestep": torch.as_tensor(timestep, dtype=torch.float32).expand(batch).clone(),
+        "encoder_hidden_states": torch.randn(batch, 5, 64, generator=generator).to(dtype),
+        "return_dict": False,
+    }
+
+
+def quantize(
+    linear: nn.Linear,
+    format: str = "mxfp4",
+    bins: TimestepBins = BINS,
+    rank: int = 4,
+    smoothed: bool = True,
+    seed: int = 0,
+) -> QuantizedLayer:
+    """Round a linear to nearest, with a random branch, random smoothing and clip ratios that differ by bin."""
+    generator = torch.Generator().manual_seed(seed)
+    fmt = FORMATS[format]
+    weight = linear.weight.detach().float()
+    smoothing, branch = None, None
+    if smoothed:
+        smoothing = (torch.rand(linear.in_features, generator=generator) + 0.5).to(torch.bfloat16)
+        weight = weight * smoothing.float()
+    if rank:
+        up = 0.1 * torch.randn(linear.out_features, rank, generator=generator)
+        down = 0.1 * torch.randn(rank, linear.in_features, generator=generator)
+        branch = LowRankBranch(up.to(torch.bfloat16), down.to(torch.bfloat16))
+    scale = weight_scale(weight, fmt, ScaleRule.FLOOR)
+    return QuantizedLayer(
+        format=fmt,
+        activation_scale_rule=ScaleRule.CEIL,
+        packed=pack(to_codes(weight, scale.effective, fmt), fmt),
+        scale=scale_to_bytes(scale.group, fmt),
+        tensor_scale=scale.tensor.clone() if fmt.has_tensor_scale else None,
+        smoothing_factor=smoothing,
+        branch=branch,
+        bias=None if linear.bias is None else linear.bias.detach().clone(),
+        clip_ratio=0.5 + torch.rand(bins.num_bins, generator=generator),
+        bins=bins,
+    )
+
+
+def quantize_all(model: nn.Module, format: str = "mxfp4", **kwargs: Any) -> dict[str, QuantizedLayer]:
+    """Every linear of every block; `format` may be "mixed", for all three in turn."""
+    names = [f"blocks.{i}.{linear}" for i in range(len(model.blocks)) for linear in BLOCK_LINEARS]
+    formats = sorted(FORMATS) if format == "mixed" else [format]
+    return {
+        name: quantize(model.get_submodule(name), formats[i % len(formats)], seed=i, **kwargs)
+        for i, name in enumerate(names)
+    }
+
+
+def write_component(
+    folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], bins: TimestepBins = BINS, **kwargs: Any
+) -> Path:
+    """Write a quantized component as `tempoquant.quantize` does: the layers, then the 16-bit rest."""
+    with ComponentWriter(folder, expert=Expert.HIGH_NOISE, bins=bins, recipe=RECIPE, **kwargs) as writer:
+        for name, layer in layers.items():
+            writer.add_layer(name, layer)
+        for name, tensor in model.state_dict().items():
+            if name.rpartition(".")[0] not in layers:
+                writer.add_tensor(name, tensor)
+        writer.finish(model_config(model), calibration=CALIBRATION, notes=("blocks.0.ffn.net.2: Hessian in float64",))
+    return folder
+
+
+def model_config(model: Any) -> dict[str, Any]:
+    """config.json of a model as save_pretrained writes it, without where it came from."""
+    import json
+
+    config = json.loads(model.to_json_string())
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
