@@ -16,9 +16,8 @@ from tempoquant.timesteps import Expert, TimestepBins
 
 RECIPE = Recipe(name="test", rank=4, smoothing_alpha=0.5)
 BINS = TimestepBins((917.5, 958.25))
-CALIBRATION = Calibration(
-    ({"id": "a", "prompt": "a cat walks", "image_sha256": "0" * 64},), {"num_steps": 4, "seed": 0}
-)
+PROMPT = {"id": "a", "prompt": "a cat walks", "image_sha256": "0" * 64}
+CALIBRATION = Calibration((PROMPT,), {"num_steps": 4, "seed": 0})
 BLOCK_LINEARS = (
     "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
     "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0", "ffn.net.0.proj", "ffn.net.2",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tempoquant.checkpoint.schema import MAX_JSON_BYTES
-from tempoquant.checkpoint.tensors import DAMAGED, StoredAs
+from tempoquant.checkpoint.schema import MAX_JSON_BYTES, damaged
+from tempoquant.checkpoint.tensors import StoredAs
 from tempoquant.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
@@ -29,15 +29,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises CheckpointError for a missing, oversized or malformed file and for repeated keys."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_JSON_BYTES} bytes; {DAMAGED}.")
+            raise damaged(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no {path}: is this the folder of a quantized component?") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); {DAMAGED}.") from error
+        raise damaged(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; {DAMAGED}.")
+        raise damaged(f"{path} does not hold a JSON object")
     return value
 
 
@@ -77,12 +77,10 @@ def weight_map(folder: Path) -> dict[str, str]:
     index = folder / INDEX_NAME
     record = read_json(require_inside(index, folder)).get("weight_map")
     if not isinstance(record, dict) or not record or not all(isinstance(name, str) for name in record.values()):
-        raise CheckpointError(f"{index} has no weight_map of tensor names to file names; {DAMAGED}.")
+        raise damaged(f"{index} has no weight_map of tensor names to file names")
     for name in sorted(set(record.values())):
         if Path(name).name != name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index} lists {name[:80]!r}, which is not the name of a safetensors file beside it; {DAMAGED}."
-            )
+            raise damaged(f"{index} lists {name[:80]!r}, not the name of a safetensors file beside it")
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} lists {name}, which is missing: fetch the whole folder again.")
         require_safe(folder / name)
@@ -115,11 +113,11 @@ def read_forms(files: Iterable[Path]) -> dict[str, tuple[Path, StoredAs]]:
         with open_weights(file) as weights:
             for name in weights.keys():  # noqa: SIM118 (not a dict)
                 if name in forms:
-                    raise CheckpointError(f"tensor {name} is in {forms[name][0].name} and in {file.name}; {DAMAGED}.")
+                    raise damaged(f"tensor {name} is in {forms[name][0].name} and in {file.name}")
                 header = weights.get_slice(name)
                 dtype = _TORCH_DTYPES.get(header.get_dtype())
                 if dtype is None:
-                    raise CheckpointError(f"{file}: {name} has the unknown dtype {header.get_dtype()}; {DAMAGED}.")
+                    raise damaged(f"{file}: {name} has the unknown dtype {header.get_dtype()}")
                 forms[name] = (file, StoredAs(dtype, tuple(header.get_shape())))
     return forms
 

@@ -8,9 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 from tempoquant.checkpoint import files
-from tempoquant.checkpoint.schema import ComponentConfig
+from tempoquant.checkpoint.schema import ComponentConfig, damaged
 from tempoquant.checkpoint.tensors import (
-    DAMAGED,
     StoredAs,
     check_form,
     check_layer,
@@ -116,9 +115,7 @@ def _forms(folder: Path) -> dict[str, tuple[Path, StoredAs]]:
     if (folder / files.INDEX_NAME).is_file():
         listed = files.weight_map(folder)
         if listed != {name: file.name for name, (file, _) in forms.items()}:
-            raise CheckpointError(
-                f"{folder / files.INDEX_NAME} does not list the tensors that the shards hold; {DAMAGED}."
-            )
+            raise damaged(f"{folder / files.INDEX_NAME} does not list the tensors that the shards hold")
     return forms
 
 

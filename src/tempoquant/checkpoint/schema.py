@@ -24,7 +24,14 @@ MAX_LAYERS = 100_000
 MAX_EDGES = 1000
 MAX_TEXT = 4096  # characters of a name, note or hash
 MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
-DAMAGED = "the file is damaged: fetch it again"
+
+
+_REMEDY = "The file is damaged, or from another program: fetch it again."
+
+
+def damaged(what: str) -> CheckpointError:
+    """The error for content that no TempoQuant writes; `what` is a sentence without its full stop."""
+    return CheckpointError(f"{what}. {_REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -160,9 +167,9 @@ class ComponentConfig:
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
         except TempoQuantError as error:  # the recipe's, the format's or the bins' own checks
-            raise CheckpointError(f"{where}: {error} {DAMAGED[0].upper()}{DAMAGED[1:]}.") from error
+            raise CheckpointError(f"{where}: {error} {_REMEDY}") from error
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{where} is malformed ({error}); {DAMAGED}.") from error
+            raise damaged(f"{where} is malformed ({error})") from error
 
 
 def _parse(config: Any) -> ComponentConfig:
@@ -183,9 +190,8 @@ def _parse(config: Any) -> ComponentConfig:
     for note in config["notes"]:
         _check_text("notes", note)
     calibration = config["calibration"]
-    _require(
-        _json_size(calibration) <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", "more"
-    )
+    size = len(json.dumps(calibration))
+    _require(size <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", size)
     return ComponentConfig(
         expert=Expert(config["expert"]),
         bins=_bins(config["timestep_edges"]),
@@ -259,21 +265,17 @@ def _check_keys(record: Any, required: set[str], optional: set[str] = frozenset(
     _require(isinstance(record, dict), "an entry", "is an object", record)
     missing, unknown = sorted(required - set(record)), sorted(set(record) - required - optional, key=str)
     if missing:
-        raise CheckpointError(f"{missing[0]!r} is missing; {DAMAGED}.")
+        raise damaged(f"{missing[0]!r} is missing")
     if unknown:
-        raise CheckpointError(f"unknown key {_shorten(unknown[0])}; {DAMAGED}, or upgrade tempoquant.")
+        raise CheckpointError(f"unknown key {_shorten(unknown[0])}: upgrade tempoquant, or fetch the file again.")
 
 
 def _require(condition: bool, key: str, rule: str, value: Any) -> None:
     if not condition:
-        raise CheckpointError(f"{key} {rule}, not {_shorten(value)}; {DAMAGED}.")
+        raise damaged(f"{key} {rule}, not {_shorten(value)}")
 
 
 def _shorten(value: Any) -> str:
     """A value for a message: one line, bounded, whatever it holds."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
-
-
-def _json_size(value: Any) -> int:
-    return len(json.dumps(value))

@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from tempoquant.checkpoint.schema import LayerEntry
+from tempoquant.checkpoint.schema import LayerEntry, damaged
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import check_scale_bytes
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.timesteps import TimestepBins
 
 KEYS = ("packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "bias")
-DAMAGED = "the file is damaged: fetch it again"
 
 
 class StoredAs(NamedTuple):
@@ -67,7 +66,8 @@ def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
     """
     up, down = (layer.branch.up, layer.branch.down) if layer.rank and layer.branch is not None else (None, None)
     tensors = {
-        "packed": layer.packed, "scale": layer.scale, "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32, where),
+        "packed": layer.packed, "scale": layer.scale,
+        "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32, where),
         "smoothing_factor": _to_bytes(layer.smoothing_factor, torch.bfloat16, where),
         "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32, where), "up": up, "down": down, "bias": layer.bias,
     }  # fmt: skip
@@ -107,15 +107,14 @@ def check_presence(found: set[str], wanted: set[str], where: str) -> None:
     if found != wanted:
         missing, extra = sorted(wanted - found), sorted(found - wanted)
         what = f"lacks {missing[0]!r}" if missing else f"has a tensor {extra[0]!r} that its config does not mention"
-        raise CheckpointError(f"{where} {what}; {DAMAGED}.")
+        raise damaged(f"{where} {what}")
 
 
 def check_form(found: StoredAs, wanted: StoredAs, where: str) -> None:
     """Raise CheckpointError when a tensor's dtype or shape is not the wanted one."""
     if found != wanted:
-        raise CheckpointError(
-            f"{where} is {found.dtype} {list(found.shape)}, but its config says {wanted.dtype} {list(wanted.shape)}; {DAMAGED}."
-        )
+        stored, described = (f"{form.dtype} {list(form.shape)}" for form in (found, wanted))
+        raise damaged(f"{where} is {stored}, but its config says {described}")
 
 
 def check_values(key: str, tensor: torch.Tensor, entry: LayerEntry, where: str) -> None:
@@ -129,14 +128,14 @@ def check_values(key: str, tensor: torch.Tensor, entry: LayerEntry, where: str) 
     elif key == "clip_ratio":
         ratios = _from_bytes(tensor, torch.float32)
         if not bool(((ratios > 0) & (ratios <= 2)).all()):
-            raise CheckpointError(f"{where} holds a clip ratio outside (0, 2]; {DAMAGED}.")
+            raise damaged(f"{where} holds a clip ratio outside (0, 2]")
     elif key != "packed" and not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{where} holds NaN or Inf; {DAMAGED}.")
+        raise damaged(f"{where} holds NaN or Inf")
 
 
 def _require_positive(values: torch.Tensor, where: str) -> None:
     if not bool((torch.isfinite(values) & (values > 0)).all()):
-        raise CheckpointError(f"{where} holds a value that is not a positive number; {DAMAGED}.")
+        raise damaged(f"{where} holds a value that is not a positive number")
 
 
 def _to_bytes(tensor: torch.Tensor | None, dtype: torch.dtype, where: str) -> torch.Tensor | None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from tempoquant.checkpoint import files
 from tempoquant.checkpoint.reader import check_forms
-from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig
+from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig, damaged
 from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, stored_as
 from tempoquant.errors import CheckpointError, UnsupportedError
 from tempoquant.runtime.convert import quantized_linears, replace_linears
@@ -69,8 +69,8 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         super().__init__(quantization_config, **kwargs)
         if not self.pre_quantized:
             raise UnsupportedError(
-                "TempoQuant does not quantize while loading: run tempoquant.quantize first, then load its output folder "
-                "without quantization_config."
+                "TempoQuant does not quantize while loading: run tempoquant.quantize first, then load the folder it "
+                "writes, without quantization_config."
             )
         self.component = quantization_config.component
         self.compute_dtype = torch.float32
@@ -91,9 +91,8 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         check_forms(forms, self.component)
         return loaded_keys
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         replace_linears(model, self.component.layers, self.component.bins, self.compute_dtype)
-        model.config["quantization_config"] = self.quantization_config
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
@@ -101,13 +100,10 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         """Every tensor is ours to place: also the 16-bit rest needs memory of its own, see `create_quantized_param`."""
         return True
 
-    def check_quantized_param_shape(
-        self, param_name: str, current_param: torch.Tensor, loaded_param: torch.Tensor
-    ) -> bool:
-        raise CheckpointError(
-            f"{param_name} is {list(loaded_param.shape)} in the file, but {list(current_param.shape)} in the model that "
-            "config.json describes: fetch both again."
-        )
+    def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:
+        """Called only when the shapes differ."""
+        found, wanted = list(loaded.shape), list(current.shape)
+        raise damaged(f"{param_name} is {found} in the file, but {wanted} in the model that config.json describes")
 
     def create_quantized_param(
         self,
@@ -119,7 +115,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         unexpected_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Place one tensor: those of quantized layers as stored, whatever dtype was asked for; the rest as diffusers cast it."""
+        """Place one tensor: of a quantized layer as stored, whatever dtype was asked for; else as diffusers cast it."""
         layer_name, _, key = param_name.rpartition(".")
         entry = self.component.layers.get(layer_name)
         value = param_value
@@ -139,7 +135,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         return model
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        """Replace every QuantizedLinear by an nn.Linear with its effective weight, in the dtype the model was loaded with."""
+        """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading."""
         for name, linear in quantized_linears(model).items():
             model.set_submodule(name, _dense(linear))
         return model

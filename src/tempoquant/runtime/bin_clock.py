@@ -37,7 +37,7 @@ class BinClock:
             timestep = torch.tensor(float(timestep))
         if timestep.dim() > 1:
             raise UnsupportedError(
-                f"timestep has shape {tuple(timestep.shape)}, one per token: timestep bins need one per call or batch row."
+                f"timestep has shape {tuple(timestep.shape)}, one per token: give one per call or per row of the batch."
             )
         self.current = self.bins.of_tensor(timestep.reshape(-1))
 
@@ -74,6 +74,6 @@ class BinClock:
         rows = self.current.shape[0]
         if rows != 1 and (x.dim() < 3 or x.shape[0] != rows):
             raise UnsupportedError(
-                f"{rows} timesteps do not match an input of shape {tuple(x.shape)}: give one timestep per row of the batch."
+                f"{rows} timesteps do not match an input of shape {tuple(x.shape)}: give one per row of the batch."
             )
         return clip_ratio[self.current.to(clip_ratio.device)].reshape(-1, *[1] * (x.dim() - 1))

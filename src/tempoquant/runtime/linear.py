@@ -62,7 +62,7 @@ class QuantizedLinear(nn.Linear):
         clock = clock or BinClock(layer.bins)
         if clock.bins != layer.bins:
             raise CheckpointError(
-                f"a layer with bins {layer.bins.edges} cannot follow a clock with {clock.bins.edges}."
+                f"a layer with bins {layer.bins.edges} needs a clock with them, not {clock.bins.edges}."
             )
         linear = cls(entry_of(layer), clock, compute_dtype, device="meta")
         for key, tensor in to_stored(layer, "the layer").items():
@@ -79,7 +79,7 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """Shape, dtype and device of the dense weight that is not there. Any use of its values raises UnsupportedError."""
+        """Shape, dtype and device of the dense weight that is not there; using its values raises UnsupportedError."""
         return PackedWeight(self.out_features, self.in_features, self.compute_dtype, self.packed.device)
 
     @property
@@ -124,8 +124,8 @@ class QuantizedLinear(nn.Linear):
         return {key: tensor for key in KEYS if (tensor := getattr(self, key)) is not None}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # Casts (`.to(dtype)`, layerwise casting) reach tensors through here. They skip integers, so the floating ones go
-        # through as bytes: devices and sharing change, values never do.
+        # Casts (`.to(dtype)`, layerwise casting) reach tensors through here. They skip integers, so the floating ones
+        # go through as bytes: devices and sharing change, values never do.
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             return fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.is_floating_point() else fn(tensor)
 

@@ -11,12 +11,14 @@ import torch
 
 from tempoquant.errors import UnsupportedError
 
-_METADATA = {
-    getattr(torch.Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "requires_grad", "ndim", "layout", "is_cuda", "is_meta", "is_leaf", "grad",
-                 "is_quantized", "is_sparse", "is_nested", "is_xpu", "is_mps", "is_cpu", "itemsize", "nbytes", "grad_fn")
-} | {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.is_floating_point,
-     torch.is_floating_point, torch.Tensor.is_complex, torch.is_complex, torch.Tensor.element_size}  # fmt: skip
+_PROPERTIES = (
+    "shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "requires_grad", "grad", "grad_fn", "is_leaf",
+    "is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu", "is_nested", "is_quantized", "is_sparse",
+)  # fmt: skip
+_METADATA = {getattr(torch.Tensor, name).__get__ for name in _PROPERTIES} | {
+    torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.element_size,
+    torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.is_complex, torch.is_complex,
+}  # fmt: skip
 
 
 class PackedWeight(torch.Tensor):
@@ -32,18 +34,20 @@ class PackedWeight(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _METADATA:
             return super().__torch_function__(func, types, args, kwargs or {})
-        _refuse(getattr(func, "__qualname__", str(func)))
+        raise _refusal(getattr(func, "__qualname__", str(func)))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        _refuse(str(func))
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise _refusal(str(func))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedWeight(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
 
 
-def _refuse(operation: str) -> None:
-    raise UnsupportedError(
-        f"a 4-bit layer has no dense weight to read or change ({operation}): keep LoRA adapters loaded instead of fusing "
-        "them, leave QKV projections unfused, and call dequantize() for a copy of the weight."
+def _refusal(operation: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"a 4-bit layer has no dense weight to read or change ({operation}): keep LoRA adapters loaded instead of "
+        "fusing them, leave QKV projections unfused, and call dequantize() for a copy of the weight."
     )
