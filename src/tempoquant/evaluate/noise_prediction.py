@@ -1,0 +1,87 @@
+"""SQNR of the noise prediction, teacher-forced on the reference's trajectory.
+
+Every recorded call is repeated with the quantized expert *on the reference's inputs*, so that errors of earlier steps
+do not add up and each timestep is judged alone.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.errors import ModelError
+from tempoquant.evaluate.layer_error import sqnr_db
+from tempoquant.evaluate.results import NoisePredictionError, Summary
+from tempoquant.timesteps import Expert, TimestepBins
+
+Predict = Callable[[CalibrationSample], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CallError:
+    """The error of one transformer call."""
+
+    prompt_id: str
+    expert: Expert
+    timestep: float
+    sqnr_db: float
+
+
+def call_errors(
+    predict: Predict, samples: Iterable[CalibrationSample], on_call: Callable[[], None] = lambda: None
+) -> list[CallError]:
+    """Repeat each recorded call and compare it with the recorded 16-bit prediction.
+
+    Args:
+        predict: runs the model under test on the inputs of one sample; returns the shape of its `noise_prediction`.
+        samples: recorded from the reference, predictions included.
+        on_call: called after each one.
+
+    Raises:
+        ModelError: a prediction is not finite or of another shape; it names the call.
+    """
+    errors = []
+    for sample in samples:
+        where = f"{sample.expert.value} at timestep {sample.timestep:g} of prompt {sample.prompt_id!r}"
+        try:
+            value = sqnr_db(sample.noise_prediction, predict(sample))
+        except ModelError as error:
+            raise ModelError(f"{where}: {error}") from error
+        errors.append(CallError(sample.prompt_id, sample.expert, sample.timestep, value))
+        on_call()
+    return errors
+
+
+def summarize(
+    errors: Sequence[CallError], bins: Mapping[Expert, TimestepBins] | None = None
+) -> tuple[NoisePredictionError, ...]:
+    """Per expert (all timesteps first, then its bins from clean to noisy where it has several), high noise first.
+
+    Each prompt counts once: its value is the mean over its calls. Experts and bins without a call are left out.
+    """
+    found = []
+    for expert in Expert:
+        of_expert = [error for error in errors if error.expert is expert]
+        if of_expert:
+            found.append(_summary_of(of_expert, expert, None))
+        expert_bins = (bins or {}).get(expert, TimestepBins())
+        for bin_index in range(expert_bins.num_bins) if expert_bins.num_bins > 1 else ():
+            in_bin = [error for error in of_expert if expert_bins.of(error.timestep) == bin_index]
+            if in_bin:
+                found.append(_summary_of(in_bin, expert, bin_index))
+    return tuple(found)
+
+
+def _summary_of(errors: Sequence[CallError], expert: Expert, bin_index: int | None) -> NoisePredictionError:
+    by_prompt: dict[str, list[float]] = {}
+    for error in errors:
+        by_prompt.setdefault(error.prompt_id, []).append(error.sqnr_db)
+    timesteps = [error.timestep for error in errors]
+    return NoisePredictionError(
+        expert=expert,
+        bin_index=bin_index,
+        timesteps=(min(timesteps), max(timesteps)),
+        sqnr_db=Summary.of([Summary.of(values).mean for values in by_prompt.values()]),
+        num_calls=len(errors),
+    )

@@ -1,0 +1,51 @@
+"""How far one video is from another of the same prompt and seed: PSNR and SSIM.
+
+Both say how *close* two videos are, not how good one is: a quantized model may answer the prompt just as well with
+other pixels. They are read beside prompt adherence.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+
+from tempoquant.errors import ModelError
+
+Video = NDArray[np.uint8]
+"""(frames, height, width, 3), RGB, 0 … 255."""
+
+SSIM_WINDOW = 11
+"""Width of the Gaussian window of Wang et al. 2004 (sigma 1.5), pixels: no frame may be smaller."""
+
+
+def psnr_db(reference: Video, other: Video) -> float:
+    """Peak signal-to-noise ratio of a whole video, 10·log₁₀(255² / mean squared error), in decibels.
+
+    Symmetrical; +inf for equal videos. Raises ModelError when the sizes differ.
+    """
+    _check_sizes(reference, other)
+    error = reference.astype(np.float64) - other.astype(np.float64)
+    mean_squared_error = float(np.mean(error * error))
+    return math.inf if mean_squared_error == 0 else 10 * math.log10(255.0**2 / mean_squared_error)
+
+
+def ssim(reference: Video, other: Video) -> float:
+    """Mean structural similarity over frames and channels, in [−1, 1]; 1 for equal videos.
+
+    As in Wang et al. 2004: Gaussian window (sigma 1.5), K = (0.01, 0.03), population covariance. Symmetrical. Raises
+    ModelError when the sizes differ or a frame is smaller than the window.
+    """
+    _check_sizes(reference, other)
+    if min(reference.shape[1:3]) < SSIM_WINDOW:
+        raise ModelError(f"SSIM needs frames of at least {SSIM_WINDOW} pixels, not {reference.shape[1:3]}.")
+    per_frame = [
+        structural_similarity(a, b, channel_axis=-1, data_range=255, gaussian_weights=True, use_sample_covariance=False)
+        for a, b in zip(reference, other, strict=True)
+    ]
+    return float(np.mean(per_frame))
+
+
+def _check_sizes(reference: Video, other: Video) -> None:
+    if reference.shape != other.shape:
+        raise ModelError(f"videos to compare differ in size: {reference.shape} and {other.shape}.")

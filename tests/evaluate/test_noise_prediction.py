@@ -1,0 +1,70 @@
+import math
+
+import pytest
+import torch
+
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.errors import ModelError
+from tempoquant.evaluate.noise_prediction import CallError, call_errors, summarize
+from tempoquant.timesteps import Expert, TimestepBins
+
+
+def sample(expert: Expert, timestep: float, prompt_id: str = "p0") -> CalibrationSample:
+    prediction = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(int(timestep)))
+    return CalibrationSample(prompt_id, expert, timestep, 0, "conditional", {"hidden_states": prediction}, prediction)
+
+
+SAMPLES = [sample(Expert.HIGH_NOISE, 950.0), sample(Expert.LOW_NOISE, 500.0), sample(Expert.LOW_NOISE, 100.0)]
+
+
+def test_a_model_that_repeats_the_reference_has_no_error():
+    errors = call_errors(lambda s: s.noise_prediction, SAMPLES)
+    assert [error.sqnr_db for error in errors] == [math.inf] * 3
+
+
+def test_an_error_of_a_tenth_of_the_amplitude_is_twenty_decibels():
+    errors = call_errors(lambda s: 1.1 * s.noise_prediction, SAMPLES)
+    assert [error.sqnr_db for error in errors] == pytest.approx([20.0] * 3, abs=1e-3)
+
+
+def test_every_call_is_fed_the_recorded_inputs_and_reported():
+    seen, done = [], []
+    call_errors(lambda s: (seen.append(s), s.noise_prediction)[1], SAMPLES, lambda: done.append(None))
+    assert seen == SAMPLES
+    assert len(done) == len(SAMPLES)
+
+
+def test_a_prediction_that_is_not_finite_names_the_call():
+    with pytest.raises(ModelError, match="high_noise at timestep 950 of prompt 'p0'"):
+        call_errors(lambda s: s.noise_prediction * math.nan, SAMPLES)
+
+
+def test_experts_and_bins_are_summarized_apart():
+    errors = [
+        CallError("p0", Expert.HIGH_NOISE, 950.0, 30.0),
+        CallError("p0", Expert.LOW_NOISE, 500.0, 20.0),
+        CallError("p0", Expert.LOW_NOISE, 100.0, 10.0),
+    ]
+    found = summarize(errors, {Expert.HIGH_NOISE: TimestepBins(), Expert.LOW_NOISE: TimestepBins((500.0,))})
+    rows = [(each.expert, each.bin_index, each.sqnr_db.mean, each.timesteps) for each in found]
+    assert rows == [
+        (Expert.HIGH_NOISE, None, 30.0, (950.0, 950.0)),
+        (Expert.LOW_NOISE, None, 15.0, (100.0, 500.0)),
+        (Expert.LOW_NOISE, 0, 10.0, (100.0, 100.0)),
+        (Expert.LOW_NOISE, 1, 20.0, (500.0, 500.0)),  # an edge belongs to the noisier bin
+    ]
+
+
+def test_each_prompt_counts_once_however_many_calls_it_has():
+    errors = [CallError("p0", Expert.HIGH_NOISE, 950.0, 10.0) for _ in range(9)]
+    errors.append(CallError("p1", Expert.HIGH_NOISE, 950.0, 20.0))
+    [found] = summarize(errors)
+    assert found.sqnr_db.mean == 15.0
+    assert found.sqnr_db.num_values == 2
+    assert found.num_calls == 10
+
+
+def test_bins_and_experts_without_a_call_are_absent():
+    bins = {Expert.LOW_NOISE: TimestepBins((50.0, 900.0))}
+    found = summarize([CallError("p0", Expert.LOW_NOISE, 500.0, 10.0)], bins)
+    assert [(each.expert, each.bin_index) for each in found] == [(Expert.LOW_NOISE, None), (Expert.LOW_NOISE, 1)]
