@@ -1,0 +1,99 @@
+"""Result files: written whole under a temporary name beside their place, then renamed, so that an interruption leaves
+the old file or the new one and nothing between."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import numpy as np
+from PIL import Image
+
+from tempoquant.errors import OutputError
+from tempoquant.evaluate.video_metrics import Video
+
+CONSTANT_RATE_FACTOR = 16
+"""x264's quality, 0 lossless … 51: low enough that the encoder adds nothing one could blame on four bits."""
+
+
+def check_place(path: Path, suffix: str) -> None:
+    """Whether a file can be written there, asked before long work. Raises OutputError when it cannot."""
+    if path.suffix.lower() != suffix.lower():
+        raise OutputError(f"{path} does not end in {suffix}, the one kind that is written here.")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent}: make it first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {path.parent} is not writable: choose another.")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path with the suffix of `path`; on success it takes the place of `path`, on failure it goes.
+
+    Raises OutputError as `check_place` does.
+    """
+    check_place(path, path.suffix)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text with a newline at its end."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture."""
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+def write_mp4(path: Path, video: Video, frames_per_second: int) -> None:
+    """Write H.264 in yuv420p, which every player and browser shows.
+
+    Odd widths and heights, which yuv420p cannot hold, get one more row or column by repeating the last.
+
+    Raises:
+        OutputError: the name does not end in .mp4, or the encoder failed (a full disk, say).
+    """
+    check_place(path, ".mp4")
+    odd = [(0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)]
+    padded = np.pad(video, odd, mode="edge")
+    with whole_file(path) as temporary:
+        try:
+            writer: Any = imageio.get_writer(
+                temporary,
+                format="FFMPEG",
+                fps=frames_per_second,
+                codec="libx264",
+                pixelformat="yuv420p",
+                macro_block_size=1,
+                ffmpeg_log_level="error",
+                output_params=["-crf", str(CONSTANT_RATE_FACTOR), "-movflags", "+faststart"],
+            )
+            with contextlib.closing(writer):
+                for frame in padded:
+                    writer.append_data(frame)
+        except OSError as error:
+            reason = [line for line in str(error).splitlines() if line.strip()][-1:]
+            raise OutputError(f"{path} could not be encoded: {' '.join(reason)}.") from error
+
+
+def _umask() -> int:
+    """mkstemp makes files that only their owner reads; results get the permissions that any other file would get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
