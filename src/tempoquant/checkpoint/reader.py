@@ -39,22 +39,22 @@ def read_config(folder: str | Path) -> ComponentConfig:
 
 def read_layer(folder: str | Path, name: str) -> QuantizedLayer:
     """One layer, every tensor of it checked. Raises CheckpointError."""
-    config = read_config(folder)
+    config, forms = _open(Path(folder))
     if name not in config.layers:
-        raise CheckpointError(f"{folder} has no quantized layer {name}; it has {len(config.layers)} others.")
-    return _read_layer(_forms(Path(folder)), name, config)
+        raise CheckpointError(f"{folder} has no quantized layer {name}, only {len(config.layers)} others.")
+    return _read_layer(forms, name, config)
 
 
 def iter_layers(folder: str | Path) -> Iterator[tuple[str, QuantizedLayer]]:
     """(name, layer) of every quantized layer, by name, one in memory at a time. Raises CheckpointError."""
-    config, forms = read_config(folder), _forms(Path(folder))
+    config, forms = _open(Path(folder))
     for name in sorted(config.layers):
         yield name, _read_layer(forms, name, config)
 
 
 def read_tensor(folder: str | Path, name: str) -> torch.Tensor:
     """One tensor by its full name, as stored. Raises CheckpointError."""
-    forms = _forms(Path(folder))
+    _, forms = _open(Path(folder))
     if name not in forms:
         raise CheckpointError(f"{folder} has no tensor {name}.")
     return _read(forms, [name])[name]
@@ -62,20 +62,18 @@ def read_tensor(folder: str | Path, name: str) -> torch.Tensor:
 
 def check_tensors(folder: str | Path) -> None:
     """Compare every tensor of a component with its config: presence, dtypes, shapes, values. Raises CheckpointError."""
-    config = read_config(folder)
-    forms = _forms(Path(folder))
-    check_forms({name: form for name, (_, form) in forms.items()}, config)
-    for name in config.layers:
-        _read_layer(forms, name, config)
+    for _ in iter_layers(folder):
+        pass
 
 
 def check_forms(forms: Mapping[str, StoredAs], config: ComponentConfig) -> None:
-    """Compare the headers with the config: every tensor of every quantized layer, and none besides."""
+    """Compare headers with the config: every tensor of every quantized layer, as it should be, and none besides."""
     found: dict[str, dict[str, StoredAs]] = {name: {} for name in config.layers}
     for tensor_name, form in forms.items():
-        layer_name, _, key = tensor_name.rpartition(".")
-        if layer_name in found:
-            found[layer_name][key] = form
+        parts = tensor_name.split(".")
+        for i in range(1, len(parts)):
+            if (layer_name := ".".join(parts[:i])) in found:
+                found[layer_name][".".join(parts[i:])] = form
     for name, entry in config.layers.items():
         table = stored_as(entry, config.bins.num_bins)
         check_presence(set(found[name]), set(table), name)
@@ -109,25 +107,23 @@ def verify_hashes(folder: str | Path) -> list[str]:
     return sorted(names)
 
 
-def _forms(folder: Path) -> dict[str, tuple[Path, StoredAs]]:
-    """File and form of every tensor. A sharded component's index must tell the same."""
+def _open(folder: Path) -> tuple[ComponentConfig, dict[str, tuple[Path, StoredAs]]]:
+    """The config, and file and form of every tensor, which agree with each other and with the index of shards."""
+    config = read_config(folder)
     forms = files.read_forms(files.weight_files(folder))
     if (folder / files.INDEX_NAME).is_file():
         listed = files.weight_map(folder)
         if listed != {name: file.name for name, (file, _) in forms.items()}:
             raise damaged(f"{folder / files.INDEX_NAME} does not list the tensors that the shards hold")
-    return forms
+    check_forms({name: form for name, (_, form) in forms.items()}, config)
+    return config, forms
 
 
 def _read_layer(forms: Mapping[str, tuple[Path, StoredAs]], name: str, config: ComponentConfig) -> QuantizedLayer:
     entry, num_bins = config.layers[name], config.bins.num_bins
-    table = stored_as(entry, num_bins)
-    present = {tensor.removeprefix(f"{name}."): tensor for tensor in forms if tensor.rpartition(".")[0] == name}
-    check_presence(set(present), set(table), name)
-    for key, tensor in present.items():
-        check_form(forms[tensor][1], table[key], f"{name}.{key}")  # before any byte is read
-    tensors = _read(forms, present.values())
-    layer = {key: tensors[tensor] for key, tensor in present.items()}
+    keys = stored_as(entry, num_bins)
+    tensors = _read(forms, [f"{name}.{key}" for key in keys])
+    layer = {key: tensors[f"{name}.{key}"] for key in keys}
     check_layer(layer, entry, num_bins, name)
     return from_stored(layer, entry, config.bins)
 

@@ -6,7 +6,7 @@ names the key and the remedy, never a guess. docs/checkpoint.md documents each k
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +26,11 @@ MAX_TEXT = 4096  # characters of a name, note or hash
 MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
 
 
-_REMEDY = "The file is damaged, or from another program: fetch it again."
+_REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or upgrade tempoquant."
 
 
 def damaged(what: str) -> CheckpointError:
-    """The error for content that no TempoQuant writes; `what` is a sentence without its full stop."""
+    """The error for content that this TempoQuant would not write; `what` is a sentence without its full stop."""
     return CheckpointError(f"{what}. {_REMEDY}")
 
 
@@ -174,9 +174,8 @@ class ComponentConfig:
 
 def _parse(config: Any) -> ComponentConfig:
     _require(isinstance(config, dict), "quantization_config", "is an object", config)
-    _require(
-        config.get("quant_method") == QUANT_METHOD, "quant_method", f"is {QUANT_METHOD!r}", config.get("quant_method")
-    )
+    method = config.get("quant_method")
+    _require(method == QUANT_METHOD, "quant_method", f"is {QUANT_METHOD!r}", method)
     _check_version(config.get("format_version"))
     _check_keys(config, {
         "quant_method", "format_version", "library_version", "expert", "timestep_edges", "layers", "recipe",
@@ -213,24 +212,16 @@ def _check_version(version: Any) -> None:
 
 
 def _bins(edges: Any) -> TimestepBins:
-    _require(
-        isinstance(edges, list) and len(edges) <= MAX_EDGES,
-        "timestep_edges",
-        f"is a list of at most {MAX_EDGES}",
-        edges,
-    )
+    is_list = isinstance(edges, list) and len(edges) <= MAX_EDGES
+    _require(is_list, "timestep_edges", f"is a list of at most {MAX_EDGES}", edges)
     for edge in edges:
         _require(type(edge) in (int, float), "timestep_edges", "holds numbers", edge)
     return TimestepBins(tuple(float(edge) for edge in edges))
 
 
 def _layers(layers: Any) -> dict[str, LayerEntry]:
-    _require(
-        isinstance(layers, dict) and len(layers) <= MAX_LAYERS,
-        "layers",
-        f"is an object of at most {MAX_LAYERS}",
-        layers,
-    )
+    is_table = isinstance(layers, dict) and len(layers) <= MAX_LAYERS
+    _require(is_table, "layers", f"is an object of at most {MAX_LAYERS}", layers)
     parsed = {}
     for name, entry in layers.items():
         check_name(name)
@@ -256,18 +247,17 @@ def check_name(name: Any) -> None:
 
 
 def _check_text(key: str, value: Any) -> None:
-    _require(
-        isinstance(value, str) and len(value) <= MAX_TEXT, key, f"is a text of at most {MAX_TEXT} characters", value
-    )
+    is_text = isinstance(value, str) and len(value) <= MAX_TEXT
+    _require(is_text, key, f"is a text of at most {MAX_TEXT} characters", value)
 
 
-def _check_keys(record: Any, required: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _check_keys(record: Any, required: Set[str], optional: Set[str] = frozenset()) -> None:
     _require(isinstance(record, dict), "an entry", "is an object", record)
     missing, unknown = sorted(required - set(record)), sorted(set(record) - required - optional, key=str)
     if missing:
         raise damaged(f"{missing[0]!r} is missing")
     if unknown:
-        raise CheckpointError(f"unknown key {_shorten(unknown[0])}: upgrade tempoquant, or fetch the file again.")
+        raise damaged(f"unknown key {_shorten(unknown[0])}")
 
 
 def _require(condition: bool, key: str, rule: str, value: Any) -> None:

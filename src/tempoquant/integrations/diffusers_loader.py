@@ -6,6 +6,7 @@ the steps of `ModelMixin.from_pretrained`: config.json to a TempoQuantConfig, th
 uncast (`create_quantized_param`), and a last look for what is missing (`_process_model_after_weight_loading`).
 """
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tempoquant.checkpoint import files
 from tempoquant.checkpoint.reader import check_forms
 from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig, damaged
 from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, stored_as
-from tempoquant.errors import CheckpointError, UnsupportedError
+from tempoquant.errors import UnsupportedError
 from tempoquant.runtime.convert import quantized_linears, replace_linears
 from tempoquant.runtime.linear import QuantizedLinear
 
@@ -74,6 +75,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
             )
         self.component = quantization_config.component
         self.compute_dtype = torch.float32
+        self.loaded_keys: set[str] = set()
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
         self.compute_dtype = torch_dtype or torch.float32  # diffusers' own default
@@ -89,10 +91,17 @@ class TempoQuantQuantizer(DiffusersQuantizer):
                 f"{paths[0].parent}: tensor {odd} is either missing or not in the index: fetch it again."
             )
         check_forms(forms, self.component)
+        self.loaded_keys = set(loaded_keys)
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        """Replace the linears. Raises CheckpointError for tensors that diffusers would ignore with only a warning."""
         replace_linears(model, self.component.layers, self.component.bins, self.compute_dtype)
+        ignored = model._keys_to_ignore_on_load_unexpected or []
+        unknown = sorted(self.loaded_keys - set(model.state_dict()))
+        unknown = [key for key in unknown if not any(re.search(pattern, key) for pattern in ignored)]
+        if unknown:
+            raise damaged(f"the weights hold {unknown[0]}, which the model that config.json describes does not have")
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
@@ -118,20 +127,19 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         """Place one tensor: of a quantized layer as stored, whatever dtype was asked for; else as diffusers cast it."""
         layer_name, _, key = param_name.rpartition(".")
         entry = self.component.layers.get(layer_name)
-        value = param_value
+        # Tensors may be mapped from the file. Copies make results independent of how the file happens to align them.
+        value = (param_value if entry is None else state_dict[param_name]).clone()
         if entry is not None:
-            value = state_dict[param_name]
             wanted = stored_as(entry, self.component.bins.num_bins)[key]
             check_form(StoredAs(value.dtype, tuple(value.shape)), wanted, param_name)
             check_values(key, value, entry, param_name)
-        # Tensors may be mapped from the file. Copies make results independent of how the file happens to align them.
-        set_module_tensor_to_device(model, param_name, target_device, value=value.clone(), dtype=value.dtype)
+        set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         """Raise CheckpointError for whatever diffusers would leave on the meta device with only a warning."""
         for name, tensor in model.state_dict().items():
             if tensor.device.type == "meta":
-                raise CheckpointError(f"the weights lack {name}: fetch the component again.")
+                raise damaged(f"the weights lack {name}")
         return model
 
     def _dequantize(self, model: nn.Module) -> nn.Module:

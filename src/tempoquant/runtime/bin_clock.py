@@ -20,7 +20,8 @@ class BinClock:
 
     Attributes:
         bins: the model's timestep bins.
-        current: (1,) or (batch,) int64, the bin of each row of the batch; None before the first call.
+        current: (1,) or (batch,) int64, the bin of each row of the batch; None before the first call, and always None
+            with a single bin.
     """
 
     def __init__(self, bins: TimestepBins) -> None:
@@ -31,8 +32,10 @@ class BinClock:
     def set(self, timestep: torch.Tensor | float) -> None:
         """Make the bins of `timestep` current: a number, or a tensor with one element or one per row of the batch.
 
-        Raises UnsupportedError for a tensor of two or more dimensions (one timestep per token).
+        With several bins, a tensor of two or more dimensions (one timestep per token) raises UnsupportedError.
         """
+        if self.bins.num_bins == 1:
+            return
         if not isinstance(timestep, torch.Tensor):
             timestep = torch.tensor(float(timestep))
         if timestep.dim() > 1:
