@@ -87,9 +87,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         forms = {name: form for name, (_, form) in files.read_forms(paths).items()}
         if set(forms) != set(loaded_keys):
             odd = sorted(set(forms) ^ set(loaded_keys))[0]
-            raise CheckpointError(
-                f"{paths[0].parent}: tensor {odd} is either missing or not in the index: fetch it again."
-            )
+            raise damaged(f"{paths[0].parent}: tensor {odd} is either missing or not in the index")
         check_forms(forms, self.component)
         self.loaded_keys = set(loaded_keys)
         return loaded_keys

@@ -34,7 +34,8 @@ class PackedWeight(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _METADATA:
             return super().__torch_function__(func, types, args, kwargs or {})
-        raise _refusal(getattr(func, "__qualname__", str(func)))
+        name = getattr(func, "__name__", str(func))
+        raise _refusal(func.__self__.__name__ if name == "__get__" else name)  # a property: weight.data, weight.T
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
