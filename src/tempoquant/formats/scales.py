@@ -4,6 +4,8 @@ The scale stored is the scale used: every function here returns numbers that sur
 zeros has scale 1. A group that holds NaN or Inf has scale NaN, so that bad activations stay visible in the output.
 """
 
+import math
+
 import torch
 
 from tempoquant.errors import CheckpointError
@@ -44,28 +46,28 @@ def group_scale(
     Returns:
         same shape and dtype as amax; for E4M3 *without* the tensor scale.
     """
-    clipped = amax * clip_ratio
+    clipped = (amax * clip_ratio).clamp(max=torch.finfo(amax.dtype).max)  # a clip ratio above 1 may overflow
     if format.scale_grid is ScaleGrid.E8M0:
         scale = _power_of_two_scale(clipped, format, rule)
     elif format.scale_grid is ScaleGrid.E4M3:
         wanted = (clipped / format.top_level / tensor_scale).clamp(E4M3_MIN, E4M3_MAX)
         scale = wanted.to(torch.float8_e4m3fn).to(amax.dtype)
     else:
-        smallest = torch.finfo(torch.bfloat16).tiny
-        scale = (clipped / format.top_level).clamp(min=smallest).to(torch.bfloat16).to(amax.dtype)
+        grid = torch.finfo(torch.bfloat16)
+        scale = (clipped / format.top_level).clamp(grid.tiny, grid.max).to(torch.bfloat16).to(amax.dtype)
     scale = torch.where(amax == 0, torch.ones_like(scale), scale)
     return torch.where(torch.isfinite(amax), scale, torch.full_like(scale, torch.nan))
 
 
 def _power_of_two_scale(amax: torch.Tensor, format: Format, rule: ScaleRule) -> torch.Tensor:
     """2^e by the floor or the ceil rule, with exponents taken from the float itself, so that no logarithm rounds."""
-    if rule is ScaleRule.FLOOR:
-        _, exponent = torch.frexp(amax)  # amax = m·2^e with m in [0.5, 1): floor(log2) = e − 1
-        _, top_exponent = torch.frexp(torch.tensor(format.top_level))
-        exponent = exponent - top_exponent.to(exponent.device)
-    else:
-        mantissa, exponent = torch.frexp(amax / format.top_level)  # ceil(log2) = e, or e − 1 for an exact power of two
-        exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    # amax = m·2^e and top level = n·2^f with m, n in [0.5, 1): comparing m with n is log2(amax / top level) without
+    # a division, which would round, and lose subnormals.
+    mantissa, exponent = torch.frexp(amax)
+    top_mantissa, top_exponent = math.frexp(format.top_level)
+    exponent = exponent - top_exponent
+    if rule is ScaleRule.CEIL:
+        exponent = torch.where(mantissa > top_mantissa, exponent + 1, exponent)
     # −126 keeps every scale a normal float32: flush-to-zero devices then agree with the CPU.
     return torch.ldexp(torch.ones_like(amax), exponent.clamp(-126, 127))
 
