@@ -1,0 +1,207 @@
+"""What is inside a quantized pipeline folder, from its configs and headers; only clip ratios are loaded."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tempoquant.checkpoint import ComponentConfig, LayerEntry, read_config, read_model_config
+from tempoquant.checkpoint.files import CONFIG_NAME, open_weights, read_forms, weight_files
+from tempoquant.checkpoint.tensors import stored_as
+from tempoquant.errors import CheckpointError
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert
+
+CLIP_RATIO_SUFFIX = ".clip_ratio"
+
+
+@dataclass(frozen=True)
+class BinContents:
+    """One timestep bin and the clip ratios that an expert's layers use inside it.
+
+    Attributes:
+        lowest_timestep, highest_timestep: the half-open interval [lowest, highest).
+        clip_ratio_min, clip_ratio_median, clip_ratio_max: over the expert's layers.
+    """
+
+    lowest_timestep: float
+    highest_timestep: float
+    clip_ratio_min: float
+    clip_ratio_median: float
+    clip_ratio_max: float
+
+
+@dataclass(frozen=True)
+class ExpertContents:
+    """One quantized expert.
+
+    Attributes:
+        expert: which one.
+        component: the name of its folder.
+        num_layers: linears in four bits.
+        num_16bit_linears: linears of blocks that stayed in 16 bits.
+        formats: format name to number of layers.
+        ranks: rank of the low-rank branch to number of layers.
+        bits_per_weight: of the 4-bit layers; codes, scales, smoothing, branch and clip ratios, not the bias.
+        num_bytes: of the component's weight files.
+        bins: from clean to noisy.
+        notes: what the run wanted remembered.
+    """
+
+    expert: Expert
+    component: str
+    num_layers: int
+    num_16bit_linears: int
+    formats: Mapping[str, int]
+    ranks: Mapping[int, int]
+    bits_per_weight: float
+    num_bytes: int
+    bins: tuple[BinContents, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A quantized pipeline.
+
+    Attributes:
+        folder: where it lies.
+        experts: high noise first.
+        bits_per_weight: over both experts.
+        num_bytes: of both experts' weight files.
+        recipe: the resolved recipe, as plain values.
+        library_version: of the TempoQuant that wrote it.
+        num_calibration_prompts: 0 where the recipe needed none.
+        calibration_settings: how the calibration samples were drawn.
+    """
+
+    folder: str
+    experts: tuple[ExpertContents, ...]
+    bits_per_weight: float
+    num_bytes: int
+    recipe: Mapping[str, Any]
+    library_version: str
+    num_calibration_prompts: int
+    calibration_settings: Mapping[str, Any]
+
+
+def quantized_components(folder: Path) -> dict[Expert, Path]:
+    """The quantized component of each expert of a pipeline folder, high noise first; empty for a 16-bit pipeline.
+
+    Raises CheckpointError when the folder is none, a config is damaged, or two components claim one expert.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}.")
+    found: dict[Expert, Path] = {}
+    for config_file in sorted(folder.glob(f"*/{CONFIG_NAME}")):
+        component = config_file.parent
+        if "quantization_config" not in read_model_config(component):
+            continue
+        expert = read_config(component).expert
+        if expert in found:
+            raise CheckpointError(f"{found[expert]} and {component} both claim to be the {expert.value} expert.")
+        found[expert] = component
+    return {expert: found[expert] for expert in Expert if expert in found}
+
+
+def configs_of(folder: Path) -> dict[Expert, ComponentConfig]:
+    """The quantization config of each quantized expert; empty for a 16-bit pipeline. Raises CheckpointError."""
+    return {expert: read_config(component) for expert, component in quantized_components(folder).items()}
+
+
+def calibration_prompts_of(folder: Path) -> list[dict[str, str]]:
+    """Provenance of every prompt that any expert was calibrated on. Raises CheckpointError."""
+    calibrations = [config.calibration for config in configs_of(folder).values()]
+    return [dict(prompt) for calibration in calibrations if calibration is not None for prompt in calibration.prompts]
+
+
+def contents_of(folder: Path) -> Contents:
+    """Look into a quantized pipeline. Raises CheckpointError when it holds no quantized expert or is damaged."""
+    components = quantized_components(folder)
+    if not components:
+        raise CheckpointError(f"{folder} holds no quantized expert: make one with `tempoquant quantize`.")
+    configs = {expert: read_config(component) for expert, component in components.items()}
+    first = next(iter(configs.values()))
+    prompts = {
+        prompt["id"] for config in configs.values() if config.calibration for prompt in config.calibration.prompts
+    }
+    experts = tuple(_expert_contents(components[expert], config) for expert, config in configs.items())
+    return Contents(
+        folder=str(folder),
+        experts=experts,
+        bits_per_weight=bits_per_weight(configs.values()),
+        num_bytes=sum(expert.num_bytes for expert in experts),
+        recipe=first.recipe.to_dict(),
+        library_version=first.library_version,
+        num_calibration_prompts=len(prompts),
+        calibration_settings=first.calibration.settings if first.calibration else {},
+    )
+
+
+def bits_per_weight(configs: Iterable[ComponentConfig]) -> float:
+    """Of all 4-bit layers of some component configs: everything stored in place of the weight, over its elements."""
+    layers = [(entry, config.bins.num_bins) for config in configs for entry in config.layers.values()]
+    num_weights = sum(entry.in_features * entry.out_features for entry, _ in layers)
+    if num_weights == 0:
+        return math.nan
+    return 8 * sum(_num_bytes(entry, num_bins) for entry, num_bins in layers) / num_weights
+
+
+def num_weight_bytes(component: Path) -> int:
+    """Of a component's weight files. Raises CheckpointError when there are none."""
+    return sum(file.stat().st_size for file in weight_files(component))
+
+
+def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents:
+    return ExpertContents(
+        expert=config.expert,
+        component=component.name,
+        num_layers=len(config.layers),
+        num_16bit_linears=sum(1 for name, _ in _block_matrices(component) if name.endswith(".weight")),
+        formats=dict(sorted(Counter(entry.format.name for entry in config.layers.values()).items())),
+        ranks=dict(sorted(Counter(entry.rank for entry in config.layers.values()).items())),
+        bits_per_weight=bits_per_weight([config]),
+        num_bytes=num_weight_bytes(component),
+        bins=_bins(component, config),
+        notes=config.notes,
+    )
+
+
+def _bins(component: Path, config: ComponentConfig) -> tuple[BinContents, ...]:
+    limits = (0.0, *config.bins.edges, float(NUM_TRAIN_TIMESTEPS))
+    by_bin: list[list[float]] = [[] for _ in range(config.bins.num_bins)]
+    for ratios in _clip_ratios(component):
+        if len(ratios) != config.bins.num_bins:
+            raise CheckpointError(f"{component} holds {len(ratios)} clip ratios for {config.bins.num_bins} bins.")
+        for values, ratio in zip(by_bin, ratios, strict=True):
+            values.append(ratio)
+    return tuple(
+        BinContents(limits[i], limits[i + 1], min(values), statistics.median(values), max(values))
+        for i, values in enumerate(by_bin)
+        if values
+    )
+
+
+def _clip_ratios(component: Path) -> Iterator[list[float]]:
+    for file in weight_files(component):
+        with open_weights(file) as weights:
+            for name in sorted(weights.keys()):
+                if name.endswith(CLIP_RATIO_SUFFIX):
+                    yield weights.get_tensor(name).clone().view(torch.float32).tolist()
+
+
+def _block_matrices(component: Path) -> Iterator[tuple[str, Any]]:
+    """(name, form) of every floating matrix in a block that is no low-rank branch."""
+    for name, (_, form) in read_forms(weight_files(component)).items():
+        is_branch = name.endswith((".up", ".down"))
+        if name.startswith("blocks.") and len(form.shape) == 2 and form.dtype.is_floating_point and not is_branch:
+            yield name, form
+
+
+def _num_bytes(entry: LayerEntry, num_bins: int) -> int:
+    forms = {key: form for key, form in stored_as(entry, num_bins).items() if key != "bias"}
+    return sum(math.prod(form.shape) * form.dtype.itemsize for form in forms.values())

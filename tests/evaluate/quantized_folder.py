@@ -1,0 +1,33 @@
+"""A folder with two quantized experts and nothing else: what `inspect` and the configs need, not enough to generate."""
+
+from pathlib import Path
+
+from tempoquant.checkpoint import ComponentWriter
+from tempoquant.timesteps import Expert, TimestepBins
+from tests import quantized_wan
+
+COMPONENTS = {Expert.HIGH_NOISE: "transformer", Expert.LOW_NOISE: "transformer_2"}
+BINS = {Expert.HIGH_NOISE: quantized_wan.BINS, Expert.LOW_NOISE: TimestepBins((500.0,))}
+KEPT_16BIT = "blocks.1.ffn.net.2"
+
+
+def write_quantized_folder(folder: Path, format: str = "mixed") -> Path:
+    """Both experts quantized from random weights, but for one linear each, which stays in 16 bits."""
+    for seed, (expert, component) in enumerate(COMPONENTS.items()):
+        model = quantized_wan.tiny_wan(seed)
+        layers = quantized_wan.quantize_all(model, format, bins=BINS[expert])
+        del layers[KEPT_16BIT]
+        with ComponentWriter(
+            folder / component, expert=expert, bins=BINS[expert], recipe=quantized_wan.RECIPE
+        ) as writer:
+            for name, layer in layers.items():
+                writer.add_layer(name, layer)
+            for name, tensor in model.state_dict().items():
+                if name.rpartition(".")[0] not in layers:
+                    writer.add_tensor(name, tensor)
+            writer.finish(
+                {"_class_name": "WanTransformer3DModel"},
+                calibration=quantized_wan.CALIBRATION,
+                notes=("a note",) if expert is Expert.LOW_NOISE else (),
+            )
+    return folder
