@@ -1,0 +1,60 @@
+"""`tempoquant compare`: how far a quantized pipeline is from its reference."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tempoquant.cli.options import Device, Folder, Json, Seed
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+if TYPE_CHECKING:
+    from tempoquant.evaluate.compare import Task
+
+NUM_SAMPLES = 8
+
+
+def command(
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What DIR was quantized from.")],
+    folder: Folder,
+    samples: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = NUM_SAMPLES,
+    samples_from: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|FOLDER", help="jsonl of {image, prompt} (bundled models have their own)."),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Generate the same videos with both and measure SQNR, PSNR, SSIM and, on a bundled model, prompt adherence."""
+
+    def work(progress: Progress) -> Outcome:
+        from rich.console import Group
+
+        from tempoquant.cli.tables import bins_table, comparison_table
+        from tempoquant.evaluate.compare import compare
+        from tempoquant.integrations.pipeline_folder import resolve_model
+
+        task = held_out_task(reference, samples, samples_from, seed)
+        # A folder's own name, so that two results of one recipe stay apart; "." has none before it is resolved.
+        models = {folder.resolve().name: folder}
+        comparison = compare(resolve_model(reference), models, task, device, progress).comparison
+        tables = [comparison_table(comparison), *(bins_table(model) for model in comparison.models)]
+        return Outcome(comparison.to_dict(), Group(*(table for table in tables if table is not None)))
+
+    run_command(work, as_json)
+
+
+def held_out_task(reference: str, num_prompts: int, samples_from: str | None, seed: int) -> "Task":
+    """What both sides are asked: prompts of a file, or of a bundled model's evaluation set, at the model's settings.
+
+    Raises CalibrationError when there are too few prompts, ModelError when there is no such model.
+    """
+    from tempoquant.evaluate.compare import Task
+    from tempoquant.integrations.pipeline_folder import BUNDLED_MODELS, resolve_model
+    from tempoquant.integrations.prompt_sets import evaluation_prompts
+    from tempoquant.integrations.wan import default_settings
+
+    prompts = evaluation_prompts(reference, samples_from, num_prompts)
+    settings = default_settings(resolve_model(reference))
+    return Task(prompts, settings, seed, in_bundled_world=reference in BUNDLED_MODELS)

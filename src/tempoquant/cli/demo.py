@@ -1,0 +1,150 @@
+"""`tempoquant demo`: quantize the bundled model, generate with all models, and show what four bits did."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tempoquant.cli.compare import held_out_task
+from tempoquant.cli.options import Device, Json, Seed
+from tempoquant.cli.quantize import is_finished
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+if TYPE_CHECKING:
+    from tempoquant.evaluate.compare import Evidence
+    from tempoquant.evaluate.results import ModelResult, VideoResult
+    from tempoquant.evaluate.side_by_side import Column, Verdict
+
+MODEL = "tiny-outliers"
+BASELINE = "rtn"
+NUM_VIDEOS = 6
+NUM_TRAJECTORIES = 3
+
+
+def command(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for everything.")] = Path(
+        "demo"
+    ),
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Compared with rtn, round to nearest.")] = "paper",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="A bundled model: tiny-outliers or tiny.")] = MODEL,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Quantize a bundled model and generate the same videos with 16-bit, round-to-nearest and recipe: some minutes.
+
+    Leaves two quantized pipelines, side_by_side.mp4, contact_sheet.png and results.json. A second run continues.
+    """
+
+    def work(progress: Progress) -> Outcome:
+        return run_demo(output, recipe, model, seed, device, progress)
+
+    run_command(work, as_json)
+
+
+def run_demo(output: Path, recipe: str, model: str, seed: int, device: str | None, progress: Progress) -> Outcome:
+    """Quantize what is not there yet, compare, draw, and say where everything is.
+
+    Raises TempoQuantError; what was finished before stays and is found by the next run.
+    """
+    import dataclasses
+
+    from tempoquant.evaluate.compare import compare
+    from tempoquant.evaluate.files import write_text
+    from tempoquant.evaluate.results import to_json
+    from tempoquant.integrations.pipeline_folder import resolve_model
+
+    output.mkdir(parents=True, exist_ok=True)
+    task = dataclasses.replace(held_out_task(model, NUM_VIDEOS, None, seed), num_trajectories=NUM_TRAJECTORIES)
+    existed = quantize_all(output, recipe, model, seed, device, progress)
+    models = {label: output / label for label in existed}
+    evidence = compare(resolve_model(model), models, task, device, progress)
+    files = {
+        "video": output / "side_by_side.mp4",
+        "picture": output / "contact_sheet.png",
+        "results": output / "results.json",
+    }
+    draw(evidence, files["video"], files["picture"], task.settings.fps)
+    record = {
+        "model": model,
+        "files": {name: str(file) for name, file in files.items()},
+        "quantized": {
+            label: {"folder": str(models[label]), "existed": was_there} for label, was_there in existed.items()
+        },
+        **evidence.comparison.to_dict(),
+    }
+    write_text(files["results"], to_json(record))
+    return Outcome(record, summary(evidence, existed, output, files))
+
+
+def quantize_all(
+    output: Path, recipe: str, model: str, seed: int, device: str | None, progress: Progress
+) -> dict[str, bool]:
+    """Quantize with round to nearest and with the recipe, each into its own folder of `output`.
+
+    Returns:
+        label (also the folder's name) to whether a finished result was already there.
+    """
+    from tempoquant.quantizing import quantize
+    from tempoquant.recipe import Recipe
+
+    recipes = {folder_name(each.name): each for each in (Recipe.load(BASELINE), Recipe.load(recipe))}
+    existed = {}
+    for label, each in recipes.items():
+        existed[label] = is_finished(output / label)
+        quantize(model, output / label, each, device=device, seed=seed, progress=progress)
+    return existed
+
+
+def folder_name(recipe_name: str) -> str:
+    """A recipe's name as a folder's: letters, digits, dots and dashes."""
+    return re.sub(r"[^\w.]+", "-", recipe_name).strip("-.") or "recipe"
+
+
+def draw(evidence: "Evidence", video: Path, picture: Path, frames_per_second: int) -> None:
+    """Write the video and the contact sheet."""
+    from tempoquant.evaluate.side_by_side import write_contact_sheet, write_side_by_side
+
+    columns = columns_of(evidence)
+    texts = list(evidence.comparison.prompts.values())
+    write_side_by_side(video, columns, texts, frames_per_second)
+    write_contact_sheet(picture, columns, texts)
+
+
+def columns_of(evidence: "Evidence") -> "list[Column]":
+    """One labelled column per model, the reference first."""
+    from tempoquant.evaluate.side_by_side import Column
+
+    def column(result: "ModelResult", subtitle: str) -> Column:
+        verdicts = [verdicts_of(video) for video in result.videos]
+        return Column(result.label, subtitle, evidence.videos[result.label], verdicts)
+
+    comparison = evidence.comparison
+    others = [column(result, f"{result.bits_per_weight:.2f} bits per weight, W4A4") for result in comparison.models]
+    return [column(comparison.reference, "the reference"), *others]
+
+
+def verdicts_of(video: "VideoResult") -> "list[Verdict]":
+    """What is said beneath one video."""
+    from tempoquant.evaluate.side_by_side import Verdict
+
+    marks = [("motion", video.motion_followed), ("appearance", video.appearance_kept)]
+    verdicts = [Verdict(words, good) for words, good in marks if good is not None]
+    return verdicts if video.psnr_db is None else [*verdicts, Verdict(f"PSNR {video.psnr_db:.1f} dB")]
+
+
+def summary(evidence: "Evidence", existed: Mapping[str, bool], output: Path, files: Mapping[str, Path]) -> Any:
+    """What a person reads at the end."""
+    from rich.console import Group
+
+    from tempoquant.cli.tables import bins_table, comparison_table
+
+    comparison = evidence.comparison
+    bins = [table for table in (bins_table(model) for model in comparison.models) if table is not None]
+    notes = [f"{output / label}: already quantized, reused." for label, was_there in existed.items() if was_there]
+    places = [f"Video:      {files['video']}", f"Picture:    {files['picture']}", f"Results:    {files['results']}"]
+    pipelines = f"Pipelines:  {', '.join(str(output / label) for label in existed)}"
+    return Group(comparison_table(comparison), *bins, *notes, *places, pipelines)

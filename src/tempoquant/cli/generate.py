@@ -1,0 +1,59 @@
+"""`tempoquant generate`: an image and a prompt in, a video out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tempoquant.cli.options import Device, FlowShift, Folder, Frames, Seed, Size, Steps
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+
+def command(  # noqa: PLR0913 (one argument per option)
+    folder: Folder,
+    image: Annotated[Path, typer.Option(metavar="FILE", help="The first frame.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What should happen.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="An .mp4 file.")],
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="What should not.")] = "",
+    steps: Steps = None,
+    frames: Frames = None,
+    size: Size = None,
+    seed: Seed = 0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0.0, help="Of classifier-free guidance; 1 for none.")
+    ] = None,
+    flow_shift: FlowShift = None,
+    device: Device = None,
+) -> None:
+    """Generate one video. What is not given is the model's own: size, frames, steps, guidance, flow shift."""
+    changes = {
+        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
+        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
+    }  # fmt: skip
+
+    def work(progress: Progress) -> Outcome:
+        from tempoquant.errors import ModelError
+        from tempoquant.evaluate.files import check_place, write_mp4
+        from tempoquant.integrations.pipeline_folder import resolve_model
+        from tempoquant.integrations.wan import default_settings, generate_video, load_pipeline
+        from tempoquant.prompts import Prompt, open_image
+
+        check_place(output, ".mp4")
+        item = Prompt(image.stem, open_image(image), prompt)
+        model = resolve_model(folder)
+        settings = default_settings(model).replace(**changes)
+        pipeline = load_pipeline(model, device)
+        on_step = progress.start("generating", settings.num_steps)
+        try:
+            video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)
+        except ValueError as error:  # the pipeline's own checks of sizes and texts
+            raise ModelError(f"the pipeline refuses these settings: {error}") from error
+        write_mp4(output, video, settings.fps)
+        frames_made, height_made, width_made = video.shape[:3]
+        words = (
+            f"{output}: {frames_made} frames of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}."
+        )
+        return Outcome({"output": str(output)}, words)
+
+    run_command(work)

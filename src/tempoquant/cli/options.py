@@ -1,0 +1,73 @@
+"""Options that several commands share, written once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """Of a video, pixels."""
+
+    height: int
+    width: int
+
+
+def parse_size(text: str) -> FrameSize:
+    """Read a text such as "480x832". Raises typer.BadParameter for anything else."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 480x832.")
+    return FrameSize(int(parts[0]), int(parts[1]))
+
+
+def check_frames(frames: int | None) -> int | None:
+    """Wan's video autoencoder makes 4·k + 1 frames; the pipeline would round anything else. Raises BadParameter."""
+    if frames is not None and frames % 4 != 1:
+        raise typer.BadParameter(f"{frames} is not of the form 4·k + 1: take {frames // 4 * 4 + 1}.")
+    return frames
+
+
+def check_device(name: str | None) -> str | None:
+    """Pass on the name of a device that this machine has. Raises typer.BadParameter for any other."""
+    if name is None:
+        return None
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{name!r} is not a device: give cpu, cuda or cuda:0.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{name!r} is not supported: give cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(f"there is no {name} here: {torch.cuda.device_count()} CUDA device(s) found.")
+    return name
+
+
+def check_devices(names: str | None) -> str | None:
+    """Like `check_device`, for several names with commas between them."""
+    return names and ",".join(str(check_device(name)) for name in names.split(","))
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+Size = Annotated[
+    FrameSize | None,
+    typer.Option("--size", metavar="HxW", parser=parse_size, help="Height × width, such as 480x832."),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.")]
+Frames = Annotated[int | None, typer.Option(min=1, callback=check_frames, help="Frames of the video, 4·k + 1.")]
+FlowShift = Annotated[float | None, typer.Option(min=1e-6, help="Flow shift of the scheduler.")]
+Device = Annotated[
+    str | None, typer.Option(callback=check_device, help="cpu, cuda, cuda:1 …; CUDA where there is one if left out.")
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="D[,D]", callback=check_devices, help="cpu, cuda, or cuda:0,cuda:1: one per expert."
+    ),
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A quantized pipeline.")]

@@ -1,0 +1,99 @@
+"""What every command does around its work: progress to stderr, the result to stdout, errors as sentences."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from tempoquant.cli.progress import RichProgress
+from tempoquant.errors import TempoQuantError
+from tempoquant.progress import Progress
+
+FAILED = 1
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
+WIDTH_OF_FILES = 160
+"""Characters of a line where stdout is no terminal."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found.
+
+    Attributes:
+        record: plain values that --json prints.
+        text: what a person reads instead.
+    """
+
+    record: dict[str, Any]
+    text: RenderableType
+
+
+def run_command(work: Callable[[Progress], Outcome], as_json: bool = False) -> None:
+    """Do the work of one command and print its outcome: to stdout, either one JSON object or text.
+
+    Everything else goes to stderr. Errors that TempoQuant raises on purpose and errors of the file system become one
+    sentence and exit code 1 (with --json also an object {"error": …} on stdout); Ctrl-C becomes exit code 130. Any
+    other exception is a bug and keeps its traceback.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            quiet_libraries()
+            with RichProgress() as progress:
+                outcome = work(progress)
+    except KeyboardInterrupt:
+        _fail("interrupted: what was being written is gone, what was there before is untouched.", INTERRUPTED, as_json)
+    except TempoQuantError as error:
+        _fail(str(error), FAILED, as_json)
+    except BrokenPipeError:  # the reader of our output went away: typer ends quietly
+        raise
+    except OSError as error:
+        _fail(_sentence(error), FAILED, as_json)
+    except MemoryError:
+        _fail("this machine has too little memory for it.", FAILED, as_json)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported here
+            raise
+        _fail("the GPU has too little memory for it: free some, or choose another with --device.", FAILED, as_json)
+    else:
+        if as_json:
+            from tempoquant.evaluate.results import to_json
+
+            typer.echo(to_json(outcome.record))
+        else:
+            _stdout().print(outcome.text)
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and the advice of diffusers and transformers; their errors still arrive."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _stdout() -> Console:
+    """Names and prompts are printed as they are, and tables keep their columns where no terminal gives a width."""
+    width = None if sys.stdout.isatty() else WIDTH_OF_FILES
+    return Console(width=width, markup=False, highlight=False, emoji=False)
+
+
+def _sentence(error: OSError) -> str:
+    """Such as "No space left on device: out/model.safetensors."."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}: {error.filename}." if error.filename else f"{reason.rstrip('.')}."
+
+
+def _fail(sentence: str, code: int, as_json: bool) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {sentence}", style="red", markup=False, highlight=False)
+    if as_json:
+        typer.echo(json.dumps({"error": sentence}, ensure_ascii=False))
+    raise typer.Exit(code)
