@@ -1,0 +1,142 @@
+"""The reference kernel is the arithmetic it claims to be."""
+
+import pytest
+import torch
+
+from tempoquant.formats import (
+    FORMATS,
+    Format,
+    ScaleRule,
+    from_codes,
+    pack,
+    quantize_activation,
+    scale_to_bytes,
+    to_codes,
+    weight_scale,
+)
+from tempoquant.kernels.reference import LinearTensors, dequantize_residual, w4a4_linear
+
+NUM_TOKENS, OUT, RANK = 7, 6, 3
+FLOAT32_UNIT, BFLOAT16_UNIT = 2.0**-24, 2.0**-9
+each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+each_rule = pytest.mark.parametrize("rule", ScaleRule)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer_tensors(format: Format, *, smoothing: bool = True, branch: bool = True, bias: bool = True) -> LinearTensors:
+    in_features = 3 * format.group_size
+    weight = random(OUT, in_features, seed=1)
+    scale = weight_scale(weight, format, ScaleRule.FLOOR)
+    return LinearTensors(
+        packed=pack(to_codes(weight, scale.effective, format), format),
+        scale=scale_to_bytes(scale.group, format),
+        tensor_scale=scale.tensor if format.has_tensor_scale else None,
+        smoothing_factor=random(in_features, seed=2).exp().bfloat16() if smoothing else None,
+        up=random(OUT, RANK, seed=3).bfloat16() if branch else None,
+        down=random(RANK, in_features, seed=4).bfloat16() if branch else None,
+        bias=random(OUT, seed=5) if bias else None,
+    )
+
+
+def in_float64(
+    x: torch.Tensor, tensors: LinearTensors, format: Format, rule: ScaleRule, clip_ratio: float
+) -> torch.Tensor:
+    """The formula of the module, operand by operand."""
+    x = x.double()
+    smoothed = x if tensors.smoothing_factor is None else x / tensors.smoothing_factor.double()
+    y = quantize_activation(smoothed, format, rule, clip_ratio) @ dequantize_residual(tensors, format, torch.float64).T
+    if tensors.up is not None and tensors.down is not None:
+        y = y + x @ tensors.down.double().T @ tensors.up.double().T
+    return y if tensors.bias is None else y + tensors.bias.double()
+
+
+@each_format
+@each_rule
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("branch", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_float64_the_linear_is_the_product_of_its_dequantized_operands(format, rule, smoothing, branch, bias):
+    tensors = layer_tensors(format, smoothing=smoothing, branch=branch, bias=bias)
+    x = random(NUM_TOKENS, 3 * format.group_size).double()
+    wanted = in_float64(x, tensors, format, rule, 0.8)
+    torch.testing.assert_close(w4a4_linear(x, tensors, format, rule, 0.8), wanted, rtol=1e-12, atol=1e-12)
+
+
+@each_format
+@each_rule
+def test_in_float32_only_the_sum_rounds(format: Format, rule: ScaleRule):
+    """Operands are exact in float32, so the error is bounded by that of a sum of `in_features` terms."""
+    tensors = layer_tensors(format, smoothing=False, branch=False, bias=False)
+    x = random(NUM_TOKENS, 3 * format.group_size)
+    operands = quantize_activation(x, format, rule), dequantize_residual(tensors, format)
+    bound = x.shape[1] * FLOAT32_UNIT * (operands[0].double().abs() @ operands[1].double().abs().T)
+    error = w4a4_linear(x, tensors, format, rule).double() - operands[0].double() @ operands[1].double().T
+    assert bool((error.abs() <= bound).all())
+
+
+@each_format
+def test_a_16_bit_result_is_the_float32_result_rounded_once(format: Format):
+    tensors = layer_tensors(format)
+    for dtype in (torch.bfloat16, torch.float16):
+        x = random(NUM_TOKENS, 3 * format.group_size).to(dtype)
+        wide = w4a4_linear(x.float(), tensors, format, ScaleRule.CEIL)
+        assert torch.equal(w4a4_linear(x, tensors, format, ScaleRule.CEIL), wide.to(dtype))
+
+
+@each_format
+def test_the_branch_reads_the_raw_input_and_not_the_smoothed_one(format: Format):
+    tensors = layer_tensors(format, bias=False)
+    x = random(NUM_TOKENS, 3 * format.group_size).double()
+    alone = w4a4_linear(x, tensors._replace(up=None, down=None), format, ScaleRule.CEIL)
+    branch = x @ (tensors.up.double() @ tensors.down.double()).T
+    torch.testing.assert_close(w4a4_linear(x, tensors, format, ScaleRule.CEIL) - alone, branch, rtol=1e-12, atol=1e-12)
+
+
+@each_format
+def test_smoothing_divides_the_input_as_dividing_it_beforehand_does(format: Format):
+    """With powers of two, division is exact, so the two are equal to the bit."""
+    tensors = layer_tensors(format, smoothing=False, branch=False)
+    x = random(NUM_TOKENS, 3 * format.group_size)
+    factor = 2.0 ** torch.randint(-3, 4, (x.shape[1],), generator=torch.Generator().manual_seed(0))
+    smoothed = w4a4_linear(x, tensors._replace(smoothing_factor=factor), format, ScaleRule.CEIL)
+    assert torch.equal(smoothed, w4a4_linear(x / factor, tensors, format, ScaleRule.CEIL))
+
+
+@each_format
+def test_leading_dimensions_are_batch_dimensions(format: Format):
+    tensors = layer_tensors(format)
+    x = random(2, 3, 3 * format.group_size).double()
+    flat = w4a4_linear(x.flatten(0, 1), tensors, format, ScaleRule.CEIL)
+    torch.testing.assert_close(
+        w4a4_linear(x, tensors, format, ScaleRule.CEIL).flatten(0, 1), flat, rtol=1e-12, atol=1e-12
+    )
+    assert w4a4_linear(x[:0], tensors, format, ScaleRule.CEIL).shape == (0, 3, OUT)
+
+
+@each_format
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_bad_activation_makes_its_token_nan_and_no_other(format: Format, bad: float):
+    tensors = layer_tensors(format)
+    x = random(NUM_TOKENS, 3 * format.group_size)
+    x[2, 5] = bad
+    y = w4a4_linear(x, tensors, format, ScaleRule.CEIL)
+    assert torch.isnan(y).all(dim=1).tolist() == [token == 2 for token in range(NUM_TOKENS)]
+
+
+@each_format
+def test_the_residual_is_exactly_code_times_stored_scale(format: Format):
+    tensors = layer_tensors(format)
+    weight = random(OUT, 3 * format.group_size, seed=1)
+    scale = weight_scale(weight, format, ScaleRule.FLOOR).effective
+    assert torch.equal(dequantize_residual(tensors, format), from_codes(to_codes(weight, scale, format), scale, format))
+
+
+def test_a_clip_ratio_of_a_half_with_large_inputs_saturates_at_half_the_range():
+    format = FORMATS["mxfp4"]
+    tensors = layer_tensors(format, smoothing=False, branch=False, bias=False)
+    x = torch.full((1, 3 * format.group_size), 6.0).double()
+    full, half = (w4a4_linear(x, tensors, format, ScaleRule.CEIL, ratio) for ratio in (1.0, 0.5))
+    torch.testing.assert_close(half, full / 2, rtol=1e-12, atol=0)

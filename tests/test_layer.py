@@ -1,0 +1,141 @@
+"""QuantizedLayer: callable, counted to the bit, and aware of the timestep."""
+
+import pytest
+import torch
+
+from tempoquant.errors import CheckpointError, TempoQuantError
+from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
+from tempoquant.kernels.reference import w4a4_linear
+from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.timesteps import TimestepBins
+
+THREE_BINS = TimestepBins((300.0, 600.0))
+each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_layer(
+    format: Format = MXFP4, out_features: int = 8, in_features: int = 128, rank: int = 0, smoothing: bool = False,
+    bins: TimestepBins | None = None, residual: torch.Tensor | None = None,
+) -> QuantizedLayer:  # fmt: skip
+    bins = TimestepBins() if bins is None else bins
+    residual = random(out_features, in_features) if residual is None else residual
+    scale = weight_scale(residual, format, ScaleRule.FLOOR)
+    branch = LowRankBranch(random(out_features, rank).bfloat16(), random(rank, in_features).bfloat16())
+    return QuantizedLayer(
+        format=format,
+        activation_scale_rule=ScaleRule.CEIL,
+        packed=pack(to_codes(residual, scale.effective, format), format),
+        scale=scale_to_bytes(scale.group, format),
+        tensor_scale=scale.tensor if format.has_tensor_scale else None,
+        smoothing_factor=random(in_features).exp().bfloat16() if smoothing else None,
+        branch=branch if rank else None,
+        bias=random(out_features, seed=9),
+        clip_ratio=torch.tensor([0.6, 0.8, 1.0])[-bins.num_bins :],
+        bins=bins,
+    )
+
+
+@pytest.mark.parametrize(("name", "bits_per_code_and_scale"), [("mxfp4", 4.25), ("int4", 4.25), ("nvfp4", 4.5)])
+@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("bins", [TimestepBins(), THREE_BINS], ids=["one bin", "three bins"])
+def test_bits_per_weight_count_everything_that_replaces_the_weight(
+    name, bits_per_code_and_scale, rank, smoothing, bins
+):
+    out_features, in_features = 96, 256
+    layer = make_layer(FORMATS[name], out_features, in_features, rank, smoothing, bins)
+    extra_bits = 16 * rank * (out_features + in_features) + 32 * bins.num_bins
+    extra_bits += 16 * in_features if smoothing else 0
+    extra_bits += 32 if name == "nvfp4" else 0
+    wanted = bits_per_code_and_scale + extra_bits / (out_features * in_features)
+    assert layer.bits_per_weight == pytest.approx(wanted, rel=1e-12)
+
+
+def test_shapes_are_read_off_the_packed_weight():
+    layer = make_layer(out_features=8, in_features=128, rank=4)
+    assert (layer.out_features, layer.in_features, layer.rank) == (8, 128, 4)
+    assert make_layer().rank == 0
+
+
+@each_format
+def test_calling_a_layer_is_the_reference_kernel(format: Format):
+    layer, x = make_layer(format, rank=4, smoothing=True), random(3, 128)
+    wanted = w4a4_linear(x, layer.tensors, format, ScaleRule.CEIL, layer.clip_ratio[0])
+    assert torch.equal(layer(x), wanted)
+
+
+@each_format
+def test_a_full_rank_branch_over_an_empty_residual_reproduces_a_16_bit_linear(format: Format):
+    """up · down = W · I, both exact in bfloat16, and the residual is all zeros."""
+    weight = random(16, 128, seed=4).bfloat16()
+    empty = make_layer(format, 16, 128, rank=1, residual=torch.zeros(16, 128))
+    layer = QuantizedLayer(**{**vars(empty), "branch": LowRankBranch(weight, torch.eye(128).bfloat16())})
+    x = random(5, 128).double()
+    torch.testing.assert_close(layer(x), x @ weight.double().T + layer.bias.double(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(layer.dequantize(), weight.float())
+
+
+@each_format
+def test_the_effective_weight_is_what_unrounded_inputs_meet(format: Format):
+    """With 16-bit activations the layer would be x · dequantize()ᵀ: residual over smoothing factor, plus branch."""
+    layer = make_layer(format, rank=4, smoothing=True)
+    plain = QuantizedLayer(**{**vars(layer), "branch": None, "smoothing_factor": None})
+    residual = plain.dequantize() / layer.smoothing_factor.float()
+    assert torch.equal(layer.dequantize(), residual + layer.branch.product())
+
+
+def test_a_layer_with_several_bins_refuses_to_run_without_a_timestep():
+    layer = make_layer(bins=THREE_BINS)
+    with pytest.raises(TempoQuantError, match=r"3 timestep bins.*at_timestep"):
+        layer(random(2, 128))
+
+
+def test_a_layer_with_one_bin_runs_with_and_without_a_timestep():
+    layer, x = make_layer(), random(2, 128)
+    with layer.at_timestep(500.0):
+        inside = layer(x)
+    assert torch.equal(inside, layer(x))
+
+
+@pytest.mark.parametrize(
+    ("timestep", "bin_index"),
+    [(0, 0), (299.9, 0), (300, 1), (300.0, 1), (599.9, 1), (600, 2), (1000, 2)],
+)
+def test_the_clip_ratio_is_that_of_the_timesteps_bin_and_an_edge_belongs_to_the_upper_one(timestep, bin_index):
+    layer, x = make_layer(bins=THREE_BINS), random(2, 128)
+    with layer.at_timestep(timestep):
+        got = layer(x)
+    alone = [w4a4_linear(x, layer.tensors, MXFP4, ScaleRule.CEIL, ratio) for ratio in layer.clip_ratio]
+    assert torch.equal(got, alone[bin_index])
+    assert not torch.equal(alone[0], alone[2])
+
+
+def test_timesteps_nest_and_end_even_after_an_exception():
+    layer, x = make_layer(bins=THREE_BINS), random(2, 128)
+    with layer.at_timestep(100):
+        clean = layer(x)
+        with pytest.raises(ZeroDivisionError), layer.at_timestep(900):
+            raise ZeroDivisionError
+        assert torch.equal(layer(x), clean)
+    with pytest.raises(TempoQuantError):
+        layer(x)
+
+
+def test_clip_ratios_and_bins_must_agree():
+    layer = make_layer()
+    with pytest.raises(CheckpointError, match="3 bins need as many clip ratios, not 1"):
+        QuantizedLayer(**{**vars(layer), "bins": THREE_BINS})
+
+
+def test_branch_ranks_must_agree():
+    with pytest.raises(CheckpointError, match=r"ranks differ.*\(8, 4\).*\(5, 128\)"):
+        LowRankBranch(torch.zeros(8, 4), torch.zeros(5, 128))
+
+
+def test_a_layer_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        make_layer().bias = None
