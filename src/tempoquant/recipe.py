@@ -3,6 +3,7 @@ in the checkpoint. How a machine does the work (device, memory) is no part of it
 
 import dataclasses
 import fnmatch
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ else:
     import tomli as tomllib
 
 KEEP_16BIT = "16bit"
+MAX_EXPONENT_OFFSET = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class LayerRule:
     format: str
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.pattern, str), f"a layer rule's pattern is a text, not {self.pattern!r}")
         if self.format != KEEP_16BIT:
             get_format(self.format)
 
@@ -99,7 +102,13 @@ class Recipe:
             f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
         )
         _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
-        _require(self.damping_fraction > 0, f"damping_fraction is above 0, not {self.damping_fraction}")
+        _require(
+            0 < self.damping_fraction < math.inf, f"damping_fraction is above 0 and finite, not {self.damping_fraction}"
+        )
+        _require(
+            bool(self.exponent_offsets) and all(abs(k) <= MAX_EXPONENT_OFFSET for k in self.exponent_offsets),
+            f"exponent_offsets are one or more of ±{MAX_EXPONENT_OFFSET}, not {self.exponent_offsets}",
+        )
         _require(
             all(c * 2.0**k <= 2 and c > 0 for c in self.clip_ratios for k in self.exponent_offsets),
             f"clip ratio · 2^offset lies in (0, 2]; {self.clip_ratios} · 2^{self.exponent_offsets} does not",
@@ -115,7 +124,12 @@ class Recipe:
                   "num_steps", "height", "width", "num_frames", "flow_shift")  # fmt: skip
         for key in counts:
             value = getattr(self, key)
-            _require(value is None or value > 0, f"{key} is above 0, not {value}")
+            _require(value is None or 0 < value < math.inf, f"{key} is above 0 and finite, not {value}")
+
+    @property
+    def default_format(self) -> Format:
+        """The format of every layer that `layers` does not name."""
+        return get_format(self.format)
 
     @property
     def needs_calibration(self) -> bool:
@@ -177,7 +191,10 @@ class Recipe:
         if path.suffix == ".toml":
             if not path.is_file():
                 raise RecipeError(f"there is no recipe file {path}.")
-            text = path.read_text(encoding="utf-8")
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RecipeError(f"recipe file {path} cannot be read as UTF-8 text: {error}.") from error
         elif str(name_or_path) in builtin_recipes():
             text = builtin.read_text(encoding="utf-8")
         else:

@@ -1,0 +1,59 @@
+"""Forward hooks, all of them: see what a module is called with, and leave no hook behind."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class _Caught(Exception):
+    """Stops a forward pass once the wanted call has been seen."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call_args, self.call_kwargs = args, kwargs
+
+
+def first_call(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the first call that `run` makes to `module`; nothing after that call is computed.
+
+    Raises:
+        RuntimeError: `run` never called the module.
+    """
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Caught(args, kwargs)
+
+    handle = module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        run()
+    except _Caught as caught:
+        return caught.call_args, caught.call_kwargs
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the model ran without calling {type(module).__name__}")
+
+
+@contextlib.contextmanager
+def watching_inputs(modules: Mapping[str, nn.Module], observe: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Within this context, `observe(name, first positional input)` runs before each call of the named modules."""
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], None]) -> Iterator[None]:
+    """Within this context, `observe(keyword arguments, output)` runs after each call of the module."""
+    handle = module.register_forward_hook(lambda _, args, kwargs, out: observe(kwargs, out), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,73 @@
+"""The README.md of a quantized pipeline: base model, licence, recipe, bits, measured sizes."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from tempoquant.checkpoint.reader import iter_layers
+from tempoquant.integrations.wan import EXPERT_COMPONENTS
+from tempoquant.recipe import Recipe
+
+
+def model_card(partial: Path, source: Path, settings: dict[str, Any]) -> str:
+    """Text of the model card for a pipeline whose components are already written to `partial`."""
+    recipe = Recipe.from_dict(settings)
+    base = _source_card(source)
+    data = ModelCardData(
+        license=base.get("license"),
+        base_model=base.get("base_model"),
+        library_name="diffusers",
+        pipeline_tag="image-to-video",
+        tags=["tempoquant", "quantized", "W4A4", recipe.format],
+    )
+    rows = [_expert_row(partial / component, source / component, expert.value)
+            for expert, component in EXPERT_COMPONENTS.items()]  # fmt: skip
+    body = _BODY.format(recipe=recipe.name, rows="\n".join(rows), toml=recipe.to_toml())
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def _source_card(source: Path) -> dict[str, Any]:
+    """Metadata of the source's own card; empty when it has none."""
+    file = source / "README.md"
+    return dict(ModelCard.load(file).data.to_dict()) if file.is_file() else {}
+
+
+def _expert_row(component: Path, source: Path, name: str) -> str:
+    layers = [layer for _, layer in iter_layers(component)]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    bits = 8 * sum(layer.num_bytes for layer in layers) / max(1, weights)
+    before, after = _size_mib(source), _size_mib(component)
+    return f"| {name} | {len(layers)} | {bits:.3f} | {before:,.1f} | {after:,.1f} |"
+
+
+def _size_mib(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20
+
+
+_BODY = """
+# A 4-bit Wan2.2 image-to-video pipeline
+
+Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}`: 4-bit weights and 4-bit
+activations (W4A4) in the linears of every transformer block, a 16-bit low-rank branch where the recipe has one; all
+else is as it was.
+
+```python
+import tempoquant  # registers the quantizer with diffusers
+from diffusers import WanImageToVideoPipeline
+
+pipeline = WanImageToVideoPipeline.from_pretrained("this folder")
+```
+
+| expert | 4-bit layers | bits a weight, all included | 16-bit, MiB on disk | this, MiB on disk |
+|---|---|---|---|---|
+{rows}
+
+Bits a weight count codes, scales, smoothing factors, branch and clip ratios. To measure the quality against the 16-bit
+model on your own prompts: `tempoquant compare REFERENCE THIS_FOLDER --samples-from prompts.jsonl`.
+
+## Recipe
+
+```toml
+{toml}```
+"""

@@ -1,0 +1,142 @@
+"""The folder a quantized pipeline is written to: complete or absent, and recognised when the same run comes again."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tempoquant.checkpoint.files import sha256_of
+from tempoquant.errors import OutputError
+from tempoquant.integrations.model_card import model_card
+from tempoquant.integrations.pipeline_folder import components_of
+
+MANIFEST_NAME = "tempoquant.json"
+_FINGERPRINT_BYTES = 2**16
+_EXPERTS = ("transformer", "transformer_2")
+_ROOT_FILES = ("model_index.json", "sampling.json")
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What makes two runs the same run.
+
+    Attributes:
+        recipe: the resolved recipe.
+        source: fingerprint of the 16-bit model.
+        prompts: provenance of the calibration prompts.
+        seed: of the calibration's noise.
+    """
+
+    recipe: dict[str, Any]
+    source: str
+    prompts: list[dict[str, str]]
+    seed: int
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the names, sizes, beginnings and ends of a pipeline's files: telling, without reading 100 GB."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()}:{size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_FINGERPRINT_BYTES))
+            stream.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(stream.read(_FINGERPRINT_BYTES))
+    return digest.hexdigest()
+
+
+class OutputFolder:
+    """Where a run writes.
+
+    Args:
+        path: does not exist, is empty, or holds an earlier result.
+        identity: of this run.
+    """
+
+    def __init__(self, path: Path, identity: RunIdentity) -> None:
+        self.path = path
+        self._identity = asdict(identity)
+
+    def is_finished(self, overwrite: bool) -> bool:
+        """Whether the folder already holds this very run's result.
+
+        Raises:
+            OutputError: it holds something else and `overwrite` was not asked for; the difference is named.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file: give a folder.")
+        if overwrite or not self.path.exists() or not any(self.path.iterdir()):
+            return False
+        manifest = self.path / MANIFEST_NAME
+        if not manifest.is_file():
+            raise OutputError(
+                f"{self.path} is not empty and holds no TempoQuant result: choose another folder, or --overwrite."
+            )
+        try:
+            other = json.loads(manifest.read_text(encoding="utf-8"))["run"]
+            different = [key for key, value in self._identity.items() if other.get(key) != value]
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise OutputError(f"{manifest} is unreadable ({error}): choose another folder, or --overwrite.") from error
+        if different:
+            raise OutputError(
+                f"{self.path} holds another run's result (different {' and '.join(different)}): "
+                "choose another folder, or --overwrite."
+            )
+        return True
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Path]:
+        """A temporary folder beside the output; removed when anything fails, Ctrl-C included.
+
+        Raises:
+            OutputError: the parent cannot be written, or the disk is full.
+        """
+        partial = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent))
+            yield partial
+        except OSError as error:
+            raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
+        finally:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def complete(self, partial: Path, source: Path, link: bool) -> None:
+        """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename."""
+        for name in components_of(source):
+            if name not in _EXPERTS:
+                shutil.copytree(source / name, partial / name, copy_function=os.link if link else _copy)
+        for name in _ROOT_FILES:
+            if (source / name).is_file():
+                _copy(source / name, partial / name)
+        (partial / "README.md").write_text(model_card(partial, source, self._identity["recipe"]), encoding="utf-8")
+        files = {
+            file.relative_to(partial).as_posix(): sha256_of(file)
+            for file in sorted(partial.rglob("*"))
+            if file.is_file()
+        }
+        manifest = {"run": self._identity, "sha256": files}
+        (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        for entry in (partial, *partial.rglob("*")):  # temporary folders are 0700: others could not read the model
+            if not link or entry.is_dir() or entry.parent.name in _EXPERTS:
+                entry.chmod(0o755 if entry.is_dir() else 0o644)
+        if self.path.exists():
+            old = partial.with_suffix(".old")
+            self.path.rename(old)
+            partial.rename(self.path)
+            shutil.rmtree(old)
+        else:
+            partial.rename(self.path)
+
+
+def _copy(source: str | Path, target: str | Path) -> None:
+    """Content only: times and owners would make two equal runs differ. Links are followed (the hub's cache has them)."""
+    shutil.copyfile(source, target)

@@ -1,0 +1,117 @@
+"""Pipeline folders: where a named model lies, whether it is a two-expert Wan pipeline, and that loading it is safe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tempoquant.errors import ModelError
+
+_PIPELINE_CLASS = "WanImageToVideoPipeline"
+_TRANSFORMER_CLASS = "WanTransformer3DModel"
+_LIBRARIES = {"diffusers", "transformers"}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+BUNDLED_MODELS = ("tiny", "tiny-outliers")
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The folder of a model: a bundled one by name, a folder, or a hub id (then fetched into the hub's cache).
+
+    Raises:
+        ModelError: there is no such model, or it cannot be fetched.
+    """
+    if str(model) == "tiny":
+        from tempoquant.tiny import weights_folder
+
+        return weights_folder()
+    if str(model) == "tiny-outliers":
+        from tempoquant.tiny.outliers import outliers_folder
+
+        return outliers_folder()
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.exists() or str(model).count("/") != 1 or str(model).startswith(("/", ".")):
+        raise ModelError(
+            f"there is no model folder {model}: give {', '.join(BUNDLED_MODELS)}, a diffusers folder, or a hub id."
+        )
+    return _fetch(str(model))
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{hub_id} is neither a folder here nor could it be fetched from the hub: {error}") from error
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's value. Raises ModelError when it is missing or malformed."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{file} is missing: {file.parent} is not a complete diffusers pipeline.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is not readable JSON ({error}).") from error
+
+
+def components_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """The components that model_index.json names: name → (library, class).
+
+    Raises:
+        ModelError: a name that would leave the folder, or a library other than diffusers and transformers (whose code
+            would have to be trusted).
+    """
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index, dict):
+        raise ModelError(f"{folder / 'model_index.json'} is not a JSON object.")
+    components = {}
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if not name.isidentifier():
+            raise ModelError(f"model_index.json names a component {name!r}, which could lie outside {folder}: refused.")
+        if len(value) != 2 or value == [None, None]:
+            continue
+        library, class_name = value
+        if library not in _LIBRARIES:
+            raise ModelError(
+                f"component {name} wants code from {library!r}; only diffusers and transformers are loaded."
+            )
+        components[name] = (library, str(class_name))
+    return components
+
+
+def check_pipeline_folder(folder: Path) -> None:
+    """Raise ModelError unless the folder is a two-expert Wan image-to-video pipeline in safetensors files."""
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {folder}.")
+    index = read_json(folder / "model_index.json")
+    components = components_of(folder)
+    class_name = index.get("_class_name")
+    if class_name != _PIPELINE_CLASS:
+        raise ModelError(
+            f"{folder} is a {class_name}, not a {_PIPELINE_CLASS}: only Wan2.2 image-to-video is supported."
+        )
+    for name in ("transformer", "transformer_2"):
+        if components.get(name) != ("diffusers", _TRANSFORMER_CLASS):
+            raise ModelError(
+                f"{folder} has no {_TRANSFORMER_CLASS} as {name}: a two-expert Wan2.2 pipeline needs both."
+            )
+    if not isinstance(index.get("boundary_ratio"), int | float):
+        raise ModelError(f"{folder} has no boundary_ratio: a two-expert Wan2.2 pipeline needs one.")
+    for name in components:
+        _check_component_files(folder / name)
+
+
+def _check_component_files(component: Path) -> None:
+    if not component.is_dir():
+        raise ModelError(f"component {component} is named in model_index.json but missing.")
+    names = [entry.name for entry in component.iterdir()]
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            f"{component / pickles[0]} would have to be unpickled, which can run any code: convert it to safetensors."
+        )

@@ -1,0 +1,45 @@
+"""Record calibration samples: run the 16-bit pipeline on the calibration prompts and keep its transformer calls."""
+
+from collections.abc import Sequence
+
+from diffusers import WanImageToVideoPipeline
+
+from tempoquant.calibrate.sample import CalibrationSet
+from tempoquant.integrations.wan import SamplingSettings, record_trajectory
+from tempoquant.progress import SILENT, Progress
+from tempoquant.prompts import Prompt
+from tempoquant.recipe import Recipe
+
+
+def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
+    """The model's own sampling settings, with what the recipe changes."""
+    return own.replace(
+        height=recipe.height,
+        width=recipe.width,
+        num_frames=recipe.num_frames,
+        num_steps=recipe.num_steps,
+        flow_shift=recipe.flow_shift,
+    )
+
+
+def record_calibration(
+    pipeline: WanImageToVideoPipeline,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    settings: SamplingSettings,
+    seed: int,
+    progress: Progress = SILENT,
+) -> CalibrationSet:
+    """Sample every prompt without guidance, and the first few with it where the recipe searches clip ratios.
+
+    Prompt i is sampled with seed + i, in both cases.
+    """
+    searched = prompts[: recipe.clip_search_num_prompts] if recipe.clip_ratios else []
+    advance = progress.start("Recording calibration samples", settings.num_steps * (len(prompts) + len(searched)))
+    samples = CalibrationSet()
+    unguided = settings.replace(guidance_scale=1.0)
+    for offset, prompt in enumerate(prompts):
+        samples.statistics.extend(record_trajectory(pipeline, prompt, unguided, seed + offset, advance))
+    for offset, prompt in enumerate(searched):
+        samples.clip_search.extend(record_trajectory(pipeline, prompt, settings, seed + offset, advance))
+    return samples
