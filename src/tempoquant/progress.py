@@ -1,4 +1,4 @@
-"""How long jobs report progress without knowing who watches: the CLI shows a bar with ETA, a library call shows none."""
+"""How long jobs report progress without knowing who watches: the CLI shows a bar with ETA, a library call nothing."""
 
 from collections.abc import Callable
 from typing import Protocol

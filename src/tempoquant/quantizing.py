@@ -35,13 +35,14 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert, TimestepBins
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, three how)
     model: str | Path,
     output: str | Path,
     recipe: str | Path | Recipe = "paper",
     calibration: str | Path | None = None,
     device: str | None = None,
     seed: int = 0,
+    *,
     overwrite: bool = False,
     link: bool = False,
     progress: Progress = SILENT,

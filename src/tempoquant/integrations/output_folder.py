@@ -138,5 +138,5 @@ class OutputFolder:
 
 
 def _copy(source: str | Path, target: str | Path) -> None:
-    """Content only: times and owners would make two equal runs differ. Links are followed (the hub's cache has them)."""
+    """Content only: times and owners would make equal runs differ. Links are followed (the hub's cache has them)."""
     shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""What we know about Wan2.2-I2V in diffusers: which component is which expert, where its linears are, how it samples."""
+"""What we know about Wan2.2-I2V in diffusers: which component is which expert, where its linears are, its sampling."""
 
 import dataclasses
 import json
@@ -192,9 +192,9 @@ def predict_noise(pipeline: WanImageToVideoPipeline, sample: CalibrationSample) 
 
 def _on(transformer: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Inputs on the transformer's device, floats in the dtype it computes in."""
-    device, dtype = transformer.device, transformer.patch_embedding.weight.dtype
-    moved = {key: value.to(device) for key, value in inputs.items()}
-    return {k: v.to(dtype) if v.is_floating_point() and k != "timestep" else v for k, v in moved.items()}
+    weight = transformer.get_parameter("patch_embedding.weight")
+    moved = {key: value.to(weight.device) for key, value in inputs.items()}
+    return {k: v.to(weight.dtype) if v.is_floating_point() and k != "timestep" else v for k, v in moved.items()}
 
 
 def block_linears(transformer: WanTransformer3DModel, index: int) -> dict[str, nn.Linear]:
