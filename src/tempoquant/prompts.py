@@ -58,8 +58,12 @@ def load_prompts(path: str | Path) -> list[Prompt]:
 
 
 def _load_file(file: Path) -> list[Prompt]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028 in a prompt
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{file} cannot be read as UTF-8 text: {error}.") from error
     prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -76,10 +80,11 @@ def _load_file(file: Path) -> list[Prompt]:
 
 def _open_image(path: Path, where: str) -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except FileNotFoundError as error:
         raise CalibrationError(f"{where}: there is no image {path}.") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CalibrationError(f"{where}: {path} cannot be read as an image ({error}).") from error
 
 
