@@ -26,12 +26,12 @@ MAX_TEXT = 4096  # characters of a name, note or hash
 MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
 
 
-_REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or upgrade tempoquant."
+REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or upgrade tempoquant."
 
 
 def damaged(what: str) -> CheckpointError:
     """The error for content that this TempoQuant would not write; `what` is a sentence without its full stop."""
-    return CheckpointError(f"{what}. {_REMEDY}")
+    return CheckpointError(f"{what}. {REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class ComponentConfig:
         except CheckpointError as error:
             raise CheckpointError(f"{where}: {error}") from error
         except TempoQuantError as error:  # the recipe's, the format's or the bins' own checks
-            raise CheckpointError(f"{where}: {error} {_REMEDY}") from error
+            raise CheckpointError(f"{where}: {error} {REMEDY}") from error
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise damaged(f"{where} is malformed ({error})") from error
 

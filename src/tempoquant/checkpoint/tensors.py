@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from tempoquant.checkpoint.schema import LayerEntry, damaged
+from tempoquant.checkpoint.schema import REMEDY, LayerEntry, damaged
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import check_scale_bytes
 from tempoquant.layer import LowRankBranch, QuantizedLayer
@@ -62,17 +62,20 @@ def entry_of(layer: QuantizedLayer) -> LayerEntry:
 def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
     """The stored tensors of a layer; they share memory with it where they can.
 
-    Raises CheckpointError when a tensor's dtype, shape or value is not what the format says.
+    Raises CheckpointError, starting with `where`, when a tensor's dtype, shape or value is not what the format stores.
     """
-    up, down = (layer.branch.up, layer.branch.down) if layer.rank and layer.branch is not None else (None, None)
-    tensors = {
-        "packed": layer.packed, "scale": layer.scale,
-        "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32, where),
-        "smoothing_factor": _to_bytes(layer.smoothing_factor, torch.bfloat16, where),
-        "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32, where), "up": up, "down": down, "bias": layer.bias,
-    }  # fmt: skip
-    present = {key: tensor.detach() for key, tensor in tensors.items() if tensor is not None}
-    check_layer(present, entry_of(layer), layer.bins.num_bins, where)
+    try:
+        up, down = (layer.branch.up, layer.branch.down) if layer.branch is not None and layer.rank else (None, None)
+        tensors = {
+            "packed": layer.packed, "scale": layer.scale,
+            "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32),
+            "smoothing_factor": _to_bytes(layer.smoothing_factor, torch.bfloat16),
+            "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32), "up": up, "down": down, "bias": layer.bias,
+        }  # fmt: skip
+        present = {key: tensor.detach() for key, tensor in tensors.items() if tensor is not None}
+        check_layer(present, entry_of(layer), layer.bins.num_bins, "it")
+    except CheckpointError as error:
+        raise CheckpointError(f"{where} cannot be stored: {str(error).removesuffix(REMEDY).rstrip()}") from error
     return present
 
 
@@ -138,13 +141,11 @@ def _require_positive(values: torch.Tensor, where: str) -> None:
         raise damaged(f"{where} holds a value that is not a positive number")
 
 
-def _to_bytes(tensor: torch.Tensor | None, dtype: torch.dtype, where: str) -> torch.Tensor | None:
+def _to_bytes(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     if tensor is None:
         return None
     if tensor.dtype != dtype:
-        raise CheckpointError(
-            f"{where} holds a {tensor.dtype} tensor where the format stores {dtype}: convert it first."
-        )
+        raise CheckpointError(f"it holds {tensor.dtype} where the format stores {dtype}.")
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -1,0 +1,169 @@
+"""Laws of quantization_config: what it holds survives JSON, and whatever it does not know is refused."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from tempoquant.checkpoint import FORMAT_VERSION, ComponentConfig, LayerEntry
+from tempoquant.checkpoint.schema import MAX_EDGES, MAX_FEATURES
+from tempoquant.errors import CheckpointError
+from tempoquant.formats import FORMATS, MXFP4, ScaleRule
+from tempoquant.recipe import Recipe, builtin_recipes
+from tempoquant.timesteps import Expert, TimestepBins
+from tests.quantized_wan import BINS, CALIBRATION, RECIPE
+
+ENTRY = LayerEntry(MXFP4, ScaleRule.CEIL, in_features=128, out_features=64, rank=4, smoothed=True, bias="bfloat16")
+CONFIG = ComponentConfig(
+    expert=Expert.LOW_NOISE,
+    bins=BINS,
+    layers={"blocks.0.ffn.net.2": ENTRY, "blocks.0.attn1.to_out.0": ENTRY},
+    recipe=RECIPE,
+    library_version="0.1.0",
+    calibration=CALIBRATION,
+    notes=("blocks.0.ffn.net.2: Hessian in float64",),
+    weight_sha256={"diffusion_pytorch_model.safetensors": "0" * 64},
+)
+
+
+def plain() -> dict[str, Any]:
+    return json.loads(json.dumps(CONFIG.to_dict()))
+
+
+def altered(path: str, value: Any) -> dict[str, Any]:
+    """The config with one value replaced; the path's parts are separated by slashes."""
+    config = plain()
+    *parents, last = path.split("/")
+    record = config
+    for parent in parents:
+        record = record[parent]
+    record[last] = value
+    return config
+
+
+def test_a_config_survives_json() -> None:
+    assert ComponentConfig.from_dict(plain()).to_dict() == CONFIG.to_dict()
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_every_builtin_recipe_survives_json(name: str) -> None:
+    config = altered("recipe", json.loads(json.dumps(Recipe.load(name).to_dict())))
+    assert ComponentConfig.from_dict(config).recipe == Recipe.load(name)
+
+
+def test_a_component_may_have_no_calibration_and_no_bins() -> None:
+    config = altered("calibration", None) | {"timestep_edges": []}
+    parsed = ComponentConfig.from_dict(config)
+    assert parsed.calibration is None and parsed.bins == TimestepBins()
+
+
+def test_layers_are_written_in_one_order() -> None:
+    backwards = copy.deepcopy(plain())
+    backwards["layers"] = dict(reversed(backwards["layers"].items()))
+    assert json.dumps(ComponentConfig.from_dict(backwards).to_dict()) == json.dumps(CONFIG.to_dict())
+
+
+@pytest.mark.parametrize("key", [key for key in CONFIG.to_dict() if key != "weight_sha256"])
+def test_a_missing_key_is_named(key: str) -> None:
+    config = plain()
+    del config[key]
+    with pytest.raises(CheckpointError, match=key):
+        ComponentConfig.from_dict(config)
+
+
+@pytest.mark.parametrize("key", ENTRY.to_dict())
+def test_a_missing_key_of_a_layer_is_named_with_its_layer(key: str) -> None:
+    config = plain()
+    del config["layers"]["blocks.0.ffn.net.2"][key]
+    with pytest.raises(CheckpointError, match=f"blocks.0.ffn.net.2: '{key}'"):
+        ComponentConfig.from_dict(config)
+
+
+def test_a_newer_version_says_upgrade_before_anything_else_is_looked_at() -> None:
+    with pytest.raises(CheckpointError, match=f"{FORMAT_VERSION + 1}, newer than .* upgrade tempoquant"):
+        ComponentConfig.from_dict({"quant_method": "tempoquant", "format_version": FORMAT_VERSION + 1, "new": []})
+
+
+WRONG = [
+    ("quant_method", "gguf"),
+    ("quant_method", None),
+    ("format_version", 0),
+    ("format_version", True),
+    ("format_version", "1"),
+    ("format_version", 1.0),
+    ("library_version", 3),
+    ("library_version", "x" * 5000),
+    ("expert", "transformer_2"),
+    ("expert", []),
+    ("timestep_edges", None),
+    ("timestep_edges", [900, 800]),
+    ("timestep_edges", [float("nan")]),
+    ("timestep_edges", [True]),
+    ("timestep_edges", ["900"]),
+    ("timestep_edges", [-1.0]),
+    ("timestep_edges", [i / MAX_EDGES for i in range(MAX_EDGES + 1)]),
+    ("layers", []),
+    ("layers", {"": ENTRY.to_dict()}),
+    ("layers", {"../up": ENTRY.to_dict()}),
+    ("layers", {"a..b": ENTRY.to_dict()}),
+    ("layers", {"a.b\n": ENTRY.to_dict()}),
+    ("layers", {"a": None}),
+    ("layers/blocks.0.ffn.net.2/format", "nf4"),
+    ("layers/blocks.0.ffn.net.2/format", ["mxfp4"]),
+    ("layers/blocks.0.ffn.net.2/activation_scale_rule", "round"),
+    ("layers/blocks.0.ffn.net.2/in_features", 127),
+    ("layers/blocks.0.ffn.net.2/in_features", 0),
+    ("layers/blocks.0.ffn.net.2/in_features", -128),
+    ("layers/blocks.0.ffn.net.2/in_features", 128.0),
+    ("layers/blocks.0.ffn.net.2/in_features", True),
+    ("layers/blocks.0.ffn.net.2/in_features", 2 * MAX_FEATURES),
+    ("layers/blocks.0.ffn.net.2/out_features", 10**30),
+    ("layers/blocks.0.ffn.net.2/rank", -1),
+    ("layers/blocks.0.ffn.net.2/rank", 65),
+    ("layers/blocks.0.ffn.net.2/smoothed", 1),
+    ("layers/blocks.0.ffn.net.2/bias", "float8_e4m3fn"),
+    ("layers/blocks.0.ffn.net.2/bias", True),
+    ("layers/blocks.0.ffn.net.2/zero_point", 0),
+    ("recipe", "paper"),
+    ("recipe/colour", "red"),
+    ("recipe/rank", -1),
+    ("recipe/layers", [{"pattern": "*", "format": ["mxfp4"]}]),
+    ("calibration", []),
+    ("calibration/prompts", {}),
+    ("calibration/prompts", [{"id": "a"}]),
+    ("calibration/prompts", [{"id": 1, "prompt": "", "image_sha256": ""}]),
+    ("calibration/settings", None),
+    ("calibration/host", "here"),
+    ("notes", "one"),
+    ("notes", [1]),
+    ("weight_sha256", []),
+    ("weight_sha256", {"a.safetensors": "0" * 63}),
+    ("weight_sha256", {"a.safetensors": "G" * 64}),
+    ("comment", "hello"),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG, ids=[f"{path}={str(value)[:20]}" for path, value in WRONG])
+def test_a_wrong_value_is_refused_in_one_short_message(path: str, value: Any) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        ComponentConfig.from_dict(altered(path, value), "here/config.json")
+    message = str(caught.value)
+    assert message.startswith("here/config.json") and len(message) < 600 and message.endswith((".", ")"))
+
+
+@pytest.mark.parametrize("config", [None, [], "tempoquant", 1, {}, {"quant_method": ["tempoquant"]}])
+def test_what_is_no_config_at_all_is_refused(config: Any) -> None:
+    with pytest.raises(CheckpointError):
+        ComponentConfig.from_dict(config)
+
+
+def test_provenance_of_absurd_size_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="calibration"):
+        ComponentConfig.from_dict(altered("calibration/settings", {"log": "x" * (17 * 2**20)}))
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_an_entry_survives_json(format: Any) -> None:
+    entry = LayerEntry(format, ScaleRule.FLOOR, in_features=128, out_features=3, rank=0, smoothed=False, bias=None)
+    assert LayerEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
