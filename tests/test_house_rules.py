@@ -1,0 +1,136 @@
+"""Rules of the house that a linter does not know."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60  # the rule is "about 40"; docstrings are not counted
+OUR_CODE = sorted(path for folder in ("src", "training", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+PACKAGE = [path for path in OUR_CODE if path.is_relative_to(ROOT / "src")]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEXTS = sorted(
+    path
+    for pattern in ("*.md", "*.toml", "*.yaml", "*.txt", "Makefile", ".ci/run", "docs/**/*.md", "src/**/*.json",
+                    "src/**/*.toml", "src/**/*.html", "src/**/*.md")
+    for path in ROOT.glob(pattern)
+)  # fmt: skip
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users|opt|mnt)/\w")
+UNFINISHED = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def matching_lines(paths: list[Path], pattern: re.Pattern[str]) -> list[str]:
+    return [
+        f"{name_of(path)}:{number}"
+        for path in paths
+        for number, line in enumerate(lines_of(path), start=1)
+        if pattern.search(line)
+    ]
+
+
+def test_the_lists_of_files_are_not_empty():
+    assert len(PACKAGE) > 10 and len(TESTS) > 5 and len(TEXTS) > 5
+
+
+def test_files_are_short():
+    lengths = {name_of(path): len(lines_of(path)) for path in OUR_CODE + TESTS}
+    assert {name: length for name, length in lengths.items() if length > MAX_FILE_LINES} == {}
+
+
+def test_no_file_is_left_unfinished():
+    assert matching_lines(OUR_CODE + TESTS + TEXTS, UNFINISHED) == []
+
+
+def test_no_text_names_a_path_of_one_machine():
+    assert matching_lines(OUR_CODE + TESTS + TEXTS, MACHINE_PATH) == []
+
+
+def test_functions_are_short():
+    assert [found for path in OUR_CODE for found in long_functions(path)] == []
+
+
+def long_functions(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            if length > MAX_FUNCTION_LINES:
+                yield f"{name_of(path)}: {node.name} has {length} lines"
+
+
+def test_nothing_is_unpickled_or_evaluated():
+    """A pickle runs whatever its author wrote; weights travel as safetensors."""
+    assert [found for path in OUR_CODE for found in unsafe_code(path)] == []
+
+
+def unsafe_code(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
+        where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = {alias.name.split(".")[0] for alias in node.names} | {getattr(node, "module", None)}
+            if modules & {"pickle", "dill", "cloudpickle", "shelve"}:
+                yield f"{where} imports a pickler"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.jit.load", "eval", "exec"):
+            yield f"{where} calls {ast.unparse(node.func)}"
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
+            yield f"{where} passes {node.arg}"
+
+
+def test_every_module_and_every_public_function_and_class_has_a_docstring():
+    assert [found for path in PACKAGE for found in undocumented(path)] == []
+
+
+def undocumented(path: Path) -> Iterator[str]:
+    tree = tree_of(path)
+    if tree.body and not ast.get_docstring(tree):
+        yield name_of(path)
+    for node in tree.body:
+        is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if is_definition and not node.name.startswith("_") and not ast.get_docstring(node):
+            yield f"{name_of(path)}: {node.name}"
+
+
+def test_no_folder_is_a_drawer_for_everything():
+    drawers = {"utils", "common", "core", "base", "helpers"}
+    assert [name_of(path) for path in PACKAGE if drawers & {*path.relative_to(ROOT).parts[:-1], path.stem}] == []
+
+
+def test_importing_everything_writes_nothing_sets_nothing_and_asks_no_gpu(tmp_path: Path):
+    program = """
+import importlib, os, pkgutil
+import diffusers, torch, transformers, typer
+before = dict(os.environ)
+import tempoquant
+for module in pkgutil.walk_packages(tempoquant.__path__, "tempoquant."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            assert error.name == "triton" and ".kernels." in module.name, module.name
+assert dict(os.environ) == before, "the environment changed"
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+"""
+    places = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME", "TMPDIR"), str(tmp_path))
+    environment = {**os.environ, **places, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
