@@ -1,7 +1,7 @@
 # Every target makes its own virtual environment in .venv and installs what it needs, at the pinned versions.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .PHONY: help demo test check format fuzz clean
@@ -34,6 +34,7 @@ clean:  ## Remove the virtual environment and every cache.
 
 # Stamp files: pip runs again only when the requirements change.
 .venv/bin/python:
+	@echo "Installing into .venv: a minute or two, the first time."
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python $(REQUIREMENTS)
