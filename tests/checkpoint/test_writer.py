@@ -177,7 +177,6 @@ def changed(**changes: Any) -> Any:
     [
         lambda: changed(clip_ratio=torch.tensor([1.0, 2.5, 1.0])),
         lambda: changed(clip_ratio=torch.ones(3, dtype=torch.float64)),
-        lambda: changed(clip_ratio=torch.ones(1), bins=TimestepBins()),
         lambda: changed(smoothing_factor=torch.zeros(128, dtype=torch.bfloat16)),
         lambda: changed(smoothing_factor=torch.ones(128)),
         lambda: changed(smoothing_factor=torch.ones(64, dtype=torch.bfloat16)),
@@ -192,6 +191,11 @@ def changed(**changes: Any) -> Any:
 def test_a_layer_that_could_not_be_read_back_is_not_written(tmp_path: Path, layer: Any) -> None:
     with writer(tmp_path / "c") as strict, pytest.raises(CheckpointError, match=r"^a cannot be stored: .*\.$"):
         strict.add_layer("a", layer())
+
+
+def test_a_layer_with_other_bins_than_its_component_is_refused(tmp_path: Path) -> None:
+    with writer(tmp_path / "c") as strict, pytest.raises(CheckpointError, match="bins"):
+        strict.add_layer("a", changed(clip_ratio=torch.ones(1), bins=TimestepBins()))
 
 
 def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:

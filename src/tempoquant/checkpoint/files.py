@@ -27,13 +27,13 @@ _TORCH_DTYPES = {
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises CheckpointError for a missing, oversized or malformed file and for repeated keys."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no {path}: is this the folder of a quantized component?")
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise damaged(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}: is this the folder of a quantized component?") from error
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
@@ -96,7 +96,10 @@ def require_safe(path: Path) -> Path:
 
 def require_inside(path: Path, folder: Path) -> Path:
     """Raise CheckpointError for a link that leads out of the folder, but for the Hugging Face cache's own blobs."""
-    root, target = folder.resolve(), path.resolve()
+    try:
+        root, target = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise damaged(f"{path} leads nowhere ({error})") from error
     allowed = [root]
     for parent in root.parents:  # <repo>/snapshots/<revision>/<component>/file links to <repo>/blobs/<hash>
         if parent.name == "snapshots":
