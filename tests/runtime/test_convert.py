@@ -1,0 +1,83 @@
+"""Laws of conversion: by name, all or nothing, and only linears of the right shape."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tempoquant.checkpoint.tensors import entry_of
+from tempoquant.errors import CheckpointError
+from tempoquant.runtime.convert import install_layers, quantized_linears, replace_linears
+from tempoquant.timesteps import TimestepBins
+from tests.quantized_wan import BINS, inputs, quantize, quantize_all, tiny_wan
+
+
+def test_every_named_linear_is_replaced_and_no_other() -> None:
+    model = tiny_wan(num_layers=2)
+    layers = quantize_all(model)
+    assert {"blocks.0.attn1.to_out.0", "blocks.1.ffn.net.2"} < layers.keys() and len(layers) == 20
+    install_layers(model, layers, BINS)
+    assert quantized_linears(model).keys() == layers.keys()
+    assert type(model.proj_out) is nn.Linear and type(model.condition_embedder.time_proj) is nn.Linear
+
+
+def test_replacing_on_meta_allocates_nothing_and_leaves_the_rest() -> None:
+    model = tiny_wan(num_layers=1)
+    layers = quantize_all(model)
+    replace_linears(model, {name: entry_of(layer) for name, layer in layers.items()}, BINS)
+    for name, tensor in model.state_dict().items():
+        assert tensor.is_meta == (name.rpartition(".")[0] in layers)
+
+
+def test_some_layers_may_stay_in_16_bits() -> None:
+    model = tiny_wan(num_layers=2)
+    layers = {name: layer for name, layer in quantize_all(model).items() if name.startswith("blocks.1.")}
+    install_layers(model, layers, BINS)
+    assert type(model.blocks[0].attn1.to_q) is nn.Linear
+    assert torch.isfinite(model(**inputs())[0]).all()
+
+
+def test_a_full_rank_branch_reproduces_the_original() -> None:
+    """Everything in the branch, zeros in the codes: what is left is the rounding of the branch to bfloat16."""
+    source = nn.Linear(64, 64)
+    source.weight.data = source.weight.data.bfloat16().float()
+    from tempoquant.layer import LowRankBranch
+
+    zero = nn.Linear(64, 64)
+    zero.weight.data.zero_()
+    branch = LowRankBranch(torch.eye(64).bfloat16(), source.weight.data.bfloat16())
+    layer = replace(
+        quantize(zero, "int4", TimestepBins(), rank=0, smoothed=False), branch=branch, bias=source.bias.data
+    )
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(layer(x), source(x), rtol=1e-5, atol=1e-6)
+    assert torch.equal(layer.dequantize(), source.weight.data)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("blocks.7.attn1.to_q", {}, "no layer"),
+        ("blocks.0.attn1.to_out.5", {}, "no layer"),
+        ("blocks.0.attn1.norm_q", {}, "RMSNorm, not a linear"),
+        ("patch_embedding", {}, "Conv3d, not a linear"),
+        ("blocks.0.attn1.to_q", {"out_features": 64}, "128 × 128 in the model, but 64 × 128"),
+        ("blocks.0.attn1.to_q", {"bias": None}, "contradicts"),
+    ],
+)
+def test_a_layer_that_does_not_fit_is_refused_and_nothing_is_changed(name: str, change: dict, message: str) -> None:
+    model = tiny_wan(num_layers=1)
+    entry = entry_of(quantize(model.blocks[0].attn1.to_q))
+    before = dict(model.named_modules())
+    with pytest.raises(CheckpointError, match=message):
+        replace_linears(model, {"blocks.0.attn1.to_k": entry, name: replace(entry, **change)}, BINS)
+    assert dict(model.named_modules()) == before and not model._forward_pre_hooks
+
+
+def test_a_quantized_model_is_not_quantized_again() -> None:
+    model = tiny_wan(num_layers=1)
+    layers = quantize_all(model)
+    install_layers(model, layers, BINS)
+    with pytest.raises(CheckpointError, match="QuantizedLinear, not a linear"):
+        install_layers(model, layers, BINS)
