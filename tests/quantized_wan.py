@@ -1,12 +1,17 @@
 """Tiny random Wan experts, quantized by rounding with a random branch and smoothing: enough to fill every tensor that a
 checkpoint can hold. What is tested with them is storage and plumbing, never quality."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from tempoquant.checkpoint import Calibration, ComponentWriter
 from tempoquant.formats import FORMATS, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
@@ -111,7 +116,54 @@ def write_component(
 
 def model_config(model: Any) -> dict[str, Any]:
     """config.json of a model as save_pretrained writes it, without where it came from."""
-    import json
-
     config = json.loads(model.to_json_string())
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
+
+
+def tiny_pipeline() -> WanImageToVideoPipeline:
+    """A random two-expert image-to-video pipeline of one block each; its frames are 16 × 16 at least."""
+    vocabulary = {token: i for i, token in enumerate(("<pad>", "</s>", "<unk>", "a", "cat", "walks"))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    torch.manual_seed(0)
+    text = UMT5Config(
+        vocab_size=len(vocabulary), d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    return WanImageToVideoPipeline(
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ),
+        text_encoder=UMT5EncoderModel(text).eval(),
+        vae=AutoencoderKLWan(
+            base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        ).eval(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
+        transformer=tiny_wan(0, num_layers=1),
+        transformer_2=tiny_wan(1, num_layers=1),
+        boundary_ratio=0.9,
+        image_encoder=None,
+        image_processor=None,
+    )
+
+
+def write_pipeline(folder: Path, format: str = "mixed") -> Path:
+    """A complete pipeline folder with both experts quantized."""
+    pipe = tiny_pipeline()
+    experts = {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
+    pipe.save_pretrained(folder)
+    for name, model in experts.items():
+        shutil.rmtree(folder / name)
+        write_component(folder / name, model, quantize_all(model, format))
+    return folder
+
+
+@torch.no_grad()
+def generate(pipe: WanImageToVideoPipeline, seed: int = 0) -> torch.Tensor:
+    """Latents of two steps, one for each expert, with guidance."""
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    return pipe(
+        image, "a cat walks", negative_prompt="", height=16, width=16, num_frames=5, num_inference_steps=2,
+        guidance_scale=2.0, generator=torch.Generator().manual_seed(seed), output_type="latent", max_sequence_length=8,
+    ).frames  # fmt: skip
