@@ -74,7 +74,7 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 @torch.no_grad()
 def _start_frame_by_frame(vae: AutoencoderKLWan) -> None:
-    """Let the random VAE treat every frame alone and repeat it in time, so that what it learns on frames serves clips."""
+    """Let the random VAE treat frames alone and repeat them in time, so that what it learns on frames serves clips."""
     for module in vae.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
             module.weight[:, :, :-1] = 0.0

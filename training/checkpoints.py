@@ -46,13 +46,13 @@ def save_checkpoint(
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
-    save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, unfinished, {"step": str(step)})
+    save_file(
+        {key: value.detach().clone().contiguous() for key, value in tensors.items()}, unfinished, {"step": str(step)}
+    )
     os.replace(unfinished, path)
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> int:
+def load_checkpoint(path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
     """Restore all three in place; the step to go on from, 0 when there is no checkpoint."""
     if not path.exists():
         return 0

@@ -2,6 +2,8 @@
 
     python -m training.export                        # trained parts into src/tempoquant/tiny/weights
     python -m training.export --untrained runs/x     # random weights of the same architecture, for tests of loading
+
+The folder is written beside its place and then moved there, so a reader sees the old pipeline or the new one.
 """
 
 from __future__ import annotations
@@ -26,10 +28,22 @@ from training.architecture import (
     build_vae,
 )
 from training.checkpoints import RUNS, read_average
+from training.experts import checkpoint_of
 from training.text import FOLDER as TEXT_FOLDER
 from training.text import build_tokenizer
 
 MAX_FILE_BYTES = 16 * 2**20
+
+# How this model samples, where it differs from Wan2.2's own sizes (tempoquant.integrations.wan.SamplingSettings).
+SAMPLING = {
+    "height": 64,
+    "width": 64,
+    "num_frames": 17,
+    "num_steps": 40,
+    "guidance_scale": 3.0,
+    "flow_shift": None,
+    "fps": 8,
+}
 
 
 def to_shipped_dtype(expert: WanTransformer3DModel) -> WanTransformer3DModel:
@@ -69,6 +83,7 @@ def write_pipeline(
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished)
     _name_tokenizer_class(unfinished)
+    (unfinished / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n", encoding="utf-8")
     for file in unfinished.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
         if file.stat().st_size > MAX_FILE_BYTES:
@@ -99,10 +114,7 @@ def untrained(folder: Path) -> None:
 
 def trained(folder: Path) -> None:
     """The averaged weights of the training runs in runs/."""
-    experts = {
-        component: expert_from(read_average(RUNS / "experts" / name / "checkpoint.safetensors"))
-        for name, component in EXPERTS.items()
-    }
+    experts = {component: expert_from(read_average(checkpoint_of(name))) for name, component in EXPERTS.items()}
     write_pipeline(
         folder,
         AutoencoderKLWan.from_pretrained(RUNS / "vae" / "model"),

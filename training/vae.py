@@ -1,4 +1,4 @@
-"""Train the VAE: single frames first, then 5-frame clips, then 17-frame clips (each step of the last costs four times more).
+"""Train the VAE: single frames first, then 5-frame clips, then 17-frame clips.
 
     python -m training.vae
 
@@ -25,6 +25,7 @@ from tempoquant.tiny.sets import EVALUATION_SEED_BASE, TRAINING_SEED_BASE, scene
 from tempoquant.tiny.world import render
 from training.architecture import build_vae
 from training.checkpoints import RUNS, append_log, load_checkpoint, save_checkpoint, update_average
+from training.memory import keep_freed_memory
 from training.whole_clip import decode_clip, encode_clip
 
 CHECKPOINT = RUNS / "vae" / "checkpoint.safetensors"
@@ -49,7 +50,7 @@ class Stage:
         return self.num_frames * self.batch_size * self.num_steps
 
 
-STAGES = (Stage(1, 16, 6500), Stage(5, 8, 1200), Stage(17, 4, 1600))
+STAGES = (Stage(1, 16, 2800), Stage(5, 8, 200), Stage(17, 2, 300))
 
 
 def render_clips(seed_base: int, num_clips: int) -> NDArray[np.uint8]:
@@ -139,7 +140,11 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"l1": float(l1.detach()), "psnr_db": -10.0 * math.log10(float(mse.detach()) / 4.0), "kl": float(kl.detach())}
+    return {
+        "l1": float(l1.detach()),
+        "psnr_db": -10.0 * math.log10(float(mse.detach()) / 4.0),
+        "kl": float(kl.detach()),
+    }
 
 
 def main() -> None:
@@ -147,6 +152,7 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
     torch.manual_seed(SEED)
     clips, held_out = render_clips(TRAINING_SEED_BASE, NUM_CLIPS), render_clips(EVALUATION_SEED_BASE, 16)
@@ -162,15 +168,15 @@ def main() -> None:
         optimizer.param_groups[0]["lr"] = learning_rate(share, step, PEAK_LEARNING_RATE)
         losses = train_step(vae, forward, optimizer, draw_batch(clips, stage, step))
         update_average(average, vae, min(AVERAGE_DECAY, (1 + step) / (10 + step)))
-        if step % 100 == 0:
+        if step % 50 == 0:
             seconds = round(time.monotonic() - start, 1)
             row = {key: round(value, 5) for key, value in losses.items()}
             append_log("vae", {"step": step, "num_frames": stage.num_frames, "seconds": seconds, **row})
-        if (step + 1) % 400 == 0 or step + 1 == total_steps:
+        if (step + 1) % 100 == 0 or step + 1 == total_steps:
             save_checkpoint(CHECKPOINT, vae, average, optimizer, step + 1)
             psnr = held_out_psnr_db(average, held_out, stage.num_frames)
             append_log("vae", {"step": step + 1, "num_frames": stage.num_frames, "held_out_psnr_db": round(psnr, 2)})
-    finish(average, clips[:256])
+    finish(average, clips[:64])
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ MIN_GAP = 3.0
 """Pixels that always stay free between two movers."""
 BACKGROUND_KINDS: tuple[str, ...] = ("gradient", "blobs", "stripes")
 
-# The largest distance of a shape's outline from its centre, in radii (see `_signed_distance`).
+# The largest distance of a shape's outline from its centre, in radii, and its area, in radii² (see `_signed_distance`).
 _EXTENT = {"circle": 1.0, "square": 0.88 * 2**0.5, "triangle": 1.2, "diamond": 1.25}
+_AREA = {"circle": np.pi, "square": (2 * 0.88) ** 2, "triangle": 3 * 3**0.5 * 0.6**2, "diamond": 2 * 1.25**2}
 
 Motion = tuple[str, "str | None"]
 """(direction, speed word), or (STILL, None)."""
@@ -52,7 +53,7 @@ MOTIONS: tuple[Motion, ...] = ((STILL, None), *((d, s) for d in DIRECTIONS for s
 
 @dataclass(frozen=True)
 class Mover:
-    """One shape and its motion. `x`, `y`: centre in the first frame, pixels; `radius`: pixels (half its width, about)."""
+    """One shape and its motion. `x`, `y`: centre in the first frame; `radius`: about half its width; both in pixels."""
 
     color: str
     shape: str
@@ -151,6 +152,14 @@ def render(
         coverage = np.clip(0.5 - distance, 0.0, 1.0)[..., None]
         canvas += coverage * (np.array(COLORS[mover.color], dtype=np.float32) - canvas)
     return (np.clip(canvas, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def shape_coverage(shape: str, centre: tuple[float, float], area: float, size: int = FRAME_SIZE) -> NDArray[np.float32]:
+    """(size, size): how much of each pixel a shape covers that has this centre (x, y) and this area in pixels."""
+    pixel = np.arange(size, dtype=np.float32) + 0.5
+    radius = float(np.sqrt(area / _AREA[shape]))
+    dx, dy = pixel[None, :] - np.float32(centre[0]), pixel[:, None] - np.float32(centre[1])
+    return np.clip(0.5 - _signed_distance(shape, dx, dy, radius), 0.0, 1.0)
 
 
 def _describe_mover(mover: Mover) -> str:
