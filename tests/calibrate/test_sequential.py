@@ -100,7 +100,7 @@ def test_hooks_are_gone_after_an_error_too() -> None:
     model = ToyExpert()
     spoiled = samples()
     spoiled.statistics[0].inputs["hidden"][0, 3, 4] = torch.nan
-    with pytest.raises(CalibrationError, match="input of blocks.0.up holds NaN"):
+    with pytest.raises(CalibrationError, match=r"input of blocks\.0\.up holds NaN"):
         list(quantize_expert(model, spoiled, PAPER, BINS))
     assert not any(module._forward_pre_hooks for module in model.blocks.modules())
 

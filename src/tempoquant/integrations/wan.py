@@ -92,6 +92,9 @@ def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | 
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{folder} does not load as a WanImageToVideoPipeline: {error}") from error
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module):
+            _require_complete(component, folder / name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
@@ -248,7 +251,15 @@ def load_expert(folder: Path, expert: Expert, device: str, dtype: torch.dtype) -
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / component} does not load as a WanTransformer3DModel: {error}") from error
+    _require_complete(transformer, folder / component)
     return transformer.to(device)
+
+
+def _require_complete(model: nn.Module, folder: Path) -> None:
+    """diffusers only warns when a file lacks a weight, and leaves it on the meta device."""
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} weight(s), such as {missing[0]}: fetch the model again.")
 
 
 def component_config(folder: Path, expert: Expert) -> dict[str, Any]:

@@ -1,0 +1,226 @@
+"""Laws of quantizing a whole pipeline, on the bundled model with very few steps."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+import tempoquant
+from tempoquant import Recipe
+from tempoquant.calibrate.sequential import NamedLayer
+from tempoquant.errors import CalibrationError, ModelError, OutputError, RecipeError, TempoQuantError
+from tempoquant.integrations.recording import record_calibration
+from tempoquant.integrations.wan import (
+    default_settings,
+    generate_video,
+    load_pipeline,
+    predict_noise,
+    record_trajectory,
+)
+from tempoquant.prompts import Prompt
+from tempoquant.timesteps import Expert, expert_of
+from tempoquant.tiny import weights_folder
+from tempoquant.tiny.sets import evaluation_items
+
+QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=8, rank=2)
+
+
+def held_out() -> Prompt:
+    item = evaluation_items(1)[0]
+    return Prompt(item.id, item.image, item.prompt)
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tempoquant.quantize("tiny", tmp_path_factory.mktemp("quantize") / "quick", QUICK)
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def tensors_of(pipeline: WanImageToVideoPipeline) -> dict[str, torch.Tensor]:
+    return {f"{name}.{key}": value for name in ("transformer", "transformer_2")
+            for key, value in getattr(pipeline, name).state_dict().items()}  # fmt: skip
+
+
+def test_plain_diffusers_runs_what_quantize_wrote(quantized: Path) -> None:
+    pipeline = WanImageToVideoPipeline.from_pretrained(quantized, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = held_out()
+    frames = pipeline(image=prompt.image, prompt=prompt.text, height=64, width=64, num_frames=5,
+                      num_inference_steps=2, output_type="np").frames  # fmt: skip
+    assert frames.shape == (1, 5, 64, 64, 3)
+    assert type(pipeline.transformer.blocks[0].ffn.net[2]).__name__ == "QuantizedLinear"
+
+
+def test_the_same_seed_gives_the_same_bytes(quantized: Path, tmp_path: Path) -> None:
+    again = tempoquant.quantize("tiny", tmp_path / "elsewhere", QUICK)
+    assert all_bytes(again) == all_bytes(quantized)
+
+
+def test_another_seed_gives_other_codes(quantized: Path, tmp_path: Path) -> None:
+    other = tempoquant.quantize("tiny", tmp_path / "other", QUICK, seed=1)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (other / weights).read_bytes() != (quantized / weights).read_bytes()
+
+
+def test_what_was_not_quantized_is_as_it_was(quantized: Path) -> None:
+    source, result = all_bytes(weights_folder()), all_bytes(quantized)
+    for name, content in source.items():
+        if not name.startswith("transformer"):
+            assert result[name] == content
+    for component in ("transformer", "transformer_2"):
+        name = f"{component}/diffusion_pytorch_model.safetensors"
+        before, after = load_file(weights_folder() / name), load_file(quantized / name)
+        untouched = {key for key in before if key in after and not key.endswith(".bias")}
+        assert "proj_out.weight" in untouched and "blocks.0.norm2.weight" in untouched
+        assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in untouched)
+
+
+def test_a_saved_pipeline_holds_the_same_tensors_as_the_loaded_one(quantized: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(quantized, "cpu", torch.bfloat16)
+    before = tensors_of(pipeline)
+    pipeline.save_pretrained(tmp_path)
+    after = tensors_of(load_pipeline(tmp_path, "cpu", torch.bfloat16))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)) for key in before)
+
+
+def test_one_expert_loads_beside_a_16_bit_partner(quantized: Path) -> None:
+    expert = WanTransformer3DModel.from_pretrained(quantized, subfolder="transformer", dtype=torch.bfloat16)
+    pipeline = WanImageToVideoPipeline.from_pretrained(weights_folder(), transformer=expert, dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    video = generate_video(pipeline, held_out(), default_settings(quantized).replace(num_steps=3, num_frames=5), 0)
+    assert video.shape == (5, 64, 64, 3)
+
+
+def test_a_finished_identical_run_is_left_alone_and_another_is_refused(quantized: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(quantized, tmp_path / "copy"))
+    before = (folder / "transformer" / "config.json").stat().st_mtime_ns
+    assert tempoquant.quantize("tiny", folder, QUICK) == folder
+    assert (folder / "transformer" / "config.json").stat().st_mtime_ns == before
+    with pytest.raises(OutputError, match="different seed"):
+        tempoquant.quantize("tiny", folder, QUICK, seed=5)
+    with pytest.raises(OutputError, match="different recipe and prompts"):
+        tempoquant.quantize("tiny", folder, "rtn")
+    assert tempoquant.quantize("tiny", folder, "rtn", overwrite=True) == folder
+    assert json.loads((folder / "tempoquant.json").read_text())["run"]["recipe"]["name"] == "rtn"
+    assert not list(tmp_path.glob(".copy*"))
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="not empty"):
+        tempoquant.quantize("tiny", tmp_path, "rtn")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["Ctrl-C", "full disk"]
+)
+def test_an_interrupted_run_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def interrupted(*_: object) -> Callable[..., NamedLayer]:
+        raise error
+
+    monkeypatch.setattr("tempoquant.quantizing.quantize_expert", interrupted)
+    with pytest.raises((KeyboardInterrupt, OutputError)):
+        tempoquant.quantize("tiny", tmp_path / "out", "rtn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    folder = Path(shutil.copytree(weights_folder(), tmp_path / "damaged"))
+    file = folder / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    return folder
+
+
+def test_a_weight_with_nan_stops_the_run_and_is_named(tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["blocks.1.attn2.to_k.weight"][3, 3] = torch.nan
+
+    with pytest.raises(ModelError, match=r"weight of blocks.1.attn2.to_k holds NaN"):
+        tempoquant.quantize(damaged(tmp_path, spoil), tmp_path / "out", "rtn")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
+    folder = damaged(tmp_path, lambda tensors: None)
+    file = folder / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="does not load"):
+        tempoquant.quantize(folder, tmp_path / "out", "rtn")
+
+
+def test_a_model_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["blocks.1.attn2.to_k.weight"]
+
+    with pytest.raises(ModelError, match=r"blocks.1.attn2.to_k.weight"):
+        tempoquant.quantize(damaged(tmp_path, drop), tmp_path / "out", "rtn")
+
+
+def test_a_quantized_model_is_not_quantized_again(quantized: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="already quantized"):
+        tempoquant.quantize(quantized, tmp_path / "twice", "rtn")
+
+
+def test_a_folder_needs_prompts_to_calibrate_on(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="no built-in prompts"):
+        tempoquant.quantize(weights_folder(), tmp_path / "out", "paper")
+
+
+def test_an_unknown_recipe_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="paper, rtn, svdquant"):
+        tempoquant.quantize("tiny", tmp_path / "out", "papre")
+
+
+def test_every_error_is_a_tempoquant_error() -> None:
+    assert issubclass(RecipeError, TempoQuantError) and issubclass(OutputError, TempoQuantError)
+
+
+def test_linked_components_are_the_same_files(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(weights_folder(), tmp_path / "source"))
+    linked = tempoquant.quantize(source, tmp_path / "linked", "rtn", link=True)
+    copied = tempoquant.quantize(source, tmp_path / "copied", "rtn")
+    name = "vae/diffusion_pytorch_model.safetensors"
+    assert (linked / name).samefile(source / name) and not (copied / name).samefile(source / name)
+    assert all_bytes(linked) == all_bytes(copied)
+
+
+def test_recorded_calls_replay_to_what_was_recorded() -> None:
+    pipeline = load_pipeline(weights_folder(), "cpu")
+    settings = default_settings(weights_folder()).replace(num_steps=4)
+    samples = record_trajectory(pipeline, held_out(), settings, 0)
+    assert [(s.step_index, s.branch) for s in samples[:3]] == [
+        (0, "conditional"),
+        (0, "unconditional"),
+        (1, "conditional"),
+    ]
+    assert len(samples) == 8 and {s.expert for s in samples} == set(Expert)
+    for sample in samples:
+        assert sample.expert is expert_of(sample.timestep, 0.9)
+        torch.testing.assert_close(predict_noise(pipeline, sample), sample.noise_prediction, rtol=1e-4, atol=1e-4)
+
+
+def test_calibration_records_without_guidance_and_the_clip_search_with_it() -> None:
+    pipeline = load_pipeline(weights_folder(), "cpu")
+    settings = default_settings(weights_folder()).replace(num_steps=3)
+    samples = record_calibration(pipeline, [held_out()], QUICK, settings, 0)
+    assert [s.branch for s in samples.statistics] == ["conditional"] * 3
+    assert sorted(s.branch for s in samples.clip_search) == ["conditional"] * 3 + ["unconditional"] * 3
+
+
+def test_no_thread_is_left_running(quantized: Path) -> None:
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
