@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from tempoquant.cli import progress as module
-from tempoquant.cli.progress import RichProgress
+from tempoquant.cli.progress import Labelled, RichProgress
 
 
 class Clock:
@@ -38,6 +38,13 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_that_is_left(clock):
         "quantizing: 8 of 10, about 30 s left",
         "quantizing: done in 2 min 30 s",
     ]
+
+
+def test_a_label_stands_before_each_description(clock):
+    stream = io.StringIO()
+    with RichProgress(Console(file=stream)) as progress:
+        Labelled(progress, "paper").start("quantizing", 1)()
+    assert stream.getvalue() == "paper: quantizing: done in 0 s\n"
 
 
 def test_quick_work_leaves_one_line(clock):

@@ -9,6 +9,7 @@ import typer
 
 from tempoquant.cli.compare import held_out_task
 from tempoquant.cli.options import Device, Json, Seed
+from tempoquant.cli.progress import Labelled
 from tempoquant.cli.quantize import is_finished
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
@@ -95,7 +96,7 @@ def quantize_all(
     existed = {}
     for label, each in recipes.items():
         existed[label] = is_finished(output / label)
-        quantize(model, output / label, each, device=device, seed=seed, progress=progress)
+        quantize(model, output / label, each, device=device, seed=seed, progress=Labelled(progress, label))
     return existed
 
 

@@ -16,17 +16,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tempoquant.progress import Progress as ProgressLike
+
 SECONDS_BETWEEN_LINES = 20.0
 SPEED_WINDOW_S = 120.0
 """Rich estimates the time left from this much of the past: layers and steps are uneven, so a short window jumps."""
 
 
 class RichProgress:
-    """Implements `tempoquant.progress.Progress`. A context manager: leaving it clears the bars, however it is left."""
+    """Implements `tempoquant.progress.Progress`. A context manager: leaving it clears the bars, however it is left.
+
+    Ctrl-C reaches the main thread only, and work in other threads would go on to its end. They do report each unit,
+    however: after `interrupt` that call raises KeyboardInterrupt in whichever thread makes it.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._is_live = self._console.is_terminal
+        self._is_interrupted = False
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -51,9 +58,20 @@ class RichProgress:
         if self._is_live:
             self._bars.stop()
 
+    def interrupt(self) -> None:
+        """End every thread that reports progress, at its next report."""
+        self._is_interrupted = True
+
     def start(self, description: str, total: int) -> Callable[[], None]:
         """See `tempoquant.progress.Progress.start`. A finished task leaves one line that says how long it took."""
-        return self._start_bar(description, total) if self._is_live else self._start_lines(description, total)
+        show = self._start_bar(description, total) if self._is_live else self._start_lines(description, total)
+
+        def advance() -> None:
+            if self._is_interrupted:
+                raise KeyboardInterrupt
+            show()
+
+        return advance
 
     def _start_bar(self, description: str, total: int) -> Callable[[], None]:
         task: TaskID = self._bars.add_task(description, total=total)
@@ -89,6 +107,18 @@ class RichProgress:
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Labelled:
+    """Passes progress on with a label before each description: which of several models the work is for."""
+
+    def __init__(self, progress: ProgressLike, label: str) -> None:
+        self._progress = progress
+        self._label = label
+
+    def start(self, description: str, total: int) -> Callable[[], None]:
+        """See `tempoquant.progress.Progress.start`."""
+        return self._progress.start(f"{self._label}: {description}", total)
 
 
 def _duration(seconds: float) -> str:

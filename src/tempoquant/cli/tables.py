@@ -14,17 +14,14 @@ def comparison_table(comparison: Comparison) -> Table:
     results = [comparison.reference, *comparison.models]
     columns = [
         ("bits / weight", [f"{result.bits_per_weight:.2f}" for result in results]),
-        ("experts", [format_bytes(result.num_bytes) for result in results]),
+        ("experts on disk", [format_bytes(result.num_bytes) for result in results]),
         *((f"SQNR {expert.value}, dB", [_text(r.expert_sqnr_db(expert)) for r in results]) for expert in Expert),
         ("PSNR, dB", [_text(result.psnr_db) for result in results]),
         ("SSIM", [_text(result.ssim, 3) for result in results]),
         ("motion followed", [_share(result.motion_followed) for result in results]),
         ("appearance kept", [_share(result.appearance_kept) for result in results]),
     ]
-    table = Table(
-        title=f"{len(comparison.prompts)} held-out prompts, seed {comparison.seed}; mean ± standard deviation",
-        title_justify="left",
-    )
+    table = Table(title=_comparison_title(comparison), title_justify="left")
     table.add_column("model")
     shown = [(name, cells) for name, cells in columns if any(cell != NOT_MEASURED for cell in cells)]
     for name, _ in shown:
@@ -85,6 +82,13 @@ def format_bytes(num_bytes: int) -> str:
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _comparison_title(comparison: Comparison) -> str:
+    num_prompts = len(comparison.prompts)
+    measured = [error.sqnr_db.num_values for model in comparison.models for error in model.noise_prediction]
+    fewer = f" (SQNR on {max(measured)} of them)" if measured and max(measured) < num_prompts else ""
+    return f"{num_prompts} held-out prompts{fewer}, seed {comparison.seed}; mean ± standard deviation"
 
 
 def _expert_cells(expert: ExpertContents) -> list[str]:
