@@ -360,6 +360,13 @@ def test_demo_with_the_baseline_as_recipe_compares_one_model(quantize_calls, com
     assert [model["label"] for model in record["models"]] == ["rtn"]
 
 
+def test_demo_tells_recipes_of_one_name_apart(quantize_calls, compare_calls, tmp_path):
+    (tmp_path / "mine.toml").write_text('name = "rtn"\nformat = "int4"\n')
+    result = run("demo", "-o", tmp_path / "demo", "--model", "tiny", "--recipe", tmp_path / "mine.toml")
+    assert_refused(result, 1, "give it another name")
+    assert quantize_calls == []
+
+
 def test_demo_on_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "demo").write_text("")
     assert_refused(run("demo", "-o", tmp_path / "demo"), 1, "File exists")

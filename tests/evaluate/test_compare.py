@@ -141,7 +141,7 @@ def test_progress_reaches_its_total_in_every_phase(fake):
 
     progress = Counting()
     compare(REFERENCE, {"model": MODEL}, task(), progress=progress)
-    assert len(progress.tasks) == 4
+    assert len(progress.tasks) == 6
     assert all(total == done for total, done in progress.tasks.values())
 
 

@@ -68,7 +68,9 @@ def run_demo(output: Path, recipe: str, model: str, seed: int, device: str | Non
         "picture": output / "contact_sheet.png",
         "results": output / "results.json",
     }
+    on_drawn = progress.start("drawing", 1)
     draw(evidence, files["video"], files["picture"], task.settings.fps)
+    on_drawn()
     record = {
         "model": model,
         "files": {name: str(file) for name, file in files.items()},
@@ -88,11 +90,19 @@ def quantize_all(
 
     Returns:
         label (also the folder's name) to whether a finished result was already there.
+
+    Raises:
+        RecipeError: another recipe has the baseline's name.
+        OutputError: a folder holds the result of another run.
     """
+    from tempoquant.errors import RecipeError
     from tempoquant.quantizing import quantize
     from tempoquant.recipe import Recipe
 
-    recipes = {folder_name(each.name): each for each in (Recipe.load(BASELINE), Recipe.load(recipe))}
+    baseline, chosen = Recipe.load(BASELINE), Recipe.load(recipe)
+    if chosen.name == baseline.name and chosen != baseline:
+        raise RecipeError(f"recipe {recipe} is named {BASELINE}, as the one it is compared with: give it another name.")
+    recipes = {folder_name(each.name): each for each in (baseline, chosen)}
     existed = {}
     for label, each in recipes.items():
         existed[label] = is_finished(output / label)

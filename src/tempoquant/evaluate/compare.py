@@ -100,8 +100,9 @@ def compare(
     """
     for folder in (reference, *models.values()):
         check_disjoint(task.prompts, calibration_prompts_of(folder))
-    reference_label = "reference" if configs_of(reference) else "16-bit"
-    pipeline = load_pipeline(reference, device)
+    is_16bit = not configs_of(reference) and "16-bit" not in models  # somebody may call a folder "16-bit"
+    reference_label = "16-bit" if is_16bit else "reference"
+    pipeline = _load(reference, reference_label, device, progress)
     recorded = _record(pipeline, task, reference_label, progress)
     reference_videos = _generate(pipeline, task, reference_label, progress)
     del pipeline
@@ -109,7 +110,7 @@ def compare(
     results = []
     for label, folder in models.items():
         _free_memory()
-        pipeline = load_pipeline(folder, device)
+        pipeline = _load(folder, label, device, progress)
         errors = _noise_prediction(pipeline, recorded, folder, label, progress)
         videos[label] = _generate(pipeline, task, label, progress)
         results.append(_result(label, folder, errors, _judge(task, videos[label], reference_videos)))
@@ -122,6 +123,13 @@ def compare(
         settings=plain(task.settings),
     )
     return Evidence(comparison, videos)
+
+
+def _load(folder: Path, label: str, device: str | None, progress: Progress) -> Any:
+    on_loaded = progress.start(f"{label}: loading", 1)
+    pipeline = load_pipeline(folder, device)
+    on_loaded()
+    return pipeline
 
 
 def _record(pipeline: Any, task: Task, label: str, progress: Progress) -> list[CalibrationSample]:
