@@ -211,6 +211,13 @@ def test_a_tensor_too_many_is_refused(folder: Path, key: str) -> None:
     assert_refused(folder, name)
 
 
+def test_a_layer_that_the_config_forgot_is_refused(folder: Path) -> None:
+    config = read_model_config(folder)
+    del config["quantization_config"]["layers"][NAMES["mxfp4"]]
+    (folder / CONFIG_NAME).write_text(json.dumps(config))
+    assert_refused(folder, NAMES["mxfp4"])
+
+
 def test_two_layers_exchanged_in_the_config_are_refused(folder: Path) -> None:
     config = read_model_config(folder)
     layers = config["quantization_config"]["layers"]

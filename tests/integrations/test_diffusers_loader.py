@@ -384,9 +384,10 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, folder: Path) -> None:
-    os.replace(folder / WEIGHTS_NAME, tmp_path / "elsewhere.safetensors")
-    (folder / WEIGHTS_NAME).symlink_to(tmp_path / "elsewhere.safetensors")
+@pytest.mark.parametrize("name", [WEIGHTS_NAME, CONFIG_NAME])
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, folder: Path, name: str) -> None:
+    os.replace(folder / name, tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
     with pytest.raises(CheckpointError, match="out of its folder"):
         load(folder)
 

@@ -75,7 +75,10 @@ def weight_files(folder: Path) -> list[Path]:
 def weight_map(folder: Path) -> dict[str, str]:
     """Tensor name to shard name, from the index. Raises CheckpointError when a shard is missing or lies elsewhere."""
     index = folder / INDEX_NAME
-    record = read_json(require_inside(index, folder)).get("weight_map")
+    content = read_json(require_inside(index, folder))
+    record = content.get("weight_map")
+    if set(content) != {"metadata", "weight_map"} or not isinstance(content["metadata"], dict):
+        raise damaged(f"{index} does not hold exactly metadata and weight_map")
     if not isinstance(record, dict) or not record or not all(isinstance(name, str) for name in record.values()):
         raise damaged(f"{index} has no weight_map of tensor names to file names")
     for name in sorted(set(record.values())):

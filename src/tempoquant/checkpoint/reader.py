@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from tempoquant.checkpoint import files
 from tempoquant.checkpoint.schema import ComponentConfig, damaged
 from tempoquant.checkpoint.tensors import (
+    OWN_KEYS,
     StoredAs,
     check_form,
     check_layer,
@@ -71,6 +72,8 @@ def check_forms(forms: Mapping[str, StoredAs], config: ComponentConfig) -> None:
     found: dict[str, dict[str, StoredAs]] = {name: {} for name in config.layers}
     for tensor_name, form in forms.items():
         parts = tensor_name.split(".")
+        if parts[-1] in OWN_KEYS and ".".join(parts[:-1]) not in found:
+            raise damaged(f"{tensor_name} belongs to a 4-bit layer that the config does not mention")
         for i in range(1, len(parts)):
             if (layer_name := ".".join(parts[:i])) in found:
                 found[layer_name][".".join(parts[i:])] = form

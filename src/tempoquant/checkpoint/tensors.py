@@ -15,6 +15,7 @@ from tempoquant.formats import check_scale_bytes
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.timesteps import TimestepBins
 
+OWN_KEYS = ("packed", "tensor_scale", "smoothing_factor", "clip_ratio")  # which no 16-bit module has
 KEYS = ("packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "bias")
 
 

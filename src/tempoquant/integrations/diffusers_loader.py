@@ -84,6 +84,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """Compare the files' headers with the config, before a byte of a quantized tensor is used."""
         paths = [files.require_safe(Path(file)) for file in checkpoint_files]
+        files.require_inside(paths[0].parent / files.CONFIG_NAME, paths[0].parent)
         forms = {name: form for name, (_, form) in files.read_forms(paths).items()}
         if set(forms) != set(loaded_keys):
             odd = sorted(set(forms) ^ set(loaded_keys))[0]
