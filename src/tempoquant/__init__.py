@@ -5,15 +5,31 @@ Importing this package registers its quantizer with diffusers; from then on plai
 """
 
 from importlib.metadata import version
-
-__version__ = version("tempoquant")
+from typing import TYPE_CHECKING, Any
 
 from tempoquant.errors import TempoQuantError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.layer import QuantizedLayer
-from tempoquant.quantizing import quantize, quantize_linear
 from tempoquant.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tempoquant.quantizing import quantize, quantize_linear
+
+__version__ = version("tempoquant")
+
+__all__ = ["QuantizedLayer", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear"]
 
 register()
 
-__all__ = ["QuantizedLayer", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear"]
+
+def __getattr__(name: str) -> Any:
+    """The two verbs, on first use: they need diffusers' pipelines, which a loader of one model need not wait for."""
+    if name in ("quantize", "quantize_linear"):
+        from tempoquant import quantizing
+
+        return getattr(quantizing, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
