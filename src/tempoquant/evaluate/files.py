@@ -3,6 +3,7 @@ the old file or the new one and nothing between."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,15 +82,18 @@ def write_mp4(path: Path, video: Video, frames_per_second: int) -> None:
                 codec="libx264",
                 pixelformat="yuv420p",
                 macro_block_size=1,
-                ffmpeg_log_level="error",
+                ffmpeg_log_level="quiet",
                 output_params=["-crf", str(CONSTANT_RATE_FACTOR), "-movflags", "+faststart"],
             )
             with contextlib.closing(writer):
                 for frame in padded:
                     writer.append_data(frame)
         except OSError as error:
-            reason = [line for line in str(error).splitlines() if line.strip()][-1:]
-            raise OutputError(f"{path} could not be encoded: {' '.join(reason)}.") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            free_mib = shutil.disk_usage(path.parent).free / 2**20
+            raise OutputError(
+                f"{path} could not be encoded ({reason}); {free_mib:.1f} MiB are free there: is that too little?"
+            ) from error
 
 
 def _umask() -> int:

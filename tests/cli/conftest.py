@@ -1,0 +1,35 @@
+"""Folders small enough to be quick, and a quantize() that only remembers what it was asked."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tempoquant import quantizing
+from tempoquant.recipe import Recipe
+from tests.evaluate.quantized_folder import write_quantized_folder
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quantized_folder(tmp_path_factory.mktemp("quantized") / "model")
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "first.png")
+    return tmp_path / "first.png"
+
+
+@pytest.fixture
+def quantize_calls(monkeypatch, quantized):
+    """What quantizing.quantize was called with; it returns the module's quantized folder."""
+    calls: list[tuple[str, Path, Recipe, dict[str, object]]] = []
+
+    def fake(model, output, recipe, **arguments):
+        del arguments["progress"]
+        calls.append((model, output, recipe, arguments))
+        return quantized
+
+    monkeypatch.setattr(quantizing, "quantize", fake)
+    return calls

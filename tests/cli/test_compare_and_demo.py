@@ -1,0 +1,132 @@
+"""`compare` and `demo`, with made-up numbers in place of models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tempoquant.errors import ModelError
+from tempoquant.evaluate import compare as module
+from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
+from tempoquant.timesteps import Expert
+from tests.cli.typed import assert_refused, run
+
+
+def comparison(models: dict[str, Path]) -> Comparison:
+    def result(label, folder, **video):
+        errors = [
+            NoisePredictionError(Expert.HIGH_NOISE, index, (900.0, 999.0), Summary.of([20.0, 21.0]), 8)
+            for index in ((None, 0, 1) if video else ())
+        ]
+        return ModelResult(
+            label, str(folder), 4.38, 2**20, tuple(errors), (VideoResult("p0", **video, motion_followed=True),)
+        )
+
+    reference = result("16-bit", "reference")
+    others = tuple(result(label, folder, psnr_db=30.0, ssim=0.9) for label, folder in models.items())
+    return Comparison(reference, others, {"p0": "a red circle moves left slowly"}, 0, {"num_steps": 2})
+
+
+@pytest.fixture
+def compare_calls(monkeypatch):
+    """What evaluate.compare.compare was called with; it returns made-up numbers and black videos."""
+    calls = []
+
+    def fake(reference, models, task, device, progress):
+        calls.append((reference, dict(models), task, device))
+        videos = {label: [np.zeros((3, 64, 64, 3), np.uint8)] for label in ("16-bit", *models)}
+        return module.Evidence(comparison(models), videos)
+
+    monkeypatch.setattr(module, "compare", fake)
+    return calls
+
+
+def test_compare_shows_a_table_and_bins(compare_calls, quantized):
+    shown = run("compare", "tiny", quantized, "--samples", 3).stdout
+    for words in ("16-bit", "4.38", "20.5 ± 0.7", "30.0", "0.900", "1 of 1", "900 … 999", "1.0 MiB"):
+        assert words in shown
+    assert "appearance" not in shown  # nobody measured it here
+    [(_, models, task, _)] = compare_calls
+    assert models == {"model": quantized}
+    assert (len(task.prompts), task.in_bundled_world) == (3, True)
+
+
+def test_compare_prints_one_json_object(compare_calls, quantized):
+    record = json.loads(run("compare", "tiny", quantized, "--json", "--samples", 1).stdout)
+    assert record["models"][0]["noise_prediction"][0]["sqnr_db"]["num_values"] == 2
+    assert record["reference"]["label"] == "16-bit"
+
+
+def test_prompts_of_ones_own_are_of_no_bundled_world(compare_calls, quantized, tmp_path, image):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "p.jsonl").write_text(json.dumps({"image": image.name, "prompt": "a cat"}))
+    result = run("compare", tmp_path / "model", quantized, "--samples", 1, "--samples-from", tmp_path / "p.jsonl")
+    assert result.exit_code == 0, result.output
+    assert compare_calls[0][2].in_bundled_world is False
+
+
+@pytest.mark.parametrize(
+    ("reference", "flags", "words"),
+    [
+        ("tiny", ["--samples-from", "missing.jsonl"], "there is no prompt file or folder"),
+        ("nowhere/at/all", [], "has no built-in prompts"),
+        ("nowhere/at/all", ["--samples-from", "p.jsonl", "--samples", "1"], "there is no model folder"),
+        ("tiny", ["--samples-from", "p.jsonl", "--samples", "2"], "holds 1 prompts, 2 are wanted"),
+    ],
+)
+def test_compare_refuses_bad_input(compare_calls, quantized, tmp_path, image, monkeypatch, reference, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text(json.dumps({"image": image.name, "prompt": "a cat"}))
+    assert_refused(run("compare", reference, quantized, *flags), 1, words)
+    assert compare_calls == []
+
+
+def test_demo_leaves_everything_where_it_says(quantize_calls, compare_calls, tmp_path):
+    result = run("demo", "-o", tmp_path / "demo", "--model", "tiny")
+    assert result.exit_code == 0, result.output
+    for name in ("side_by_side.mp4", "contact_sheet.png", "results.json"):
+        assert (tmp_path / "demo" / name).stat().st_size > 0
+        assert name in result.stdout
+    assert [(call[1].name, call[2].name) for call in quantize_calls] == [("rtn", "rtn"), ("paper", "paper")]
+    record = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert [model["label"] for model in record["models"]] == ["rtn", "paper"]
+
+
+def test_demo_prints_the_json_that_it_stores(quantize_calls, compare_calls, tmp_path):
+    result = run("demo", "-o", tmp_path, "--model", "tiny", "--json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "results.json").read_text())
+
+
+def test_a_second_demo_says_what_it_reused(quantize_calls, compare_calls, tmp_path):
+    for name in ("rtn", "paper"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text("{}")
+    assert "already quantized, reused" in run("demo", "-o", tmp_path, "--model", "tiny").stdout
+    assert len(quantize_calls) == 2  # which checks that they are of the same run
+
+
+def test_demo_with_the_baseline_as_recipe_compares_one_model(quantize_calls, compare_calls, tmp_path):
+    record = json.loads(run("demo", "-o", tmp_path, "--model", "tiny", "--recipe", "rtn", "--json").stdout)
+    assert [model["label"] for model in record["models"]] == ["rtn"]
+
+
+def test_demo_tells_recipes_of_one_name_apart(quantize_calls, compare_calls, tmp_path):
+    (tmp_path / "mine.toml").write_text('name = "rtn"\nformat = "int4"\n')
+    result = run("demo", "-o", tmp_path / "demo", "--model", "tiny", "--recipe", tmp_path / "mine.toml")
+    assert_refused(result, 1, "give it another name")
+    assert quantize_calls == []
+
+
+def test_demo_on_a_file_in_the_way_is_one_sentence(tmp_path):
+    (tmp_path / "demo").write_text("")
+    assert_refused(run("demo", "-o", tmp_path / "demo"), 1, "File exists")
+
+
+def test_a_model_that_fails_leaves_no_pictures(quantize_calls, compare_calls, monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        raise ModelError("paper: high_noise at timestep 950 holds NaN.")
+
+    monkeypatch.setattr(module, "compare", broken)
+    assert_refused(run("demo", "-o", tmp_path, "--model", "tiny"), 1, "holds NaN")
+    assert list(tmp_path.iterdir()) == []

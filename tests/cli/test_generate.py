@@ -1,0 +1,68 @@
+import json
+
+import numpy as np
+import pytest
+
+from tempoquant.integrations import wan
+from tests.cli.typed import assert_refused, run, split
+
+
+@pytest.fixture
+def generate_calls(monkeypatch, tmp_path):
+    """What generate_video was called with, on a folder that counts as a model."""
+    calls = []
+
+    def fake(pipeline, prompt, settings, seed, negative_prompt, on_step):
+        calls.append((prompt, settings, seed, negative_prompt))
+        if settings.height % 16:
+            raise ValueError(f"`height` has to be divisible by 16, not {settings.height}.")
+        for _ in range(settings.num_steps):
+            on_step()
+        return np.zeros((settings.num_frames, 64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(wan, "load_pipeline", lambda folder, device: "pipeline")
+    monkeypatch.setattr(wan, "generate_video", fake)
+    return calls
+
+
+def test_generate_writes_a_video_with_the_settings_that_were_given(generate_calls, tmp_path, image):
+    flags = split(
+        "--steps 2 --frames 5 --size 64x48 --seed 7 --guidance-scale 1.5 --flow-shift 3 --negative-prompt fog"
+    )
+    result = run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", *flags)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.mp4").stat().st_size > 0
+    assert "5 frames of 64×64, 2 steps, seed 7" in result.stdout
+    [(prompt, settings, seed, negative_prompt)] = generate_calls
+    assert (prompt.text, seed, negative_prompt) == ("go", 7, "fog")
+    assert settings == wan.SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
+
+
+def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_path, image):
+    own = wan.SamplingSettings(32, 32, 9, 3, 2.0, 4.0, 6)
+    (tmp_path / wan.SAMPLING_FILE).write_text(json.dumps(own.__dict__))
+    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--steps", 4)
+    assert generate_calls[0][1] == own.replace(num_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"--image": "missing.png"}, "there is no image"),
+        ({"-o": "missing/a.mp4"}, "there is no folder"),
+        ({"-o": "a.gif"}, "does not end in .mp4"),
+        ({"--size": "40x64"}, "divisible by 16"),
+    ],
+)
+def test_generate_refuses_bad_input(generate_calls, tmp_path, image, changes, words):
+    options = {"--image": image, "--prompt": "go", "-o": "a.mp4", **changes}
+    options |= {key: tmp_path / options[key] for key in ("--image", "-o")}
+    flags = [each for pair in options.items() for each in pair]
+    assert_refused(run("generate", tmp_path, *flags), 1, words)
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_generate_without_a_prompt_is_a_usage_error(tmp_path, image):
+    assert_refused(
+        run("generate", tmp_path, "--image", image, "-o", tmp_path / "a.mp4"), 2, "Missing option '--prompt'"
+    )
