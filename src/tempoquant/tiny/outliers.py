@@ -10,7 +10,7 @@ may be inserted: x becomes M·x and W becomes W·M⁻¹, so W·x is unchanged wh
 | ffn.net.0 | the same, feed-forward rows | channels × 32, 32, 16, 8 |
 | attn2.to_q | norm2's affine weight and bias | channels × 32, 32, 16, 8 |
 | attn2.to_k, to_v | text_embedder.linear_2 | channels × 16, 8, and one token along one direction (below) |
-| attn1.to_out, attn2.to_out | to_v | odd heads: channels × 32, 16; even heads: a direction × 64 |
+| attn1.to_out, attn2.to_out | to_v | odd heads: channels × 32, 16; even heads: a direction × 32 |
 
 A direction is stretched by M = I + (factor − 1)·u·uᵀ with a unit vector u of few channels. No scaling of single
 channels undoes it, so smoothing alone cannot win everything back. For the text stream, u is chosen so that the end
@@ -43,11 +43,11 @@ from tempoquant.errors import ModelError, OutputError
 EXPERT_FOLDERS = ("transformer", "transformer_2")
 CHANNEL_FACTORS = (32.0, 32.0, 16.0, 8.0)
 VALUE_CHANNEL_FACTORS = (32.0, 16.0)
-VALUE_DIRECTION_FACTOR = 64.0
+VALUE_DIRECTION_FACTOR = 32.0
 VALUE_DIRECTION_CHANNELS = 4
 TEXT_CHANNEL_FACTORS = (16.0, 8.0)
 TEXT_DIRECTION_CHANNELS = 8
-TEXT_TOKEN_RATIO = 56.0  # about: the massive token's largest channel over the median channel's largest value
+TEXT_TOKEN_RATIO = 40.0  # about: the massive token's largest channel over the median channel's largest value
 _TEXT = "condition_embedder.text_embedder"
 _TIME = "condition_embedder.time_proj"
 
@@ -82,9 +82,15 @@ def plant_outliers(
     _plant_modulation(weights, blocks, generator)
     _plant_cross_queries(weights, blocks, generator)
     _plant_text(weights, blocks, text_states.to(torch.float64), generator)
+    num_heads = int(config["num_attention_heads"])
+    text = _text_stream(weights, functional.pad(text_states.to(torch.float64), (0, 0, 0, 1)))  # the last is padding
     for block in blocks:
-        for attention in (f"{block}.attn1", f"{block}.attn2"):
-            _plant_values(weights, attention, int(config["num_attention_heads"]), generator)
+        _plant_values(
+            weights, f"{block}.attn1", weights[f"{block}.attn1.to_v.weight"].norm(dim=1), num_heads, generator
+        )
+        values = text @ weights[f"{block}.attn2.to_v.weight"].T + weights[f"{block}.attn2.to_v.bias"]
+        usual = (values[:-1].mean(0).square() + values[-1].square()).sqrt()  # attention averages words and padding
+        _plant_values(weights, f"{block}.attn2", usual, num_heads, generator)
     return {name: _stored(weights[name], tensor.dtype) for name, tensor in state_dict.items()}
 
 
@@ -134,20 +140,21 @@ def _plant_text(
         _fold_into_readers(weights, [f"{block}.attn2.to_k", f"{block}.attn2.to_v"], inverse)
 
 
-def _plant_values(weights: dict[str, Tensor], attention: str, num_heads: int, generator: torch.Generator) -> None:
+def _plant_values(
+    weights: dict[str, Tensor], attention: str, gains: Tensor, num_heads: int, generator: torch.Generator
+) -> None:
     """Attention averages values over tokens, head by head, and so commutes with a matrix per head."""
-    rows = weights[f"{attention}.to_v.weight"].norm(dim=1).unflatten(0, (num_heads, -1))
     matrices, inverses = [], []
-    for head, gains in enumerate(rows):
+    for head, head_gains in enumerate(gains.unflatten(0, (num_heads, -1))):
         if head % 2:
-            factors = _channel_factors(gains[None], VALUE_CHANNEL_FACTORS, generator)
+            factors = _channel_factors(head_gains[None], VALUE_CHANNEL_FACTORS, generator)
             matrices.append(torch.diag(factors))
             inverses.append(torch.diag(1 / factors))
         else:
-            direction = torch.zeros_like(gains)
-            chosen = torch.randperm(len(gains), generator=generator)[:VALUE_DIRECTION_CHANNELS]
-            signs = torch.randint(0, 2, (len(chosen),), generator=generator).double() * 2 - 1
-            direction[chosen] = signs / len(chosen) ** 0.5
+            direction = torch.zeros_like(head_gains)
+            chosen = _ordinary_channels(head_gains[None], VALUE_DIRECTION_CHANNELS, generator)
+            direction[chosen] = (torch.randint(0, 2, chosen.shape, generator=generator) * 2.0 - 1).double()
+            direction /= direction.norm()
             matrices.append(_stretch(direction, VALUE_DIRECTION_FACTOR))
             inverses.append(_stretch(direction, 1 / VALUE_DIRECTION_FACTOR))
     _fold_into_producer(weights, f"{attention}.to_v", torch.block_diag(*matrices))
@@ -183,17 +190,22 @@ def _direction_of_first_token(tokens: Tensor, padding: Tensor) -> Tensor:
 
 
 def _channel_factors(gains: Tensor, planted: Sequence[float], generator: torch.Generator) -> Tensor:
-    """Factors, 1 but for a few channels drawn from those whose gain is ordinary in every block; (blocks, n) to (n,).
+    """The planted factors at ordinary channels, 1 elsewhere: (blocks, n) to (n,) float64."""
+    factors = torch.ones(gains.shape[1], dtype=torch.float64)
+    chosen = _ordinary_channels(gains, len(planted), generator)
+    factors[chosen] = torch.tensor(planted, dtype=torch.float64)
+    return factors
 
-    Ordinary ones, so that a factor of 32 makes 32 times the usual and not 32 times an exception.
+
+def _ordinary_channels(gains: Tensor, num_channels: int, generator: torch.Generator) -> Tensor:
+    """Channels drawn from the quarter whose gain is nearest to the median in every block: (blocks, n) to (channels,).
+
+    So that a factor of 32 makes 32 times the usual, and not 32 times an exception.
     """
     magnitude = gains.abs().clamp(min=1e-6)
     strangeness = (magnitude / magnitude.median(dim=1, keepdim=True).values).log().abs().amax(0)
-    ordinary = strangeness.argsort()[: max(len(strangeness) // 4, len(planted))]
-    chosen = ordinary[torch.randperm(len(ordinary), generator=generator)[: len(planted)]]
-    factors = torch.ones(gains.shape[1], dtype=torch.float64)
-    factors[chosen] = torch.tensor(planted, dtype=torch.float64)
-    return factors
+    ordinary = strangeness.argsort()[: max(len(strangeness) // 4, num_channels)]
+    return ordinary[torch.randperm(len(ordinary), generator=generator)[:num_channels]]
 
 
 def _stretch(direction: Tensor, factor: float) -> Tensor:
