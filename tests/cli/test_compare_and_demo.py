@@ -118,6 +118,13 @@ def test_demo_tells_recipes_of_one_name_apart(quantize_calls, compare_calls, tmp
     assert quantize_calls == []
 
 
+@pytest.mark.parametrize("flags", [["--recipe", "nonsense"], ["--model", "nonsense"]])
+def test_demo_with_a_bad_flag_leaves_no_folder(quantize_calls, compare_calls, tmp_path, flags):
+    result = run("demo", "-o", tmp_path / "demo", *flags)
+    assert_refused(result, 1, "'nonsense'" if "--recipe" in flags else "nonsense has no built-in prompts")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_demo_on_a_file_in_the_way_is_one_sentence(tmp_path):
     (tmp_path / "demo").write_text("")
     assert_refused(run("demo", "-o", tmp_path / "demo"), 1, "File exists")

@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tempoquant.evaluate import compare as module
 from tempoquant.evaluate.compare import Task, compare
 from tempoquant.integrations.wan import SamplingSettings
 from tempoquant.prompts import Prompt, provenance
-from tempoquant.timesteps import Expert
+from tempoquant.timesteps import Expert, TimestepBins
 from tempoquant.tiny.sets import evaluation_items
 
 ITEMS = evaluation_items(3)
@@ -124,6 +125,21 @@ def test_a_model_that_predicts_nan_is_named(fake):
     fake.errors[MODEL] = math.nan
     with pytest.raises(ModelError, match=r"^model: high_noise at timestep 950"):
         compare(REFERENCE, {"model": MODEL}, task())
+
+
+def test_all_models_are_measured_on_the_finest_bins(fake, monkeypatch):
+    """A model that was quantized without bins would otherwise have nothing to be compared with."""
+    fake.errors[Path("binned")] = 0.2
+    config = SimpleNamespace(bins=TimestepBins((200.0, 400.0)), layers={})
+    configs = {Path("binned"): {Expert.LOW_NOISE: config}}
+    monkeypatch.setattr(module, "configs_of", lambda folder: configs.get(folder, {}))
+    models = compare(REFERENCE, {"model": MODEL, "binned": Path("binned")}, task()).comparison.models
+    for model in models:
+        assert [(e.expert, e.bin_index) for e in model.noise_prediction] == [
+            (Expert.HIGH_NOISE, None),
+            (Expert.LOW_NOISE, None),
+            (Expert.LOW_NOISE, 1),
+        ]
 
 
 def test_progress_reaches_its_total_in_every_phase(fake):

@@ -39,7 +39,7 @@ def command(
         # A folder's own name, so that two results of one recipe stay apart; "." has none before it is resolved.
         models = {folder.resolve().name: folder}
         comparison = compare(resolve_model(reference), models, task, device, progress).comparison
-        tables = [comparison_table(comparison), *(bins_table(model) for model in comparison.models)]
+        tables = [comparison_table(comparison), bins_table(comparison)]
         return Outcome(comparison.to_dict(), Group(*(table for table in tables if table is not None)))
 
     run_command(work, as_json)

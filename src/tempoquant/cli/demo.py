@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tempoquant.cli.compare import held_out_task
-from tempoquant.cli.options import Device, Json, Seed
+from tempoquant.cli.options import Device, Json, Overwrite, Seed
 from tempoquant.cli.progress import Labelled
 from tempoquant.cli.quantize import is_finished
 from tempoquant.cli.running import Outcome, run_command
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tempoquant.evaluate.compare import Evidence
     from tempoquant.evaluate.results import ModelResult, VideoResult
     from tempoquant.evaluate.side_by_side import Column, Verdict
+    from tempoquant.recipe import Recipe
 
 MODEL = "tiny-outliers"
 BASELINE = "rtn"
@@ -33,6 +34,7 @@ def command(
     model: Annotated[str, typer.Option(metavar="MODEL", help="A bundled model: tiny-outliers or tiny.")] = MODEL,
     seed: Seed = 0,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a bundled model and generate the same videos with 16-bit, round-to-nearest and recipe: some minutes.
@@ -41,13 +43,20 @@ def command(
     """
 
     def work(progress: Progress) -> Outcome:
-        return run_demo(output, recipe, model, seed, device, progress)
+        return run_demo(output, recipe, model, {"seed": seed, "device": device, "overwrite": overwrite}, progress)
 
     run_command(work, as_json)
 
 
-def run_demo(output: Path, recipe: str, model: str, seed: int, device: str | None, progress: Progress) -> Outcome:
+def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any], progress: Progress) -> Outcome:
     """Quantize what is not there yet, compare, draw, and say where everything is.
+
+    Args:
+        output: folder for everything.
+        recipe: compared with the baseline.
+        model: a bundled one.
+        arguments: seed, device and overwrite, as `quantize` takes them.
+        progress: told of everything.
 
     Raises TempoQuantError; what was finished before stays and is found by the next run.
     """
@@ -58,11 +67,13 @@ def run_demo(output: Path, recipe: str, model: str, seed: int, device: str | Non
     from tempoquant.evaluate.results import to_json
     from tempoquant.integrations.pipeline_folder import resolve_model
 
+    recipes = recipes_by_label(recipe)
+    task = held_out_task(model, NUM_VIDEOS, None, arguments["seed"])
+    task = dataclasses.replace(task, num_trajectories=NUM_TRAJECTORIES)
     output.mkdir(parents=True, exist_ok=True)
-    task = dataclasses.replace(held_out_task(model, NUM_VIDEOS, None, seed), num_trajectories=NUM_TRAJECTORIES)
-    existed = quantize_all(output, recipe, model, seed, device, progress)
+    existed = quantize_all(output, recipes, model, arguments, progress)
     models = {label: output / label for label in existed}
-    evidence = compare(resolve_model(model), models, task, device, progress)
+    evidence = compare(resolve_model(model), models, task, arguments["device"], progress)
     files = {
         "video": output / "side_by_side.mp4",
         "picture": output / "contact_sheet.png",
@@ -83,30 +94,37 @@ def run_demo(output: Path, recipe: str, model: str, seed: int, device: str | Non
     return Outcome(record, summary(evidence, existed, output, files))
 
 
-def quantize_all(
-    output: Path, recipe: str, model: str, seed: int, device: str | None, progress: Progress
-) -> dict[str, bool]:
-    """Quantize with round to nearest and with the recipe, each into its own folder of `output`.
+def recipes_by_label(recipe: str) -> "dict[str, Recipe]":
+    """The baseline and the chosen recipe, by a label that is also a folder's name.
 
-    Returns:
-        label (also the folder's name) to whether a finished result was already there.
-
-    Raises:
-        RecipeError: another recipe has the baseline's name.
-        OutputError: a folder holds the result of another run.
+    Raises RecipeError when there is no such recipe, or when another than the baseline has its name.
     """
     from tempoquant.errors import RecipeError
-    from tempoquant.quantizing import quantize
     from tempoquant.recipe import Recipe
 
     baseline, chosen = Recipe.load(BASELINE), Recipe.load(recipe)
     if chosen.name == baseline.name and chosen != baseline:
         raise RecipeError(f"recipe {recipe} is named {BASELINE}, as the one it is compared with: give it another name.")
-    recipes = {folder_name(each.name): each for each in (baseline, chosen)}
+    return {folder_name(each.name): each for each in (baseline, chosen)}
+
+
+def quantize_all(
+    output: Path, recipes: "Mapping[str, Recipe]", model: str, arguments: Mapping[str, Any], progress: Progress
+) -> dict[str, bool]:
+    """Quantize with each recipe, each into its own folder of `output`.
+
+    Returns:
+        label to whether a finished result was already there.
+
+    Raises:
+        OutputError: a folder holds the result of another run, and is not to be overwritten.
+    """
+    from tempoquant.quantizing import quantize
+
     existed = {}
     for label, each in recipes.items():
-        existed[label] = is_finished(output / label)
-        quantize(model, output / label, each, device=device, seed=seed, progress=Labelled(progress, label))
+        existed[label] = is_finished(output / label) and not arguments["overwrite"]
+        quantize(model, output / label, each, progress=Labelled(progress, label), **arguments)
     return existed
 
 
@@ -154,8 +172,8 @@ def summary(evidence: "Evidence", existed: Mapping[str, bool], output: Path, fil
     from tempoquant.cli.tables import bins_table, comparison_table
 
     comparison = evidence.comparison
-    bins = [table for table in (bins_table(model) for model in comparison.models) if table is not None]
+    tables = [table for table in (comparison_table(comparison), bins_table(comparison)) if table is not None]
     notes = [f"{output / label}: already quantized, reused." for label, was_there in existed.items() if was_there]
     places = [f"Video:      {files['video']}", f"Picture:    {files['picture']}", f"Results:    {files['results']}"]
     pipelines = f"Pipelines:  {', '.join(str(output / label) for label in existed)}"
-    return Group(comparison_table(comparison), *bins, *notes, *places, pipelines)
+    return Group(*tables, *notes, *places, pipelines)

@@ -52,6 +52,7 @@ def check_devices(names: str | None) -> str | None:
     return names and ",".join(str(check_device(name)) for name in names.split(","))
 
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Size = Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempoquant.cli.options import Devices, FlowShift, Frames, Json, Seed, Size, Steps
+from tempoquant.cli.options import Devices, FlowShift, Frames, Json, Overwrite, Seed, Size, Steps
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
@@ -25,7 +25,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     device: Devices = None,
     seed: Seed = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+    overwrite: Overwrite = False,
     link: Annotated[
         bool, typer.Option("--link", help="Link the unquantized components instead of copying them.")
     ] = False,

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from tempoquant.evaluate.contents import Contents, ExpertContents
-from tempoquant.evaluate.results import Comparison, ModelResult, Summary
+from tempoquant.evaluate.results import Comparison, Summary
 from tempoquant.timesteps import Expert
 
 NOT_MEASURED = "–"
@@ -31,20 +31,24 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def bins_table(model: ModelResult) -> Table | None:
-    """SQNR of the noise prediction per timestep bin of one model; None where no expert has several bins."""
-    rows = [error for error in model.noise_prediction if error.bin_index is not None]
-    if not rows:
+def bins_table(comparison: Comparison) -> Table | None:
+    """SQNR of the noise prediction: a row per timestep bin, the noisiest first, and a column per model.
+
+    None where no expert has several bins.
+    """
+    by_model = [[e for e in model.noise_prediction if e.bin_index is not None] for model in comparison.models]
+    if not any(by_model):
         return None
-    table = Table(title=f"{model.label}: SQNR of the noise prediction per timestep bin", title_justify="left")
-    for name in ("expert", "timesteps", "SQNR, dB", "prompts", "calls"):
-        table.add_column(name, justify="left" if name == "expert" else "right")
-    for error in rows:
-        low, high = error.timesteps
-        table.add_row(
-            error.expert.value, f"{low:.0f} … {high:.0f}", error.sqnr_db.text(), str(error.sqnr_db.num_values),
-            str(error.num_calls),
-        )  # fmt: skip
+    table = Table(title="SQNR of the noise prediction per timestep bin, dB", title_justify="left")
+    table.add_column("expert")
+    table.add_column("timesteps", justify="right")
+    for model in comparison.models:
+        table.add_column(model.label, justify="right")
+    rows = list(zip(*by_model, strict=True))  # all models were measured on the same calls and bins
+    for expert in Expert:
+        for errors in reversed([row for row in rows if row[0].expert is expert]):
+            low, high = errors[0].timesteps
+            table.add_row(expert.value, f"{low:.0f} … {high:.0f}", *(error.sqnr_db.text() for error in errors))
     return table
 
 

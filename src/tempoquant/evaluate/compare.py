@@ -5,7 +5,7 @@ kept on the CPU.
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def compare(
         check_disjoint(task.prompts, calibration_prompts_of(folder))
     is_16bit = not configs_of(reference) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
+    bins = _common_bins(models.values())
     pipeline = _load(reference, reference_label, device, progress)
     recorded = _record(pipeline, task, reference_label, progress)
     reference_videos = _generate(pipeline, task, reference_label, progress)
@@ -111,7 +112,7 @@ def compare(
     for label, folder in models.items():
         _free_memory()
         pipeline = _load(folder, label, device, progress)
-        errors = _noise_prediction(pipeline, recorded, folder, label, progress)
+        errors = _noise_prediction(pipeline, recorded, bins, label, progress)
         videos[label] = _generate(pipeline, task, label, progress)
         results.append(_result(label, folder, errors, _judge(task, videos[label], reference_videos)))
         del pipeline
@@ -123,6 +124,16 @@ def compare(
         settings=plain(task.settings),
     )
     return Evidence(comparison, videos)
+
+
+def _common_bins(folders: Iterable[Path]) -> dict[Expert, TimestepBins]:
+    """For each expert the finest bins that any of the models has, so that all are measured on the same ones."""
+    finest: dict[Expert, TimestepBins] = {}
+    for folder in folders:
+        for expert, config in configs_of(folder).items():
+            if expert not in finest or config.bins.num_bins > finest[expert].num_bins:
+                finest[expert] = config.bins
+    return finest
 
 
 def _load(folder: Path, label: str, device: str | None, progress: Progress) -> Any:
@@ -151,15 +162,18 @@ def _generate(pipeline: Any, task: Task, label: str, progress: Progress) -> list
 
 
 def _noise_prediction(
-    pipeline: Any, recorded: Sequence[CalibrationSample], folder: Path, label: str, progress: Progress
+    pipeline: Any,
+    recorded: Sequence[CalibrationSample],
+    bins: Mapping[Expert, TimestepBins],
+    label: str,
+    progress: Progress,
 ) -> tuple[NoisePredictionError, ...]:
     on_call = progress.start(f"{label}: noise prediction", len(recorded))
-    bins: dict[Expert, TimestepBins] = {expert: config.bins for expert, config in configs_of(folder).items()}
     predict: Callable[[CalibrationSample], torch.Tensor] = lambda sample: predict_noise(pipeline, sample)  # noqa: E731
     try:
         return summarize(call_errors(predict, recorded, on_call), bins)
     except ModelError as error:
-        raise ModelError(f"{folder}: {error}") from error
+        raise ModelError(f"{label}: {error}") from error
 
 
 def _judge(task: Task, videos: Sequence[Video], reference: Sequence[Video] | None) -> tuple[VideoResult, ...]:
