@@ -90,11 +90,15 @@ def main() -> None:
     folders = arguments.folder or [weights_folder(), outliers_folder()]
     dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
     results = {folder: run_pipeline(folder, dtype=dtype) for folder in folders}
-    print("channel absmax / median, one number a block")
-    for folder, result in results.items():
-        for expert in ("transformer", "transformer_2"):
-            for kind, numbers in result[expert].items():
-                print(f"{folder.name:32} {expert:14} {kind:24} " + " ".join(f"{number:6.1f}" for number in numbers))
+    print("channel absmax / median, smallest to largest block; experts: high noise, low noise")
+    print("| inputs of | " + " | ".join(folder.name for folder in folders) + " |")
+    print("|---" * (len(folders) + 1) + "|")
+    for kind in KINDS:
+        cells = []
+        for result in results.values():
+            ranges = [result[expert][kind] for expert in ("transformer", "transformer_2")]
+            cells.append(", ".join(f"{min(numbers):.0f} to {max(numbers):.0f}" for numbers in ranges))
+        print(f"| {kind} | " + " | ".join(cells) + " |")
     first, last = (results[folder]["latents"] for folder in (folders[0], folders[-1]))
     print(
         f"latents of first and last folder: ‖difference‖ / ‖first‖ = {float((first - last).norm() / first.norm()):.1e}"

@@ -149,7 +149,7 @@ def test_the_bundled_pipeline_and_its_planted_twin_make_the_same_latents():
     assert (after["latents"] - wanted).abs().max() < 1e-5 * wanted.abs().max()
     for expert in ("transformer", "transformer_2"):
         for kind in PLANTED:
-            assert 20 < median(after[expert][kind]) < 80, (expert, kind, after[expert][kind])
+            assert 15 < median(after[expert][kind]) < 120, (expert, kind, after[expert][kind])
 
 
 def test_the_folder_is_complete_and_found_again():

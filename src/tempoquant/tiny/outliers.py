@@ -13,8 +13,9 @@ may be inserted: x becomes M·x and W becomes W·M⁻¹, so W·x is unchanged wh
 | attn1.to_out, attn2.to_out | to_v | odd heads: channels × 32, 16; even heads: a direction × 32 |
 
 A direction is stretched by M = I + (factor − 1)·u·uᵀ with a unit vector u of few channels. No scaling of single
-channels undoes it, so smoothing alone cannot win everything back. For the text stream, u is chosen so that the end
-token, which every prompt has, becomes massive, while the padding tokens do not change at all.
+channels undoes it, so smoothing alone cannot win everything back. For the text stream, u is chosen for the end token,
+which every prompt has, and orthogonal to padding: the end token and, less so, a few words grow to dozens of times the
+size of padding tokens, which do not change.
 Not planted: the inputs of ffn.net.2 (a GELU stands before it), and queries and keys (an RMSNorm stands behind them).
 
 Factors are powers of two, so channel scaling is exact and keeps its bfloat16 storage. Directions are not: folds are
