@@ -384,6 +384,12 @@ def test_pickled_weights_are_refused(folder: Path) -> None:
         load(folder)
 
 
+def test_pickled_weights_are_not_written(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="safetensors only"):
+        load(folder).save_pretrained(tmp_path / "again", safe_serialization=False)
+    assert not list((tmp_path / "again").glob("*.bin"))
+
+
 @pytest.mark.parametrize("name", [WEIGHTS_NAME, CONFIG_NAME])
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, folder: Path, name: str) -> None:
     os.replace(folder / name, tmp_path / name)

@@ -141,6 +141,14 @@ class TempoQuantQuantizer(DiffusersQuantizer):
                 raise damaged(f"the weights lack {name}")
         return model
 
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Called by save_pretrained. Raises UnsupportedError for pickled weights, which could not be loaded again."""
+        if not safe_serialization:
+            raise UnsupportedError("a 4-bit component is saved as safetensors only: leave safe_serialization as it is.")
+        return state_dict, {}
+
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading."""
         for name, linear in quantized_linears(model).items():
