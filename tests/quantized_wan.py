@@ -114,6 +114,17 @@ def write_component(
     return folder
 
 
+def load(folder: Path, dtype: torch.dtype | None = torch.bfloat16, **kwargs: Any) -> Any:
+    """The expert of a component folder, by plain diffusers."""
+    return WanTransformer3DModel.from_pretrained(folder, dtype=dtype, **kwargs)
+
+
+@torch.no_grad()
+def run(model: Any, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> torch.Tensor:
+    """The output of one call; see `inputs`."""
+    return model(**inputs(dtype=dtype, **kwargs))[0]
+
+
 def model_config(model: Any) -> dict[str, Any]:
     """config.json of a model as save_pretrained writes it, without where it came from."""
     config = json.loads(model.to_json_string())

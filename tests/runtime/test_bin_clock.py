@@ -11,7 +11,7 @@ from tempoquant.errors import ModelError, UnsupportedError
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tempoquant.timesteps import TimestepBins
-from tests.quantized_wan import BINS, inputs, quantize_all, tiny_wan
+from tests.quantized_wan import BINS, inputs, quantize_all, run, tiny_wan
 
 TIMESTEPS = (900.0, 930.0, 990.0)  # one in each bin
 
@@ -20,11 +20,6 @@ def quantized(seed: int = 0, format: str = "mixed", bins: TimestepBins = BINS) -
     model = tiny_wan(seed, num_layers=1)
     install_layers(model, quantize_all(model, format, bins=bins), bins)
     return model
-
-
-@torch.no_grad()
-def run(model: Any, **kwargs: Any) -> torch.Tensor:
-    return model(**inputs(**kwargs))[0]
 
 
 def row(arguments: dict[str, Any], i: int) -> dict[str, Any]:
