@@ -55,6 +55,13 @@ def test_bytes_in_memory_are_the_bytes_of_the_layer(format: str, rank: int, smoo
     assert not list(module.parameters()), "a parameter would be a second copy, or trainable"
 
 
+def test_autocast_changes_nothing() -> None:
+    module = linear(bins=TimestepBins())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module(X)
+    assert y.dtype == torch.float32 and torch.equal(y, module(X))
+
+
 def test_dequantize_is_the_layers() -> None:
     assert torch.equal(linear().dequantize(), quantize(SOURCE).dequantize())
 

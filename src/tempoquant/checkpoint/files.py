@@ -1,5 +1,6 @@
 """The files of a component folder: which they are, that they lie inside it, and what is in them. Never unpickles."""
 
+import collections
 import hashlib
 import json
 from collections.abc import Iterable
@@ -44,8 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
+        (key, _), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key[:80]!r} appears twice")
     return record
 
 

@@ -98,7 +98,8 @@ class QuantizedLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x."""
         clip_ratio = self.clock.select(self.clip_ratio.view(torch.float32), x)
-        return w4a4_linear(x, self._tensors(), self.entry.format, self.entry.activation_scale_rule, clip_ratio)
+        with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
+            return w4a4_linear(x, self._tensors(), self.entry.format, self.entry.activation_scale_rule, clip_ratio)
 
     def extra_repr(self) -> str:
         entry = self.entry
