@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,7 +219,3 @@ def test_calibration_records_without_guidance_and_the_clip_search_with_it() -> N
     samples = record_calibration(pipeline, [held_out()], QUICK, settings, 0)
     assert [s.branch for s in samples.statistics] == ["conditional"] * 3
     assert sorted(s.branch for s in samples.clip_search) == ["conditional"] * 3 + ["unconditional"] * 3
-
-
-def test_no_thread_is_left_running(quantized: Path) -> None:
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]

@@ -1,8 +1,9 @@
 """The two verbs: quantize a pipeline, quantize one layer."""
 
+import functools
 import gc
+import itertools
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from tempoquant.integrations.wan import (
     unquantized_tensors,
 )
 from tempoquant.layer import QuantizedLayer
+from tempoquant.parallel import run_all
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, provenance
 from tempoquant.recipe import Recipe
@@ -79,14 +81,11 @@ def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, t
         return folder.path
     with folder.writing() as partial:
         samples = _record(source, prompts, recipe, devices[0], seed, progress)
-        jobs = [(expert, devices[number % len(devices)]) for number, expert in enumerate(EXPERT_COMPONENTS)]
-        with ThreadPoolExecutor(len(set(devices))) as pool:
-            running = [
-                pool.submit(_quantize_component, source, partial, expert, where, samples, recipe, prompts, progress)
-                for expert, where in jobs
-            ]
-            for job in running:
-                job.result()
+        jobs = [
+            functools.partial(_quantize_component, source, partial, expert, where, samples, recipe, prompts)
+            for expert, where in zip(EXPERT_COMPONENTS, itertools.cycle(devices), strict=False)
+        ]
+        run_all(jobs, len(devices), progress)
         folder.complete(partial, source, link)
     return folder.path
 

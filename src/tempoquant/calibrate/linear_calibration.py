@@ -7,6 +7,7 @@
 A recipe that does not need a phase skips it.
 """
 
+import logging
 from enum import Enum
 
 import torch
@@ -25,6 +26,8 @@ from tempoquant.methods import (
 )
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
+
+_logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -153,6 +156,10 @@ class LinearCalibration:
             except HessianError as error:
                 raise HessianError(f"{self.name}: {error}") from error
             self._codes, self.needed_float64 = result
+            if self.needed_float64:
+                _logger.warning(
+                    "the Hessian of %s is positive definite in float64 only; it was factored there", self.name
+                )
             self._hessian = None  # the largest thing this object holds
         if self._recipe.clip_ratios:
             self._clip_search = ClipSearch(
