@@ -95,12 +95,19 @@ def test_group_offload_changes_nothing(tmp_path: Path, folder: Path, offload_typ
     assert torch.equal(run(model), before)
 
 
-def test_sequential_offload_changes_nothing(folder: Path) -> None:
+@pytest.mark.parametrize("offload_buffers", [False, True])
+def test_sequential_offload_changes_nothing_and_leaves_nothing_behind(folder: Path, offload_buffers: bool) -> None:
     model = load(folder)
     before = run(model)
-    accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
-    assert model.blocks[0].attn1.to_q.packed.is_meta
+    accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=offload_buffers)
+    for linear in quantized_linears(model).values():
+        assert all(tensor.is_meta for tensor in linear.state_dict().values())
     assert torch.equal(run(model), before)
+
+
+def test_a_device_map_with_the_disk_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="enable_group_offload"):
+        load(folder, device_map={"": "cpu", "blocks": "disk"}, offload_folder=tmp_path / "offload")
 
 
 def test_layerwise_casting_leaves_quantized_layers_alone(tmp_path: Path) -> None:

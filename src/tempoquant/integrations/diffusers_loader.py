@@ -2,8 +2,8 @@
 
 diffusers has no entry point for quantizers, so registering means adding to its two dictionaries. Loading goes through
 the steps of `ModelMixin.from_pretrained`: config.json to a TempoQuantConfig, the files' headers against it
-(`maybe_update_loaded_keys`), linears replaced (`_process_model_before_weight_loading`), each tensor taken from the file
-uncast (`create_quantized_param`), and a last look for what is missing (`_process_model_after_weight_loading`).
+(`maybe_update_loaded_keys`), linears replaced and the model's tensors compared with the files'
+(`_process_model_before_weight_loading`), each tensor taken from the file uncast (`create_quantized_param`).
 """
 
 import re
@@ -77,6 +77,14 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         self.compute_dtype = torch.float32
         self.loaded_keys: set[str] = set()
 
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        """Raises UnsupportedError for weights left on the disk: diffusers casts what it puts there."""
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            raise UnsupportedError(
+                "a 4-bit component does not load with parts of its device_map on the disk: load it to the CPU, then "
+                "enable_group_offload(offload_to_disk_path=…)."
+            )
+
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
         self.compute_dtype = torch_dtype or torch.float32  # diffusers' own default
         return torch_dtype
@@ -94,10 +102,13 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        """Replace the linears. Raises CheckpointError for tensors that diffusers would ignore with only a warning."""
+        """Replace the linears. Raises CheckpointError for a missing or unknown tensor, where diffusers warns."""
         replace_linears(model, self.component.layers, self.component.bins, self.compute_dtype)
+        wanted = set(model.state_dict())
+        if missing := sorted(wanted - self.loaded_keys):
+            raise damaged(f"the weights lack {missing[0]}")
         ignored = model._keys_to_ignore_on_load_unexpected or []
-        unknown = sorted(self.loaded_keys - set(model.state_dict()))
+        unknown = sorted(self.loaded_keys - wanted)
         unknown = [key for key in unknown if not any(re.search(pattern, key) for pattern in ignored)]
         if unknown:
             raise damaged(f"the weights hold {unknown[0]}, which the model that config.json describes does not have")
@@ -135,10 +146,6 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Raise CheckpointError for whatever diffusers would leave on the meta device with only a warning."""
-        for name, tensor in model.state_dict().items():
-            if tensor.device.type == "meta":
-                raise damaged(f"the weights lack {name}")
         return model
 
     def get_state_dict_and_metadata(

@@ -1,7 +1,8 @@
 """QuantizedLinear: a QuantizedLayer as a module, which diffusers, accelerate and peft take for an nn.Linear.
 
-The weight stays packed in memory. All tensors are buffers, held in their stored form (docs/checkpoint.md), so that
-state_dict *is* the checkpoint; and they keep their dtypes whatever the module is cast to.
+The weight stays packed in memory. All tensors are held in their stored form (docs/checkpoint.md), so that state_dict
+*is* the checkpoint, and keep their dtypes whatever the module is cast to. They are parameters, not buffers, because
+accelerate leaves buffers on the accelerator when it offloads a module.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ class QuantizedLinear(nn.Linear):
         entry: what fixes every tensor's presence, dtype and shape.
         clock: tells the current timestep bin; shared by all layers of a model.
         compute_dtype: what `weight.dtype` claims, and so what peft gives its adapters.
-        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, bias: buffers as stored, None if absent.
+        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, bias: as stored, or None where absent.
     """
 
     packed: torch.Tensor
@@ -52,7 +53,7 @@ class QuantizedLinear(nn.Linear):
         for key in KEYS:
             form = table.get(key)
             empty = None if form is None else torch.empty(form.shape, dtype=form.dtype, device=device)
-            self.register_buffer(key, empty)
+            self.register_parameter(key, None if empty is None else nn.Parameter(empty, requires_grad=False))
 
     @classmethod
     def from_layer(
@@ -66,7 +67,7 @@ class QuantizedLinear(nn.Linear):
             )
         linear = cls(entry_of(layer), clock, compute_dtype, device="meta")
         for key, tensor in to_stored(layer, "the layer").items():
-            setattr(linear, key, tensor)
+            setattr(linear, key, nn.Parameter(tensor, requires_grad=False))
         return linear
 
     def to_layer(self) -> QuantizedLayer:
@@ -122,7 +123,7 @@ class QuantizedLinear(nn.Linear):
         )
 
     def _stored(self) -> dict[str, torch.Tensor]:
-        return {key: tensor for key in KEYS if (tensor := getattr(self, key)) is not None}
+        return {key: tensor.detach() for key in KEYS if (tensor := getattr(self, key)) is not None}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # Casts (`.to(dtype)`, layerwise casting) reach tensors through here. They skip integers, so the floating ones
