@@ -10,6 +10,9 @@ from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
 
+CALIBRATION_NOISE = 2**40
+"""Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before."""
+
 
 def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
     """The model's own sampling settings, with what the recipe changes."""
@@ -32,14 +35,15 @@ def record_calibration(
 ) -> CalibrationSet:
     """Sample every prompt without guidance, and the first few with it where the recipe searches clip ratios.
 
-    Prompt i is sampled with seed + i, in both cases.
+    Prompt i is sampled from the same noise in both cases, drawn with a seed that no evaluation uses.
     """
     searched = prompts[: recipe.clip_search_num_prompts] if recipe.clip_ratios else []
     advance = progress.start("Recording calibration samples", settings.num_steps * (len(prompts) + len(searched)))
     samples = CalibrationSet()
+    noise_seed = CALIBRATION_NOISE + seed
     unguided = settings.replace(guidance_scale=1.0)
     for offset, prompt in enumerate(prompts):
-        samples.statistics.extend(record_trajectory(pipeline, prompt, unguided, seed + offset, advance))
+        samples.statistics.extend(record_trajectory(pipeline, prompt, unguided, noise_seed + offset, advance))
     for offset, prompt in enumerate(searched):
-        samples.clip_search.extend(record_trajectory(pipeline, prompt, settings, seed + offset, advance))
+        samples.clip_search.extend(record_trajectory(pipeline, prompt, settings, noise_seed + offset, advance))
     return samples
