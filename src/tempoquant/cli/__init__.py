@@ -4,7 +4,11 @@ from typing import Annotated
 
 import typer
 
-from tempoquant.cli import compare, demo, generate, inspect, quantize
+from tempoquant.cli.compare import command as compare_command
+from tempoquant.cli.demo import command as demo_command
+from tempoquant.cli.generate import command as generate_command
+from tempoquant.cli.inspect import command as inspect_command
+from tempoquant.cli.quantize import command as quantize_command
 
 app = typer.Typer(
     name="tempoquant",
@@ -14,11 +18,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.command)
-app.command("quantize")(quantize.command)
-app.command("generate")(generate.command)
-app.command("inspect")(inspect.command)
-app.command("compare")(compare.command)
+app.command("demo")(demo_command)
+app.command("quantize")(quantize_command)
+app.command("generate")(generate_command)
+app.command("inspect")(inspect_command)
+app.command("compare")(compare_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,27 +7,29 @@ from tempoquant.evaluate.results import Comparison, Summary
 from tempoquant.timesteps import Expert
 
 NOT_MEASURED = "–"
+MIN_WIDTH = 72
+"""Characters; a table as narrow as its columns would break its title into many lines."""
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row per model. A column that nothing was measured for is left out."""
+    """A column per model, which fits a narrow terminal. A row that nothing was measured for is left out."""
     results = [comparison.reference, *comparison.models]
-    columns = [
-        ("bits / weight", [f"{result.bits_per_weight:.2f}" for result in results]),
+    rows = [
+        ("bits per weight", [f"{result.bits_per_weight:.2f}" for result in results]),
         ("experts on disk", [format_bytes(result.num_bytes) for result in results]),
-        *((f"SQNR {expert.value}, dB", [_text(r.expert_sqnr_db(expert)) for r in results]) for expert in Expert),
+        *((f"SQNR of {expert.value}, dB", [_text(r.expert_sqnr_db(expert)) for r in results]) for expert in Expert),
         ("PSNR, dB", [_text(result.psnr_db) for result in results]),
         ("SSIM", [_text(result.ssim, 3) for result in results]),
         ("motion followed", [_share(result.motion_followed) for result in results]),
         ("appearance kept", [_share(result.appearance_kept) for result in results]),
     ]
-    table = Table(title=_comparison_title(comparison), title_justify="left")
-    table.add_column("model")
-    shown = [(name, cells) for name, cells in columns if any(cell != NOT_MEASURED for cell in cells)]
-    for name, _ in shown:
-        table.add_column(name, justify="right")
-    for row, result in enumerate(results):
-        table.add_row(result.label, *(cells[row] for _, cells in shown))
+    table = Table(title=_comparison_title(comparison), title_justify="left", min_width=MIN_WIDTH)
+    table.add_column("")
+    for result in results:
+        table.add_column(result.label, justify="right")
+    for name, cells in rows:
+        if any(cell != NOT_MEASURED for cell in cells):
+            table.add_row(name, *cells)
     return table
 
 
@@ -39,7 +41,7 @@ def bins_table(comparison: Comparison) -> Table | None:
     by_model = [[e for e in model.noise_prediction if e.bin_index is not None] for model in comparison.models]
     if not any(by_model):
         return None
-    table = Table(title="SQNR of the noise prediction per timestep bin, dB", title_justify="left")
+    table = Table(title="SQNR of the noise prediction per timestep bin, dB", title_justify="left", min_width=MIN_WIDTH)
     table.add_column("expert")
     table.add_column("timesteps", justify="right")
     for model in comparison.models:
@@ -53,30 +55,22 @@ def bins_table(comparison: Comparison) -> Table | None:
 
 
 def contents_table(contents: Contents) -> Table:
-    """One row per expert and timestep bin."""
-    recipe = contents.recipe
-    table = Table(
-        title=f"{contents.folder}: recipe {recipe['name']}, {contents.bits_per_weight:.2f} bits / weight, "
-        f"{format_bytes(contents.num_bytes)}, {_calibrated_on(contents)}",
-        title_justify="left",
-    )
-    right = {"4-bit linears", "16-bit linears", "rank", "bits / weight", "size", "timesteps", "clip ratio"}
-    for name in (
-        "expert",
-        "4-bit linears",
-        "16-bit linears",
-        "format",
-        "rank",
-        "bits / weight",
-        "size",
-        "timesteps",
-        "clip ratio",
-    ):
-        table.add_column(name, justify="right" if name in right else "left")
+    """A column per expert."""
+    table = Table(title=_contents_title(contents), title_justify="left", min_width=MIN_WIDTH)
+    table.add_column("")
     for expert in contents.experts:
-        for number, (timesteps, clip_ratio) in enumerate(_bin_cells(expert)):
-            cells = _expert_cells(expert) if number == 0 else [""] * 7
-            table.add_row(*cells, timesteps, clip_ratio, end_section=number == len(expert.bins) - 1)
+        table.add_column(expert.expert.value, justify="right")
+    rows = [
+        ("4-bit linears", [str(expert.num_layers) for expert in contents.experts]),
+        ("16-bit linears", [str(expert.num_16bit_linears) for expert in contents.experts]),
+        ("format", [_counts(expert.formats) for expert in contents.experts]),
+        ("rank", [_counts(expert.ranks) for expert in contents.experts]),
+        ("bits per weight", [f"{expert.bits_per_weight:.2f}" for expert in contents.experts]),
+        ("size", [format_bytes(expert.num_bytes) for expert in contents.experts]),
+        ("clip ratio by timesteps", ["\n".join(_bin_lines(expert)) for expert in contents.experts]),
+    ]
+    for name, cells in rows:
+        table.add_row(name, *cells)
     return table
 
 
@@ -92,41 +86,32 @@ def _comparison_title(comparison: Comparison) -> str:
     num_prompts = len(comparison.prompts)
     measured = [error.sqnr_db.num_values for model in comparison.models for error in model.noise_prediction]
     fewer = f" (SQNR on {max(measured)} of them)" if measured and max(measured) < num_prompts else ""
-    return f"{num_prompts} held-out prompts{fewer}, seed {comparison.seed}; mean ± standard deviation"
+    prompts = f"{num_prompts} held-out prompt{'s' if num_prompts > 1 else ''}"
+    return f"{prompts}{fewer}, seed {comparison.seed}; mean ± standard deviation"
 
 
-def _expert_cells(expert: ExpertContents) -> list[str]:
-    return [
-        expert.expert.value,
-        str(expert.num_layers),
-        str(expert.num_16bit_linears),
-        _counts(expert.formats),
-        _counts(expert.ranks),
-        f"{expert.bits_per_weight:.2f}",
-        format_bytes(expert.num_bytes),
-    ]
+def _contents_title(contents: Contents) -> str:
+    count = contents.num_calibration_prompts
+    calibrated = f"calibrated on {count} prompt{'s' if count > 1 else ''}" if count else "not calibrated"
+    size = f"{contents.bits_per_weight:.2f} bits per weight, {format_bytes(contents.num_bytes)}"
+    return f"{contents.folder}: recipe {contents.recipe['name']}, {size}, {calibrated}"
 
 
-def _bin_cells(expert: ExpertContents) -> list[tuple[str, str]]:
-    """(timesteps, clip ratio: median and range over layers) per bin, the noisiest first, as sampling meets them."""
-    cells = []
+def _bin_lines(expert: ExpertContents) -> list[str]:
+    """A line per bin, the noisiest first, as sampling meets them: median and range of the clip ratio over layers."""
+    lines = []
     for each in reversed(expert.bins):
-        spread = f" ({each.clip_ratio_min:g} … {each.clip_ratio_max:g})"
+        spread = f" ({each.clip_ratio_min:g}–{each.clip_ratio_max:g})"
         has_spread = each.clip_ratio_min < each.clip_ratio_max
-        ratio = f"{each.clip_ratio_median:g}{spread if has_spread else ''}"
-        cells.append((f"{each.lowest_timestep:g} … {each.highest_timestep:g}", ratio))
-    return cells or [(NOT_MEASURED, NOT_MEASURED)]
+        timesteps = f"{each.lowest_timestep:g}–{each.highest_timestep:g}"
+        lines.append(f"{timesteps}: {each.clip_ratio_median:g}{spread if has_spread else ''}")
+    return lines or [NOT_MEASURED]
 
 
 def _counts(counts: object) -> str:
     """ "mxfp4", or "mxfp4 × 396, int4 × 4" where there are several."""
     pairs = dict(counts)  # type: ignore[call-overload]
     return str(next(iter(pairs))) if len(pairs) == 1 else ", ".join(f"{key} × {count}" for key, count in pairs.items())
-
-
-def _calibrated_on(contents: Contents) -> str:
-    count = contents.num_calibration_prompts
-    return f"calibrated on {count} prompts" if count else "not calibrated"
 
 
 def _text(summary: Summary | None, digits: int = 1) -> str:
