@@ -1,11 +1,7 @@
 import errno
 import json
 import math
-import signal
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import typer
@@ -77,36 +73,6 @@ def test_an_error_is_one_sentence_and_an_exit_code(capsys, error, code, words, a
         assert words in json.loads(out)["error"]
     else:
         assert out == ""
-
-
-def test_ctrl_c_ends_work_in_other_threads_at_their_next_report(capsys):
-    num_reports = 0
-
-    def work(progress):
-        nonlocal num_reports
-        advance = progress.start("quantizing", 10**6)
-        is_running = threading.Event()
-
-        def report_forever():
-            nonlocal num_reports
-            for _ in range(10**6):
-                advance()
-                num_reports += 1
-                is_running.set()
-                time.sleep(0.001)
-
-        with ThreadPoolExecutor(1) as pool:  # leaving this block waits for the thread
-            job = pool.submit(report_forever)
-            is_running.wait()
-            signal.raise_signal(signal.SIGINT)
-            job.result()
-
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(typer.Exit) as exit_info:
-        run_command(work)
-    assert exit_info.value.exit_code == INTERRUPTED
-    assert num_reports < 10**5
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_bug_keeps_its_traceback():

@@ -24,16 +24,11 @@ SPEED_WINDOW_S = 120.0
 
 
 class RichProgress:
-    """Implements `tempoquant.progress.Progress`. A context manager: leaving it clears the bars, however it is left.
-
-    Ctrl-C reaches the main thread only, and work in other threads would go on to its end. They do report each unit,
-    however: after `interrupt` that call raises KeyboardInterrupt in whichever thread makes it.
-    """
+    """Implements `tempoquant.progress.Progress`. A context manager: leaving it clears the bars, however it is left."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._is_live = self._console.is_terminal
-        self._is_interrupted = False
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -58,20 +53,9 @@ class RichProgress:
         if self._is_live:
             self._bars.stop()
 
-    def interrupt(self) -> None:
-        """End every thread that reports progress, at its next report."""
-        self._is_interrupted = True
-
     def start(self, description: str, total: int) -> Callable[[], None]:
         """See `tempoquant.progress.Progress.start`. A finished task leaves one line that says how long it took."""
-        show = self._start_bar(description, total) if self._is_live else self._start_lines(description, total)
-
-        def advance() -> None:
-            if self._is_interrupted:
-                raise KeyboardInterrupt
-            show()
-
-        return advance
+        return self._start_bar(description, total) if self._is_live else self._start_lines(description, total)
 
     def _start_bar(self, description: str, total: int) -> Callable[[], None]:
         task: TaskID = self._bars.add_task(description, total=total)

@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import typer
@@ -48,7 +45,7 @@ def run_command(work: Callable[[Progress], Outcome], as_json: bool = False) -> N
     try:
         with contextlib.redirect_stdout(sys.stderr):
             quiet_libraries()
-            with RichProgress() as progress, _interruptible(progress):
+            with RichProgress() as progress:
                 outcome = work(progress)
     except KeyboardInterrupt:
         _fail("interrupted: what was being written is gone, what was there before is untouched.", INTERRUPTED, as_json)
@@ -81,24 +78,6 @@ def quiet_libraries() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-
-
-@contextlib.contextmanager
-def _interruptible(progress: RichProgress) -> Iterator[None]:
-    """Within this context Ctrl-C ends the work of other threads too."""
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield
-        return
-
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
-        progress.interrupt()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
 
 
 def _stdout() -> Console:
