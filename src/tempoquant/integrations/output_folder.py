@@ -105,6 +105,8 @@ class OutputFolder:
             yield partial
         except OSError as error:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
+        except OutputError as error:  # from a component's writer, which knows only the temporary folder
+            raise OutputError(str(error).replace(str(partial), str(self.path))) from error
         finally:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
