@@ -85,7 +85,7 @@ def test_channels_stand_out_as_in_a_large_model_where_none_did(source, planted, 
         with channel_absmax(model) as seen:
             run(model, text_states)
         found.append(median(ratios(seen)[kind]))
-    assert found[0] < 8 and 20 < found[1] < 80
+    assert found[0] < 8 and 12 < found[1] < 80
 
 
 def test_the_end_token_is_massive_and_padding_stays_small(planted, text_states):

@@ -200,7 +200,7 @@ def _channel_factors(gains: Tensor, planted: Sequence[float], generator: torch.G
 
 
 def _ordinary_channels(gains: Tensor, num_channels: int, generator: torch.Generator) -> Tensor:
-    """Channels drawn from the quarter whose gain is nearest to the median in every block: (blocks, n) to (channels,)."""
+    """Channels drawn from the quarter whose gain is nearest to the median in every block: (blocks, n) to indices."""
     # A factor of 32 then makes 32 times the usual, and not 32 times an exception.
     magnitude = gains.abs().clamp(min=1e-6)
     strangeness = (magnitude / magnitude.median(dim=1, keepdim=True).values).log().abs().amax(0)
