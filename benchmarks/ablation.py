@@ -129,7 +129,8 @@ def main() -> None:
     record = {"benchmark": "ablation", **vars(arguments), "version": tempoquant.__version__, "commit": commit,
               "machine": machine, "results": results}  # fmt: skip
     if not arguments.json:
-        print_table(results, f"{arguments.model}, {arguments.format}: SQNR of the noise prediction, dB (higher is better)")
+        what = "SQNR of the noise prediction, dB (higher is better)"
+        print_table(results, f"{arguments.model}, {arguments.format}: {what}")
     print(json.dumps(record))
 
 

@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, t
     prompts: list[Prompt] = []
     if recipe.needs_calibration:
         prompts = calibration_prompts(str(model), None if calibration is None else str(calibration), recipe.num_prompts)
-    identity = RunIdentity(recipe.to_dict(), fingerprint(source), provenance(prompts), seed)
+    identity = RunIdentity(recipe.to_dict(), fingerprint(source), provenance(prompts), seed, version("tempoquant"))
     folder = OutputFolder(Path(output), identity)
     if folder.is_finished(overwrite):
         return folder.path

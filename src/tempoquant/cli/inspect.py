@@ -12,7 +12,7 @@ from tempoquant.progress import Progress
 
 def command(
     folder: Folder,
-    verify: Annotated[bool, typer.Option("--verify", help="Check every weight file's hash and every tensor.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file's hash and every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show layers, formats, bits per weight, sizes, timestep bins, clip ratios, recipe and calibration."""
@@ -30,23 +30,27 @@ def command(
         settings = ", ".join(f"{key} {value}" for key, value in contents.recipe.items() if key != "name")
         lines = [f"Recipe: {settings}", *notes]
         if verify:
-            record["verified_files"] = verify_components(folder, progress)
-            lines.append(f"Verified: {', '.join(record['verified_files'])}.")
+            record["verified_files"] = verify_folder(folder, progress)
+            lines.append(f"Verified: {len(record['verified_files'])} files.")
         return Outcome(record, Group(contents_table(contents), *lines))
 
     run_command(work, as_json)
 
 
-def verify_components(folder: Path, progress: Progress) -> list[str]:
-    """Check hashes and tensors of both experts; the files that agree. Raises CheckpointError for the first damage."""
-    from tempoquant.checkpoint import check_tensors, verify_hashes
+def verify_folder(folder: Path, progress: Progress) -> list[str]:
+    """Check the hash of every file and every tensor of both experts; the files that agree.
+
+    Raises CheckpointError for the first damage. A folder that diffusers saved again has no manifest and no hashes.
+    """
+    from tempoquant.checkpoint import check_tensors
+    from tempoquant.checkpoint.manifest import verify_manifest
     from tempoquant.evaluate.contents import quantized_components
 
     components = quantized_components(folder)
-    on_component = progress.start("verifying", len(components))
-    verified = []
+    advance = progress.start("verifying", len(components) + 1)
+    verified = verify_manifest(folder)
+    advance()
     for component in components.values():
-        verified += [f"{component.name}/{name}" for name in verify_hashes(component)]
         check_tensors(component)
-        on_component()
+        advance()
     return verified

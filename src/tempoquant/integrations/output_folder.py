@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -11,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tempoquant.checkpoint.files import sha256_of
-from tempoquant.errors import OutputError
+from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest, write_manifest
+from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.pipeline_folder import components_of
 
-MANIFEST_NAME = "tempoquant.json"
 _FINGERPRINT_BYTES = 2**16
 _EXPERTS = ("transformer", "transformer_2")
 _ROOT_FILES = ("model_index.json", "sampling.json")
@@ -31,12 +29,14 @@ class RunIdentity:
         source: fingerprint of the 16-bit model.
         prompts: provenance of the calibration prompts.
         seed: of the calibration's noise.
+        library_version: of the TempoQuant that ran.
     """
 
     recipe: dict[str, Any]
     source: str
     prompts: list[dict[str, str]]
     seed: int
+    library_version: str
 
 
 def fingerprint(folder: Path) -> str:
@@ -74,16 +74,17 @@ class OutputFolder:
             raise OutputError(f"{self.path} is a file: give a folder.")
         if overwrite or not self.path.exists() or not any(self.path.iterdir()):
             return False
-        manifest = self.path / MANIFEST_NAME
-        if not manifest.is_file():
+        if not (self.path / MANIFEST_NAME).is_file():
             raise OutputError(
                 f"{self.path} is not empty and holds no TempoQuant result: choose another folder, or --overwrite."
             )
         try:
-            other = json.loads(manifest.read_text(encoding="utf-8"))["run"]
-            different = [key for key, value in self._identity.items() if other.get(key) != value]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise OutputError(f"{manifest} is unreadable ({error}): choose another folder, or --overwrite.") from error
+            manifest = read_manifest(self.path)
+        except CheckpointError as error:
+            raise OutputError(f"{error} Or choose another folder, or --overwrite.") from error
+        if missing := missing_files(self.path, manifest):
+            raise OutputError(f"{self.path / missing[0]} is missing: choose another folder, or --overwrite.")
+        different = [key for key, value in self._identity.items() if manifest.run.get(key) != value]
         if different:
             raise OutputError(
                 f"{self.path} holds another run's result (different {' and '.join(different)}): "
@@ -120,13 +121,7 @@ class OutputFolder:
             if (source / name).is_file():
                 _copy(source / name, partial / name)
         (partial / "README.md").write_text(model_card(partial, source, self._identity["recipe"]), encoding="utf-8")
-        files = {
-            file.relative_to(partial).as_posix(): sha256_of(file)
-            for file in sorted(partial.rglob("*"))
-            if file.is_file()
-        }
-        manifest = {"run": self._identity, "sha256": files}
-        (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        write_manifest(partial, self._identity)
         for entry in (partial, *partial.rglob("*")):  # temporary folders are 0700: others could not read the model
             if not link or entry.is_dir() or entry.parent.name in _EXPERTS:
                 entry.chmod(0o755 if entry.is_dir() else 0o644)
