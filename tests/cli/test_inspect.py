@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tempoquant.checkpoint.manifest import write_manifest
 from tests.cli.typed import assert_refused, run
 from tests.evaluate.quantized_folder import write_quantized_folder
 
@@ -41,6 +42,16 @@ def test_inspect_finds_an_altered_byte(tmp_path):
     content[-1] ^= 1
     file.write_bytes(bytes(content))
     assert run("inspect", folder).exit_code == 0
+    assert_refused(run("inspect", folder, "--verify"), 1, "SHA-256 differs")
+
+
+def test_a_manifest_extends_the_check_to_every_file(tmp_path):
+    folder = write_quantized_folder(tmp_path / "model")
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text("{}")
+    write_manifest(folder, {})
+    assert "vae/config.json" in json.loads(run("inspect", folder, "--verify", "--json").stdout)["verified_files"]
+    (folder / "vae" / "config.json").write_text("[]")
     assert_refused(run("inspect", folder, "--verify"), 1, "SHA-256 differs")
 
 
