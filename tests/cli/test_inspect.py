@@ -51,7 +51,7 @@ def test_a_manifest_extends_the_check_to_every_file(tmp_path):
     (folder / "vae" / "config.json").write_text("{}")
     write_manifest(folder, {})
     assert "vae/config.json" in json.loads(run("inspect", folder, "--verify", "--json").stdout)["verified_files"]
-    (folder / "vae" / "config.json").write_text("[]")
+    (folder / "vae" / "config.json").write_text("{ }")
     assert_refused(run("inspect", folder, "--verify"), 1, "SHA-256 differs")
 
 
