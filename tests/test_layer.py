@@ -1,4 +1,4 @@
-"""QuantizedLayer: callable, counted to the bit, and aware of the timestep."""
+"""QuantizedLayer: counted to the bit; and, run alone as a module, aware of the timestep."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
 from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
 
 THREE_BINS = TimestepBins((300.0, 600.0))
@@ -65,7 +66,7 @@ def test_shapes_are_read_off_the_packed_weight():
 def test_calling_a_layer_is_the_reference_kernel(format: Format):
     layer, x = make_layer(format, rank=4, smoothing=True), random(3, 128)
     wanted = w4a4_linear(x, layer.tensors, format, ScaleRule.CEIL, layer.clip_ratio[0])
-    assert torch.equal(layer(x), wanted)
+    assert torch.equal(QuantizedLinear.from_layer(layer)(x), wanted)
 
 
 @each_format
@@ -75,7 +76,9 @@ def test_a_full_rank_branch_over_an_empty_residual_reproduces_a_16_bit_linear(fo
     empty = make_layer(format, 16, 128, rank=1, residual=torch.zeros(16, 128))
     layer = QuantizedLayer(**{**vars(empty), "branch": LowRankBranch(weight, torch.eye(128).bfloat16())})
     x = random(5, 128).double()
-    torch.testing.assert_close(layer(x), x @ weight.double().T + layer.bias.double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        QuantizedLinear.from_layer(layer)(x), x @ weight.double().T + layer.bias.double(), rtol=1e-12, atol=1e-12
+    )
     assert torch.equal(layer.dequantize(), weight.float())
 
 
@@ -89,13 +92,13 @@ def test_the_effective_weight_is_what_unrounded_inputs_meet(format: Format):
 
 
 def test_a_layer_with_several_bins_refuses_to_run_without_a_timestep():
-    layer = make_layer(bins=THREE_BINS)
+    layer = QuantizedLinear.from_layer(make_layer(bins=THREE_BINS))
     with pytest.raises(TempoQuantError, match=r"3 timestep bins.*at_timestep"):
         layer(random(2, 128))
 
 
 def test_a_layer_with_one_bin_runs_with_and_without_a_timestep():
-    layer, x = make_layer(), random(2, 128)
+    layer, x = QuantizedLinear.from_layer(make_layer()), random(2, 128)
     with layer.at_timestep(500.0):
         inside = layer(x)
     assert torch.equal(inside, layer(x))
@@ -106,16 +109,17 @@ def test_a_layer_with_one_bin_runs_with_and_without_a_timestep():
     [(0, 0), (299.9, 0), (300, 1), (300.0, 1), (599.9, 1), (600, 2), (1000, 2)],
 )
 def test_the_clip_ratio_is_that_of_the_timesteps_bin_and_an_edge_belongs_to_the_upper_one(timestep, bin_index):
-    layer, x = make_layer(bins=THREE_BINS), random(2, 128)
+    layer, x = QuantizedLinear.from_layer(make_layer(bins=THREE_BINS)), random(2, 128)
     with layer.at_timestep(timestep):
         got = layer(x)
-    alone = [w4a4_linear(x, layer.tensors, MXFP4, ScaleRule.CEIL, ratio) for ratio in layer.clip_ratio]
+    stored = layer.to_layer()
+    alone = [w4a4_linear(x, stored.tensors, MXFP4, ScaleRule.CEIL, ratio) for ratio in stored.clip_ratio]
     assert torch.equal(got, alone[bin_index])
     assert not torch.equal(alone[0], alone[2])
 
 
 def test_timesteps_nest_and_end_even_after_an_exception():
-    layer, x = make_layer(bins=THREE_BINS), random(2, 128)
+    layer, x = QuantizedLinear.from_layer(make_layer(bins=THREE_BINS)), random(2, 128)
     with layer.at_timestep(100):
         clean = layer(x)
         with pytest.raises(ZeroDivisionError), layer.at_timestep(900):
@@ -123,6 +127,12 @@ def test_timesteps_nest_and_end_even_after_an_exception():
         assert torch.equal(layer(x), clean)
     with pytest.raises(TempoQuantError):
         layer(x)
+
+
+def test_a_timestep_given_to_one_layer_does_not_reach_another():
+    layer, other = (QuantizedLinear.from_layer(make_layer(bins=THREE_BINS)) for _ in range(2))
+    with layer.at_timestep(100), pytest.raises(TempoQuantError, match="at_timestep"):
+        other(random(2, 128))
 
 
 def test_clip_ratios_and_bins_must_agree():

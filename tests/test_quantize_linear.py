@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tempoquant import QuantizedLayer, Recipe, TempoQuantError, quantize_linear
+from tempoquant import QuantizedLinear, Recipe, TempoQuantError, quantize_linear
 from tempoquant.errors import CalibrationError, ModelError, RecipeError
 from tempoquant.formats import FORMATS
 
@@ -20,7 +20,7 @@ def layer_problem(seed: int = 0, in_features: int = 128, out_features: int = 96)
     return weight, torch.randn(out_features, generator=generator), inputs[:2000], inputs[2000:]
 
 
-def error_db(layer: QuantizedLayer, weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> float:
+def error_db(layer: QuantizedLinear, weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> float:
     reference = x @ weight.T + bias
     return float(10 * torch.log10((layer(x) - reference).square().sum() / reference.square().sum()))
 
@@ -55,27 +55,29 @@ def test_a_full_rank_branch_reproduces_the_layer_to_the_precision_of_bfloat16() 
 def test_dequantize_is_what_inputs_on_the_grid_are_multiplied_by() -> None:
     weight, bias, x, _ = layer_problem()
     layer = quantize_linear(weight, bias, x, recipe("paper", clip_ratios=()))
-    assert layer.smoothing_factor is not None
-    on_grid = torch.diag(6 * layer.smoothing_factor.float())  # smoothed: one 6 in a group of zeros, exact in four bits
+    factor = layer.to_layer().smoothing_factor
+    assert factor is not None
+    on_grid = torch.diag(6 * factor.float())  # smoothed: one 6 in a group of zeros, exact in four bits
     torch.testing.assert_close(layer(on_grid) - bias, on_grid @ layer.dequantize().T, rtol=1e-5, atol=1e-4)
 
 
 def test_several_bins_need_a_timestep_and_use_their_own_clip_ratio() -> None:
     weight, bias, x, _ = layer_problem()
     layer = quantize_linear(weight, bias, {0: x, 1: x.pow(3) / 100}, "paper")
-    assert layer.bins.edges == (500.0,) and layer.clip_ratio.shape == (2,)
+    clip_ratio = layer.to_layer().clip_ratio
+    assert layer.to_layer().bins.edges == (500.0,) and clip_ratio.shape == (2,)
     with pytest.raises(TempoQuantError, match="at_timestep"):
         layer(x)
     with layer.at_timestep(20):
         clean = layer(x)
     with layer.at_timestep(500):
         noisy = layer(x)
-    assert (layer.clip_ratio[0] == layer.clip_ratio[1]) == torch.equal(clean, noisy)
+    assert (clip_ratio[0] == clip_ratio[1]) == torch.equal(clean, noisy)
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
     weight, bias, x, _ = layer_problem()
-    first, second = (quantize_linear(weight, bias, x, "paper") for _ in range(2))
+    first, second = (quantize_linear(weight, bias, x, "paper").to_layer() for _ in range(2))
     for one, other in zip(first.tensors, second.tensors, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from tempoquant.errors import TempoQuantError
 from tempoquant.integrations.diffusers_loader import register
-from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
+from tempoquant.runtime.linear import QuantizedLinear
 
 if TYPE_CHECKING:
     from tempoquant.quantizing import quantize, quantize_linear
 
 __version__ = version("tempoquant")
 
-__all__ = ["QuantizedLayer", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear"]
+__all__ = ["QuantizedLinear", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear"]
 
 register()
 

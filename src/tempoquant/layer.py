@@ -1,15 +1,12 @@
 """QuantizedLayer and LowRankBranch: the values that methods make, checkpoints store and the runtime runs."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
-from tempoquant.errors import CheckpointError, TempoQuantError
+from tempoquant.errors import CheckpointError
 from tempoquant.formats import Format, ScaleRule
-from tempoquant.kernels.reference import LinearTensors, dequantize_residual, w4a4_linear
+from tempoquant.kernels.reference import LinearTensors, dequantize_residual
 from tempoquant.timesteps import TimestepBins
 
 
@@ -40,7 +37,7 @@ class LowRankBranch:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
-    """One linear in four bits. Callable, so that a notebook or a test can run it as it is.
+    """One linear in four bits. `runtime.linear.QuantizedLinear` runs it.
 
     Attributes:
         format: of weight and activations.
@@ -105,28 +102,3 @@ class QuantizedLayer:
         if self.smoothing_factor is not None:
             weight = weight / self.smoothing_factor.float()
         return weight if self.branch is None else weight + self.branch.product()
-
-    @contextlib.contextmanager
-    def at_timestep(self, timestep: float) -> Iterator[None]:
-        """Within this context the layer runs with the clip ratio of `timestep`'s bin."""
-        token = _current_timestep.set(float(timestep))
-        try:
-            yield
-        finally:
-            _current_timestep.reset(token)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the exact 4-bit linear: (…, in) to (…, out), in the dtype of x.
-
-        Raises TempoQuantError when the layer has several timestep bins and is called outside `at_timestep`.
-        """
-        timestep = _current_timestep.get()
-        if self.bins.num_bins > 1 and timestep is None:
-            raise TempoQuantError(
-                f"this layer has {self.bins.num_bins} timestep bins: call it inside `with layer.at_timestep(t):`."
-            )
-        bin_index = 0 if timestep is None else self.bins.of(timestep)
-        return w4a4_linear(x, self.tensors, self.format, self.activation_scale_rule, self.clip_ratio[bin_index])
-
-
-_current_timestep: contextvars.ContextVar[float | None] = contextvars.ContextVar("timestep", default=None)

@@ -30,11 +30,11 @@ from tempoquant.integrations.wan import (
     load_pipeline,
     unquantized_tensors,
 )
-from tempoquant.layer import QuantizedLayer
 from tempoquant.parallel import run_all
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, provenance
 from tempoquant.recipe import Recipe
+from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert, TimestepBins
 
 
@@ -140,7 +140,7 @@ def quantize_linear(
     bias: torch.Tensor | None,
     calibration_inputs: torch.Tensor | Mapping[int, torch.Tensor] | None,
     recipe: str | Path | Recipe = "paper",
-) -> QuantizedLayer:
+) -> QuantizedLinear:
     """Quantize one linear layer: for notebooks, tests, and comparing methods.
 
     Args:
@@ -152,7 +152,7 @@ def quantize_linear(
         recipe: as for `quantize`; its bin fractions, prompts and sampling settings play no part here.
 
     Returns:
-        The layer, callable: inside `layer.at_timestep(t)` when it has several bins.
+        The layer, ready to be called: inside `layer.at_timestep(t)` when it has several bins.
 
     Raises:
         TempoQuantError: NaN or Inf, a group size that does not divide, a rank too large, a Hessian that is not
@@ -168,7 +168,7 @@ def quantize_linear(
             for timestep_bin, inputs in by_bin.items():
                 calibration.observe(phase, inputs.to(weight.device), timestep_bin)
             calibration.settle(phase)
-        return calibration.finish()
+        return QuantizedLinear.from_layer(calibration.finish(), compute_dtype=weight.dtype)
 
 
 def _inputs_by_bin(

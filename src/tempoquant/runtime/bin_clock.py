@@ -72,7 +72,7 @@ class BinClock:
         if self.current is None:
             raise TempoQuantError(
                 f"this layer has {self.bins.num_bins} timestep bins and none is current: call the whole model, or "
-                "`clock.set(timestep)` first."
+                "the layer inside `with layer.at_timestep(t):`."
             )
         rows = self.current.shape[0]
         if rows != 1 and (x.dim() < 3 or x.shape[0] != rows):

@@ -5,7 +5,8 @@ The weight stays packed in memory. All tensors are held in their stored form (do
 accelerate leaves buffers on the accelerator when it offloads a module.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -95,6 +96,19 @@ class QuantizedLinear(nn.Linear):
     def dequantize(self) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32."""
         return self.to_layer().dequantize()
+
+    @contextlib.contextmanager
+    def at_timestep(self, timestep: torch.Tensor | float) -> Iterator[None]:
+        """Within this context a layer that stands alone runs with the clip ratio of `timestep`'s bin.
+
+        In a model the clock is shared: there, call the model, which sets it from its own `timestep`.
+        """
+        before = self.clock.current
+        self.clock.set(timestep)
+        try:
+            yield
+        finally:
+            self.clock.current = before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x."""
