@@ -27,7 +27,7 @@ from training.memory import keep_freed_memory
 from training.padding import PaddingBiasProcessor, padding_bias, use_padding_bias
 
 SEEDS = {"high_noise": 3, "low_noise": 4}
-NUM_STEPS = 8000
+NUM_STEPS = {"high_noise": 5200, "low_noise": 6000}
 BATCH_SIZE = 16
 PEAK_LEARNING_RATE = 1e-3
 WARMUP_STEPS = 150
@@ -94,7 +94,8 @@ def held_out_loss(
     model.load_state_dict(weights)
     processor = use_padding_bias(model)
     torch.manual_seed(SEEDS[expert])
-    losses = [loss_of(model, processor, make_batch(data, empty, expert, i)) for i in torch.arange(256).split(64)]
+    batches = [make_batch(data, empty, expert, chosen) for chosen in torch.arange(256).split(64)]
+    losses = [loss_of(model, processor, batch) for batch in batches]
     return float(torch.stack(losses).mean())
 
 
@@ -150,14 +151,15 @@ def train(expert: str, num_steps: int, compiled: bool, start_from: str | None) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("expert", choices=EXPERTS)
-    parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--num-steps", type=int, help="NUM_STEPS of the expert when left out")
     parser.add_argument("--start-from", choices=EXPERTS, help="the expert whose weights a new run starts from")
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
-    train(arguments.expert, arguments.num_steps, arguments.compile, arguments.start_from)
+    num_steps = arguments.num_steps or NUM_STEPS[arguments.expert]
+    train(arguments.expert, num_steps, arguments.compile, arguments.start_from)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ SAMPLING = {
     "height": 64,
     "width": 64,
     "num_frames": 17,
-    "num_steps": 40,
-    "guidance_scale": 3.0,
+    "num_steps": 20,
+    "guidance_scale": 2.5,
     "flow_shift": None,
     "fps": 8,
 }
