@@ -21,7 +21,8 @@ def test_two_workers_run_at_once() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
-def test_an_error_ends_the_other_job_at_its_next_unit(error: BaseException) -> None:
+@pytest.mark.parametrize("first", [True, False], ids=["first fails", "second fails"])
+def test_an_error_ends_the_other_job_at_its_next_unit(error: BaseException, first: bool) -> None:
     started, ended = threading.Event(), threading.Event()
 
     def fails(_: Progress) -> None:
@@ -38,7 +39,8 @@ def test_an_error_ends_the_other_job_at_its_next_unit(error: BaseException) -> N
         finally:
             ended.set()
 
+    jobs = [fails, long_job] if first else [long_job, fails]
     with pytest.raises(type(error)):
-        run_all([fails, long_job], 2, SILENT)
+        run_all(jobs, 2, SILENT)
     assert ended.is_set()
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]

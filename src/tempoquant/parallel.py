@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from tempoquant.progress import Progress
 
@@ -43,7 +43,8 @@ def run_all(jobs: Sequence[Callable[[Progress], None]], num_workers: int, progre
     stoppable = _Stoppable(progress)
     pool = ThreadPoolExecutor(num_workers)
     try:
-        for future in [pool.submit(job, stoppable) for job in jobs]:
+        running = [pool.submit(job, stoppable) for job in jobs]
+        for future in wait(running, return_when=FIRST_EXCEPTION).done:
             future.result()
     except BaseException:
         stoppable.stop.set()

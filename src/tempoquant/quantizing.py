@@ -78,6 +78,7 @@ def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, t
         prompts = calibration_prompts(str(model), None if calibration is None else str(calibration), recipe.num_prompts)
     identity = RunIdentity(recipe.to_dict(), fingerprint(source), provenance(prompts), seed, version("tempoquant"))
     folder = OutputFolder(Path(output), identity)
+    folder.refuse_source(source)
     if folder.is_finished(overwrite):
         return folder.path
     with folder.writing() as partial:

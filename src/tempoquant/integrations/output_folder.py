@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tempoquant.checkpoint.files import sha256_of
 from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest, write_manifest
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.pipeline_folder import components_of
 
-_FINGERPRINT_BYTES = 2**16
 _EXPERTS = ("transformer", "transformer_2")
 _ROOT_FILES = ("model_index.json", "sampling.json")
 
@@ -40,15 +40,11 @@ class RunIdentity:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names, sizes, beginnings and ends of a pipeline's files: telling, without reading 100 GB."""
+    """SHA-256 over the names and contents of the files of a pipeline's components."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(folder).as_posix()}:{size}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(_FINGERPRINT_BYTES))
-            stream.seek(max(0, size - _FINGERPRINT_BYTES))
-            digest.update(stream.read(_FINGERPRINT_BYTES))
+    for name in sorted(components_of(folder)):
+        for file in sorted(file for file in (folder / name).rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(folder).as_posix()}:{sha256_of(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -61,8 +57,14 @@ class OutputFolder:
     """
 
     def __init__(self, path: Path, identity: RunIdentity) -> None:
-        self.path = path
+        self.path = path.expanduser().resolve()  # "." and links cannot be renamed to
         self._identity = asdict(identity)
+
+    def refuse_source(self, source: Path) -> None:
+        """Raise OutputError when writing here would destroy the model that is read, or put the result inside it."""
+        source = source.resolve()
+        if self.path == source or source.is_relative_to(self.path) or self.path.is_relative_to(source):
+            raise OutputError(f"{self.path} and the model in {source} overlap: choose a folder beside it.")
 
     def is_finished(self, overwrite: bool) -> bool:
         """Whether the folder already holds this very run's result.
@@ -116,7 +118,7 @@ class OutputFolder:
         """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename."""
         for name in components_of(source):
             if name not in _EXPERTS:
-                shutil.copytree(source / name, partial / name, copy_function=os.link if link else _copy)
+                shutil.copytree(source / name, partial / name, copy_function=_link if link else _copy)
         for name in _ROOT_FILES:
             if (source / name).is_file():
                 _copy(source / name, partial / name)
@@ -125,13 +127,24 @@ class OutputFolder:
         for entry in (partial, *partial.rglob("*")):  # temporary folders are 0700: others could not read the model
             if not link or entry.is_dir() or entry.parent.name in _EXPERTS:
                 entry.chmod(0o755 if entry.is_dir() else 0o644)
+        self._replace_by(partial)
+
+    def _replace_by(self, partial: Path) -> None:
+        """Rename; what was there before comes back if that fails, Ctrl-C included, and goes only afterwards."""
+        old = partial.with_suffix(".old")
         if self.path.exists():
-            old = partial.with_suffix(".old")
             self.path.rename(old)
+        try:
             partial.rename(self.path)
-            shutil.rmtree(old)
-        else:
-            partial.rename(self.path)
+        except BaseException:
+            if old.exists():
+                old.rename(self.path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    os.link(os.path.realpath(source), target)  # of the file itself: the hub's cache holds relative symbolic links
 
 
 def _copy(source: str | Path, target: str | Path) -> None:

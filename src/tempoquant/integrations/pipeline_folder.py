@@ -76,7 +76,7 @@ def components_of(folder: Path) -> dict[str, tuple[str, str]]:
         if len(value) != 2 or value == [None, None]:
             continue
         library, class_name = value
-        if library not in _LIBRARIES:
+        if not isinstance(library, str) or library not in _LIBRARIES:
             raise ModelError(
                 f"component {name} wants code from {library!r}; only diffusers and transformers are loaded."
             )

@@ -83,8 +83,10 @@ def _inverse_factor(hessian: torch.Tensor, damping_fraction: float) -> tuple[tor
         raise HessianError("the Hessian holds NaN or Inf: the calibration inputs are not finite.")
     damped = hessian.clone()
     diagonal = damped.diagonal()
-    diagonal[diagonal == 0] = 1.0  # a feature that is always zero: any value decouples it from the rest
-    diagonal += damping_fraction * diagonal.mean()
+    dead = diagonal == 0  # features that are always zero: any value decouples them, but damping must not feel it
+    mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_ones(())
+    diagonal[dead] = mean
+    diagonal += damping_fraction * mean
     for dtype in dict.fromkeys((damped.dtype, torch.float64)):
         try:
             lower = torch.linalg.cholesky(damped.to(dtype))
