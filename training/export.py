@@ -34,7 +34,7 @@ from training.text import build_tokenizer
 
 MAX_FILE_BYTES = 16 * 2**20
 
-# How this model samples, where it differs from Wan2.2's own sizes (tempoquant.integrations.wan.SamplingSettings).
+# How this model samples, where it differs from Wan2.2's own sizes (tempoquant.integrations.sampling.SamplingSettings).
 SAMPLING = {
     "height": 64,
     "width": 64,
@@ -83,6 +83,7 @@ def write_pipeline(
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline.save_pretrained(unfinished)
     _name_tokenizer_class(unfinished)
+    _forget_origins(unfinished)
     (unfinished / "sampling.json").write_text(json.dumps(SAMPLING, indent=2) + "\n", encoding="utf-8")
     for file in unfinished.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
@@ -102,6 +103,14 @@ def _name_tokenizer_class(folder: Path) -> None:
     content = json.loads(config.read_text(encoding="utf-8"))
     content["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _forget_origins(folder: Path) -> None:
+    """Drop `_name_or_path`, the folder of this machine that a part was loaded from."""
+    for path in folder.glob("*/config.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content.pop("_name_or_path", None)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def untrained(folder: Path) -> None:

@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-items", type=int, default=16)
     parser.add_argument("--num-steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.5)
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="a pipeline folder; made of the newest checkpoints when left out")
     parser.add_argument("--sheet", type=Path, default=RUNS / "sheet.png")
