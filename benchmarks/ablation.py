@@ -28,19 +28,13 @@ from tempoquant.evaluate.noise_prediction import CallError, call_errors, summari
 from tempoquant.integrations.pipeline_folder import resolve_model
 from tempoquant.integrations.prompt_sets import calibration_prompts, evaluation_prompts
 from tempoquant.integrations.recording import calibration_settings, record_calibration
-from tempoquant.integrations.wan import (
-    EXPERT_COMPONENTS,
-    WanExpert,
-    default_settings,
-    load_pipeline,
-    predict_noise,
-    record_trajectory,
-)
+from tempoquant.integrations.sampling import default_settings, predict_noise, record_trajectory
+from tempoquant.integrations.wan import EXPERT_COMPONENTS, WanExpert, load_pipeline
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import install_layers
 from tempoquant.timesteps import Expert, TimestepBins
 
-EVALUATION_SEED = 1_000_000  # calibration uses 0, 1, …
+EVALUATION_SEED = 1_000_000  # calibration draws from seeds above 2^40
 
 
 def rows(ranks: list[int], format: str) -> Iterator[tuple[str, Recipe]]:

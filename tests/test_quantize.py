@@ -15,13 +15,8 @@ from tempoquant import Recipe
 from tempoquant.calibrate.sequential import NamedLayer
 from tempoquant.errors import CalibrationError, ModelError, OutputError, RecipeError, TempoQuantError
 from tempoquant.integrations.recording import record_calibration
-from tempoquant.integrations.wan import (
-    default_settings,
-    generate_video,
-    load_pipeline,
-    predict_noise,
-    record_trajectory,
-)
+from tempoquant.integrations.sampling import default_settings, generate_video, predict_noise, record_trajectory
+from tempoquant.integrations.wan import load_pipeline
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Expert, expert_of
 from tempoquant.tiny import weights_folder
@@ -149,7 +144,7 @@ def test_a_weight_with_nan_stops_the_run_and_is_named(tmp_path: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["blocks.1.attn2.to_k.weight"][3, 3] = torch.nan
 
-    with pytest.raises(ModelError, match=r"weight of blocks.1.attn2.to_k holds NaN"):
+    with pytest.raises(ModelError, match=r"weight of blocks\.1\.attn2\.to_k holds NaN"):
         tempoquant.quantize(damaged(tmp_path, spoil), tmp_path / "out", "rtn")
     assert not (tmp_path / "out").exists()
 
@@ -158,7 +153,7 @@ def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     folder = damaged(tmp_path, lambda tensors: None)
     file = folder / "transformer_2" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="does not load"):
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
         tempoquant.quantize(folder, tmp_path / "out", "rtn")
 
 
@@ -166,7 +161,7 @@ def test_a_model_with_missing_weights_is_refused(tmp_path: Path) -> None:
     def drop(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["blocks.1.attn2.to_k.weight"]
 
-    with pytest.raises(ModelError, match=r"blocks.1.attn2.to_k.weight"):
+    with pytest.raises(ModelError, match=r"blocks\.1\.attn2\.to_k\.weight"):
         tempoquant.quantize(damaged(tmp_path, drop), tmp_path / "out", "rtn")
 
 

@@ -2,6 +2,7 @@
 
     TempoQuantError
     ├── RecipeError        a recipe names an unknown key, format or value
+    ├── SettingsError      a size, number of frames or steps, or a seed that no model can run
     ├── ModelError         the model is missing, of the wrong class, or holds NaN/Inf weights
     ├── CalibrationError   calibration inputs are missing, overlap with evaluation, or hold NaN/Inf
     │   └── HessianError   a Hessian is not positive definite, even in float64
@@ -19,6 +20,10 @@ class TempoQuantError(Exception):
 
 class RecipeError(TempoQuantError):
     """A recipe names an unknown key, format or value."""
+
+
+class SettingsError(TempoQuantError):
+    """A sampling setting that no model can run."""
 
 
 class ModelError(TempoQuantError):

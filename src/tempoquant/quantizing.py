@@ -1,5 +1,6 @@
 """The two verbs: quantize a pipeline, quantize one layer."""
 
+import dataclasses
 import functools
 import gc
 import itertools
@@ -18,17 +19,18 @@ from tempoquant.errors import CalibrationError
 from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, resolve_model
 from tempoquant.integrations.prompt_sets import calibration_prompts
-from tempoquant.integrations.recording import calibration_settings, record_calibration
+from tempoquant.integrations.recording import calibration_settings, record_calibration, resolve_recipe
+from tempoquant.integrations.sampling import default_settings
 from tempoquant.integrations.wan import (
     EXPERT_COMPONENTS,
     WanExpert,
+    check_recipe_fits,
     component_config,
     compute_dtype,
     default_device,
-    default_settings,
     load_expert,
     load_pipeline,
-    unquantized_tensors,
+    stored_tensors,
 )
 from tempoquant.parallel import run_all
 from tempoquant.progress import SILENT, Progress
@@ -72,6 +74,9 @@ def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, t
     recipe = Recipe.load(recipe)
     source = resolve_model(model)
     check_pipeline_folder(source)
+    own_settings = default_settings(source)
+    recipe = resolve_recipe(recipe, own_settings)
+    check_recipe_fits(source, recipe)
     devices = (device or default_device()).split(",")
     prompts: list[Prompt] = []
     if recipe.needs_calibration:
@@ -83,8 +88,10 @@ def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, t
         return folder.path
     with folder.writing() as partial:
         samples = _record(source, prompts, recipe, devices[0], seed, progress)
+        drawn = {**dataclasses.asdict(calibration_settings(recipe, own_settings)), "seed": seed}
+        calibration_record = Calibration(tuple(provenance(prompts)), drawn) if prompts else None
         jobs = [
-            functools.partial(_quantize_component, source, partial, expert, where, samples, recipe, prompts)
+            functools.partial(_quantize_component, source, partial, expert, where, samples, recipe, calibration_record)
             for expert, where in zip(EXPERT_COMPONENTS, itertools.cycle(devices), strict=False)
         ]
         run_all(jobs, len(devices), progress)
@@ -114,24 +121,24 @@ def _quantize_component(
     device: str,
     samples: CalibrationSet,
     recipe: Recipe,
-    prompts: list[Prompt],
+    calibration: Calibration | None,
     progress: Progress,
 ) -> None:
     """Quantize one expert into `output`'s component folder."""
     transformer = load_expert(source, expert, device, compute_dtype(device))
     bins = TimestepBins.from_step_fractions(samples.timesteps(expert), recipe.bin_fractions(expert))
-    calibration = Calibration(tuple(provenance(prompts)), {}) if prompts else None
+    biases = dict(stored_tensors(source, expert, lambda name: name.endswith(".bias")))
     notes = []
     quantized = set()
     with ComponentWriter(output / EXPERT_COMPONENTS[expert], expert=expert, bins=bins, recipe=recipe) as writer:
         for name, layer, needed_float64 in quantize_expert(
             WanExpert(transformer, expert), samples, recipe, bins, progress
         ):
-            writer.add_layer(name, layer)
+            writer.add_layer(name, dataclasses.replace(layer, bias=biases.get(f"{name}.bias")))  # in its stored dtype
             quantized.add(name)
             if needed_float64:
                 notes.append(f"the Hessian of {name} was positive definite in float64 only")
-        for name, tensor in unquantized_tensors(source, expert, quantized):
+        for name, tensor in stored_tensors(source, expert, lambda name: name.rpartition(".")[0] not in quantized):
             writer.add_tensor(name, tensor)
         writer.finish(component_config(source, expert), calibration=calibration, notes=tuple(notes))
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tempoquant.integrations import wan
+from tempoquant.integrations import sampling, wan
 from tests.cli.typed import assert_refused, run, split
 
 
@@ -21,7 +21,7 @@ def generate_calls(monkeypatch, tmp_path):
         return np.zeros((settings.num_frames, 64, 64, 3), np.uint8)
 
     monkeypatch.setattr(wan, "load_pipeline", lambda folder, device: "pipeline")
-    monkeypatch.setattr(wan, "generate_video", fake)
+    monkeypatch.setattr(sampling, "generate_video", fake)
     return calls
 
 
@@ -35,12 +35,12 @@ def test_generate_writes_a_video_with_the_settings_that_were_given(generate_call
     assert "5 frames of 64×64, 2 steps, seed 7" in result.stdout
     [(prompt, settings, seed, negative_prompt)] = generate_calls
     assert (prompt.text, seed, negative_prompt) == ("go", 7, "fog")
-    assert settings == wan.SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
+    assert settings == sampling.SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
 
 
 def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_path, image):
-    own = wan.SamplingSettings(32, 32, 9, 3, 2.0, 4.0, 6)
-    (tmp_path / wan.SAMPLING_FILE).write_text(json.dumps(own.__dict__))
+    own = sampling.SamplingSettings(32, 32, 9, 3, 2.0, 4.0, 6)
+    (tmp_path / sampling.SAMPLING_FILE).write_text(json.dumps(own.__dict__))
     run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--steps", 4)
     assert generate_calls[0][1] == own.replace(num_steps=4)
 

@@ -11,7 +11,7 @@ from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate import compare as module
 from tempoquant.evaluate.compare import Task, compare
-from tempoquant.integrations.wan import SamplingSettings
+from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.prompts import Prompt, provenance
 from tempoquant.timesteps import Expert, TimestepBins
 from tempoquant.tiny.sets import evaluation_items

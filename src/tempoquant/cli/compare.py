@@ -53,7 +53,7 @@ def held_out_task(reference: str, num_prompts: int, samples_from: str | None, se
     from tempoquant.evaluate.compare import Task
     from tempoquant.integrations.pipeline_folder import BUNDLED_MODELS, resolve_model
     from tempoquant.integrations.prompt_sets import evaluation_prompts
-    from tempoquant.integrations.wan import default_settings
+    from tempoquant.integrations.sampling import default_settings
 
     prompts = evaluation_prompts(reference, samples_from, num_prompts)
     settings = default_settings(resolve_model(reference))

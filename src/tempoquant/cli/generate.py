@@ -36,7 +36,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4
         from tempoquant.integrations.pipeline_folder import resolve_model
-        from tempoquant.integrations.wan import default_settings, generate_video, load_pipeline
+        from tempoquant.integrations.sampling import default_settings, generate_video
+        from tempoquant.integrations.wan import load_pipeline
         from tempoquant.prompts import Prompt, open_image
 
         check_place(output, ".mp4")

@@ -24,14 +24,8 @@ from tempoquant.evaluate.noise_prediction import call_errors, summarize
 from tempoquant.evaluate.prompt_adherence import PromptAdherence, check_prompt, parse_prompt
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult, plain
 from tempoquant.evaluate.video_metrics import Video, psnr_db, ssim
-from tempoquant.integrations.wan import (
-    EXPERT_COMPONENTS,
-    SamplingSettings,
-    generate_video,
-    load_pipeline,
-    predict_noise,
-    record_trajectory,
-)
+from tempoquant.integrations.sampling import SamplingSettings, generate_video, predict_noise, record_trajectory
+from tempoquant.integrations.wan import EXPERT_COMPONENTS, load_pipeline
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, check_disjoint
 from tempoquant.timesteps import Expert, TimestepBins

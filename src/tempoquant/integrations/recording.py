@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from diffusers import WanImageToVideoPipeline
 
 from tempoquant.calibrate.sample import CalibrationSet
-from tempoquant.integrations.wan import SamplingSettings, record_trajectory
+from tempoquant.integrations.sampling import SamplingSettings, record_trajectory
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
@@ -14,8 +14,22 @@ CALIBRATION_NOISE = 2**40
 """Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before."""
 
 
+def resolve_recipe(recipe: Recipe, own: SamplingSettings) -> Recipe:
+    """The recipe with every sampling setting it left to the model filled in."""
+    if not recipe.needs_calibration:
+        return recipe
+    settings = calibration_settings(recipe, own)
+    return recipe.replace(
+        height=settings.height,
+        width=settings.width,
+        num_frames=settings.num_frames,
+        num_steps=settings.num_steps,
+        flow_shift=settings.flow_shift,
+    )
+
+
 def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
-    """The model's own sampling settings, with what the recipe changes."""
+    """The model's own sampling settings, with what the recipe changes. Raises SettingsError."""
     return own.replace(
         height=recipe.height,
         width=recipe.width,
