@@ -17,7 +17,7 @@ from tempoquant.checkpoint.schema import Calibration
 from tempoquant.checkpoint.writer import ComponentWriter
 from tempoquant.errors import CalibrationError
 from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
-from tempoquant.integrations.pipeline_folder import check_pipeline_folder, resolve_model
+from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, resolve_model
 from tempoquant.integrations.prompt_sets import calibration_prompts
 from tempoquant.integrations.recording import calibration_settings, record_calibration, resolve_recipe
 from tempoquant.integrations.sampling import default_settings
@@ -95,7 +95,7 @@ def quantize(  # noqa: PLR0913 (the public verb: six arguments say what to do, t
             for expert, where in zip(EXPERT_COMPONENTS, itertools.cycle(devices), strict=False)
         ]
         run_all(jobs, len(devices), progress)
-        folder.complete(partial, source, link)
+        folder.complete(partial, source, link, hub_id_of(model))
     return folder.path
 
 

@@ -75,7 +75,7 @@ def test_sizes_are_those_on_disk(folder):
 
 def test_the_prompts_of_the_calibration_are_found(folder):
     assert calibration_prompts_of(folder) == [quantized_wan.PROMPT] * 2
-    assert contents_of(folder).num_calibration_prompts == 1
+    assert contents_of(folder).calibration_prompt_ids == (quantized_wan.PROMPT["id"],)
 
 
 def test_a_pipeline_without_a_quantized_expert_is_told_apart(tmp_path):

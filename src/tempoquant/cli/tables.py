@@ -91,7 +91,7 @@ def _comparison_title(comparison: Comparison) -> str:
 
 
 def _contents_title(contents: Contents) -> str:
-    count = contents.num_calibration_prompts
+    count = len(contents.calibration_prompt_ids)
     calibrated = f"calibrated on {count} prompt{'s' if count > 1 else ''}" if count else "not calibrated"
     size = f"{contents.bits_per_weight:.2f} bits per weight, {format_bytes(contents.num_bytes)}"
     return f"{contents.folder}: recipe {contents.recipe['name']}, {size}, {calibrated}"

@@ -36,6 +36,23 @@ class BinContents:
 
 
 @dataclass(frozen=True)
+class LayerContents:
+    """One 4-bit layer.
+
+    Attributes:
+        format: its name.
+        rank: of the low-rank branch.
+        bits_per_weight: as of ExpertContents.
+        clip_ratio: one per timestep bin, from clean to noisy.
+    """
+
+    format: str
+    rank: int
+    bits_per_weight: float
+    clip_ratio: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ExpertContents:
     """One quantized expert.
 
@@ -49,6 +66,7 @@ class ExpertContents:
         bits_per_weight: of the 4-bit layers; codes, scales, smoothing, branch and clip ratios, not the bias.
         num_bytes: of the component's weight files.
         bins: from clean to noisy.
+        layers: every 4-bit layer by name.
         notes: what the run wanted remembered.
     """
 
@@ -61,6 +79,7 @@ class ExpertContents:
     bits_per_weight: float
     num_bytes: int
     bins: tuple[BinContents, ...]
+    layers: Mapping[str, LayerContents]
     notes: tuple[str, ...]
 
 
@@ -75,7 +94,7 @@ class Contents:
         num_bytes: of both experts' weight files.
         recipe: the resolved recipe, as plain values.
         library_version: of the TempoQuant that wrote it.
-        num_calibration_prompts: 0 where the recipe needed none.
+        calibration_prompt_ids: none where the recipe needed none.
         calibration_settings: how the calibration samples were drawn.
     """
 
@@ -85,7 +104,7 @@ class Contents:
     num_bytes: int
     recipe: Mapping[str, Any]
     library_version: str
-    num_calibration_prompts: int
+    calibration_prompt_ids: tuple[str, ...]
     calibration_settings: Mapping[str, Any]
 
 
@@ -137,7 +156,7 @@ def contents_of(folder: Path) -> Contents:
         num_bytes=sum(expert.num_bytes for expert in experts),
         recipe=first.recipe.to_dict(),
         library_version=first.library_version,
-        num_calibration_prompts=len(prompts),
+        calibration_prompt_ids=tuple(sorted(prompts)),
         calibration_settings=first.calibration.settings if first.calibration else {},
     )
 
@@ -157,6 +176,7 @@ def num_weight_bytes(component: Path) -> int:
 
 
 def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents:
+    clip_ratios = dict(_clip_ratios(component))
     return ExpertContents(
         expert=config.expert,
         component=component.name,
@@ -166,15 +186,24 @@ def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents
         ranks=dict(sorted(Counter(entry.rank for entry in config.layers.values()).items())),
         bits_per_weight=bits_per_weight([config]),
         num_bytes=num_weight_bytes(component),
-        bins=_bins(component, config),
+        bins=_bins(component, config, clip_ratios.values()),
+        layers={
+            name: LayerContents(
+                entry.format.name,
+                entry.rank,
+                8 * _num_bytes(entry, config.bins.num_bins) / (entry.in_features * entry.out_features),
+                tuple(clip_ratios.get(name, ())),
+            )
+            for name, entry in config.layers.items()
+        },
         notes=config.notes,
     )
 
 
-def _bins(component: Path, config: ComponentConfig) -> tuple[BinContents, ...]:
+def _bins(component: Path, config: ComponentConfig, clip_ratios: Iterable[list[float]]) -> tuple[BinContents, ...]:
     limits = (0.0, *config.bins.edges, float(NUM_TRAIN_TIMESTEPS))
     by_bin: list[list[float]] = [[] for _ in range(config.bins.num_bins)]
-    for ratios in _clip_ratios(component):
+    for ratios in clip_ratios:
         if len(ratios) != config.bins.num_bins:
             raise CheckpointError(f"{component} holds {len(ratios)} clip ratios for {config.bins.num_bins} bins.")
         for values, ratio in zip(by_bin, ratios, strict=True):
@@ -186,12 +215,13 @@ def _bins(component: Path, config: ComponentConfig) -> tuple[BinContents, ...]:
     )
 
 
-def _clip_ratios(component: Path) -> Iterator[list[float]]:
+def _clip_ratios(component: Path) -> Iterator[tuple[str, list[float]]]:
     for file in weight_files(component):
         with open_weights(file) as weights:
             for name in sorted(weights.keys()):
                 if name.endswith(CLIP_RATIO_SUFFIX):
-                    yield weights.get_tensor(name).clone().view(torch.float32).tolist()
+                    ratios = weights.get_tensor(name).clone().view(torch.float32).tolist()
+                    yield name.removesuffix(CLIP_RATIO_SUFFIX), ratios
 
 
 def _block_matrices(component: Path) -> Iterator[tuple[str, Any]]:

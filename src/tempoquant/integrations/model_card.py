@@ -10,13 +10,16 @@ from tempoquant.integrations.wan import EXPERT_COMPONENTS
 from tempoquant.recipe import Recipe
 
 
-def model_card(partial: Path, source: Path, settings: dict[str, Any]) -> str:
-    """Text of the model card for a pipeline whose components are already written to `partial`."""
+def model_card(partial: Path, source: Path, settings: dict[str, Any], hub_id: str | None) -> str:
+    """Text of the model card for a pipeline whose components are already written to `partial`.
+
+    The base model is `hub_id`, or what the source's own card names; the licence is the source card's.
+    """
     recipe = Recipe.from_dict(settings)
     base = _source_card(source)
     data = ModelCardData(
         license=base.get("license"),
-        base_model=base.get("base_model"),
+        base_model=hub_id or base.get("base_model"),
         library_name="diffusers",
         pipeline_tag="image-to-video",
         tags=["tempoquant", "quantized", "W4A4", recipe.format],

@@ -114,7 +114,7 @@ class OutputFolder:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def complete(self, partial: Path, source: Path, link: bool) -> None:
+    def complete(self, partial: Path, source: Path, link: bool, hub_id: str | None = None) -> None:
         """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename."""
         for name in components_of(source):
             if name not in _EXPERTS:
@@ -122,7 +122,9 @@ class OutputFolder:
         for name in _ROOT_FILES:
             if (source / name).is_file():
                 _copy(source / name, partial / name)
-        (partial / "README.md").write_text(model_card(partial, source, self._identity["recipe"]), encoding="utf-8")
+        (partial / "README.md").write_text(
+            model_card(partial, source, self._identity["recipe"], hub_id), encoding="utf-8"
+        )
         write_manifest(partial, self._identity)
         for entry in (partial, *partial.rglob("*")):  # temporary folders are 0700: others could not read the model
             if not link or entry.is_dir() or entry.parent.name in _EXPERTS:

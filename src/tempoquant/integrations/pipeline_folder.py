@@ -37,6 +37,12 @@ def resolve_model(model: str | Path) -> Path:
     return _fetch(str(model))
 
 
+def hub_id_of(model: str | Path) -> str | None:
+    """The model's name if it was given as a hub id; None for a folder (whose path is nobody's business) and for the
+    bundled models."""
+    return None if Path(model).exists() or str(model) in BUNDLED_MODELS else str(model)
+
+
 def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
