@@ -1,0 +1,94 @@
+"""Laws of the folder a run writes: complete or as it was."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import tempoquant
+from tempoquant.checkpoint import read_config, read_layer
+from tempoquant.errors import OutputError
+from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
+from tempoquant.tiny import weights_folder
+
+IDENTITY = RunIdentity({"name": "rtn", "format": "mxfp4"}, "0" * 64, [], 0, "1.0")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(weights_folder(), tmp_path / "source"))
+
+
+@pytest.mark.parametrize("where", ["source", "source/inside", "."])
+def test_a_result_never_overwrites_its_own_model(tmp_path: Path, source: Path, where: str) -> None:
+    before = fingerprint(source)
+    with pytest.raises(OutputError, match="overlap"):
+        tempoquant.quantize(source, tmp_path / where, "rtn", overwrite=True)
+    assert fingerprint(source) == before
+
+
+def test_links_are_to_the_files_themselves(tmp_path: Path, source: Path) -> None:
+    """As in the hub's cache, where a snapshot is links to blobs."""
+    blob = tmp_path / "blobs" / "0123"
+    blob.parent.mkdir()
+    file = source / "text_encoder" / "model.safetensors"
+    file.rename(blob)
+    file.symlink_to(Path("..") / ".." / "blobs" / "0123")
+    linked = tempoquant.quantize(source, tmp_path / "linked", "rtn", link=True)
+    result = linked / "text_encoder" / "model.safetensors"
+    assert not result.is_symlink() and result.samefile(blob)
+
+
+def test_one_changed_byte_anywhere_is_another_model(source: Path) -> None:
+    before = fingerprint(source)
+    file = source / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    assert fingerprint(source) != before
+
+
+def test_a_failed_rename_brings_back_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("old")
+    folder = OutputFolder(tmp_path / "out", IDENTITY)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with pytest.raises(KeyboardInterrupt), folder.writing() as partial:
+        monkeypatch.setattr(Path, "rename", failing)
+        folder._replace_by(partial)
+    assert (tmp_path / "out" / "old.txt").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_linked_output_folder_is_replaced_where_it_points(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert tempoquant.quantize("tiny", tmp_path / "link", "rtn") == tmp_path / "real"
+    assert (tmp_path / "real" / "model_index.json").is_file()
+
+
+def test_a_result_that_lost_a_file_is_not_called_finished(tmp_path: Path) -> None:
+    folder = tempoquant.quantize("tiny", tmp_path / "out", "rtn")
+    os.remove(folder / "vae" / "config.json")
+    with pytest.raises(OutputError, match=r"vae.config\.json is missing"):
+        tempoquant.quantize("tiny", folder, "rtn")
+
+
+def test_the_stored_recipe_is_resolved_and_biases_keep_their_dtype(tmp_path: Path) -> None:
+    recipe = tempoquant.Recipe.load("svdquant").replace(num_prompts=1, num_steps=4, rank=0)
+    folder = tempoquant.quantize("tiny", tmp_path / "out", recipe, seed=3)
+    config = read_config(folder / "transformer")
+    assert (config.recipe.height, config.recipe.num_frames, config.recipe.num_steps) == (64, 17, 4)
+    assert config.calibration is not None and config.calibration.settings["seed"] == 3
+    layer = read_layer(folder / "transformer", "blocks.0.attn1.to_q")
+    with safe_open(weights_folder() / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        bias = weights.get_tensor("blocks.0.attn1.to_q.bias")
+    assert layer.bias is not None and layer.bias.dtype == bias.dtype and bool((layer.bias == bias).all())
