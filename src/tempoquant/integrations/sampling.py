@@ -1,0 +1,212 @@
+"""How a Wan pipeline samples: its settings, one generation, and a generation with every transformer call recorded."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import WanImageToVideoPipeline
+from PIL import ImageOps
+
+from tempoquant.calibrate.capture import watching_calls
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.errors import ModelError, SettingsError
+from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
+from tempoquant.prompts import Prompt
+from tempoquant.timesteps import Expert
+
+SAMPLING_FILE = "sampling.json"
+_SIZE_STEP = 16  # eight pixels a latent, two latents a patch
+_MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How one video is sampled. The defaults are Wan2.2-I2V-A14B's as published.
+
+    Attributes:
+        height, width: pixels, multiples of 16.
+        num_frames: of the video, 4k + 1.
+        num_steps: of the sampler.
+        guidance_scale: of classifier-free guidance, both experts; 1 for none.
+        flow_shift: of the scheduler; None keeps the one stored in the pipeline.
+        fps: frames a second of the written video.
+
+    Raises:
+        SettingsError: a value the model cannot run.
+    """
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+    num_steps: int = 40
+    guidance_scale: float = 3.5
+    flow_shift: float | None = 5.0
+    fps: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "num_frames", "num_steps", "fps"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise SettingsError(f"{name} is a whole number above 0, not {value!r}.")
+        for name in ("height", "width"):
+            if getattr(self, name) % _SIZE_STEP:
+                raise SettingsError(f"{name} is a multiple of {_SIZE_STEP}, not {getattr(self, name)}.")
+        if self.num_frames % 4 != 1:
+            raise SettingsError(f"num_frames is 4k + 1 (1, 5, …, 81), not {self.num_frames}.")
+        for name in ("guidance_scale", "flow_shift"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or not 0 < value < 1e6):
+                raise SettingsError(f"{name} is a number above 0, not {value!r}.")
+
+    def replace(self, **changes: Any) -> "SamplingSettings":
+        """A copy with some settings changed; None leaves a setting as it is."""
+        return dataclasses.replace(self, **{key: value for key, value in changes.items() if value is not None})
+
+
+def default_settings(folder: Path) -> SamplingSettings:
+    """The model's own settings: `sampling.json` beside model_index.json, or else those of Wan2.2-I2V-A14B.
+
+    A flow shift that the file leaves open is the stored scheduler's.
+
+    Raises:
+        ModelError: the file is not what `SamplingSettings` takes.
+    """
+    file = folder / SAMPLING_FILE
+    if not file.is_file():
+        return SamplingSettings()
+    try:
+        settings = SamplingSettings(**json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError, SettingsError) as error:
+        raise ModelError(f"{file} is not a valid sampling file ({error}): remove or repair it.") from error
+    if settings.flow_shift is not None:
+        return settings
+    return settings.replace(flow_shift=read_json(folder / "scheduler" / "scheduler_config.json").get("flow_shift"))
+
+
+def use_flow_shift(pipeline: WanImageToVideoPipeline, flow_shift: float | None) -> None:
+    """Give the pipeline's own scheduler a flow shift; None leaves it as stored.
+
+    Raises:
+        ModelError: the scheduler has none.
+    """
+    if flow_shift is None:
+        return
+    scheduler = pipeline.scheduler
+    key = next((key for key in ("flow_shift", "shift") if key in scheduler.config), None)
+    if key is None:
+        raise ModelError(
+            f"the pipeline's {type(scheduler).__name__} has no flow shift: set flow_shift to null in {SAMPLING_FILE}, "
+            "or use a flow-matching scheduler such as UniPCMultistepScheduler."
+        )
+    if scheduler.config[key] != flow_shift:
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{key: flow_shift})
+
+
+def _sample(
+    pipeline: WanImageToVideoPipeline,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    seed: int,
+    output_type: str,
+    negative_prompt: str = "",
+    on_step: Callable[[], None] | None = None,
+) -> Any:
+    """One generation; what the pipeline calls `frames`. The image is cropped to the video's aspect ratio."""
+    if not 0 <= seed <= _MAX_SEED:
+        raise SettingsError(f"a seed lies in 0 … 2^63 − 1, not {seed}.")
+    use_flow_shift(pipeline, settings.flow_shift)
+
+    def callback(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step()
+        return tensors
+
+    return pipeline(
+        image=ImageOps.fit(prompt.image.convert("RGB"), (settings.width, settings.height)),
+        prompt=prompt.text,
+        negative_prompt=negative_prompt,
+        height=settings.height,
+        width=settings.width,
+        num_frames=settings.num_frames,
+        num_inference_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type=output_type,
+        callback_on_step_end=callback,
+    ).frames
+
+
+def generate_video(
+    pipeline: WanImageToVideoPipeline,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    seed: int,
+    negative_prompt: str = "",
+    on_step: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Generate one video: uint8, (frames, height, width, 3). `on_step` is called after each step.
+
+    Raises:
+        ModelError: a pixel is NaN or infinite.
+        SettingsError: the seed is out of range.
+    """
+    frames = np.asarray(_sample(pipeline, prompt, settings, seed, "np", negative_prompt, on_step)[0])
+    if not np.isfinite(frames).all():
+        raise ModelError(f"the video for {prompt.id!r} holds NaN or Inf: the model overflows in this dtype.")
+    return (frames * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def record_trajectory(
+    pipeline: WanImageToVideoPipeline,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    seed: int,
+    on_step: Callable[[], None] | None = None,
+) -> list[CalibrationSample]:
+    """Generate once and keep every transformer call: inputs and answer, in order, on the CPU."""
+    samples: list[CalibrationSample] = []
+    num_finished_steps = 0
+
+    def count_step() -> None:
+        nonlocal num_finished_steps
+        num_finished_steps += 1
+        if on_step is not None:
+            on_step()
+
+    def observer(expert: Expert) -> Callable[[dict[str, Any], Any], None]:
+        def observe(inputs: dict[str, Any], output: Any) -> None:
+            # Guidance calls twice a step: with the prompt, then without.
+            again = bool(samples) and samples[-1].step_index == num_finished_steps
+            samples.append(
+                CalibrationSample(
+                    prompt_id=prompt.id,
+                    expert=expert,
+                    timestep=float(inputs["timestep"].flatten()[0]),
+                    step_index=num_finished_steps,
+                    branch="unconditional" if again else "conditional",
+                    inputs={key: value.cpu() for key, value in inputs.items() if isinstance(value, torch.Tensor)},
+                    noise_prediction=output[0].cpu(),
+                )
+            )
+
+        return observe
+
+    with ExitStack() as hooks:
+        for expert, component in EXPERT_COMPONENTS.items():
+            hooks.enter_context(watching_calls(getattr(pipeline, component), observer(expert)))
+        _sample(pipeline, prompt, settings, seed, "latent", on_step=count_step)
+    return samples
+
+
+@torch.no_grad()
+def predict_noise(pipeline: WanImageToVideoPipeline, sample: CalibrationSample) -> torch.Tensor:
+    """Run one recorded call through the pipeline's own expert: the noise prediction, on the CPU."""
+    transformer = getattr(pipeline, EXPERT_COMPONENTS[sample.expert])
+    return transformer(**on_device(transformer, sample.inputs), return_dict=False)[0].cpu()
