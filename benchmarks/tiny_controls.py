@@ -20,6 +20,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
+from tempoquant.integrations.sampling import default_settings
 from tempoquant.tiny import evaluation_items, render, weights_folder
 from tempoquant.tiny.sets import TinyItem, item_of
 from tempoquant.tiny.world import with_other_motions
@@ -112,12 +113,15 @@ def _encode(pipeline: WanImageToVideoPipeline, item: TinyItem) -> tuple[Tensor, 
 
 
 def main() -> None:
+    shipped = default_settings(weights_folder())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-items", type=int, default=64)
-    parser.add_argument("--num-steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=2.5)
+    parser.add_argument("--num-steps", type=int, default=shipped.num_steps)
+    parser.add_argument("--guidance-scale", type=float, default=shipped.guidance_scale)
     parser.add_argument("--num-threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="float32", help="float32 is what the CLI uses on a CPU"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.num_threads)
     pipeline = load(getattr(torch, arguments.dtype))
