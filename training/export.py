@@ -34,6 +34,18 @@ from training.text import build_tokenizer
 
 MAX_FILE_BYTES = 16 * 2**20
 
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: image-to-video
+---
+
+# tiny
+
+A two-expert Wan2.2 image-to-video pipeline of 10 million parameters, trained from random weights by TempoQuant's
+`training/` on procedural videos of coloured shapes. For tests and demonstrations of quantization.
+"""
+
 # How this model samples, where it differs from Wan2.2's own sizes (tempoquant.integrations.sampling.SamplingSettings).
 SAMPLING = {
     "height": 64,
@@ -89,6 +101,7 @@ def write_pipeline(
         file.chmod(0o755 if file.is_dir() else 0o644)
         if file.stat().st_size > MAX_FILE_BYTES:
             raise RuntimeError(f"{file} has {file.stat().st_size} bytes, more than {MAX_FILE_BYTES}")
+    (unfinished / "README.md").write_text(CARD, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

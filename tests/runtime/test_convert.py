@@ -9,6 +9,7 @@ from torch import nn
 from tempoquant.checkpoint.tensors import entry_of
 from tempoquant.errors import CheckpointError
 from tempoquant.runtime.convert import install_layers, quantized_linears, replace_linears
+from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
 from tests.quantized_wan import BINS, inputs, quantize, quantize_all, tiny_wan
 
@@ -51,7 +52,7 @@ def test_a_full_rank_branch_reproduces_the_original() -> None:
         quantize(zero, "int4", TimestepBins(), rank=0, smoothed=False), branch=branch, bias=source.bias.data
     )
     x = torch.randn(3, 64)
-    torch.testing.assert_close(layer(x), source(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(QuantizedLinear.from_layer(layer)(x), source(x), rtol=1e-5, atol=1e-6)
     assert torch.equal(layer.dequantize(), source.weight.data)
 
 
