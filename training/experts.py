@@ -27,7 +27,7 @@ from training.memory import keep_freed_memory
 from training.padding import PaddingBiasProcessor, padding_bias, use_padding_bias
 
 SEEDS = {"high_noise": 3, "low_noise": 4}
-NUM_STEPS = {"high_noise": 5200, "low_noise": 6000}
+NUM_STEPS = {"high_noise": 8400, "low_noise": 10600}
 BATCH_SIZE = 16
 PEAK_LEARNING_RATE = 1e-3
 WARMUP_STEPS = 150
