@@ -68,7 +68,7 @@ def test_another_seed_gives_other_codes(quantized: Path, tmp_path: Path) -> None
 def test_what_was_not_quantized_is_as_it_was(quantized: Path) -> None:
     source, result = all_bytes(weights_folder()), all_bytes(quantized)
     for name, content in source.items():
-        if not name.startswith("transformer"):
+        if not name.startswith("transformer") and name != "README.md":  # the result has a model card of its own
             assert result[name] == content
     for component in ("transformer", "transformer_2"):
         name = f"{component}/diffusion_pytorch_model.safetensors"
