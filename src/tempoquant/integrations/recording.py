@@ -10,6 +10,8 @@ from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
 
+_OVERRIDES = ("height", "width", "num_frames", "num_steps", "flow_shift")  # a recipe may change these, else None
+
 CALIBRATION_NOISE = 2**40
 """Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before."""
 
@@ -19,24 +21,12 @@ def resolve_recipe(recipe: Recipe, own: SamplingSettings) -> Recipe:
     if not recipe.needs_calibration:
         return recipe
     settings = calibration_settings(recipe, own)
-    return recipe.replace(
-        height=settings.height,
-        width=settings.width,
-        num_frames=settings.num_frames,
-        num_steps=settings.num_steps,
-        flow_shift=settings.flow_shift,
-    )
+    return recipe.replace(**{key: getattr(settings, key) for key in _OVERRIDES})
 
 
 def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
     """The model's own sampling settings, with what the recipe changes. Raises SettingsError."""
-    return own.replace(
-        height=recipe.height,
-        width=recipe.width,
-        num_frames=recipe.num_frames,
-        num_steps=recipe.num_steps,
-        flow_shift=recipe.flow_shift,
-    )
+    return own.replace(**{key: getattr(recipe, key) for key in _OVERRIDES})
 
 
 def record_calibration(
