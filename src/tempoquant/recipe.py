@@ -62,11 +62,17 @@ class Recipe:
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
         block_size: GPTQ's columns between lazy updates; speed, never the result.
         clip_ratios, exponent_offsets: candidates c·2^k of the clip search; no ratios, no search.
-        clip_search_max_tokens: evenly spaced tokens that the search takes from one transformer call.
-        clip_search_num_prompts: prompts whose calls (both guidance branches) the search reads.
+        clip_search_tokens_per_bin: evenly spaced tokens that the search reads in each timestep bin.
         bin_fractions_high_noise, bin_fractions_low_noise: timestep bins, as fractions of the expert's steps.
+        share_smoothing: linears that read the same input share one smoothing factor, Hessian and clip ratio.
+        statistics_branches: guidance branches that ranges and Hessians see, "both" or "conditional"; the clip search
+            sees both.
+        block_inputs: what a block is calibrated on, outputs of the "16bit" or of the "quantized" block before it.
         num_prompts: calibration prompts.
-        num_steps, flow_shift, height, width, num_frames: how calibration samples; None for the model's own.
+        samples_per_expert: transformer calls kept of each expert, spread over its timesteps; None for as many as hold
+            about a million video tokens.
+        num_steps, flow_shift, guidance_scale, height, width, num_frames: how calibration samples; None for the
+            model's own.
     """
 
     name: str
@@ -82,13 +88,17 @@ class Recipe:
     block_size: int = 128
     clip_ratios: tuple[float, ...] = ()
     exponent_offsets: tuple[int, ...] = (0,)
-    clip_search_max_tokens: int = 4096
-    clip_search_num_prompts: int = 1
+    clip_search_tokens_per_bin: int = 256
     bin_fractions_high_noise: tuple[float, ...] = ()
     bin_fractions_low_noise: tuple[float, ...] = ()
+    share_smoothing: bool = False
+    statistics_branches: str = "both"
+    block_inputs: str = "16bit"
     num_prompts: int = 12
+    samples_per_expert: int | None = None
     num_steps: int | None = None
     flow_shift: float | None = None
+    guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
     num_frames: int | None = None
@@ -120,8 +130,10 @@ class Recipe:
         for fractions in (self.bin_fractions_high_noise, self.bin_fractions_low_noise):
             ascending = list(fractions) == sorted(set(fractions)) and all(0 < f < 1 for f in fractions)
             _require(ascending, f"bin fractions ascend strictly inside (0, 1), not {fractions}")
-        counts = ("block_size", "clip_search_max_tokens", "clip_search_num_prompts", "num_prompts",
-                  "num_steps", "height", "width", "num_frames", "flow_shift")  # fmt: skip
+        for key, known in (("statistics_branches", ("both", "conditional")), ("block_inputs", ("16bit", "quantized"))):
+            _require(getattr(self, key) in known, f"{key} is one of {known}, not {getattr(self, key)!r}")
+        counts = ("block_size", "clip_search_tokens_per_bin", "num_prompts", "samples_per_expert",
+                  "num_steps", "height", "width", "num_frames", "flow_shift", "guidance_scale")  # fmt: skip
         for key in counts:
             value = getattr(self, key)
             _require(value is None or 0 < value < math.inf, f"{key} is above 0 and finite, not {value}")
