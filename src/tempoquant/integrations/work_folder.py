@@ -1,0 +1,110 @@
+"""Unfinished work: a folder beside its target, owned by one live process, continued by the same run and no other."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tempoquant.errors import OutputError
+
+SUFFIX = ".unfinished"
+_LOCK, _IDENTITY = "lock", "run.json"
+
+
+class WorkFolder:
+    """Where a run keeps what it has finished so far: `TARGET.unfinished`, beside the target, so that the result can
+    appear there in one rename.
+
+    Args:
+        target: what the run will have made in the end.
+        identity: JSON values that make two runs the same run.
+    """
+
+    def __init__(self, target: Path, identity: Mapping[str, Any]) -> None:
+        self.target = target
+        self.path = target.with_name(target.name + SUFFIX)
+        self._identity = json.loads(json.dumps(dict(identity)))
+
+    @contextlib.contextmanager
+    def owned(self, overwrite: bool = False) -> Iterator[Path]:
+        """Own the folder within this context: made if it is new, continued if it is this run's.
+
+        The lock is the operating system's: it goes with its owner, however that ends. What the run has put into the
+        folder stays when the context is left; `remove` is for the end of the work.
+
+        Args:
+            overwrite: throw another run's unfinished work away.
+
+        Raises:
+            OutputError: another live process owns it, it holds another run's work (the difference is named), or it
+                cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(
+                f"another process{self._owner()} is working in {self.path}: wait for it, stop it, or choose another "
+                "output."
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+        try:
+            (self.path / _LOCK).write_text(str(os.getpid()), encoding="utf-8")
+            self._claim(overwrite)
+            yield self.path
+        finally:
+            lock.release()
+
+    def remove(self) -> None:
+        """Remove the folder and everything in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _claim(self, overwrite: bool) -> None:
+        """Make the folder this run's, or find that it is."""
+        file = self.path / _IDENTITY
+        different = self._differences(file)
+        if different and not overwrite:
+            raise OutputError(
+                f"{self.path} holds the unfinished work of another run (different {' and '.join(different)}): "
+                "choose another output, or --overwrite."
+            )
+        if different is None or different:
+            for entry in self.path.iterdir():
+                if entry.name != _LOCK:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            write_atomically(file, json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
+
+    def _differences(self, file: Path) -> list[str] | None:
+        """What differs between this run and the folder's; None when the folder belongs to none."""
+        if not file.is_file():
+            return None
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            keys = sorted(set(found) | set(self._identity))
+            return [key for key in keys if found.get(key) != self._identity.get(key)]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise OutputError(f"{file} cannot be read ({error}): remove {self.path}, or --overwrite.") from error
+
+    def _owner(self) -> str:
+        try:
+            pid = (self.path / _LOCK).read_text(encoding="utf-8").strip()
+        except OSError:
+            return ""
+        return f" ({pid})" if pid else ""
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a text file that is either absent or whole, also after a power cut."""
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
