@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from tempoquant.errors import OutputError
 
 SUFFIX = ".unfinished"
-_LOCK, _IDENTITY = "lock", "run.json"
+_LOCK, _OWNER, _IDENTITY = "lock", "owner", "run.json"
 
 
 class WorkFolder:
@@ -56,7 +56,7 @@ class WorkFolder:
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror or error}.") from error
         try:
-            (self.path / _LOCK).write_text(str(os.getpid()), encoding="utf-8")
+            (self.path / _OWNER).write_text(str(os.getpid()), encoding="utf-8")
             self._claim(overwrite)
             yield self.path
         finally:
@@ -77,7 +77,7 @@ class WorkFolder:
             )
         if different is None or different:
             for entry in self.path.iterdir():
-                if entry.name != _LOCK:
+                if entry.name not in (_LOCK, _OWNER):
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_atomically(file, json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
 
@@ -94,10 +94,10 @@ class WorkFolder:
 
     def _owner(self) -> str:
         try:
-            pid = (self.path / _LOCK).read_text(encoding="utf-8").strip()
+            pid = (self.path / _OWNER).read_text(encoding="utf-8").strip()
         except OSError:
             return ""
-        return f" ({pid})" if pid else ""
+        return f" (number {pid})" if pid else ""
 
 
 def write_atomically(file: Path, text: str) -> None:
