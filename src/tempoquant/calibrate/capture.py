@@ -1,11 +1,13 @@
 """Forward hooks, all of them: see what a module is called with, and leave no hook behind."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class _Caught(Exception):
@@ -36,7 +38,9 @@ def first_call(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any,
 
 
 @contextlib.contextmanager
-def watching_inputs(modules: Mapping[str, nn.Module], observe: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def watching_inputs(
+    modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]
+) -> Iterator[None]:
     """Within this context, `observe(name, first positional input)` runs before each call of the named modules."""
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
@@ -57,3 +61,15 @@ def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], N
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def computing_with(forwards: Mapping[nn.Module, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+    """Within this context, each module computes with the given function of its input instead of its own forward."""
+    for module, forward in forwards.items():
+        module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward

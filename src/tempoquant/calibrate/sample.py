@@ -29,3 +29,16 @@ class CalibrationSample:
     step_index: int
     guidance_branch: GuidanceBranch
     inputs: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedCall:
+    """A call and its answer, for measuring other models against the one that was recorded.
+
+    Attributes:
+        sample: what the expert was called with.
+        noise_prediction: what it answered, on the CPU.
+    """
+
+    sample: CalibrationSample
+    noise_prediction: torch.Tensor

@@ -1,15 +1,23 @@
 """Quantize an expert block by block, so that memory follows the size of one block and never their number."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from tempoquant.calibrate.capture import watching_inputs
-from tempoquant.calibrate.linear_calibration import LinearCalibration, Phase, phases_of
-from tempoquant.calibrate.sample import CalibrationSample, CalibrationSet
+from tempoquant.calibrate.capture import computing_with, watching_inputs
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, Phase, phases_of
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.stopwatch import Stopwatch
+from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import CalibrationError
+from tempoquant.formats import Format
+from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.progress import SILENT, Progress
 from tempoquant.recipe import Recipe
@@ -24,121 +32,219 @@ class ExpertModel(Protocol):
     expert: Expert
     num_blocks: int
 
-    def first_block_call(self, sample: CalibrationSample) -> BlockCall:
-        """Run everything before the first block; the arguments the block would be called with."""
+    def first_block_calls(self, samples: Sequence[CalibrationSample]) -> Iterator[tuple[CalibrationSample, BlockCall]]:
+        """For each sample, run everything before the first block: the arguments the block would be called with."""
 
-    def block(self, index: int) -> nn.Module:
-        """One block, on the device and in the dtype calibration computes in."""
+    def block(self, index: int) -> AbstractContextManager[nn.Module]:
+        """One block, in memory within the context, on the device and in the dtype calibration computes in."""
 
-    def linears(self, index: int) -> dict[str, nn.Linear]:
-        """The linears of one block that may be quantized, by their full name in the expert."""
+    def shared_inputs(self, index: int) -> Sequence[Sequence[str]]:
+        """The linears of one block that may be quantized, by their names in it; those that read one input together."""
 
-    def next_block_call(self, call: BlockCall, output: torch.Tensor) -> BlockCall:
-        """The arguments of the following block, given this block's output."""
+    def name_of(self, index: int, linear: str) -> str:
+        """A linear's full name in the expert."""
+
+    def hidden_states(self, call: BlockCall) -> torch.Tensor:
+        """What passes from block to block, in one call."""
+
+    def with_hidden_states(self, call: BlockCall, hidden_states: torch.Tensor) -> BlockCall:
+        """The same call with other hidden states."""
 
 
-class NamedLayer(NamedTuple):
-    """name: in the expert. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32."""
+class QuantizedBlock(NamedTuple):
+    """index: of the block. layers: what replaces its linears. seconds: by stage, where its time went."""
 
-    name: str
-    layer: QuantizedLayer
-    needed_float64: bool
+    index: int
+    layers: list[NamedLayer]
+    seconds: Mapping[str, float]
 
 
 class _Pending(NamedTuple):
-    """One sample between two blocks."""
+    """One sample between two blocks: its call but for the hidden states."""
 
     call: BlockCall
     timestep_bin: int
-
-
-_SOURCE = {Phase.RANGE: "statistics", Phase.HESSIAN: "statistics", Phase.CLIP: "clip_search"}
+    in_statistics: bool
 
 
 @torch.no_grad()
-def quantize_expert(
+def quantize_expert(  # noqa: PLR0913 (six say what to do, two how)
     model: ExpertModel,
-    samples: CalibrationSet,
+    samples: Sequence[CalibrationSample],
     recipe: Recipe,
     bins: TimestepBins,
+    states: HiddenStates,
+    first_block: int = 0,
+    chunks: TokenChunks | None = None,
     progress: Progress = SILENT,
-) -> Iterator[NamedLayer]:
-    """Yield every quantized layer of an expert, in order of its blocks.
-
-    Each block is calibrated on the outputs of the *16-bit* blocks before it.
+) -> Iterator[QuantizedBlock]:
+    """Yield the quantized layers of an expert, block after block. Ask for the next one once these are safe.
 
     Args:
         model: the 16-bit expert.
-        samples: recorded calls; only those of this expert are read.
+        samples: recorded calls of this expert, read one at a time.
         recipe: what to do.
         bins: timestep bins of this expert.
+        states: where hidden states wait between blocks.
+        first_block: the first block that is not finished yet; its hidden states must be in `states`, if it is not 0.
+        chunks: how many tokens are worked on at once.
 
     Raises:
-        CalibrationError, HessianError, ModelError, RecipeError: naming the layer.
+        CalibrationError, HessianError, ModelError, RecipeError, OutputError: naming the layer or file.
     """
-    phases = phases_of(recipe)
-    own = samples.of(model.expert)
-    sources = {_SOURCE[phase] for phase in phases}
-    pending = {source: _start(model, getattr(own, source), bins) for source in sorted(sources)}
-    units = model.num_blocks * max(1, sum(len(pending[_SOURCE[phase]]) for phase in phases))
-    advance = progress.start(f"Quantizing {model.expert.value}", units)
-    for index in range(model.num_blocks):
-        linears = _calibrations(model, index, recipe, bins)
-        outputs = {}
-        for phase in phases:
-            source = _SOURCE[phase]
-            watched = {name: module for name, module in model.linears(index).items() if name in linears}
-            outputs[source] = _watch_block(model.block(index), watched, linears, phase, pending[source], advance)
-            for calibration in linears.values():
-                calibration.settle(phase)
-        for name, calibration in linears.items():
-            yield NamedLayer(name, calibration.finish(), calibration.needed_float64)
-        for source, results in outputs.items():
-            pending[source] = [
-                _Pending(model.next_block_call(waiting.call, output), waiting.timestep_bin)
-                for waiting, output in zip(pending[source], results, strict=True)
-            ]
-        if not phases:
-            advance()
+    run = _ExpertRun(model, recipe, bins, states, chunks or TokenChunks())
+    run.start(samples, first_block, progress)
+    for index in range(first_block, model.num_blocks):
+        yield run.quantize_block(index)
+        states.forget_but(index + 1)
 
 
-def _start(model: ExpertModel, samples: Sequence[CalibrationSample], bins: TimestepBins) -> list[_Pending]:
-    if not samples:
-        raise CalibrationError(
-            f"no calibration sample belongs to the {model.expert.value} expert: calibrate with more steps."
-        )
-    return [_Pending(model.first_block_call(sample), bins.of(sample.timestep)) for sample in samples]
+class _ExpertRun:
+    """What stays the same from block to block."""
 
+    def __init__(
+        self, model: ExpertModel, recipe: Recipe, bins: TimestepBins, states: HiddenStates, chunks: TokenChunks
+    ) -> None:
+        self._model, self._recipe, self._bins = model, recipe, bins
+        self._states, self._chunks = states, chunks
+        self._phases = phases_of(recipe)
+        self._pending: list[_Pending] = []
+        self._advance: Callable[[], None] = lambda: None
 
-def _calibrations(model: ExpertModel, index: int, recipe: Recipe, bins: TimestepBins) -> dict[str, LinearCalibration]:
-    """The linears of a block that the recipe quantizes, ready to watch."""
-    chosen = {}
-    for name, linear in model.linears(index).items():
-        format = recipe.format_of(name, model.expert, index, model.num_blocks)
-        if format is not None:
-            chosen[name] = LinearCalibration(name, linear.weight, linear.bias, format, recipe, bins)
-    return chosen
+    def start(self, samples: Sequence[CalibrationSample], first_block: int, progress: Progress) -> None:
+        """Run what comes before the first block, on every sample."""
+        if self._phases:
+            self._enter(samples, first_block)
+        num_passes = len(self._phases) + self._runs_quantized
+        num_linears = sum(len(names) for names in self._model.shared_inputs(first_block))
+        units = (self._model.num_blocks - first_block) * (num_passes * len(self._pending) + num_linears)
+        if units:
+            self._advance = progress.start(f"Quantizing {self._model.expert.value}", units)
 
+    def quantize_block(self, index: int) -> QuantizedBlock:
+        """One block's layers; the hidden states before the next block are made on the way."""
+        watch = Stopwatch()
+        is_last = index + 1 == self._model.num_blocks
+        with contextlib.ExitStack() as stack:
+            with watch("read weights"):
+                block = stack.enter_context(self._model.block(index))
+                calibrations = self._calibrations(index, block)
+            for number, phase in enumerate(self._phases):
+                makes_states = number == 0 and not self._runs_quantized and not is_last
+                with watch(phase.value), self._watching(phase, block, calibrations) as begin:
+                    self._run(index, block, begin, makes_states)
+                for calibration in calibrations.values():
+                    calibration.settle(phase)
+            layers = []
+            for names in list(calibrations):
+                layers += calibrations.pop(names).finish(watch)
+                for _ in names:
+                    self._advance()
+            if self._runs_quantized and not is_last:
+                with watch("quantized outputs"), self._quantized(index, block, layers) as begin:
+                    self._run(index, block, begin, makes_states=True)
+        if self._phases and not is_last:
+            self._states.commit(index + 1)
+        return QuantizedBlock(index, layers, watch.seconds)
 
-def _watch_block(
-    block: nn.Module,
-    modules: Mapping[str, nn.Module],
-    linears: Mapping[str, LinearCalibration],
-    phase: Phase,
-    pending: Sequence[_Pending],
-    advance: Callable[[], None],
-) -> list[torch.Tensor]:
-    """Run a block on every waiting sample while its linears watch; the block's outputs."""
-    current_bin = 0
+    @property
+    def _runs_quantized(self) -> bool:
+        return bool(self._phases) and self._recipe.block_inputs == "quantized"
 
-    def observe(name: str, x: torch.Tensor) -> None:
-        linears[name].observe(phase, x, current_bin)
+    def _enter(self, samples: Sequence[CalibrationSample], first_block: int) -> None:
+        both = self._recipe.statistics_branches == "both"
+        is_new = not self._states.exist_before(first_block)
+        if is_new and first_block:
+            raise CalibrationError(
+                f"the hidden states before block {first_block} of {self._model.expert.value} are gone: "
+                "start over with --overwrite."
+            )
+        for number, (sample, call) in enumerate(self._model.first_block_calls(samples)):
+            if is_new:
+                self._states.write(0, number, self._model.hidden_states(call))
+            rest = self._model.with_hidden_states(call, torch.empty(0))
+            in_statistics = both or sample.guidance_branch == "conditional"
+            self._pending.append(_Pending(rest, self._bins.of(sample.timestep), in_statistics))
+        self._require_samples()
+        if is_new:
+            self._states.commit(0)
 
-    outputs = []
-    with watching_inputs(modules, observe):
-        for waiting in pending:
-            current_bin = waiting.timestep_bin
-            args, kwargs = waiting.call
-            outputs.append(block(*args, **kwargs))
-            advance()
-    return outputs
+    def _require_samples(self) -> None:
+        expert = self._model.expert.value
+        if not any(waiting.in_statistics for waiting in self._pending):
+            raise CalibrationError(f"no calibration sample belongs to the {expert} expert: calibrate with more steps.")
+        for timestep_bin, count in enumerate(self._calls_per_bin):
+            if self._recipe.clip_ratios and not count:
+                raise CalibrationError(
+                    f"timestep bin {timestep_bin} of {self._bins.num_bins} of {expert} has no calibration sample: "
+                    "record more samples per expert or more steps, or use fewer bins."
+                )
+
+    @property
+    def _calls_per_bin(self) -> list[int]:
+        seen = [waiting.timestep_bin for waiting in self._pending]
+        return [seen.count(timestep_bin) for timestep_bin in range(self._bins.num_bins)]
+
+    def _calibrations(self, index: int, block: nn.Module) -> dict[tuple[str, ...], InputCalibration]:
+        """The linears of a block that the recipe quantizes, by their names in it; those that share one together."""
+        found = {}
+        for names in self._model.shared_inputs(index):
+            by_format: dict[Format | None, list[str]] = {}
+            for name in names:
+                full_name = self._model.name_of(index, name)
+                format = self._recipe.format_of(full_name, self._model.expert, index, self._model.num_blocks)
+                by_format.setdefault(format, []).append(name)
+            for format, alike in by_format.items():
+                groups = [alike] if self._recipe.share_smoothing else [[name] for name in alike]
+                for group in groups if format is not None else ():
+                    linears = {self._model.name_of(index, name): block.get_submodule(name) for name in group}
+                    found[tuple(group)] = InputCalibration(
+                        linears, format, self._recipe, self._bins, self._calls_per_bin, self._chunks
+                    )
+        return found
+
+    @contextlib.contextmanager
+    def _watching(
+        self, phase: Phase, block: nn.Module, calibrations: Mapping[tuple[str, ...], InputCalibration]
+    ) -> Iterator[Callable[[_Pending], None]]:
+        """Within this context the linears' inputs are observed; call the yielded function before each sample."""
+        current: list[_Pending] = []
+        # One linear stands for all that read the same input.
+        watched = {names: block.get_submodule(names[0]) for names in calibrations}
+
+        def observe(names: tuple[str, ...], x: torch.Tensor) -> None:
+            calibrations[names].observe(phase, x, current[-1].timestep_bin, in_statistics=current[-1].in_statistics)
+
+        with watching_inputs(watched, observe):
+            yield current.append
+
+    @contextlib.contextmanager
+    def _quantized(
+        self, index: int, block: nn.Module, layers: Sequence[NamedLayer]
+    ) -> Iterator[Callable[[_Pending], None]]:
+        """Within this context the block computes with its 4-bit linears; call the function before each sample."""
+        current: list[_Pending] = []
+        by_name = {named.name: named.layer for named in layers}
+        names = {linear: self._model.name_of(index, linear)
+                 for together in self._model.shared_inputs(index) for linear in together}  # fmt: skip
+
+        def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
+            clip_ratio = float(layer.clip_ratio[current[-1].timestep_bin])
+            return w4a4_linear(x, layer.tensors, layer.format, layer.activation_scale_rule, clip_ratio)
+
+        forwards = {block.get_submodule(linear): functools.partial(compute, by_name[name])
+                    for linear, name in names.items() if name in by_name}  # fmt: skip
+        with computing_with(forwards):
+            yield current.append
+
+    def _run(self, index: int, block: nn.Module, begin: Callable[[_Pending], None], makes_states: bool) -> None:
+        """Run a block on every sample; keep its outputs as the hidden states before the next block."""
+        for number, waiting in enumerate(self._pending):
+            begin(waiting)
+            device = next(block.parameters()).device
+            states = self._states.read(index, number).to(device)
+            args, kwargs = self._model.with_hidden_states(waiting.call, states)
+            output = block(*args, **kwargs)
+            if makes_states:
+                self._states.write(index + 1, number, output)
+            self._advance()

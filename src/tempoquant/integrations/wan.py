@@ -1,24 +1,26 @@
 """What we know about Wan2.2-I2V in diffusers: which component is which expert, where its linears are, how it loads."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import WanImageToVideoPipeline
 from safetensors import SafetensorError
 from torch import nn
 
 from tempoquant.calibrate.capture import first_call
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.sequential import BlockCall
-from tempoquant.checkpoint.files import open_weights, read_forms, weight_files
-from tempoquant.errors import CheckpointError, ModelError, RecipeError
+from tempoquant.checkpoint.files import open_weights
+from tempoquant.errors import ModelError, RecipeError
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights, expert_forms
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
 from tempoquant.recipe import KEEP_16BIT, Recipe
 from tempoquant.timesteps import Expert
-
-EXPERT_COMPONENTS = {Expert.HIGH_NOISE: "transformer", Expert.LOW_NOISE: "transformer_2"}
 
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
@@ -55,23 +57,6 @@ def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | 
     return pipeline.to(device)
 
 
-def load_expert(folder: Path, expert: Expert, device: str, dtype: torch.dtype) -> WanTransformer3DModel:
-    """One 16-bit expert, ready to be calibrated.
-
-    Raises:
-        ModelError: its files are damaged, pickled, or of another class.
-    """
-    component = EXPERT_COMPONENTS[expert]
-    try:
-        transformer = WanTransformer3DModel.from_pretrained(
-            folder, subfolder=component, dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except _LOADING_ERRORS as error:
-        raise ModelError(f"{folder / component} does not load as a WanTransformer3DModel: {error}") from error
-    _require_complete(transformer, folder / component)
-    return transformer.to(device)
-
-
 def _require_complete(model: nn.Module, folder: Path) -> None:
     """Raise ModelError when the files lack a weight: diffusers only warns, and transformers makes up random values."""
     stored: set[str] = set()
@@ -85,11 +70,6 @@ def _require_complete(model: nn.Module, folder: Path) -> None:
         raise ModelError(f"{folder} lacks {len(missing)} weight(s), such as {missing[0]}: fetch the model again.")
 
 
-def component_config(folder: Path, expert: Expert) -> dict[str, Any]:
-    """An expert's config.json as it is in the folder."""
-    return dict(read_json(folder / EXPERT_COMPONENTS[expert] / "config.json"))
-
-
 def check_recipe_fits(folder: Path, recipe: Recipe) -> None:
     """Read the experts' headers, and refuse before any work what would fail after hours of it.
 
@@ -101,9 +81,9 @@ def check_recipe_fits(folder: Path, recipe: Recipe) -> None:
     unused = set(recipe.layers)
     num_quantized = 0
     for expert, component in EXPERT_COMPONENTS.items():
-        if "quantization_config" in component_config(folder, expert):
+        if "quantization_config" in read_json(folder / component / "config.json"):
             raise ModelError(f"{folder / component} is already quantized: start from the 16-bit model.")
-        shapes = _linear_shapes(folder / component)
+        shapes = linear_shapes(folder, expert)
         num_blocks = 1 + max((int(name.split(".")[1]) for name in shapes), default=-1)
         for name, (out_features, in_features) in shapes.items():
             unused -= {rule for rule in recipe.layers if rule.matches(name, expert)}
@@ -122,33 +102,13 @@ def check_recipe_fits(folder: Path, recipe: Recipe) -> None:
         raise RecipeError(f"this recipe keeps every layer in {KEEP_16BIT}: there is nothing to quantize.")
 
 
-def _linear_shapes(component: Path) -> dict[str, tuple[int, int]]:
+def linear_shapes(folder: Path, expert: Expert) -> dict[str, tuple[int, int]]:
     """Name to (out, in) of every linear of the blocks: their only weights of two dimensions."""
-    try:
-        forms = read_forms(weight_files(component))
-    except CheckpointError as error:
-        raise ModelError(f"{component} is not a readable 16-bit expert: {error}") from error
     return {
         name.removesuffix(".weight"): (form.shape[0], form.shape[1])
-        for name, (_, form) in forms.items()
+        for name, (_, form) in expert_forms(folder, expert).items()
         if name.startswith("blocks.") and name.endswith(".weight") and len(form.shape) == 2
     }
-
-
-def stored_tensors(folder: Path, expert: Expert, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of an expert's files whose names are wanted, in the dtype they are stored in.
-
-    Raises:
-        ModelError: one holds NaN or Inf.
-    """
-    component = folder / EXPERT_COMPONENTS[expert]
-    for file in weight_files(component):
-        with open_weights(file) as tensors:
-            for name in sorted(filter(wanted, tensors.keys())):
-                tensor = tensors.get_tensor(name).clone()  # not a view of the mapped file: alignment matters
-                if not bool(torch.isfinite(tensor).all()):
-                    raise ModelError(f"{name} in {file} holds NaN or Inf: the model file is damaged.")
-                yield name, tensor
 
 
 def on_device(transformer: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -159,31 +119,65 @@ def on_device(transformer: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[s
 
 
 class WanExpert:
-    """One expert as calibration sees it (`calibrate.sequential.ExpertModel`)."""
+    """One expert as calibration sees it (`calibrate.sequential.ExpertModel`): at most one block is in memory."""
 
-    def __init__(self, transformer: WanTransformer3DModel, expert: Expert) -> None:
-        self.expert = expert
-        self.num_blocks = len(transformer.blocks)
-        self._transformer = transformer
+    def __init__(self, weights: ExpertWeights) -> None:
+        self.expert = weights.expert
+        self._weights = weights
+        self._model = weights.empty_model()
+        self.num_blocks = len(self._model.blocks)
 
-    def first_block_call(self, sample: CalibrationSample) -> BlockCall:
-        """Run the embeddings on a sample; what block 0 is called with."""
-        inputs = on_device(self._transformer, sample.inputs)
-        return first_call(self._transformer.blocks[0], lambda: self._transformer(**inputs, return_dict=False))
+    def first_block_calls(self, samples: Sequence[CalibrationSample]) -> Iterator[tuple[CalibrationSample, BlockCall]]:
+        """Run the embeddings on each sample; what block 0 is called with. Equal arguments share their memory."""
+        known: dict[Any, torch.Tensor] = {}
+        self._weights.fill(self._model, "")
+        try:
+            for sample in samples:
+                inputs = on_device(self._model, sample.inputs)
+                args, kwargs = first_call(self._model.blocks[0], functools.partial(self._model, **inputs))
+                yield sample, ((args[0], *_sharing(args[1:], known)), kwargs)
+        finally:
+            self._weights.release(self._model, "")
 
-    def block(self, index: int) -> nn.Module:
-        """Block `index`."""
-        return self._transformer.blocks[index]
+    @contextlib.contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index`, read from the files and dropped at the end."""
+        block, prefix = self._model.blocks[index], f"blocks.{index}."
+        self._weights.fill(block, prefix)
+        try:
+            yield block
+        finally:
+            self._weights.release(block, prefix)
 
-    def linears(self, index: int) -> dict[str, nn.Linear]:
-        """The linears of one block by name: q, k, v, o of both attentions and the two of the FFN."""
-        return {
-            f"blocks.{index}.{name}": module
-            for name, module in self._transformer.blocks[index].named_modules()
-            if isinstance(module, nn.Linear)
-        }
+    def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
+        """q, k and v of self-attention read one input, k and v of cross-attention the text; the others their own."""
+        linears = [name for name, module in self._model.blocks[index].named_modules() if isinstance(module, nn.Linear)]
+        together = [group for group in _SHARED_INPUTS if set(group) <= set(linears)]
+        first = {name: group for group in together for name in group}
+        return list(dict.fromkeys(first.get(name, (name,)) for name in linears))
 
-    def next_block_call(self, call: BlockCall, output: torch.Tensor) -> BlockCall:
-        """Wan blocks take the hidden states first and pass all else on unchanged."""
+    def name_of(self, index: int, linear: str) -> str:
+        """Such as blocks.3.attn1.to_q."""
+        return f"blocks.{index}.{linear}"
+
+    def hidden_states(self, call: BlockCall) -> torch.Tensor:
+        """Wan blocks take them first."""
+        return call[0][0]
+
+    def with_hidden_states(self, call: BlockCall, hidden_states: torch.Tensor) -> BlockCall:
+        """Wan blocks pass all else on unchanged."""
         args, kwargs = call
-        return ((output, *args[1:]), kwargs)
+        return ((hidden_states, *args[1:]), kwargs)
+
+
+_SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
+
+
+def _sharing(value: Any, known: dict[Any, torch.Tensor]) -> Any:
+    """Tensors, nested in tuples, with equal ones replaced by the first: text and positions repeat from call to call."""
+    if isinstance(value, tuple):
+        return tuple(_sharing(item, known) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    content = hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+    return known.setdefault((tuple(value.shape), value.dtype, content), value)

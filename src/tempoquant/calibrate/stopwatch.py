@@ -1,0 +1,29 @@
+"""Seconds by stage: what a block's time went into."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+
+
+class Stopwatch:
+    """Adds up the time spent in each stage.
+
+    Attributes:
+        seconds: by stage, in the order in which stages were first entered.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time within this context towards a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # a kernel's time belongs to the stage that launched it
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -1,0 +1,150 @@
+"""The sample store: recorded transformer calls on disk, read one at a time.
+
+A folder of safetensors files and one store.json, documented in docs/checkpoint.md and written by `StoreWriter`.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry, StoreIndex, damaged
+from tempoquant.checkpoint.files import read_json, require_inside, sha256_of
+from tempoquant.errors import CalibrationError, CheckpointError
+from tempoquant.timesteps import Expert
+
+MAX_FILE_BYTES = 2**32  # of one sample or text, over a hundred times what Wan2.2 has
+_MAX_LENGTH = 2**24  # of one dimension
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
+
+
+class SampleStore:
+    """A finished store. `SampleStore.open` makes one.
+
+    Attributes:
+        folder: where it lies.
+        digest: hexadecimal SHA-256 of store.json, which lists the hash of every other file.
+    """
+
+    def __init__(self, folder: Path, index: StoreIndex, digest: str) -> None:
+        self.folder = folder
+        self.digest = digest
+        self._index = index
+
+    @classmethod
+    def open(cls, folder: Path) -> "SampleStore":
+        """Check store.json and that the files it lists are there; no sample is read.
+
+        Raises:
+            CalibrationError: the folder is no store, of an unknown version, incomplete, or names files elsewhere.
+        """
+        file = folder / INDEX_NAME
+        if not file.is_file():
+            raise CalibrationError(f"{folder} holds no {INDEX_NAME}: give the folder that `tempoquant record` wrote.")
+        try:
+            index = StoreIndex.from_dict(read_json(require_inside(file, folder)))
+            for name in (*(entry.file for entry in index.samples), *index.texts):
+                require_inside(folder / name, folder)
+                size = (folder / name).stat().st_size if (folder / name).is_file() else -1
+                if not 0 <= size <= MAX_FILE_BYTES:
+                    what = "is missing" if size < 0 else f"is larger than {MAX_FILE_BYTES} bytes"
+                    raise damaged(f"{folder / name} {what}")
+        except CheckpointError as error:
+            raise damaged(f"{file} cannot be used ({str(error).rstrip('.')})") from error
+        except CalibrationError as error:
+            raise CalibrationError(f"{file}: {error}") from error
+        return cls(folder, index, sha256_of(file))
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the samples come from: model, scheduler, settings, seed, prompts, LoRAs."""
+        return self._index.provenance
+
+    @property
+    def prompts(self) -> list[dict[str, str]]:
+        """Records {"id", "prompt", "image_sha256"} of the prompts, see `tempoquant.prompts.provenance`."""
+        return list(self.provenance["prompts"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How the samples were drawn: size, frames, steps, guidance, flow shift."""
+        return dict(self.provenance["settings"])
+
+    def schedule(self, expert: Expert) -> tuple[float, ...]:
+        """All timesteps of an expert in the sampling loop, falling; samples of some of them only may be stored."""
+        return self._index.schedule[expert]
+
+    def entries(self, expert: Expert) -> tuple[SampleEntry, ...]:
+        """What is stored of an expert, without tensors: by step, then prompt, then guidance branch."""
+        return tuple(entry for entry in self._index.samples if entry.expert is expert)
+
+    def samples(self, expert: Expert) -> "StoredSamples":
+        """The samples of an expert in the order of `entries`; each is read from the disk when it is asked for."""
+        return StoredSamples(self, self.entries(expert))
+
+    def read(self, entry: SampleEntry) -> CalibrationSample:
+        """One sample, on the CPU, in the dtypes it was recorded in.
+
+        Raises:
+            CalibrationError: a file is not the one that was written, or holds NaN, Inf or an impossible tensor.
+        """
+        inputs = self._tensors(entry, entry.file, entry.sha256)
+        if entry.texts is not None:
+            inputs |= self._tensors(entry, entry.texts, self._index.texts[entry.texts])
+        if "timestep" in inputs and float(inputs["timestep"].flatten()[0]) != entry.timestep:
+            raise damaged(f"{self.folder / entry.file} is of another timestep than {entry.timestep:g}")
+        return CalibrationSample(
+            entry.prompt_id, entry.expert, entry.timestep, entry.step_index, entry.guidance_branch, inputs
+        )
+
+    def _tensors(self, entry: SampleEntry, name: str, sha256: str) -> dict[str, torch.Tensor]:
+        file = self.folder / name
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise CalibrationError(f"{file} cannot be read ({error.strerror}): record the samples again.") from error
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise damaged(f"{file} is not the file that was written (SHA-256 differs)")
+        try:
+            # Copies, because results depend on how a file happens to align its tensors.
+            tensors = {key: tensor.clone() for key, tensor in load(content).items()}
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise damaged(f"{file} is not a whole safetensors file ({error})") from error
+        for key, tensor in tensors.items():
+            check_tensor(key, tensor, f"{file}, prompt {entry.prompt_id!r} at timestep {entry.timestep:g}")
+        return tensors
+
+
+class StoredSamples(Sequence[CalibrationSample]):
+    """Samples of a store as a sequence that holds none of them: each access reads one from the disk."""
+
+    def __init__(self, store: SampleStore, entries: Sequence[SampleEntry]) -> None:
+        self._store = store
+        self.entries = tuple(entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> CalibrationSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "StoredSamples": ...
+    def __getitem__(self, index: int | slice) -> "CalibrationSample | StoredSamples":
+        if isinstance(index, slice):
+            return StoredSamples(self._store, self.entries[index])
+        return self._store.read(self.entries[index])
+
+
+def check_tensor(key: str, tensor: torch.Tensor, where: str) -> None:
+    """Raise CalibrationError, starting with `where`, unless a tensor can be an input of one call: batch 1, finite."""
+    if tensor.dtype not in _DTYPES or not tensor.ndim or tensor.shape[0] != 1 or max(tensor.shape) > _MAX_LENGTH:
+        raise damaged(f"{where}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, no input of one call")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise CalibrationError(
+            f"{where}: {key} holds NaN or Inf: the model overflows there, so leave the prompt out or change the settings."
+        )

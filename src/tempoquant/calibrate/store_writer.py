@@ -1,0 +1,171 @@
+"""Writes a sample store prompt by prompt, so that an interrupted recording goes on at the next prompt.
+
+The same samples give the same bytes: no clock, host or path is stored, and how often the recording was interrupted
+leaves no trace.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.store import SampleStore, check_tensor
+from tempoquant.calibrate.store_index import (
+    BRANCHES,
+    INDEX_NAME,
+    SAMPLES_FOLDER,
+    TEXTS_FOLDER,
+    SampleEntry,
+    StoreIndex,
+)
+from tempoquant.checkpoint.files import read_json, sha256_of
+from tempoquant.errors import CalibrationError, CheckpointError, OutputError
+from tempoquant.timesteps import Expert
+
+_ENTRIES = "entries"  # of prompts that are finished, while others are not
+
+
+class StoreWriter:
+    """Writes a store into a folder that nobody else writes to, and continues what an earlier writer left there.
+
+    Args:
+        folder: made if need be. Only what `finish` leaves in it is a store.
+        shared_inputs: names of inputs that are the same in all calls of a prompt and branch (the texts): stored once.
+
+    Raises:
+        OutputError: from every method, when the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, shared_inputs: Set[str]) -> None:
+        self.folder = folder
+        self._shared = shared_inputs
+        self._entries: list[SampleEntry] = []
+        self._texts: dict[str, str] = {}
+        with _writing(folder):
+            for name in (SAMPLES_FOLDER, TEXTS_FOLDER, _ENTRIES):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def add(self, prompt_index: int, sample: CalibrationSample) -> None:
+        """Write one sample. It counts once its prompt is committed.
+
+        Raises:
+            CalibrationError: an input holds NaN or Inf; it names the prompt and the timestep.
+        """
+        for key, tensor in sample.inputs.items():
+            check_tensor(key, tensor, f"prompt {sample.prompt_id!r} at timestep {sample.timestep:g}")
+        own = {key: tensor for key, tensor in sample.inputs.items() if key not in self._shared}
+        shared = {key: tensor for key, tensor in sample.inputs.items() if key in self._shared}
+        name = f"{prompt_index:04d}-{sample.step_index:03d}-{sample.guidance_branch}"
+        file = f"{SAMPLES_FOLDER}/{name}.safetensors"
+        texts = self._add_texts(shared) if shared else None
+        content = _serialized(own)
+        self._write(file, content)
+        self._entries.append(
+            SampleEntry(
+                file, sample.expert, sample.prompt_id, sample.timestep, sample.step_index, sample.guidance_branch,
+                texts, hashlib.sha256(content).hexdigest(),
+            )  # fmt: skip
+        )
+
+    def _add_texts(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        content = _serialized(tensors)
+        digest = hashlib.sha256(content).hexdigest()
+        file = f"{TEXTS_FOLDER}/{digest[:16]}.safetensors"
+        if file not in self._texts:
+            self._write(file, content)
+            self._texts[file] = digest
+        return file
+
+    def commit(self, prompt_index: int) -> None:
+        """All samples of a prompt are added: from here on, an interruption does not lose them."""
+        texts = {entry.texts: self._texts[entry.texts] for entry in self._entries if entry.texts is not None}
+        record = {"samples": [entry.to_dict() for entry in self._entries], "texts": texts}
+        self._write(self._entry_name(prompt_index), json.dumps(record, indent=1, sort_keys=True).encode())
+        self._entries = []
+
+    def committed(self, prompt_index: int) -> list[SampleEntry] | None:
+        """What is stored of a prompt; None when it is not committed, or its files are not those that were written."""
+        try:
+            record = read_json(self.folder / self._entry_name(prompt_index))
+            entries = [SampleEntry.from_dict(entry) for entry in record["samples"]]
+            hashes = {entry.file: entry.sha256 for entry in entries} | record["texts"]
+            whole = all(sha256_of(self.folder / name) == digest for name, digest in hashes.items())
+        except (CalibrationError, CheckpointError, OSError, KeyError, TypeError):
+            return None
+        self._texts.update(record["texts"] if whole else {})
+        return entries if whole else None
+
+    def finish(
+        self, provenance: Mapping[str, Any], schedule: Mapping[Expert, Sequence[float]], prompts: Iterable[int]
+    ) -> SampleStore:
+        """Turn the folder into a store of the committed `prompts`, and remove what belongs to no sample of theirs.
+
+        Raises:
+            CalibrationError: one of them is not committed, or what would be written is no valid store.
+        """
+        keyed = []
+        for prompt_index in prompts:
+            entries = self.committed(prompt_index)
+            if entries is None:
+                raise CalibrationError(f"prompt {prompt_index} of {self.folder} is not recorded: record it again.")
+            keyed += [((e.step_index, prompt_index, BRANCHES.index(e.guidance_branch)), e) for e in entries]
+        keyed.sort(key=lambda pair: pair[0])  # steps fall, so those of high noise come first
+        samples = tuple(entry for _, entry in keyed)
+        texts = {entry.texts: self._texts[entry.texts] for entry in samples if entry.texts is not None}
+        index = StoreIndex(provenance, {expert: tuple(schedule[expert]) for expert in Expert}, samples, texts)
+        StoreIndex.from_dict(json.loads(index.to_json()))
+        kept = {entry.file for entry in samples} | set(texts)
+        with _writing(self.folder):
+            for name in (SAMPLES_FOLDER, TEXTS_FOLDER):
+                for file in (self.folder / name).iterdir():
+                    if f"{name}/{file.name}" not in kept:
+                        file.unlink()
+            self._write(INDEX_NAME, index.to_json().encode())
+            shutil.rmtree(self.folder / _ENTRIES)
+        return SampleStore.open(self.folder)
+
+    @staticmethod
+    def _entry_name(prompt_index: int) -> str:
+        return f"{_ENTRIES}/{prompt_index:04d}.json"
+
+    def _write(self, name: str, content: bytes) -> None:
+        """A file is either absent or whole, also after a power cut."""
+        file = self.folder / name
+        partial = file.with_name(file.name + ".partial")
+        with _writing(self.folder):
+            with partial.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+
+
+def _serialized(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    return save({key: tensor.contiguous() for key, tensor in tensors.items()})
+
+
+class _writing:
+    """A context whose file system errors are OutputErrors with a remedy."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "free some space and repeat the command" if full else "make it writable and repeat the command"
+            raise OutputError(
+                f"{self.folder} cannot be written ({error.strerror or error}): {remedy}; prompts that are finished "
+                "are kept."
+            ) from error

@@ -1,0 +1,44 @@
+"""Working on many tokens a piece at a time, in smaller pieces once a GPU has run out of memory."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+_logger = logging.getLogger(__name__)
+
+DEFAULT_TOKENS = 8192
+_FEWEST_TOKENS = 256
+
+
+class TokenChunks:
+    """How many tokens are worked on at once.
+
+    A sum over other pieces rounds otherwise: a run that had to halve them may choose other codes in rare places.
+
+    Attributes:
+        num_tokens: of one piece; falls when memory runs out, and stays there.
+    """
+
+    def __init__(self, num_tokens: int = DEFAULT_TOKENS) -> None:
+        self.num_tokens = num_tokens
+
+    def each(self, x: torch.Tensor, work: Callable[[torch.Tensor], None]) -> None:
+        """Call `work` on consecutive rows of x: (tokens, …). `work` leaves nothing half done when it has no memory.
+
+        Raises:
+            torch.OutOfMemoryError: not even the smallest piece fits.
+        """
+        start = 0
+        while start < x.shape[0]:
+            piece = x[start : start + self.num_tokens]
+            try:
+                work(piece)
+            except torch.OutOfMemoryError:
+                if self.num_tokens <= _FEWEST_TOKENS:
+                    raise
+                self.num_tokens = max(_FEWEST_TOKENS, self.num_tokens // 2)
+                _logger.warning("the GPU ran out of memory; going on with %d tokens at a time", self.num_tokens)
+                torch.cuda.empty_cache()
+            else:
+                start += piece.shape[0]

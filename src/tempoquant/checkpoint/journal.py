@@ -1,0 +1,127 @@
+"""What an unfinished component already holds, commit by commit, so that another process can go on where one was killed.
+
+A journal is a folder with a file for each commit, written last and in one rename: what it names is on the disk whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tempoquant.checkpoint import files
+from tempoquant.checkpoint.schema import LayerEntry
+from tempoquant.errors import CheckpointError, OutputError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished weight file: its tensors' names, their size in bytes, and the file's SHA-256."""
+
+    tensors: tuple[str, ...]
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one commit added.
+
+    Attributes:
+        shards: weight files, in the order of their numbers.
+        layers: the 4-bit layers in them.
+        notes: what the run wants remembered.
+    """
+
+    shards: tuple[Shard, ...] = ()
+    layers: Mapping[str, LayerEntry] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Journal:
+    """The commits of one unfinished component.
+
+    Attributes:
+        shard_folder: where its weight files are, each under its number.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.shard_folder = folder / "shards"
+
+    def open(self) -> list[Commit]:
+        """Every commit so far, checked against the files; whatever was left half made is removed.
+
+        Raises OutputError when a commit or a file of one is damaged.
+        """
+        self.shard_folder.mkdir(parents=True, exist_ok=True)
+        self._restore_numbers()
+        commits: list[Commit] = []
+        while (file := self._file(len(commits))).is_file():
+            commits.append(_read(file))
+        shards = [shard for commit in commits for shard in commit.shards]
+        for number, shard in enumerate(shards):
+            path = self.shard_folder / shard_name(number)
+            if not path.is_file() or files.sha256_of(path) != shard.sha256:
+                raise OutputError(f"{path} is not what was committed: start over with --overwrite.")
+        kept = {shard_name(number) for number in range(len(shards))}
+        for entry in self.shard_folder.iterdir():
+            if entry.name not in kept:
+                entry.unlink()
+        return commits
+
+    def add(self, number: int, commit: Commit) -> None:
+        """Note a commit. Its shards are on the disk already."""
+        record = {
+            "shards": [
+                {"tensors": list(shard.tensors), "num_bytes": shard.num_bytes, "sha256": shard.sha256}
+                for shard in commit.shards
+            ],
+            "layers": {name: entry.to_dict() for name, entry in commit.layers.items()},
+            "notes": list(commit.notes),
+        }
+        partial = self._folder / "commit.partial"
+        partial.write_text(json.dumps(record), encoding="utf-8")
+        sync(partial)
+        partial.replace(self._file(number))
+        sync(self._folder)
+
+    def remove(self) -> None:
+        """The component is in its place: nothing of the journal is needed any more."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:04d}.json"
+
+    def _restore_numbers(self) -> None:
+        """Undo the final naming of shards, in case the process was killed in the middle of it."""
+        for path in sorted(self.shard_folder.glob(f"{files.WEIGHTS_STEM}*.safetensors")):
+            _, _, rest = path.name.partition(f"{files.WEIGHTS_STEM}-")
+            number = int(rest.split("-")[0]) - 1 if rest else 0
+            path.replace(self.shard_folder / shard_name(number))
+
+
+def shard_name(number: int) -> str:
+    """The name of a weight file while the number of all is unknown."""
+    return f"{number}.safetensors"
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file or a folder's list of names, so that a rename never precedes what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(file: Path) -> Commit:
+    try:
+        record: dict[str, Any] = files.read_json(file)
+        shards = tuple(Shard(tuple(s["tensors"]), s["num_bytes"], s["sha256"]) for s in record["shards"])
+        layers = {name: LayerEntry.from_dict(entry) for name, entry in record["layers"].items()}
+        return Commit(shards, layers, tuple(record["notes"]))
+    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{file} is damaged ({error}): start over with --overwrite.") from error
