@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tempoquant.formats.format import Format, ScaleRule
-from tempoquant.formats.levels import decode, encode
+from tempoquant.formats.levels import decode, encode, nearest_level
 from tempoquant.formats.scales import group_scale, tensor_scale_of
 
 
@@ -64,4 +64,5 @@ def quantize_activation(
         (…, in), same dtype: exactly level times scale.
     """
     scale = group_scale(group_amax(x, format), format, rule, clip_ratio)
-    return from_codes(to_codes(x, scale, format), scale, format)
+    per_feature = scale.unsqueeze(-1)
+    return nearest_level(x.unflatten(-1, (-1, format.group_size)) / per_feature, format).mul_(per_feature).flatten(-2)
