@@ -20,11 +20,14 @@ class Prompt:
         id: names the prompt in provenance and results.
         image: the first frame, RGB.
         text: what should happen.
+        video: a file or a folder of frames that begins with the image; None where there is none. Only recording from
+            latents looks at it.
     """
 
     id: str
     image: Image.Image
     text: str
+    video: Path | None = None
 
     @property
     def image_hash(self) -> str:
@@ -34,9 +37,9 @@ class Prompt:
 
 
 def load_prompts(path: str | Path) -> list[Prompt]:
-    """Read prompts from a jsonl file of {"image", "prompt"[, "id"]}, or from every *.jsonl of a folder.
+    """Read prompts from a jsonl file of {"image", "prompt"[, "id"][, "video"]}, or from every *.jsonl of a folder.
 
-    Image paths are relative to the jsonl's folder. Raises CalibrationError that names the file, line and remedy.
+    Paths are relative to the jsonl's folder. Raises CalibrationError that names the file, line and remedy.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,11 +73,15 @@ def _load_file(file: Path) -> list[Prompt]:
         try:
             record = json.loads(line)
             image_path, text = file.parent / record["image"], record["prompt"]
+            video = file.parent / record["video"] if record.get("video") is not None else None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CalibrationError(f"{where} is not a JSON object with image and prompt ({error}).") from error
         if not isinstance(text, str):
             raise CalibrationError(f"{where}: prompt is not a text.")
-        prompts.append(Prompt(str(record.get("id", f"{file.stem}-{number}")), _open_image(image_path, where), text))
+        if video is not None and not video.exists():
+            raise CalibrationError(f"{where}: there is no video {video}.")
+        id = str(record.get("id", f"{file.stem}-{number}"))
+        prompts.append(Prompt(id, _open_image(image_path, where), text, video))
     return prompts
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate import compare as module
 from tempoquant.evaluate.compare import Task, compare
@@ -44,12 +44,12 @@ class FakePipelines:
             on_step()
         prediction = torch.arange(1.0, 9.0)
         return [
-            CalibrationSample(prompt.id, expert, timestep, 0, "conditional", {}, prediction)
+            RecordedCall(CalibrationSample(prompt.id, expert, timestep, 0, "conditional", {}), prediction)
             for expert, timestep in ((Expert.HIGH_NOISE, 950.0), (Expert.LOW_NOISE, 300.0))
         ]
 
     def predict_noise(self, pipeline, sample):
-        return sample.noise_prediction * (1 + self.errors[pipeline])
+        return torch.arange(1.0, 9.0) * (1 + self.errors[pipeline])
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_progress_reaches_its_total_in_every_phase(fake):
         def __init__(self):
             self.tasks = {}
 
-        def start(self, description, total):
+        def start(self, description, total, done=0):
             self.tasks[description] = [total, 0]
 
             def advance():

@@ -3,40 +3,46 @@ import math
 import pytest
 import torch
 
-from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import ModelError
 from tempoquant.evaluate.noise_prediction import CallError, call_errors, summarize
 from tempoquant.timesteps import Expert, TimestepBins
 
 
-def sample(expert: Expert, timestep: float, prompt_id: str = "p0") -> CalibrationSample:
+def call(expert: Expert, timestep: float, prompt_id: str = "p0") -> RecordedCall:
     prediction = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(int(timestep)))
-    return CalibrationSample(prompt_id, expert, timestep, 0, "conditional", {"hidden_states": prediction}, prediction)
+    inputs = {"hidden_states": prediction.clone()}
+    return RecordedCall(CalibrationSample(prompt_id, expert, timestep, 0, "conditional", inputs), prediction)
 
 
-SAMPLES = [sample(Expert.HIGH_NOISE, 950.0), sample(Expert.LOW_NOISE, 500.0), sample(Expert.LOW_NOISE, 100.0)]
+CALLS = [call(Expert.HIGH_NOISE, 950.0), call(Expert.LOW_NOISE, 500.0), call(Expert.LOW_NOISE, 100.0)]
+
+
+def repeat(sample: CalibrationSample) -> torch.Tensor:
+    """A model whose noise prediction is its input, as that of CALLS is."""
+    return sample.inputs["hidden_states"]
 
 
 def test_a_model_that_repeats_the_reference_has_no_error():
-    errors = call_errors(lambda s: s.noise_prediction, SAMPLES)
+    errors = call_errors(repeat, CALLS)
     assert [error.sqnr_db for error in errors] == [math.inf] * 3
 
 
 def test_an_error_of_a_tenth_of_the_amplitude_is_twenty_decibels():
-    errors = call_errors(lambda s: 1.1 * s.noise_prediction, SAMPLES)
+    errors = call_errors(lambda s: 1.1 * repeat(s), CALLS)
     assert [error.sqnr_db for error in errors] == pytest.approx([20.0] * 3, abs=1e-3)
 
 
 def test_every_call_is_fed_the_recorded_inputs_and_reported():
     seen, done = [], []
-    call_errors(lambda s: (seen.append(s), s.noise_prediction)[1], SAMPLES, lambda: done.append(None))
-    assert seen == SAMPLES
-    assert len(done) == len(SAMPLES)
+    call_errors(lambda s: (seen.append(s), repeat(s))[1], CALLS, lambda: done.append(None))
+    assert seen == [call.sample for call in CALLS]
+    assert len(done) == len(CALLS)
 
 
 def test_a_prediction_that_is_not_finite_names_the_call():
     with pytest.raises(ModelError, match="high_noise at timestep 950 of prompt 'p0'"):
-        call_errors(lambda s: s.noise_prediction * math.nan, SAMPLES)
+        call_errors(lambda s: repeat(s) * math.nan, CALLS)
 
 
 def test_experts_and_bins_are_summarized_apart():

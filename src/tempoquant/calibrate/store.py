@@ -146,5 +146,5 @@ def check_tensor(key: str, tensor: torch.Tensor, where: str) -> None:
         raise damaged(f"{where}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, no input of one call")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise CalibrationError(
-            f"{where}: {key} holds NaN or Inf: the model overflows there, so leave the prompt out or change the settings."
+            f"{where}: {key} holds NaN or Inf: the model overflows there, leave the prompt out or change the settings."
         )

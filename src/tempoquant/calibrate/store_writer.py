@@ -65,15 +65,19 @@ class StoreWriter:
         shared = {key: tensor for key, tensor in sample.inputs.items() if key in self._shared}
         name = f"{prompt_index:04d}-{sample.step_index:03d}-{sample.guidance_branch}"
         file = f"{SAMPLES_FOLDER}/{name}.safetensors"
-        texts = self._add_texts(shared) if shared else None
         content = _serialized(own)
-        self._write(file, content)
-        self._entries.append(
-            SampleEntry(
-                file, sample.expert, sample.prompt_id, sample.timestep, sample.step_index, sample.guidance_branch,
-                texts, hashlib.sha256(content).hexdigest(),
-            )  # fmt: skip
+        entry = SampleEntry(
+            file=file,
+            expert=sample.expert,
+            prompt_id=sample.prompt_id,
+            timestep=sample.timestep,
+            step_index=sample.step_index,
+            guidance_branch=sample.guidance_branch,
+            texts=self._add_texts(shared) if shared else None,
+            sha256=hashlib.sha256(content).hexdigest(),
         )
+        self._write(file, content)
+        self._entries.append(entry)
 
     def _add_texts(self, tensors: Mapping[str, torch.Tensor]) -> str:
         content = _serialized(tensors)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate.contents import (
     bits_per_weight,
@@ -137,13 +137,13 @@ def _load(folder: Path, label: str, device: str | None, progress: Progress) -> A
     return pipeline
 
 
-def _record(pipeline: Any, task: Task, label: str, progress: Progress) -> list[CalibrationSample]:
+def _record(pipeline: Any, task: Task, label: str, progress: Progress) -> list[RecordedCall]:
     prompts = task.prompts[: task.num_trajectories]
     on_step = progress.start(f"{label}: recording trajectories", len(prompts) * task.settings.num_steps)
     return [
-        sample
+        call
         for index, prompt in enumerate(prompts)
-        for sample in record_trajectory(pipeline, prompt, task.settings, task.seed + index, on_step)
+        for call in record_trajectory(pipeline, prompt, task.settings, task.seed + index, on_step)
     ]
 
 
@@ -157,7 +157,7 @@ def _generate(pipeline: Any, task: Task, label: str, progress: Progress) -> list
 
 def _noise_prediction(
     pipeline: Any,
-    recorded: Sequence[CalibrationSample],
+    recorded: Sequence[RecordedCall],
     bins: Mapping[Expert, TimestepBins],
     label: str,
     progress: Progress,

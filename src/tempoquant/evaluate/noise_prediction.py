@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import ModelError
 from tempoquant.evaluate.layer_error import sqnr_db
 from tempoquant.evaluate.results import NoisePredictionError, Summary
@@ -29,23 +29,25 @@ class CallError:
 
 
 def call_errors(
-    predict: Predict, samples: Iterable[CalibrationSample], on_call: Callable[[], None] = lambda: None
+    predict: Predict, calls: Iterable[RecordedCall], on_call: Callable[[], None] = lambda: None
 ) -> list[CallError]:
     """Repeat each recorded call and compare it with the recorded 16-bit prediction.
 
     Args:
-        predict: runs the model under test on the inputs of one sample; returns the shape of its `noise_prediction`.
-        samples: recorded from the reference, predictions included.
+        predict: runs the model under test on the inputs of one sample; returns the shape of the call's
+            `noise_prediction`.
+        calls: recorded from the reference.
         on_call: called after each one.
 
     Raises:
         ModelError: a prediction is not finite or of another shape; it names the call.
     """
     errors = []
-    for sample in samples:
+    for call in calls:
+        sample = call.sample
         where = f"{sample.expert.value} at timestep {sample.timestep:g} of prompt {sample.prompt_id!r}"
         try:
-            value = sqnr_db(sample.noise_prediction, predict(sample))
+            value = sqnr_db(call.noise_prediction, predict(sample))
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from error
         errors.append(CallError(sample.prompt_id, sample.expert, sample.timestep, value))

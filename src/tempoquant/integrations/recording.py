@@ -1,53 +1,264 @@
-"""Record calibration samples: run the 16-bit pipeline on the calibration prompts and keep its transformer calls."""
+"""Record calibration samples: which transformer calls of the 16-bit pipeline are kept, and the sample store they go to.
 
-from collections.abc import Sequence
+Which calls are kept is decided before anything runs, from the scheduler's timesteps. Each finished prompt is on the
+disk, so that a recording that was killed goes on at the next one and leaves the same bytes.
+"""
 
-from diffusers import WanImageToVideoPipeline
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
-from tempoquant.calibrate.sample import CalibrationSet
-from tempoquant.integrations.sampling import SamplingSettings, record_trajectory
+from tempoquant.calibrate.store import SampleStore
+from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry
+from tempoquant.calibrate.store_writer import StoreWriter
+from tempoquant.errors import CalibrationError, ModelError, OutputError
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
+from tempoquant.integrations.from_latents import noised_samples
+from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.recording_plan import (
+    CALIBRATION_NOISE,
+    Calls,
+    ModelIdentity,
+    RecordingPlan,
+    Wanted,
+    plan_provenance,
+    wanted_calls,
+)
+from tempoquant.integrations.residency import (
+    MAX_TOKENS,
+    LoadedPipeline,
+    Memory,
+    check_memory,
+    encode_texts,
+    loaded_autoencoder,
+    loaded_pipeline,
+)
+from tempoquant.integrations.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
+from tempoquant.integrations.schedule import Step, sampling_steps
+from tempoquant.integrations.wan import compute_dtype
+from tempoquant.integrations.work_folder import WorkFolder
 from tempoquant.progress import SILENT, Progress
-from tempoquant.prompts import Prompt
-from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert
 
-_OVERRIDES = ("height", "width", "num_frames", "num_steps", "flow_shift")  # a recipe may change these, else None
+SHARED_INPUTS = {"encoder_hidden_states"}
+"""Inputs that are the same in all calls of one prompt and guidance branch."""
 
-CALIBRATION_NOISE = 2**40
-"""Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before."""
-
-
-def resolve_recipe(recipe: Recipe, own: SamplingSettings) -> Recipe:
-    """The recipe with every sampling setting it left to the model filled in."""
-    if not recipe.needs_calibration:
-        return recipe
-    settings = calibration_settings(recipe, own)
-    return recipe.replace(**{key: getattr(settings, key) for key in _OVERRIDES})
+_STORE = "store"
 
 
-def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
-    """The model's own sampling settings, with what the recipe changes. Raises SettingsError."""
-    return own.replace(**{key: getattr(recipe, key) for key in _OVERRIDES})
-
-
-def record_calibration(
-    pipeline: WanImageToVideoPipeline,
-    prompts: Sequence[Prompt],
-    recipe: Recipe,
-    settings: SamplingSettings,
-    seed: int,
+def record(
+    source: Path,
+    folder: Path,
+    plan: RecordingPlan,
+    *,
+    model: ModelIdentity,
+    device: str,
+    memory: Memory = "resident",
+    overwrite: bool = False,
     progress: Progress = SILENT,
-) -> CalibrationSet:
-    """Sample every prompt without guidance, and the first few with it where the recipe searches clip ratios.
+) -> SampleStore:
+    """Record into a folder that appears when everything is in it; a finished store of the same plan is left as it is.
 
-    Prompt i is sampled from the same noise in both cases, drawn with a seed that no evaluation uses.
+    Until then finished prompts lie in `FOLDER.unfinished`, where the same recording goes on.
+
+    Args:
+        source: the 16-bit pipeline.
+        folder: new, empty, or an earlier store.
+        overwrite: replace what is in `folder`, and another recording's unfinished work.
+
+    Raises:
+        OutputError: `folder` holds something else (the difference is named), cannot be written, or the disk is full.
+        CalibrationError: an input holds NaN or Inf, or an expert has no step.
+        ModelError, SettingsError: as `loaded_pipeline` and `sampling_steps` raise them.
     """
-    searched = prompts[: recipe.clip_search_num_prompts] if recipe.clip_ratios else []
-    advance = progress.start("Recording calibration samples", settings.num_steps * (len(prompts) + len(searched)))
-    samples = CalibrationSet()
-    noise_seed = CALIBRATION_NOISE + seed
-    unguided = settings.replace(guidance_scale=1.0)
-    for offset, prompt in enumerate(prompts):
-        samples.statistics.extend(record_trajectory(pipeline, prompt, unguided, noise_seed + offset, advance))
-    for offset, prompt in enumerate(searched):
-        samples.clip_search.extend(record_trajectory(pipeline, prompt, settings, noise_seed + offset, advance))
-    return samples
+    check_memory(memory, device)
+    folder = folder.expanduser().resolve()
+    if source.resolve().is_relative_to(folder) or folder.is_relative_to(source.resolve()):
+        raise OutputError(f"{folder} and the model in {source} overlap: choose a folder beside it.")
+    wanted = wanted_calls(plan, sampling_steps(source, plan.settings.num_steps, plan.settings.flow_shift))
+    facts = plan_provenance(source, plan, model, device)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give a folder.")
+    if not overwrite and folder.exists() and any(folder.iterdir()):
+        return _require_same(folder, facts, wanted, plan)
+    work = WorkFolder(folder, {**facts, "samples_per_expert": plan.samples_per_expert})
+    with work.owned(overwrite) as path:
+        record_into(source, path / _STORE, plan, model=model, device=device, memory=memory, progress=progress)
+        _appear(path / _STORE, folder, path / "replaced")
+        work.remove()
+    return SampleStore.open(folder)
+
+
+def record_into(
+    source: Path,
+    folder: Path,
+    plan: RecordingPlan,
+    *,
+    model: ModelIdentity,
+    device: str,
+    memory: Memory = "resident",
+    progress: Progress = SILENT,
+) -> SampleStore:
+    """Record into a folder that is the caller's alone, and go on with what an earlier call with the same plan left.
+
+    Raises as `record` does; finished prompts stay in the folder.
+    """
+    check_memory(memory, device)
+    steps = sampling_steps(source, plan.settings.num_steps, plan.settings.flow_shift)
+    wanted = wanted_calls(plan, steps)
+    facts = plan_provenance(source, plan, model, device)
+    if (folder / INDEX_NAME).is_file():
+        store = SampleStore.open(folder)
+        if not _differences(store, facts, wanted, plan):
+            return store
+    writer = StoreWriter(folder, SHARED_INPUTS)
+    left = {index: calls for index, calls in wanted.items() if _calls_of(writer.committed(index)) != calls}
+    if left:
+        _check_space(source, folder, plan, left, device)
+        if plan.from_latents:
+            _noise_prompts(source, plan, steps, left, device, writer, progress)
+        else:
+            _sample_prompts(source, plan, left, device, memory, writer, progress)
+    schedule = {expert: [float(step.timestep) for step in steps if step.expert is expert] for expert in Expert}
+    return writer.finish(facts, schedule, sorted(wanted))
+
+
+def _sample_prompts(
+    source: Path,
+    plan: RecordingPlan,
+    left: Wanted,
+    device: str,
+    memory: Memory,
+    writer: StoreWriter,
+    progress: Progress,
+) -> None:
+    """Run the pipeline for each prompt, up to its last step that is wanted."""
+    on_loaded = progress.start("Loading the 16-bit pipeline", 1)
+    texts = [text for index in left for text in (plan.prompts[index].text, "")]
+    with loaded_pipeline(source, device, memory, texts, plan.loras) as loaded:
+        on_loaded()
+        num_steps = {index: 1 + max(step for step, _ in calls) for index, calls in left.items()}
+        advance = progress.start("Recording calibration samples", sum(num_steps.values()))
+        for index, calls in left.items():
+            _sample_prompt(loaded, plan, index, calls, writer, advance)
+            writer.commit(index)
+
+
+def _sample_prompt(
+    loaded: LoadedPipeline,
+    plan: RecordingPlan,
+    index: int,
+    calls: Calls,
+    writer: StoreWriter,
+    advance: Callable[[], None],
+) -> None:
+    prompt, pipeline = plan.prompts[index], loaded.pipeline
+    left = set(calls)
+
+    def keep(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
+        call = (position.step_index, position.guidance_branch)
+        if call in left:
+            writer.add(index, sample_of(prompt, position, inputs))
+            left.remove(call)
+
+    with watching_trajectory(pipeline, keep) as step_done:
+
+        def after_step() -> None:
+            step_done()
+            advance()
+            pipeline._interrupt = not left  # the pipeline's own way to end early
+
+        seed = CALIBRATION_NOISE + plan.seed + index
+        sample_latents(pipeline, prompt, plan.settings, seed, loaded.texts(prompt.text), on_step=after_step)
+    if left:
+        raise ModelError(
+            f"the pipeline did not make the calls {sorted(left)} of prompt {prompt.id!r}: its scheduler takes other "
+            "steps when it runs; use UniPCMultistepScheduler."
+        )
+
+
+def _noise_prompts(
+    source: Path,
+    plan: RecordingPlan,
+    steps: list[Step],
+    left: Wanted,
+    device: str,
+    writer: StoreWriter,
+    progress: Progress,
+) -> None:
+    """Noise each prompt's clip to its timesteps that are wanted. Text encoder first, then the autoencoder alone."""
+    advance = progress.start("Encoding clips", 1 + len(left))
+    embeddings = encode_texts(source, [text for index in left for text in (plan.prompts[index].text, "")], device)
+    advance()
+    with loaded_autoencoder(source, device) as pipeline:
+        for index, calls in left.items():
+            prompt, seed = plan.prompts[index], CALIBRATION_NOISE + plan.seed + index
+            texts = {"conditional": embeddings[prompt.text], "unconditional": embeddings[""]}
+            for sample in noised_samples(pipeline, prompt, plan.settings, seed, steps, calls, texts):
+                writer.add(index, sample)
+            writer.commit(index)
+            advance()
+
+
+def _calls_of(entries: Iterable[SampleEntry] | None) -> Calls:
+    return frozenset((entry.step_index, entry.guidance_branch) for entry in entries or ())
+
+
+def _stored_calls(store: SampleStore) -> Mapping[str, Calls]:
+    """Prompt id to its calls."""
+    entries = [entry for expert in Expert for entry in store.entries(expert)]
+    return {id: _calls_of(e for e in entries if e.prompt_id == id) for id in {entry.prompt_id for entry in entries}}
+
+
+def _differences(store: SampleStore, facts: Mapping[str, Any], wanted: Wanted, plan: RecordingPlan) -> list[str]:
+    """What differs between a store and what would be recorded."""
+    different = [key for key, value in facts.items() if store.provenance[key] != value]
+    if not different and _stored_calls(store) != {plan.prompts[index].id: calls for index, calls in wanted.items()}:
+        different = ["samples_per_expert"]
+    return different
+
+
+def _require_same(folder: Path, facts: Mapping[str, Any], wanted: Wanted, plan: RecordingPlan) -> SampleStore:
+    """The finished store in a folder. Raises OutputError when the folder holds anything else."""
+    try:
+        store = SampleStore.open(folder)
+    except CalibrationError as error:
+        raise OutputError(f"{error} Or choose another folder, or --overwrite.") from error
+    if different := _differences(store, facts, wanted, plan):
+        raise OutputError(
+            f"{folder} holds other samples (different {' and '.join(different)}): choose another folder, or "
+            "--overwrite."
+        )
+    return store
+
+
+def _check_space(source: Path, folder: Path, plan: RecordingPlan, left: Wanted, device: str) -> None:
+    """Raise OutputError when the disk has no room for the samples that are still to be recorded."""
+    config = read_json(source / EXPERT_COMPONENTS[Expert.HIGH_NOISE] / "config.json")
+    settings = plan.settings
+    latents = ((settings.num_frames - 1) // 4 + 1) * (settings.height // 8) * (settings.width // 8)
+    num_samples = sum(len(calls) for calls in left.values())
+    num_values = num_samples * latents * config["in_channels"] + (len(left) + 1) * MAX_TOKENS * config["text_dim"]
+    needed = num_values * compute_dtype(device).itemsize
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{num_samples} samples need {needed / 2**30:.1f} GiB and the disk of {folder} has {free / 2**30:.1f} GiB "
+            "free: free some, choose another folder, or ask for fewer samples."
+        )
+
+
+def _appear(finished: Path, folder: Path, aside: Path) -> None:
+    """Rename; what was there before comes back if that fails, Ctrl-C included."""
+    try:
+        if folder.exists():
+            folder.rename(aside)
+        try:
+            finished.rename(folder)
+        except BaseException:
+            if aside.exists():
+                aside.rename(folder)
+            raise
+    except OSError as error:
+        raise OutputError(f"{folder} could not be written: {error.strerror or error}.") from error

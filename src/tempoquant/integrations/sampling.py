@@ -1,8 +1,9 @@
-"""How a Wan pipeline samples: its settings, one generation, and a generation with every transformer call recorded."""
+"""How a Wan pipeline samples: its settings, one generation, and a generation whose calls are watched."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from tempoquant.calibrate.capture import watching_calls
-from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.schedule import shifted
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Expert
@@ -96,42 +98,38 @@ def use_flow_shift(pipeline: WanImageToVideoPipeline, flow_shift: float | None) 
     Raises:
         ModelError: the scheduler has none.
     """
-    if flow_shift is None:
-        return
-    scheduler = pipeline.scheduler
-    key = next((key for key in ("flow_shift", "shift") if key in scheduler.config), None)
-    if key is None:
-        raise ModelError(
-            f"the pipeline's {type(scheduler).__name__} has no flow shift: set flow_shift to null in {SAMPLING_FILE}, "
-            "or use a flow-matching scheduler such as UniPCMultistepScheduler."
-        )
-    if scheduler.config[key] != flow_shift:
-        pipeline.scheduler = type(scheduler).from_config(scheduler.config, **{key: flow_shift})
+    pipeline.scheduler = shifted(pipeline.scheduler, flow_shift)
 
 
-def _sample(
+def sample_latents(
     pipeline: WanImageToVideoPipeline,
     prompt: Prompt,
     settings: SamplingSettings,
     seed: int,
-    output_type: str,
-    negative_prompt: str = "",
-    on_step: Callable[[], None] | None = None,
+    texts: Mapping[str, Any],
+    output_type: str = "latent",
+    on_step: Callable[[], None] = lambda: None,
 ) -> Any:
-    """One generation; what the pipeline calls `frames`. The image is cropped to the video's aspect ratio."""
+    """One generation; what the pipeline calls `frames`. The image is cropped to the video's aspect ratio.
+
+    Args:
+        texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their place.
+        on_step: called after each step; setting `pipeline._interrupt` there ends the generation early.
+
+    Raises:
+        SettingsError: the seed is out of range.
+    """
     if not 0 <= seed <= _MAX_SEED:
         raise SettingsError(f"a seed lies in 0 … 2^63 − 1, not {seed}.")
     use_flow_shift(pipeline, settings.flow_shift)
 
     def callback(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step()
+        on_step()
         return tensors
 
     return pipeline(
-        image=ImageOps.fit(prompt.image.convert("RGB"), (settings.width, settings.height)),
-        prompt=prompt.text,
-        negative_prompt=negative_prompt,
+        **texts,
+        image=first_frame(prompt, settings),
         height=settings.height,
         width=settings.width,
         num_frames=settings.num_frames,
@@ -143,13 +141,18 @@ def _sample(
     ).frames
 
 
+def first_frame(prompt: Prompt, settings: SamplingSettings) -> Image.Image:
+    """A prompt's image, cropped to the video's aspect ratio."""
+    return ImageOps.fit(prompt.image.convert("RGB"), (settings.width, settings.height))
+
+
 def generate_video(
     pipeline: WanImageToVideoPipeline,
     prompt: Prompt,
     settings: SamplingSettings,
     seed: int,
     negative_prompt: str = "",
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Generate one video: uint8, (frames, height, width, 3). `on_step` is called after each step.
 
@@ -157,10 +160,61 @@ def generate_video(
         ModelError: a pixel is NaN or infinite.
         SettingsError: the seed is out of range.
     """
-    frames = np.asarray(_sample(pipeline, prompt, settings, seed, "np", negative_prompt, on_step)[0])
+    texts = {"prompt": prompt.text, "negative_prompt": negative_prompt}
+    frames = np.asarray(sample_latents(pipeline, prompt, settings, seed, texts, "np", on_step)[0])
     if not np.isfinite(frames).all():
         raise ModelError(f"the video for {prompt.id!r} holds NaN or Inf: the model overflows in this dtype.")
     return (frames * 255).round().clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class CallPosition:
+    """Which call of a generation: see `CalibrationSample` for the names."""
+
+    expert: Expert
+    step_index: int
+    guidance_branch: GuidanceBranch
+
+
+@contextlib.contextmanager
+def watching_trajectory(
+    pipeline: WanImageToVideoPipeline, observe: Callable[[CallPosition, dict[str, Any], Any], None]
+) -> Iterator[Callable[[], None]]:
+    """Within this context, `observe(position, inputs, output)` runs after each transformer call of one generation.
+
+    Yields what the generation has to call after each step.
+    """
+    step_index = num_calls = 0
+
+    def watch(expert: Expert) -> Callable[[dict[str, Any], Any], None]:
+        def on_call(inputs: dict[str, Any], output: Any) -> None:
+            # Guidance calls twice a step: with the prompt, then without.
+            nonlocal num_calls
+            observe(CallPosition(expert, step_index, "unconditional" if num_calls else "conditional"), inputs, output)
+            num_calls += 1
+
+        return on_call
+
+    def on_step() -> None:
+        nonlocal step_index, num_calls
+        step_index, num_calls = step_index + 1, 0
+
+    with ExitStack() as hooks:
+        for expert, component in EXPERT_COMPONENTS.items():
+            hooks.enter_context(watching_calls(getattr(pipeline, component), watch(expert)))
+        yield on_step
+
+
+def sample_of(prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any]) -> CalibrationSample:
+    """A watched call as a calibration sample: its tensors, on the CPU."""
+    return CalibrationSample(
+        prompt_id=prompt.id,
+        expert=position.expert,
+        timestep=float(inputs["timestep"].flatten()[0]),
+        step_index=position.step_index,
+        guidance_branch=position.guidance_branch,
+        inputs={key: value.cpu() for key, value in inputs.items() if isinstance(value, torch.Tensor)},
+    )
 
 
 def record_trajectory(
@@ -168,41 +222,23 @@ def record_trajectory(
     prompt: Prompt,
     settings: SamplingSettings,
     seed: int,
-    on_step: Callable[[], None] | None = None,
-) -> list[CalibrationSample]:
+    on_step: Callable[[], None] = lambda: None,
+) -> list[RecordedCall]:
     """Generate once and keep every transformer call: inputs and answer, in order, on the CPU."""
-    samples: list[CalibrationSample] = []
-    num_finished_steps = 0
+    calls: list[RecordedCall] = []
 
-    def count_step() -> None:
-        nonlocal num_finished_steps
-        num_finished_steps += 1
-        if on_step is not None:
+    def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
+        calls.append(RecordedCall(sample_of(prompt, position, inputs), output[0].cpu()))
+
+    with watching_trajectory(pipeline, keep) as step_done:
+
+        def after_step() -> None:
+            step_done()
             on_step()
 
-    def observer(expert: Expert) -> Callable[[dict[str, Any], Any], None]:
-        def observe(inputs: dict[str, Any], output: Any) -> None:
-            # Guidance calls twice a step: with the prompt, then without.
-            again = bool(samples) and samples[-1].step_index == num_finished_steps
-            samples.append(
-                CalibrationSample(
-                    prompt_id=prompt.id,
-                    expert=expert,
-                    timestep=float(inputs["timestep"].flatten()[0]),
-                    step_index=num_finished_steps,
-                    branch="unconditional" if again else "conditional",
-                    inputs={key: value.cpu() for key, value in inputs.items() if isinstance(value, torch.Tensor)},
-                    noise_prediction=output[0].cpu(),
-                )
-            )
-
-        return observe
-
-    with ExitStack() as hooks:
-        for expert, component in EXPERT_COMPONENTS.items():
-            hooks.enter_context(watching_calls(getattr(pipeline, component), observer(expert)))
-        _sample(pipeline, prompt, settings, seed, "latent", on_step=count_step)
-    return samples
+        texts = {"prompt": prompt.text, "negative_prompt": ""}
+        sample_latents(pipeline, prompt, settings, seed, texts, on_step=after_step)
+    return calls
 
 
 @torch.no_grad()

@@ -1,0 +1,62 @@
+"""Clips that prompts bring along: read frame by frame, from a file or a folder of images."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+from PIL import Image, ImageOps
+
+from tempoquant.checkpoint.files import sha256_of
+from tempoquant.errors import CalibrationError
+from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.prompts import Prompt, open_image
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+def clip_hash(video: Path) -> str:
+    """Hexadecimal SHA-256 of a video file, or of the names and contents of a folder's frames."""
+    if video.is_file():
+        return sha256_of(video)
+    lines = [f"{file.name}:{sha256_of(file)}\n" for file in _frame_files(video)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_clip(prompt: Prompt, settings: SamplingSettings) -> list[Image.Image]:
+    """`num_frames` frames of a prompt's video, cropped to its aspect ratio; the image again and again without one.
+
+    The frames are taken one after another as they come, whatever the video's frame rate.
+
+    Raises:
+        CalibrationError: the video cannot be read, or is too short.
+    """
+    size = (settings.width, settings.height)
+    if prompt.video is None:
+        return [ImageOps.fit(prompt.image.convert("RGB"), size)] * settings.num_frames
+    frames: list[Image.Image] = []
+    for frame in _frames(prompt.video):
+        frames.append(ImageOps.fit(frame, size))
+        if len(frames) == settings.num_frames:
+            return frames
+    raise CalibrationError(
+        f"prompt {prompt.id!r}: {prompt.video} has {len(frames)} frames, {settings.num_frames} are wanted: give a "
+        "longer clip, or ask for fewer frames."
+    )
+
+
+def _frames(video: Path) -> Iterator[Image.Image]:
+    if video.is_dir():
+        yield from (open_image(file) for file in _frame_files(video))
+        return
+    try:
+        frame: Any
+        for frame in imageio.imiter(video):
+            yield Image.fromarray(frame).convert("RGB")
+    except (OSError, ValueError, TypeError, RuntimeError, IndexError, SyntaxError) as error:
+        raise CalibrationError(f"{video} cannot be read as a video ({error}): give an mp4, a gif or frames.") from error
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)

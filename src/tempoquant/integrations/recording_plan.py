@@ -1,0 +1,161 @@
+"""What to record: prompts, settings, how many calls of each expert and which, and where all of that is written down."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tempoquant.calibrate.sample import GuidanceBranch
+from tempoquant.calibrate.selection import select_calls
+from tempoquant.calibrate.store_index import BRANCHES
+from tempoquant.errors import CalibrationError
+from tempoquant.integrations.clips import clip_hash
+from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.integrations.schedule import Step, load_scheduler
+from tempoquant.integrations.wan import compute_dtype
+from tempoquant.prompts import Prompt, provenance
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert
+
+if TYPE_CHECKING:
+    from tempoquant.integrations.lora import Lora
+
+CALIBRATION_NOISE = 2**40
+"""Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before."""
+
+LIGHTNING_SETTINGS: Mapping[str, Any] = {"num_steps": 4, "guidance_scale": 1.0, "flow_shift": 5.0}
+"""How the Wan2.2-Lightning LoRAs sample: four steps, two in each expert, without guidance."""
+
+MIN_SAMPLES_PER_EXPERT = 32
+VIDEO_TOKENS_PER_EXPERT = 2**20
+"""How much of each expert is recorded where nobody says: a Hessian of 13,824 features then sees 75 tokens a feature."""
+
+_OVERRIDES = ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale")
+"""What a recipe may change of the model's own sampling settings; None there leaves it."""
+
+Calls = frozenset[tuple[int, GuidanceBranch]]
+"""(step_index, guidance_branch) of the calls of one prompt that are kept."""
+
+Wanted = Mapping[int, Calls]
+"""Index of a prompt to its calls; prompts without any are left out."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model the samples come from.
+
+    Attributes:
+        fingerprint: of its files, see `output_folder.fingerprint`.
+        hub_id: None for a folder.
+        revision: of the hub's snapshot; None for a folder.
+    """
+
+    fingerprint: str
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class RecordingPlan:
+    """What to record.
+
+    Attributes:
+        prompts: prompt i is sampled from noise of seed CALIBRATION_NOISE + seed + i.
+        settings: of every generation.
+        samples_per_expert: calls to keep of each expert; all there are where that is fewer.
+        seed: of the noise.
+        loras: added to the experts' weights; of no effect on samples from latents.
+        from_latents: noise encoded videos to each timestep instead of sampling; no expert runs.
+
+    Raises:
+        CalibrationError: no prompts, or no samples wanted.
+    """
+
+    prompts: Sequence[Prompt]
+    settings: SamplingSettings
+    samples_per_expert: int
+    seed: int = 0
+    loras: Mapping[Expert, "Lora"] = field(default_factory=dict)
+    from_latents: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompts or self.samples_per_expert < 1:
+            raise CalibrationError(
+                f"{len(self.prompts)} prompts and {self.samples_per_expert} samples of each expert leave nothing to "
+                "record: give at least one of each."
+            )
+
+    @property
+    def num_branches(self) -> int:
+        """Transformer calls a step: the pipeline guides above a scale of 1."""
+        return 2 if self.settings.guidance_scale > 1 else 1
+
+
+def resolve_recipe(recipe: Recipe, own: SamplingSettings) -> Recipe:
+    """The recipe with every sampling setting it left to the model, and the number of samples, filled in."""
+    if not recipe.needs_calibration:
+        return recipe
+    settings = calibration_settings(recipe, own)
+    filled = {key: getattr(settings, key) for key in _OVERRIDES}
+    return recipe.replace(
+        **filled, samples_per_expert=recipe.samples_per_expert or default_samples_per_expert(settings)
+    )
+
+
+def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
+    """The model's own sampling settings, with what the recipe changes. Raises SettingsError."""
+    return own.replace(**{key: getattr(recipe, key) for key in _OVERRIDES})
+
+
+def default_samples_per_expert(settings: SamplingSettings) -> int:
+    """As many calls as hold about a million video tokens, and at least 32: 33 at 480×832 and 81 frames."""
+    num_tokens = ((settings.num_frames - 1) // 4 + 1) * (settings.height // 16) * (settings.width // 16)
+    return max(MIN_SAMPLES_PER_EXPERT, math.ceil(VIDEO_TOKENS_PER_EXPERT / num_tokens))
+
+
+def lightning_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What LoRAs change about sampling, as the LoRAs people give to this model are those that distil it to four steps.
+
+    Args:
+        given: num_steps, guidance_scale and flow_shift as the user or the recipe says; None or absent where none does.
+
+    Returns:
+        `given`, with LIGHTNING_SETTINGS in the places that nobody decided.
+    """
+    return {**LIGHTNING_SETTINGS, **{key: value for key, value in given.items() if value is not None}}
+
+
+def wanted_calls(plan: RecordingPlan, steps: Sequence[Step]) -> Wanted:
+    """Which calls of which prompts are kept. Raises CalibrationError when an expert has no step."""
+    wanted: dict[int, set[tuple[int, GuidanceBranch]]] = {}
+    for expert in Expert:
+        own = [index for index, step in enumerate(steps) if step.expert is expert]
+        if not own:
+            raise CalibrationError(
+                f"none of {len(steps)} steps with flow shift {plan.settings.flow_shift} belongs to the {expert.value} "
+                "expert: calibrate with more steps or another flow shift."
+            )
+        for call in select_calls(len(own), len(plan.prompts), plan.num_branches, plan.samples_per_expert):
+            wanted.setdefault(call.prompt, set()).add((own[call.step], BRANCHES[call.branch]))
+    return {index: frozenset(calls) for index, calls in sorted(wanted.items())}
+
+
+def plan_provenance(source: Path, plan: RecordingPlan, model: ModelIdentity, device: str) -> dict[str, Any]:
+    """What store.json says of where its samples come from; the same plan, model and dtype give the same."""
+    scheduler = load_scheduler(source, plan.settings.flow_shift)
+    flow_shift = next((scheduler.config[key] for key in ("flow_shift", "shift") if key in scheduler.config), None)
+    videos = {p.id: clip_hash(p.video) for p in plan.prompts if p.video is not None} if plan.from_latents else {}
+    loras = {} if plan.from_latents else {expert.value: lora.sha256 for expert, lora in plan.loras.items()}
+    return {
+        "model": dataclasses.asdict(model),
+        "scheduler": {"class": type(scheduler).__name__, "flow_shift": flow_shift},
+        "settings": dataclasses.asdict(plan.settings),
+        "seed": plan.seed,
+        "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "from_latents": plan.from_latents,
+        "prompts": provenance(plan.prompts),
+        "videos": videos,
+        "loras": loras,
+    }
