@@ -1,46 +1,75 @@
-"""Laws of running jobs at once."""
+"""Laws of running jobs side by side."""
 
-import threading
+import functools
+import os
+import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tempoquant.errors import CalibrationError, TempoQuantError
 from tempoquant.parallel import run_all
 from tempoquant.progress import SILENT, Progress
 
 
-def test_one_worker_runs_in_this_thread_and_in_order() -> None:
-    ran: list[tuple[int, str]] = []
-    run_all([lambda _, n=n: ran.append((n, threading.current_thread().name)) for n in range(3)], 1, SILENT)
-    assert ran == [(n, threading.current_thread().name) for n in range(3)]
+class Counting:
+    """Remembers how often each task advanced."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
+        self.counts[description] = 0
+
+        def advance() -> None:
+            self.counts[description] += 1
+
+        return advance
 
 
-def test_two_workers_run_at_once() -> None:
-    both = threading.Barrier(2, timeout=20)
-    run_all([lambda _: both.wait(), lambda _: both.wait()], 2, SILENT)
+def count_to_three(name: str, folder: Path, progress: Progress) -> None:
+    advance = progress.start(name, 3)
+    for _ in range(3):
+        advance()
+    (folder / name).write_text(str(os.getpid()))
 
 
-@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
-@pytest.mark.parametrize("first", [True, False], ids=["first fails", "second fails"])
-def test_an_error_ends_the_other_job_at_its_next_unit(error: BaseException, first: bool) -> None:
-    started, ended = threading.Event(), threading.Event()
+def fail(progress: Progress) -> None:
+    raise CalibrationError("blocks.0 went wrong.")
 
-    def fails(_: Progress) -> None:
-        started.wait(20)
-        raise error
 
-    def long_job(progress: Progress) -> None:
-        advance = progress.start("long", 10**6)
-        started.set()
-        try:
-            for _ in range(10**6):
-                time.sleep(0.01)
-                advance()
-        finally:
-            ended.set()
+def go_on_for_ever(folder: Path, progress: Progress) -> None:
+    (folder / "pid").write_text(str(os.getpid()))
+    advance = progress.start("for ever", 10**9)
+    while True:
+        time.sleep(0.01)
+        advance()
 
-    jobs = [fails, long_job] if first else [long_job, fails]
-    with pytest.raises(type(error)):
-        run_all(jobs, 2, SILENT)
-    assert ended.is_set()
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+def be_killed(progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_job_runs_and_reports(tmp_path: Path, num_workers: int) -> None:
+    progress = Counting()
+    names = ["one", "two", "three"]
+    run_all([functools.partial(count_to_three, name, tmp_path) for name in names], num_workers, progress)
+    assert progress.counts == dict.fromkeys(names, 3)
+    pids = {(tmp_path / name).read_text() for name in names}
+    assert (pids == {str(os.getpid())}) if num_workers == 1 else (len(pids) == 3 and str(os.getpid()) not in pids)
+
+
+def test_the_first_error_is_raised_and_ends_the_others(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="blocks.0 went wrong"):
+        run_all([functools.partial(go_on_for_ever, tmp_path), fail], 2, SILENT)
+    if (tmp_path / "pid").is_file():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_killed_worker_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TempoQuantError, match="killed"):
+        run_all([be_killed, functools.partial(count_to_three, "other", tmp_path)], 2, SILENT)

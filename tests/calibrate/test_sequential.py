@@ -1,16 +1,21 @@
 """Laws of block-by-block quantization, on a toy expert that is no Wan: calibration must not need one."""
 
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from tempoquant import quantize_linear
 from tempoquant.calibrate.capture import first_call, watching_calls, watching_inputs
-from tempoquant.calibrate.sample import CalibrationSample, CalibrationSet
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch
 from tempoquant.calibrate.sequential import BlockCall, quantize_expert
 from tempoquant.errors import CalibrationError, ModelError
-from tempoquant.kernels.reference import dequantize_residual
-from tempoquant.methods import ClipSearch
+from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import LayerRule, Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
@@ -22,10 +27,12 @@ BINS = TimestepBins((500.0,))
 class ToyBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.up, self.gate, self.down = (nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH),
+                                         nn.Linear(2 * WIDTH, WIDTH))  # fmt: skip
 
     def forward(self, hidden: torch.Tensor, *, shift: float) -> torch.Tensor:
-        return hidden + self.down(torch.relu(self.up(hidden + shift)))
+        shifted = hidden + shift
+        return hidden + self.down(torch.relu(self.up(shifted)) * self.gate(shifted))
 
 
 class ToyExpert:
@@ -37,106 +44,231 @@ class ToyExpert:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.blocks = nn.ModuleList(ToyBlock() for _ in range(self.num_blocks))
-        self.num_block_calls = 0
+        self.in_memory: set[int] = set()
 
-    def first_block_call(self, sample: CalibrationSample) -> BlockCall:
-        return ((sample.inputs["hidden"],), {"shift": sample.timestep / 1000})
+    def first_block_calls(self, samples: Sequence[CalibrationSample]) -> Iterator[tuple[CalibrationSample, BlockCall]]:
+        for each in samples:
+            yield each, ((each.inputs["hidden"],), {"shift": each.timestep / 1000})
 
-    def block(self, index: int) -> nn.Module:
-        return self.blocks[index]
+    @contextlib.contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        assert not self.in_memory, "two blocks at once"
+        self.in_memory.add(index)
+        yield self.blocks[index]
+        self.in_memory.remove(index)
 
-    def linears(self, index: int) -> dict[str, nn.Linear]:
-        block = self.blocks[index]
-        return {f"blocks.{index}.up": block.up, f"blocks.{index}.down": block.down}
+    def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
+        return [("up", "gate"), ("down",)]
 
-    def next_block_call(self, call: BlockCall, output: torch.Tensor) -> BlockCall:
-        return ((output,), call[1])
+    def name_of(self, index: int, linear: str) -> str:
+        return f"blocks.{index}.{linear}"
+
+    def hidden_states(self, call: BlockCall) -> torch.Tensor:
+        return call[0][0]
+
+    def with_hidden_states(self, call: BlockCall, hidden_states: torch.Tensor) -> BlockCall:
+        return ((hidden_states,), call[1])
 
 
-def sample(timestep: float, seed: int, expert: Expert = Expert.LOW_NOISE) -> CalibrationSample:
+def sample(timestep: float, seed: int, branch: GuidanceBranch = "conditional") -> CalibrationSample:
     hidden = torch.randn(1, 50, WIDTH, generator=torch.Generator().manual_seed(seed))
-    return CalibrationSample(f"prompt-{seed}", expert, timestep, 0, "conditional", {"hidden": hidden}, hidden)
+    return CalibrationSample(f"prompt-{seed}", Expert.LOW_NOISE, timestep, 0, branch, {"hidden": hidden})
 
 
-def samples() -> CalibrationSet:
-    calls = [sample(timestep, seed) for seed, timestep in enumerate((100.0, 400.0, 600.0, 800.0))]
-    return CalibrationSet(calls, calls[:1] + calls[-1:])
+def samples() -> list[CalibrationSample]:
+    return [sample(timestep, seed) for seed, timestep in enumerate((100.0, 400.0, 600.0, 800.0))]
 
 
-def test_every_layer_comes_once_in_block_order() -> None:
-    names = [layer.name for layer in quantize_expert(ToyExpert(), samples(), PAPER, BINS)]
-    assert names == [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "down")]
+@pytest.fixture
+def quantized(tmp_path: Path) -> Callable[..., dict[str, QuantizedLayer]]:
+    """Quantizes a toy expert, each time with hidden states of its own; layers by name."""
+    counter = itertools.count()
+
+    def run(recipe: Recipe = PAPER, calls: Sequence[CalibrationSample] | None = None, model: ToyExpert | None = None,
+            bins: TimestepBins = BINS, ram_bytes: int = 2**30) -> dict[str, QuantizedLayer]:  # fmt: skip
+        calls = samples() if calls is None else calls
+        states = HiddenStates(tmp_path / str(next(counter)), len(calls), ram_bytes)
+        blocks = quantize_expert(model or ToyExpert(), calls, recipe, bins, states)
+        return {named.name: named.layer for block in blocks for named in block.layers}
+
+    return run
 
 
-def test_a_layer_equals_the_one_quantized_alone_on_the_inputs_it_sees() -> None:
-    model, calibration = ToyExpert(), samples()
-    seen: dict[str, list[torch.Tensor]] = {}
-    with watching_inputs(model.linears(1), lambda name, x: seen.setdefault(name, []).append(x.detach().clone())):
-        for call in calibration.statistics:
-            hidden, shift = call.inputs["hidden"], call.timestep / 1000
-            for block in model.blocks:
+Quantized = Callable[..., dict[str, QuantizedLayer]]
+
+
+def same(one: dict[str, QuantizedLayer], other: dict[str, QuantizedLayer]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].packed, other[name].packed) and torch.equal(one[name].clip_ratio, other[name].clip_ratio)
+        for name in one
+    )
+
+
+def test_every_layer_comes_once_in_block_order(quantized: Quantized) -> None:
+    assert list(quantized()) == [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "gate", "down")]
+
+
+def test_a_layer_equals_the_one_quantized_alone_on_the_inputs_it_sees(quantized: Quantized) -> None:
+    """The plain way: hooks on the whole model in memory, one layer at a time."""
+    model, calls = ToyExpert(), samples()[::3]  # one call in each bin, so that sums are made in the same order
+    seen: dict[str, dict[int, list[torch.Tensor]]] = {}
+    for call in calls:
+        hidden, shift = call.inputs["hidden"], call.timestep / 1000
+        for index, block in enumerate(model.blocks):
+            linears = {f"blocks.{index}.{name}": block.get_submodule(name) for name in ("up", "gate", "down")}
+
+            def observe(name: str, x: torch.Tensor, call: CalibrationSample = call) -> None:
+                by_bin = seen.setdefault(name, {})
+                by_bin.setdefault(BINS.of(call.timestep), []).append(x.detach().reshape(-1, x.shape[-1]).clone())
+
+            with watching_inputs(linears, observe):
                 hidden = block(hidden, shift=shift)
-    by_name = {layer.name: layer.layer for layer in quantize_expert(model, calibration, PAPER, BINS)}
-    for name, linear in model.linears(1).items():
-        inputs = [x.reshape(-1, x.shape[-1]) for x in seen[name]]
-        alone = quantize_linear(linear.weight, linear.bias, torch.cat(inputs), PAPER.replace(clip_ratios=()))
-        assert torch.equal(by_name[name].packed, alone.packed)
-        # The clip search reads its own samples, here the first and the last, one in each bin.
-        layer = by_name[name]
-        residual = dequantize_residual(layer.tensors, layer.format)
-        search = ClipSearch(residual, layer.format, layer.activation_scale_rule, PAPER.clip_candidates(), 2, 4096)
-        for timestep_bin, x in enumerate((inputs[0], inputs[-1])):
-            search.add(x / layer.smoothing_factor.float(), timestep_bin)
-        assert torch.equal(layer.clip_ratio, search.best())
+    recipe = PAPER.replace(clip_search_tokens_per_bin=10**6)
+    for name, layer in quantized(recipe, calls).items():
+        _, index, linear = name.split(".")
+        module = model.blocks[int(index)].get_submodule(linear)
+        inputs = {timestep_bin: torch.cat(parts) for timestep_bin, parts in seen[name].items()}
+        alone = quantize_linear(module.weight, module.bias, inputs, recipe)
+        assert torch.equal(layer.packed, alone.packed)
+        assert torch.equal(layer.clip_ratio, alone.clip_ratio.view(torch.float32))
 
 
-def test_no_hook_is_left_behind() -> None:
+def test_where_hidden_states_wait_changes_nothing(quantized: Quantized) -> None:
+    assert same(quantized(ram_bytes=0), quantized(ram_bytes=2**30))
+
+
+@pytest.mark.parametrize("ram_bytes", [0, 2**30])
+def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
+    quantized: Quantized, tmp_path: Path, ram_bytes: int
+) -> None:
+    whole = quantized()
+    states = HiddenStates(tmp_path / "resumed", 4, ram_bytes)
+    interrupted = quantize_expert(ToyExpert(), samples(), PAPER, BINS, states)
+    layers = next(interrupted).layers + next(interrupted).layers
+    interrupted.close()
+    again = HiddenStates(tmp_path / "resumed", 4, ram_bytes)
+    again.forget_but(2)
+    rest = quantize_expert(ToyExpert(), samples(), PAPER, BINS, again, first_block=2)
+    layers += [named for block in rest for named in block.layers]
+    assert same({named.name: named.layer for named in layers}, whole)
+
+
+def test_hidden_states_that_are_gone_are_an_error(tmp_path: Path) -> None:
+    states = HiddenStates(tmp_path / "none", 4)
+    with pytest.raises(CalibrationError, match="hidden states before block 2 of low_noise are gone"):
+        list(quantize_expert(ToyExpert(), samples(), PAPER, BINS, states, first_block=2))
+
+
+def test_only_the_boundary_that_is_needed_stays_on_the_disk(tmp_path: Path) -> None:
+    for block in quantize_expert(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path, 4)):
+        assert len(list(tmp_path.iterdir())) == (2 if block.index < 2 else 1)
+
+
+def test_no_hook_is_left_behind(quantized: Quantized) -> None:
     model = ToyExpert()
-    list(quantize_expert(model, samples(), PAPER, BINS))
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.blocks.modules())
+    quantized(PAPER.replace(block_inputs="quantized"), model=model)
+    for module in model.blocks.modules():
+        assert not module._forward_pre_hooks and not module._forward_hooks and "forward" not in vars(module)
 
 
-def test_hooks_are_gone_after_an_error_too() -> None:
-    model = ToyExpert()
-    spoiled = samples()
-    spoiled.statistics[0].inputs["hidden"][0, 3, 4] = torch.nan
+def test_hooks_are_gone_after_an_error_too(quantized: Quantized) -> None:
+    model, spoiled = ToyExpert(), samples()
+    spoiled[0].inputs["hidden"][0, 3, 4] = torch.nan
     with pytest.raises(CalibrationError, match=r"input of blocks\.0\.up holds NaN"):
-        list(quantize_expert(model, spoiled, PAPER, BINS))
+        quantized(calls=spoiled, model=model)
     assert not any(module._forward_pre_hooks for module in model.blocks.modules())
 
 
-def test_a_damaged_weight_is_named() -> None:
+def test_a_bad_sample_of_the_other_guidance_branch_is_found_too(quantized: Quantized) -> None:
+    spoiled = [*samples(), sample(500.0, 9, "unconditional")]
+    spoiled[-1].inputs["hidden"][0, 3, 4] = torch.inf
+    with pytest.raises(CalibrationError, match="holds NaN or Inf"):
+        quantized(PAPER.replace(statistics_branches="conditional"), spoiled)
+
+
+def test_a_damaged_weight_is_named(quantized: Quantized) -> None:
     model = ToyExpert()
     with torch.no_grad():
         model.blocks[2].down.weight[0, 0] = torch.inf
     with pytest.raises(ModelError, match=r"weight of blocks.2.down holds NaN or Inf"):
-        list(quantize_expert(model, samples(), PAPER, BINS))
+        quantized(model=model)
 
 
-def test_layer_rules_and_kept_blocks_leave_layers_in_16_bits() -> None:
+def test_layer_rules_and_kept_blocks_leave_layers_in_16_bits(quantized: Quantized) -> None:
     recipe = PAPER.replace(layers=(LayerRule("*.down", "16bit"),), keep_16bit_blocks=(1, 0))
-    names = [layer.name for layer in quantize_expert(ToyExpert(), samples(), recipe, BINS)]
-    assert names == ["blocks.1.up", "blocks.2.up"]
+    assert list(quantized(recipe)) == [f"blocks.{i}.{part}" for i in (1, 2) for part in ("up", "gate")]
 
 
-def test_an_expert_without_samples_is_an_error_that_says_so() -> None:
-    other = CalibrationSet([sample(950.0, 0, Expert.HIGH_NOISE)], [])
+def test_an_expert_without_samples_is_an_error_that_says_so(quantized: Quantized) -> None:
     with pytest.raises(CalibrationError, match="no calibration sample belongs to the low_noise expert"):
-        list(quantize_expert(ToyExpert(), other, PAPER, BINS))
+        quantized(calls=[])
 
 
-def test_round_to_nearest_runs_no_block() -> None:
+def test_a_bin_without_samples_is_an_error_that_says_so(quantized: Quantized) -> None:
+    with pytest.raises(CalibrationError, match="timestep bin 0 of 2 of low_noise has no calibration sample"):
+        quantized(calls=samples()[2:])
+
+
+def test_round_to_nearest_runs_no_block(quantized: Quantized) -> None:
     model = ToyExpert()
     for block in model.blocks:
         block.forward = None
-    assert len(list(quantize_expert(model, CalibrationSet(), Recipe.load("rtn"), TimestepBins()))) == 6
+    assert len(quantized(Recipe.load("rtn"), [], model, TimestepBins())) == 9
 
 
-def test_a_clip_search_without_gptq_still_searches() -> None:
+def test_a_clip_search_without_gptq_still_searches(quantized: Quantized) -> None:
     recipe = PAPER.replace(gptq=False, clip_ratios=(0.5, 0.7), exponent_offsets=(0,))
-    layers = list(quantize_expert(ToyExpert(), samples(), recipe, BINS))
-    chosen = {round(ratio, 4) for layer in layers for ratio in layer.layer.clip_ratio.tolist()}
+    chosen = {round(ratio, 4) for layer in quantized(recipe).values() for ratio in layer.clip_ratio.tolist()}
     assert chosen <= {0.5, 0.7}
+
+
+def test_statistics_of_the_conditional_branch_alone_do_not_see_the_other(quantized: Quantized) -> None:
+    both = [*samples(), sample(450.0, 7, "unconditional")]
+    recipe = PAPER.replace(clip_ratios=(), statistics_branches="both")
+    conditional = quantized(recipe.replace(statistics_branches="conditional"), both)
+    assert same(conditional, quantized(recipe, samples()))
+    assert not same(conditional, quantized(recipe, both))
+
+
+def test_linears_that_share_smoothing_share_everything_their_input_decides(quantized: Quantized) -> None:
+    apart, shared = quantized(), quantized(PAPER.replace(share_smoothing=True))
+    for i in range(3):
+        up, gate = shared[f"blocks.{i}.up"], shared[f"blocks.{i}.gate"]
+        assert torch.equal(up.smoothing_factor, gate.smoothing_factor)
+        assert torch.equal(up.clip_ratio, gate.clip_ratio)
+        alone = apart[f"blocks.{i}.up"].smoothing_factor, apart[f"blocks.{i}.gate"].smoothing_factor
+        assert not torch.equal(*alone)
+        weights = [getattr(ToyExpert().blocks[i], name).weight.abs().amax(0) for name in ("up", "gate")]
+        stacked = torch.where(weights[0] > weights[1], *alone)  # a larger weight means a smaller factor: amax decides
+        assert torch.equal(up.smoothing_factor, stacked)
+
+
+def test_layers_of_different_formats_do_not_share(quantized: Quantized) -> None:
+    recipe = PAPER.replace(share_smoothing=True, layers=(LayerRule("*.gate", "int4"),))
+    layers = quantized(recipe)
+    assert not torch.equal(layers["blocks.0.up"].smoothing_factor, layers["blocks.0.gate"].smoothing_factor)
+
+
+def test_quantized_block_inputs_change_all_blocks_but_the_first(quantized: Quantized) -> None:
+    one, other = quantized(), quantized(PAPER.replace(block_inputs="quantized"))
+    differ = [name for name in one if not torch.equal(one[name].packed, other[name].packed)]
+    assert differ and all(not name.startswith("blocks.0.") for name in differ)
+
+
+def test_progress_counts_what_is_left(tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    class Counting:
+        def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
+            counted.extend([total, 0])
+
+            def advance() -> None:
+                counted[1] += 1
+
+            return advance
+
+    list(quantize_expert(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path, 4), progress=Counting()))
+    assert counted == [3 * (2 * 4 + 3)] * 2
 
 
 def test_first_call_catches_the_arguments_and_stops() -> None:

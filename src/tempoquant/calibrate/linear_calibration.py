@@ -111,7 +111,7 @@ class InputCalibration:
         self._amax = torch.zeros(first.shape[1], device=first.device)
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(bins.num_bins)]
         self._factor: torch.Tensor | None = None
-        self._hessian = HessianAccumulator(first.shape[1], first.device, exact_in=format) if recipe.gptq else None
+        self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
 
     def observe(self, phase: Phase, x: torch.Tensor, timestep_bin: int, *, in_statistics: bool = True) -> None:
         """Take in the raw inputs of one call: (…, in).

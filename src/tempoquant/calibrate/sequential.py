@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -51,7 +52,8 @@ class ExpertModel(Protocol):
         """The same call with other hidden states."""
 
 
-class QuantizedBlock(NamedTuple):
+@dataclass(frozen=True)
+class QuantizedBlock:
     """index: of the block. layers: what replaces its linears. seconds: by stage, where its time went."""
 
     index: int
@@ -195,9 +197,10 @@ class _ExpertRun:
                 format = self._recipe.format_of(full_name, self._model.expert, index, self._model.num_blocks)
                 by_format.setdefault(format, []).append(name)
             for format, alike in by_format.items():
-                groups = [alike] if self._recipe.share_smoothing else [[name] for name in alike]
-                for group in groups if format is not None else ():
-                    linears = {self._model.name_of(index, name): block.get_submodule(name) for name in group}
+                if format is None:
+                    continue
+                for group in [alike] if self._recipe.share_smoothing else [[name] for name in alike]:
+                    linears = {self._model.name_of(index, name): _linear(block, name) for name in group}
                     found[tuple(group)] = InputCalibration(
                         linears, format, self._recipe, self._bins, self._calls_per_bin, self._chunks
                     )
@@ -248,3 +251,10 @@ class _ExpertRun:
             if makes_states:
                 self._states.write(index + 1, number, output)
             self._advance()
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    linear = block.get_submodule(name)
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{name} is a {type(linear).__name__}, not an nn.Linear")
+    return linear

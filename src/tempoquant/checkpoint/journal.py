@@ -3,6 +3,7 @@
 A journal is a folder with a file for each commit, written last and in one rename: what it names is on the disk whole.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -51,6 +52,11 @@ class Journal:
         self._folder = folder
         self.shard_folder = folder / "shards"
 
+    @property
+    def num_commits(self) -> int:
+        """How many commits there are, unchecked."""
+        return next(number for number in itertools.count() if not self._file(number).is_file())
+
     def open(self) -> list[Commit]:
         """Every commit so far, checked against the files; whatever was left half made is removed.
 
@@ -58,9 +64,7 @@ class Journal:
         """
         self.shard_folder.mkdir(parents=True, exist_ok=True)
         self._restore_numbers()
-        commits: list[Commit] = []
-        while (file := self._file(len(commits))).is_file():
-            commits.append(_read(file))
+        commits = [_read(self._file(number)) for number in range(self.num_commits)]
         shards = [shard for commit in commits for shard in commit.shards]
         for number, shard in enumerate(shards):
             path = self.shard_folder / shard_name(number)

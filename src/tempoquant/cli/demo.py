@@ -11,7 +11,7 @@ from tempoquant.cli.compare import held_out_task
 from tempoquant.cli.options import Device, Json, Overwrite, Seed
 from tempoquant.cli.progress import Labelled
 from tempoquant.cli.quantize import is_finished
-from tempoquant.cli.running import Outcome, run_command
+from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def command(
     def work(progress: Progress) -> Outcome:
         return run_demo(output, recipe, model, {"seed": seed, "device": device, "overwrite": overwrite}, progress)
 
-    run_command(work, as_json)
+    run_command(work, as_json, interrupted=GOES_ON)
 
 
 def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any], progress: Progress) -> Outcome:

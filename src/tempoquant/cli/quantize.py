@@ -5,8 +5,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempoquant.cli.options import Devices, FlowShift, Frames, Json, Overwrite, Seed, Size, Steps
-from tempoquant.cli.running import Outcome, run_command
+from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.options import (
+    Calibration,
+    Devices,
+    FlowShift,
+    Frames,
+    GuidanceScale,
+    Json,
+    Loras,
+    Memory,
+    MemoryMode,
+    Model,
+    Overwrite,
+    SamplesPerExpert,
+    Seed,
+    Size,
+    Steps,
+    parse_loras,
+)
+from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -14,16 +32,24 @@ if TYPE_CHECKING:
 
 
 def command(  # noqa: PLR0913 (one argument per option)
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="tiny, tiny-outliers, a diffusers folder, or a hub id.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; new, or empty.")],
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A built-in recipe, or a .toml file.")] = "paper",
-    calibration: Annotated[
-        str | None,
-        typer.Option(metavar="FILE|FOLDER", help="jsonl of {image, prompt} (bundled models have their own)."),
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; new, or empty.")
     ] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A built-in recipe, or a .toml file.")] = "paper",
+    store: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Samples that `record` wrote; recorded now if left out.")
+    ] = None,
+    calibration: Calibration = None,
+    lora: Loras = None,
     device: Devices = None,
+    memory: Memory = MemoryMode.RESIDENT,
+    hidden_ram_gib: Annotated[
+        float | None, typer.Option(min=0.0, help="RAM for hidden states of each expert; the rest is mapped from files.")
+    ] = None,
+    tokens_at_once: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that statistics are gathered from at once: fewer, less memory.")
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     link: Annotated[
@@ -32,29 +58,65 @@ def command(  # noqa: PLR0913 (one argument per option)
     format: Annotated[str | None, typer.Option(help="Overrides the recipe: 4-bit format of every layer.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe: rank of the low-rank branch.")] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe: calibration prompts.")] = None,
+    samples_per_expert: SamplesPerExpert = None,
     steps: Steps = None,
     frames: Frames = None,
     size: Size = None,
+    guidance_scale: GuidanceScale = None,
     flow_shift: FlowShift = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print stages, memory, disk and time, and do nothing.")
+    ] = False,
+    json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
     """Quantize both experts of a Wan2.2 image-to-video pipeline to four bits.
 
-    --format, --rank, --num-prompts, --steps, --frames, --size and --flow-shift override the recipe's settings; the
-    resolved recipe is stored in the result.
+    One block of the 16-bit model is in memory at a time, and every finished block is kept in DIR.unfinished: after
+    Ctrl-C or a crash the same command goes on from there. --format, --rank, --num-prompts, --samples-per-expert,
+    --steps, --frames, --size, --guidance-scale and --flow-shift override the recipe's settings; the resolved recipe is
+    stored in the result.
     """
     changes = {
-        "format": format, "rank": rank, "num_prompts": num_prompts, "num_steps": steps, "num_frames": frames,
-        "height": size and size.height, "width": size and size.width, "flow_shift": flow_shift,
+        "format": format, "rank": rank, "num_prompts": num_prompts, "samples_per_expert": samples_per_expert,
+        "num_steps": steps, "num_frames": frames, "height": size and size.height, "width": size and size.width,
+        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
     }  # fmt: skip
-    arguments: dict[str, Any] = {
-        "calibration": calibration, "device": device, "seed": seed, "overwrite": overwrite, "link": link,
-    }  # fmt: skip
+    if output is None and not dry_run:
+        raise typer.BadParameter("say where to write, with -o DIR (or ask for --dry-run).", param_hint="'--output'")
+    loras = parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
-        return quantize_and_describe(model, output, resolve_recipe(recipe, changes), arguments, progress)
+        machine = machine_of(device, memory.value, hidden_ram_gib, tokens_at_once)
+        what: dict[str, Any] = {
+            "calibration": calibration, "store": store, "lora": loras, "machine": machine, "link": link,
+        }  # fmt: skip
+        chosen = resolve_recipe(recipe, changes)
+        if dry_run:
+            return describe_plan(model, chosen, what, progress)
+        assert output is not None
+        return quantize_and_describe(model, output, chosen, {**what, "seed": seed, "overwrite": overwrite}, progress)
 
-    run_command(work, as_json)
+    run_command(work, as_json, json_log, interrupted=GOES_ON)
+
+
+def machine_of(device: str | None, memory: Any, hidden_ram_gib: float | None, num_tokens: int | None) -> Any:
+    """How this machine does it: the flags over the defaults."""
+    from tempoquant.integrations.wan import default_device
+    from tempoquant.quantizing.machine import Machine
+
+    given = {"hidden_ram_gib": hidden_ram_gib, "num_tokens_at_once": num_tokens}
+    devices = tuple((device or default_device()).split(","))
+    return Machine(devices, memory, **{key: value for key, value in given.items() if value is not None})
+
+
+def describe_plan(model: str, recipe: "Recipe", what: dict[str, Any], progress: Progress) -> Outcome:
+    """What a run would need, by stage."""
+    from tempoquant.cli.plan_table import plan_record, plan_table
+    from tempoquant.quantizing import plan
+
+    estimate = plan(model, recipe, progress=progress, **what)
+    return Outcome(plan_record(estimate), plan_table(estimate))
 
 
 def resolve_recipe(name_or_path: str, changes: dict[str, Any]) -> "Recipe":

@@ -5,11 +5,13 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 
+from tempoquant.cli.json_log import JsonLog
 from tempoquant.cli.progress import RichProgress
 from tempoquant.errors import TempoQuantError
 from tempoquant.progress import Progress
@@ -17,6 +19,9 @@ from tempoquant.progress import Progress
 FAILED = 1
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
+
+GOES_ON = "interrupted: what is finished is kept, and the same command goes on from there."
+NOTHING_KEPT = "interrupted: what was being written is gone, what was there before is untouched."
 
 WIDTH_OF_FILES = 160
 """Characters of a line where stdout is no terminal."""
@@ -35,8 +40,18 @@ class Outcome:
     text: RenderableType
 
 
-def run_command(work: Callable[[Progress], Outcome], as_json: bool = False) -> None:
+def run_command(
+    work: Callable[[Progress], Outcome],
+    as_json: bool = False,
+    json_log: Path | None = None,
+    interrupted: str = NOTHING_KEPT,
+) -> None:
     """Do the work of one command and print its outcome: to stdout, either one JSON object or text.
+
+    Args:
+        as_json: print JSON.
+        json_log: file that progress is appended to, a JSON object a line.
+        interrupted: what is said after Ctrl-C.
 
     Everything else goes to stderr. Errors that TempoQuant raises on purpose and errors of the file system become one
     sentence and exit code 1 (with --json also an object {"error": …} on stdout); Ctrl-C becomes exit code 130. Any
@@ -45,10 +60,13 @@ def run_command(work: Callable[[Progress], Outcome], as_json: bool = False) -> N
     try:
         with contextlib.redirect_stdout(sys.stderr):
             quiet_libraries()
-            with RichProgress() as progress:
+            with contextlib.ExitStack() as stack:
+                progress: Progress = stack.enter_context(RichProgress())
+                if json_log is not None:
+                    progress = stack.enter_context(JsonLog(progress, json_log))
                 outcome = work(progress)
     except KeyboardInterrupt:
-        _fail("interrupted: what was being written is gone, what was there before is untouched.", INTERRUPTED, as_json)
+        _fail(interrupted, INTERRUPTED, as_json)
     except TempoQuantError as error:
         _fail(str(error), FAILED, as_json)
     except BrokenPipeError:  # the reader of our output went away: typer ends quietly
@@ -60,7 +78,10 @@ def run_command(work: Callable[[Progress], Outcome], as_json: bool = False) -> N
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported here
             raise
-        _fail("the GPU has too little memory for it: free some, or choose another with --device.", FAILED, as_json)
+        _fail(
+            "the GPU has too little memory for it: free some, choose another with --device, or work on less at once "
+            "(--tokens-at-once, --memory lean, smaller --size or fewer --frames).", FAILED, as_json,
+        )  # fmt: skip
     else:
         if as_json:
             from tempoquant.evaluate.results import to_json

@@ -47,6 +47,9 @@ class ExpertWeights:
         if lora is not None:
             lora.check_fits({name: form.shape for name, (_, form) in self._forms.items()})
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._forms
+
     def config(self) -> dict[str, Any]:
         """The expert's config.json."""
         return dict(read_json(self.component / "config.json"))

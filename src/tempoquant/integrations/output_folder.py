@@ -1,23 +1,32 @@
-"""The folder a quantized pipeline is written to: complete or absent, and recognised when the same run comes again."""
+"""The folder a quantized pipeline is written to: complete or absent, and recognised when the same run comes again.
 
-import contextlib
+Until it is complete, everything lies in a work folder beside it (`work_folder.py`), which the same run continues.
+"""
+
 import hashlib
+import json
 import os
+import re
 import shutil
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tempoquant.checkpoint.files import sha256_of
 from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest, write_manifest
 from tempoquant.errors import CheckpointError, OutputError
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.pipeline_folder import components_of
+from tempoquant.integrations.sampling import SAMPLING_FILE
+from tempoquant.integrations.work_folder import WorkFolder, write_atomically
+from tempoquant.progress import SILENT, Progress
 
-_EXPERTS = ("transformer", "transformer_2")
-_ROOT_FILES = ("model_index.json", "sampling.json")
+_EXPERTS = tuple(EXPERT_COMPONENTS.values())
+
+_ROOT_FILES = ("model_index.json", SAMPLING_FILE)
+_RESULT = "result"
 
 
 @dataclass(frozen=True)
@@ -28,24 +37,38 @@ class RunIdentity:
         recipe: the resolved recipe.
         source: fingerprint of the 16-bit model.
         prompts: provenance of the calibration prompts.
+        store: digest of the sample store that was given, or None when the run records for itself.
         seed: of the calibration's noise.
+        lora: expert to the SHA-256 of the LoRA fused into it.
         library_version: of the TempoQuant that ran.
     """
 
     recipe: dict[str, Any]
     source: str
     prompts: list[dict[str, str]]
+    store: str | None
     seed: int
-    library_version: str
+    lora: dict[str, str] = field(default_factory=dict)
+    library_version: str = ""
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, progress: Progress = SILENT) -> str:
     """SHA-256 over the names and contents of the files of a pipeline's components."""
+    components = [folder / name for name in sorted(components_of(folder))]
+    found = [file for component in components for file in sorted(component.rglob("*")) if file.is_file()]
+    advance = progress.start("Identifying the model", len(found))
     digest = hashlib.sha256()
-    for name in sorted(components_of(folder)):
-        for file in sorted(file for file in (folder / name).rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(folder).as_posix()}:{sha256_of(file)}\n".encode())
+    for file in found:
+        digest.update(f"{file.relative_to(folder).as_posix()}:{_content_hash(file)}\n".encode())
+        advance()
     return digest.hexdigest()
+
+
+def _content_hash(file: Path) -> str:
+    """SHA-256 of a file. The hub's cache names large files by theirs, which saves reading them."""
+    target = file.resolve()
+    is_named = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name)
+    return target.name if is_named else sha256_of(file)
 
 
 class OutputFolder:
@@ -94,50 +117,68 @@ class OutputFolder:
             )
         return True
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Path]:
-        """A temporary folder beside the output; removed when anything fails, Ctrl-C included.
+    @property
+    def work(self) -> WorkFolder:
+        """Where this run works until the folder is complete. Raises OutputError for a place nothing can be moved to."""
+        if os.path.ismount(self.path):
+            raise OutputError(f"{self.path} is a mount point, which nothing can be moved to: choose a folder inside it.")
+        return WorkFolder(self.path, self._identity)
 
-        Raises:
-            OutputError: the parent cannot be written, or the disk is full.
+    def component(self, work: Path, name: str) -> Path:
+        """Where a component of the result belongs while the run works."""
+        return work / _RESULT / name
+
+    def complete(
+        self,
+        work: Path,
+        source: Path,
+        link: bool,
+        hub_id: str | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename.
+
+        Args:
+            work: the work folder, with both quantized components in their place.
+            link: hard-link what was not quantized, instead of copying it.
+            sampling: settings that the result should be sampled with, or None for the source's own.
         """
-        partial = None
+        result = work / _RESULT
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent))
-            yield partial
+            others = [name for name in components_of(source) if name not in _EXPERTS]
+            advance = progress.start("Adding the other components", len(others) + 1)
+            for name in others:
+                if not (result / name).is_dir():
+                    partial = work / f"{name}.partial"
+                    shutil.rmtree(partial, ignore_errors=True)
+                    shutil.copytree(source / name, partial, copy_function=_link if link else _copy)
+                    partial.rename(result / name)
+                advance()
+            for name in _ROOT_FILES:
+                if (source / name).is_file():
+                    _copy(source / name, result / name)
+            if sampling is not None:
+                write_atomically(result / SAMPLING_FILE, json.dumps(dict(sampling), indent=1) + "\n")
+            card = model_card(result, source, self._identity["recipe"], hub_id)
+            (result / "README.md").write_text(card, encoding="utf-8")
+            write_manifest(result, self._identity)
+            for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model
+                if not link or entry.is_dir() or entry.parent.name in _EXPERTS:
+                    entry.chmod(0o755 if entry.is_dir() else 0o644)
+            self._replace_by(result)
+            advance()
         except OSError as error:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
-        except OutputError as error:  # from a component's writer, which knows only the temporary folder
-            raise OutputError(str(error).replace(str(partial), str(self.path))) from error
-        finally:
-            if partial is not None:
-                shutil.rmtree(partial, ignore_errors=True)
 
-    def complete(self, partial: Path, source: Path, link: bool, hub_id: str | None = None) -> None:
-        """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename."""
-        for name in components_of(source):
-            if name not in _EXPERTS:
-                shutil.copytree(source / name, partial / name, copy_function=_link if link else _copy)
-        for name in _ROOT_FILES:
-            if (source / name).is_file():
-                _copy(source / name, partial / name)
-        (partial / "README.md").write_text(
-            model_card(partial, source, self._identity["recipe"], hub_id), encoding="utf-8"
-        )
-        write_manifest(partial, self._identity)
-        for entry in (partial, *partial.rglob("*")):  # temporary folders are 0700: others could not read the model
-            if not link or entry.is_dir() or entry.parent.name in _EXPERTS:
-                entry.chmod(0o755 if entry.is_dir() else 0o644)
-        self._replace_by(partial)
-
-    def _replace_by(self, partial: Path) -> None:
+    def _replace_by(self, result: Path) -> None:
         """Rename; what was there before comes back if that fails, Ctrl-C included, and goes only afterwards."""
-        old = partial.with_suffix(".old")
+        old = self.path.with_name(f".{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
         if self.path.exists():
             self.path.rename(old)
         try:
-            partial.rename(self.path)
+            result.rename(self.path)
         except BaseException:
             if old.exists():
                 old.rename(self.path)

@@ -43,6 +43,11 @@ def hub_id_of(model: str | Path) -> str | None:
     return None if Path(model).exists() or str(model) in BUNDLED_MODELS else str(model)
 
 
+def revision_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _fetch(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

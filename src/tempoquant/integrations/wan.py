@@ -179,5 +179,5 @@ def _sharing(value: Any, known: dict[Any, torch.Tensor]) -> Any:
         return tuple(_sharing(item, known) for item in value)
     if not isinstance(value, torch.Tensor):
         return value
-    content = hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+    content = hashlib.sha256(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).digest()
     return known.setdefault((tuple(value.shape), value.dtype, content), value)

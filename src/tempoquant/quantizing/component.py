@@ -1,0 +1,142 @@
+"""One expert: its blocks quantized one after the other, each committed as it is finished."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.sequential import QuantizedBlock, quantize_expert
+from tempoquant.calibrate.store import SampleStore
+from tempoquant.calibrate.token_chunks import TokenChunks
+from tempoquant.checkpoint.journal import Journal
+from tempoquant.checkpoint.schema import Calibration
+from tempoquant.checkpoint.writer import ComponentWriter
+from tempoquant.errors import OutputError
+from tempoquant.integrations.expert_weights import ExpertWeights
+from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.wan import WanExpert, compute_dtype
+from tempoquant.progress import SILENT, Progress
+from tempoquant.quantizing.machine import Machine
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert, TimestepBins
+
+FINISHED_BLOCKS = "Blocks finished"
+_DYING_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentJob:
+    """What to do to one expert. Plain values, so that it can be sent to another process.
+
+    Attributes:
+        source: folder of the 16-bit pipeline.
+        expert: which of the two.
+        recipe: resolved.
+        store: folder of the calibration samples; None for a recipe that needs none.
+        lora: fused into the weights, or None.
+        work: folder of unfinished work.
+        target: folder that the component appears in.
+        device: to compute on.
+    """
+
+    source: Path
+    expert: Expert
+    recipe: Recipe
+    store: Path | None
+    lora: Path | None
+    work: Path
+    target: Path
+    device: str
+
+    @property
+    def journal(self) -> Journal:
+        """The commits of this component."""
+        return Journal(self.work / f"{self.expert.value}.journal")
+
+
+def quantize_component(
+    job: ComponentJob,
+    machine: Machine,
+    progress: Progress = SILENT,
+    on_block: Callable[[QuantizedBlock], None] = lambda block: None,
+) -> None:
+    """Quantize one expert, or what is left of it. `on_block` is called with each block once it is safe.
+
+    Raises:
+        TempoQuantError: see tempoquant.errors; finished blocks stay in the work folder.
+    """
+    lock = FileLock(job.work / f"{job.expert.value}.lock", timeout=_DYING_S)
+    try:
+        lock.acquire()
+    except Timeout as error:  # the worker of a run that was killed: it ends by itself, soon
+        raise OutputError(f"another process is still quantizing {job.expert.value} in {job.work}: stop it.") from error
+    with lock:
+        if job.target.is_dir():
+            job.journal.remove()
+        else:
+            _Component(job, machine, progress).quantize(on_block)
+        shutil.rmtree(_hidden(job), ignore_errors=True)
+
+
+def _hidden(job: ComponentJob) -> Path:
+    return job.work / f"{job.expert.value}.hidden"
+
+
+class _Component:
+    """The expert's files, its samples, and what both imply."""
+
+    def __init__(self, job: ComponentJob, machine: Machine, progress: Progress) -> None:
+        self._job, self._machine, self._progress = job, machine, progress
+        lora = None if job.lora is None else Lora.load(job.lora)
+        self._weights = ExpertWeights(job.source, job.expert, compute_dtype(job.device), job.device, lora)
+        self._lora_note = () if lora is None else (f"the LoRA {lora.name} (SHA-256 {lora.sha256}) is in the weights",)
+        self._store = None if job.store is None else SampleStore.open(job.store)
+        fractions = job.recipe.bin_fractions(job.expert)
+        schedule = () if self._store is None else self._store.schedule(job.expert)
+        self._bins = TimestepBins.from_step_fractions(schedule, fractions)
+
+    def quantize(self, on_block: Callable[[QuantizedBlock], None]) -> None:
+        job = self._job
+        model = WanExpert(self._weights)
+        with ComponentWriter(
+            job.target, expert=job.expert, bins=self._bins, recipe=job.recipe, journal=job.journal
+        ) as writer:
+            done = writer.num_commits
+            advance = self._progress.start(FINISHED_BLOCKS, model.num_blocks, done)
+            if done < model.num_blocks:
+                for block in self._blocks(model, done):
+                    self._commit(writer, block)
+                    advance()
+                    on_block(block)
+            for name, tensor in self._weights.stored(lambda name: not name.startswith("blocks.")):
+                writer.add_tensor(name, tensor)
+            writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._lora_note)
+
+    def _blocks(self, model: WanExpert, done: int) -> Iterator[QuantizedBlock]:
+        samples = [] if self._store is None else self._store.samples(self._job.expert)
+        states = HiddenStates(_hidden(self._job), len(samples), self._machine.hidden_ram_bytes)
+        states.forget_but(done)
+        chunks = TokenChunks(self._machine.num_tokens_at_once)
+        return quantize_expert(
+            model, samples, self._job.recipe, self._bins, states, done, chunks=chunks, progress=self._progress
+        )
+
+    def _commit(self, writer: ComponentWriter, block: QuantizedBlock) -> None:
+        """Store a block whole: its 4-bit layers, and the rest of it as it is in the files."""
+        for name, layer, _ in block.layers:
+            bias = self._weights.read(f"{name}.bias") if f"{name}.bias" in self._weights else None
+            writer.add_layer(name, dataclasses.replace(layer, bias=bias))  # in its stored dtype
+        prefix = f"blocks.{block.index}."
+        rest = self._weights.stored(
+            lambda name: name.startswith(prefix) and name.rpartition(".")[0] not in writer.layers
+        )
+        for name, tensor in rest:
+            writer.add_tensor(name, tensor)
+        writer.commit(tuple(f"the Hessian of {layer.name} was positive definite in float64 only"
+                            for layer in block.layers if layer.needed_float64))  # fmt: skip
+
+    def _calibration(self) -> Calibration | None:
+        return None if self._store is None else Calibration(tuple(self._store.prompts), self._store.settings)

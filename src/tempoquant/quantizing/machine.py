@@ -1,0 +1,47 @@
+"""How this machine does the work: nothing here changes what a run means, and nothing of it is stored."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from tempoquant.calibrate.hidden_states import DEFAULT_RAM_BYTES
+from tempoquant.calibrate.token_chunks import DEFAULT_TOKENS
+from tempoquant.errors import SettingsError
+from tempoquant.integrations.residency import Memory
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run uses its machine.
+
+    Attributes:
+        devices: one for both experts, or one for each, which are then quantized side by side.
+        memory: where the 16-bit pipeline lives while it records: "resident", "swap" or "lean".
+        hidden_ram_gib: hidden states are kept in RAM up to this much for each expert, and mapped from files beyond it.
+        num_tokens_at_once: tokens that statistics are gathered from at once.
+
+    Raises:
+        SettingsError: a value makes no sense.
+    """
+
+    devices: tuple[str, ...]
+    memory: Memory = "resident"
+    hidden_ram_gib: float = DEFAULT_RAM_BYTES / 2**30
+    num_tokens_at_once: int = DEFAULT_TOKENS
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.devices) <= 2:
+            raise SettingsError(f"give one device, or one for each of the two experts, not {', '.join(self.devices)!r}.")
+        if self.hidden_ram_gib < 0:
+            raise SettingsError(f"hidden states cannot have {self.hidden_ram_gib} GiB of RAM.")
+        if self.num_tokens_at_once < 1:
+            raise SettingsError(f"at least one token is worked on at once, not {self.num_tokens_at_once}.")
+
+    @property
+    def hidden_ram_bytes(self) -> int:
+        """`hidden_ram_gib` in bytes."""
+        return round(self.hidden_ram_gib * 2**30)
+
+    def replace(self, **changes: Any) -> "Machine":
+        """A copy with some settings changed, checked again."""
+        return dataclasses.replace(self, **changes)

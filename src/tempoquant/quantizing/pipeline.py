@@ -1,0 +1,121 @@
+"""quantize: a 16-bit pipeline in, a 4-bit pipeline out."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tempoquant.integrations.estimate import RunEstimate, measure_gemm_rate
+from tempoquant.integrations.output_folder import OutputFolder
+from tempoquant.integrations.wan import compute_dtype, default_device
+from tempoquant.parallel import run_all
+from tempoquant.progress import SILENT, Progress
+from tempoquant.quantizing.component import FINISHED_BLOCKS, quantize_component
+from tempoquant.quantizing.machine import Machine
+from tempoquant.quantizing.run import prepare_run
+from tempoquant.recipe import Recipe
+
+
+def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the last ones how)
+    model: str | Path,
+    output: str | Path,
+    recipe: str | Path | Recipe = "paper",
+    calibration: str | Path | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    *,
+    store: str | Path | None = None,
+    lora: Mapping[str, str | Path] | None = None,
+    machine: Machine | None = None,
+    overwrite: bool = False,
+    link: bool = False,
+    progress: Progress = SILENT,
+) -> Path:
+    """Quantize both experts of a Wan2.2 image-to-video pipeline and write a complete diffusers pipeline.
+
+    Every finished block is kept in `OUTPUT.unfinished`: after Ctrl-C, a crash or a power cut the same call goes on from
+    there, and ends with the same bytes. At most one block of the 16-bit model is in memory at any time.
+
+    Args:
+        model: "tiny", "tiny-outliers", a diffusers folder, or a hub id.
+        output: a folder that does not exist or is empty. A finished result of the same run is left as it is.
+        recipe: a built-in recipe's name, a .toml file, or a Recipe.
+        calibration: jsonl of {image, prompt[, id]}, or a folder of such; None for a bundled model's own set.
+        device: "cpu", "cuda", or "cuda:0,cuda:1" to quantize the experts side by side, each in a process of its own
+            (call from under `if __name__ == "__main__":` then); None for CUDA where there is one.
+        seed: of the calibration's noise. Same seed, machine and thread count: same bytes.
+        store: folder that `record` wrote; None to record now.
+        lora: "high_noise" and "low_noise" to LoRA files that are fused into the experts before they are quantized.
+            Calibration then samples as the 4-step LoRAs do, and so does the result.
+        machine: further settings of how this machine does it; its devices are used where `device` is None.
+        overwrite: replace what is in `output`, and another run's unfinished work.
+        link: hard-link the unquantized components instead of copying them.
+        progress: where to show how far the job is.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        TempoQuantError: see tempoquant.errors; finished blocks are kept.
+    """
+    machine = _machine(device, machine)
+    run = prepare_run(model, recipe, calibration, seed, store, lora, progress)
+    folder = OutputFolder(Path(output), run.identity)
+    folder.refuse_source(run.source)
+    if folder.is_finished(overwrite):
+        return folder.path
+    unfinished = folder.work
+    with unfinished.owned(overwrite) as work:
+        run.check_space(folder, machine, link)
+        samples = run.record(work, machine, progress)
+        jobs = run.jobs(work, folder, samples, machine)
+        num_blocks = {job.expert: run.num_blocks(job.expert) for job in jobs}
+        finished = sum(
+            num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs
+        )
+        blocks = _AllBlocks(progress, sum(num_blocks.values()), finished)
+        run_all([functools.partial(quantize_component, job, machine) for job in jobs], len(machine.devices), blocks)
+        folder.complete(work, run.source, link, run.hub_id, run.sampling, progress)
+        unfinished.remove()
+    return folder.path
+
+
+def plan(  # noqa: PLR0913 (what `quantize` takes)
+    model: str | Path,
+    recipe: str | Path | Recipe = "paper",
+    calibration: str | Path | None = None,
+    device: str | None = None,
+    *,
+    store: str | Path | None = None,
+    lora: Mapping[str, str | Path] | None = None,
+    machine: Machine | None = None,
+    link: bool = False,
+    progress: Progress = SILENT,
+) -> RunEstimate:
+    """What `quantize` would do with the same arguments, and what it would need; nothing is written.
+
+    Raises:
+        TempoQuantError: as `quantize` would before it began.
+    """
+    machine = _machine(device, machine)
+    run = prepare_run(model, recipe, calibration, 0, store, lora, progress)
+    rates = {device: measure_gemm_rate(device, compute_dtype(device)) for device in dict.fromkeys(machine.devices)}
+    return run.estimate(machine, link, rates)
+
+
+def _machine(device: str | None, machine: Machine | None) -> Machine:
+    if device is None:
+        return machine or Machine((default_device(),))
+    devices = tuple(device.split(","))
+    return Machine(devices) if machine is None else machine.replace(devices=devices)
+
+
+class _AllBlocks:
+    """A progress on which the finished blocks of both experts are one task, whose time left comes from blocks."""
+
+    def __init__(self, progress: Progress, num_blocks: int, num_finished: int) -> None:
+        self._progress = progress
+        self._advance = progress.start(FINISHED_BLOCKS, num_blocks, num_finished)
+
+    def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
+        """See `Progress.start`."""
+        return self._advance if description == FINISHED_BLOCKS else self._progress.start(description, total, done)

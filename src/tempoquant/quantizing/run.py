@@ -1,0 +1,213 @@
+"""What a run will do: everything named is found, checked and resolved before any work begins."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tempoquant.calibrate.store import SampleStore
+from tempoquant.errors import CalibrationError, RecipeError
+from tempoquant.integrations.estimate import RunEstimate, check_disk, estimate
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, expert_forms
+from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
+from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, resolve_model, revision_of
+from tempoquant.integrations.prompt_sets import calibration_prompts
+from tempoquant.integrations.recording import record_into
+from tempoquant.integrations.recording_plan import (
+    ModelIdentity,
+    RecordingPlan,
+    calibration_settings,
+    lightning_settings,
+    resolve_recipe,
+)
+from tempoquant.integrations.sampling import SamplingSettings, default_settings
+from tempoquant.integrations.wan import check_recipe_fits, linear_shapes
+from tempoquant.progress import Progress
+from tempoquant.prompts import Prompt, provenance
+from tempoquant.quantizing.component import ComponentJob
+from tempoquant.quantizing.machine import Machine
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert
+
+_logger = logging.getLogger(__name__)
+
+_STORE = "store"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of `quantize`.
+
+    Attributes:
+        source: folder of the 16-bit pipeline.
+        hub_id: its name, if it was given as one.
+        recipe: resolved: nothing in it is left to the model.
+        settings: how calibration samples, or sampled.
+        prompts: to record; none when a store is given, or none is needed.
+        store: the sample store that was given.
+        loras: expert to the file that is fused into it.
+        seed: of the calibration's noise.
+        model_fingerprint: of the source's files.
+    """
+
+    source: Path
+    hub_id: str | None
+    recipe: Recipe
+    settings: SamplingSettings
+    prompts: Sequence[Prompt]
+    store: SampleStore | None
+    loras: Mapping[Expert, Lora]
+    seed: int
+    model_fingerprint: str
+
+    @property
+    def identity(self) -> RunIdentity:
+        """What makes another run the same."""
+        if self.store is None:
+            prompts, store, seed = provenance(self.prompts), None, self.seed
+        else:
+            prompts, store, seed = self.store.prompts, self.store.digest, self.store.provenance["seed"]
+        hashes = {expert.value: lora.sha256 for expert, lora in self.loras.items()}
+        return RunIdentity(
+            self.recipe.to_dict(), self.model_fingerprint, prompts, store, seed, hashes, version("tempoquant")
+        )
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """How the result should sample, where fused LoRAs changed that; None to leave it as the source says."""
+        return dataclasses.asdict(self.settings) if self.loras else None
+
+    def num_blocks(self, expert: Expert) -> int:
+        """How many blocks an expert has."""
+        return 1 + max(int(name.split(".")[1]) for name in linear_shapes(self.source, expert))
+
+    @property
+    def records(self) -> bool:
+        """Whether this run records samples of its own."""
+        return bool(self.prompts)
+
+    def record(self, work: Path, machine: Machine, progress: Progress) -> Path | None:
+        """The folder of the samples to calibrate on, recorded now unless they were given; None without calibration."""
+        if self.store is not None:
+            return self.store.folder
+        if not self.records:
+            return None
+        assert self.recipe.samples_per_expert is not None  # resolve_recipe filled it in
+        plan = RecordingPlan(self.prompts, self.settings, self.recipe.samples_per_expert, self.seed, self.loras)
+        model = ModelIdentity(self.model_fingerprint, self.hub_id, revision_of(self.source))
+        record_into(
+            self.source, work / _STORE, plan, model=model, device=machine.devices[0], memory=machine.memory,
+            progress=progress,
+        )  # fmt: skip
+        return work / _STORE
+
+    def jobs(self, work: Path, folder: OutputFolder, store: Path | None, machine: Machine) -> list[ComponentJob]:
+        """One for each expert."""
+        devices = machine.devices * 2
+        return [
+            ComponentJob(
+                self.source, expert, self.recipe, store, None if expert not in self.loras else self.loras[expert].file,
+                work, folder.component(work, component), device,
+            )
+            for (expert, component), device in zip(EXPERT_COMPONENTS.items(), devices, strict=False)
+        ]  # fmt: skip
+
+    def estimate(self, machine: Machine, link: bool, gemm_rates: Mapping[str, float] | None = None) -> RunEstimate:
+        """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
+        wanted = self.recipe.samples_per_expert or 0
+        num_samples = {expert: wanted if self.store is None else len(self.store.entries(expert)) for expert in Expert}
+        return estimate(
+            self.source, self.recipe, devices=machine.devices, num_samples=num_samples, records=self.records,
+            link=link, hidden_ram_bytes=machine.hidden_ram_bytes, gemm_rates=gemm_rates,
+        )  # fmt: skip
+
+    def check_space(self, folder: OutputFolder, machine: Machine, link: bool) -> None:
+        """Raise OutputError when the disk cannot hold what is still to be written."""
+        there = sum(file.stat().st_size for file in folder.work.path.rglob("*") if file.is_file())
+        check_disk(folder.path, round(self.estimate(machine, link).peak_disk_gib * 2**30), there)
+
+
+def prepare_run(  # noqa: PLR0913 (what `quantize` was told)
+    model: str | Path,
+    recipe: str | Path | Recipe,
+    calibration: str | Path | None,
+    seed: int,
+    store: str | Path | None,
+    lora: Mapping[str, str | Path] | None,
+    progress: Progress,
+) -> Run:
+    """Find, check and resolve. Raises TempoQuantError for whatever would fail later."""
+    recipe = Recipe.load(recipe)
+    source = resolve_model(model)
+    check_pipeline_folder(source)
+    loras = load_loras(source, lora or {})
+    own = default_settings(source)
+    if loras:
+        asked = {key: getattr(recipe, key) for key in ("num_steps", "guidance_scale", "flow_shift")}
+        sampler = lightning_settings(asked)
+        own = own.replace(**sampler)
+        _logger.warning("with LoRAs, calibration samples as the 4-step LoRAs do, and so will the result: %s", sampler)
+    opened = None if store is None else SampleStore.open(Path(store))
+    prompts: list[Prompt] = []
+    if opened is not None:
+        recipe, settings = _as_stored(recipe, opened)
+    else:
+        recipe = resolve_recipe(recipe, own)
+        settings = calibration_settings(recipe, own)
+        if recipe.needs_calibration:
+            path = None if calibration is None else str(calibration)
+            prompts = calibration_prompts(str(model), path, recipe.num_prompts)
+    check_recipe_fits(source, recipe)
+    identified = fingerprint(source, progress)
+    if opened is not None:
+        _require_same_model(opened, identified, loras)
+    return Run(source, hub_id_of(model), recipe, settings, prompts, opened, loras, seed, identified)
+
+
+def load_loras(source: Path, lora: Mapping[str, str | Path]) -> dict[Expert, Lora]:
+    """The LoRA of each expert by its name. Raises RecipeError for an unknown expert, ModelError for a LoRA unfit."""
+    loras = {}
+    for name, file in lora.items():
+        if name not in {expert.value for expert in Expert}:
+            raise RecipeError(f"a LoRA belongs to high_noise or low_noise, not {name!r}.")
+        expert = Expert(name)
+        loras[expert] = Lora.load(Path(file))
+        loras[expert].check_fits({key: form.shape for key, (_, form) in expert_forms(source, expert).items()})
+    return loras
+
+
+_SAMPLING = ("num_steps", "flow_shift", "guidance_scale", "height", "width", "num_frames")
+
+
+def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSettings]:
+    """The recipe with what the store was recorded with filled in. Raises CalibrationError where the two differ."""
+    if not recipe.needs_calibration:
+        raise CalibrationError(f"recipe {recipe.name} looks at no activations: leave the sample store out.")
+    settings = SamplingSettings(**store.settings)
+    counts = {expert: len(store.entries(expert)) for expert in Expert}
+    stored = {**{key: getattr(settings, key) for key in _SAMPLING}, "samples_per_expert": max(counts.values()),
+              "num_prompts": len(store.prompts)}  # fmt: skip
+    for key in (*_SAMPLING, "samples_per_expert"):
+        wanted = getattr(recipe, key)
+        if wanted is not None and wanted != stored[key]:
+            raise CalibrationError(
+                f"the sample store was recorded with {key} = {stored[key]}, the recipe asks for {wanted}: record again, "
+                "or leave that setting out."
+            )
+    return recipe.replace(**stored), settings
+
+
+def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expert, Lora]) -> None:
+    """Raise CalibrationError when the samples come from another model, or from other LoRAs."""
+    if store.provenance["model"]["fingerprint"] != identified:
+        raise CalibrationError(
+            f"the samples in {store.folder} were recorded from another model: record this one's, or quantize that one."
+        )
+    hashes = {expert.value: lora.sha256 for expert, lora in loras.items()}
+    if not store.provenance["from_latents"] and store.provenance["loras"] != hashes:
+        raise CalibrationError(
+            f"the samples in {store.folder} were recorded with other LoRAs than --lora names: give the same to both."
+        )

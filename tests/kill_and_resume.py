@@ -1,0 +1,156 @@
+"""Kill a run at any moment, start it again, and compare the result with that of a run nobody disturbed.
+
+    python -m tests.kill_and_resume --random 25 --commits --seed 0
+
+Runs are forked from one process that has imported everything, and they are killed with SIGKILL: nothing can be tidied
+up. `--random` lets each run live for a random part of the time a whole one takes. `--commits` kills before and after
+every rename of the whole work: a run dies at its first rename, is started again and dies right after it, and so on.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import tempoquant
+from tempoquant import Recipe
+from tempoquant.quantizing import quantize
+
+RECIPE = Recipe.load("paper").replace(num_prompts=2, num_steps=6, rank=2, samples_per_expert=6, num_frames=9)
+_MAX_RUNS = 2000
+
+
+def work(output: Path) -> None:
+    """The whole work, in this process."""
+    torch.set_num_threads(1)
+    quantize("tiny", output, RECIPE, device="cpu")
+
+
+def forked(body: Callable[[], None]) -> int:
+    """Start `body` in a process of its own: its number."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        body()
+    except BaseException as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os._exit(1)
+    os._exit(0)
+
+
+def finished(pid: int) -> bool:
+    """Wait for a process: whether it reached its end, or was killed. Raises when it failed."""
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return False
+    if status != 0:
+        raise AssertionError(f"a run failed instead of finishing or being killed: status {status}")
+    return True
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def require_same(output: Path, reference: dict[str, bytes], where: str) -> None:
+    """Raise when a result differs from the undisturbed one, or something is left beside it."""
+    found = all_bytes(output)
+    different = sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
+    if different:
+        raise AssertionError(f"{where}: {different[0]} differs from the run that nobody disturbed")
+    if left := [entry.name for entry in output.parent.iterdir() if entry != output]:
+        raise AssertionError(f"{where}: {left} is left beside the result")
+
+
+def killed_at_random(folder: Path, whole_s: float, chance: random.Random) -> str:
+    """Let a run live for a random time, twice; then let it finish."""
+    moments = []
+    for _ in range(2):
+        pid = forked(lambda: work(folder / "out"))
+        moment = chance.uniform(0.0, whole_s)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        moments.append(f"{moment:.2f} s")
+    if not finished(forked(lambda: work(folder / "out"))):
+        raise AssertionError("the last run was killed by something else")
+    return f"killed after {' and '.join(moments)}"
+
+
+def work_until_rename(output: Path, after: bool) -> None:
+    """The work, killed at its first rename: before it takes place, or after."""
+    for name in ("rename", "replace"):
+        original = getattr(os, name)
+
+        def renaming(*args: object, original: Callable[..., None] = original, **kwargs: object) -> None:
+            if after:
+                original(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, name, renaming)
+    work(output)
+
+
+def killed_at_every_rename(folder: Path) -> str:
+    """Kill before and after each rename until a run has none left."""
+    for number in range(_MAX_RUNS):
+        if finished(forked(lambda after=bool(number % 2): work_until_rename(folder / "out", after))):
+            return f"{number} kills"
+    raise AssertionError(f"the work never ended in {_MAX_RUNS} runs: a rename is repeated for ever")
+
+
+def check(num_random: int, commits: bool, seed: int, say: Callable[[str], None] = print) -> int:
+    """Run everything; how many kills were survived. Raises AssertionError at the first difference."""
+    with tempfile.TemporaryDirectory() as scratch:
+        reference_folder = Path(scratch) / "reference"
+        reference_folder.mkdir()
+        started = time.monotonic()
+        if not finished(forked(lambda: work(reference_folder / "out"))):
+            raise AssertionError("the reference run was killed")
+        whole_s = time.monotonic() - started
+        reference = all_bytes(reference_folder / "out")
+        chance, num_kills = random.Random(seed), 0
+        for number in range(num_random):
+            folder = Path(scratch) / f"random-{number}"
+            folder.mkdir()
+            where = killed_at_random(folder, whole_s, chance)
+            require_same(folder / "out", reference, where)
+            shutil.rmtree(folder)
+            num_kills += 2
+            say(f"{number + 1} of {num_random}: {where}: the same bytes")
+        if commits:
+            folder = Path(scratch) / "commits"
+            folder.mkdir()
+            where = killed_at_every_rename(folder)
+            require_same(folder / "out", reference, where)
+            num_kills += int(where.split()[0])
+            say(f"before and after every rename, {where}: the same bytes")
+    return num_kills
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--random", type=int, default=25, help="how many runs are killed at random moments")
+    parser.add_argument("--commits", action="store_true", help="also kill before and after every rename")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(f"tempoquant {tempoquant.__version__}, seed {arguments.seed}")
+    print(f"{check(arguments.random, arguments.commits, arguments.seed)} kills survived, 0 differences")
+
+
+if __name__ == "__main__":
+    main()
