@@ -9,18 +9,54 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 from tempoquant.progress import Progress as ProgressLike
 
 SECONDS_BETWEEN_LINES = 20.0
-SPEED_WINDOW_S = 120.0
-"""Rich estimates the time left from this much of the past: layers and steps are uneven, so a short window jumps."""
+
+
+class Pace:
+    """How fast a task is, from all units that this run finished.
+
+    Units are uneven (a block's forward passes, then its linears), and come in the same order again and again: the mean
+    over all of them is right after each round, where a window over the latest ones follows whatever kind they were.
+
+    Attributes:
+        total: units of the task.
+        done: units finished, those of earlier runs included.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self.total, self.done = total, done
+        self._done_before = done
+        self._started = self._latest = time.monotonic()
+
+    def advance(self) -> None:
+        """One more unit is finished, now."""
+        self.done += 1
+        self._latest = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the task began in this run."""
+        return time.monotonic() - self._started
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the end, at the mean speed so far; None before the first unit of this run."""
+        num_timed = self.done - self._done_before
+        if not num_timed:
+            return None
+        per_unit = (self._latest - self._started) / num_timed
+        return max(0.0, per_unit * (self.total - self.done) - (time.monotonic() - self._latest))
 
 
 class RichProgress:
@@ -35,10 +71,8 @@ class RichProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeftColumn(),
             console=self._console,
-            speed_estimate_period=SPEED_WINDOW_S,
             transient=True,
         )
 
@@ -53,44 +87,55 @@ class RichProgress:
         if self._is_live:
             self._bars.stop()
 
-    def start(self, description: str, total: int) -> Callable[[], None]:
+    def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
         """See `tempoquant.progress.Progress.start`. A finished task leaves one line that says how long it took."""
-        return self._start_bar(description, total) if self._is_live else self._start_lines(description, total)
+        if done >= total:
+            if total:
+                self._say(f"{description}: was done already")
+            return lambda: None
+        begin = self._start_bar if self._is_live else self._start_lines
+        return begin(description, Pace(total, done))
 
-    def _start_bar(self, description: str, total: int) -> Callable[[], None]:
-        task: TaskID = self._bars.add_task(description, total=total)
-        started = time.monotonic()
-        done = 0
+    def _start_bar(self, description: str, pace: Pace) -> Callable[[], None]:
+        task: TaskID = self._bars.add_task(description, total=pace.total, completed=pace.done, pace=pace)
 
         def advance() -> None:
-            nonlocal done
-            done += 1
+            pace.advance()
             self._bars.advance(task)
-            if done == total:
+            if pace.done == pace.total:
                 self._bars.remove_task(task)
-                self._say(f"{description}: done in {_duration(time.monotonic() - started)}")
+                self._say(f"{description}: done in {duration_text(pace.elapsed_s)}")
 
         return advance
 
-    def _start_lines(self, description: str, total: int) -> Callable[[], None]:
-        started = last_line = time.monotonic()
-        done = 0
+    def _start_lines(self, description: str, pace: Pace) -> Callable[[], None]:
+        last_line = time.monotonic()
+        if pace.done:
+            self._say(f"{description}: {pace.done} of {pace.total} were done already")
 
         def advance() -> None:
-            nonlocal done, last_line
-            done += 1
+            nonlocal last_line
+            pace.advance()
             now = time.monotonic()
-            if done == total:
-                self._say(f"{description}: done in {_duration(now - started)}")
+            if pace.done == pace.total:
+                self._say(f"{description}: done in {duration_text(pace.elapsed_s)}")
             elif now - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = now
-                left = (now - started) / done * (total - done)
-                self._say(f"{description}: {done} of {total}, about {_duration(left)} left")
+                left = duration_text(pace.left_s or 0.0)
+                self._say(f"{description}: {pace.done} of {pace.total}, about {left} left")
 
         return advance
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """The time left at a task's own pace; rich would estimate it from its latest units alone."""
+
+    def render(self, task: Task) -> Text:
+        left_s = task.fields["pace"].left_s
+        return Text("" if left_s is None else f"about {duration_text(left_s)} left", style="progress.remaining")
 
 
 class Labelled:
@@ -100,12 +145,15 @@ class Labelled:
         self._progress = progress
         self._label = label
 
-    def start(self, description: str, total: int) -> Callable[[], None]:
+    def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
         """See `tempoquant.progress.Progress.start`."""
-        return self._progress.start(f"{self._label}: {description}", total)
+        return self._progress.start(f"{self._label}: {description}", total, done)
 
 
-def _duration(seconds: float) -> str:
-    """Such as "41 s" or "3 min 20 s"."""
+def duration_text(seconds: float) -> str:
+    """Such as "41 s", "3 min 20 s" or "5 h 12 min"."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
