@@ -9,6 +9,7 @@ from tempoquant.cli.demo import command as demo_command
 from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
 from tempoquant.cli.quantize import command as quantize_command
+from tempoquant.cli.record import command as record_command
 
 app = typer.Typer(
     name="tempoquant",
@@ -19,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo_command)
+app.command("record")(record_command)
 app.command("quantize")(quantize_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)

@@ -1,6 +1,7 @@
 """Options that several commands share, written once."""
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,50 @@ def check_devices(names: str | None) -> str | None:
     return names and ",".join(str(check_device(name)) for name in names.split(","))
 
 
+class MemoryMode(str, Enum):
+    """Where the 16-bit pipeline is while it runs; see `integrations.residency`."""
+
+    RESIDENT = "resident"
+    SWAP = "swap"
+    LEAN = "lean"
+
+
+_EXPERTS = ("high_noise", "low_noise")
+
+
+def parse_loras(texts: list[str] | None) -> dict[str, Path]:
+    """Read texts such as "high_noise=FILE": expert to file. Raises typer.BadParameter for anything else."""
+    loras: dict[str, Path] = {}
+    for text in texts or []:
+        expert, _, file = text.partition("=")
+        if expert not in _EXPERTS or not file:
+            raise typer.BadParameter(f"{text!r} is not high_noise=FILE or low_noise=FILE.", param_hint="'--lora'")
+        if expert in loras:
+            raise typer.BadParameter(f"{expert} has two LoRAs: give one.", param_hint="'--lora'")
+        if not Path(file).is_file():
+            raise typer.BadParameter(f"there is no LoRA file {file}.", param_hint="'--lora'")
+        loras[expert] = Path(file)
+    return loras
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="tiny, tiny-outliers, a diffusers folder, or a hub id.")]
+Calibration = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|FOLDER", help="jsonl of {image, prompt} (bundled models have their own)."),
+]
+SamplesPerExpert = Annotated[
+    int | None,
+    typer.Option(min=1, help="Transformer calls to keep of each expert; about a million video tokens if left out."),
+]
+GuidanceScale = Annotated[float | None, typer.Option(min=1e-6, help="Of classifier-free guidance; 1 for none.")]
+Memory = Annotated[
+    MemoryMode,
+    typer.Option(help="The 16-bit pipeline: all on the device, one model there at a time, or one block of one model."),
+]
+Loras = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="EXPERT=FILE", help="high_noise=FILE or low_noise=FILE, fused into the weights."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]

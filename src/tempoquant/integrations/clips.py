@@ -14,6 +14,7 @@ from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.prompts import Prompt, open_image
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_ANIMATED_IMAGES = {".gif", ".webp", ".png"}
 
 
 def clip_hash(video: Path) -> str:
@@ -50,9 +51,10 @@ def _frames(video: Path) -> Iterator[Image.Image]:
     if video.is_dir():
         yield from (open_image(file) for file in _frame_files(video))
         return
+    plugin = "pillow" if video.suffix.lower() in _ANIMATED_IMAGES else "FFMPEG"  # else imageio tries all it knows
     try:
         frame: Any
-        for frame in imageio.imiter(video):
+        for frame in imageio.imiter(video, plugin=plugin):
             yield Image.fromarray(frame).convert("RGB")
     except (OSError, ValueError, TypeError, RuntimeError, IndexError, SyntaxError) as error:
         raise CalibrationError(f"{video} cannot be read as a video ({error}): give an mp4, a gif or frames.") from error

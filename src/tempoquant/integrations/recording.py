@@ -119,7 +119,7 @@ def record_into(
         if plan.from_latents:
             _noise_prompts(source, plan, steps, left, device, writer, progress)
         else:
-            _sample_prompts(source, plan, left, device, memory, writer, progress)
+            _sample_prompts(source, plan, wanted, left, device, memory, writer, progress)
     schedule = {expert: [float(step.timestep) for step in steps if step.expert is expert] for expert in Expert}
     return writer.finish(facts, schedule, sorted(wanted))
 
@@ -127,19 +127,21 @@ def record_into(
 def _sample_prompts(
     source: Path,
     plan: RecordingPlan,
+    wanted: Wanted,
     left: Wanted,
     device: str,
     memory: Memory,
     writer: StoreWriter,
     progress: Progress,
 ) -> None:
-    """Run the pipeline for each prompt, up to its last step that is wanted."""
+    """Run the pipeline for each prompt that is left, up to its last step that is wanted."""
     on_loaded = progress.start("Loading the 16-bit pipeline", 1)
     texts = [text for index in left for text in (plan.prompts[index].text, "")]
     with loaded_pipeline(source, device, memory, texts, plan.loras) as loaded:
         on_loaded()
-        num_steps = {index: 1 + max(step for step, _ in calls) for index, calls in left.items()}
-        advance = progress.start("Recording calibration samples", sum(num_steps.values()))
+        num_steps = {index: 1 + max(step for step, _ in calls) for index, calls in wanted.items()}
+        done = sum(num for index, num in num_steps.items() if index not in left)
+        advance = progress.start("Recording calibration samples", sum(num_steps.values()), done)
         for index, calls in left.items():
             _sample_prompt(loaded, plan, index, calls, writer, advance)
             writer.commit(index)

@@ -1,0 +1,147 @@
+"""`tempoquant record`: calibration samples of a 16-bit pipeline, into a folder that `quantize --store` reads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tempoquant.cli.options import (
+    Calibration,
+    Device,
+    FlowShift,
+    Frames,
+    GuidanceScale,
+    Json,
+    Loras,
+    Memory,
+    MemoryMode,
+    Model,
+    Overwrite,
+    SamplesPerExpert,
+    Seed,
+    Size,
+    Steps,
+    parse_loras,
+)
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+if TYPE_CHECKING:
+    from tempoquant.calibrate.store import SampleStore
+    from tempoquant.integrations.recording_plan import RecordingPlan
+
+NUM_PROMPTS = 12
+
+
+def command(  # noqa: PLR0913 (one argument per option)
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="Folder to write; new, or empty.")],
+    calibration: Calibration = None,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the first ones.")] = NUM_PROMPTS,
+    samples_per_expert: SamplesPerExpert = None,
+    steps: Steps = None,
+    frames: Frames = None,
+    size: Size = None,
+    guidance_scale: GuidanceScale = None,
+    flow_shift: FlowShift = None,
+    lora: Loras = None,
+    from_latents: Annotated[
+        bool,
+        typer.Option("--from-latents", help="Noise encoded clips ({image, prompt, video}) instead of sampling."),
+    ] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    memory: Memory = MemoryMode.RESIDENT,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Record calibration samples: run the 16-bit pipeline on prompts and keep some of its transformer calls.
+
+    What is not given is the model's own: size, frames, steps, guidance, flow shift; with --lora the 4-step sampler.
+    Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
+    """
+    changes = {
+        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
+        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
+    }  # fmt: skip
+    loras = parse_loras(lora)
+
+    def work(progress: Progress) -> Outcome:
+        from tempoquant.integrations.output_folder import fingerprint
+        from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, resolve_model, revision_of
+        from tempoquant.integrations.recording import record
+        from tempoquant.integrations.recording_plan import ModelIdentity
+        from tempoquant.integrations.residency import check_memory
+        from tempoquant.integrations.wan import default_device
+
+        where = device or default_device()
+        check_memory(memory.value, where)
+        source = resolve_model(model)
+        check_pipeline_folder(source)
+        drawn = {"calibration": calibration, "prompts": prompts, "seed": seed, "from_latents": from_latents}
+        plan = make_plan(model, source, drawn, changes, loras, samples_per_expert)
+        existed = (output / "store.json").is_file() and not overwrite
+        identity = ModelIdentity(fingerprint(source, progress), hub_id_of(model), revision_of(source))
+        store = record(
+            source, output, plan, model=identity, device=where, memory=memory.value, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+        return describe(store, existed)
+
+    run_command(work, as_json)
+
+
+def make_plan(
+    model: str,
+    source: Path,
+    drawn: dict[str, Any],
+    changes: dict[str, Any],
+    loras: dict[str, Path],
+    samples_per_expert: int | None,
+) -> "RecordingPlan":
+    """What to record: the model's own settings, those of the 4-step LoRAs where LoRAs are given, then the flags.
+
+    Raises CalibrationError for missing prompts, SettingsError for wrong settings, ModelError for a bad LoRA file.
+    """
+    from tempoquant.integrations.lora import Lora
+    from tempoquant.integrations.prompt_sets import calibration_prompts
+    from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert, lightning_settings
+    from tempoquant.integrations.sampling import default_settings
+    from tempoquant.timesteps import Expert
+
+    if loras:
+        asked, changes = changes, lightning_settings(changes)
+        if added := {key: value for key, value in changes.items() if asked.get(key) is None}:
+            words = ", ".join(f"{key} {value:g}" for key, value in added.items())
+            typer.echo(f"Sampling as the 4-step LoRAs do: {words}.", err=True)
+    settings = default_settings(source).replace(**changes)
+    return RecordingPlan(
+        prompts=calibration_prompts(model, drawn["calibration"], drawn["prompts"]),
+        settings=settings,
+        samples_per_expert=samples_per_expert or default_samples_per_expert(settings),
+        seed=drawn["seed"],
+        loras={Expert(name): Lora.load(file) for name, file in loras.items()},
+        from_latents=drawn["from_latents"],
+    )
+
+
+def describe(store: "SampleStore", existed: bool) -> Outcome:
+    """What is in a store: how many samples of each expert, over how many of its timesteps."""
+    from tempoquant.timesteps import Expert
+
+    counts, words = {}, []
+    for expert in Expert:
+        entries = store.entries(expert)
+        num_steps = len({entry.step_index for entry in entries})
+        counts[expert.value] = {
+            "num_samples": len(entries),
+            "num_timesteps": num_steps,
+            "num_prompts": len({entry.prompt_id for entry in entries}),
+        }
+        words.append(f"{len(entries)} of {expert.value} at {num_steps} of its {len(store.schedule(expert))} timesteps")
+    record = {
+        "output": str(store.folder), "existed": existed, "digest": store.digest, "experts": counts,
+        "settings": store.settings, "seed": store.provenance["seed"],
+    }  # fmt: skip
+    state = "was already finished" if existed else "written"
+    return Outcome(record, f"{store.folder} {state}: samples {' and '.join(words)}, {len(store.prompts)} prompts.")
