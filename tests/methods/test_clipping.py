@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tempoquant.errors import CalibrationError
-from tempoquant.formats import MXFP4, NVFP4, ScaleRule, quantize_activation
-from tempoquant.methods import ClipSearch
+from tempoquant.formats import FORMATS, MXFP4, NVFP4, Format, ScaleRule, quantize_activation
+from tempoquant.methods import best_clip_ratio, clip_errors
 
 CANDIDATES = (0.6, 0.8, 1.0, 1.2)
 
@@ -14,68 +15,51 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def search(num_bins: int = 1, max_tokens: int = 4096, format=NVFP4) -> ClipSearch:
-    return ClipSearch(random(48, 64, seed=9), format, ScaleRule.CEIL, CANDIDATES, num_bins, max_tokens)
+def errors(x: torch.Tensor, residual: torch.Tensor | None = None, format: Format = NVFP4) -> torch.Tensor:
+    return clip_errors(x, random(48, 64, seed=9) if residual is None else residual, format, ScaleRule.CEIL, CANDIDATES)
 
 
-def test_clip_ratio_one_wins_on_inputs_already_on_the_grid() -> None:
-    running = search()
-    running.add(quantize_activation(random(50, 64), NVFP4, ScaleRule.CEIL), 0)
-    assert running.best().tolist() == [1.0]
-    assert running.squared_error[0, CANDIDATES.index(1.0)] == 0
+def test_clip_ratio_one_wins_without_error_on_inputs_already_on_the_grid() -> None:
+    measured = errors(quantize_activation(random(50, 64), NVFP4, ScaleRule.CEIL))
+    assert measured[CANDIDATES.index(1.0)] == 0
+    assert best_clip_ratio(measured[None], CANDIDATES).tolist() == [1.0]
 
 
-def test_the_choice_is_the_one_of_least_output_error() -> None:
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_the_error_is_that_of_the_output_and_the_choice_its_least(format: Format) -> None:
     x, residual = random(300, 64).pow(3), random(48, 64, seed=9)
-    running = search()
-    running.add(x, 0)
-    errors = [
-        float(((quantize_activation(x, NVFP4, ScaleRule.CEIL, c) - x) @ residual.T).square().sum()) for c in CANDIDATES
+    wanted = [
+        float(((quantize_activation(x, format, ScaleRule.CEIL, c) - x).double() @ residual.double().T).square().sum())
+        for c in CANDIDATES
     ]
-    assert running.best().tolist() == pytest.approx([CANDIDATES[errors.index(min(errors))]])
-    assert running.squared_error[0].tolist() == pytest.approx(errors, rel=1e-5)
+    measured = errors(x, residual, format)
+    assert measured.dtype == torch.float64
+    assert measured.tolist() == pytest.approx(wanted, rel=1e-5)
+    best = best_clip_ratio(measured[None], CANDIDATES)
+    assert best.tolist() == pytest.approx([CANDIDATES[wanted.index(min(wanted))]])
 
 
-def test_bins_are_searched_apart() -> None:
-    grid = quantize_activation(random(50, 64), NVFP4, ScaleRule.CEIL)
-    running = search(num_bins=2)
-    running.add(grid, 0)
-    running.add(grid / 1.2 * 1.0001, 1)
-    alone = search()
-    alone.add(grid, 0)
-    assert running.best()[0] == alone.best()[0]
-    assert running.num_tokens == [50, 50]
+@given(seed=st.integers(0, 1000))
+def test_errors_add_over_tokens_and_over_linears_that_share_the_input(seed: int) -> None:
+    x, residual = random(90, 64, seed=seed), random(48, 64, seed=seed + 1)
+    whole = errors(x, residual, MXFP4)
+    torch.testing.assert_close(errors(x[:20], residual, MXFP4) + errors(x[20:], residual, MXFP4), whole)
+    torch.testing.assert_close(errors(x, residual[:30], MXFP4) + errors(x, residual[30:], MXFP4), whole)
 
 
-def test_the_first_minimum_wins() -> None:
-    running = search()
-    running.add(torch.zeros(4, 64), 0)  # every candidate is perfect on zeros
-    assert running.best().tolist() == pytest.approx([CANDIDATES[0]])
-
-
-def test_calls_may_come_in_any_grouping() -> None:
+def test_more_tokens_than_are_held_at_once_are_all_counted() -> None:
     x = random(9000, 64)
-    whole, parts = search(max_tokens=10_000), search()
-    whole.add(x, 0)
-    for part in x.split(1000):
-        parts.add(part, 0)
-    torch.testing.assert_close(whole.best(), parts.best())
-    torch.testing.assert_close(whole.squared_error, parts.squared_error, rtol=1e-5, atol=0)
+    parts = sum(errors(part) for part in x.split(1000))
+    torch.testing.assert_close(errors(x), parts, rtol=1e-5, atol=0)
 
 
-def test_one_call_gives_at_most_max_tokens_evenly_spaced() -> None:
-    running = search(max_tokens=3)
-    x = random(7, 64)
-    running.add(x, 0)
-    assert running.num_tokens == [3]
-    expected = search()
-    expected.add(x[[0, 3, 6]], 0)
-    expected.best(), running.best()
-    torch.testing.assert_close(running.squared_error, expected.squared_error)
+def test_measuring_leaves_its_arguments_alone() -> None:
+    x, residual = random(50, 64), random(48, 64, seed=9)
+    before = x.clone(), residual.clone()
+    errors(x, residual)
+    assert torch.equal(x, before[0]) and torch.equal(residual, before[1])
 
 
-def test_a_bin_without_tokens_is_an_error_and_not_a_guess() -> None:
-    running = search(num_bins=2, format=MXFP4)
-    running.add(random(4, 64), 0)
-    with pytest.raises(CalibrationError, match="bin 1 of 2"):
-        running.best()
+def test_bins_are_chosen_apart_and_the_first_minimum_wins() -> None:
+    table = torch.tensor([[3.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [5.0, 4.0, 3.0, 2.0]], dtype=torch.float64)
+    assert torch.equal(best_clip_ratio(table, CANDIDATES), torch.tensor([0.8, 0.6, 1.2]))

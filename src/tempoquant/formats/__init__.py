@@ -15,6 +15,6 @@ from tempoquant.formats.scales import check_scale_bytes, group_scale, scale_from
 
 __all__ = [
     "FORMATS", "INT4", "MXFP4", "NVFP4", "Format", "ScaleGrid", "ScaleRule", "WeightScale", "check_scale_bytes",
-    "decode", "encode", "from_codes", "get_format", "group_amax", "group_scale", "nearest_level", "pack", "quantize_activation",
-    "scale_from_bytes", "scale_to_bytes", "to_codes", "unpack", "weight_scale",
+    "decode", "encode", "from_codes", "get_format", "group_amax", "group_scale", "nearest_level", "pack",
+    "quantize_activation", "scale_from_bytes", "scale_to_bytes", "to_codes", "unpack", "weight_scale",
 ]  # fmt: skip

@@ -1,13 +1,14 @@
 """One paper, one file, one function: tensors and numbers in, tensors out."""
 
-from tempoquant.methods.clipping import ClipSearch
-from tempoquant.methods.gptq import GptqResult, HessianAccumulator, gptq
+from tempoquant.methods.clipping import best_clip_ratio, clip_errors
+from tempoquant.methods.gptq import gptq
+from tempoquant.methods.hessian import Feedback, HessianAccumulator, feedback_matrix
 from tempoquant.methods.lowrank import truncated_svd
 from tempoquant.methods.rounding import round_to_nearest
 from tempoquant.methods.smoothing import smoothing_factor
 from tempoquant.methods.svdquant import Decomposition, svdquant
 
 __all__ = [
-    "ClipSearch", "Decomposition", "GptqResult", "HessianAccumulator", "gptq", "round_to_nearest", "smoothing_factor",
-    "svdquant", "truncated_svd",
+    "Decomposition", "Feedback", "HessianAccumulator", "best_clip_ratio", "clip_errors", "feedback_matrix", "gptq",
+    "round_to_nearest", "smoothing_factor", "svdquant", "truncated_svd",
 ]  # fmt: skip

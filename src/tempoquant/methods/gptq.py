@@ -1,100 +1,90 @@
-"""GPTQ (arXiv 2210.17323): round a weight column by column, each error pushed onto the columns not yet rounded."""
+"""GPTQ (arXiv 2210.17323): round a weight column by column, each error taken up by the columns not yet rounded.
 
-from typing import NamedTuple
+In the form of LDLQ (QuIP, arXiv 2307.13304), column k is rounded after every change made so far has reached it:
+
+    q_k = Q(w_k + Σ_{j<k} (w_j − q_j)·M_jk) ,   H + damping = M·D²·Mᵀ, M unit upper triangular
+"""
 
 import torch
 
-from tempoquant.errors import HessianError
-from tempoquant.formats import Format, WeightScale, decode, encode
+from tempoquant.formats import Format, WeightScale, encode, nearest_level
+from tempoquant.methods.hessian import Feedback
+from tempoquant.methods.products import add_product_
 
-
-class HessianAccumulator:
-    """The mean of xᵀx over tokens, gathered a batch at a time.
-
-    Args:
-        in_features: width of the input.
-    """
-
-    def __init__(self, in_features: int, device: torch.device | str = "cpu") -> None:
-        self._sum = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
-        self.num_tokens = 0
-
-    def add(self, x: torch.Tensor) -> None:
-        """Take in tokens: (…, in), any float dtype."""
-        rows = x.reshape(-1, x.shape[-1]).float()
-        self._sum.addmm_(rows.T, rows)
-        self.num_tokens += rows.shape[0]
-
-    @property
-    def hessian(self) -> torch.Tensor:
-        """(in, in) float32. Raises HessianError before any token has come."""
-        if self.num_tokens == 0:
-            raise HessianError("the Hessian has seen no token: give calibration inputs.")
-        return self._sum / self.num_tokens
-
-
-class GptqResult(NamedTuple):
-    """codes: (out, in) int8. needed_float64: whether the Hessian was positive definite in float64 only."""
-
-    codes: torch.Tensor
-    needed_float64: bool
+# Columns of a block whose changes are gathered number by number; more of them leave the processor's nearest cache.
+_STRIP = 32
 
 
 def gptq(
     residual_weight: torch.Tensor,
-    hessian: torch.Tensor,
+    feedback: Feedback,
     scale: WeightScale,
     format: Format,
-    damping_fraction: float = 0.01,
     block_size: int = 128,
-) -> GptqResult:
+) -> torch.Tensor:
     """Round a weight so that the error it makes on inputs of this Hessian is small.
 
     Args:
         residual_weight: (out, in) float32 or float64; not changed.
-        hessian: (in, in), mean of xᵀx of the input the layer really sees (smoothed and quantized).
+        feedback: of the Hessian of the input.
         scale: fixed before; GPTQ only chooses codes.
-        damping_fraction: added to the diagonal, as a fraction of its mean.
-        block_size: columns between lazy updates; speed, never the result.
+        block_size: columns rounded one by one before their changes reach later columns in one product; speed, never
+            the result (beyond the order of float32 sums).
 
-    Raises:
-        HessianError: the damped Hessian is not positive definite, not even in float64.
+    Returns:
+        codes: (out, in) int8.
     """
-    factor, needed_float64 = _inverse_factor(hessian.to(residual_weight.dtype), damping_fraction)
-    weight = residual_weight.clone()
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    column_scale = scale.effective.to(weight.dtype).repeat_interleave(format.group_size, dim=1)
-    for start in range(0, weight.shape[1], block_size):
-        end = min(start + block_size, weight.shape[1])
-        errors = torch.empty_like(weight[:, start:end])
-        for column in range(start, end):
-            codes[:, column] = encode(weight[:, column] / column_scale[:, column], format)
-            rounded = decode(codes[:, column], format, weight.dtype) * column_scale[:, column]
-            error = (weight[:, column] - rounded) / factor[column, column]
-            weight[:, column + 1 : end] -= torch.outer(error, factor[column, column + 1 : end])
-            errors[:, column - start] = error
-        weight[:, end:] -= errors @ factor[start:end, end:]
-    return GptqResult(codes, needed_float64)
+    matrix = feedback.matrix.to(residual_weight.dtype)
+    group_scale = scale.effective.to(residual_weight.dtype).T.contiguous()
+    codes = torch.empty(residual_weight.shape, dtype=torch.int8, device=residual_weight.device)
+    # Columns to come hold the number they will be rounded from; columns already rounded hold their change, w − q.
+    working = residual_weight.clone()
+    in_features = residual_weight.shape[1]
+    for number, start in enumerate(range(0, in_features, block_size), start=1):
+        end = min(start + block_size, in_features)
+        wanted, original = _turned(working[:, start:end]), _turned(residual_weight[:, start:end])
+        column_scale = group_scale[torch.arange(start, end, device=codes.device) // format.group_size]
+        levels = _round_block(wanted, original, column_scale, matrix[start:end, start:end], format)
+        codes[:, start:end] = _turned(encode(levels, format))
+        working[:, start:end] = _turned(original - levels.mul_(column_scale))
+        # The last 1, 2, 4, … blocks tell as many blocks to come, so that every pair of blocks meets once and most of
+        # the work lies in few, large and square products.
+        span = (number & -number) * block_size
+        after = slice(end, end + span)
+        if end < in_features:
+            add_product_(working[:, after], working[:, end - span : end], matrix[end - span : end, after].T)
+    return codes
 
 
-def _inverse_factor(hessian: torch.Tensor, damping_fraction: float) -> tuple[torch.Tensor, bool]:
-    """U with UᵀU = (H + damping)⁻¹, upper triangular: row i holds how an error in column i spreads to later ones."""
-    if not bool(torch.isfinite(hessian).all()):
-        raise HessianError("the Hessian holds NaN or Inf: the calibration inputs are not finite.")
-    damped = hessian.clone()
-    diagonal = damped.diagonal()
-    dead = diagonal == 0  # features that are always zero: any value decouples them, but damping must not feel it
-    mean = diagonal[~dead].mean() if bool((~dead).any()) else diagonal.new_ones(())
-    diagonal[dead] = mean
-    diagonal += damping_fraction * mean
-    for dtype in dict.fromkeys((damped.dtype, torch.float64)):
-        try:
-            lower = torch.linalg.cholesky(damped.to(dtype))
-            upper = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-        except torch.linalg.LinAlgError:
-            continue
-        return upper.to(hessian.dtype), dtype != hessian.dtype
-    raise HessianError(
-        f"the Hessian of {hessian.shape[0]} features is not positive definite, not even in float64 with damping "
-        f"{damping_fraction}: calibrate on more tokens, or raise damping_fraction."
-    )
+def _turned(matrix: torch.Tensor) -> torch.Tensor:
+    """The transpose, contiguous. Only whole matrices are transposed tile by tile; a slice is made one first."""
+    return matrix.contiguous().T.contiguous()
+
+
+def _round_block(
+    wanted: torch.Tensor,
+    original: torch.Tensor,
+    column_scale: torch.Tensor,
+    feedback: torch.Tensor,
+    format: Format,
+) -> torch.Tensor:
+    """Round a few columns one by one. All are transposed, so that a column is contiguous: (columns, out).
+
+    Args:
+        wanted: original plus the changes of every column before this block; overwritten.
+        feedback: (columns, columns), unit upper triangular.
+
+    Returns:
+        The levels chosen, (columns, out), in units of column_scale.
+    """
+    levels, change = torch.empty_like(wanted), torch.empty_like(wanted)
+    reaching = feedback.T.contiguous()  # row k: how much column k takes up of each column before it
+    for start in range(0, wanted.shape[0], _STRIP):
+        end = start + _STRIP
+        for column in range(start, min(end, wanted.shape[0])):
+            number = torch.addmv(wanted[column], change[start:column].T, reaching[column, start:column])
+            level = nearest_level(number.div_(column_scale[column]), format)
+            levels[column] = level
+            torch.sub(original[column], level.mul_(column_scale[column]), out=change[column])
+        wanted[end:].addmm_(reaching[end:, start:end], change[start:end])
+    return levels

@@ -1,11 +1,23 @@
 """The low-rank branch: a truncated SVD in 16 bits takes the outliers out of the weight. SVDQuant (arXiv 2411.05007),
-equations 4 to 6."""
+equations 4 to 6. Large matrices get it by randomized subspace iteration: Halko, Martinsson and Tropp (arXiv 0909.4061),
+algorithms 4.4 and 5.1."""
 
 import torch
+
+# Up to this smaller side the exact decomposition takes a moment anyway.
+_EXACT_UP_TO = 1024
+# Measured (docs/method.md): the residual's squared norm is then within 0.1 % of the least possible, for ranks up to 128
+# and even where the spectrum is flat, which is hardest.
+_OVERSAMPLING = 32
+_ITERATIONS = 12
+_SEED = 0
 
 
 def truncated_svd(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best rank-`rank` approximation of a matrix, its singular values split as √S on both sides.
+
+    Where the smaller side is large and the rank is not, it is the best to within a fraction of a percent of the squared
+    error (docs/method.md); random numbers come from a generator of its own with a fixed seed.
 
     Args:
         weight: (out, in) float32.
@@ -15,8 +27,25 @@ def truncated_svd(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
         up (out, rank) and down (rank, in), float32; up · down is the approximation. The sign of each pair is fixed (the
         largest entry of `up`'s column is positive), so that equal inputs give equal factors.
     """
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    smaller_side = min(weight.shape)
+    if smaller_side <= _EXACT_UP_TO or 4 * (rank + _OVERSAMPLING) > smaller_side:
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    else:
+        u, s, vh = _randomized_svd(weight, rank + _OVERSAMPLING)
     root = s[:rank].sqrt()
     largest = u[:, :rank].abs().argmax(0)
     sign = torch.sign(u[largest, torch.arange(largest.numel(), device=u.device)])
     return u[:, :rank] * (root * sign), vh[:rank] * (root * sign).unsqueeze(1)
+
+
+def _randomized_svd(weight: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The SVD of a matrix projected on `width` directions close to its leading ones."""
+    generator = torch.Generator().manual_seed(_SEED)  # on the CPU, so that every device starts from the same numbers
+    start = torch.randn(weight.shape[1], width, generator=generator, dtype=weight.dtype).to(weight.device)
+    basis = torch.linalg.qr(weight @ start).Q
+    for _ in range(_ITERATIONS):
+        # Each half step is made orthogonal again: powers of the singular values would leave float32's range.
+        other = torch.linalg.qr((basis.T @ weight).T).Q
+        basis = torch.linalg.qr(weight @ other).Q
+    small_u, s, vh = torch.linalg.svd(basis.T @ weight, full_matrices=False)
+    return basis @ small_u, s, vh

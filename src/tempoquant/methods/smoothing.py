@@ -9,7 +9,9 @@ from tempoquant.formats.scales import E4M3_MAX
 _E4M3_TARGET = E4M3_MAX / 2
 
 
-def smoothing_factor(activation_amax: torch.Tensor, weight: torch.Tensor, alpha: float, format: Format) -> torch.Tensor:
+def smoothing_factor(
+    activation_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float, format: Format
+) -> torch.Tensor:
     """What each input feature is divided by: activation_amax^α / weight_amax^(1 − α).
 
     The factor of all features together is free (the weight's scales absorb it), so for formats whose activation scales
@@ -17,13 +19,12 @@ def smoothing_factor(activation_amax: torch.Tensor, weight: torch.Tensor, alpha:
 
     Args:
         activation_amax: (in,) float32, largest magnitude of each input feature over the calibration tokens.
-        weight: (out, in) float32.
+        weight_amax: (in,) float32, the same of each weight column, over all linears that share the input.
         alpha: share of the input's range moved into the weight, in [0, 1].
 
     Returns:
         (in,) bfloat16, positive and finite. A feature that is zero everywhere, in input or weight, has factor 1.
     """
-    weight_amax = weight.abs().amax(0)
     alive = (activation_amax > 0) & (weight_amax > 0)
     factor = activation_amax.clamp(min=1e-20).pow(alpha) / weight_amax.clamp(min=1e-20).pow(1 - alpha)
     factor = torch.where(alive, factor, torch.ones_like(factor))

@@ -1,0 +1,38 @@
+"""Large float32 products, at the speed of the processor and without touching a global setting."""
+
+import torch
+from torch.nn import functional
+
+# Below this many rows, columns or terms the copies cost more than the faster product saves.
+_WORTH_COPYING = 384
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left · rightᵀ, summed in the operands' own precision: (m, k) and (n, k) to (m, n), float32 or float64.
+
+    On processors with AVX-512 large float32 products go through oneDNN, whose kernels use it on every make; the BLAS
+    that PyTorch ships with (MKL) does so on Intel's only and is half as fast elsewhere. oneDNN is asked for by its
+    tensor layout and not by `torch.set_float32_matmul_precision`: that setting belongs to the whole process, and
+    another thread that quantizes another expert would lose precision by it.
+    """
+    if _is_faster_in_onednn(left, right):
+        return functional.linear(left.to_mkldnn(), right.to_mkldnn()).to_dense()
+    return left @ right.T
+
+
+def add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: int = 1) -> None:
+    """total += sign · left · rightᵀ in place, as `product` would; on a GPU without any memory in between."""
+    if _is_faster_in_onednn(left, right):
+        total.add_(product(left, right), alpha=sign)
+    else:
+        total.addmm_(left, right.T, alpha=sign)
+
+
+def _is_faster_in_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return (
+        left.dtype == right.dtype == torch.float32
+        and left.device.type == "cpu"
+        and min(*left.shape, right.shape[0]) >= _WORTH_COPYING
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
