@@ -40,6 +40,15 @@ def test_a_file_gives_prompts_in_order_with_images_relative_to_it(folder: Path):
     assert prompts[1].image_hash == Prompt("x", image("blue"), "y").image_hash
 
 
+def test_a_prompt_may_bring_a_video_relative_to_its_file(folder: Path):
+    (folder / "clip.mp4").write_bytes(b"")
+    line = {"image": "red.png", "prompt": "x", "video": "clip.mp4"}
+    assert [p.video for p in load_prompts(write_lines(folder / "set.jsonl", line))] == [folder / "clip.mp4"]
+    missing = write_lines(folder / "set.jsonl", {**line, "video": "gone.mp4"})
+    with pytest.raises(CalibrationError, match=r"line 1: there is no video .*gone\.mp4"):
+        load_prompts(missing)
+
+
 def test_a_prompt_may_hold_any_character_and_the_file_a_byte_order_mark(folder: Path):
     text = "a\u2028b\x0bc\u0085d"
     file = folder / "set.jsonl"

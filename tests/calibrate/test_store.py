@@ -212,10 +212,11 @@ def test_a_link_out_of_the_store_is_refused(store, tmp_path):
     [
         {"hidden_states": torch.zeros(2, 3)},
         {"hidden_states": torch.zeros(())},
+        {"timestep": torch.zeros(1, 0)},
         {"hidden_states": torch.zeros(1, 3, dtype=torch.bool)},
         {"hidden_states": torch.zeros(1, 3), "timestep": torch.tensor([7.0])},
     ],
-    ids=["batch", "no dimension", "dtype", "timestep"],
+    ids=["batch", "no dimension", "empty", "dtype", "timestep"],
 )
 def test_tensors_that_are_no_inputs_of_one_call_are_refused(store, tensors):
     file = store.folder / store.entries(Expert.HIGH_NOISE)[0].file

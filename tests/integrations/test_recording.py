@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tempoquant.integrations.recording_plan import (
     default_samples_per_expert,
     lightning_settings,
     resolve_recipe,
+    stored_settings,
 )
 from tempoquant.integrations.sampling import SamplingSettings, record_trajectory
 from tempoquant.integrations.wan import load_pipeline
@@ -49,12 +51,19 @@ def test_the_calls_kept_are_those_of_the_pipelines_own_generation(store):
 
 def test_the_store_says_where_its_samples_come_from(store):
     assert [prompt["id"] for prompt in store.prompts] == [prompt.id for prompt in PROMPTS[:2]]
-    assert SamplingSettings(**store.settings) == SETTINGS
+    assert stored_settings(store) == SETTINGS
     assert store.provenance["model"] == {"fingerprint": "f" * 64, "hub_id": None, "revision": None}
     assert store.provenance["scheduler"] == {"class": "UniPCMultistepScheduler", "flow_shift": 5.0}
     assert {expert: store.schedule(expert) for expert in Expert} == {
         Expert.HIGH_NOISE: (999.0, 937.0), Expert.LOW_NOISE: (833.0, 625.0),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"colour": 1}, {"height": "tall"}, {"num_steps": -1}])
+def test_settings_that_no_recording_has_are_refused(store, settings):
+    strange = SimpleNamespace(folder=store.folder, settings=settings)
+    with pytest.raises(CalibrationError, match="has settings that no recording has"):
+        stored_settings(strange)
 
 
 def test_lean_records_what_resident_records(store, tmp_path):

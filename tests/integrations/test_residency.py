@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.integrations import residency
 from tempoquant.integrations.expert_weights import ExpertWeights
 from tempoquant.integrations.residency import check_memory, encode_texts, lean_experts, loaded_pipeline
 from tempoquant.integrations.sampling import sample_latents
@@ -71,6 +72,20 @@ def test_texts_encoded_alone_are_those_of_the_whole_pipeline():
         whole, empty = loaded.pipeline.encode_prompt("a red circle", "", max_sequence_length=512)
     torch.testing.assert_close(embeddings["a red circle"], whole)
     torch.testing.assert_close(embeddings[""], empty)
+
+
+@pytest.mark.parametrize("memory", ["swap", "lean"])
+def test_where_the_parts_are_changes_nothing_but_memory(memory, monkeypatch):
+    """Swapping runs diffusers' hooks, here with the CPU in the GPU's place."""
+    monkeypatch.setattr(residency, "check_memory", lambda *_: None)
+    latents = []
+    for mode in ("resident", memory):
+        with loaded_pipeline(TINY, "cpu", mode, [PROMPTS[0].text, ""]) as loaded:
+            texts = loaded.texts(PROMPTS[0].text)
+            for _ in range(2):  # the second run finds what the first one left
+                latents.append(sample_latents(loaded.pipeline, PROMPTS[0], SETTINGS, 0, texts))
+    for each in latents[1:]:
+        torch.testing.assert_close(each, latents[0])
 
 
 def test_a_mode_that_cannot_be_is_refused():

@@ -142,7 +142,8 @@ class StoredSamples(Sequence[CalibrationSample]):
 
 def check_tensor(key: str, tensor: torch.Tensor, where: str) -> None:
     """Raise CalibrationError, starting with `where`, unless a tensor can be an input of one call: batch 1, finite."""
-    if tensor.dtype not in _DTYPES or not tensor.ndim or tensor.shape[0] != 1 or max(tensor.shape) > _MAX_LENGTH:
+    fits = tensor.ndim > 0 and tensor.shape[0] == 1 and 0 < min(tensor.shape) <= max(tensor.shape) <= _MAX_LENGTH
+    if tensor.dtype not in _DTYPES or not fits:
         raise damaged(f"{where}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, no input of one call")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise CalibrationError(

@@ -15,6 +15,7 @@ from tempoquant.integrations.clips import read_clip
 from tempoquant.integrations.recording_plan import Calls
 from tempoquant.integrations.sampling import SamplingSettings, first_frame
 from tempoquant.integrations.schedule import Step
+from tempoquant.integrations.wan import compute_dtype
 from tempoquant.prompts import Prompt
 
 
@@ -44,7 +45,7 @@ def noised_samples(
     """
     noise, condition = _noise_and_condition(pipeline, prompt, settings, seed)
     clean = _encode(pipeline, prompt, settings).to(noise)
-    dtype = pipeline.vae.dtype  # all parts of a pipeline are loaded to compute in one dtype
+    dtype = compute_dtype(noise.device.type)  # the experts', which are not here to ask
     for step_index, branch in sorted(calls):
         step = steps[step_index]
         if not 0 <= step.sigma <= 1:

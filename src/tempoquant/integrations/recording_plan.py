@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tempoquant.calibrate.sample import GuidanceBranch
 from tempoquant.calibrate.selection import select_calls
+from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_index import BRANCHES
-from tempoquant.errors import CalibrationError
+from tempoquant.errors import CalibrationError, SettingsError
 from tempoquant.integrations.clips import clip_hash
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.schedule import Step, load_scheduler
@@ -107,6 +108,14 @@ def resolve_recipe(recipe: Recipe, own: SamplingSettings) -> Recipe:
 def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
     """The model's own sampling settings, with what the recipe changes. Raises SettingsError."""
     return own.replace(**{key: getattr(recipe, key) for key in _OVERRIDES})
+
+
+def stored_settings(store: SampleStore) -> SamplingSettings:
+    """How a store's samples were drawn. Raises CalibrationError for settings that no model can run."""
+    try:
+        return SamplingSettings(**store.settings)
+    except (TypeError, SettingsError) as error:
+        raise CalibrationError(f"{store.folder} has settings that no recording has ({error}): record again.") from error
 
 
 def default_samples_per_expert(settings: SamplingSettings) -> int:
