@@ -1,6 +1,8 @@
 """Laws of quantizing a whole pipeline, on the bundled model with very few steps."""
 
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +14,14 @@ from safetensors.torch import load_file, save_file
 
 import tempoquant
 from tempoquant import Recipe
-from tempoquant.calibrate.sequential import NamedLayer
+from tempoquant.checkpoint.journal import Commit, Journal
 from tempoquant.errors import CalibrationError, ModelError, OutputError, RecipeError, TempoQuantError
-from tempoquant.integrations.recording import record_calibration
-from tempoquant.integrations.sampling import default_settings, generate_video, predict_noise, record_trajectory
+from tempoquant.integrations.output_folder import fingerprint
+from tempoquant.integrations.recording import record
+from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
+from tempoquant.integrations.sampling import default_settings, generate_video
 from tempoquant.integrations.wan import load_pipeline
 from tempoquant.prompts import Prompt
-from tempoquant.timesteps import Expert, expert_of
 from tempoquant.tiny import weights_folder
 from tempoquant.tiny.sets import evaluation_items
 
@@ -37,6 +40,10 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def all_tensors(component: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in component.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def tensors_of(pipeline: WanImageToVideoPipeline) -> dict[str, torch.Tensor]:
@@ -61,7 +68,7 @@ def test_the_same_seed_gives_the_same_bytes(quantized: Path, tmp_path: Path) -> 
 
 def test_another_seed_gives_other_codes(quantized: Path, tmp_path: Path) -> None:
     other = tempoquant.quantize("tiny", tmp_path / "other", QUICK, seed=1)
-    weights = "transformer/diffusion_pytorch_model.safetensors"
+    weights = "transformer/diffusion_pytorch_model-00001-of-00005.safetensors"
     assert (other / weights).read_bytes() != (quantized / weights).read_bytes()
 
 
@@ -71,8 +78,7 @@ def test_what_was_not_quantized_is_as_it_was(quantized: Path) -> None:
         if not name.startswith("transformer") and name != "README.md":  # the result has a model card of its own
             assert result[name] == content
     for component in ("transformer", "transformer_2"):
-        name = f"{component}/diffusion_pytorch_model.safetensors"
-        before, after = load_file(weights_folder() / name), load_file(quantized / name)
+        before, after = all_tensors(weights_folder() / component), all_tensors(quantized / component)
         untouched = {key for key in before if key in after and not key.endswith(".bias")}
         assert "proj_out.weight" in untouched and "blocks.0.norm2.weight" in untouched
         assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in untouched)
@@ -119,16 +125,78 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt, OSError(28, "No space left on device")], ids=["Ctrl-C", "full disk"]
 )
-def test_an_interrupted_run_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+def test_an_interrupted_run_goes_on_where_it_was(
+    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def interrupted(*_: object) -> Callable[..., NamedLayer]:
-        raise error
+    add, calls = Journal.add, itertools.count()
 
-    monkeypatch.setattr("tempoquant.quantizing.quantize_expert", interrupted)
-    with pytest.raises((KeyboardInterrupt, OutputError)):
-        tempoquant.quantize("tiny", tmp_path / "out", "rtn")
-    assert list(tmp_path.iterdir()) == []
+    def interrupted(journal: Journal, number: int, commit: Commit) -> None:
+        if next(calls) == 2:
+            raise error
+        add(journal, number, commit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "add", interrupted)
+        with pytest.raises((KeyboardInterrupt, OutputError)):
+            tempoquant.quantize("tiny", tmp_path / "out", QUICK)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.unfinished"]
+    assert all_bytes(tempoquant.quantize("tiny", tmp_path / "out", QUICK)) == all_bytes(quantized)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_unfinished_work_of_another_run_is_refused_and_the_difference_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("tempoquant.quantizing.run.record_into", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tempoquant.quantize("tiny", tmp_path / "out", QUICK)
+    with pytest.raises(OutputError, match=r"unfinished work of another run \(different seed\)"):
+        tempoquant.quantize("tiny", tmp_path / "out", QUICK, seed=1)
+    assert tempoquant.quantize("tiny", tmp_path / "out", "rtn", overwrite=True) == tmp_path / "out"
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_second_run_on_the_same_work_is_refused_while_the_first_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*_: object, **__: object) -> None:
+        with pytest.raises(OutputError, match=rf"another process \(number {os.getpid()}\) is working in"):
+            tempoquant.quantize("tiny", tmp_path / "out", QUICK)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tempoquant.quantizing.run.record_into", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        tempoquant.quantize("tiny", tmp_path / "out", QUICK)
+
+
+def test_two_devices_quantize_the_experts_in_two_processes_to_the_same_bytes(tmp_path: Path) -> None:
+    """The same samples, and as many threads for each process as the one had."""
+    settings = default_settings(weights_folder()).replace(num_steps=6, num_frames=5)
+    identity = ModelIdentity(fingerprint(weights_folder()))
+    record(weights_folder(), tmp_path / "store", RecordingPlan([held_out()], settings, 6), model=identity, device="cpu")
+    before, results = torch.get_num_threads(), []
+    for num_threads, device in ((1, "cpu"), (2, "cpu,cpu")):
+        torch.set_num_threads(num_threads)
+        try:
+            results.append(
+                tempoquant.quantize("tiny", tmp_path / device, QUICK.replace(num_steps=None), device=device,
+                                    store=tmp_path / "store")
+            )  # fmt: skip
+        finally:
+            torch.set_num_threads(before)
+    assert all_bytes(results[0]) == all_bytes(results[1])
+
+
+def test_an_error_in_one_of_two_processes_is_raised_here(tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["blocks.1.attn2.to_k.weight"][3, 3] = torch.nan
+
+    with pytest.raises(ModelError, match=r"blocks\.1\.attn2\.to_k\.weight"):
+        tempoquant.quantize(damaged(tmp_path, spoil), tmp_path / "out", "rtn", device="cpu,cpu")
 
 
 def damaged(tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
@@ -144,7 +212,7 @@ def test_a_weight_with_nan_stops_the_run_and_is_named(tmp_path: Path) -> None:
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["blocks.1.attn2.to_k.weight"][3, 3] = torch.nan
 
-    with pytest.raises(ModelError, match=r"weight of blocks\.1\.attn2\.to_k holds NaN"):
+    with pytest.raises(ModelError, match=r"blocks\.1\.attn2\.to_k\.weight in .* holds NaN"):
         tempoquant.quantize(damaged(tmp_path, spoil), tmp_path / "out", "rtn")
     assert not (tmp_path / "out").exists()
 
@@ -193,24 +261,3 @@ def test_linked_components_are_the_same_files(tmp_path: Path) -> None:
     assert all_bytes(linked) == all_bytes(copied)
 
 
-def test_recorded_calls_replay_to_what_was_recorded() -> None:
-    pipeline = load_pipeline(weights_folder(), "cpu")
-    settings = default_settings(weights_folder()).replace(num_steps=4)
-    samples = record_trajectory(pipeline, held_out(), settings, 0)
-    assert [(s.step_index, s.branch) for s in samples[:3]] == [
-        (0, "conditional"),
-        (0, "unconditional"),
-        (1, "conditional"),
-    ]
-    assert len(samples) == 8 and {s.expert for s in samples} == set(Expert)
-    for sample in samples:
-        assert sample.expert is expert_of(sample.timestep, 0.9)
-        torch.testing.assert_close(predict_noise(pipeline, sample), sample.noise_prediction, rtol=1e-4, atol=1e-4)
-
-
-def test_calibration_records_without_guidance_and_the_clip_search_with_it() -> None:
-    pipeline = load_pipeline(weights_folder(), "cpu")
-    settings = default_settings(weights_folder()).replace(num_steps=3)
-    samples = record_calibration(pipeline, [held_out()], QUICK, settings, 0)
-    assert [s.branch for s in samples.statistics] == ["conditional"] * 3
-    assert sorted(s.branch for s in samples.clip_search) == ["conditional"] * 3 + ["unconditional"] * 3

@@ -13,7 +13,7 @@ from tempoquant.errors import OutputError
 from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
 from tempoquant.tiny import weights_folder
 
-IDENTITY = RunIdentity({"name": "rtn", "format": "mxfp4"}, "0" * 64, [], 0, "1.0")
+IDENTITY = RunIdentity({"name": "rtn", "format": "mxfp4"}, "0" * 64, [], None, 0)
 
 
 @pytest.fixture
@@ -57,15 +57,16 @@ def test_a_failed_rename_brings_back_what_was_there(tmp_path: Path, monkeypatch:
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
+        if self.name == "result":
             raise KeyboardInterrupt
         return rename(self, target)
 
-    with pytest.raises(KeyboardInterrupt), folder.writing() as partial:
+    with pytest.raises(KeyboardInterrupt), folder.work.owned() as work:
+        (work / "result").mkdir()
         monkeypatch.setattr(Path, "rename", failing)
-        folder._replace_by(partial)
+        folder._replace_by(work / "result")
     assert (tmp_path / "out" / "old.txt").read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.unfinished"]
 
 
 def test_a_linked_output_folder_is_replaced_where_it_points(tmp_path: Path) -> None:

@@ -68,12 +68,11 @@ def quantize_component(
     Raises:
         TempoQuantError: see tempoquant.errors; finished blocks stay in the work folder.
     """
-    lock = FileLock(job.work / f"{job.expert.value}.lock", timeout=_DYING_S)
     try:
-        lock.acquire()
+        owned = FileLock(job.work / f"{job.expert.value}.lock", timeout=_DYING_S).acquire()
     except Timeout as error:  # the worker of a run that was killed: it ends by itself, soon
         raise OutputError(f"another process is still quantizing {job.expert.value} in {job.work}: stop it.") from error
-    with lock:
+    with owned:
         if job.target.is_dir():
             job.journal.remove()
         else:
@@ -139,4 +138,7 @@ class _Component:
                             for layer in block.layers if layer.needed_float64))  # fmt: skip
 
     def _calibration(self) -> Calibration | None:
-        return None if self._store is None else Calibration(tuple(self._store.prompts), self._store.settings)
+        if self._store is None:
+            return None
+        drawn = {key: self._store.provenance[key] for key in ("seed", "from_latents", "compute_dtype")}
+        return Calibration(tuple(self._store.prompts), {**self._store.settings, **drawn})
