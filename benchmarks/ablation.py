@@ -2,6 +2,7 @@
 
     python -m benchmarks.ablation                                    # tiny-outliers, MXFP4, ranks 2 and 16
     python -m benchmarks.ablation --format nvfp4 --model tiny --json
+    python -m benchmarks.ablation --variants                         # the paper recipe, calibrated otherwise
 
 Every row quantizes both experts from the same calibration samples and is judged on the same recorded trajectories of
 prompts and seeds that calibration never saw. Rank 2 is the share of the width that rank 32 has in the 14B model.
@@ -12,8 +13,10 @@ import copy
 import json
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +24,20 @@ from rich.console import Console
 from rich.table import Table
 
 import tempoquant
-from tempoquant.calibrate.sample import CalibrationSample, CalibrationSet
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.sample import RecordedCall
 from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.store import SampleStore
 from tempoquant.cli.progress import RichProgress
 from tempoquant.evaluate.noise_prediction import CallError, call_errors, summarize
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
+from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.pipeline_folder import resolve_model
 from tempoquant.integrations.prompt_sets import calibration_prompts, evaluation_prompts
-from tempoquant.integrations.recording import calibration_settings, record_calibration
+from tempoquant.integrations.recording import record_into
+from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan, default_samples_per_expert
 from tempoquant.integrations.sampling import default_settings, predict_noise, record_trajectory
-from tempoquant.integrations.wan import EXPERT_COMPONENTS, WanExpert, load_pipeline
+from tempoquant.integrations.wan import WanExpert, load_pipeline
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import install_layers
 from tempoquant.timesteps import Expert, TimestepBins
@@ -48,19 +56,35 @@ def rows(ranks: list[int], format: str) -> Iterator[tuple[str, Recipe]]:
         yield f"+ clip search = paper, rank {rank}", paper.replace(rank=rank)
 
 
-def measure(pipeline: Any, recipe: Recipe, calibration: CalibrationSet, held_out: list[CalibrationSample]) -> Any:
+def variants(ranks: list[int], format: str) -> Iterator[tuple[str, Recipe]]:
+    """The paper recipe, and changes to how it is calibrated."""
+    for rank in ranks:
+        paper = Recipe.load("paper").replace(format=format, rank=rank)
+        yield f"paper, rank {rank}", paper
+        yield "statistics of both guidance branches", paper.replace(statistics_branches="both")
+        yield "blocks calibrated on quantized inputs", paper.replace(block_inputs="quantized")
+        yield "smoothing shared by q, k and v", paper.replace(share_smoothing=True)
+        yield "clip search on 4096 tokens a bin", paper.replace(clip_search_tokens_per_bin=4096)
+        yield "clip search on 64 tokens a bin", paper.replace(clip_search_tokens_per_bin=64)
+
+
+def measure(pipeline: Any, folder: Path, recipe: Recipe, store: SampleStore, held_out: list[RecordedCall]) -> Any:
     """Quantize both experts by a recipe; (errors of the held-out calls, bits a weight, seconds to quantize)."""
     originals = {component: getattr(pipeline, component) for component in EXPERT_COMPONENTS.values()}
     start, num_bytes, num_weights = time.perf_counter(), 0, 0
     try:
         for expert, component in EXPERT_COMPONENTS.items():
-            bins = TimestepBins.from_step_fractions(calibration.timesteps(expert), recipe.bin_fractions(expert))
-            model = copy.deepcopy(originals[component])
-            layers = {n.name: n.layer for n in quantize_expert(WanExpert(model, expert), calibration, recipe, bins)}
+            bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions(expert))
+            samples = store.samples(expert)
+            model = WanExpert(ExpertWeights(folder, expert, torch.float32, "cpu"))
+            with tempfile.TemporaryDirectory() as scratch:
+                blocks = quantize_expert(model, samples, recipe, bins, HiddenStates(Path(scratch), len(samples)))
+                layers = {named.name: named.layer for block in blocks for named in block.layers}
             num_bytes += sum(layer.num_bytes for layer in layers.values())
             num_weights += sum(layer.in_features * layer.out_features for layer in layers.values())
-            install_layers(model, layers, bins)
-            setattr(pipeline, component, model)
+            quantized = copy.deepcopy(originals[component])
+            install_layers(quantized, layers, bins)
+            setattr(pipeline, component, quantized)
         seconds = time.perf_counter() - start
         errors = call_errors(lambda sample: predict_noise(pipeline, sample), held_out)
     finally:
@@ -95,6 +119,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-outliers")
     parser.add_argument("--format", default="mxfp4")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 16])
+    parser.add_argument("--variants", action="store_true", help="changes to the calibration instead of the steps")
     parser.add_argument("--samples", type=int, default=8, help="held-out prompts")
     parser.add_argument("--seed", type=int, default=0, help="of the calibration's noise")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
@@ -103,19 +128,20 @@ def main() -> None:
     pipeline, own = load_pipeline(folder), default_settings(folder)
     paper = Recipe.load("paper")
     progress = RichProgress()
-    with progress:
+    with progress, tempfile.TemporaryDirectory() as scratch:
         prompts = calibration_prompts(arguments.model, None, paper.num_prompts)
-        settings = calibration_settings(paper, own)
-        calibration = record_calibration(pipeline, prompts, paper, settings, arguments.seed, progress)
-        held_out: list[CalibrationSample] = []
+        recorded = RecordingPlan(prompts, own, default_samples_per_expert(own), arguments.seed)
+        model = ModelIdentity(fingerprint(folder))
+        store = record_into(folder, Path(scratch) / "store", recorded, model=model, device="cpu", progress=progress)
+        held_out: list[RecordedCall] = []
         for offset, prompt in enumerate(evaluation_prompts(arguments.model, None, arguments.samples)):
             held_out += record_trajectory(pipeline, prompt, own, EVALUATION_SEED + offset)
-        bins = {e: TimestepBins.from_step_fractions(calibration.timesteps(e), paper.bin_fractions(e)) for e in Expert}
+        bins = {e: TimestepBins.from_step_fractions(store.schedule(e), paper.bin_fractions(e)) for e in Expert}
         results = []
-        todo = list(rows(arguments.ranks, arguments.format))
+        todo = list((variants if arguments.variants else rows)(arguments.ranks, arguments.format))
         advance = progress.start("Rows", len(todo))
         for name, recipe in todo:
-            errors, bits, seconds = measure(pipeline, recipe, calibration, held_out)
+            errors, bits, seconds = measure(pipeline, folder, recipe, store, held_out)
             results.append({"row": name, "bits_per_weight": bits, "seconds": seconds, "sqnr_db": row_of(errors, bins)})
             advance()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()

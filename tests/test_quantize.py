@@ -259,5 +259,3 @@ def test_linked_components_are_the_same_files(tmp_path: Path) -> None:
     name = "vae/diffusion_pytorch_model.safetensors"
     assert (linked / name).samefile(source / name) and not (copied / name).samefile(source / name)
     assert all_bytes(linked) == all_bytes(copied)
-
-

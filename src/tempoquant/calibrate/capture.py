@@ -38,9 +38,7 @@ def first_call(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any,
 
 
 @contextlib.contextmanager
-def watching_inputs(
-    modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]
-) -> Iterator[None]:
+def watching_inputs(modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]) -> Iterator[None]:
     """Within this context, `observe(name, first positional input)` runs before each call of the named modules."""
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))

@@ -132,9 +132,7 @@ class InputCalibration:
         """End a phase: compute what the next one needs."""
         if phase is Phase.RANGE and self._recipe.smoothing_alpha is not None:
             weight_amax = torch.stack([linear.weight.abs().amax(0).float() for linear in self._linears.values()])
-            self._factor = smoothing_factor(
-                self._amax, weight_amax.amax(0), self._recipe.smoothing_alpha, self._format
-            )
+            self._factor = smoothing_factor(self._amax, weight_amax.amax(0), self._recipe.smoothing_alpha, self._format)
 
     def finish(self, watch: Stopwatch | None = None) -> list[NamedLayer]:
         """The linears in four bits; the calibration is used up.

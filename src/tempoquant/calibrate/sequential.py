@@ -70,7 +70,7 @@ class _Pending(NamedTuple):
 
 
 @torch.no_grad()
-def quantize_expert(  # noqa: PLR0913 (six say what to do, two how)
+def quantize_expert(
     model: ExpertModel,
     samples: Sequence[CalibrationSample],
     recipe: Recipe,

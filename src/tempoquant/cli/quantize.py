@@ -28,6 +28,7 @@ from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
+    from tempoquant.quantizing.machine import Machine
     from tempoquant.recipe import Recipe
 
 
@@ -100,14 +101,14 @@ def command(  # noqa: PLR0913 (one argument per option)
     run_command(work, as_json, json_log, interrupted=GOES_ON)
 
 
-def machine_of(device: str | None, memory: Any, hidden_ram_gib: float | None, num_tokens: int | None) -> Any:
+def machine_of(device: str | None, memory: Any, hidden_ram_gib: float | None, num_tokens: int | None) -> "Machine":
     """How this machine does it: the flags over the defaults."""
     from tempoquant.integrations.wan import default_device
     from tempoquant.quantizing.machine import Machine
 
+    machine = Machine(tuple((device or default_device()).split(",")), memory)
     given = {"hidden_ram_gib": hidden_ram_gib, "num_tokens_at_once": num_tokens}
-    devices = tuple((device or default_device()).split(","))
-    return Machine(devices, memory, **{key: value for key, value in given.items() if value is not None})
+    return machine.replace(**{key: value for key, value in given.items() if value is not None})
 
 
 def describe_plan(model: str, recipe: "Recipe", what: dict[str, Any], progress: Progress) -> Outcome:

@@ -1,4 +1,4 @@
-"""One 16-bit expert's weights, read from its safetensors files tensor by tensor: cast, used, dropped, never all at once."""
+"""One 16-bit expert's weights, read from its files tensor by tensor: cast, used, dropped, never all at once."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path

@@ -121,7 +121,7 @@ class OutputFolder:
     def work(self) -> WorkFolder:
         """Where this run works until the folder is complete. Raises OutputError for a place nothing can be moved to."""
         if os.path.ismount(self.path):
-            raise OutputError(f"{self.path} is a mount point, which nothing can be moved to: choose a folder inside it.")
+            raise OutputError(f"{self.path} is a mount point, which cannot be replaced: choose a folder inside it.")
         return WorkFolder(self.path, self._identity)
 
     def component(self, work: Path, name: str) -> Path:

@@ -31,7 +31,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.devices) <= 2:
-            raise SettingsError(f"give one device, or one for each of the two experts, not {', '.join(self.devices)!r}.")
+            raise SettingsError(f"give one device, or one for each expert, not {', '.join(self.devices)!r}.")
         if self.hidden_ram_gib < 0:
             raise SettingsError(f"hidden states cannot have {self.hidden_ram_gib} GiB of RAM.")
         if self.num_tokens_at_once < 1:

@@ -69,9 +69,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         samples = run.record(work, machine, progress)
         jobs = run.jobs(work, folder, samples, machine)
         num_blocks = {job.expert: run.num_blocks(job.expert) for job in jobs}
-        finished = sum(
-            num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs
-        )
+        finished = sum(num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs)
         blocks = _AllBlocks(progress, sum(num_blocks.values()), finished)
         run_all([functools.partial(quantize_component, job, machine) for job in jobs], len(machine.devices), blocks)
         folder.complete(work, run.source, link, run.hub_id, run.sampling, progress)

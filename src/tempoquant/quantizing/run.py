@@ -130,7 +130,7 @@ class Run:
         check_disk(folder.path, round(self.estimate(machine, link).peak_disk_gib * 2**30), there)
 
 
-def prepare_run(  # noqa: PLR0913 (what `quantize` was told)
+def prepare_run(
     model: str | Path,
     recipe: str | Path | Recipe,
     calibration: str | Path | None,
@@ -194,7 +194,7 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
         wanted = getattr(recipe, key)
         if wanted is not None and wanted != stored[key]:
             raise CalibrationError(
-                f"the sample store was recorded with {key} = {stored[key]}, the recipe asks for {wanted}: record again, "
+                f"the sample store was recorded with {key} = {stored[key]}, the recipe asks for {wanted}: record anew, "
                 "or leave that setting out."
             )
     return recipe.replace(**stored), settings
@@ -204,7 +204,7 @@ def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expe
     """Raise CalibrationError when the samples come from another model, or from other LoRAs."""
     if store.provenance["model"]["fingerprint"] != identified:
         raise CalibrationError(
-            f"the samples in {store.folder} were recorded from another model: record this one's, or quantize that one."
+            f"the samples in {store.folder} were recorded from another model: record samples of this one."
         )
     hashes = {expert.value: lora.sha256 for expert, lora in loras.items()}
     if not store.provenance["from_latents"] and store.provenance["loras"] != hashes:
