@@ -1,0 +1,156 @@
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from tempoquant import quantizing
+from tempoquant.errors import OutputError
+from tempoquant.integrations import estimate as module
+from tempoquant.integrations.block_costs import ExpertCosts, video_tokens
+from tempoquant.integrations.estimate import RunEstimate, StageEstimate, check_disk, estimate, measure_gemm_rate
+from tempoquant.recipe import LayerRule, Recipe
+from tempoquant.timesteps import Expert
+from tempoquant.tiny import weights_folder
+from tests.quantized_wan import tiny_pipeline
+
+GIB = 2**30
+TINY = weights_folder()
+PAPER = Recipe.load("paper").replace(
+    rank=4, num_prompts=2, num_steps=4, num_frames=5, height=32, width=32, guidance_scale=2.5, flow_shift=5.0,
+    samples_per_expert=6,
+)  # fmt: skip
+ALL_SIX = dict.fromkeys(Expert, 6)
+
+
+def costs(recipe: Recipe = PAPER, num_samples: int = 6, device: str = "cpu") -> ExpertCosts:
+    return ExpertCosts(TINY, Expert.HIGH_NOISE, recipe, num_samples, device)
+
+
+def estimate_of(recipe: Recipe = PAPER, **changes) -> RunEstimate:
+    arguments = {"devices": ("cpu",), "num_samples": ALL_SIX, "records": True, "link": False,
+                 "hidden_ram_bytes": 2 * GIB, "gemm_rates": {"cpu": 1e11}}  # fmt: skip
+    return estimate(TINY, recipe, **{**arguments, **changes})
+
+
+def by_name(run: RunEstimate) -> dict[str, StageEstimate]:
+    return {stage.name: stage for stage in run.stages}
+
+
+def test_a_video_of_480p_and_81_frames_has_32760_tokens():
+    recipe = PAPER.replace(num_frames=81, height=480, width=832)
+    assert video_tokens(recipe, [1, 2, 2]) == 32_760
+    assert video_tokens(Recipe.load("rtn"), [1, 2, 2]) == 0
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe.load("rtn"),
+        Recipe.load("rtn").replace(format="nvfp4", rank=4),
+        Recipe.load("rtn").replace(format="int4", layers=(LayerRule("*.ffn.*", "16bit"),)),
+    ],
+    ids=["mxfp4", "nvfp4 with a branch", "int4 but for the wide layers"],
+)
+def test_the_size_of_a_quantized_component_is_known_before_it_is_written(recipe, tmp_path):
+    pipeline = tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "model")
+    quantizing.quantize(tmp_path / "model", tmp_path / "out", recipe, device="cpu")
+    for expert, component in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
+        written = sum(file.stat().st_size for file in (tmp_path / "out" / component).glob("*.safetensors"))
+        foreseen = ExpertCosts(tmp_path / "model", Expert(expert), recipe, 0, "cpu").output_bytes
+        num_tensors = 200  # whose headers differ by some tens of bytes from what is reckoned
+        assert abs(foreseen - written) < 64 * num_tensors
+
+
+def test_hidden_states_are_those_of_all_samples_before_two_blocks():
+    cost = costs()
+    assert cost.hidden_bytes == 2 * 6 * cost.num_tokens * cost.width * 4
+    assert costs(device="cuda").hidden_bytes == cost.hidden_bytes // 2  # bfloat16
+    assert costs(Recipe.load("rtn")).hidden_bytes == 0
+
+
+def test_a_linked_component_takes_no_disk():
+    copied, linked = by_name(estimate_of()), by_name(estimate_of(link=True))
+    others = sum(
+        file.stat().st_size
+        for name in ("vae", "text_encoder", "tokenizer", "scheduler")
+        for file in (TINY / name).rglob("*")
+        if file.is_file()
+    )
+    assert copied["write"].disk_gib - linked["write"].disk_gib == pytest.approx(others / GIB)
+    assert copied["record"] == linked["record"]
+
+
+def test_only_calls_that_there_are_count():
+    # Two steps of each expert, two prompts, two guidance branches: eight calls at most.
+    assert estimate_of(num_samples=dict.fromkeys(Expert, 10_000)) == estimate_of(num_samples=dict.fromkeys(Expert, 8))
+    assert estimate_of(num_samples=dict.fromkeys(Expert, 7)) != estimate_of(num_samples=dict.fromkeys(Expert, 8))
+
+
+def test_the_stages_are_those_of_the_run():
+    assert list(by_name(estimate_of())) == ["record", "quantize high_noise", "quantize low_noise", "write"]
+    assert next(iter(by_name(estimate_of(records=False)))) == "quantize high_noise"
+
+
+def test_two_devices_share_the_time_and_add_their_memory():
+    alone = estimate_of()
+    together = estimate_of(devices=("cpu", "cpu"))
+    first, second = by_name(alone)["quantize high_noise"], by_name(alone)["quantize low_noise"]
+    assert alone.total_seconds - together.total_seconds == pytest.approx(min(first.seconds, second.seconds))
+    assert together.peak_memory_gib >= first.peak_memory_gib + second.peak_memory_gib - 1e-9
+    hidden_gib = costs().hidden_bytes / GIB  # of the other expert
+    low_noise = by_name(alone)["quantize low_noise"].disk_gib
+    assert by_name(together)["quantize low_noise"].disk_gib - low_noise == pytest.approx(hidden_gib)
+
+
+def test_without_a_rate_no_time_is_named_and_the_rest_is_the_same():
+    run = estimate_of(gemm_rates=None)
+    assert run.total_seconds is None and all(stage.seconds is None for stage in run.stages)
+    assert run.peak_disk_gib == estimate_of().peak_disk_gib
+
+
+def test_a_gpu_takes_the_computing_off_the_memory():
+    cpu = by_name(estimate_of())["quantize high_noise"]
+    gpu = by_name(estimate_of(devices=("cuda",), gemm_rates={"cuda": 1e14}))["quantize high_noise"]
+    assert cpu.peak_gpu_gib == 0 < gpu.peak_gpu_gib
+    assert gpu.peak_memory_gib < cpu.peak_memory_gib
+
+
+@pytest.mark.parametrize("change", [{"gptq": False}, {"clip_ratios": ()}, {"rank": 0}, {"share_smoothing": True}])
+def test_less_work_takes_less_time(change):
+    assert estimate_of(PAPER.replace(**change)).total_seconds < estimate_of().total_seconds
+
+
+def test_quantized_block_inputs_cost_another_pass():
+    more = costs(PAPER.replace(block_inputs="quantized")).operations().forward
+    assert more == pytest.approx(1.5 * costs().operations().forward)
+
+
+def test_a_disk_with_too_little_room_is_refused_with_the_figures_and_the_remedy(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    asked: list[Path] = []
+
+    def disk_usage(path):
+        asked.append(Path(path))
+        return usage(0, 0, 10 * GIB)
+
+    monkeypatch.setattr(module.shutil, "disk_usage", disk_usage)
+    folder = tmp_path / "not" / "yet" / "there"
+    check_disk(folder, 10 * GIB)
+    check_disk(folder, 12 * GIB, already_there_bytes=2 * GIB)
+    with pytest.raises(OutputError, match=r"there needs 12\.5 GiB more and its disk has 10\.0 GiB free: .*--link"):
+        check_disk(folder, 25 * GIB // 2)
+    assert set(asked) == {tmp_path}
+
+
+def test_the_disk_of_a_real_folder_is_asked(tmp_path):
+    check_disk(tmp_path, 0)
+    with pytest.raises(OutputError):
+        check_disk(tmp_path, 2 * shutil.disk_usage(tmp_path).total)
+
+
+def test_the_rate_of_products_is_measured_in_about_the_time_given():
+    rate = measure_gemm_rate("cpu", torch.float32, seconds=0.01)
+    assert 1e8 < rate < 1e15
