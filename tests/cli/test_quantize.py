@@ -3,6 +3,7 @@ import json
 import pytest
 
 from tempoquant import quantizing
+from tempoquant.quantizing import Machine
 from tempoquant.recipe import Recipe
 from tests.cli.typed import assert_refused, run, split
 
@@ -15,19 +16,27 @@ def test_version_and_help():
 
 
 def test_quantize_passes_everything_on(quantize_calls, tmp_path):
-    flags = split("--calibration p.jsonl --device cpu,cpu --seed 3 --overwrite --link --recipe svdquant")
+    (tmp_path / "lora.safetensors").touch()
+    flags = split("--calibration p.jsonl --device cpu,cpu --seed 3 --overwrite --link --recipe svdquant --memory lean")
+    flags += ["--store", tmp_path / "store", "--lora", f"low_noise={tmp_path / 'lora.safetensors'}"]
+    flags += split("--hidden-ram-gib 0.5 --tokens-at-once 100")
     assert run("quantize", "tiny", "-o", tmp_path / "out", *flags).exit_code == 0
-    arguments = {"calibration": "p.jsonl", "device": "cpu,cpu", "seed": 3, "overwrite": True, "link": True}
+    arguments = {
+        "calibration": "p.jsonl", "seed": 3, "overwrite": True, "link": True, "store": tmp_path / "store",
+        "lora": {"low_noise": tmp_path / "lora.safetensors"},
+        "machine": Machine(("cpu", "cpu"), "lean", hidden_ram_gib=0.5, num_tokens_at_once=100),
+    }  # fmt: skip
     assert quantize_calls == [("tiny", tmp_path / "out", Recipe.load("svdquant"), arguments)]
 
 
 def test_flags_override_the_recipe_and_its_name_says_so(quantize_calls, tmp_path):
     flags = split("--format int4 --rank 8 --num-prompts 2 --steps 5 --frames 9 --size 32x48 --flow-shift 3.5")
+    flags += split("--samples-per-expert 7 --guidance-scale 1.5")
     assert run("quantize", "tiny", "-o", tmp_path / "out", *flags).exit_code == 0
     [(_, _, recipe, _)] = quantize_calls
     wanted = Recipe.load("paper").replace(
         name=recipe.name, format="int4", rank=8, num_prompts=2, num_steps=5, num_frames=9, height=32, width=48,
-        flow_shift=3.5,
+        flow_shift=3.5, samples_per_expert=7, guidance_scale=1.5,
     )  # fmt: skip
     assert recipe == wanted
     assert recipe.name.startswith("paper (format int4, rank 8")
@@ -64,6 +73,10 @@ def test_quantize_says_when_a_result_was_there_already(quantize_calls, tmp_path)
         (["--device", "cuda:99"], 2, "there is no cuda:99 here"),
         (["--device", "toaster"], 2, "'toaster' is not a device"),
         (["--seed", "one"], 2, "Invalid value for '--seed'"),
+        (["--memory", "some"], 2, "Invalid value for '--memory'"),
+        (["--lora", "middle=x"], 2, "'middle=x' is not high_noise=FILE or low_noise=FILE"),
+        (["--lora", "low_noise=missing"], 2, "there is no LoRA file missing"),
+        (["--device", "cpu,cpu,cpu"], 1, "give one device, or one for each expert"),
     ],
 )
 def test_quantize_refuses_bad_flags_before_any_work(quantize_calls, tmp_path, flags, code, words):
@@ -90,3 +103,30 @@ def test_ctrl_c_ends_with_130_and_a_sentence(monkeypatch, tmp_path):
 
     monkeypatch.setattr(quantizing, "quantize", interrupted)
     assert_refused(run("quantize", "tiny", "-o", tmp_path / "out"), 130, "interrupted")
+
+
+def test_a_run_needs_to_know_where_to_write_unless_it_is_dry(quantize_calls):
+    assert_refused(run("quantize", "tiny"), 2, "say where to write, with -o DIR")
+    assert quantize_calls == []
+
+
+def test_a_dry_run_says_what_a_run_needs_and_does_nothing(quantize_calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("quantize", "tiny", "-o", tmp_path / "out", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert [stage["name"] for stage in record["stages"]] == [
+        "record", "quantize high_noise", "quantize low_noise", "write",
+    ]  # fmt: skip
+    assert all(stage["seconds"] > 0 and stage["peak_memory_gib"] > 0 for stage in record["stages"])
+    assert quantize_calls == [] and list(tmp_path.iterdir()) == []
+    text = run("quantize", "tiny", "--dry-run", "--recipe", "rtn").stdout
+    assert "quantize high_noise" in text and "record" not in text
+
+
+def test_progress_can_be_read_by_programs(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert run("quantize", "tiny", "-o", tmp_path / "out", "--recipe", "rtn", "--json-log", log).exit_code == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"Blocks finished", "Quantizing high_noise", "Quantizing low_noise"} <= {line.get("stage") for line in lines}
+    assert all(line["done"] == line["total"] for line in lines if line["event"] == "done")

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tempoquant.calibrate.capture import watching_inputs
+from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.errors import ModelError, RecipeError
-from tempoquant.integrations.wan import WanExpert, check_recipe_fits, load_expert, load_pipeline, stored_tensors
+from tempoquant.integrations.expert_weights import ExpertWeights
+from tempoquant.integrations.wan import WanExpert, check_recipe_fits, load_pipeline
 from tempoquant.recipe import LayerRule, Recipe
 from tempoquant.timesteps import Expert
 from tempoquant.tiny import weights_folder
@@ -36,17 +39,46 @@ def test_a_recipe_that_cannot_fit_is_refused_before_any_work(changes: dict[str, 
         check_recipe_fits(weights_folder(), PAPER.replace(**changes))
 
 
-def test_each_expert_has_ten_linears_a_block() -> None:
-    model = WanExpert(load_expert(weights_folder(), Expert.LOW_NOISE, "cpu", torch.float32), Expert.LOW_NOISE)
-    assert [len(model.linears(index)) for index in range(model.num_blocks)] == [10] * model.num_blocks
-    assert {"blocks.1.attn1.to_out.0", "blocks.1.ffn.net.0.proj", "blocks.1.ffn.net.2"} <= set(model.linears(1))
+def test_each_expert_has_ten_linears_a_block_and_those_of_one_input_stand_together() -> None:
+    model = WanExpert(ExpertWeights(weights_folder(), Expert.LOW_NOISE, torch.float32, "cpu"))
+    for index in range(model.num_blocks):
+        assert model.shared_inputs(index) == [
+            ("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn1.to_out.0",), ("attn2.to_q",),
+            ("attn2.to_k", "attn2.to_v"), ("attn2.to_out.0",), ("ffn.net.0.proj",), ("ffn.net.2",),
+        ]  # fmt: skip
+    assert model.name_of(3, "attn1.to_out.0") == "blocks.3.attn1.to_out.0"
 
 
-def test_stored_tensors_keep_their_dtype() -> None:
-    found = dict(stored_tensors(weights_folder(), Expert.HIGH_NOISE, lambda name: name.startswith("blocks.0.")))
-    assert found["blocks.0.attn1.to_q.bias"].dtype == torch.bfloat16
-    assert found["blocks.0.scale_shift_table"].dtype == torch.float32
-    assert not any(name.startswith("blocks.1.") for name in found)
+def test_linears_said_to_share_an_input_do() -> None:
+    model = WanExpert(ExpertWeights(weights_folder(), Expert.HIGH_NOISE, torch.float32, "cpu"))
+    [(_, (args, kwargs))] = model.first_block_calls([random_sample()])
+    with model.block(0) as block:
+        inputs: dict[str, torch.Tensor] = {}
+        linears = {name: block.get_submodule(name) for group in model.shared_inputs(0) for name in group}
+        with watching_inputs(linears, lambda name, x: inputs.setdefault(name, x.clone())), torch.no_grad():
+            block(*args, **kwargs)
+    groups = model.shared_inputs(0)
+    for group in groups:
+        assert all(torch.equal(inputs[name], inputs[group[0]]) for name in group)
+    first = [inputs[group[0]] for group in groups]
+    assert not any(a.shape == b.shape and torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
+
+
+def test_calls_share_the_memory_of_equal_arguments() -> None:
+    model = WanExpert(ExpertWeights(weights_folder(), Expert.HIGH_NOISE, torch.float32, "cpu"))
+    calls = [args for _, (args, _) in model.first_block_calls([random_sample(), random_sample()])]
+    assert calls[0][0] is not calls[1][0]  # hidden states
+    assert calls[0][1] is calls[1][1]  # text
+    assert calls[0][3][0] is calls[1][3][0]  # positions
+
+
+def random_sample() -> CalibrationSample:
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 36, 2, 8, 8, generator=generator), "timestep": torch.tensor([950.0]),
+        "encoder_hidden_states": torch.randn(1, 12, 128, generator=generator),
+    }  # fmt: skip
+    return CalibrationSample("random", Expert.HIGH_NOISE, 950.0, 0, "conditional", inputs)
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "vae", "transformer"])
