@@ -4,6 +4,7 @@ Everything that must stay exact is stored as bytes (uint8), because loaders cast
 user asks for and leave integers alone. The branch and the bias are floating, and our own loader keeps them as stored.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -45,6 +46,12 @@ def stored_as(entry: LayerEntry, num_bins: int) -> dict[str, StoredAs]:
     if entry.bias is not None:
         table["bias"] = StoredAs(getattr(torch, entry.bias), (rows,))
     return {key: table[key] for key in KEYS if key in table}
+
+
+def num_replacing_bytes(entry: LayerEntry, num_bins: int) -> int:
+    """Bytes of everything that replaces the 16-bit weight (so not the bias, which was there before)."""
+    forms = [form for key, form in stored_as(entry, num_bins).items() if key != "bias"]
+    return sum(math.prod(form.shape) * form.dtype.itemsize for form in forms)
 
 
 def entry_of(layer: QuantizedLayer) -> LayerEntry:

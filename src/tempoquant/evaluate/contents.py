@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from tempoquant.checkpoint import ComponentConfig, LayerEntry, read_config, read_model_config
+from tempoquant.checkpoint import ComponentConfig, read_config, read_model_config
 from tempoquant.checkpoint.files import CONFIG_NAME, open_weights, read_forms, weight_files
-from tempoquant.checkpoint.tensors import stored_as
+from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.errors import CheckpointError
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert
 
@@ -167,7 +167,7 @@ def bits_per_weight(configs: Iterable[ComponentConfig]) -> float:
     num_weights = sum(entry.in_features * entry.out_features for entry, _ in layers)
     if num_weights == 0:
         return math.nan
-    return 8 * sum(_num_bytes(entry, num_bins) for entry, num_bins in layers) / num_weights
+    return 8 * sum(num_replacing_bytes(entry, num_bins) for entry, num_bins in layers) / num_weights
 
 
 def num_weight_bytes(component: Path) -> int:
@@ -191,7 +191,7 @@ def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents
             name: LayerContents(
                 entry.format.name,
                 entry.rank,
-                8 * _num_bytes(entry, config.bins.num_bins) / (entry.in_features * entry.out_features),
+                8 * num_replacing_bytes(entry, config.bins.num_bins) / (entry.in_features * entry.out_features),
                 tuple(clip_ratios.get(name, ())),
             )
             for name, entry in config.layers.items()
@@ -231,7 +231,3 @@ def _block_matrices(component: Path) -> Iterator[tuple[str, Any]]:
         if name.startswith("blocks.") and len(form.shape) == 2 and form.dtype.is_floating_point and not is_branch:
             yield name, form
 
-
-def _num_bytes(entry: LayerEntry, num_bins: int) -> int:
-    forms = {key: form for key, form in stored_as(entry, num_bins).items() if key != "bias"}
-    return sum(math.prod(form.shape) * form.dtype.itemsize for form in forms.values())

@@ -5,7 +5,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from tempoquant.checkpoint.reader import iter_layers
+from tempoquant.checkpoint.reader import read_config
+from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.integrations.wan import EXPERT_COMPONENTS
 from tempoquant.recipe import Recipe
 
@@ -37,9 +38,10 @@ def _source_card(source: Path) -> dict[str, Any]:
 
 
 def _expert_row(component: Path, source: Path, name: str) -> str:
-    layers = [layer for _, layer in iter_layers(component)]
+    config = read_config(component)
+    layers = config.layers.values()
     weights = sum(layer.in_features * layer.out_features for layer in layers)
-    bits = 8 * sum(layer.num_bytes for layer in layers) / max(1, weights)
+    bits = 8 * sum(num_replacing_bytes(layer, config.bins.num_bins) for layer in layers) / max(1, weights)
     before, after = _size_mib(source), _size_mib(component)
     return f"| {name} | {len(layers)} | {bits:.3f} | {before:,.1f} | {after:,.1f} |"
 
