@@ -8,7 +8,7 @@ import torch
 from tempoquant.formats import Format, ScaleRule, quantize_activation
 from tempoquant.methods.products import product
 
-_CHUNK_TOKENS = 4096  # bounds memory; the error of a chunk's outputs is the largest thing here
+_CHUNK_ROWS = 4096  # tokens times candidates in one product: it bounds memory, and the residual is read once for all
 
 
 def clip_errors(
@@ -28,10 +28,10 @@ def clip_errors(
         (candidates,) float64, on the CPU.
     """
     errors = torch.zeros(len(candidates), dtype=torch.float64)
-    for rows in smoothed.split(_CHUNK_TOKENS):
-        for index, clip_ratio in enumerate(candidates):
-            rounding_error = quantize_activation(rows, format, rule, clip_ratio).sub_(rows)
-            errors[index] += product(rounding_error, residual).square_().sum(dtype=torch.float64).cpu()
+    for rows in smoothed.split(max(1, _CHUNK_ROWS // len(candidates))):
+        rounding_errors = torch.cat([quantize_activation(rows, format, rule, c).sub_(rows) for c in candidates])
+        squares = product(rounding_errors, residual).square_()
+        errors += squares.view(len(candidates), -1).sum(1, dtype=torch.float64).cpu()
     return errors
 
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 # Below this many rows, columns or terms the copies cost more than the faster product saves.
-_WORTH_COPYING = 384
+_WORTH_COPYING = 256
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -16,7 +16,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     another thread that quantizes another expert would lose precision by it.
     """
     if _is_faster_in_onednn(left, right):
-        return functional.linear(left.to_mkldnn(), right.to_mkldnn()).to_dense()
+        return functional.linear(left.to_mkldnn(), right).to_dense()  # oneDNN takes the second as it is
     return left @ right.T
 
 
