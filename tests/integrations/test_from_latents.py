@@ -70,6 +70,9 @@ def test_a_sample_holds_as_much_of_the_clip_as_its_timestep_says(both):
     for index in (1, 2):
         sigma = steps[index].sigma
         torch.testing.assert_close(latents[index], (1 - sigma) * clean + sigma * noise, rtol=1e-4, atol=1e-4)
+    # The autoencoder is causal: the clip's first latent frame is that of its first image, which is also the condition.
+    first_frame = both[1][0].inputs["hidden_states"][:, NUM_LATENTS + 4 :, 0]
+    torch.testing.assert_close(clean[:, :, 0], first_frame, rtol=1e-3, atol=1e-3)
     assert abs(float(noise.std()) - 1) < 0.1
     assert float(torch.corrcoef(torch.stack([clean.flatten(), noise.flatten()]))[0, 1]) < 0.2
 

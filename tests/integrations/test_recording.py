@@ -59,6 +59,14 @@ def test_the_store_says_where_its_samples_come_from(store):
     }  # fmt: skip
 
 
+def test_calibration_sees_no_noise_of_a_small_seed(store):
+    """Seeds that differ may give one noise: torch reads the lowest 32 bits of them."""
+    noise = samples_of(store)[0].inputs["hidden_states"][:, :16]
+    for seed in range(10):
+        other = torch.randn(noise.shape, generator=torch.Generator("cpu").manual_seed(seed))
+        assert float((noise - other).abs().max()) > 1
+
+
 @pytest.mark.parametrize("settings", [{"colour": 1}, {"height": "tall"}, {"num_steps": -1}])
 def test_settings_that_no_recording_has_are_refused(store, settings):
     strange = SimpleNamespace(folder=store.folder, settings=settings)

@@ -23,8 +23,9 @@ from tempoquant.timesteps import Expert
 if TYPE_CHECKING:
     from tempoquant.integrations.lora import Lora
 
-CALIBRATION_NOISE = 2**40
-"""Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before."""
+CALIBRATION_NOISE = 2**31
+"""Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before.
+torch's generator on the CPU reads the lowest 32 bits of a seed: a larger number would add nothing."""
 
 LIGHTNING_SETTINGS: Mapping[str, Any] = {"num_steps": 4, "guidance_scale": 1.0, "flow_shift": 5.0}
 """How the Wan2.2-Lightning LoRAs sample: four steps, two in each expert, without guidance."""
