@@ -105,6 +105,14 @@ def test_two_devices_share_the_time_and_add_their_memory():
     assert by_name(together)["quantize low_noise"].disk_gib - low_noise == pytest.approx(hidden_gib)
 
 
+def test_a_leaner_residency_takes_less_memory_to_record():
+    peaks = [by_name(estimate_of(memory=memory))["record"].peak_memory_gib for memory in ("resident", "lean")]
+    assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[1]
+    on_gpu = {"devices": ("cuda",), "gemm_rates": {"cuda": 1e14}}
+    peaks = [by_name(estimate_of(memory=m, **on_gpu))["record"].peak_gpu_gib for m in ("resident", "swap", "lean")]
+    assert peaks == sorted(peaks, reverse=True)
+
+
 def test_without_a_rate_no_time_is_named_and_the_rest_is_the_same():
     run = estimate_of(gemm_rates=None)
     assert run.total_seconds is None and all(stage.seconds is None for stage in run.stages)

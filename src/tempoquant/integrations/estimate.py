@@ -1,5 +1,6 @@
 """What a run will need of memory, disk and time: from headers, recipe and settings alone, before any work."""
 
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 import torch
 
 from tempoquant.calibrate.token_chunks import DEFAULT_TOKENS
-from tempoquant.errors import OutputError
+from tempoquant.checkpoint.files import read_forms
+from tempoquant.errors import CheckpointError, ModelError, OutputError
 from tempoquant.integrations.block_costs import ExpertCosts
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.pipeline_folder import components_of
@@ -26,11 +28,12 @@ _AUTOENCODER_BYTES_PER_PIXEL = 186  # encoding the first frames in float32, over
 _COPY_BYTES_PER_S = 3e8  # reading, writing and hashing
 _READ_BYTES_PER_S = 7e8  # a 16-bit block from its files, cast
 
-# Share of the GEMM rate that each kind of work reaches, by kind of device. benchmarks/scale.py measured the CPU's.
-_FORWARD_SHARE = {"cpu": 0.8, "cuda": 0.6}
-_STATISTICS_SHARE = {"cpu": 0.6, "cuda": 0.05}  # in float32, which tensor cores do not speed up
-_SOLVING_SHARE = {"cpu": 0.4, "cuda": 0.03}
-_SEARCHING_SHARE = {"cpu": 0.5, "cuda": 0.05}
+# Share of the GEMM rate that each kind of work reaches. The CPU's were measured on one core of an AMD EPYC (0.97, 0.93,
+# 0.56 and 0.87 in processor time); the GPU's are not measured: float32 work gets no tensor cores there.
+_FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
+_STATISTICS_SHARE = {"cpu": 0.85, "cuda": 0.05}
+_SOLVING_SHARE = {"cpu": 0.5, "cuda": 0.03}
+_SEARCHING_SHARE = {"cpu": 0.8, "cuda": 0.05}
 _COLUMN_S = {"cpu": 0.0, "cuda": 1e-4}  # launching the kernels of one GPTQ column
 
 
@@ -89,7 +92,7 @@ class RunEstimate:
         return [experts, *([stage] for stage in self.stages if stage not in experts)]
 
 
-def estimate(
+def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
     source: Path,
     recipe: Recipe,
     *,
@@ -98,6 +101,7 @@ def estimate(
     records: bool,
     link: bool,
     hidden_ram_bytes: int,
+    memory: str = "resident",
     gemm_rates: Mapping[str, float] | None = None,
 ) -> RunEstimate:
     """Estimate a run of `quantize`. Bytes on disk are exact but for small files; the rest is a guide.
@@ -110,6 +114,7 @@ def estimate(
         records: whether the run records them, with the whole pipeline in memory.
         link: whether components that are not quantized are linked instead of copied.
         hidden_ram_bytes: of hidden states kept in RAM, for each expert.
+        memory: where the 16-bit pipeline lives while it records, "resident", "swap" or "lean".
         gemm_rates: floating-point operations a second by device, see `measure_gemm_rate`; None leaves times out.
 
     Raises:
@@ -121,7 +126,7 @@ def estimate(
     side_by_side = len(devices) > 1
     store = _store_bytes(costs, recipe) if records else 0
     copied = 0 if link else _other_bytes(source)
-    stages = [_recording(source, recipe, costs, devices[0], store, gemm_rates)] if records else []
+    stages = [_recording(source, recipe, costs, devices[0], memory, store, gemm_rates)] if records else []
     on_disk = store
     all_hidden = sum(cost.hidden_bytes for cost in costs.values()) if side_by_side else 0
     for expert, cost in costs.items():
@@ -181,24 +186,35 @@ def _recording(
     recipe: Recipe,
     costs: Mapping[Expert, ExpertCosts],
     device: str,
+    memory: str,
     store_bytes: int,
     gemm_rates: Mapping[str, float] | None,
 ) -> StageEstimate:
-    """The whole pipeline in memory, sampling every prompt to its end: the most that recording takes."""
+    """The pipeline in memory, sampling every prompt to its end: the most that recording takes."""
     kind = torch.device(device).type
     first = next(iter(costs.values()))
+    experts = sum(cost.weight_bytes for cost in costs.values())
+    others = {name: _loaded_bytes(source / name, first.dtype) for name in _others(source)}
     num_pixels = (recipe.height or 0) * (recipe.width or 0) * (recipe.num_frames or 0)
-    weights = sum(cost.weight_bytes for cost in costs.values()) + _other_bytes(source)
-    running = max(first.activation_bytes, _AUTOENCODER_BYTES_PER_PIXEL * num_pixels)
-    loaded = (weights + running) / GIB
+    encoding = others.get("vae", 0) + _AUTOENCODER_BYTES_PER_PIXEL * num_pixels
+    one_block = first.weight_bytes - (first.num_blocks - 1) * first.block_bytes
+    held, on_device = {
+        "resident": (0, experts + sum(others.values()) + max(first.activation_bytes, encoding)),
+        "swap": (experts + sum(others.values()),
+                 max(*others.values(), first.weight_bytes + first.activation_bytes, encoding)),
+        "lean": (0, max(*others.values(), one_block + first.activation_bytes, encoding)),
+    }[memory]  # fmt: skip
     on_gpu = kind == "cuda"
-    memory, gpu = (_LIBRARIES_GIB, loaded) if on_gpu else (_LIBRARIES_GIB + loaded, 0.0)
+    ram_gib = _LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB
     seconds = None
     if gemm_rates is not None:
         num_calls = recipe.num_prompts * (recipe.num_steps or 0) * _num_branches(recipe)
         passes = num_calls * first.num_blocks * first.forward_operations
-        seconds = weights / _READ_BYTES_PER_S + passes / (_FORWARD_SHARE[kind] * gemm_rates[device])
-    return StageEstimate("record", seconds, memory, gpu, store_bytes / GIB)
+        num_loads = num_calls if memory == "lean" else 2  # of one expert
+        seconds = num_loads * first.weight_bytes / _READ_BYTES_PER_S + passes / (
+            _FORWARD_SHARE[kind] * gemm_rates[device]
+        )
+    return StageEstimate("record", seconds, ram_gib, on_device / GIB if on_gpu else 0.0, store_bytes / GIB)
 
 
 def _store_bytes(costs: Mapping[Expert, ExpertCosts], recipe: Recipe) -> int:
@@ -207,10 +223,23 @@ def _store_bytes(costs: Mapping[Expert, ExpertCosts], recipe: Recipe) -> int:
     return texts + sum(cost.recorded_bytes for cost in costs.values())
 
 
+def _others(source: Path) -> list[str]:
+    """The components that are not quantized."""
+    return [name for name in components_of(source) if name not in EXPERT_COMPONENTS.values()]
+
+
 def _other_bytes(source: Path) -> int:
-    """Of the files of the components that are not quantized."""
-    others = set(components_of(source)) - set(EXPERT_COMPONENTS.values())
-    return sum(file.stat().st_size for name in others for file in (source / name).rglob("*") if file.is_file())
+    """Of their files."""
+    return sum(file.stat().st_size for name in _others(source) for file in (source / name).rglob("*") if file.is_file())
+
+
+def _loaded_bytes(component: Path, dtype: torch.dtype) -> int:
+    """Of a component's parameters in memory; 0 for one that has none. Raises ModelError for a damaged file."""
+    try:
+        forms = read_forms(sorted(component.glob("*.safetensors")))
+    except CheckpointError as error:
+        raise ModelError(f"{component} cannot be read: {error}") from error
+    return sum(math.prod(form.shape) for _, form in forms.values()) * dtype.itemsize
 
 
 def check_disk(folder: Path, needed_bytes: int, already_there_bytes: int = 0) -> None:
