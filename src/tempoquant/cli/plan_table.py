@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from tempoquant.cli.progress import duration_text
-from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED
+from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED, format_bytes
 from tempoquant.integrations.estimate import RunEstimate
 
 
@@ -57,4 +57,4 @@ def _time_text(seconds: float | None) -> str:
 
 
 def _gib_text(value: float) -> str:
-    return f"{value:.1f} GiB"
+    return format_bytes(round(value * 2**30))
