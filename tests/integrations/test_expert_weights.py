@@ -117,5 +117,5 @@ def test_a_weight_that_is_not_finite_is_named(folder: Path, value: float) -> Non
 def test_a_truncated_shard_is_one_sentence(folder: Path) -> None:
     shard = sorted((sharded_in_float32(folder) / "transformer_2").glob("*.safetensors"))[1]
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(ModelError, match="00002-of-00003.safetensors is not a whole safetensors file"):
+    with pytest.raises(ModelError, match=r"00002-of-00003\.safetensors is not a whole safetensors file"):
         weights(folder)

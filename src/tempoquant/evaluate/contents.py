@@ -230,4 +230,3 @@ def _block_matrices(component: Path) -> Iterator[tuple[str, Any]]:
         is_branch = name.endswith((".up", ".down"))
         if name.startswith("blocks.") and len(form.shape) == 2 and form.dtype.is_floating_point and not is_branch:
             yield name, form
-

@@ -25,7 +25,7 @@ from tempoquant.timesteps import Expert
 
 SAMPLING_FILE = "sampling.json"
 _SIZE_STEP = 16  # eight pixels a latent, two latents a patch
-_MAX_SEED = 2**63 - 1
+_MAX_SEED = 2**32 - 1  # torch reads no more of it on the CPU: larger seeds would repeat smaller ones
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def sample_latents(
         SettingsError: the seed is out of range.
     """
     if not 0 <= seed <= _MAX_SEED:
-        raise SettingsError(f"a seed lies in 0 … 2^63 − 1, not {seed}.")
+        raise SettingsError(f"a seed lies in 0 … 2^32 − 1, not {seed}.")
     use_flow_shift(pipeline, settings.flow_shift)
 
     def callback(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class WorkFolder:
     def _claim(self, overwrite: bool) -> None:
         """Make the folder this run's, or find that it is."""
         file = self.path / _IDENTITY
-        different = self._differences(file)
+        different = self._differences(file, overwrite)
         if different and not overwrite:
             raise OutputError(
                 f"{self.path} holds the unfinished work of another run (different {' and '.join(different)}): "
@@ -81,7 +81,7 @@ class WorkFolder:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_atomically(file, json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
 
-    def _differences(self, file: Path) -> list[str] | None:
+    def _differences(self, file: Path, overwrite: bool) -> list[str] | None:
         """What differs between this run and the folder's; None when the folder belongs to none."""
         if not file.is_file():
             return None
@@ -90,6 +90,8 @@ class WorkFolder:
             keys = sorted(set(found) | set(self._identity))
             return [key for key in keys if found.get(key) != self._identity.get(key)]
         except (OSError, ValueError, TypeError, AttributeError) as error:
+            if overwrite:
+                return None
             raise OutputError(f"{file} cannot be read ({error}): remove {self.path}, or --overwrite.") from error
 
     def _owner(self) -> str:

@@ -22,6 +22,7 @@ from tempoquant.integrations.recording_plan import (
     calibration_settings,
     lightning_settings,
     resolve_recipe,
+    stored_settings,
 )
 from tempoquant.integrations.sampling import SamplingSettings, default_settings
 from tempoquant.integrations.wan import check_recipe_fits, linear_shapes
@@ -186,18 +187,21 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
     """The recipe with what the store was recorded with filled in. Raises CalibrationError where the two differ."""
     if not recipe.needs_calibration:
         raise CalibrationError(f"recipe {recipe.name} looks at no activations: leave the sample store out.")
-    settings = SamplingSettings(**store.settings)
-    counts = {expert: len(store.entries(expert)) for expert in Expert}
-    stored = {**{key: getattr(settings, key) for key in _SAMPLING}, "samples_per_expert": max(counts.values()),
-              "num_prompts": len(store.prompts)}  # fmt: skip
-    for key in (*_SAMPLING, "samples_per_expert"):
-        wanted = getattr(recipe, key)
-        if wanted is not None and wanted != stored[key]:
+    settings = stored_settings(store)
+    stored: dict[str, Any] = {key: getattr(settings, key) for key in _SAMPLING}
+    for key, value in stored.items():
+        if getattr(recipe, key) not in (None, value):
             raise CalibrationError(
-                f"the sample store was recorded with {key} = {stored[key]}, the recipe asks for {wanted}: record anew, "
-                "or leave that setting out."
+                f"the sample store was recorded with {key} = {value}, the recipe asks for {getattr(recipe, key)}: "
+                "record anew, or leave that setting out."
             )
-    return recipe.replace(**stored), settings
+    num_samples = max(len(store.entries(expert)) for expert in Expert)
+    if recipe.samples_per_expert is not None and recipe.samples_per_expert < num_samples:
+        raise CalibrationError(
+            f"the sample store holds {num_samples} samples of an expert, the recipe asks for "
+            f"{recipe.samples_per_expert}: record anew, or leave that setting out."
+        )
+    return recipe.replace(**stored, samples_per_expert=num_samples, num_prompts=len(store.prompts)), settings
 
 
 def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expert, Lora]) -> None:

@@ -1,0 +1,76 @@
+"""Laws of what lies between two blocks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.errors import CalibrationError, OutputError
+
+
+def states(seed: int) -> torch.Tensor:
+    return torch.randn(1, 7, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("ram_bytes", [0, 100, 2**20])
+def test_what_is_read_is_what_was_written_here_and_in_a_later_run(tmp_path: Path, ram_bytes: int) -> None:
+    written = HiddenStates(tmp_path / "hidden", 3, ram_bytes)
+    for sample in range(3):
+        written.write(0, sample, states(sample))
+    written.commit(0)
+    later = HiddenStates(tmp_path / "hidden", 3, ram_bytes)
+    for sample in range(3):
+        assert torch.equal(written.read(0, sample), states(sample))
+        assert torch.equal(later.read(0, sample), states(sample))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dtype_stays(tmp_path: Path, dtype: torch.dtype) -> None:
+    hidden = HiddenStates(tmp_path, 1, ram_bytes=0)
+    hidden.write(0, 0, states(0).to(dtype))
+    hidden.commit(0)
+    assert hidden.read(0, 0).dtype == dtype
+
+
+def test_states_that_were_not_committed_do_not_exist(tmp_path: Path) -> None:
+    hidden = HiddenStates(tmp_path / "hidden", 1)
+    hidden.write(4, 0, states(0))
+    assert not hidden.exist_before(4)
+    hidden.commit(4)
+    assert hidden.exist_before(4) and not hidden.exist_before(3)
+
+
+def test_forgetting_leaves_one_boundary(tmp_path: Path) -> None:
+    hidden = HiddenStates(tmp_path, 1)
+    for block in range(3):
+        hidden.write(block, 0, states(block))
+        hidden.commit(block)
+    hidden.write(3, 0, states(3))  # never committed
+    hidden.forget_but(1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["0001"]
+    assert torch.equal(hidden.read(1, 0), states(1))
+
+
+def test_ram_is_not_overdrawn(tmp_path: Path) -> None:
+    each = states(0).nbytes
+    hidden = HiddenStates(tmp_path, 10, ram_bytes=3 * each)
+    for sample in range(10):
+        hidden.write(0, sample, states(sample))
+    assert sum(held.nbytes for held in hidden._in_ram.values()) == 3 * each
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
+    hidden = HiddenStates(tmp_path, 1, ram_bytes=0)
+    hidden.write(0, 0, states(0))
+    hidden.commit(0)
+    [file] = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(CalibrationError, match=r"00000\.safetensors cannot be read"):
+        hidden.read(0, 0)
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="hidden states cannot be written"):
+        HiddenStates(tmp_path / "file", 1).write(0, 0, states(0))
