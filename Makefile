@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test check format fuzz clean
+.PHONY: help demo test test-kill check format fuzz bench-scale clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,6 +14,9 @@ demo: .venv/.installed  ## Quantize the bundled model, run it beside the origina
 
 test: .venv/.installed-test  ## Run the tests.
 	$(BIN)/python -m pytest
+
+test-kill: .venv/.installed-test  ## Kill quantizing runs at 25 random moments and at every rename: the same bytes must come out.
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_and_resume --random 25 --commits
 
 check: .venv/.installed-check  ## Lint, formatting, types, and which module may import which.
 	$(BIN)/ruff check
@@ -27,6 +30,9 @@ format: .venv/.installed-check  ## Rewrite the sources as `make check` wants the
 
 fuzz: .venv/.installed-test  ## Damage checkpoints ten thousand times: each must be refused or harmless.
 	$(BIN)/python -m tests.fuzz_checkpoint --mutations 10000 --seed 0
+
+bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.
+	$(BIN)/python -m benchmarks.scale --long
 
 clean:  ## Remove the virtual environment and every cache.
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -7,7 +7,7 @@ import torch
 
 _logger = logging.getLogger(__name__)
 
-DEFAULT_TOKENS = 8192
+DEFAULT_TOKENS = 4096
 _FEWEST_TOKENS = 256
 
 
