@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tempoquant.methods.products import add_product_, product
+from tempoquant.methods.products import add_product_, linear, product
 
 # Small ones go one way and large ones may go another, by the processor; the last has one side too short for the other.
 SHAPES = [(3, 5, 7), (400, 600, 500), (700, 1100, 384), (700, 1100, 20)]
@@ -51,3 +51,16 @@ def test_a_product_is_the_same_bytes_each_time_and_changes_no_setting() -> None:
 def test_float64_stays_float64() -> None:
     left, right = (x.double() for x in operands(400, 600, 500))
     assert torch.equal(product(left, right), left @ right.T)
+
+
+@pytest.mark.parametrize("tokens", [1, 300, 9000])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_linear_is_the_ordinary_one_whatever_its_rows_are_cut_into(tokens: int, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, tokens, 256, generator=generator), torch.randn(300, 256, generator=generator)
+    bias = torch.randn(300, generator=generator) if with_bias else None
+    wanted = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    found = linear(x, weight, bias)
+    assert found.shape == (2, tokens, 300)
+    tolerance = 256 * torch.finfo(torch.float32).eps * float(x.abs().max() * weight.abs().max())
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance)

@@ -20,6 +20,7 @@ from tempoquant.errors import CalibrationError
 from tempoquant.formats import Format
 from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import QuantizedLayer
+from tempoquant.methods.products import linear
 from tempoquant.progress import SILENT, Progress
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
@@ -133,7 +134,7 @@ class _ExpertRun:
                 calibrations = self._calibrations(index, block)
             for number, phase in enumerate(self._phases):
                 makes_states = number == 0 and not self._runs_quantized and not is_last
-                with watch(phase.value), self._watching(phase, block, calibrations) as begin:
+                with watch(phase.value), self._watching(phase, block, calibrations) as begin, _fast(block):
                     self._run(index, block, begin, makes_states)
                 for calibration in calibrations.values():
                     calibration.settle(phase)
@@ -228,15 +229,15 @@ class _ExpertRun:
         """Within this context the block computes with its 4-bit linears; call the function before each sample."""
         current: list[_Pending] = []
         by_name = {named.name: named.layer for named in layers}
-        names = {linear: self._model.name_of(index, linear)
-                 for together in self._model.shared_inputs(index) for linear in together}  # fmt: skip
+        names = {each: self._model.name_of(index, each)
+                 for together in self._model.shared_inputs(index) for each in together}  # fmt: skip
 
         def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
             clip_ratio = float(layer.clip_ratio[current[-1].timestep_bin])
             return w4a4_linear(x, layer.tensors, layer.format, layer.activation_scale_rule, clip_ratio)
 
-        forwards = {block.get_submodule(linear): functools.partial(compute, by_name[name])
-                    for linear, name in names.items() if name in by_name}  # fmt: skip
+        forwards = {block.get_submodule(each): functools.partial(compute, by_name[name])
+                    for each, name in names.items() if name in by_name}  # fmt: skip
         with computing_with(forwards):
             yield current.append
 
@@ -251,6 +252,12 @@ class _ExpertRun:
             if makes_states:
                 self._states.write(index + 1, number, output)
             self._advance()
+
+
+def _fast(block: nn.Module) -> AbstractContextManager[None]:
+    """Within this context the block's linears compute as fast as the processor can."""
+    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    return computing_with({each: functools.partial(linear, weight=each.weight, bias=each.bias) for each in linears})
 
 
 def _linear(block: nn.Module, name: str) -> nn.Linear:

@@ -5,6 +5,7 @@ from torch.nn import functional
 
 # Below this many rows, columns or terms the copies cost more than the faster product saves.
 _WORTH_COPYING = 256
+_ROWS_AT_ONCE = 4096  # of `linear`: it needs three copies of them
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -26,6 +27,17 @@ def add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, s
         total.add_(product(left, right), alpha=sign)
     else:
         total.addmm_(left, right.T, alpha=sign)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x · weightᵀ + bias as `product` sums it, some rows at a time: (…, in) and (out, in) to (…, out)."""
+    rows = x.reshape(-1, x.shape[-1])
+    if not _is_faster_in_onednn(rows, weight):
+        return functional.linear(x, weight, bias)
+    y = x.new_empty(rows.shape[0], weight.shape[0])
+    for start in range(0, rows.shape[0], _ROWS_AT_ONCE):
+        y[start : start + _ROWS_AT_ONCE] = product(rows[start : start + _ROWS_AT_ONCE], weight)
+    return (y if bias is None else y.add_(bias)).unflatten(0, x.shape[:-1])
 
 
 def _is_faster_in_onednn(left: torch.Tensor, right: torch.Tensor) -> bool:
