@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import (
     Calibration,
     Device,
@@ -23,7 +24,7 @@ from tempoquant.cli.options import (
     Steps,
     parse_loras,
 )
-from tempoquant.cli.running import Outcome, run_command
+from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Device = None,
     memory: Memory = MemoryMode.RESIDENT,
     overwrite: Overwrite = False,
+    json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
     """Record calibration samples: run the 16-bit pipeline on prompts and keep some of its transformer calls.
@@ -88,7 +90,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         )  # fmt: skip
         return describe(store, existed)
 
-    run_command(work, as_json)
+    run_command(work, as_json, json_log, interrupted=GOES_ON)
 
 
 def make_plan(

@@ -31,9 +31,9 @@ _TEXT_INPUTS = ("attn2.to_k", "attn2.to_v")  # which read the text, the others t
 _SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), _TEXT_INPUTS)
 _HEADER_BYTES = 128  # of one tensor in a safetensors file
 _ACTIVATION_WIDTHS = 11  # a block's activations at their peak, in hidden states of the sample
-_CHUNK_COPIES = 5  # of the tokens that statistics are gathered from at once: float32, smoothed, quantized, transposed
+_CHUNK_COPIES = 7  # of the tokens that statistics are gathered from at once: float32, smoothed, quantized, transposed
 _WORK_MATRICES = 4  # of the widest linear while it is rounded: weight, residual, working copy, product
-_HESSIAN_MATRICES = 2.3  # of in × in: the feedback matrix and the largest product of its factorization
+_HESSIAN_MATRICES = 1.3  # of in × in: the feedback matrix and the largest product of its factorization
 _PANEL = 1024  # what the Hessian's sum computes beyond the triangle
 _SVD_PASSES = 11  # products of the weight with the branch's directions
 _SVD_WIDTH = 16  # directions beyond the rank
@@ -157,16 +157,20 @@ class ExpertCosts:
         )
 
     def _block_peak(self, linears: list[tuple[str, Linear]], num_tokens_at_once: int) -> float:
-        """Running with all Hessians there, or rounding the widest linear with all but its own."""
-        hessians = [4 * inputs[0].in_features ** 2 for inputs in self._inputs(linears)] if self._recipe.gptq else [0]
+        """Running with all Hessians there, or rounding one linear after another, with the Hessians that are left."""
+        groups = self._inputs(linears)
+        hessians = [4 * inputs[0].in_features ** 2 if self._recipe.gptq else 0 for inputs in groups]
         running = 0.0
         if self._num_passes:
             rows = min(self.num_tokens, num_tokens_at_once)
             chunk = 4 * _CHUNK_COPIES * rows * max(linear.in_features for _, linear in linears)
             running = sum(hessians) + max(self.activation_bytes, self.activation_bytes / 2 + chunk)
-        widest = max(linear.out_features * linear.in_features for _, linear in linears)
-        rounding = sum(hessians) + (_HESSIAN_MATRICES - 1) * max(hessians) + 4 * _WORK_MATRICES * widest
-        return max(running, rounding)
+        rounding = (
+            sum(hessians[number:]) + (_HESSIAN_MATRICES - 1) * hessians[number]
+            + 4 * _WORK_MATRICES * max(linear.out_features * linear.in_features for linear in inputs)
+            for number, inputs in enumerate(groups)
+        )  # fmt: skip
+        return max(running, *rounding)
 
     def operations(self) -> Operations:
         """Of quantizing the whole expert."""

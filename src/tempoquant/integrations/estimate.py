@@ -23,7 +23,7 @@ GIB = 2**30
 
 _QUANTIZE = "quantize "
 
-_LIBRARIES_GIB = 0.7  # of memory, once PyTorch and diffusers are imported and have computed something
+_LIBRARIES_GIB = 0.9  # of memory, once PyTorch and diffusers are imported and have computed something
 _AUTOENCODER_BYTES_PER_PIXEL = 186  # encoding the first frames in float32, over all frames of the video
 _COPY_BYTES_PER_S = 3e8  # reading, writing and hashing
 _READ_BYTES_PER_S = 7e8  # a 16-bit block from its files, cast
