@@ -90,26 +90,34 @@ def killed_at_random(folder: Path, whole_s: float, chance: random.Random) -> str
     return f"killed after {' and '.join(moments)}"
 
 
-def work_until_rename(output: Path, after: bool) -> None:
-    """The work, killed at its first rename: before it takes place, or after."""
+def work_until_new_rename(output: Path, covered: Path) -> None:
+    """The work, killed before or after the first rename at which no run was killed so far, as `covered` lists them."""
+    known = set(covered.read_text().splitlines())
     for name in ("rename", "replace"):
         original = getattr(os, name)
 
-        def renaming(*args: object, original: Callable[..., None] = original, **kwargs: object) -> None:
-            if after:
-                original(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
+        def renaming(source: object, target: object, *, original: Callable[..., None] = original) -> None:
+            place = Path(str(target)).relative_to(output.parent).as_posix()
+            for when in ("before", "after"):
+                if when == "after":
+                    original(source, target)
+                if f"{when} {place}" not in known:
+                    with covered.open("a") as stream:
+                        stream.write(f"{when} {place}\n")
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         setattr(os, name, renaming)
     work(output)
 
 
 def killed_at_every_rename(folder: Path) -> str:
-    """Kill before and after each rename until a run has none left."""
+    """Kill before and after each rename, once, until a run has none left."""
+    covered = folder.with_suffix(".covered")
+    covered.touch()
     for number in range(_MAX_RUNS):
-        if finished(forked(lambda after=bool(number % 2): work_until_rename(folder / "out", after))):
+        if finished(forked(lambda: work_until_new_rename(folder / "out", covered))):
             return f"{number} kills"
-    raise AssertionError(f"the work never ended in {_MAX_RUNS} runs: a rename is repeated for ever")
+    raise AssertionError(f"the work never ended in {_MAX_RUNS} runs")
 
 
 def check(num_random: int, commits: bool, seed: int, say: Callable[[str], None] = print) -> int:

@@ -78,3 +78,16 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"), WorkFolder(tmp_path / "file" / "out", {}).owned():
         raise AssertionError("entered")
+
+
+def test_what_a_finished_run_left_is_tidied_and_what_another_left_is_not(tmp_path: Path) -> None:
+    work, other = WorkFolder(tmp_path / "out", {"seed": 0}), WorkFolder(tmp_path / "out", {"seed": 1})
+    with work.owned():
+        other.tidy()
+        work.tidy()  # owned: it is not over
+        assert work.path.is_dir()
+    other.tidy()
+    assert work.path.is_dir()
+    work.tidy()
+    assert not work.path.exists()
+    work.tidy()

@@ -80,9 +80,11 @@ def record(
     facts = plan_provenance(source, plan, model, device)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give a folder.")
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        return _require_same(folder, facts, wanted, plan)
     work = WorkFolder(folder, {**facts, "samples_per_expert": plan.samples_per_expert})
+    if not overwrite and folder.exists() and any(folder.iterdir()):
+        store = _require_same(folder, facts, wanted, plan)
+        work.tidy()
+        return store
     with work.owned(overwrite) as path:
         record_into(source, path / _STORE, plan, model=model, device=device, memory=memory, progress=progress)
         _appear(path / _STORE, folder, path / "replaced")

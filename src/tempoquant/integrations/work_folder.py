@@ -66,6 +66,12 @@ class WorkFolder:
         """Remove the folder and everything in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Remove the folder if this very run left it, killed after its result was in its place."""
+        if self.path.is_dir() and self._differences(self.path / _IDENTITY, overwrite=True) == []:
+            with contextlib.suppress(OutputError), self.owned():
+                self.remove()
+
     def _claim(self, overwrite: bool) -> None:
         """Make the folder this run's, or find that it is."""
         file = self.path / _IDENTITY

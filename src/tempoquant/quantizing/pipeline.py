@@ -61,9 +61,10 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     run = prepare_run(model, recipe, calibration, seed, store, lora, progress)
     folder = OutputFolder(Path(output), run.identity)
     folder.refuse_source(run.source)
-    if folder.is_finished(overwrite):
-        return folder.path
     unfinished = folder.work
+    if folder.is_finished(overwrite):
+        unfinished.tidy()
+        return folder.path
     with unfinished.owned(overwrite) as work:
         run.check_space(folder, machine, link)
         samples = run.record(work, machine, progress)
