@@ -122,7 +122,7 @@ class Run:
         num_samples = {expert: wanted if self.store is None else len(self.store.entries(expert)) for expert in Expert}
         return estimate(
             self.source, self.recipe, devices=machine.devices, num_samples=num_samples, records=self.records,
-            link=link, hidden_ram_bytes=machine.hidden_ram_bytes, gemm_rates=gemm_rates,
+            link=link, hidden_ram_bytes=machine.hidden_ram_bytes, memory=machine.memory, gemm_rates=gemm_rates,
         )  # fmt: skip
 
     def check_space(self, folder: OutputFolder, machine: Machine, link: bool) -> None:
