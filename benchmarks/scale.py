@@ -165,7 +165,7 @@ def main() -> None:
         rows = []
         for size in sizes:
             rows.append(run_row(Path(work), size, arguments.device))
-            print(f"{size}: {rows[-1].get('error', 'done')}", file=sys.stderr, flush=True)
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # hours of work may follow, and fail
     record = {"benchmark": "scale", "version": tempoquant.__version__, "commit": commit_name(), "recipe": "paper",
               "device": arguments.device, "machine": machine, "rows": rows,
               "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
