@@ -78,7 +78,7 @@ def test_an_output_that_is_a_mount_point_is_refused(tmp_path: Path) -> None:
         tempoquant.quantize("tiny", disk, QUICK, device="cpu")
 
 
-def test_a_store_with_nan_is_named_and_what_was_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spoiled_sample_is_named_and_what_was_finished_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file, save_file
 
     from tests.test_quantize import interrupt

@@ -36,8 +36,14 @@ def count_to_three(name: str, folder: Path, progress: Progress) -> None:
     (folder / name).write_text(str(os.getpid()))
 
 
-def fail(progress: Progress) -> None:
+def fail(folder: Path, progress: Progress) -> None:
+    while not (folder / "pid").is_file():
+        time.sleep(0.01)
     raise CalibrationError("blocks.0 went wrong.")
+
+
+def fill_the_disk(progress: Progress) -> None:
+    raise OSError(28, "No space left on device", "file")
 
 
 def go_on_for_ever(folder: Path, progress: Progress) -> None:
@@ -64,10 +70,14 @@ def test_every_job_runs_and_reports(tmp_path: Path, num_workers: int) -> None:
 
 def test_the_first_error_is_raised_and_ends_the_others(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="went wrong"):
-        run_all([functools.partial(go_on_for_ever, tmp_path), fail], 2, SILENT)
-    if (tmp_path / "pid").is_file():
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "pid").read_text()), 0)
+        run_all([functools.partial(go_on_for_ever, tmp_path), functools.partial(fail, tmp_path)], 2, SILENT)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_errors_of_the_machine_arrive_as_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        run_all([fill_the_disk, functools.partial(count_to_three, "other", tmp_path)], 2, SILENT)
 
 
 def test_a_killed_worker_is_an_error_that_says_so(tmp_path: Path) -> None:

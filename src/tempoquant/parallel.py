@@ -120,7 +120,7 @@ def _work(number: int, job: Job, messages: Any, num_threads: int) -> None:
     try:
         job(_Reporting(number, messages))
         messages.put(_Message(number, "done"))
-    except TempoQuantError as error:
+    except (TempoQuantError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         messages.put(_Message(number, "error", error))
     except Exception as error:  # a bug: its traceback would be lost with this process
         messages.put(_Message(number, "error", RuntimeError(f"{error}\n{traceback.format_exc()}")))

@@ -54,10 +54,14 @@ def test_forgetting_leaves_one_boundary(tmp_path: Path) -> None:
 
 def test_ram_is_not_overdrawn(tmp_path: Path) -> None:
     each = states(0).nbytes
-    hidden = HiddenStates(tmp_path, 10, ram_bytes=3 * each)
-    for sample in range(10):
-        hidden.write(0, sample, states(sample))
-    assert sum(held.nbytes for held in hidden._in_ram.values()) == 3 * each
+    hidden = HiddenStates(tmp_path, 10, ram_bytes=6 * each)
+    for block in range(5):  # and every boundary has its half, not every second one all
+        for sample in range(10):
+            hidden.write(block, sample, states(sample))
+        hidden.commit(block)
+        in_ram = [file.parent.name for file in hidden._in_ram]
+        assert in_ram.count(f"{block:04d}") == 3 and len(in_ram) <= 6
+        hidden.forget_but(block)
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:

@@ -255,7 +255,16 @@ def test_quantized_block_inputs_change_all_blocks_but_the_first(quantized: Quant
     assert differ and all(not name.startswith("blocks.0.") for name in differ)
 
 
-def test_progress_counts_what_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "units"),
+    [
+        ({}, 3 * (2 * 4 + 3)),
+        ({"block_inputs": "quantized"}, 3 * (2 * 4 + 3) + 2 * 4),
+        ({"layers": (LayerRule("*.down", "16bit"),)}, 3 * (2 * 4 + 2)),
+        ({"keep_16bit_blocks": (1, 1)}, (2 * 4) + (2 * 4 + 3)),
+    ],
+)
+def test_progress_counts_what_is_done(tmp_path: Path, changes: dict[str, object], units: int) -> None:
     counted: list[int] = []
 
     class Counting:
@@ -267,8 +276,9 @@ def test_progress_counts_what_is_left(tmp_path: Path) -> None:
 
             return advance
 
-    list(quantize_expert(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path, 4), progress=Counting()))
-    assert counted == [3 * (2 * 4 + 3)] * 2
+    recipe = PAPER.replace(**changes)
+    list(quantize_expert(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path, 4), progress=Counting()))
+    assert counted == [units, units]
 
 
 def test_first_call_catches_the_arguments_and_stops() -> None:

@@ -1,5 +1,6 @@
 """Laws of commits: a writer that is gone leaves what it committed, and nothing else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,20 @@ def test_damaged_work_is_refused_and_the_remedy_named(tmp_path: Path, damage: st
         shard.unlink()
     else:
         (tmp_path / "journal" / "0000.json").write_text('{"shards": 3}')
-    with pytest.raises(OutputError, match="start over with --overwrite"):
+    with pytest.raises(OutputError, match=rf"remove {tmp_path / 'journal'}, and this expert starts over"):
         writer(tmp_path)
+    shutil.rmtree(tmp_path / "journal")
+    assert writer(tmp_path).num_commits == 0
+
+
+def test_commits_beyond_a_gap_are_removed(tmp_path: Path) -> None:
+    with writer(tmp_path) as into:
+        write_block(into, 0)
+        write_block(into, 1)
+    (tmp_path / "journal" / "0000.json").unlink()
+    with writer(tmp_path) as into:
+        assert into.num_commits == 0 and not into.layers
+        assert not list((tmp_path / "journal").rglob("*.json")) and not list((tmp_path / "journal").rglob("*.safet*"))
 
 
 def test_a_layer_committed_earlier_is_not_added_again(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ def test_version_and_help():
 def test_quantize_passes_everything_on(quantize_calls, tmp_path):
     (tmp_path / "lora.safetensors").touch()
     flags = split("--calibration p.jsonl --device cpu,cpu --seed 3 --overwrite --link --recipe svdquant --memory lean")
-    flags += ["--store", tmp_path / "store", "--lora", f"low_noise={tmp_path / 'lora.safetensors'}"]
+    flags += ["--lora", f"low_noise={tmp_path / 'lora.safetensors'}"]
     flags += split("--hidden-ram-gib 0.5 --tokens-at-once 100")
     assert run("quantize", "tiny", "-o", tmp_path / "out", *flags).exit_code == 0
     arguments = {
-        "calibration": "p.jsonl", "seed": 3, "overwrite": True, "link": True, "store": tmp_path / "store",
+        "calibration": "p.jsonl", "seed": 3, "overwrite": True, "link": True, "store": None,
         "lora": {"low_noise": tmp_path / "lora.safetensors"},
         "machine": Machine(("cpu", "cpu"), "lean", hidden_ram_gib=0.5, num_tokens_at_once=100),
     }  # fmt: skip
@@ -130,3 +130,12 @@ def test_progress_can_be_read_by_programs(tmp_path):
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"Blocks finished", "Quantizing high_noise", "Quantizing low_noise"} <= {line.get("stage") for line in lines}
     assert all(line["done"] == line["total"] for line in lines if line["event"] == "done")
+
+
+@pytest.mark.parametrize("flags", ["--calibration p.jsonl", "--num-prompts 3", "--seed 1"])
+def test_what_a_store_decides_is_not_asked_again(quantize_calls, tmp_path, flags):
+    result = run("quantize", "tiny", "-o", tmp_path / "out", "--store", tmp_path / "store", *split(flags))
+    assert_refused(result, 2, "the sample store has decided that")
+    assert quantize_calls == []
+    assert run("quantize", "tiny", "-o", tmp_path / "out", "--store", tmp_path / "store").exit_code == 0
+    assert quantize_calls[0][3]["store"] == tmp_path / "store"

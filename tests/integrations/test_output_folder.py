@@ -93,3 +93,33 @@ def test_the_stored_recipe_is_resolved_and_biases_keep_their_dtype(tmp_path: Pat
     with safe_open(weights_folder() / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as weights:
         bias = weights.get_tensor("blocks.0.attn1.to_q.bias")
     assert layer.bias is not None and layer.bias.dtype == bias.dtype and bool((layer.bias == bias).all())
+
+
+def test_what_appeared_in_the_output_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = OutputFolder._replace_by
+
+    def meanwhile(folder: OutputFolder, result: Path) -> None:
+        folder.path.mkdir()
+        (folder.path / "thesis.txt").write_text("precious")
+        replace(folder, result)
+
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match=r"was put into .* meanwhile"):
+        patched.setattr(OutputFolder, "_replace_by", meanwhile)
+        tempoquant.quantize("tiny", tmp_path / "out", "rtn")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "precious"
+    shutil.rmtree(tmp_path / "out")
+    assert (tempoquant.quantize("tiny", tmp_path / "out", "rtn") / "model_index.json").is_file()
+
+
+def test_a_model_in_the_place_of_the_unfinished_work_is_not_touched(tmp_path: Path, source: Path) -> None:
+    source.rename(tmp_path / "out.unfinished")
+    before = fingerprint(tmp_path / "out.unfinished")
+    with pytest.raises(OutputError, match="overlap"):
+        tempoquant.quantize(tmp_path / "out.unfinished", tmp_path / "out", "rtn", overwrite=True)
+    assert fingerprint(tmp_path / "out.unfinished") == before
+
+
+def test_what_a_file_manager_leaves_is_no_part_of_a_model(source: Path) -> None:
+    before = fingerprint(source)
+    (source / "vae" / ".DS_Store").write_text("x")
+    assert fingerprint(source) == before

@@ -45,7 +45,18 @@ def test_a_folder_whose_run_was_never_named_is_started_anew(tmp_path: Path) -> N
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished" / "run.json.partial").write_text("{")
     with WorkFolder(tmp_path / "out", {"seed": 0}).owned() as path:
-        assert not (path / "run.json.partial").exists()
+        assert not (path / "run.json.partial").exists() and (path / "run.json").is_file()
+
+
+def test_what_no_run_wrote_is_never_removed_without_being_asked(tmp_path: Path) -> None:
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "thesis.txt").write_text("precious")
+    with (
+        pytest.raises(OutputError, match=r"holds thesis\.txt, which no run wrote"),
+        WorkFolder(tmp_path / "out", {}).owned(),
+    ):
+        raise AssertionError("entered")
+    assert (tmp_path / "out.unfinished" / "thesis.txt").read_text() == "precious"
 
 
 def test_an_unreadable_identity_is_one_sentence(tmp_path: Path) -> None:

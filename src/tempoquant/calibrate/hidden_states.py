@@ -1,7 +1,6 @@
 """What lies between two blocks: the hidden states of all samples, on disk so that a run can resume, and in RAM too
 while they fit a budget. Either way the next block gets exactly what a resumed run would read."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from tempoquant.checkpoint.files import sync
 from tempoquant.errors import CalibrationError, OutputError
 
 DEFAULT_RAM_BYTES = 2 * 2**30
@@ -21,7 +21,8 @@ class HiddenStates:
     Args:
         folder: of this expert's hidden states; holds one folder for each boundary between blocks.
         num_samples: how many samples there are.
-        ram_bytes: up to this much is also kept in RAM; beyond it states are mapped from their files.
+        ram_bytes: up to this much is also kept in RAM, half of it for each of the two; what is beyond is read back from
+            its files, a sample at a time.
     """
 
     def __init__(self, folder: Path, num_samples: int, ram_bytes: int = DEFAULT_RAM_BYTES) -> None:
@@ -42,7 +43,7 @@ class HiddenStates:
                 return tensors.get_tensor(_KEY).clone()  # as aligned as what is in RAM: alignment moves last bits
         except (SafetensorError, OSError, ValueError) as error:
             raise CalibrationError(
-                f"{file} cannot be read ({error}): remove {self._folder.parent}, and the expert starts anew."
+                f"{file} cannot be read ({error}): remove {self._folder.parent}, and the run starts over."
             ) from error
 
     def write(self, block: int, sample: int, states: torch.Tensor) -> None:
@@ -52,16 +53,25 @@ class HiddenStates:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             save_file({_KEY: states}, partial / _name(sample))
-            with (partial / _name(sample)).open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync(partial / _name(sample))
         except (OSError, SafetensorError) as error:
             raise OutputError(f"hidden states cannot be written to {partial} ({error}): free some space.") from error
-        if sum(held.nbytes for held in self._in_ram.values()) + states.nbytes <= self._ram_bytes:
-            self._in_ram[self._boundary(block) / _name(sample)] = states
+        boundary = self._boundary(block)
+        held = sum(each.nbytes for file, each in self._in_ram.items() if file.parent == boundary)
+        if held + states.nbytes <= self._ram_bytes / 2:
+            self._in_ram[boundary / _name(sample)] = states
 
     def commit(self, block: int) -> None:
-        """All samples before a block are written: let them count."""
-        self._boundary(block).with_suffix(".partial").rename(self._boundary(block))
+        """All samples before a block are written: let them count, also after a power cut."""
+        partial = self._boundary(block).with_suffix(".partial")
+        try:
+            sync(partial)
+            partial.rename(self._boundary(block))
+            sync(self._folder)
+        except OSError as error:
+            raise OutputError(
+                f"hidden states cannot be written to {self._folder} ({error}): free some space."
+            ) from error
 
     def forget_but(self, block: int) -> None:
         """Remove every boundary but the one before a block, and whatever was left half made."""

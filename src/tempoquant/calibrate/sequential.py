@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.capture import computing_with, watching_inputs
+from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, Phase, phases_of
 from tempoquant.calibrate.sample import CalibrationSample
@@ -118,9 +119,8 @@ class _ExpertRun:
         """Run what comes before the first block, on every sample."""
         if self._phases:
             self._enter(samples, first_block)
-        num_passes = len(self._phases) + self._runs_quantized
-        num_linears = sum(len(names) for names in self._model.shared_inputs(first_block))
-        units = (self._model.num_blocks - first_block) * (num_passes * len(self._pending) + num_linears)
+        blocks = range(first_block, self._model.num_blocks)
+        units = sum(self._num_passes(i) * len(self._pending) + sum(map(len, self._groups(i))) for i in blocks)
         if units:
             self._advance = progress.start(f"Quantizing {self._model.expert.value}", units)
 
@@ -131,8 +131,9 @@ class _ExpertRun:
         with contextlib.ExitStack() as stack:
             with watch("read weights"):
                 block = stack.enter_context(self._model.block(index))
+                watch.device = next(block.parameters()).device
                 calibrations = self._calibrations(index, block)
-            for number, phase in enumerate(self._phases):
+            for number, phase in enumerate(self._phases if self._num_passes(index) else ()):
                 makes_states = number == 0 and not self._runs_quantized and not is_last
                 with watch(phase.value), self._watching(phase, block, calibrations) as begin, _fast(block):
                     self._run(index, block, begin, makes_states)
@@ -141,6 +142,7 @@ class _ExpertRun:
             layers = []
             for names in list(calibrations):
                 layers += calibrations.pop(names).finish(watch)
+                give_back_freed_memory()
                 for _ in names:
                     self._advance()
             if self._runs_quantized and not is_last:
@@ -188,24 +190,35 @@ class _ExpertRun:
         seen = [waiting.timestep_bin for waiting in self._pending]
         return [seen.count(timestep_bin) for timestep_bin in range(self._bins.num_bins)]
 
-    def _calibrations(self, index: int, block: nn.Module) -> dict[tuple[str, ...], InputCalibration]:
+    def _num_passes(self, index: int) -> int:
+        """How often a block runs on every sample: not at all when it is the last and nothing of it is quantized."""
+        if index + 1 == self._model.num_blocks:
+            return len(self._phases) if self._groups(index) else 0
+        return len(self._phases) + self._runs_quantized
+
+    def _groups(self, index: int) -> dict[tuple[str, ...], Format]:
         """The linears of a block that the recipe quantizes, by their names in it; those that share one together."""
-        found = {}
+        found: dict[tuple[str, ...], Format] = {}
         for names in self._model.shared_inputs(index):
-            by_format: dict[Format | None, list[str]] = {}
+            by_format: dict[Format, list[str]] = {}
             for name in names:
                 full_name = self._model.name_of(index, name)
                 format = self._recipe.format_of(full_name, self._model.expert, index, self._model.num_blocks)
-                by_format.setdefault(format, []).append(name)
+                if format is not None:
+                    by_format.setdefault(format, []).append(name)
             for format, alike in by_format.items():
-                if format is None:
-                    continue
-                for group in [alike] if self._recipe.share_smoothing else [[name] for name in alike]:
-                    linears = {self._model.name_of(index, name): _linear(block, name) for name in group}
-                    found[tuple(group)] = InputCalibration(
-                        linears, format, self._recipe, self._bins, self._calls_per_bin, self._chunks
-                    )
+                groups = [alike] if self._recipe.share_smoothing else [[name] for name in alike]
+                found |= {tuple(group): format for group in groups}
         return found
+
+    def _calibrations(self, index: int, block: nn.Module) -> dict[tuple[str, ...], InputCalibration]:
+        return {
+            group: InputCalibration(
+                {self._model.name_of(index, name): _linear(block, name) for name in group},
+                format, self._recipe, self._bins, self._calls_per_bin, self._chunks,
+            )
+            for group, format in self._groups(index).items()
+        }  # fmt: skip
 
     @contextlib.contextmanager
     def _watching(
@@ -234,7 +247,10 @@ class _ExpertRun:
 
         def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
             clip_ratio = float(layer.clip_ratio[current[-1].timestep_bin])
-            return w4a4_linear(x, layer.tensors, layer.format, layer.activation_scale_rule, clip_ratio)
+            rows = x.reshape(-1, x.shape[-1]).split(self._chunks.num_tokens)
+            rule = layer.activation_scale_rule
+            results = [w4a4_linear(part, layer.tensors, layer.format, rule, clip_ratio) for part in rows]
+            return torch.cat(results).unflatten(0, x.shape[:-1])
 
         forwards = {block.get_submodule(each): functools.partial(compute, by_name[name])
                     for each, name in names.items() if name in by_name}  # fmt: skip
@@ -251,6 +267,8 @@ class _ExpertRun:
             output = block(*args, **kwargs)
             if makes_states:
                 self._states.write(index + 1, number, output)
+            del args, kwargs, states, output
+            give_back_freed_memory()
             self._advance()
 
 

@@ -12,10 +12,12 @@ class Stopwatch:
 
     Attributes:
         seconds: by stage, in the order in which stages were first entered.
+        device: whose work is waited for before a stage ends: a kernel's time belongs to the stage that launched it.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.device = torch.device("cpu")
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -24,6 +26,6 @@ class Stopwatch:
         try:
             yield
         finally:
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()  # a kernel's time belongs to the stage that launched it
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started

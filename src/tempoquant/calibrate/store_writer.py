@@ -133,8 +133,13 @@ class StoreWriter:
                     if f"{name}/{file.name}" not in kept:
                         file.unlink()
             self._write(INDEX_NAME, index.to_json().encode())
-            shutil.rmtree(self.folder / _ENTRIES)
+        self.tidy()
         return SampleStore.open(self.folder)
+
+    def tidy(self) -> None:
+        """Remove what only an unfinished store needs."""
+        with _writing(self.folder):
+            shutil.rmtree(self.folder / _ENTRIES, ignore_errors=True)
 
     @staticmethod
     def _entry_name(prompt_index: int) -> str:

@@ -32,13 +32,19 @@ class TokenChunks:
         start = 0
         while start < x.shape[0]:
             piece = x[start : start + self.num_tokens]
-            try:
-                work(piece)
-            except torch.OutOfMemoryError:
-                if self.num_tokens <= _FEWEST_TOKENS:
-                    raise
-                self.num_tokens = max(_FEWEST_TOKENS, self.num_tokens // 2)
-                _logger.warning("the GPU ran out of memory; going on with %d tokens at a time", self.num_tokens)
-                torch.cuda.empty_cache()
-            else:
+            if self._fits(piece, work):
                 start += piece.shape[0]
+            else:
+                torch.cuda.empty_cache()  # here nothing refers to what the failed piece needed any more
+
+    def _fits(self, piece: torch.Tensor, work: Callable[[torch.Tensor], None]) -> bool:
+        """Do the work, or find that it needs smaller pieces."""
+        try:
+            work(piece)
+        except torch.OutOfMemoryError:
+            if self.num_tokens <= _FEWEST_TOKENS:
+                raise
+            self.num_tokens = max(_FEWEST_TOKENS, self.num_tokens // 2)
+            _logger.warning("the GPU ran out of memory; going on with %d tokens at a time", self.num_tokens)
+            return False
+        return True

@@ -5,7 +5,6 @@ A journal is a folder with a file for each commit, written last and in one renam
 
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tempoquant.checkpoint import files
+from tempoquant.checkpoint.files import sync
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.errors import CheckpointError, OutputError
 
@@ -69,10 +69,16 @@ class Journal:
         for number, shard in enumerate(shards):
             path = self.shard_folder / shard_name(number)
             if not path.is_file() or files.sha256_of(path) != shard.sha256:
-                raise OutputError(f"{path} is not what was committed: start over with --overwrite.")
+                raise OutputError(
+                    f"{path} is not what was committed: remove {self._folder}, and this expert starts over."
+                )
         kept = {shard_name(number) for number in range(len(shards))}
         for entry in self.shard_folder.iterdir():
             if entry.name not in kept:
+                entry.unlink()
+        noted = {self._file(number).name for number in range(len(commits))}
+        for entry in self._folder.glob("*.json"):
+            if entry.name not in noted:  # beyond a gap: commits of work that was being removed
                 entry.unlink()
         return commits
 
@@ -112,15 +118,6 @@ def shard_name(number: int) -> str:
     return f"{number}.safetensors"
 
 
-def sync(path: Path) -> None:
-    """Have the disk keep a file or a folder's list of names, so that a rename never precedes what it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _read(file: Path) -> Commit:
     try:
         record: dict[str, Any] = files.read_json(file)
@@ -128,4 +125,4 @@ def _read(file: Path) -> Commit:
         layers = {name: LayerEntry.from_dict(entry) for name, entry in record["layers"].items()}
         return Commit(shards, layers, tuple(record["notes"]))
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{file} is damaged ({error}): start over with --overwrite.") from error
+        raise OutputError(f"{file} is damaged ({error}): remove {file.parent}, and this expert starts over.") from error

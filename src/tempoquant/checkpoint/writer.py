@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from tempoquant.checkpoint import files
-from tempoquant.checkpoint.journal import Commit, Journal, Shard, shard_name, sync
+from tempoquant.checkpoint.files import sync
+from tempoquant.checkpoint.journal import Commit, Journal, Shard, shard_name
 from tempoquant.checkpoint.schema import MAX_JSON_BYTES, Calibration, ComponentConfig, LayerEntry, check_name
 from tempoquant.checkpoint.tensors import entry_of, to_stored
 from tempoquant.errors import CheckpointError, OutputError

@@ -85,6 +85,8 @@ def command(  # noqa: PLR0913 (one argument per option)
     }  # fmt: skip
     if output is None and not dry_run:
         raise typer.BadParameter("say where to write, with -o DIR (or ask for --dry-run).", param_hint="'--output'")
+    if store is not None:
+        refuse_beside_store({"--calibration": calibration, "--num-prompts": num_prompts, "--seed": seed or None})
     loras = parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
@@ -99,6 +101,13 @@ def command(  # noqa: PLR0913 (one argument per option)
         return quantize_and_describe(model, output, chosen, {**what, "seed": seed, "overwrite": overwrite}, progress)
 
     run_command(work, as_json, json_log, interrupted=GOES_ON)
+
+
+def refuse_beside_store(flags: dict[str, Any]) -> None:
+    """Raise typer.BadParameter for a flag that says how to record, where the samples are recorded already."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise typer.BadParameter("the sample store has decided that: leave one out.", param_hint=f"'{flag}'")
 
 
 def machine_of(device: str | None, memory: Any, hidden_ram_gib: float | None, num_tokens: int | None) -> "Machine":

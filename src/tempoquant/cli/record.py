@@ -105,11 +105,10 @@ def make_plan(
 
     Raises CalibrationError for missing prompts, SettingsError for wrong settings, ModelError for a bad LoRA file.
     """
-    from tempoquant.integrations.lora import Lora
     from tempoquant.integrations.prompt_sets import calibration_prompts
     from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert, lightning_settings
     from tempoquant.integrations.sampling import default_settings
-    from tempoquant.timesteps import Expert
+    from tempoquant.quantizing.run import load_loras
 
     if loras:
         asked, changes = changes, lightning_settings(changes)
@@ -122,7 +121,7 @@ def make_plan(
         settings=settings,
         samples_per_expert=samples_per_expert or default_samples_per_expert(settings),
         seed=drawn["seed"],
-        loras={Expert(name): Lora.load(file) for name, file in loras.items()},
+        loras=load_loras(source, loras),
         from_latents=drawn["from_latents"],
     )
 

@@ -76,6 +76,8 @@ def run_command(
     except MemoryError:
         _fail("this machine has too little memory for it.", FAILED, as_json)
     except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            _fail("this machine has too little memory for it.", FAILED, as_json)
         if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported here
             raise
         _fail(

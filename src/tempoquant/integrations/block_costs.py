@@ -16,10 +16,12 @@ import torch
 from tempoquant.calibrate.linear_calibration import phases_of
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs, stored_as
+from tempoquant.errors import ModelError
 from tempoquant.formats import Format, ScaleRule
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, expert_forms
 from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.wan import compute_dtype
+from tempoquant.integrations.wan import SHARED_INPUTS, compute_dtype
+from tempoquant.methods.lowrank import ITERATIONS, OVERSAMPLING
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert
 
@@ -27,16 +29,14 @@ NUM_TEXT_TOKENS = 512
 PIXELS_PER_LATENT = 8
 FRAMES_PER_LATENT = 4
 
-_TEXT_INPUTS = ("attn2.to_k", "attn2.to_v")  # which read the text, the others the video
-_SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), _TEXT_INPUTS)
+_, _TEXT_INPUTS = SHARED_INPUTS  # which read the text, the others the video
 _HEADER_BYTES = 128  # of one tensor in a safetensors file
 _ACTIVATION_WIDTHS = 11  # a block's activations at their peak, in hidden states of the sample
 _CHUNK_COPIES = 7  # of the tokens that statistics are gathered from at once: float32, smoothed, quantized, transposed
 _WORK_MATRICES = 4  # of the widest linear while it is rounded: weight, residual, working copy, product
 _HESSIAN_MATRICES = 1.3  # of in × in: the feedback matrix and the largest product of its factorization
 _PANEL = 1024  # what the Hessian's sum computes beyond the triangle
-_SVD_PASSES = 11  # products of the weight with the branch's directions
-_SVD_WIDTH = 16  # directions beyond the rank
+_SVD_PASSES = 2 * ITERATIONS + 2  # products of the weight with the branch's directions
 
 
 class Linear(NamedTuple):
@@ -81,7 +81,11 @@ class ExpertCosts:
 
     def __init__(self, source: Path, expert: Expert, recipe: Recipe, num_samples: int, device: str) -> None:
         self._forms: Mapping[str, StoredAs] = {name: form for name, (_, form) in expert_forms(source, expert).items()}
-        config = read_json(source / EXPERT_COMPONENTS[expert] / "config.json")
+        file = source / EXPERT_COMPONENTS[expert] / "config.json"
+        config = read_json(file)
+        needed = ("num_attention_heads", "attention_head_dim", "patch_size", "in_channels", "text_dim")
+        if missing := [key for key in needed if key not in config]:
+            raise ModelError(f"{file} does not say {missing[0]}: fetch the model again.")
         self._expert, self._recipe, self._num_samples = expert, recipe, num_samples
         self.dtype = compute_dtype(device)
         self.width: int = config["num_attention_heads"] * config["attention_head_dim"]
@@ -188,7 +192,7 @@ class ExpertCosts:
             for _, linear in linears:
                 size = linear.out_features * linear.in_features
                 searching += 2 * len(recipe.clip_candidates()) * num_search_tokens * size
-                solving += 2 * _SVD_PASSES * (recipe.rank + _SVD_WIDTH) * size if recipe.rank else 0
+                solving += 2 * _SVD_PASSES * (recipe.rank + OVERSAMPLING) * size if recipe.rank else 0
                 if recipe.gptq:
                     solving += size * linear.in_features
                     num_columns += linear.in_features
@@ -227,7 +231,7 @@ class ExpertCosts:
         by_input: dict[tuple[str, ...], list[Linear]] = {}
         for name, linear in linears:
             own = name.split(".", 2)[2]
-            together = next((group for group in _SHARED_INPUTS if own in group), (own,))
+            together = next((group for group in SHARED_INPUTS if own in group), (own,))
             key = (*together, linear.format.name) if self._recipe.share_smoothing else (own,)
             by_input.setdefault(key, []).append(linear)
         return list(by_input.values())

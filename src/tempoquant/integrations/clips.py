@@ -1,6 +1,7 @@
 """Clips that prompts bring along: read frame by frame, from a file or a folder of images."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tempoquant.errors import CalibrationError
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.prompts import Prompt, open_image
 
+_NUMBERS = re.compile(r"(\d+)")
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _ANIMATED_IMAGES = {".gif", ".webp", ".png"}
 
@@ -61,4 +63,10 @@ def _frames(video: Path) -> Iterator[Image.Image]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _IMAGES)
+    files = [file for file in folder.iterdir() if file.suffix.lower() in _IMAGES]
+    return sorted(files, key=_place)
+
+
+def _place(file: Path) -> list[str | int]:
+    """Texts and numbers in turn, so that frame_10 comes after frame_2."""
+    return [int(part) if part.isdecimal() else part for part in _NUMBERS.split(file.name)]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from diffusers import WanTransformer3DModel
 from safetensors import SafetensorError
 from torch import nn
@@ -82,13 +81,13 @@ class ExpertWeights:
             prefix: of the module's names in the expert, such as "blocks.3.".
         """
         for name in _own_names(module, prefix):
-            tensor = self.read(prefix + name).to(self.dtype_of(prefix + name))
-            set_module_tensor_to_device(module, name, self.device, value=tensor, dtype=tensor.dtype)
+            _put(module, name, self.read(prefix + name).to(self.device, self.dtype_of(prefix + name)))
 
     def release(self, module: nn.Module, prefix: str) -> None:
         """Let go of what `fill` read."""
+        state = module.state_dict()
         for name in _own_names(module, prefix):
-            set_module_tensor_to_device(module, name, "meta")
+            _put(module, name, torch.empty_like(state[name], device="meta"))
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype a weight computes in: float32 for norms and modulation, as in a model that diffusers loads."""
@@ -104,8 +103,10 @@ class ExpertWeights:
                 tensor = tensors.get_tensor(name).clone()
         except (CheckpointError, SafetensorError, OSError) as error:
             raise ModelError(f"{name} cannot be read from {file} ({error}): fetch the model again.") from error
-        if not form.dtype.is_floating_point or not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{name} in {file} holds NaN or Inf, or no floats: the model file is damaged.")
+        if form.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise ModelError(f"{name} in {file} is {form.dtype}: start from weights in bfloat16, float16 or float32.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{name} in {file} holds NaN or Inf: the model file is damaged.")
         return tensor if self._lora is None else self._lora.fuse(name, tensor)
 
     def stored(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -121,6 +122,16 @@ def expert_forms(folder: Path, expert: Expert) -> Mapping[str, tuple[Path, Store
         return read_forms(weight_files(component))
     except CheckpointError as error:
         raise ModelError(f"{component} is not a readable 16-bit expert: {error}") from error
+
+
+def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace one parameter or buffer. (accelerate's way empties the GPU's cache after each.)"""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
 
 
 def _own_names(module: nn.Module, prefix: str) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tempoquant.checkpoint.files import sha256_of
+from tempoquant.checkpoint.files import sha256_of, sync, sync_tree
 from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest, write_manifest
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
@@ -39,6 +39,7 @@ class RunIdentity:
         prompts: provenance of the calibration prompts.
         store: digest of the sample store that was given, or None when the run records for itself.
         seed: of the calibration's noise.
+        compute_dtype: that samples and hidden states are in: a run that began on a CPU does not go on on a GPU.
         lora: expert to the SHA-256 of the LoRA fused into it.
         library_version: of the TempoQuant that ran.
     """
@@ -48,6 +49,7 @@ class RunIdentity:
     prompts: list[dict[str, str]]
     store: str | None
     seed: int
+    compute_dtype: str = "float32"
     lora: dict[str, str] = field(default_factory=dict)
     library_version: str = ""
 
@@ -55,7 +57,12 @@ class RunIdentity:
 def fingerprint(folder: Path, progress: Progress = SILENT) -> str:
     """SHA-256 over the names and contents of the files of a pipeline's components."""
     components = [folder / name for name in sorted(components_of(folder))]
-    found = [file for component in components for file in sorted(component.rglob("*")) if file.is_file()]
+    found = [
+        file
+        for component in components
+        for file in sorted(component.rglob("*"))
+        if file.is_file() and not file.name.startswith(".")
+    ]  # what file managers leave is no part of a model
     advance = progress.start("Identifying the model", len(found))
     digest = hashlib.sha256()
     for file in found:
@@ -77,27 +84,38 @@ class OutputFolder:
     Args:
         path: does not exist, is empty, or holds an earlier result.
         identity: of this run.
+        overwrite: whether anything else that is there is replaced.
     """
 
-    def __init__(self, path: Path, identity: RunIdentity) -> None:
+    def __init__(self, path: Path, identity: RunIdentity, overwrite: bool = False) -> None:
+        self._overwrite = overwrite
         self.path = path.expanduser().resolve()  # "." and links cannot be renamed to
         self._identity = asdict(identity)
 
-    def refuse_source(self, source: Path) -> None:
-        """Raise OutputError when writing here would destroy the model that is read, or put the result inside it."""
-        source = source.resolve()
-        if self.path == source or source.is_relative_to(self.path) or self.path.is_relative_to(source):
-            raise OutputError(f"{self.path} and the model in {source} overlap: choose a folder beside it.")
+    def refuse_overlap(self, read: Path) -> None:
+        """Raise OutputError when writing here would destroy a folder that is read, or put the result inside it."""
+        read = read.resolve()
+        for place in (self.path, self.work.path):
+            if place == read or read.is_relative_to(place) or place.is_relative_to(read):
+                raise OutputError(f"{place} and {read}, which is read, overlap: choose an output beside it.")
 
-    def is_finished(self, overwrite: bool) -> bool:
+    def check_link(self, source: Path) -> None:
+        """Raise OutputError when files of the source cannot be hard-linked from here: they lie on another disk."""
+        place = next(parent for parent in self.path.parents if parent.exists())
+        for name in components_of(source):
+            for file in (source / name).rglob("*"):
+                if file.is_file() and file.resolve().stat().st_dev != place.stat().st_dev:
+                    raise OutputError(f"{self.path} is on another disk than {file}: repeat without --link.")
+
+    def is_finished(self) -> bool:
         """Whether the folder already holds this very run's result.
 
         Raises:
-            OutputError: it holds something else and `overwrite` was not asked for; the difference is named.
+            OutputError: it holds something else that is not to be overwritten; the difference is named.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file: give a folder.")
-        if overwrite or not self.path.exists() or not any(self.path.iterdir()):
+        if self._overwrite or not self.path.exists() or not any(self.path.iterdir()):
             return False
         if not (self.path / MANIFEST_NAME).is_file():
             raise OutputError(
@@ -153,6 +171,7 @@ class OutputFolder:
                     partial = work / f"{name}.partial"
                     shutil.rmtree(partial, ignore_errors=True)
                     shutil.copytree(source / name, partial, copy_function=_link if link else _copy)
+                    sync_tree(partial)
                     partial.rename(result / name)
                 advance()
             for name in _ROOT_FILES:
@@ -166,13 +185,22 @@ class OutputFolder:
             for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model
                 if not link or entry.is_dir() or entry.parent.name in _EXPERTS:
                     entry.chmod(0o755 if entry.is_dir() else 0o644)
+            for entry in result.iterdir():
+                if entry.is_file():
+                    sync(entry)
+            sync(result)
             self._replace_by(result)
+            sync(self.path.parent)
             advance()
         except OSError as error:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
 
     def _replace_by(self, result: Path) -> None:
         """Rename; what was there before comes back if that fails, Ctrl-C included, and goes only afterwards."""
+        if not self._overwrite and self.path.is_dir() and any(self.path.iterdir()):
+            raise OutputError(
+                f"something was put into {self.path} meanwhile: move it away; the same command then ends at once."
+            )
         old = self.path.with_name(f".{self.path.name}.old")
         shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
         if self.path.exists():

@@ -31,6 +31,7 @@ from tempoquant.integrations.residency import (
     Memory,
     check_memory,
     encode_texts,
+    free_memory,
     loaded_autoencoder,
     loaded_pipeline,
 )
@@ -113,6 +114,7 @@ def record_into(
     if (folder / INDEX_NAME).is_file():
         store = SampleStore.open(folder)
         if not _differences(store, facts, wanted, plan):
+            StoreWriter(folder, SHARED_INPUTS).tidy()
             return store
     writer = StoreWriter(folder, SHARED_INPUTS)
     left = {index: calls for index, calls in wanted.items() if _calls_of(writer.committed(index)) != calls}
@@ -122,6 +124,7 @@ def record_into(
             _noise_prompts(source, plan, steps, left, device, writer, progress)
         else:
             _sample_prompts(source, plan, wanted, left, device, memory, writer, progress)
+        free_memory()  # only here has everybody let go of the pipeline
     schedule = {expert: [float(step.timestep) for step in steps if step.expert is expert] for expert in Expert}
     return writer.finish(facts, schedule, sorted(wanted))
 

@@ -89,6 +89,9 @@ class RecordingPlan:
                 "record: give at least one of each."
             )
 
+        if not 0 <= self.seed < 2**32 - CALIBRATION_NOISE - len(self.prompts):
+            raise SettingsError(f"a seed of calibration lies in 0 … 2^31 − {1 + len(self.prompts)}, not {self.seed}.")
+
     @property
     def num_branches(self) -> int:
         """Transformer calls a step: the pipeline guides above a scale of 1."""

@@ -19,7 +19,7 @@ from torch import nn
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, components_of
-from tempoquant.integrations.wan import _LOADING_ERRORS, _require_complete, compute_dtype
+from tempoquant.integrations.wan import LOADING_ERRORS, compute_dtype, require_complete
 from tempoquant.timesteps import Expert
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def loaded_pipeline(
     texts: Sequence[str] = (),
     loras: Mapping[Expert, "Lora"] | None = None,
 ) -> Iterator[LoadedPipeline]:
-    """A 16-bit pipeline within this context; its memory is free again afterwards.
+    """A 16-bit pipeline within this context. Once nobody refers to it any more, `free_memory` gives its memory back.
 
     Args:
         folder: of the pipeline.
@@ -99,7 +99,8 @@ def loaded_pipeline(
         pipeline.lean_device = torch.device(device)
     else:
         experts = {EXPERT_COMPONENTS[expert]: _whole_expert(each) for expert, each in weights.items()}
-        pipeline = load_parts(folder, dtype, **experts)
+        # In its stored dtype, as `lean` has it: which mode recorded a sample must not show in it.
+        pipeline = load_parts(folder, dtype, text_encoder=load_text_encoder(folder), **experts)
         if memory == "swap":
             pipeline.enable_model_cpu_offload(device=device)
         else:
@@ -107,11 +108,8 @@ def loaded_pipeline(
     try:
         yield LoadedPipeline(pipeline, embeddings)
     finally:
-        # Modules refer to each other in circles, so that only the collector frees them.
         if memory == "swap":
             pipeline.remove_all_hooks()
-        del pipeline, experts
-        free_memory()
 
 
 @contextlib.contextmanager
@@ -119,15 +117,11 @@ def loaded_autoencoder(folder: Path, device: str) -> Iterator[WanImageToVideoPip
     """A pipeline that has its autoencoder and its scheduler only: enough to prepare latents. Raises ModelError."""
     parts = dict.fromkeys(("text_encoder", "tokenizer", "transformer", "transformer_2"))
     pipeline = load_parts(folder, compute_dtype(device), **parts).to(device)
-    try:
-        yield pipeline
-    finally:
-        del pipeline
-        free_memory()
+    yield pipeline
 
 
 def free_memory() -> None:
-    """Give memory of dropped models back."""
+    """Give memory of dropped models back: their modules refer to each other in circles, so only the collector can."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -141,11 +135,11 @@ def load_parts(folder: Path, dtype: torch.dtype, **parts: nn.Module | None) -> W
     """
     try:
         pipeline = _Pipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{folder} does not load as a WanImageToVideoPipeline: {error}") from error
     for name, component in pipeline.components.items():
         if isinstance(component, nn.Module) and name not in parts:
-            _require_complete(component, folder / name)
+            require_complete(component, folder / name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -160,20 +154,29 @@ class _Pipeline(WanImageToVideoPipeline):
         return self.lean_device or super()._execution_device
 
 
+def load_text_encoder(folder: Path) -> Any:
+    """The text encoder on the CPU, in the dtype it is stored in. Raises ModelError."""
+    components = components_of(folder)
+    if "text_encoder" not in components:
+        raise ModelError(f"{folder} names no text_encoder in its model_index.json: fetch the model again.")
+    _, class_name = components["text_encoder"]
+    try:
+        encoder = getattr(transformers, class_name).from_pretrained(
+            folder / "text_encoder", dtype="auto", use_safetensors=True, local_files_only=True
+        )
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{folder / 'text_encoder'} does not load as a {class_name}: {error}") from error
+    require_complete(encoder, folder / "text_encoder")
+    return encoder
+
+
 @torch.no_grad()
 def encode_texts(folder: Path, texts: Sequence[str], device: str) -> dict[str, torch.Tensor]:
     """Each text's embedding, (1, 512, features), on the device, in the dtype the encoder is stored in.
 
     Nothing but the text encoder is in memory meanwhile, and it is gone afterwards.
     """
-    _, class_name = components_of(folder)["text_encoder"]
-    try:
-        encoder = getattr(transformers, class_name).from_pretrained(
-            folder / "text_encoder", dtype="auto", use_safetensors=True, local_files_only=True
-        )
-    except _LOADING_ERRORS as error:
-        raise ModelError(f"{folder / 'text_encoder'} does not load as a {class_name}: {error}") from error
-    _require_complete(encoder, folder / "text_encoder")
+    encoder = load_text_encoder(folder)
     parts = {"text_encoder": encoder, "vae": None, "transformer": None, "transformer_2": None}
     pipeline = load_parts(folder, encoder.dtype, **parts).to(device)
     embeddings = {}

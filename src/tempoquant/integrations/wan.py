@@ -22,7 +22,7 @@ from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_
 from tempoquant.recipe import KEEP_16BIT, Recipe
 from tempoquant.timesteps import Expert
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
 def default_device() -> str:
@@ -48,16 +48,16 @@ def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | 
         pipeline = WanImageToVideoPipeline.from_pretrained(
             folder, dtype=dtype or compute_dtype(device), use_safetensors=True, local_files_only=True
         )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"{folder} does not load as a WanImageToVideoPipeline: {error}") from error
     for name, component in pipeline.components.items():
         if isinstance(component, nn.Module):
-            _require_complete(component, folder / name)
+            require_complete(component, folder / name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 
 
-def _require_complete(model: nn.Module, folder: Path) -> None:
+def require_complete(model: nn.Module, folder: Path) -> None:
     """Raise ModelError when the files lack a weight: diffusers only warns, and transformers makes up random values."""
     stored: set[str] = set()
     for file in folder.glob("*.safetensors"):
@@ -152,7 +152,7 @@ class WanExpert:
     def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
         """q, k and v of self-attention read one input, k and v of cross-attention the text; the others their own."""
         linears = [name for name, module in self._model.blocks[index].named_modules() if isinstance(module, nn.Linear)]
-        together = [group for group in _SHARED_INPUTS if set(group) <= set(linears)]
+        together = [group for group in SHARED_INPUTS if set(group) <= set(linears)]
         first = {name: group for group in together for name in group}
         return list(dict.fromkeys(first.get(name, (name,)) for name in linears))
 
@@ -170,7 +170,7 @@ class WanExpert:
         return ((hidden_states, *args[1:]), kwargs)
 
 
-_SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
+SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
 
 
 def _sharing(value: Any, known: dict[Any, torch.Tensor]) -> Any:

@@ -14,6 +14,7 @@ from tempoquant.errors import OutputError
 
 SUFFIX = ".unfinished"
 _LOCK, _OWNER, _IDENTITY = "lock", "owner", "run.json"
+_OUR_FILES = {_LOCK, _OWNER, _IDENTITY, f"{_IDENTITY}.partial"}
 
 
 class WorkFolder:
@@ -41,8 +42,8 @@ class WorkFolder:
             overwrite: throw another run's unfinished work away.
 
         Raises:
-            OutputError: another live process owns it, it holds another run's work (the difference is named), or it
-                cannot be written.
+            OutputError: another live process owns it, it holds another run's work (the difference is named) or
+                something that no run wrote, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -81,10 +82,12 @@ class WorkFolder:
                 f"{self.path} holds the unfinished work of another run (different {' and '.join(different)}): "
                 "choose another output, or --overwrite."
             )
+        others = [entry for entry in self.path.iterdir() if entry.name not in _OUR_FILES]
+        if different is None and others and not overwrite:
+            raise OutputError(f"{self.path} holds {others[0].name}, which no run wrote: choose another output.")
         if different is None or different:
-            for entry in self.path.iterdir():
-                if entry.name not in (_LOCK, _OWNER):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for entry in others:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             write_atomically(file, json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
 
     def _differences(self, file: Path, overwrite: bool) -> list[str] | None:

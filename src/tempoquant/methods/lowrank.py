@@ -8,8 +8,8 @@ import torch
 _EXACT_UP_TO = 1024
 # Measured (docs/method.md): the residual's squared norm is then within 0.1 % of the least possible up to rank 32, and
 # 0.3 % at rank 128, even where the spectrum is flat, which is hardest.
-_OVERSAMPLING = 32
-_ITERATIONS = 8
+OVERSAMPLING = 32
+ITERATIONS = 8
 _SEED = 0
 
 
@@ -28,10 +28,10 @@ def truncated_svd(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
         largest entry of `up`'s column is positive), so that equal inputs give equal factors.
     """
     smaller_side = min(weight.shape)
-    if smaller_side <= _EXACT_UP_TO or 4 * (rank + _OVERSAMPLING) > smaller_side:
+    if smaller_side <= _EXACT_UP_TO or 4 * (rank + OVERSAMPLING) > smaller_side:
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     else:
-        u, s, vh = _randomized_svd(weight, rank + _OVERSAMPLING)
+        u, s, vh = _randomized_svd(weight, rank + OVERSAMPLING)
     root = s[:rank].sqrt()
     largest = u[:, :rank].abs().argmax(0)
     sign = torch.sign(u[largest, torch.arange(largest.numel(), device=u.device)])
@@ -43,7 +43,7 @@ def _randomized_svd(weight: torch.Tensor, width: int) -> tuple[torch.Tensor, tor
     generator = torch.Generator().manual_seed(_SEED)  # on the CPU, so that every device starts from the same numbers
     start = torch.randn(weight.shape[1], width, generator=generator, dtype=weight.dtype).to(weight.device)
     basis = torch.linalg.qr(weight @ start).Q
-    for _ in range(_ITERATIONS):
+    for _ in range(ITERATIONS):
         # Each half step is made orthogonal again: powers of the singular values would leave float32's range.
         other = torch.linalg.qr((basis.T @ weight).T).Q
         basis = torch.linalg.qr(weight @ other).Q

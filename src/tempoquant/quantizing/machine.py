@@ -1,6 +1,7 @@
 """How this machine does the work: nothing here changes what a run means, and nothing of it is stored."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Machine:
     def __post_init__(self) -> None:
         if not 1 <= len(self.devices) <= 2:
             raise SettingsError(f"give one device, or one for each expert, not {', '.join(self.devices)!r}.")
-        if self.hidden_ram_gib < 0:
+        if not 0 <= self.hidden_ram_gib < math.inf:
             raise SettingsError(f"hidden states cannot have {self.hidden_ram_gib} GiB of RAM.")
         if self.num_tokens_at_once < 1:
             raise SettingsError(f"at least one token is worked on at once, not {self.num_tokens_at_once}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tempoquant.integrations.estimate import RunEstimate, measure_gemm_rate
 from tempoquant.integrations.output_folder import OutputFolder
+from tempoquant.integrations.residency import check_memory
 from tempoquant.integrations.wan import compute_dtype, default_device
 from tempoquant.parallel import run_all
 from tempoquant.progress import SILENT, Progress
@@ -43,7 +44,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         device: "cpu", "cuda", or "cuda:0,cuda:1" to quantize the experts side by side, each in a process of its own
             (call from under `if __name__ == "__main__":` then); None for CUDA where there is one.
         seed: of the calibration's noise. Same seed, machine and thread count: same bytes.
-        store: folder that `record` wrote; None to record now.
+        store: folder that `record` wrote; None to record now. Prompts, seed and sampling are then the store's.
         lora: "high_noise" and "low_noise" to LoRA files that are fused into the experts before they are quantized.
             Calibration then samples as the 4-step LoRAs do, and so does the result.
         machine: further settings of how this machine does it; its devices are used where `device` is None.
@@ -58,11 +59,15 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         TempoQuantError: see tempoquant.errors; finished blocks are kept.
     """
     machine = _machine(device, machine)
+    check_memory(machine.memory, machine.devices[0])
     run = prepare_run(model, recipe, calibration, seed, store, lora, progress)
-    folder = OutputFolder(Path(output), run.identity)
-    folder.refuse_source(run.source)
+    folder = OutputFolder(Path(output), run.identity(machine), overwrite)
+    for read in (run.source, *([] if run.store is None else [run.store.folder])):
+        folder.refuse_overlap(read)
+    if link:
+        folder.check_link(run.source)
     unfinished = folder.work
-    if folder.is_finished(overwrite):
+    if folder.is_finished():
         unfinished.tidy()
         return folder.path
     with unfinished.owned(overwrite) as work:
@@ -96,7 +101,8 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
         TempoQuantError: as `quantize` would before it began.
     """
     machine = _machine(device, machine)
-    run = prepare_run(model, recipe, calibration, 0, store, lora, progress)
+    check_memory(machine.memory, machine.devices[0])
+    run = prepare_run(model, recipe, calibration, 0, store, lora, progress, identify=False)
     rates = {device: measure_gemm_rate(device, compute_dtype(device)) for device in dict.fromkeys(machine.devices)}
     return run.estimate(machine, link, rates)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tempoquant.calibrate.store import SampleStore
+from tempoquant.calibrate.store_index import INDEX_NAME
 from tempoquant.errors import CalibrationError, RecipeError
 from tempoquant.integrations.estimate import RunEstimate, check_disk, estimate
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, expert_forms
@@ -25,10 +26,11 @@ from tempoquant.integrations.recording_plan import (
     stored_settings,
 )
 from tempoquant.integrations.sampling import SamplingSettings, default_settings
-from tempoquant.integrations.wan import check_recipe_fits, linear_shapes
+from tempoquant.integrations.wan import check_recipe_fits, compute_dtype, linear_shapes
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt, provenance
 from tempoquant.quantizing.component import ComponentJob
+from tempoquant.quantizing.coverage import check_coverage, planned, stored
 from tempoquant.quantizing.machine import Machine
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert
@@ -64,22 +66,28 @@ class Run:
     seed: int
     model_fingerprint: str
 
-    @property
-    def identity(self) -> RunIdentity:
+    def identity(self, machine: Machine) -> RunIdentity:
         """What makes another run the same."""
+        dtypes = sorted({str(compute_dtype(device)).removeprefix("torch.") for device in machine.devices})
         if self.store is None:
             prompts, store, seed = provenance(self.prompts), None, self.seed
         else:
             prompts, store, seed = self.store.prompts, self.store.digest, self.store.provenance["seed"]
         hashes = {expert.value: lora.sha256 for expert, lora in self.loras.items()}
         return RunIdentity(
-            self.recipe.to_dict(), self.model_fingerprint, prompts, store, seed, hashes, version("tempoquant")
-        )
+            self.recipe.to_dict(), self.model_fingerprint, prompts, store, seed, " and ".join(dtypes), hashes,
+            version("tempoquant"),
+        )  # fmt: skip
 
     @property
     def sampling(self) -> dict[str, Any] | None:
         """How the result should sample, where fused LoRAs changed that; None to leave it as the source says."""
-        return dataclasses.asdict(self.settings) if self.loras else None
+        if not self.loras:
+            return None
+        settings = self.settings
+        if self.store is not None and self.store.provenance["from_latents"]:  # nobody sampled: nothing says how to
+            settings = settings.replace(**lightning_settings({}))
+        return dataclasses.asdict(settings)
 
     def num_blocks(self, expert: Expert) -> int:
         """How many blocks an expert has."""
@@ -96,6 +104,12 @@ class Run:
             return self.store.folder
         if not self.records:
             return None
+        if (work / _STORE / INDEX_NAME).is_file():  # this very run's: the work folder belongs to no other
+            try:
+                SampleStore.open(work / _STORE)
+            except CalibrationError as error:
+                raise CalibrationError(f"{error} (Remove {work / _STORE} for that.)") from error
+            return work / _STORE
         assert self.recipe.samples_per_expert is not None  # resolve_recipe filled it in
         plan = RecordingPlan(self.prompts, self.settings, self.recipe.samples_per_expert, self.seed, self.loras)
         model = ModelIdentity(self.model_fingerprint, self.hub_id, revision_of(self.source))
@@ -139,8 +153,15 @@ def prepare_run(
     store: str | Path | None,
     lora: Mapping[str, str | Path] | None,
     progress: Progress,
+    identify: bool = True,
 ) -> Run:
-    """Find, check and resolve. Raises TempoQuantError for whatever would fail later."""
+    """Find, check and resolve.
+
+    Args:
+        identify: whether to read the whole model for its fingerprint; a run that is only planned needs none.
+
+    Raises TempoQuantError for whatever would fail later.
+    """
     recipe = Recipe.load(recipe)
     source = resolve_model(model)
     check_pipeline_folder(source)
@@ -150,8 +171,13 @@ def prepare_run(
         asked = {key: getattr(recipe, key) for key in ("num_steps", "guidance_scale", "flow_shift")}
         sampler = lightning_settings(asked)
         own = own.replace(**sampler)
-        _logger.warning("with LoRAs, calibration samples as the 4-step LoRAs do, and so will the result: %s", sampler)
+        if store is None:
+            _logger.warning(
+                "with LoRAs, calibration samples as the 4-step LoRAs do, and so will the result: %s", sampler
+            )
     opened = None if store is None else SampleStore.open(Path(store))
+    if opened is not None and calibration is not None:
+        raise CalibrationError("the sample store has prompts of its own: leave --calibration or --store out.")
     prompts: list[Prompt] = []
     if opened is not None:
         recipe, settings = _as_stored(recipe, opened)
@@ -162,7 +188,9 @@ def prepare_run(
             path = None if calibration is None else str(calibration)
             prompts = calibration_prompts(str(model), path, recipe.num_prompts)
     check_recipe_fits(source, recipe)
-    identified = fingerprint(source, progress)
+    if recipe.needs_calibration:
+        check_coverage(recipe, planned(source, recipe, settings, prompts) if opened is None else stored(opened))
+    identified = fingerprint(source, progress) if identify or opened is not None else ""
     if opened is not None:
         _require_same_model(opened, identified, loras)
     return Run(source, hub_id_of(model), recipe, settings, prompts, opened, loras, seed, identified)
@@ -188,8 +216,8 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
     if not recipe.needs_calibration:
         raise CalibrationError(f"recipe {recipe.name} looks at no activations: leave the sample store out.")
     settings = stored_settings(store)
-    stored: dict[str, Any] = {key: getattr(settings, key) for key in _SAMPLING}
-    for key, value in stored.items():
+    recorded: dict[str, Any] = {key: getattr(settings, key) for key in _SAMPLING}
+    for key, value in recorded.items():
         if getattr(recipe, key) not in (None, value):
             raise CalibrationError(
                 f"the sample store was recorded with {key} = {value}, the recipe asks for {getattr(recipe, key)}: "
@@ -201,7 +229,7 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
             f"the sample store holds {num_samples} samples of an expert, the recipe asks for "
             f"{recipe.samples_per_expert}: record anew, or leave that setting out."
         )
-    return recipe.replace(**stored, samples_per_expert=num_samples, num_prompts=len(store.prompts)), settings
+    return recipe.replace(**recorded, samples_per_expert=num_samples, num_prompts=len(store.prompts)), settings
 
 
 def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expert, Lora]) -> None:
