@@ -33,6 +33,14 @@ def test_the_dtype_stays(tmp_path: Path, dtype: torch.dtype) -> None:
     assert hidden.read(0, 0).dtype == dtype
 
 
+def test_a_sample_that_is_in_no_file_is_one_sentence(tmp_path: Path) -> None:
+    hidden = HiddenStates(tmp_path, 2, ram_bytes=0)
+    hidden.write(0, 0, states(0))
+    hidden.commit(0)
+    with pytest.raises(CalibrationError, match="sample 1 is in none of its files"):
+        hidden.read(0, 1)
+
+
 def test_states_that_were_not_committed_do_not_exist(tmp_path: Path) -> None:
     hidden = HiddenStates(tmp_path / "hidden", 1)
     hidden.write(4, 0, states(0))
@@ -59,8 +67,8 @@ def test_ram_is_not_overdrawn(tmp_path: Path) -> None:
         for sample in range(10):
             hidden.write(block, sample, states(sample))
         hidden.commit(block)
-        in_ram = [file.parent.name for file in hidden._in_ram]
-        assert in_ram.count(f"{block:04d}") == 3 and len(in_ram) <= 6
+        in_ram = [boundary for boundary, _ in hidden._in_ram]
+        assert in_ram.count(block) == 3 and len(in_ram) <= 6
         hidden.forget_but(block)
 
 
@@ -70,11 +78,26 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     hidden.commit(0)
     [file] = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(CalibrationError, match=r"00000\.safetensors cannot be read"):
+    with pytest.raises(CalibrationError, match=r"hidden states in .*0000 cannot be read"):
         hidden.read(0, 0)
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    hidden = HiddenStates(tmp_path / "file", 1)
+    hidden.write(0, 0, states(0))
     with pytest.raises(OutputError, match="hidden states cannot be written"):
-        HiddenStates(tmp_path / "file", 1).write(0, 0, states(0))
+        hidden.commit(0)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 10, [2**22] * 10, [3, 2**25, 5, 2**24, 7]])
+def test_small_states_share_files_and_large_ones_do_not(tmp_path: Path, sizes: list[int]) -> None:
+    hidden = HiddenStates(tmp_path, len(sizes), ram_bytes=0)
+    for sample, size in enumerate(sizes):
+        hidden.write(0, sample, torch.full((size,), float(sample)))
+    hidden.commit(0)
+    again = HiddenStates(tmp_path, len(sizes), ram_bytes=0)
+    for sample, size in enumerate(sizes):
+        assert torch.equal(again.read(0, sample), torch.full((size,), float(sample)))
+    num_files = len(list(tmp_path.rglob("*.safetensors")))
+    assert num_files <= 1 + 4 * sum(sizes) / 2**26 and (num_files > 1) == (4 * sum(sizes) > 2**26)

@@ -53,7 +53,7 @@ def test_one_changed_byte_anywhere_is_another_model(source: Path) -> None:
 def test_a_failed_rename_brings_back_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old.txt").write_text("old")
-    folder = OutputFolder(tmp_path / "out", IDENTITY)
+    folder = OutputFolder(tmp_path / "out", IDENTITY, overwrite=True)
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:

@@ -12,7 +12,8 @@ from tempoquant.checkpoint.files import sync
 from tempoquant.errors import CalibrationError, OutputError
 
 DEFAULT_RAM_BYTES = 2 * 2**30
-_KEY = "hidden_states"
+_FILE_BYTES = 64 * 2**20
+"""Small states share a file up to this size: each file costs a wait for the disk."""
 
 
 class HiddenStates:
@@ -27,7 +28,9 @@ class HiddenStates:
 
     def __init__(self, folder: Path, num_samples: int, ram_bytes: int = DEFAULT_RAM_BYTES) -> None:
         self._folder, self._num_samples, self._ram_bytes = folder, num_samples, ram_bytes
-        self._in_ram: dict[Path, torch.Tensor] = {}
+        self._in_ram: dict[tuple[int, int], torch.Tensor] = {}
+        self._unwritten: dict[str, torch.Tensor] = {}
+        self._files: dict[tuple[int, int], Path] = {}
 
     def exist_before(self, block: int) -> bool:
         """Whether the states before a block are all there."""
@@ -35,34 +38,32 @@ class HiddenStates:
 
     def read(self, block: int, sample: int) -> torch.Tensor:
         """One sample's hidden states before a block, on the CPU. Raises CalibrationError when the file is damaged."""
-        file = self._boundary(block) / _name(sample)
-        if file in self._in_ram:
-            return self._in_ram[file]
+        if (block, sample) in self._in_ram:
+            return self._in_ram[block, sample]
         try:
-            with safe_open(file, framework="pt", device="cpu") as tensors:
-                return tensors.get_tensor(_KEY).clone()  # as aligned as what is in RAM: alignment moves last bits
+            with safe_open(self._file_of(block, sample), framework="pt", device="cpu") as tensors:
+                # A copy is as aligned as what is in RAM: alignment moves the last bits of results.
+                return tensors.get_tensor(str(sample)).clone()
         except (SafetensorError, OSError, ValueError) as error:
             raise CalibrationError(
-                f"{file} cannot be read ({error}): remove {self._folder.parent}, and the run starts over."
+                f"hidden states in {self._boundary(block)} cannot be read ({error}): remove {self._folder.parent}, and "
+                "the run starts over."
             ) from error
 
     def write(self, block: int, sample: int, states: torch.Tensor) -> None:
         """Take in one sample's hidden states before a block. Raises OutputError when the disk is full."""
         states = states.detach().cpu().contiguous()
-        partial = self._boundary(block).with_suffix(".partial")
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            save_file({_KEY: states}, partial / _name(sample))
-            sync(partial / _name(sample))
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"hidden states cannot be written to {partial} ({error}): free some space.") from error
-        boundary = self._boundary(block)
-        held = sum(each.nbytes for file, each in self._in_ram.items() if file.parent == boundary)
+        self._unwritten[str(sample)] = states
+        if sum(each.nbytes for each in self._unwritten.values()) >= _FILE_BYTES:
+            self._write_file(block)
+        held = sum(each.nbytes for (boundary, _), each in self._in_ram.items() if boundary == block)
         if held + states.nbytes <= self._ram_bytes / 2:
-            self._in_ram[boundary / _name(sample)] = states
+            self._in_ram[block, sample] = states
 
     def commit(self, block: int) -> None:
         """All samples before a block are written: let them count, also after a power cut."""
+        if self._unwritten:
+            self._write_file(block)
         partial = self._boundary(block).with_suffix(".partial")
         try:
             sync(partial)
@@ -75,15 +76,33 @@ class HiddenStates:
 
     def forget_but(self, block: int) -> None:
         """Remove every boundary but the one before a block, and whatever was left half made."""
-        keep = self._boundary(block)
-        self._in_ram = {file: states for file, states in self._in_ram.items() if file.parent == keep}
+        self._in_ram = {key: states for key, states in self._in_ram.items() if key[0] == block}
+        self._files = {key: file for key, file in self._files.items() if key[0] == block}
+        self._unwritten = {}
         for entry in self._folder.glob("*") if self._folder.is_dir() else ():
-            if entry != keep:
+            if entry != self._boundary(block):
                 shutil.rmtree(entry)
+
+    def _write_file(self, block: int) -> None:
+        partial = self._boundary(block).with_suffix(".partial")
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            file = partial / f"{len(list(partial.iterdir())):05d}.safetensors"
+            save_file(self._unwritten, file)
+            sync(file)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"hidden states cannot be written to {partial} ({error}): free some space.") from error
+        self._unwritten = {}
+
+    def _file_of(self, block: int, sample: int) -> Path:
+        """The file of a boundary that holds a sample. Raises OSError when none does."""
+        if (block, sample) not in self._files:
+            for file in sorted(self._boundary(block).iterdir()):
+                with safe_open(file, framework="pt", device="cpu") as tensors:
+                    self._files |= {(block, int(key)): file for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+        if (block, sample) not in self._files:
+            raise OSError(f"sample {sample} is in none of its files")
+        return self._files[block, sample]
 
     def _boundary(self, block: int) -> Path:
         return self._folder / f"{block:04d}"
-
-
-def _name(sample: int) -> str:
-    return f"{sample:05d}.safetensors"
