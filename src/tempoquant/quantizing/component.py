@@ -110,6 +110,7 @@ class _Component:
                     self._commit(writer, block)
                     advance()
                     on_block(block)
+                    del block  # or its layers would be in memory until the next block is done
             for name, tensor in self._weights.stored(lambda name: not name.startswith("blocks.")):
                 writer.add_tensor(name, tensor)
             writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._lora_note)
