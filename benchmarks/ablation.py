@@ -78,7 +78,7 @@ def measure(pipeline: Any, folder: Path, recipe: Recipe, store: SampleStore, hel
             samples = store.samples(expert)
             model = WanExpert(ExpertWeights(folder, expert, torch.float32, "cpu"))
             with tempfile.TemporaryDirectory() as scratch:
-                blocks = quantize_expert(model, samples, recipe, bins, HiddenStates(Path(scratch), len(samples)))
+                blocks = quantize_expert(model, samples, recipe, bins, HiddenStates(Path(scratch)))
                 layers = {named.name: named.layer for block in blocks for named in block.layers}
             num_bytes += sum(layer.num_bytes for layer in layers.values())
             num_weights += sum(layer.in_features * layer.out_features for layer in layers.values())

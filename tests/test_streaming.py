@@ -101,7 +101,7 @@ def test_the_streamed_layers_are_the_plain_ones(store: SampleStore, tmp_path: Pa
     samples = store.samples(expert)
     bins = TimestepBins.from_step_fractions(store.schedule(expert), RECIPE.bin_fractions(expert))
     model = WanExpert(ExpertWeights(outliers_folder(), expert, torch.float32, "cpu"))
-    blocks = quantize_expert(model, samples, RECIPE, bins, HiddenStates(tmp_path, len(samples), ram_bytes=0))
+    blocks = quantize_expert(model, samples, RECIPE, bins, HiddenStates(tmp_path, ram_bytes=0))
     streamed: dict[str, QuantizedLayer] = {named.name: named.layer for block in blocks for named in block.layers}
     whole = WanTransformer3DModel.from_pretrained(
         outliers_folder(), subfolder=EXPERT_COMPONENTS[expert], dtype=torch.float32

@@ -15,11 +15,11 @@ def states(seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("ram_bytes", [0, 100, 2**20])
 def test_what_is_read_is_what_was_written_here_and_in_a_later_run(tmp_path: Path, ram_bytes: int) -> None:
-    written = HiddenStates(tmp_path / "hidden", 3, ram_bytes)
+    written = HiddenStates(tmp_path / "hidden", ram_bytes)
     for sample in range(3):
         written.write(0, sample, states(sample))
     written.commit(0)
-    later = HiddenStates(tmp_path / "hidden", 3, ram_bytes)
+    later = HiddenStates(tmp_path / "hidden", ram_bytes)
     for sample in range(3):
         assert torch.equal(written.read(0, sample), states(sample))
         assert torch.equal(later.read(0, sample), states(sample))
@@ -27,14 +27,14 @@ def test_what_is_read_is_what_was_written_here_and_in_a_later_run(tmp_path: Path
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_dtype_stays(tmp_path: Path, dtype: torch.dtype) -> None:
-    hidden = HiddenStates(tmp_path, 1, ram_bytes=0)
+    hidden = HiddenStates(tmp_path, ram_bytes=0)
     hidden.write(0, 0, states(0).to(dtype))
     hidden.commit(0)
     assert hidden.read(0, 0).dtype == dtype
 
 
 def test_a_sample_that_is_in_no_file_is_one_sentence(tmp_path: Path) -> None:
-    hidden = HiddenStates(tmp_path, 2, ram_bytes=0)
+    hidden = HiddenStates(tmp_path, ram_bytes=0)
     hidden.write(0, 0, states(0))
     hidden.commit(0)
     with pytest.raises(CalibrationError, match="sample 1 is in none of its files"):
@@ -42,7 +42,7 @@ def test_a_sample_that_is_in_no_file_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_states_that_were_not_committed_do_not_exist(tmp_path: Path) -> None:
-    hidden = HiddenStates(tmp_path / "hidden", 1)
+    hidden = HiddenStates(tmp_path / "hidden")
     hidden.write(4, 0, states(0))
     assert not hidden.exist_before(4)
     hidden.commit(4)
@@ -50,7 +50,7 @@ def test_states_that_were_not_committed_do_not_exist(tmp_path: Path) -> None:
 
 
 def test_forgetting_leaves_one_boundary(tmp_path: Path) -> None:
-    hidden = HiddenStates(tmp_path, 1)
+    hidden = HiddenStates(tmp_path)
     for block in range(3):
         hidden.write(block, 0, states(block))
         hidden.commit(block)
@@ -62,7 +62,7 @@ def test_forgetting_leaves_one_boundary(tmp_path: Path) -> None:
 
 def test_ram_is_not_overdrawn(tmp_path: Path) -> None:
     each = states(0).nbytes
-    hidden = HiddenStates(tmp_path, 10, ram_bytes=6 * each)
+    hidden = HiddenStates(tmp_path, ram_bytes=6 * each)
     for block in range(5):  # and every boundary has its half, not every second one all
         for sample in range(10):
             hidden.write(block, sample, states(sample))
@@ -73,7 +73,7 @@ def test_ram_is_not_overdrawn(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
-    hidden = HiddenStates(tmp_path, 1, ram_bytes=0)
+    hidden = HiddenStates(tmp_path, ram_bytes=0)
     hidden.write(0, 0, states(0))
     hidden.commit(0)
     [file] = tmp_path.rglob("*.safetensors")
@@ -84,7 +84,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    hidden = HiddenStates(tmp_path / "file", 1)
+    hidden = HiddenStates(tmp_path / "file")
     hidden.write(0, 0, states(0))
     with pytest.raises(OutputError, match="hidden states cannot be written"):
         hidden.commit(0)
@@ -92,11 +92,11 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sizes", [[1] * 10, [2**22] * 10, [3, 2**25, 5, 2**24, 7]])
 def test_small_states_share_files_and_large_ones_do_not(tmp_path: Path, sizes: list[int]) -> None:
-    hidden = HiddenStates(tmp_path, len(sizes), ram_bytes=0)
+    hidden = HiddenStates(tmp_path, ram_bytes=0)
     for sample, size in enumerate(sizes):
         hidden.write(0, sample, torch.full((size,), float(sample)))
     hidden.commit(0)
-    again = HiddenStates(tmp_path, len(sizes), ram_bytes=0)
+    again = HiddenStates(tmp_path, ram_bytes=0)
     for sample, size in enumerate(sizes):
         assert torch.equal(again.read(0, sample), torch.full((size,), float(sample)))
     num_files = len(list(tmp_path.rglob("*.safetensors")))

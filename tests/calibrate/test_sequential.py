@@ -87,7 +87,7 @@ def quantized(tmp_path: Path) -> Callable[..., dict[str, QuantizedLayer]]:
     def run(recipe: Recipe = PAPER, calls: Sequence[CalibrationSample] | None = None, model: ToyExpert | None = None,
             bins: TimestepBins = BINS, ram_bytes: int = 2**30) -> dict[str, QuantizedLayer]:  # fmt: skip
         calls = samples() if calls is None else calls
-        states = HiddenStates(tmp_path / str(next(counter)), len(calls), ram_bytes)
+        states = HiddenStates(tmp_path / str(next(counter)), ram_bytes)
         blocks = quantize_expert(model or ToyExpert(), calls, recipe, bins, states)
         return {named.name: named.layer for block in blocks for named in block.layers}
 
@@ -142,11 +142,11 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
     quantized: Quantized, tmp_path: Path, ram_bytes: int
 ) -> None:
     whole = quantized()
-    states = HiddenStates(tmp_path / "resumed", 4, ram_bytes)
+    states = HiddenStates(tmp_path / "resumed", ram_bytes)
     interrupted = quantize_expert(ToyExpert(), samples(), PAPER, BINS, states)
     layers = next(interrupted).layers + next(interrupted).layers
     interrupted.close()
-    again = HiddenStates(tmp_path / "resumed", 4, ram_bytes)
+    again = HiddenStates(tmp_path / "resumed", ram_bytes)
     again.forget_but(2)
     rest = quantize_expert(ToyExpert(), samples(), PAPER, BINS, again, first_block=2)
     layers += [named for block in rest for named in block.layers]
@@ -154,13 +154,13 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
 
 
 def test_hidden_states_that_are_gone_are_an_error(tmp_path: Path) -> None:
-    states = HiddenStates(tmp_path / "none", 4)
+    states = HiddenStates(tmp_path / "none")
     with pytest.raises(CalibrationError, match="hidden states before block 2 of low_noise are gone"):
         list(quantize_expert(ToyExpert(), samples(), PAPER, BINS, states, first_block=2))
 
 
 def test_only_the_boundary_that_is_needed_stays_on_the_disk(tmp_path: Path) -> None:
-    for block in quantize_expert(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path, 4)):
+    for block in quantize_expert(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path)):
         assert len(list(tmp_path.iterdir())) == (2 if block.index < 2 else 1)
 
 
@@ -277,7 +277,7 @@ def test_progress_counts_what_is_done(tmp_path: Path, changes: dict[str, object]
             return advance
 
     recipe = PAPER.replace(**changes)
-    list(quantize_expert(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path, 4), progress=Counting()))
+    list(quantize_expert(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))
     assert counted == [units, units]
 
 

@@ -17,17 +17,16 @@ _FILE_BYTES = 64 * 2**20
 
 
 class HiddenStates:
-    """Hidden states of `num_samples` samples before block `index`, and those before the next, which are being made.
+    """Hidden states of all samples before block `index`, and those before the next, which are being made.
 
     Args:
         folder: of this expert's hidden states; holds one folder for each boundary between blocks.
-        num_samples: how many samples there are.
         ram_bytes: up to this much is also kept in RAM, half of it for each of the two; what is beyond is read back from
             its files, a sample at a time.
     """
 
-    def __init__(self, folder: Path, num_samples: int, ram_bytes: int = DEFAULT_RAM_BYTES) -> None:
-        self._folder, self._num_samples, self._ram_bytes = folder, num_samples, ram_bytes
+    def __init__(self, folder: Path, ram_bytes: int = DEFAULT_RAM_BYTES) -> None:
+        self._folder, self._ram_bytes = folder, ram_bytes
         self._in_ram: dict[tuple[int, int], torch.Tensor] = {}
         self._unwritten: dict[str, torch.Tensor] = {}
         self._files: dict[tuple[int, int], Path] = {}

@@ -117,7 +117,7 @@ class _Component:
 
     def _blocks(self, model: WanExpert, done: int) -> Iterator[QuantizedBlock]:
         samples = [] if self._store is None else self._store.samples(self._job.expert)
-        states = HiddenStates(_hidden(self._job), len(samples), self._machine.hidden_ram_bytes)
+        states = HiddenStates(_hidden(self._job), self._machine.hidden_ram_bytes)
         states.forget_but(done)
         chunks = TokenChunks(self._machine.num_tokens_at_once)
         return quantize_expert(
