@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sequential import QuantizedBlock, quantize_expert
 from tempoquant.calibrate.store import SampleStore
@@ -76,6 +77,7 @@ def quantize_component(
         if job.target.is_dir():
             job.journal.remove()
         else:
+            map_large_blocks()
             _Component(job, machine, progress).quantize(on_block)
         shutil.rmtree(_hidden(job), ignore_errors=True)
 

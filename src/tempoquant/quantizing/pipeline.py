@@ -33,7 +33,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
 ) -> Path:
     """Quantize both experts of a Wan2.2 image-to-video pipeline and write a complete diffusers pipeline.
 
-    Every finished block is kept in `OUTPUT.unfinished`: after Ctrl-C, a crash or a power cut the same call goes on from
+    Every finished block is kept in `OUTPUT.unfinished`: after Ctrl-C or a crash the same call goes on from
     there, and ends with the same bytes. At most one block of the 16-bit model is in memory at any time.
 
     Args:
