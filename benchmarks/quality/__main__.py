@@ -1,0 +1,158 @@
+"""Which recipe is better: all of them on one model, with the same calibration samples, judged on held-out generations.
+
+    python -m benchmarks.quality                                        # tiny-outliers, every row, three seeds: hours
+    python -m benchmarks.quality --rows 'paper*' --formats mxfp4 --ranks 2 --against 'paper, mxfp4, rank 2'
+    python -m benchmarks.quality --report --figures figures             # what is finished so far, nothing measured
+    python -m benchmarks.quality --recipes mine.toml --rows paper mine --formats mxfp4
+
+A seed changes the noise of calibration and of evaluation. Every finished row and seed is a file in the work folder, so
+the same command goes on where it was stopped; rows are those of benchmarks/quality/rows.py.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import tempoquant
+from benchmarks.quality.results import commit, differences, machine, read_peers
+from benchmarks.quality.rows import GROUPS, RANKS, Row, all_rows, rows_of_files, select
+from benchmarks.quality.run import Run
+from benchmarks.quality.table import print_tables
+from benchmarks.quality.task import Task
+from benchmarks.quality.videos import MAX_ROWS
+from tempoquant.cli.progress import RichProgress
+from tempoquant.errors import TempoQuantError
+from tempoquant.evaluate.results import plain
+from tempoquant.formats import FORMATS
+from tempoquant.integrations.output_folder import fingerprint
+from tempoquant.integrations.pipeline_folder import BUNDLED_MODELS, resolve_model
+from tempoquant.integrations.prompt_sets import calibration_prompts, evaluation_prompts
+from tempoquant.integrations.recording_plan import default_samples_per_expert
+from tempoquant.integrations.sampling import default_settings
+from tempoquant.integrations.wan import default_device, load_pipeline
+from tempoquant.recipe import Recipe
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    which = parser.add_argument_group("which rows")
+    which.add_argument("--rows", nargs="+", metavar="GLOB", help="labels or methods, of all groups")
+    which.add_argument("--groups", nargs="+", choices=GROUPS, help="default: all but variant, or all with --rows")
+    which.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    which.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
+    which.add_argument("--recipes", nargs="+", default=[], metavar="TOML", help="a row for each, beside the others")
+    which.add_argument("--peers", type=Path, metavar="FILE", help="rows measured elsewhere, a JSON object a line")
+    task = parser.add_argument_group("the task")
+    task.add_argument("--model", default="tiny-outliers", help="a bundled model or a folder")
+    task.add_argument("--seeds", type=int, default=3, help="how many")
+    task.add_argument("--prompts", type=int, default=8, help="held-out prompts")
+    task.add_argument("--steps", type=int, help="of the sampler; default: the model's own")
+    task.add_argument("--calibration", metavar="FILE", help="prompts, for models that are not bundled")
+    task.add_argument("--calibration-prompts", type=int, default=Recipe(name="").num_prompts)
+    task.add_argument("--samples-per-expert", type=int, help="default: a million video tokens")
+    task.add_argument("--samples-from", metavar="FILE", help="held-out prompts, for models that are not bundled")
+    task.add_argument("--device", default=default_device())
+    add("--work", type=Path, default=Path("runs/quality"), help="folder of what is finished (default: %(default)s)")
+    add("--again", action="store_true", help="measure the chosen rows though they are finished")
+    add("--report", action="store_true", help="measure nothing")
+    add("--against", metavar="LABEL", help="add paired differences to this row")
+    add("--videos", nargs="+", default=[], metavar="LABEL", help=f"decode the videos of at most {MAX_ROWS} rows")
+    add("--maps", nargs="+", default=["paper"], metavar="LABEL", help="rows (or methods) to draw maps of")
+    add("--figures", type=Path, metavar="DIR", help="draw the figures there; needs matplotlib")
+    add("--json", action="store_true", help="print one JSON line instead of the tables")
+    return parser.parse_args(words)
+
+
+def task_of(arguments: argparse.Namespace) -> Task:
+    """What the command line asks for. Raises TempoQuantError."""
+    source, model = resolve_model(arguments.model), arguments.model
+    settings = default_settings(source).replace(num_steps=arguments.steps)
+    return Task(
+        source, fingerprint(source), settings,
+        calibration_prompts(model, arguments.calibration, arguments.calibration_prompts),
+        evaluation_prompts(model, arguments.samples_from, arguments.prompts),
+        arguments.samples_per_expert or default_samples_per_expert(settings), arguments.device,
+    )  # fmt: skip
+
+
+def draw(run: Run, rows: Sequence[Row], results: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """All figures, into a folder."""
+    from benchmarks.quality.figures import draw_error_against_bits, draw_maps, file_name
+
+    arguments.figures.mkdir(parents=True, exist_ok=True)
+    title = f"{arguments.model}: {len(run.seeds)} seeds × {len(run.task.held_out)} held-out prompts, ± standard error"
+    draw_error_against_bits(results, title, arguments.figures / "error-against-bits.png")
+    for row in rows:
+        records = run.records(row)
+        if records and records[0]["maps"] and {row.label, row.method} & set(arguments.maps):
+            draw_maps(row.label, records, arguments.figures / f"map-{file_name(row.label)}.png")
+
+
+def collect(run: Run, rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Everything there is to show: own rows with their videos and differences, then the peers'."""
+    results = run.results(rows)
+    if arguments.against:
+        base = next((result for result in results if result["row"] == arguments.against and "seeds" in result), None)
+        if base is None:
+            raise TempoQuantError(f"--against {arguments.against!r} is none of the finished rows.")
+        differences(results, base)
+    if arguments.videos:
+        videos = run.videos(select(rows, arguments.videos, None), arguments.model in BUNDLED_MODELS)
+        for result in results:
+            if result["row"] in videos:
+                result["videos"] = videos[result["row"]]
+    return results + (read_peers(arguments.peers) if arguments.peers else [])
+
+
+def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+    """Raise TempoQuantError, before hours of work, for what would fail after them."""
+    if arguments.seeds < 1:
+        raise TempoQuantError("at least one seed is needed.")
+    if arguments.figures and importlib.util.find_spec("matplotlib") is None:
+        raise TempoQuantError("--figures needs matplotlib: pip install 'tempoquant[bench]'.")
+    if arguments.videos and len(select(rows, arguments.videos, None)) > MAX_ROWS:
+        raise TempoQuantError(f"--videos takes at most {MAX_ROWS} rows.")
+    if arguments.peers:
+        read_peers(arguments.peers)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and report."""
+    arguments = parse(words)
+    try:
+        every = all_rows(arguments.formats, arguments.ranks) + rows_of_files(arguments.recipes)
+        rows = select(every, arguments.rows, arguments.groups)
+        check(rows, arguments)
+        task = task_of(arguments)
+        with RichProgress() as progress:
+            run = Run(task, arguments.work, arguments.seeds, lambda: load_pipeline(task.source, task.device), progress)
+            if not arguments.report:
+                run.measure(rows, arguments.again)
+            results = collect(run, rows, arguments)
+        if arguments.figures:
+            draw(run, rows, results, arguments)
+    except TempoQuantError as error:
+        sys.exit(str(error))
+    if not arguments.json:
+        title = f"{arguments.model}, {arguments.seeds} seeds, {arguments.prompts} held-out prompts"
+        print_tables(results, title, arguments.against, Console(width=200))
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    record = {"benchmark": "quality", **asked, "settings": dataclasses.asdict(task.settings),
+              "model_fingerprint": task.fingerprint, "version": tempoquant.__version__, "commit": commit(),
+              "machine": machine(), "results": results}  # fmt: skip
+    print(json.dumps(plain(record), ensure_ascii=False, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The figures: error against bits a weight, and maps of clip ratio and error over layers and timestep bins."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.quality.maps import bin_names, mean_map
+from benchmarks.quality.table import EXPERTS
+
+MARKERS = "osD^v<>Ph*X"
+COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#dd7722", "#225555", "#000000")
+_TITLES = {
+    "high_noise": "noise prediction, high-noise expert", "low_noise": "noise prediction, low-noise expert",
+    "final_latent": "final latent of a generation",
+}  # fmt: skip
+
+
+def draw_error_against_bits(results: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
+    """A line a method (through its ranks, in each format), a panel for each expert and one for the final latent."""
+    shown = [r for r in results if not r.get("error") and r.get("format") and r.get("bits_per_weight")]
+    methods = list(dict.fromkeys(r["method"] for r in shown))
+    formats = list(dict.fromkeys(r["format"] for r in shown))
+    figure = Figure(figsize=(16, 6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for panel, what in zip(axes, _TITLES, strict=True):
+        for number, method in enumerate(methods):
+            for marker, format in zip(MARKERS, formats, strict=False):
+                alike = [r for r in shown if r["method"] == method and r["format"] == format]
+                _draw_line(panel, alike, what, COLORS[number % len(COLORS)], marker)
+        panel.set(title=_TITLES[what], xlabel="bits a weight, all that is stored", ylabel="SQNR, dB (higher is better)")
+        panel.grid(alpha=0.3)
+    for number, method in enumerate(methods):
+        axes[0].plot([], [], color=COLORS[number % len(COLORS)], label=method)
+    for marker, format in zip(MARKERS, formats, strict=False):
+        axes[0].plot([], [], color="black", marker=marker, linestyle="", label=format)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=120)
+
+
+def _draw_line(panel: Axes, results: Sequence[Mapping[str, Any]], what: str, color: str, marker: str) -> None:
+    points = []
+    for result in results:
+        found = result.get("final_latent_db") if what == "final_latent" else result.get("sqnr_db", {}).get(what)
+        if found and found.get("mean") is not None and math.isfinite(float(found["mean"])):
+            points.append((result["bits_per_weight"], float(found["mean"]), float(found.get("standard_error") or 0)))
+    if points:
+        bits, means, errors = zip(*sorted(points), strict=True)
+        panel.errorbar(bits, means, yerr=errors, color=color, marker=marker, markersize=5, linewidth=1.2, capsize=2)
+
+
+def draw_maps(label: str, records: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Layers down, timestep bins across: clip ratio and SQNR of each layer's output, for both experts.
+
+    Args:
+        records: the row's results, one a seed; the mean over them is drawn.
+    """
+    num_layers = max(len(found["layers"]) for found in records[0]["maps"].values())
+    figure = Figure(figsize=(15, 2.2 + 0.19 * num_layers), layout="constrained")
+    axes = iter(figure.subplots(1, 4))
+    for expert in EXPERTS:
+        maps = [record["maps"][expert] for record in records]
+        for key, what, colors in (("clip_ratio", "clip ratio", "viridis"), ("sqnr_db", "output SQNR, dB", "magma")):
+            panel = next(axes)
+            values = mean_map(maps, key)
+            image = panel.imshow(values, aspect="auto", cmap=colors, interpolation="nearest")
+            figure.colorbar(image, ax=panel, location="bottom", label=what, fraction=0.03)
+            panel.set_title(f"{expert}: {what}", fontsize=10)
+            names = bin_names(maps[0]["edges"])
+            panel.set_xticks(range(len(names)), names, fontsize=7)
+            is_first = expert == EXPERTS[0] and key == "clip_ratio"
+            panel.set_yticks(range(len(values)), maps[0]["layers"] if is_first else [""] * len(values), fontsize=6)
+    figure.suptitle(f"{label}: every layer in every timestep bin, mean over {len(records)} seed(s)")
+    figure.savefig(file, dpi=120)
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")

@@ -1,0 +1,187 @@
+"""One row and seed: quantize both experts, count what they store, and see how far they are from 16 bits."""
+
+import contextlib
+import copy
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.quality.maps import LayerMap, layer_maps
+from benchmarks.quality.reference import Reference, generate
+from benchmarks.quality.task import Task
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.checkpoint.tensors import to_stored
+from tempoquant.evaluate.layer_error import sqnr_db
+from tempoquant.evaluate.noise_prediction import CallError, call_errors
+from tempoquant.formats import Format
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
+from tempoquant.integrations.sampling import predict_noise
+from tempoquant.integrations.wan import WanExpert, compute_dtype, linear_shapes
+from tempoquant.kernels.reference import LinearTensors, dequantize_residual
+from tempoquant.layer import QuantizedLayer
+from tempoquant.progress import Progress
+from tempoquant.recipe import Recipe
+from tempoquant.runtime.convert import install_layers
+from tempoquant.timesteps import Expert, TimestepBins
+
+BITS_OF_16BIT = 16
+MAX_REMEMBERED_WEIGHTS = 2**28
+"""Linears of up to so many weights in all are dequantized once: a gibibyte in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedExpert:
+    """layers: by name. bins: of all of them. num_bits: of all block linears. num_weights: of the same."""
+
+    layers: Mapping[str, QuantizedLayer]
+    bins: TimestepBins
+    num_bits: int
+    num_weights: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was found of one row and seed.
+
+    Attributes:
+        bits_per_weight: of all linears of both experts' blocks.
+        seconds: to quantize both experts.
+        sqnr_db: of the noise prediction, one value a held-out prompt (the mean over its calls); by expert, such as
+            "low_noise", and by timestep bin of the paper recipe, such as "low_noise bin 0".
+        final_latent_db: SQNR of the final latent of each held-out generation.
+        maps: by expert.
+        final_latents: (prompts, channels, frames, height, width).
+    """
+
+    bits_per_weight: float
+    seconds: float
+    sqnr_db: Mapping[str, Sequence[float]]
+    final_latent_db: Sequence[float]
+    maps: Mapping[str, LayerMap]
+    final_latents: torch.Tensor
+
+
+def measure(pipeline: Any, reference: Reference, recipe: Recipe | None, progress: Progress) -> Measured:
+    """Quantize by a resolved recipe and judge; None judges the 16-bit pipeline itself.
+
+    Args:
+        pipeline: 16-bit; it is left as it was.
+
+    Raises TempoQuantError as quantizing and judging do.
+    """
+    task = reference.task
+    start = time.perf_counter()
+    experts = {} if recipe is None else {
+        expert: quantize(task, reference, recipe, expert, progress) for expert in Expert
+    }  # fmt: skip
+    seconds = time.perf_counter() - start
+    bins = judging_bins(reference)
+    errors: list[CallError] = []
+    latents, latent_errors = [], []
+    maps: Mapping[str, LayerMap] = {}
+    advance = progress.start("Judging", len(task.held_out))
+    with installed(pipeline, experts) as transformers, dequantizing_once(experts):
+        for trajectory in reference.trajectories():
+            if not maps:  # the first prompt's inputs tell enough of single layers
+                maps = layer_maps(transformers, trajectory.calls, bins)
+            errors += call_errors(lambda sample: predict_noise(pipeline, sample), trajectory.calls)
+            latent = generate(task, pipeline, trajectory.prompt, trajectory.seed)
+            latents.append(latent)
+            latent_errors.append(sqnr_db(trajectory.final_latent, latent))
+            advance()
+    return Measured(bits_per_weight(experts), seconds, by_prompt(errors, bins), latent_errors, maps, torch.cat(latents))
+
+
+def quantize(task: Task, reference: Reference, recipe: Recipe, expert: Expert, progress: Progress) -> QuantizedExpert:
+    """One expert from its files and the seed's calibration samples."""
+    bins = TimestepBins.from_step_fractions(reference.store.schedule(expert), recipe.bin_fractions(expert))
+    samples = reference.store.samples(expert) if recipe.needs_calibration else []
+    weights = ExpertWeights(task.source, expert, compute_dtype(task.device), task.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        states = HiddenStates(Path(scratch))
+        blocks = quantize_expert(WanExpert(weights), samples, recipe, bins, states, progress=progress)
+        layers = {named.name: named.layer for block in blocks for named in block.layers}
+    shapes = linear_shapes(task.source, expert)
+    num_weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    num_bits = sum(
+        8 * num_stored_bytes(layers[name], had_bias=f"{name}.bias" in weights)
+        if name in layers else BITS_OF_16BIT * count
+        for name, count in num_weights.items()
+    )  # fmt: skip
+    return QuantizedExpert(layers, bins, num_bits, sum(num_weights.values()))
+
+
+def num_stored_bytes(layer: QuantizedLayer, had_bias: bool) -> int:
+    """Every byte a checkpoint stores in place of a 16-bit weight; a bias counts where the 16-bit layer had none."""
+    stored = to_stored(layer, "the layer")
+    return sum(tensor.nbytes for name, tensor in stored.items() if name != "bias" or not had_bias)
+
+
+def bits_per_weight(experts: Mapping[Expert, QuantizedExpert]) -> float:
+    """Of all linears of both experts' blocks; those a recipe leaves in 16 bits count as such."""
+    if not experts:
+        return float(BITS_OF_16BIT)
+    return sum(e.num_bits for e in experts.values()) / sum(e.num_weights for e in experts.values())
+
+
+@contextlib.contextmanager
+def installed(pipeline: Any, experts: Mapping[Expert, QuantizedExpert]) -> Iterator[dict[Expert, tuple[Any, Any]]]:
+    """Within this context the pipeline computes in four bits. Yields the 16-bit and the 4-bit transformer of each."""
+    originals = {expert: getattr(pipeline, EXPERT_COMPONENTS[expert]) for expert in experts}
+    try:
+        pairs = {}
+        for expert, original in originals.items():
+            # The copy has modules of its own, and shares the parameters.
+            shared = {id(parameter): parameter for parameter in original.parameters()}
+            quantized = copy.deepcopy(original, shared)
+            install_layers(quantized, experts[expert].layers, experts[expert].bins)
+            setattr(pipeline, EXPERT_COMPONENTS[expert], quantized)
+            pairs[expert] = (original, quantized)
+        yield pairs
+    finally:
+        for expert, original in originals.items():
+            setattr(pipeline, EXPERT_COMPONENTS[expert], original)
+
+
+@contextlib.contextmanager
+def dequantizing_once(experts: Mapping[Expert, QuantizedExpert]) -> Iterator[None]:
+    """Within this context small models keep their dequantized weights between calls: a third of the time, same bits."""
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def remembered(tensors: LinearTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        where = tensors.packed.data_ptr()
+        if where not in known:  # with its memory, which must not become another layer's
+            known[where] = (tensors.packed, dequantize_residual(tensors, format, dtype))
+        return known[where][1].to(dtype)
+
+    if sum(expert.num_weights for expert in experts.values()) > MAX_REMEMBERED_WEIGHTS:
+        yield
+        return
+    with mock.patch("tempoquant.kernels.reference.dequantize_residual", remembered):
+        yield
+
+
+def judging_bins(reference: Reference) -> dict[Expert, TimestepBins]:
+    """The paper recipe's timestep bins: every row is judged on the same ones, whatever its own."""
+    paper = Recipe.load("paper")
+    return {
+        expert: TimestepBins.from_step_fractions(reference.store.schedule(expert), paper.bin_fractions(expert))
+        for expert in Expert
+    }
+
+
+def by_prompt(errors: Sequence[CallError], bins: Mapping[Expert, TimestepBins]) -> dict[str, list[float]]:
+    """Mean SQNR of each prompt's calls, in the order of the prompts: by expert, then by expert and timestep bin."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for error in errors:
+        expert = error.expert.value
+        for key in (expert, f"{expert} bin {bins[error.expert].of(error.timestep)}"):
+            found.setdefault(key, {}).setdefault(error.prompt_id, []).append(error.sqnr_db)
+    return {key: [sum(v) / len(v) for v in prompts.values()] for key, prompts in sorted(found.items())}

@@ -1,0 +1,139 @@
+"""The 16-bit side, once for each seed: calibration samples, held-out trajectories and final latents, kept in files."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from benchmarks.quality.task import Task, hash_of
+from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
+from tempoquant.calibrate.store import SampleStore
+from tempoquant.checkpoint.files import sync
+from tempoquant.integrations.recording import SHARED_INPUTS, record_into
+from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
+from tempoquant.integrations.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
+from tempoquant.progress import Progress
+from tempoquant.prompts import Prompt
+from tempoquant.timesteps import Expert
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One held-out generation of the 16-bit pipeline.
+
+    Attributes:
+        prompt: what it answers.
+        seed: of its noise.
+        calls: every transformer call and its answer, in order.
+        final_latent: (1, channels, frames, height, width), what the autoencoder would decode.
+    """
+
+    prompt: Prompt
+    seed: int
+    calls: list[RecordedCall]
+    final_latent: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What one seed needs of the 16-bit pipeline.
+
+    Attributes:
+        task: what was done.
+        seed: of the benchmark.
+        store: calibration samples.
+        folder: of the trajectories.
+    """
+
+    task: Task
+    seed: int
+    store: SampleStore
+    folder: Path
+
+    def trajectories(self) -> Iterator[Trajectory]:
+        """In the order of the held-out prompts, one in memory at a time."""
+        for index, prompt in enumerate(self.task.held_out):
+            yield _load(self.folder / f"{index:04d}.safetensors", prompt, self.task.evaluation_seed(self.seed, index))
+
+
+def prepare(task: Task, seed: int, pipeline: Any, work: Path, progress: Progress) -> Reference:
+    """Record what is not in the work folder yet. Two processes may ask for the same: one waits for the other."""
+    folder = work / f"reference-{hash_of(task.identity())}" / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        plan = RecordingPlan(task.calibration, task.settings, task.samples_per_expert, task.calibration_seed(seed))
+        model = ModelIdentity(task.fingerprint)
+        store = record_into(task.source, folder / "store", plan, model=model, device=task.device, progress=progress)
+        files = {index: folder / f"{index:04d}.safetensors" for index in range(len(task.held_out))}
+        num_done = sum(file.is_file() for file in files.values())
+        advance = progress.start(f"Seed {seed}: held-out trajectories", len(files), num_done)
+        for index, file in files.items():
+            if not file.is_file():
+                trajectory = record(task, pipeline, task.held_out[index], task.evaluation_seed(seed, index))
+                _save(file, trajectory)
+                advance()
+    return Reference(task, seed, store, folder)
+
+
+def record(task: Task, pipeline: Any, prompt: Prompt, seed: int) -> Trajectory:
+    """Generate once; keep every call and the final latent, on the CPU."""
+    calls: list[RecordedCall] = []
+
+    def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
+        calls.append(RecordedCall(sample_of(prompt, position, inputs), output[0].cpu()))
+
+    with watching_trajectory(pipeline, keep) as step_done:
+        final_latent = generate(task, pipeline, prompt, seed, step_done)
+    return Trajectory(prompt, seed, calls, final_latent)
+
+
+def generate(task: Task, pipeline: Any, prompt: Prompt, seed: int, on_step: Any = lambda: None) -> torch.Tensor:
+    """The final latent of one full generation, (1, channels, frames, height, width), on the CPU."""
+    texts = {"prompt": prompt.text, "negative_prompt": ""}
+    return sample_latents(pipeline, prompt, task.settings, seed, texts, on_step=on_step).cpu()
+
+
+def write_tensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that is there whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
+    sync(unfinished)
+    unfinished.replace(file)
+
+
+def _save(file: Path, trajectory: Trajectory) -> None:
+    """The text, which all calls of a guidance branch share, is stored once; so is what both calls of a step share."""
+    tensors, positions = {"final_latent": trajectory.final_latent}, []
+    for number, (sample, prediction) in enumerate((call.sample, call.noise_prediction) for call in trajectory.calls):
+        positions.append([sample.expert.value, sample.timestep, sample.step_index, sample.guidance_branch])
+        tensors[f"{number}.noise_prediction"] = prediction
+        for key, value in sample.inputs.items():
+            tensors[f"{_shared_by(key, sample.step_index, sample.guidance_branch)}.{key}"] = value
+    write_tensors(file, tensors, {"calls": json.dumps(positions)})
+
+
+def _shared_by(key: str, step_index: int, branch: str) -> str:
+    return branch if key in SHARED_INPUTS else f"step {step_index}"
+
+
+def _load(file: Path, prompt: Prompt, seed: int) -> Trajectory:
+    with safe_open(file, framework="pt", device="cpu") as stored:
+        positions = json.loads(stored.metadata()["calls"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+    calls = []
+    for number, (expert, timestep, step_index, branch) in enumerate(positions):
+        prediction = tensors.pop(f"{number}.noise_prediction")
+        inputs = {
+            key: tensor
+            for group, _, key, tensor in ((*name.partition("."), tensor) for name, tensor in tensors.items())
+            if group == _shared_by(key, step_index, branch)
+        }
+        sample = CalibrationSample(prompt.id, Expert(expert), timestep, step_index, branch, inputs)
+        calls.append(RecordedCall(sample, prediction))
+    return Trajectory(prompt, seed, calls, tensors["final_latent"])

@@ -1,0 +1,156 @@
+"""Finished results, one file for each row and seed, and what they come to over the seeds."""
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.quality.measure import Measured
+from benchmarks.quality.reference import write_tensors
+from benchmarks.quality.rows import Row
+from benchmarks.quality.task import Task, key_of
+from tempoquant.checkpoint.files import sync
+from tempoquant.evaluate.results import Summary, plain
+from tempoquant.recipe import Recipe
+
+
+class RowFiles:
+    """The folder of finished results: KEY.json, and beside it KEY.safetensors with the final latents."""
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self._folder, self._task = folder, task
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, recipe: Recipe | None, seed: int) -> dict[str, Any] | None:
+        """The result of this recipe and seed; None when there is none.
+
+        A result whose recipe meant something else, because a default has changed since, is none.
+        """
+        file = self._file(recipe, seed)
+        if not file.is_file():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found if _same_settings(found["recipe"], self._settings(recipe)) else None
+
+    def save(self, recipe: Recipe | None, seed: int, measured: Measured) -> dict[str, Any]:
+        """Keep a result, the latents before the file that says they are there."""
+        file = self._file(recipe, seed)
+        write_tensors(file.with_suffix(".safetensors"), {"final_latents": measured.final_latents})
+        record = plain({
+            "recipe": self._settings(recipe), "seed": seed, "commit": commit(), "machine": machine(),
+            "bits_per_weight": measured.bits_per_weight, "seconds": measured.seconds, "sqnr_db": measured.sqnr_db,
+            "final_latent_db": measured.final_latent_db,
+            "maps": {expert: found._asdict() for expert, found in measured.maps.items()},
+        })  # fmt: skip
+        write_json(file, record)
+        return record
+
+    def final_latents(self, recipe: Recipe | None, seed: int) -> torch.Tensor:
+        """(prompts, channels, frames, height, width) of a finished result."""
+        return load_file(self._file(recipe, seed).with_suffix(".safetensors"))["final_latents"]
+
+    def beside(self, recipe: Recipe | None, seed: int, ending: str) -> Path:
+        """A file for what is found out about a result later."""
+        file = self._file(recipe, seed)
+        return file.with_name(f"{file.stem}.{ending}")
+
+    def _file(self, recipe: Recipe | None, seed: int) -> Path:
+        return self._folder / f"{key_of(self._task, recipe, seed)}.json"
+
+    def _settings(self, recipe: Recipe | None) -> dict[str, Any]:
+        return {} if recipe is None else self._task.resolve(recipe).to_dict()
+
+
+def write_json(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished.write_text(json.dumps(plain(record), allow_nan=False), encoding="utf-8")
+    sync(unfinished)
+    unfinished.replace(file)
+
+
+def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row over its seeds, as plain values: means with standard errors over seeds × prompts, and each seed's own."""
+    first = records[0]
+    return {
+        **_name_of(row),
+        "bits_per_weight": first["bits_per_weight"],
+        "sqnr_db": {key: summary([r["sqnr_db"][key] for r in records]) for key in first["sqnr_db"]},
+        "final_latent_db": summary([record["final_latent_db"] for record in records]),
+        "seconds": math.fsum(record["seconds"] for record in records) / len(records),
+        "seeds": {str(record["seed"]): {key: record[key] for key in ("sqnr_db", "final_latent_db", "seconds")}
+                  for record in records},
+        "commits": sorted({record["commit"] for record in records}),
+        "machines": sorted({record["machine"] for record in records}),
+    }  # fmt: skip
+
+
+def failed(row: Row, error: Exception) -> dict[str, Any]:
+    """A row that could not be measured."""
+    return {**_name_of(row), "error": str(error)}
+
+
+def summary(values: Sequence[Sequence[float | str]]) -> dict[str, Any]:
+    """Mean and standard error over all values of all seeds, (seeds, prompts); infinities may be texts."""
+    found = Summary.of([float(value) for of_seed in values for value in of_seed])
+    return {"mean": found.mean, "standard_error": found.standard_error, "n": found.num_values}
+
+
+def differences(results: Sequence[dict[str, Any]], base: Mapping[str, Any]) -> None:
+    """Add to each result its paired difference to another one, over the seeds and prompts that both have."""
+    for result in results:
+        if "seeds" not in result:
+            continue
+        both = [seed for seed in result["seeds"] if seed in base["seeds"]]
+        pairs = {key: [(result["seeds"][seed]["sqnr_db"][key], base["seeds"][seed]["sqnr_db"][key]) for seed in both]
+                 for key in ("high_noise", "low_noise")}  # fmt: skip
+        pairs["final_latent"] = [
+            (result["seeds"][seed]["final_latent_db"], base["seeds"][seed]["final_latent_db"]) for seed in both
+        ]
+        finite = all(math.isfinite(float(v)) for pair in pairs.values() for side in pair for vs in side for v in vs)
+        if both and finite:
+            result["difference_db"] = {
+                key: summary([[float(a) - float(b) for a, b in zip(*pair, strict=True)] for pair in of_key])
+                for key, of_key in pairs.items()
+            }
+
+
+def read_peers(file: Path) -> list[dict[str, Any]]:
+    """Rows that another program measured, one JSON object a line: the keys of `combine`, as far as there are."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [{"group": "peer", "method": json.loads(line)["row"], **json.loads(line)} for line in lines if line.strip()]
+
+
+def commit() -> str:
+    """Of the working tree; "+" when it has changes."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """What computed."""
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _name_of(row: Row) -> dict[str, Any]:
+    return {
+        "row": row.label, "method": row.method, "group": row.group, "format": row.recipe and row.recipe.format,
+        "rank": row.recipe and row.recipe.rank,
+    }  # fmt: skip
+
+
+def _same_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two recipes say the same, but for their names; what one does not know has its default value."""
+    defaults = Recipe(name="").to_dict()
+    keys = (set(before) | set(now)) - {"name"}
+    return all(before.get(key, defaults.get(key)) == now.get(key, defaults.get(key)) for key in keys)

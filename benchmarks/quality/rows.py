@@ -1,0 +1,120 @@
+"""Which recipes are compared. A new row is one more line here.
+
+A setting to try on top of the paper recipe is an entry of CANDIDATES; what our own recipe changes of it is OURS.
+"""
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tempoquant.errors import RecipeError
+from tempoquant.formats import FORMATS
+from tempoquant.recipe import Recipe
+
+RANKS = (2, 16)
+"""Of the bundled models' width, 256: 2 is the share that rank 32 has of the 14B model's."""
+
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {}
+"""Name of a row, "paper + NAME", to what it changes of the paper recipe."""
+
+OURS: Mapping[str, Any] = {}
+"""What our own recipe changes of the paper's; empty while there is none, and then there is no row."""
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "statistics of both guidance branches": {"statistics_branches": "both"},
+    "blocks calibrated on quantized inputs": {"block_inputs": "quantized"},
+    "smoothing shared by q, k and v": {"share_smoothing": True},
+    "clip search on 4096 tokens a bin": {"clip_search_tokens_per_bin": 4096},
+    "clip search on 64 tokens a bin": {"clip_search_tokens_per_bin": 64},
+}
+"""Other ways to calibrate the paper recipe, settled in docs/log.md: measured when asked for only."""
+
+GROUPS = ("reference", "published", "candidate", "ours", "file", "variant")
+DEFAULT_GROUPS = tuple(group for group in GROUPS if group != "variant")
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        label: what names it, unlike any other.
+        recipe: None for the 16-bit model.
+        group: of GROUPS.
+        method: what it has in common with the rows that differ in format and rank alone; a line in the figure.
+    """
+
+    label: str
+    recipe: Recipe | None
+    group: str
+    method: str
+
+
+def all_rows(formats: Sequence[str] = tuple(FORMATS), ranks: Sequence[int] = RANKS) -> list[Row]:
+    """Every row there is, format after format."""
+    rows = [Row("16-bit", None, "reference", "16-bit")]
+    for format in formats:
+        rows += _published(format, ranks)
+        rows += _on_paper(format, ranks)
+    return rows
+
+
+def rows_of_files(files: Sequence[str]) -> list[Row]:
+    """A row for each recipe file, as it is."""
+    recipes = [Recipe.load(file) for file in files]
+    return [Row(r.name if r.name != "paper" else Path(f).name, r, "file", r.name)
+            for f, r in zip(files, recipes, strict=True)]  # fmt: skip
+
+
+def select(rows: Sequence[Row], patterns: Sequence[str] | None, groups: Sequence[str] | None) -> list[Row]:
+    """The rows whose label or method matches one of the patterns, in one of the groups.
+
+    Without groups: of all where there are patterns, of DEFAULT_GROUPS where there are none.
+
+    Raises RecipeError for a pattern that matches nothing, and for two rows of one label.
+    """
+    groups = groups or (GROUPS if patterns else DEFAULT_GROUPS)
+    found = [row for row in rows if row.group in groups]
+    if patterns:
+        for pattern in patterns:
+            if not any(_matches(row, pattern) for row in found):
+                raise RecipeError(f"no row matches {pattern!r}; there are {', '.join(row.label for row in found)}.")
+        found = [row for row in found if any(_matches(row, pattern) for pattern in patterns)]
+    labels = [row.label for row in found]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise RecipeError(f"two rows are called {twice[0]!r}: give each recipe a name of its own.")
+    return found
+
+
+def _matches(row: Row, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (row.label, row.method))
+
+
+def _published(format: str, ranks: Sequence[int]) -> Iterator[Row]:
+    """The published recipes, a step at a time."""
+    svdquant, paper = (Recipe.load(name).replace(format=format) for name in ("svdquant", "paper"))
+    yield _row("round to nearest", Recipe.load("rtn").replace(format=format))
+    yield _row("smoothing", svdquant.replace(rank=0))
+    for rank in ranks:
+        yield _row("SVDQuant, data-free", svdquant.replace(rank=rank, smoothing_alpha=None))
+        yield _row("SVDQuant", svdquant.replace(rank=rank))
+        yield _row("SVDQuant + GPTQ", paper.replace(rank=rank, clip_ratios=()))
+        yield _row("paper", paper.replace(rank=rank))
+
+
+def _on_paper(format: str, ranks: Sequence[int]) -> Iterator[Row]:
+    """The paper recipe with something changed."""
+    for rank in ranks:
+        paper = Recipe.load("paper").replace(format=format, rank=rank)
+        for name, changes in CANDIDATES.items():
+            yield _row(f"paper + {name}", paper.replace(**changes), "candidate")
+        if OURS:
+            yield _row("ours", paper.replace(**OURS), "ours")
+        for name, changes in VARIANTS.items():
+            yield _row(f"paper, {name}", paper.replace(**changes), "variant")
+
+
+def _row(method: str, recipe: Recipe, group: str = "published") -> Row:
+    rank = f", rank {recipe.rank}" if recipe.rank else ""
+    label = f"{method}, {recipe.format}{rank}"
+    return Row(label, recipe.replace(name=label), group, method)

@@ -1,0 +1,88 @@
+"""The table for people."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+EXPERTS = ("high_noise", "low_noise")
+
+
+def print_tables(results: Sequence[Mapping[str, Any]], title: str, against: str | None, console: Console) -> None:
+    """What was measured of every row, then the videos of the rows that have some."""
+    console.print(quality_table(results, title, against))
+    if any("videos" in result for result in results):
+        console.print(video_table(results))
+
+
+def quality_table(results: Sequence[Mapping[str, Any]], title: str, against: str | None = None) -> Table:
+    """Bits, SQNR of the noise prediction per expert, SQNR of the final latent, seconds; the reason in failed rows."""
+    caption = f"SQNR in dB, mean ± standard error over seeds × prompts ({_counts(results)}); higher is better."
+    if against:
+        caption += f" Δ: paired difference to {against}."
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("")
+    differs = [f"Δ {name}" for name in (*EXPERTS, "final latent")] if against else []
+    for heading in ("bits a weight", *EXPERTS, "final latent", *differs, "s to quantize"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    previous = None
+    for result in results:
+        if previous not in (None, result.get("format")):
+            table.add_section()
+        previous = result.get("format")
+        table.add_row(*_cells(result, bool(against)))
+    return table
+
+
+def video_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """PSNR and SSIM against the 16-bit video, and whether the prompt was followed, in the rows that were decoded."""
+    caption = "PSNR and SSIM against the 16-bit pipeline's videos, mean ± standard error over seeds × prompts."
+    table = Table(title="Decoded videos", title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("")
+    for heading in ("PSNR, dB", "SSIM", "motion followed", "appearance kept", "n"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        if "videos" in result:
+            found = result["videos"]
+            shares = [_share(found.get(key)) for key in ("motion_followed", "appearance_kept")]
+            table.add_row(
+                result["row"], _text(found["psnr_db"]), _text(found["ssim"], 4), *shares, str(found["ssim"]["n"])
+            )
+    return table
+
+
+def _cells(result: Mapping[str, Any], with_difference: bool) -> list[str]:
+    bits = "" if result.get("bits_per_weight") is None else f"{result['bits_per_weight']:.2f}"
+    numbers = [_text(result.get("sqnr_db", {}).get(expert)) for expert in EXPERTS]
+    numbers.append(_text(result.get("final_latent_db")))
+    if with_difference:
+        found = result.get("difference_db", {})
+        numbers += [_text(found.get(key), signed=True) for key in (*EXPERTS, "final_latent")]
+    seconds = "" if result.get("seconds") is None else f"{result['seconds']:.0f}"
+    note = f"failed: {result['error']}" if result.get("error") else result.get("note") or ""
+    return [result["row"], bits, *numbers, seconds, note]
+
+
+def _text(summary: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:
+    """Such as "21.30 ± 0.12"."""
+    if not summary or summary.get("mean") is None:
+        return ""
+    mean = float(summary["mean"])
+    if math.isinf(mean):
+        return "identical" if mean > 0 else "−inf"
+    error = summary.get("standard_error")
+    spread = "" if error is None else f" ± {float(error):.{digits}f}"
+    return f"{mean:{'+' if signed else ''}.{digits}f}{spread}"
+
+
+def _share(summary: Mapping[str, Any] | None) -> str:
+    return "" if summary is None else f"{summary['mean']:.0%}"
+
+
+def _counts(results: Sequence[Mapping[str, Any]]) -> str:
+    """Such as "n = 24" or "n = 8 or 24"."""
+    counts = sorted({r["final_latent_db"]["n"] for r in results if (r.get("final_latent_db") or {}).get("n")})
+    return f"n = {' or '.join(map(str, counts))}" if counts else "none yet"

@@ -1,0 +1,110 @@
+"""What every row is asked to do: the same calibration samples, the same held-out generations, and who decides that."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tempoquant.errors import CalibrationError, RecipeError
+from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.integrations.wan import compute_dtype
+from tempoquant.prompts import Prompt, check_disjoint, provenance
+from tempoquant.recipe import Recipe
+
+EVALUATION_SEED = 1_000_000
+"""Added to a held-out generation's seed; calibration draws from seeds above 2^31."""
+SEED_STRIDE = 1000
+"""Between two seeds of the benchmark: prompt i of a set takes noise i of its seed."""
+
+_SAMPLING = ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model and what is done with it.
+
+    Attributes:
+        source: folder of the 16-bit pipeline.
+        fingerprint: of its files.
+        settings: of every generation, of calibration and of evaluation.
+        calibration: prompts to calibrate on.
+        held_out: prompts to judge on.
+        samples_per_expert: calibration samples kept of each expert.
+        device: to compute on.
+
+    Raises:
+        CalibrationError: a prompt is in both sets, a set is empty, or one has more prompts than a seed has noise for.
+    """
+
+    source: Path
+    fingerprint: str
+    settings: SamplingSettings
+    calibration: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    samples_per_expert: int
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for prompts in (self.calibration, self.held_out):
+            if not 0 < len(prompts) <= SEED_STRIDE:
+                raise CalibrationError(f"a set has 1 to {SEED_STRIDE} prompts, not {len(prompts)}.")
+        check_disjoint(self.held_out, provenance(self.calibration))
+
+    def calibration_seed(self, seed: int) -> int:
+        """Of a recording plan."""
+        return SEED_STRIDE * seed
+
+    def evaluation_seed(self, seed: int, index: int) -> int:
+        """Of the generation of held-out prompt `index`."""
+        return EVALUATION_SEED + SEED_STRIDE * seed + index
+
+    def identity(self) -> dict[str, Any]:
+        """What makes another task the same, as plain values."""
+        return {
+            "model": self.fingerprint,
+            "settings": dataclasses.asdict(self.settings),
+            "calibration": provenance(self.calibration),
+            "held_out": provenance(self.held_out),
+            "samples_per_expert": self.samples_per_expert,
+            "compute_dtype": str(compute_dtype(self.device)),
+            "noise": [EVALUATION_SEED, SEED_STRIDE],
+        }
+
+    def resolve(self, recipe: Recipe) -> Recipe:
+        """The recipe with this task's calibration samples filled in.
+
+        Raises RecipeError when it asks for samples drawn otherwise: rows must share theirs.
+        """
+        if not recipe.needs_calibration:
+            return recipe
+        own = {key: getattr(self.settings, key) for key in _SAMPLING}
+        for key, value in own.items():
+            if getattr(recipe, key) not in (None, value):
+                raise RecipeError(
+                    f"recipe {recipe.name} calibrates with {key} = {getattr(recipe, key)}, all other rows with {value}."
+                )
+        return recipe.replace(**own, num_prompts=len(self.calibration), samples_per_expert=self.samples_per_expert)
+
+
+def hash_of(record: Any) -> str:
+    """The first 24 digits of the SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def changed_settings(recipe: Recipe | None) -> Mapping[str, Any]:
+    """A recipe's settings that differ from their defaults, as plain values, without its name; {} for 16 bits.
+
+    A setting that a later version adds leaves recipes without it what they were.
+    """
+    if recipe is None:
+        return {}
+    defaults = Recipe(name=recipe.name).to_dict()
+    return {key: value for key, value in recipe.to_dict().items() if key != "name" and value != defaults.get(key)}
+
+
+def key_of(task: Task, recipe: Recipe | None, seed: int) -> str:
+    """Names the result of one row and seed: the same for the same task, seed and recipe, whatever the recipe's name."""
+    return hash_of({**task.identity(), "recipe": recipe and changed_settings(task.resolve(recipe)), "seed": seed})
