@@ -4,10 +4,10 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-kill check format fuzz bench-scale clean
+.PHONY: help demo test test-kill check format fuzz bench-quality bench-scale clean
 
 help:  ## Show this list.
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: .venv/.installed  ## Quantize the bundled model, run it beside the original, and write what you should look at.
 	$(BIN)/tempoquant demo
@@ -31,6 +31,9 @@ format: .venv/.installed-check  ## Rewrite the sources as `make check` wants the
 fuzz: .venv/.installed-test  ## Damage checkpoints ten thousand times: each must be refused or harmless.
 	$(BIN)/python -m tests.fuzz_checkpoint --mutations 10000 --seed 0
 
+bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers, with figures, in runs/quality: some hours; goes on where it was.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --work runs/quality --figures runs/quality/figures
+
 bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.
 	$(BIN)/python -m benchmarks.scale --long
 
@@ -49,6 +52,10 @@ clean:  ## Remove the virtual environment and every cache.
 
 .venv/.installed-test: .venv/bin/python $(REQUIREMENTS)
 	$(PIP_INSTALL) -e '.[test]'
+	@touch $@ .venv/.installed
+
+.venv/.installed-bench: .venv/bin/python $(REQUIREMENTS)
+	$(PIP_INSTALL) -e '.[bench]'
 	@touch $@ .venv/.installed
 
 .venv/.installed-check: .venv/bin/python $(REQUIREMENTS)
