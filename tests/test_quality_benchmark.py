@@ -90,6 +90,15 @@ def test_a_row_that_fails_shows_why_and_stops_no_other(pipeline: Any, work: Path
     assert "rank 10000 exceeds" in text_of([failed, good])
 
 
+def test_figures_are_drawn_of_what_is_finished(pipeline: Any, work: Path):
+    figures = pytest.importorskip("benchmarks.quality.figures", exc_type=ModuleNotFoundError)
+    run = run_in(work, lambda: pipeline)
+    run.measure([ROW])
+    figures.draw_error_against_bits(run.results([ROW]), "the title", work / "error.png")
+    figures.draw_maps("the row", run.records(ROW), work / "map.png")
+    assert (work / "error.png").stat().st_size > 10_000 and (work / "map.png").stat().st_size > 10_000
+
+
 def test_peers_stand_in_the_table_with_their_reasons(tmp_path: Path):
     file = tmp_path / "peers.jsonl"
     cell = {"mean": 12.5, "standard_error": 0.25, "n": 8}

@@ -91,7 +91,7 @@ def draw(run: Run, rows: Sequence[Row], results: Sequence[dict[str, Any]], argum
     from benchmarks.quality.figures import draw_error_against_bits, draw_maps, file_name
 
     arguments.figures.mkdir(parents=True, exist_ok=True)
-    title = f"{arguments.model}: {len(run.seeds)} seeds × {len(run.task.held_out)} held-out prompts, ± standard error"
+    title = f"{arguments.model}; seeds: {len(run.seeds)}, held-out prompts: {len(run.task.held_out)}, ± standard error"
     draw_error_against_bits(results, title, arguments.figures / "error-against-bits.png")
     for row in rows:
         records = run.records(row)
@@ -145,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except TempoQuantError as error:
         sys.exit(str(error))
     if not arguments.json:
-        title = f"{arguments.model}, {arguments.seeds} seeds, {arguments.prompts} held-out prompts"
+        title = f"{arguments.model}; seeds: {arguments.seeds}, held-out prompts: {arguments.prompts}"
         print_tables(results, title, arguments.against, Console(width=200))
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     record = {"benchmark": "quality", **asked, "settings": dataclasses.asdict(task.settings),

@@ -14,6 +14,7 @@ from benchmarks.quality.table import EXPERTS
 
 MARKERS = "osD^v<>Ph*X"
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#dd7722", "#225555", "#000000")
+_MAPS = (("clip_ratio", "clip ratio", "viridis"), ("sqnr_db", "output SQNR, dB", "magma"))
 _TITLES = {
     "high_noise": "noise prediction, high-noise expert", "low_noise": "noise prediction, low-noise expert",
     "final_latent": "final latent of a generation",
@@ -61,22 +62,23 @@ def draw_maps(label: str, records: Sequence[Mapping[str, Any]], file: Path) -> N
     Args:
         records: the row's results, one a seed; the mean over them is drawn.
     """
-    num_layers = max(len(found["layers"]) for found in records[0]["maps"].values())
+    maps = {expert: [record["maps"][expert] for record in records] for expert in EXPERTS}
+    num_layers = max(len(found[0]["layers"]) for found in maps.values())
     figure = Figure(figsize=(15, 2.2 + 0.19 * num_layers), layout="constrained")
-    axes = iter(figure.subplots(1, 4))
-    for expert in EXPERTS:
-        maps = [record["maps"][expert] for record in records]
-        for key, what, colors in (("clip_ratio", "clip ratio", "viridis"), ("sqnr_db", "output SQNR, dB", "magma")):
-            panel = next(axes)
-            values = mean_map(maps, key)
-            image = panel.imshow(values, aspect="auto", cmap=colors, interpolation="nearest")
+    panels = figure.subplots(1, 4)
+    for column, (key, what, colors) in enumerate(_MAPS):
+        values = {expert: mean_map(found, key) for expert, found in maps.items()}
+        finite = [v for rows in values.values() for row in rows for v in row if math.isfinite(v)] or [0.0, 1.0]
+        for panel, expert in zip(panels[column::2], EXPERTS, strict=True):  # both in the same colours
+            image = panel.imshow(
+                values[expert], aspect="auto", cmap=colors, vmin=min(finite, default=0), vmax=max(finite, default=1)
+            )
             figure.colorbar(image, ax=panel, location="bottom", label=what, fraction=0.03)
             panel.set_title(f"{expert}: {what}", fontsize=10)
-            names = bin_names(maps[0]["edges"])
+            names, layers = bin_names(maps[expert][0]["edges"]), maps[expert][0]["layers"]
             panel.set_xticks(range(len(names)), names, fontsize=7)
-            is_first = expert == EXPERTS[0] and key == "clip_ratio"
-            panel.set_yticks(range(len(values)), maps[0]["layers"] if is_first else [""] * len(values), fontsize=6)
-    figure.suptitle(f"{label}: every layer in every timestep bin, mean over {len(records)} seed(s)")
+            panel.set_yticks(range(len(layers)), layers if column == 0 else [""] * len(layers), fontsize=6)
+    figure.suptitle(f"{label}: every layer in every timestep bin, seeds: {len(records)}")
     figure.savefig(file, dpi=120)
 
 

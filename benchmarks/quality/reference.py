@@ -1,6 +1,7 @@
 """The 16-bit side, once for each seed: calibration samples, held-out trajectories and final latents, kept in files."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,15 @@ def generate(task: Task, pipeline: Any, prompt: Prompt, seed: int, on_step: Any 
 
 def write_tensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that is there whole or not at all."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished = unfinished_name(file)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
     sync(unfinished)
     unfinished.replace(file)
+
+
+def unfinished_name(file: Path) -> Path:
+    """Where a file lies until it is whole: another place for every process, as two may share a work folder."""
+    return file.with_name(f"{file.name}.unfinished-{os.getpid()}")
 
 
 def _save(file: Path, trajectory: Trajectory) -> None:

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.quality.measure import Measured
-from benchmarks.quality.reference import write_tensors
+from benchmarks.quality.reference import unfinished_name, write_tensors
 from benchmarks.quality.rows import Row
 from benchmarks.quality.task import Task, key_of
 from tempoquant.checkpoint.files import sync
 from tempoquant.evaluate.results import Summary, plain
 from tempoquant.recipe import Recipe
+
+MEASURES = ("bits_per_weight", "seconds", "cpu_seconds", "sqnr_db", "final_latent_db")
+"""What is kept of `Measured` as it is."""
 
 
 class RowFiles:
@@ -44,8 +47,7 @@ class RowFiles:
         write_tensors(file.with_suffix(".safetensors"), {"final_latents": measured.final_latents})
         record = plain({
             "recipe": self._settings(recipe), "seed": seed, "commit": commit(), "machine": machine(),
-            "bits_per_weight": measured.bits_per_weight, "seconds": measured.seconds, "sqnr_db": measured.sqnr_db,
-            "final_latent_db": measured.final_latent_db,
+            **{key: getattr(measured, key) for key in MEASURES},
             "maps": {expert: found._asdict() for expert, found in measured.maps.items()},
         })  # fmt: skip
         write_json(file, record)
@@ -69,7 +71,7 @@ class RowFiles:
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON file that is there whole or not at all."""
-    unfinished = file.with_name(f"{file.name}.unfinished")
+    unfinished = unfinished_name(file)
     unfinished.write_text(json.dumps(plain(record), allow_nan=False), encoding="utf-8")
     sync(unfinished)
     unfinished.replace(file)
@@ -83,9 +85,8 @@ def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "bits_per_weight": first["bits_per_weight"],
         "sqnr_db": {key: summary([r["sqnr_db"][key] for r in records]) for key in first["sqnr_db"]},
         "final_latent_db": summary([record["final_latent_db"] for record in records]),
-        "seconds": math.fsum(record["seconds"] for record in records) / len(records),
-        "seeds": {str(record["seed"]): {key: record[key] for key in ("sqnr_db", "final_latent_db", "seconds")}
-                  for record in records},
+        **{key: math.fsum(record[key] for record in records) / len(records) for key in ("seconds", "cpu_seconds")},
+        "seeds": {str(record["seed"]): {key: record[key] for key in MEASURES} for record in records},
         "commits": sorted({record["commit"] for record in records}),
         "machines": sorted({record["machine"] for record in records}),
     }  # fmt: skip
@@ -97,7 +98,11 @@ def failed(row: Row, error: Exception) -> dict[str, Any]:
 
 
 def summary(values: Sequence[Sequence[float | str]]) -> dict[str, Any]:
-    """Mean and standard error over all values of all seeds, (seeds, prompts); infinities may be texts."""
+    """Mean and standard error over all values of all seeds, (seeds, prompts); infinities may be texts.
+
+    Every seed has the same prompts: the error says how far other noise would move the mean, and knows of the prompts
+    only as many as there are.
+    """
     found = Summary.of([float(value) for of_seed in values for value in of_seed])
     return {"mean": found.mean, "standard_error": found.standard_error, "n": found.num_values}
 

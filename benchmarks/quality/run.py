@@ -42,7 +42,8 @@ class Run:
         for seed, left in missing.items():
             for row in left:
                 assert advance is not None
-                self._measure_row(row, seed)
+                if again or self.files.load(row.recipe, seed) is None:  # nor by a row of the same recipe since
+                    self._measure_row(row, seed)
                 advance()
 
     def _measure_row(self, row: Row, seed: int) -> None:

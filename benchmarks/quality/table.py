@@ -63,7 +63,15 @@ def _cells(result: Mapping[str, Any], with_difference: bool) -> list[str]:
         numbers += [_text(found.get(key), signed=True) for key in (*EXPERTS, "final_latent")]
     seconds = "" if result.get("seconds") is None else f"{result['seconds']:.0f}"
     note = f"failed: {result['error']}" if result.get("error") else result.get("note") or ""
-    return [result["row"], bits, *numbers, seconds, note]
+    return [_label(result), bits, *numbers, seconds, note]
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    """Peers name their rows without format and rank."""
+    if result.get("group") != "peer":
+        return str(result["row"])
+    rank = f"rank {result['rank']}" if result.get("rank") else None
+    return ", ".join(str(part) for part in (result["row"], result.get("format"), rank) if part)
 
 
 def _text(summary: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:

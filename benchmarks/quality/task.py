@@ -19,6 +19,9 @@ EVALUATION_SEED = 1_000_000
 SEED_STRIDE = 1000
 """Between two seeds of the benchmark: prompt i of a set takes noise i of its seed."""
 
+RESULT_VERSION = 1
+"""Of what is measured and how a result is stored: a new one makes every earlier result a stranger."""
+
 _SAMPLING = ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale")
 
 
@@ -94,17 +97,16 @@ def hash_of(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def changed_settings(recipe: Recipe | None) -> Mapping[str, Any]:
-    """A recipe's settings that differ from their defaults, as plain values, without its name; {} for 16 bits.
+def changed_settings(recipe: Recipe) -> Mapping[str, Any]:
+    """A recipe's settings that differ from their defaults, as plain values, without its name.
 
     A setting that a later version adds leaves recipes without it what they were.
     """
-    if recipe is None:
-        return {}
     defaults = Recipe(name=recipe.name).to_dict()
     return {key: value for key, value in recipe.to_dict().items() if key != "name" and value != defaults.get(key)}
 
 
 def key_of(task: Task, recipe: Recipe | None, seed: int) -> str:
     """Names the result of one row and seed: the same for the same task, seed and recipe, whatever the recipe's name."""
-    return hash_of({**task.identity(), "recipe": recipe and changed_settings(task.resolve(recipe)), "seed": seed})
+    settings = None if recipe is None else changed_settings(task.resolve(recipe))
+    return hash_of({**task.identity(), "recipe": settings, "seed": seed, "version": RESULT_VERSION})
