@@ -31,7 +31,7 @@ format: .venv/.installed-check  ## Rewrite the sources as `make check` wants the
 fuzz: .venv/.installed-test  ## Damage checkpoints ten thousand times: each must be refused or harmless.
 	$(BIN)/python -m tests.fuzz_checkpoint --mutations 10000 --seed 0
 
-bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers, with figures, in runs/quality: some hours; goes on where it was.
+bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers, with figures, in runs/quality: one to three hours; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --work runs/quality --figures runs/quality/figures
 
 bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.

@@ -78,7 +78,7 @@ def select(rows: Sequence[Row], patterns: Sequence[str] | None, groups: Sequence
     if patterns:
         for pattern in patterns:
             if not any(_matches(row, pattern) for row in found):
-                raise RecipeError(f"no row matches {pattern!r}; there are {', '.join(row.label for row in found)}.")
+                raise RecipeError(f"no row matches {pattern!r}; there are {'; '.join(row.label for row in found)}.")
         found = [row for row in found if any(_matches(row, pattern) for pattern in patterns)]
     labels = [row.label for row in found]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
