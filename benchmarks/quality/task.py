@@ -102,8 +102,8 @@ def changed_settings(recipe: Recipe) -> Mapping[str, Any]:
 
     A setting that a later version adds leaves recipes without it what they were.
     """
-    defaults = Recipe(name=recipe.name).to_dict()
-    return {key: value for key, value in recipe.to_dict().items() if key != "name" and value != defaults.get(key)}
+    now, defaults = recipe.to_dict(), Recipe(name=recipe.name).to_dict()  # without what is None
+    return {key: now.get(key) for key in now.keys() | defaults.keys() if now.get(key) != defaults.get(key)}
 
 
 def key_of(task: Task, recipe: Recipe | None, seed: int) -> str:
