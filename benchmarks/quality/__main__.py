@@ -1,6 +1,6 @@
 """Which recipe is better: all of them on one model, with the same calibration samples, judged on held-out generations.
 
-    python -m benchmarks.quality                                        # tiny-outliers, every row, three seeds: an hour and more
+    python -m benchmarks.quality                                        # tiny-outliers, every row, three seeds: hours
     python -m benchmarks.quality --rows 'paper*' --formats mxfp4 --ranks 2 --against 'paper, mxfp4, rank 2'
     python -m benchmarks.quality --report --figures figures             # what is finished so far, nothing measured
     python -m benchmarks.quality --recipes mine.toml --rows paper mine --formats mxfp4
