@@ -15,18 +15,29 @@ class ScaleGrid(str, Enum):
 
     E8M0 = "e8m0"  # 2^e, one byte (OCP MX v1.0)
     E4M3 = "e4m3"  # FP8 e4m3, one byte, times one float32 scale per weight tensor
+    E4M1 = "e4m1"  # the e4m3 numbers 2^e and 1.5·2^e, stored and used as those are
     BF16 = "bf16"  # any bfloat16, two bytes
 
     @property
     def num_bytes(self) -> int:
         return 2 if self is ScaleGrid.BF16 else 1
 
+    @property
+    def is_e4m3(self) -> bool:
+        """Whether its numbers are stored as FP8 e4m3."""
+        return self in (ScaleGrid.E4M3, ScaleGrid.E4M1)
+
 
 class ScaleRule(str, Enum):
-    """How an E8M0 exponent follows from a group's largest magnitude; the other grids just round amax / top level."""
+    """How a group's scale follows from its numbers.
+
+    Floor and ceil say how an E8M0 exponent follows from the largest magnitude; the other grids then just round amax /
+    top level. Least error tries a few scales.
+    """
 
     FLOOR = "floor"  # floor(log2(amax)) − 2: OCP MX v1.0, section 6.3; the group's top may saturate
     CEIL = "ceil"  # ceil(log2(amax / top level)): nothing saturates
+    LEAST_ERROR = "least_error"  # of the format's candidates the one of the least squared error; E8M0 by ceil
 
 
 @dataclass(frozen=True)
@@ -38,18 +49,25 @@ class Format:
         levels: the magnitudes of codes 0 … 7, ascending from 0.
         group_size: input features that share one scale.
         scale_grid: the numbers a scale may be.
+        scale_candidates: multiples of a group's amax that the rule "least_error" makes scales of, the first 1.
+        scale_octaves: how far below the scale that its row's largest magnitude asks for a scale may lie; None for any.
+            A row is one token, or one output of a weight.
     """
 
     name: str
     levels: tuple[float, ...]
     group_size: int
     scale_grid: ScaleGrid
+    scale_candidates: tuple[float, ...] = (1.0,)
+    scale_octaves: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.levels) != 8 or self.levels[0] != 0 or list(self.levels) != sorted(set(self.levels)):
             raise RecipeError(f"format {self.name!r} needs 8 ascending levels that start at 0, not {self.levels}.")
-        if self.group_size < 2 or self.group_size % 2:
-            raise RecipeError(f"format {self.name!r} needs an even group size, not {self.group_size}.")
+        if self.group_size < 2 or self.group_size & (self.group_size - 1):
+            raise RecipeError(f"format {self.name!r} needs a power of two as its group size, not {self.group_size}.")
+        if self.scale_candidates[:1] != (1.0,) or min(self.scale_candidates) <= 0:
+            raise RecipeError(f"format {self.name!r} needs positive candidates, 1 the first: {self.scale_candidates}.")
 
     @property
     def top_level(self) -> float:
@@ -59,7 +77,7 @@ class Format:
     @property
     def has_tensor_scale(self) -> bool:
         """Whether weights carry one float32 scale per tensor above the group scales (NVFP4)."""
-        return self.scale_grid is ScaleGrid.E4M3
+        return self.scale_grid.is_e4m3
 
     def num_groups(self, in_features: int, where: str = "the layer") -> int:
         """How many groups `in_features` make. Raises RecipeError when the group size does not divide them."""
@@ -73,11 +91,16 @@ class Format:
 
 E2M1_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
-MXFP4 = Format("mxfp4", E2M1_LEVELS, 32, ScaleGrid.E8M0)
-NVFP4 = Format("nvfp4", E2M1_LEVELS, 16, ScaleGrid.E4M3)
-INT4 = Format("int4", tuple(float(level) for level in range(8)), 64, ScaleGrid.BF16)
+# Candidates were found by trying (docs/log.md): more of them gain nothing that shows. 1.5 puts the largest number of a
+# group on the level 4, whose neighbours are nearer; the others clip it.
+MXFP4 = Format("mxfp4", E2M1_LEVELS, 32, ScaleGrid.E8M0, (1.0, 0.5))
+NVFP4 = Format("nvfp4", E2M1_LEVELS, 16, ScaleGrid.E4M3, (1.0, 0.875, 1.5))
+# NVFP4 as FP8 tensor cores can run it: a level times such a scale, relative to a power of two of its row, is an FP8
+# e4m3 number for thirteen octaves (docs/decisions/0005-nvfp4-that-fp8-can-run.md).
+NVFP4_M1 = Format("nvfp4_m1", E2M1_LEVELS, 16, ScaleGrid.E4M1, (1.0, 1.5), scale_octaves=12)
+INT4 = Format("int4", tuple(float(level) for level in range(8)), 64, ScaleGrid.BF16, (1.0, 0.85, 0.7))
 
-FORMATS = {format.name: format for format in (MXFP4, NVFP4, INT4)}
+FORMATS = {format.name: format for format in (MXFP4, NVFP4, NVFP4_M1, INT4)}
 
 
 def get_format(name: str) -> Format:

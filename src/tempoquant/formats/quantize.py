@@ -1,5 +1,6 @@
 """Whole tensors on a format's grid: groups, their scales, their codes, and back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,23 @@ def group_amax(x: torch.Tensor, format: Format) -> torch.Tensor:
     return x.unflatten(-1, (-1, format.group_size)).abs().amax(-1)
 
 
-def weight_scale(weight: torch.Tensor, format: Format, rule: ScaleRule) -> WeightScale:
-    """The scales of a weight (out, in), float32; see `group_scale`."""
+def weight_scale(
+    weight: torch.Tensor, format: Format, rule: ScaleRule, feature_weight: torch.Tensor | None = None
+) -> WeightScale:
+    """The scales of a weight (out, in), float32; see `group_scale`.
+
+    Args:
+        feature_weight: (in,) what a squared error counts for in each column, for the rule "least_error"; None for 1.
+    """
     amax = group_amax(weight, format).float()
     tensor = tensor_scale_of(amax, format) if format.has_tensor_scale else amax.new_ones(())
-    return WeightScale(group_scale(amax, format, rule, tensor_scale=tensor), tensor)
+
+    def scale_of(candidate: float) -> torch.Tensor:
+        return group_scale(amax, format, rule, candidate, tensor)
+
+    if rule is not ScaleRule.LEAST_ERROR:
+        return WeightScale(scale_of(1.0), tensor)
+    return WeightScale(_scale_of_least_error(weight, format, scale_of, tensor, feature_weight), tensor)
 
 
 def to_codes(x: torch.Tensor, scale: torch.Tensor, format: Format) -> torch.Tensor:
@@ -63,6 +76,52 @@ def quantize_activation(
     Returns:
         (…, in), same dtype: exactly level times scale.
     """
-    scale = group_scale(group_amax(x, format), format, rule, clip_ratio)
+    amax = group_amax(x, format)
+
+    def scale_of(candidate: float) -> torch.Tensor:
+        return group_scale(amax, format, rule, clip_ratio * candidate)
+
+    scale = _scale_of_least_error(x, format, scale_of) if rule is ScaleRule.LEAST_ERROR else scale_of(1.0)
     per_feature = scale.unsqueeze(-1)
     return nearest_level(x.unflatten(-1, (-1, format.group_size)) / per_feature, format).mul_(per_feature).flatten(-2)
+
+
+def _scale_of_least_error(
+    x: torch.Tensor,
+    format: Format,
+    scale_of: Callable[[float], torch.Tensor],
+    tensor_scale: torch.Tensor | float = 1.0,
+    feature_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Of the format's candidates, for each group the scale whose rounding leaves the least squared error (ours).
+
+    The first of equals wins. Errors are summed by halves (first half plus second half, until one number is left), so
+    that every program that keeps to that order chooses the same.
+
+    Args:
+        x: (…, in).
+        scale_of: the scales (…, groups) of a candidate.
+
+    Returns:
+        (…, groups).
+    """
+    grouped = x.unflatten(-1, (-1, format.group_size))
+    weights = None if feature_weight is None else feature_weight.unflatten(-1, (-1, format.group_size))
+    best_scale, best_error = None, None
+    for candidate in format.scale_candidates:
+        scale = scale_of(candidate)
+        per_feature = (scale * tensor_scale).unsqueeze(-1)
+        error = nearest_level(grouped / per_feature, format).mul_(per_feature).sub_(grouped).square_()
+        if weights is not None:
+            error *= weights
+        while (half := error.shape[-1] // 2) > 0:
+            error = error[..., :half] + error[..., half:]
+        error = error.squeeze(-1)
+        if best_scale is None or best_error is None:
+            best_scale, best_error = scale, error
+        else:
+            is_better = error < best_error
+            best_scale = torch.where(is_better, scale, best_scale)
+            best_error = torch.where(is_better, error, best_error)
+    assert best_scale is not None
+    return best_scale

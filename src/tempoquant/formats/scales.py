@@ -13,6 +13,8 @@ from tempoquant.formats.format import Format, ScaleGrid, ScaleRule
 
 E4M3_MAX = 448.0
 E4M3_MIN = 2.0**-9  # smallest positive e4m3, a subnormal
+E4M1_MAX = 384.0
+E4M1_MIN = 2.0**-8  # below it e4m3 holds no 1.5·2^e
 _E8M0_BIAS = 127
 
 
@@ -39,24 +41,43 @@ def group_scale(
     """The scale of each group, on the format's grid.
 
     Args:
-        amax: (…, groups) float32 or float64, largest magnitude of each group.
+        amax: (…, groups) float32 or float64, largest magnitude of each group; all groups of a row.
+        rule: "least_error" is "ceil" here; `quantize_activation` and `weight_scale` try its candidates.
         clip_ratio: multiplies amax first; broadcastable to amax.
-        tensor_scale: for E4M3 scales of weights, what the group scale is later multiplied by.
+        tensor_scale: for scales of weights, what the group scale is later multiplied by.
 
     Returns:
-        same shape and dtype as amax; for E4M3 *without* the tensor scale.
+        same shape and dtype as amax; for formats with a tensor scale *without* it.
     """
     clipped = (amax * clip_ratio).clamp(max=torch.finfo(amax.dtype).max)  # a clip ratio above 1 may overflow
-    if format.scale_grid is ScaleGrid.E8M0:
-        scale = _power_of_two_scale(clipped, format, rule)
-    elif format.scale_grid is ScaleGrid.E4M3:
-        wanted = (clipped / format.top_level / tensor_scale).clamp(E4M3_MIN, E4M3_MAX)
-        scale = wanted.to(torch.float8_e4m3fn).to(amax.dtype)
-    else:
-        grid = torch.finfo(torch.bfloat16)
-        scale = (clipped / format.top_level).clamp(grid.tiny, grid.max).to(torch.bfloat16).to(amax.dtype)
+    scale = _on_grid(clipped, format, rule, tensor_scale)
+    if format.scale_octaves is not None:
+        scale = scale.maximum(_largest_of_row(clipped, format, rule, tensor_scale) * 2.0**-format.scale_octaves)
     scale = torch.where(amax == 0, torch.ones_like(scale), scale)
     return torch.where(torch.isfinite(amax), scale, torch.full_like(scale, torch.nan))
+
+
+def _largest_of_row(
+    amax: torch.Tensor, format: Format, rule: ScaleRule, tensor_scale: torch.Tensor | float
+) -> torch.Tensor:
+    """The scale that a row's largest magnitude may ask for, whatever candidate it takes: (…, 1)."""
+    candidates = format.scale_candidates if rule is ScaleRule.LEAST_ERROR else (1.0,)
+    largest = amax.amax(-1, keepdim=True) * max(candidates)
+    return _on_grid(largest.clamp(max=torch.finfo(amax.dtype).max), format, rule, tensor_scale)
+
+
+def _on_grid(amax: torch.Tensor, format: Format, rule: ScaleRule, tensor_scale: torch.Tensor | float) -> torch.Tensor:
+    """The number of the format's grid that a largest magnitude asks for."""
+    if format.scale_grid is ScaleGrid.E8M0:
+        return _power_of_two_scale(amax, format, rule)
+    wanted = amax / format.top_level / tensor_scale
+    if format.scale_grid is ScaleGrid.E4M3:
+        return wanted.clamp(E4M3_MIN, E4M3_MAX).to(torch.float8_e4m3fn).to(amax.dtype)
+    if format.scale_grid is ScaleGrid.E4M1:
+        mantissa, exponent = torch.frexp(wanted.clamp(E4M1_MIN, E4M1_MAX))  # in [0.5, 1): quarters are one mantissa bit
+        return torch.ldexp((mantissa * 4).round() / 4, exponent)
+    grid = torch.finfo(torch.bfloat16)
+    return wanted.clamp(grid.tiny, grid.max).to(torch.bfloat16).to(amax.dtype)
 
 
 def _power_of_two_scale(amax: torch.Tensor, format: Format, rule: ScaleRule) -> torch.Tensor:
@@ -66,7 +87,7 @@ def _power_of_two_scale(amax: torch.Tensor, format: Format, rule: ScaleRule) -> 
     mantissa, exponent = torch.frexp(amax)
     top_mantissa, top_exponent = math.frexp(format.top_level)
     exponent = exponent - top_exponent
-    if rule is ScaleRule.CEIL:
+    if rule is not ScaleRule.FLOOR:
         exponent = torch.where(mantissa > top_mantissa, exponent + 1, exponent)
     # −126 keeps every scale a normal float32: flush-to-zero devices then agree with the CPU.
     return torch.ldexp(torch.ones_like(amax), exponent.clamp(-126, 127))
@@ -77,7 +98,7 @@ def scale_to_bytes(scale: torch.Tensor, format: Format) -> torch.Tensor:
     if format.scale_grid is ScaleGrid.E8M0:
         _, exponent = torch.frexp(scale)
         return (exponent - 1 + _E8M0_BIAS).to(torch.uint8)
-    dtype = torch.float8_e4m3fn if format.scale_grid is ScaleGrid.E4M3 else torch.bfloat16
+    dtype = torch.float8_e4m3fn if format.scale_grid.is_e4m3 else torch.bfloat16
     return scale.to(dtype).contiguous().view(torch.uint8)
 
 
@@ -85,15 +106,28 @@ def scale_from_bytes(stored: torch.Tensor, format: Format) -> torch.Tensor:
     """The inverse of `scale_to_bytes`, as float32."""
     if format.scale_grid is ScaleGrid.E8M0:
         return torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.to(torch.int32) - _E8M0_BIAS)
-    dtype = torch.float8_e4m3fn if format.scale_grid is ScaleGrid.E4M3 else torch.bfloat16
+    dtype = torch.float8_e4m3fn if format.scale_grid.is_e4m3 else torch.bfloat16
     return stored.contiguous().view(dtype).float()
 
 
 def check_scale_bytes(stored: torch.Tensor, format: Format, where: str) -> None:
-    """Raise CheckpointError when a stored scale is NaN, infinite, zero or negative."""
+    """Raise CheckpointError when a stored scale is NaN, infinite, zero or negative, or not one of the format's."""
     scale = scale_from_bytes(stored, format)
     is_nan_code = (stored == 255).any() if format.scale_grid is ScaleGrid.E8M0 else False
     if is_nan_code or not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise CheckpointError(
             f"{where} holds a scale that is not a positive number: the file is damaged, fetch it again."
         )
+    if not _is_of_format(scale, format):
+        raise CheckpointError(f"{where} holds a scale that {format.name} has not: the file is damaged, fetch it again.")
+
+
+def _is_of_format(scale: torch.Tensor, format: Format) -> bool:
+    mantissa, exponent = torch.frexp(scale)
+    if format.scale_grid is ScaleGrid.E4M1 and not bool(
+        ((mantissa * 4).frac() == 0).all() and (scale >= E4M1_MIN).all()
+    ):
+        return False
+    # A group of zeros has scale 1, which is always inside: the grid's smallest number is 2^-8.
+    spread = exponent.amax(-1) - exponent.amin(-1)
+    return format.scale_octaves is None or bool((spread <= format.scale_octaves).all())
