@@ -15,11 +15,32 @@ from tempoquant.recipe import Recipe
 RANKS = (2, 16)
 """Of the bundled models' width, 256: 2 is the share that rank 32 has of the 14B model's."""
 
-CANDIDATES: Mapping[str, Mapping[str, Any]] = {}
+_LEAST_ERROR = {"weight_scale_rule": "least_error", "activation_scale_rule": "least_error"}
+_PAPERS_SEARCH = {key: getattr(Recipe.load("paper"), key) for key in (
+    "clip_ratios", "exponent_offsets", "bin_fractions_high_noise", "bin_fractions_low_noise")}  # fmt: skip
+
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {
+    "least-error scales": _LEAST_ERROR,
+    "centring": {"centring": True},
+    "smoothing by rms": {"smoothing_statistic": "rms"},
+    "deflation": {"deflation": True},
+    "shared inputs": {"share_smoothing": True},
+}
 """Name of a row, "paper + NAME", to what it changes of the paper recipe."""
 
-OURS: Mapping[str, Any] = {}
-"""What our own recipe changes of the paper's; empty while there is none, and then there is no row."""
+WITHOUT: Mapping[str, Mapping[str, Any]] = {
+    "without least-error scales": {"weight_scale_rule": "floor", "activation_scale_rule": "ceil"},
+    "without centring": {"centring": False},
+    "without smoothing by rms": {"smoothing_statistic": "amax"},
+    "without deflation": {"deflation": False},
+    "without shared inputs": {"share_smoothing": False},
+    "without GPTQ": {"gptq": False},
+    "with one clip ratio, searched": {**_PAPERS_SEARCH, "bin_fractions_high_noise": (), "bin_fractions_low_noise": ()},
+    "with a clip ratio per bin, searched": _PAPERS_SEARCH,
+    "with statistics of the conditional branch": {"statistics_branches": "conditional"},
+    "with damping 0.1": {"damping_fraction": 0.1},
+}
+"""Name of a row, "ours NAME", to what it changes of our default recipe."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "statistics of both guidance branches": {"statistics_branches": "both"},
@@ -30,8 +51,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Other ways to calibrate the paper recipe, settled in docs/log.md: measured when asked for only."""
 
-GROUPS = ("reference", "published", "candidate", "ours", "file", "variant")
-DEFAULT_GROUPS = tuple(group for group in GROUPS if group != "variant")
+GROUPS = ("reference", "published", "candidate", "ours", "file", "without", "variant")
+DEFAULT_GROUPS = tuple(group for group in GROUPS if group not in ("without", "variant"))
 
 
 class Row(NamedTuple):
@@ -108,8 +129,10 @@ def _on_paper(format: str, ranks: Sequence[int]) -> Iterator[Row]:
         paper = Recipe.load("paper").replace(format=format, rank=rank)
         for name, changes in CANDIDATES.items():
             yield _row(f"paper + {name}", paper.replace(**changes), "candidate")
-        if OURS:
-            yield _row("ours", paper.replace(**OURS), "ours")
+        ours = Recipe.load("default").replace(format=format, rank=rank)
+        yield _row("ours", ours, "ours")
+        for name, changes in WITHOUT.items():
+            yield _row(f"ours {name}", ours.replace(**changes), "without")
         for name, changes in VARIANTS.items():
             yield _row(f"paper, {name}", paper.replace(**changes), "variant")
 

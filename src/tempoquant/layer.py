@@ -17,14 +17,21 @@ class LowRankBranch:
     Attributes:
         up: (out, rank) bfloat16.
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor.
+        deflation: (in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is taken off the smoothed input before it is
+            quantized.
     """
 
     up: torch.Tensor
     down: torch.Tensor
+    deflation: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.up.shape[1] != self.down.shape[0]:
             raise CheckpointError(f"branch ranks differ: up {tuple(self.up.shape)}, down {tuple(self.down.shape)}.")
+        if self.deflation is not None and self.deflation.shape != self.down.T.shape:
+            raise CheckpointError(
+                f"deflation is {tuple(self.deflation.shape)}, not down's {tuple(self.down.shape)} turned."
+            )
 
     @property
     def rank(self) -> int:
@@ -47,7 +54,8 @@ class QuantizedLayer:
         tensor_scale: () float32, formats with a tensor scale only.
         smoothing_factor: (in,) bfloat16, or None.
         branch: the low-rank branch, or None.
-        bias: (out,) in the source's dtype, or None.
+        input_offset: (in,) bfloat16, taken off the smoothed, deflated input before it is quantized; None for nothing.
+        bias: (out,), or None; with an input_offset it holds what the offset took away.
         clip_ratio: (num_bins,) float32.
         bins: the timestep bins that clip_ratio belongs to.
     """
@@ -62,10 +70,13 @@ class QuantizedLayer:
     bias: torch.Tensor | None
     clip_ratio: torch.Tensor
     bins: TimestepBins = field(default_factory=TimestepBins)
+    input_offset: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.clip_ratio.shape != (self.bins.num_bins,):
             raise CheckpointError(f"{self.bins.num_bins} bins need as many clip ratios, not {self.clip_ratio.numel()}.")
+        if self.input_offset is not None and self.bias is None:
+            raise CheckpointError("an input offset needs a bias that gives back what it takes away.")
 
     @property
     def in_features(self) -> int:
@@ -82,8 +93,12 @@ class QuantizedLayer:
     @property
     def tensors(self) -> LinearTensors:
         """What the kernels read."""
-        up, down = (self.branch.up, self.branch.down) if self.branch is not None else (None, None)
-        return LinearTensors(self.packed, self.scale, self.tensor_scale, self.smoothing_factor, up, down, self.bias)
+        branch = self.branch
+        up, down, deflation = (None,) * 3 if branch is None else (branch.up, branch.down, branch.deflation)
+        return LinearTensors(
+            self.packed, self.scale, self.tensor_scale, self.smoothing_factor, up, down, deflation, self.input_offset,
+            self.bias,
+        )  # fmt: skip
 
     @property
     def num_bytes(self) -> int:
@@ -93,12 +108,22 @@ class QuantizedLayer:
 
     @property
     def bits_per_weight(self) -> float:
-        """Codes, scales, smoothing, branch and clip ratios, over the number of weights."""
+        """Codes, scales, smoothing, branch, offset and clip ratios, over the number of weights."""
         return 8 * self.num_bytes / (self.out_features * self.in_features)
 
     def dequantize(self) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32."""
-        weight = dequantize_residual(self.tensors, self.format)
-        if self.smoothing_factor is not None:
-            weight = weight / self.smoothing_factor.float()
-        return weight if self.branch is None else weight + self.branch.product()
+        residual = dequantize_residual(self.tensors, self.format)
+        weight = residual if self.smoothing_factor is None else residual / self.smoothing_factor.float()
+        if self.branch is None:
+            return weight
+        up = self.branch.up.float()
+        if self.branch.deflation is not None:
+            up = up - residual @ self.branch.deflation.float()
+        return weight + up @ self.branch.down.float()
+
+    def effective_bias(self) -> torch.Tensor | None:
+        """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing."""
+        if self.bias is None or self.input_offset is None:
+            return None if self.bias is None else self.bias.float()
+        return self.bias.float() - dequantize_residual(self.tensors, self.format) @ self.input_offset.float()

@@ -55,9 +55,14 @@ class Recipe:
         format: 4-bit format of weights and activations of every block linear, unless `layers` says otherwise.
         layers: exceptions, in order; the first that matches wins.
         keep_16bit_blocks: how many blocks at the start and at the end of each expert stay in 16 bits.
-        weight_scale_rule, activation_scale_rule: "floor" or "ceil", for E8M0 scales only.
+        weight_scale_rule, activation_scale_rule: how scales follow from a group: "floor" or "ceil", which differ for
+            E8M0 scales only, or "least_error", the best of a few (weights: under the Hessian's diagonal).
         smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no smoothing.
+        smoothing_statistic: what a feature's range is: its largest magnitude, "amax", or its root mean square, "rms".
         rank: of the 16-bit low-rank branch; 0 for none.
+        deflation: choose the branch for weight and input together, and take it out of the input before that is
+            quantized.
+        centring: take the input's mean off before it is quantized; the bias gives it back.
         gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
         block_size: GPTQ's columns between lazy updates; speed, never the result.
@@ -82,7 +87,10 @@ class Recipe:
     weight_scale_rule: str = ScaleRule.FLOOR.value
     activation_scale_rule: str = ScaleRule.CEIL.value
     smoothing_alpha: float | None = None
+    smoothing_statistic: str = "amax"
     rank: int = 0
+    deflation: bool = False
+    centring: bool = False
     gptq: bool = False
     damping_fraction: float = 0.01
     block_size: int = 128
@@ -106,12 +114,14 @@ class Recipe:
     def __post_init__(self) -> None:
         get_format(self.format)
         for rule in (self.weight_scale_rule, self.activation_scale_rule):
-            _require(rule in {r.value for r in ScaleRule}, f"a scale rule is 'floor' or 'ceil', not {rule!r}")
+            rules = [known.value for known in ScaleRule]
+            _require(rule in rules, f"a scale rule is one of {rules}, not {rule!r}")
         _require(
             self.smoothing_alpha is None or 0 <= self.smoothing_alpha <= 1,
             f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
         )
         _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
+        _require(self.rank > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
         _require(
             0 < self.damping_fraction < math.inf, f"damping_fraction is above 0 and finite, not {self.damping_fraction}"
         )
@@ -130,7 +140,8 @@ class Recipe:
         for fractions in (self.bin_fractions_high_noise, self.bin_fractions_low_noise):
             ascending = list(fractions) == sorted(set(fractions)) and all(0 < f < 1 for f in fractions)
             _require(ascending, f"bin fractions ascend strictly inside (0, 1), not {fractions}")
-        for key, known in (("statistics_branches", ("both", "conditional")), ("block_inputs", ("16bit", "quantized"))):
+        for key, known in (("statistics_branches", ("both", "conditional")), ("block_inputs", ("16bit", "quantized")),
+                           ("smoothing_statistic", ("amax", "rms"))):  # fmt: skip
             _require(getattr(self, key) in known, f"{key} is one of {known}, not {getattr(self, key)!r}")
         counts = ("block_size", "clip_search_tokens_per_bin", "num_prompts", "samples_per_expert",
                   "num_steps", "height", "width", "num_frames", "flow_shift", "guidance_scale")  # fmt: skip
@@ -146,7 +157,12 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether anything in this recipe looks at activations."""
-        return self.smoothing_alpha is not None or self.gptq or bool(self.clip_ratios)
+        return self.watches_range or self.gptq
+
+    @property
+    def watches_range(self) -> bool:
+        """Whether anything needs the inputs' range, mean or covariance, or tokens of them."""
+        return self.smoothing_alpha is not None or self.deflation or self.centring or bool(self.clip_ratios)
 
     def bin_fractions(self, expert: Expert) -> tuple[float, ...]:
         return self.bin_fractions_high_noise if expert is Expert.HIGH_NOISE else self.bin_fractions_low_noise

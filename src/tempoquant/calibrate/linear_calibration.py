@@ -1,8 +1,8 @@
 """Linears that read one input, on their way to four bits: they watch it in up to two phases.
 
-    range     largest magnitude of each input feature  →  smoothing factor, branch, residual weight, scales
+    range     range, mean, covariance of the input     →  smoothing factor, input offset, what the branch takes out
               evenly spaced tokens of each bin         →  kept for the clip search
-    hessian   mean of xᵀx of the smoothed, quantized x →  codes (GPTQ)
+    hessian   mean of xᵀx of what is rounded           →  codes (GPTQ)
 
 Clip ratios follow at the end, from the tokens kept and the rounded weights. A recipe that does not need a phase skips
 it. Most recipes give each linear an input calibration of its own; one that shares smoothing gives q, k and v one.
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from tempoquant.calibrate.input_moments import InputMoments
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import CalibrationError, HessianError, ModelError
@@ -32,14 +33,17 @@ from tempoquant.formats import (
 )
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.methods import (
+    Deflation,
     Feedback,
     HessianAccumulator,
     best_clip_ratio,
     clip_errors,
+    deflation_of,
     feedback_matrix,
     gptq,
     round_to_nearest,
     smoothing_factor,
+    split,
     svdquant,
 )
 from tempoquant.recipe import Recipe
@@ -57,16 +61,18 @@ class Phase(Enum):
 
 def phases_of(recipe: Recipe) -> list[Phase]:
     """The phases a recipe needs, in order."""
-    wanted = {Phase.RANGE: recipe.smoothing_alpha is not None or bool(recipe.clip_ratios), Phase.HESSIAN: recipe.gptq}
+    wanted = {Phase.RANGE: recipe.watches_range, Phase.HESSIAN: recipe.gptq}
     return [phase for phase, needed in wanted.items() if needed]
 
 
 class NamedLayer(NamedTuple):
-    """name: in the expert. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32."""
+    """name: in the expert. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32.
+    bias_change: (out,) float32, what the layer's bias has more than the linear's; None for nothing."""
 
     name: str
     layer: QuantizedLayer
     needed_float64: bool
+    bias_change: torch.Tensor | None
 
 
 class _Rounded(NamedTuple):
@@ -75,6 +81,7 @@ class _Rounded(NamedTuple):
     codes: torch.Tensor
     scale: WeightScale
     branch: LowRankBranch | None
+    bias_change: torch.Tensor | None
 
 
 class InputCalibration:
@@ -108,9 +115,11 @@ class InputCalibration:
         self._format, self._recipe, self._bins = format, recipe, bins
         self._calls_per_bin, self._chunks = calls_per_bin, chunks or TokenChunks()
         self._rule = ScaleRule(recipe.activation_scale_rule)
-        self._amax = torch.zeros(first.shape[1], device=first.device)
+        self._moments = InputMoments(first.shape[1], first.device, recipe.centring, with_covariance=recipe.deflation)
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(bins.num_bins)]
         self._factor: torch.Tensor | None = None
+        self._deflation: Deflation | None = None
+        self._offset: torch.Tensor | None = None
         self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
 
     def observe(self, phase: Phase, x: torch.Tensor, timestep_bin: int, *, in_statistics: bool = True) -> None:
@@ -130,9 +139,16 @@ class InputCalibration:
 
     def settle(self, phase: Phase) -> None:
         """End a phase: compute what the next one needs."""
-        if phase is Phase.RANGE and self._recipe.smoothing_alpha is not None:
-            weight_amax = torch.stack([linear.weight.abs().amax(0).float() for linear in self._linears.values()])
-            self._factor = smoothing_factor(self._amax, weight_amax.amax(0), self._recipe.smoothing_alpha, self._format)
+        if phase is not Phase.RANGE:
+            return
+        if self._recipe.smoothing_alpha is not None:
+            self._factor = self._smoothing_factor(self._recipe.smoothing_alpha)
+        if self._recipe.deflation:
+            weights = [self._smoothed_weight(linear) for linear in self._linears.values()]
+            covariance = self._moments.take_covariance(self._factor)
+            self._deflation = deflation_of(covariance, weights, self._factor, self._recipe.rank)
+        if self._recipe.centring:
+            self._offset = self._prepare(self._moments.mean).to(torch.bfloat16)
 
     def finish(self, watch: Stopwatch | None = None) -> list[NamedLayer]:
         """The linears in four bits; the calibration is used up.
@@ -141,14 +157,16 @@ class InputCalibration:
         """
         watch = watch or Stopwatch()
         with watch("smoothing, branch, rounding"):
+            diagonal = None if self._hessian is None else self._hessian.diagonal
             feedback = None if self._hessian is None else self._feedback(self._hessian)
             self._hessian = None  # the largest thing this object holds
-            rounded = {name: self._round(linear, feedback) for name, linear in self._linears.items()}
+            rounded = {name: self._round(linear, feedback, diagonal) for name, linear in self._linears.items()}
             needed_float64 = feedback is not None and feedback.needed_float64
             feedback = None
         with watch("clip search"):
             clip_ratio = self._search_clip_ratio(list(rounded.values()))
-        return [NamedLayer(name, self._layer(self._linears[name].bias, result, clip_ratio), needed_float64)
+        return [NamedLayer(name, self._layer(self._linears[name].bias, result, clip_ratio), needed_float64,
+                           result.bias_change)
                 for name, result in rounded.items()]  # fmt: skip
 
     def _keep_tokens(self, x: torch.Tensor, timestep_bin: int) -> None:
@@ -160,23 +178,41 @@ class InputCalibration:
         self._kept[timestep_bin].append(x[spaced])
 
     def _gather_range(self, x: torch.Tensor, timestep_bin: int, in_statistics: bool) -> None:
-        amax = x.abs().amax(0).float()
-        if not bool(torch.isfinite(amax).all()):
+        extremes = torch.stack(torch.aminmax(x, dim=0)).float()
+        if not bool(torch.isfinite(extremes).all()):
             raise CalibrationError(
                 f"the input of {self.name} holds NaN or Inf (timestep bin {timestep_bin}): check that the 16-bit model "
                 "itself runs without overflow in this dtype."
             )
         if in_statistics:
-            self._amax = torch.maximum(self._amax, amax)
+            self._moments.add(x, extremes)
 
     def _gather_hessian(self, x: torch.Tensor) -> None:
         # All that may run out of memory comes before anything changes, so that the piece can be taken in again.
-        rounded = quantize_activation(self._smooth(x.float()), self._format, self._rule)
+        rounded = quantize_activation(self._prepare(x.float()), self._format, self._rule)
         if self._hessian is not None:
             self._hessian.add(rounded)
 
-    def _smooth(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self._factor is None else x / self._factor.float()
+    def _smoothing_factor(self, alpha: float) -> torch.Tensor:
+        weights = [linear.weight.detach() for linear in self._linears.values()]
+        amax = torch.stack([weight.abs().amax(0).float() for weight in weights]).amax(0)
+        activation_rms = weight_rms = None
+        if self._recipe.smoothing_statistic == "rms":
+            activation_rms = self._moments.rms
+            squares = torch.stack([weight.float().square().sum(0) for weight in weights]).sum(0)
+            weight_rms = torch.sqrt(squares / sum(len(weight) for weight in weights))
+        return smoothing_factor(self._moments.amax, amax, alpha, self._format, activation_rms, weight_rms)
+
+    def _prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """What is rounded, of raw inputs (…, in) float32: smoothed, deflated, centred, as `w4a4_linear` does it."""
+        smoothed = x if self._factor is None else x / self._factor.float()
+        if self._deflation is not None:
+            smoothed = smoothed - x @ self._deflation.down.float().T @ self._deflation.deflation.float().T
+        return smoothed if self._offset is None else smoothed - self._offset.float()
+
+    def _smoothed_weight(self, linear: nn.Linear) -> torch.Tensor:
+        weight = linear.weight.detach().float()
+        return weight if self._factor is None else weight * self._factor.float()
 
     def _feedback(self, hessian: HessianAccumulator) -> Feedback:
         try:
@@ -187,14 +223,22 @@ class InputCalibration:
             _logger.warning("the Hessian of %s is positive definite in float64 only; it was factored there", self.name)
         return feedback
 
-    def _round(self, linear: nn.Linear, feedback: Feedback | None) -> _Rounded:
-        branch, residual = svdquant(linear.weight.detach().float(), self._factor, self._recipe.rank)
-        scale = weight_scale(residual, self._format, ScaleRule(self._recipe.weight_scale_rule))
+    def _round(self, linear: nn.Linear, feedback: Feedback | None, diagonal: torch.Tensor | None) -> _Rounded:
+        branch, residual = self._split(linear)
+        scale = weight_scale(residual, self._format, ScaleRule(self._recipe.weight_scale_rule), diagonal)
         if feedback is None:
             codes = round_to_nearest(residual, scale, self._format)
         else:
             codes = gptq(residual, feedback, scale, self._format, self._recipe.block_size)
-        return _Rounded(codes, scale, branch)
+        bias_change = None if self._offset is None else residual @ self._offset.float()
+        return _Rounded(codes, scale, branch, bias_change)
+
+    def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
+        """The branch, and what is left of the weight for four bits."""
+        if self._deflation is None:
+            return svdquant(linear.weight.detach().float(), self._factor, self._recipe.rank)
+        up, residual = split(self._smoothed_weight(linear), self._factor, self._deflation)
+        return LowRankBranch(up, *self._deflation), residual
 
     def _search_clip_ratio(self, rounded: Sequence[_Rounded]) -> torch.Tensor:
         """(num_bins,) float32. Linears that share an input share the ratio of the least error of all together."""
@@ -202,14 +246,15 @@ class InputCalibration:
         if not candidates:
             return torch.ones(self._bins.num_bins)
         errors = torch.zeros(self._bins.num_bins, len(candidates), dtype=torch.float64)
-        for codes, scale, _ in rounded:
-            residual = from_codes(codes, scale.effective, self._format)
+        for result in rounded:
+            residual = from_codes(result.codes, result.scale.effective, self._format)
             for timestep_bin, kept in enumerate(self._kept):
-                smoothed = self._smooth(torch.cat(kept).float())
-                errors[timestep_bin] += clip_errors(smoothed, residual, self._format, self._rule, candidates)
+                tokens = self._prepare(torch.cat(kept).float())
+                errors[timestep_bin] += clip_errors(tokens, residual, self._format, self._rule, candidates)
         return best_clip_ratio(errors, candidates)
 
     def _layer(self, bias: torch.Tensor | None, rounded: _Rounded, clip_ratio: torch.Tensor) -> QuantizedLayer:
+        bias = None if bias is None else bias.detach()
         return QuantizedLayer(
             format=self._format,
             activation_scale_rule=self._rule,
@@ -218,7 +263,15 @@ class InputCalibration:
             tensor_scale=rounded.scale.tensor if self._format.has_tensor_scale else None,
             smoothing_factor=self._factor,
             branch=rounded.branch,
-            bias=None if bias is None else bias.detach(),
+            bias=changed_bias(bias, rounded.bias_change),
             clip_ratio=clip_ratio,
             bins=self._bins,
+            input_offset=self._offset,
         )
+
+
+def changed_bias(bias: torch.Tensor | None, change: torch.Tensor | None) -> torch.Tensor | None:
+    """A bias with what centring adds to it, then in float32; as it is without."""
+    if change is None:
+        return bias
+    return change if bias is None else bias.float() + change

@@ -16,7 +16,7 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
 QUANT_METHOD = "tempoquant"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew neither deflation nor centring
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
 MAX_FEATURES = 2**20
@@ -40,11 +40,13 @@ class LayerEntry:
 
     Attributes:
         format: of weight and activations.
-        activation_scale_rule: for E8M0 activation scales.
+        activation_scale_rule: how activation scales follow from a group.
         in_features, out_features: of the linear.
         rank: of the low-rank branch, 0 for none.
         smoothed: whether there is a smoothing factor.
         bias: its dtype's name, or None for no bias.
+        deflated: whether the branch is taken out of the input.
+        centred: whether there is an input offset; then there is a bias.
     """
 
     format: Format
@@ -54,6 +56,8 @@ class LayerEntry:
     rank: int
     smoothed: bool
     bias: str | None
+    deflated: bool = False
+    centred: bool = False
 
     def __post_init__(self) -> None:
         for key in ("in_features", "out_features"):
@@ -64,13 +68,15 @@ class LayerEntry:
         )  # fmt: skip
         limit = min(self.in_features, self.out_features)
         _require(0 <= self.rank <= limit, "rank", f"lies in 0 … min(in, out) = {limit}", self.rank)
+        _require(self.rank > 0 or not self.deflated, "deflated", "needs a rank above 0", self.deflated)
+        _require(self.bias is not None or not self.centred, "centred", "needs a bias", self.centred)
         _require(self.bias is None or self.bias in BIAS_DTYPES, "bias", f"is null or one of {BIAS_DTYPES}", self.bias)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": self.format.name, "activation_scale_rule": self.activation_scale_rule.value,
             "in_features": self.in_features, "out_features": self.out_features, "rank": self.rank,
-            "smoothed": self.smoothed, "bias": self.bias,
+            "smoothed": self.smoothed, "deflated": self.deflated, "centred": self.centred, "bias": self.bias,
         }  # fmt: skip
 
     @classmethod
@@ -78,7 +84,8 @@ class LayerEntry:
         _check_keys(entry, set(cls.__dataclass_fields__))
         for key in ("in_features", "out_features", "rank"):
             _require(type(entry[key]) is int, key, "is a whole number", entry[key])
-        _require(type(entry["smoothed"]) is bool, "smoothed", "is true or false", entry["smoothed"])
+        for key in ("smoothed", "deflated", "centred"):
+            _require(type(entry[key]) is bool, key, "is true or false", entry[key])
         rules = [rule.value for rule in ScaleRule]
         for key, known in (
             ("format", sorted(FORMATS)),
@@ -194,7 +201,7 @@ def _parse(config: Any) -> ComponentConfig:
     return ComponentConfig(
         expert=Expert(config["expert"]),
         bins=_bins(config["timestep_edges"]),
-        layers=_layers(config["layers"]),
+        layers=_layers(config["layers"], config["format_version"]),
         recipe=Recipe.from_dict(config["recipe"], "recipe"),
         library_version=config["library_version"],
         calibration=None if calibration is None else Calibration.from_dict(calibration),
@@ -219,17 +226,25 @@ def _bins(edges: Any) -> TimestepBins:
     return TimestepBins(tuple(float(edge) for edge in edges))
 
 
-def _layers(layers: Any) -> dict[str, LayerEntry]:
+def _layers(layers: Any, version: int) -> dict[str, LayerEntry]:
     is_table = isinstance(layers, dict) and len(layers) <= MAX_LAYERS
     _require(is_table, "layers", f"is an object of at most {MAX_LAYERS}", layers)
     parsed = {}
     for name, entry in layers.items():
         check_name(name)
         try:
-            parsed[name] = LayerEntry.from_dict(entry)
+            parsed[name] = LayerEntry.from_dict(_of_this_version(entry, version))
         except CheckpointError as error:
             raise CheckpointError(f"layer {name}: {error}") from error
     return parsed
+
+
+def _of_this_version(entry: Any, version: int) -> Any:
+    """An entry with what its version did not know yet."""
+    added = {"deflated": False, "centred": False}
+    if version >= FORMAT_VERSION or not isinstance(entry, dict) or entry.keys() & added.keys():
+        return entry
+    return {**entry, **added}
 
 
 def _hashes(hashes: Any) -> dict[str, str]:

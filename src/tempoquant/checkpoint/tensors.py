@@ -16,8 +16,11 @@ from tempoquant.formats import check_scale_bytes
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.timesteps import TimestepBins
 
-OWN_KEYS = ("packed", "tensor_scale", "smoothing_factor", "clip_ratio")  # which no 16-bit module has
-KEYS = ("packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "bias")
+OWN_KEYS = ("packed", "tensor_scale", "smoothing_factor", "clip_ratio", "input_offset")  # which no 16-bit module has
+KEYS = (
+    "packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "deflation", "input_offset",
+    "bias",
+)  # fmt: skip
 
 
 class StoredAs(NamedTuple):
@@ -43,6 +46,10 @@ def stored_as(entry: LayerEntry, num_bins: int) -> dict[str, StoredAs]:
     if entry.rank:
         table["up"] = StoredAs(torch.bfloat16, (rows, entry.rank))
         table["down"] = StoredAs(torch.bfloat16, (entry.rank, columns))
+    if entry.deflated:
+        table["deflation"] = StoredAs(torch.bfloat16, (columns, entry.rank))
+    if entry.centred:
+        table["input_offset"] = StoredAs(torch.bfloat16, (columns,))
     if entry.bias is not None:
         table["bias"] = StoredAs(getattr(torch, entry.bias), (rows,))
     return {key: table[key] for key in KEYS if key in table}
@@ -63,6 +70,8 @@ def entry_of(layer: QuantizedLayer) -> LayerEntry:
         out_features=layer.out_features,
         rank=layer.rank,
         smoothed=layer.smoothing_factor is not None,
+        deflated=layer.rank > 0 and layer.branch is not None and layer.branch.deflation is not None,
+        centred=layer.input_offset is not None,
         bias=None if layer.bias is None else str(layer.bias.dtype).removeprefix("torch."),
     )
 
@@ -73,12 +82,14 @@ def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
     Raises CheckpointError, starting with `where`, when a tensor's dtype, shape or value is not what the format stores.
     """
     try:
-        up, down = (layer.branch.up, layer.branch.down) if layer.branch is not None and layer.rank else (None, None)
+        branch = layer.branch if layer.rank else None
+        up, down, deflation = (None,) * 3 if branch is None else (branch.up, branch.down, branch.deflation)
         tensors = {
             "packed": layer.packed, "scale": layer.scale,
             "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32),
             "smoothing_factor": _to_bytes(layer.smoothing_factor, torch.bfloat16),
-            "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32), "up": up, "down": down, "bias": layer.bias,
+            "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32), "up": up, "down": down,
+            "deflation": deflation, "input_offset": layer.input_offset, "bias": layer.bias,
         }  # fmt: skip
         present = {key: tensor.detach() for key, tensor in tensors.items() if tensor is not None}
         check_layer(present, entry_of(layer), layer.bins.num_bins, "it")
@@ -97,7 +108,8 @@ def from_stored(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, bins: Ti
         scale=tensors["scale"],
         tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
         smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
-        branch=LowRankBranch(tensors["up"], tensors["down"]) if entry.rank else None,
+        branch=LowRankBranch(tensors["up"], tensors["down"], tensors.get("deflation")) if entry.rank else None,
+        input_offset=tensors.get("input_offset"),
         bias=tensors.get("bias"),
         clip_ratio=tensors["clip_ratio"].view(torch.float32),
         bins=bins,

@@ -1,9 +1,10 @@
 """The W4A4 linear in plain PyTorch. This *defines* the result: every faster kernel is held to it by a test.
 
-    y = Q(x / smoothing_factor) · Q(R)ᵀ + (x · downᵀ) · upᵀ + bias
+    h = x · downᵀ
+    y = Q(x / smoothing_factor − h · deflationᵀ − input_offset) · Q(R)ᵀ + h · upᵀ + bias
 
-Both operands of the first product are levels times scales, exact in float32; sums run in float32 (float64 for float64
-inputs). The result is rounded once, to the dtype of x.
+What a layer does not have is left out. Both operands of the first product are levels times scales, exact in float32;
+sums run in float32 (float64 for float64 inputs). The result is rounded once, to the dtype of x.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,8 @@ class LinearTensors(NamedTuple):
     """What one 4-bit linear reads.
 
     packed: (out, in / 2) uint8. scale: (out, groups · bytes per scale) uint8. tensor_scale: () float32 or None.
-    smoothing_factor: (in,) or None. up: (out, rank), down: (rank, in), both or neither None. bias: (out,) or None.
+    smoothing_factor: (in,) or None. up: (out, rank), down: (rank, in), both or neither None; deflation: (in, rank) or
+    None. input_offset: (in,) or None. bias: (out,) or None.
     """
 
     packed: torch.Tensor
@@ -27,6 +29,8 @@ class LinearTensors(NamedTuple):
     smoothing_factor: torch.Tensor | None
     up: torch.Tensor | None
     down: torch.Tensor | None
+    deflation: torch.Tensor | None
+    input_offset: torch.Tensor | None
     bias: torch.Tensor | None
 
 
@@ -56,10 +60,26 @@ def w4a4_linear(
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     raw = x.to(dtype)
-    smoothed = raw if tensors.smoothing_factor is None else raw / tensors.smoothing_factor.to(dtype)
-    rounded = quantize_activation(smoothed, format, activation_scale_rule, clip_ratio)
+    hidden = None if tensors.down is None else functional.linear(raw, tensors.down.to(dtype))
+    rounded = quantize_activation(quantizer_input(raw, hidden, tensors), format, activation_scale_rule, clip_ratio)
     bias = None if tensors.bias is None else tensors.bias.to(dtype)
     y = functional.linear(rounded, dequantize_residual(tensors, format, dtype), bias)
-    if tensors.up is not None and tensors.down is not None:
-        y = y + functional.linear(functional.linear(raw, tensors.down.to(dtype)), tensors.up.to(dtype))
+    if hidden is not None and tensors.up is not None:
+        y = y + functional.linear(hidden, tensors.up.to(dtype))
     return y.to(x.dtype)
+
+
+def quantizer_input(raw: torch.Tensor, hidden: torch.Tensor | None, tensors: LinearTensors) -> torch.Tensor:
+    """What is rounded to four bits: the input smoothed, deflated and centred, as far as the layer does each.
+
+    Args:
+        raw: (…, in) float32 or float64.
+        hidden: raw · downᵀ, (…, rank), in the same dtype; None without a branch.
+
+    Returns:
+        (…, in), same dtype.
+    """
+    x = raw if tensors.smoothing_factor is None else raw / tensors.smoothing_factor.to(raw.dtype)
+    if tensors.deflation is not None and hidden is not None:
+        x = x - functional.linear(hidden, tensors.deflation.to(raw.dtype))
+    return x if tensors.input_offset is None else x - tensors.input_offset.to(raw.dtype)

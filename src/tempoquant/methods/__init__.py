@@ -1,6 +1,7 @@
 """One paper, one file, one function: tensors and numbers in, tensors out."""
 
 from tempoquant.methods.clipping import best_clip_ratio, clip_errors
+from tempoquant.methods.deflation import Deflation, deflation_of, split
 from tempoquant.methods.gptq import gptq
 from tempoquant.methods.hessian import Feedback, HessianAccumulator, feedback_matrix
 from tempoquant.methods.lowrank import truncated_svd
@@ -9,6 +10,6 @@ from tempoquant.methods.smoothing import smoothing_factor
 from tempoquant.methods.svdquant import Decomposition, svdquant
 
 __all__ = [
-    "Decomposition", "Feedback", "HessianAccumulator", "best_clip_ratio", "clip_errors", "feedback_matrix", "gptq",
-    "round_to_nearest", "smoothing_factor", "svdquant", "truncated_svd",
+    "Decomposition", "Deflation", "Feedback", "HessianAccumulator", "best_clip_ratio", "clip_errors", "deflation_of",
+    "feedback_matrix", "gptq", "round_to_nearest", "smoothing_factor", "split", "svdquant", "truncated_svd",
 ]  # fmt: skip

@@ -41,6 +41,11 @@ class HessianAccumulator:
         """(in, in) float32, symmetric; a copy. Raises HessianError before any token has come."""
         return _mirror_(self._require_sum().clone()).div_(self.num_tokens)
 
+    @property
+    def diagonal(self) -> torch.Tensor:
+        """(in,) float32, of `hessian`; a copy. Raises HessianError before any token has come."""
+        return self._require_sum().diagonal() / self.num_tokens
+
     def take(self) -> torch.Tensor:
         """`hessian` without a copy, at the price of starting again from no token."""
         hessian = _mirror_(self._require_sum()).div_(self.num_tokens)

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.linear_calibration import changed_bias
 from tempoquant.calibrate.sequential import QuantizedBlock, quantize_expert
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.token_chunks import TokenChunks
@@ -128,9 +129,9 @@ class _Component:
 
     def _commit(self, writer: ComponentWriter, block: QuantizedBlock) -> None:
         """Store a block whole: its 4-bit layers, and the rest of it as it is in the files."""
-        for name, layer, _ in block.layers:
-            bias = self._weights.read(f"{name}.bias") if f"{name}.bias" in self._weights else None
-            writer.add_layer(name, dataclasses.replace(layer, bias=bias))  # in its stored dtype
+        for name, layer, _, bias_change in block.layers:
+            stored = self._weights.read(f"{name}.bias") if f"{name}.bias" in self._weights else None
+            writer.add_layer(name, dataclasses.replace(layer, bias=changed_bias(stored, bias_change)))
         prefix = f"blocks.{block.index}."
         rest = self._weights.stored(
             lambda name: name.startswith(prefix) and name.rpartition(".")[0] not in writer.layers

@@ -50,8 +50,8 @@ def quantize_linear(
             for timestep_bin, inputs in by_bin.items():
                 calibration.observe(phase, inputs.to(weight.device), timestep_bin)
             calibration.settle(phase)
-        [(_, layer, _)] = calibration.finish()
-        return QuantizedLinear.from_layer(layer, compute_dtype=weight.dtype)
+        [named] = calibration.finish()
+        return QuantizedLinear.from_layer(named.layer, compute_dtype=weight.dtype)
 
 
 def _inputs_by_bin(

@@ -28,7 +28,8 @@ class QuantizedLinear(nn.Linear):
         entry: what fixes every tensor's presence, dtype and shape.
         clock: tells the current timestep bin; shared by all layers of a model.
         compute_dtype: what `weight.dtype` claims, and so what peft gives its adapters.
-        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, bias: as stored, or None where absent.
+        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, deflation, input_offset, bias: as stored,
+            or None where absent.
     """
 
     packed: torch.Tensor
@@ -38,6 +39,8 @@ class QuantizedLinear(nn.Linear):
     clip_ratio: torch.Tensor
     up: torch.Tensor | None
     down: torch.Tensor | None
+    deflation: torch.Tensor | None
+    input_offset: torch.Tensor | None
 
     def __init__(
         self,
@@ -133,6 +136,8 @@ class QuantizedLinear(nn.Linear):
             smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
             up=self.up,
             down=self.down,
+            deflation=self.deflation,
+            input_offset=self.input_offset,
             bias=self.bias,
         )
 

@@ -1,0 +1,106 @@
+"""Deflation (ours): the 16-bit branch takes its directions out of the *input* too, and four bits get what is left.
+
+SVDQuant's branch reads h = x̃ · Pᵀ, a few directions of the input in 16 bits, and takes the part of the weight that
+acts on them. But x̃ itself is still rounded whole, though the branch knows that part of it exactly. So it is taken out,
+
+    z = x̃ − h · Vᵀ ,   x̃ · W̃ᵀ = z · Rᵀ + h · (C + R·V)ᵀ   with   R = W̃ − C · P
+
+for any C and V, and only z is rounded. ResQ (arXiv 2412.14363) keeps leading directions of activations in more bits,
+by a rotation of the features; here the features stay, and the directions answer to weight and input at once.
+docs/method.md derives it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from tempoquant.methods.lowrank import OVERSAMPLING
+from tempoquant.methods.products import product
+
+_EXACT_UP_TO = 1024
+_ITERATIONS = 8
+_SEED = 0
+
+
+class Deflation(NamedTuple):
+    """What linears that read one input share, as it is stored.
+
+    Attributes:
+        down: (rank, in) bfloat16; already holds 1 / smoothing_factor, so h = x · downᵀ reads the raw input.
+        deflation: (in, rank) bfloat16; h · deflationᵀ is taken off the smoothed input.
+    """
+
+    down: torch.Tensor
+    deflation: torch.Tensor
+
+
+def deflation_of(
+    covariance: torch.Tensor, weights: Sequence[torch.Tensor], smoothing_factor: torch.Tensor | None, rank: int
+) -> Deflation:
+    """The directions worth most to weight and input together, and what they predict of the input.
+
+    P spans the leading eigenvectors of covariance / trace + Σ W̃ᵀW̃ / trace: the rounding error is about the energy of
+    what is left of the input times the energy of what is left of the weight, and this takes the most off its logarithm,
+    to first order. V is the linear regression of x̃ on h, so that z is as small as it can be.
+
+    Args:
+        covariance: (in, in) float32, mean of x̃ᵀx̃ of the smoothed (and centred) input; not changed.
+        weights: (out, in) float32 each, smoothed.
+        smoothing_factor: (in,) bfloat16, or None for none.
+        rank: above 0, at most in.
+    """
+    energy = sum(float(weight.square().sum(dtype=torch.float64)) for weight in weights)
+    variance = float(covariance.diagonal().sum(dtype=torch.float64))
+
+    def gram(x: torch.Tensor) -> torch.Tensor:  # (in, k) to (in, k)
+        total = product(covariance, x.T) / max(variance, torch.finfo(torch.float32).tiny)
+        for weight in weights:
+            total += product(weight.T, product(weight, x.T).T) / max(energy, torch.finfo(torch.float32).tiny)
+        return total
+
+    factor = 1.0 if smoothing_factor is None else smoothing_factor.float()
+    directions = _leading_eigenvectors(gram, covariance, rank).T
+    down = (directions / factor).to(torch.bfloat16).contiguous()
+    stored = down.float() * factor
+    seen = product(stored, covariance)  # (rank, in): covariance of h and x̃
+    within = (seen @ stored.T).double()
+    within.diagonal().add_(1e-7 * within.diagonal().mean() + torch.finfo(torch.float32).tiny)
+    deflation = torch.linalg.solve(within, seen.double()).T
+    return Deflation(down, deflation.to(torch.bfloat16).contiguous())
+
+
+def split(
+    weight: torch.Tensor, smoothing_factor: torch.Tensor | None, shared: Deflation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide a weight between the branch and four bits.
+
+    Args:
+        weight: (out, in) float32, smoothed.
+
+    Returns:
+        up (out, rank) bfloat16, and residual_weight (out, in) float32, which acts on what is left of the input.
+    """
+    stored = shared.down.float() * (1.0 if smoothing_factor is None else smoothing_factor.float())
+    taken = torch.linalg.solve(stored @ stored.T, product(stored, weight)).T
+    residual = weight - taken @ stored
+    up = taken + product(residual, shared.deflation.float().T)
+    return up.to(torch.bfloat16).contiguous(), residual
+
+
+def _leading_eigenvectors(gram: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, rank: int) -> torch.Tensor:
+    """(in, rank): of a positive semidefinite matrix that is given by its products; orthonormal, their signs fixed."""
+    size = like.shape[0]
+    if size <= _EXACT_UP_TO:
+        basis = torch.eye(size, dtype=like.dtype, device=like.device)
+    else:  # subspace iteration: Halko, Martinsson and Tropp (arXiv 0909.4061), algorithm 4.4
+        generator = torch.Generator().manual_seed(_SEED)  # on the CPU: every device starts from the same numbers
+        start = torch.randn(size, min(rank + OVERSAMPLING, size), generator=generator, dtype=like.dtype)
+        basis = torch.linalg.qr(gram(start.to(like.device))).Q
+        for _ in range(_ITERATIONS):
+            basis = torch.linalg.qr(gram(basis)).Q
+    small = basis.T @ gram(basis)
+    _, vectors = torch.linalg.eigh((small + small.T) / 2)
+    leading = basis @ vectors[:, -rank:].flip(1)
+    largest = leading.abs().argmax(0)
+    return leading * torch.sign(leading[largest, torch.arange(rank, device=leading.device)])
