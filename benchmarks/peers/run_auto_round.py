@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from benchmarks.peers.wan_peer import Quantized, Storage, Task, block_linears, run_peer
 
 _SMOOTHING_CALLS = 16  # of each layer; its default is 128, and its search tries 39 candidates on every one
-_NOTE = f"smoothing searched on {_SMOOTHING_CALLS} calls a layer; branch rounded to bfloat16, smoothing in float32"
+_SVDQUANT_NOTE = f"smoothing searched on {_SMOOTHING_CALLS} calls a layer; branch in bfloat16, smoothing in float32"
+_NVFP4_NOTE = "simulated in memory: there the activations' global scale is each call's, in what it exports a stored one"
+    "simulated in memory, where it takes the activations' global scale from each call; what it exports has one"
+)
 
 
 class ReplayPipeline(DiffusionPipeline):
@@ -70,7 +73,9 @@ def quantize(task: Task) -> Quantized:
             for factor in (module.lora_down, module.lora_up):
                 factor.weight.data = factor.weight.data.bfloat16().float()
         storage.add(shape, row, rank=rank, per_input=per_input, once=64 if row.format == "nvfp4" else 0)
-    return Quantized(quantized.float(), storage, _NOTE if row.rank else "")
+    if row.format == "nvfp4":
+        return Quantized(quantized, storage, _NVFP4_NOTE, batched=False)
+    return Quantized(quantized, storage, _SVDQUANT_NOTE if row.rank else "")
 
 
 def _require_quantized_inputs(name: str, module: nn.Module) -> None:

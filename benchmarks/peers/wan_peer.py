@@ -67,7 +67,8 @@ class Quantized:
         model: called as the 16-bit one is.
         storage: what the peer's own format would take on disk.
         note: what a reader of the row has to know.
-        batched: calls of different timesteps may be put together; not where the timestep decides how to quantize.
+        batched: calls may be put together; not where the timestep, or all activations of a call, decide how it is
+            quantized.
     """
 
     model: nn.Module
@@ -141,8 +142,8 @@ def replay(model: nn.Module, calls: Sequence[dict[str, Tensor]]) -> None:
 def batches(calls: Sequence[dict[str, Tensor]], together: bool = True) -> Iterator[dict[str, Tensor]]:
     """Small calls put together along their first dimension; large ones come one by one.
 
-    No peer quantizes over more than a token's group with a scale made in the call, so that company changes nothing.
-    It saves most of the time, as emulated quantizers do much in each call whatever its size.
+    It saves most of the time, as emulated quantizers do much in each call whatever its size, and it changes nothing
+    where scales that are made in a call are those of one token's group.
     """
     if not calls:
         return
@@ -172,11 +173,18 @@ def run_peer(quantize: Callable[[Task], Quantized], packages: Sequence[str]) -> 
         record |= make_row(job, row, quantize, out)
     except Exception as error:  # whatever a peer's code raises is what its row has to say
         traceback.print_exc()
-        record["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        record["error"] = one_line(error)
     # Last, and under its final name only when whole: a row.json means that all else is there.
     unfinished = out / "row.json.unfinished"
     unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
     unfinished.rename(out / "row.json")
+
+
+def one_line(error: Exception) -> str:
+    """Its type, the first line of its message, and the line of code that raised it."""
+    message = (str(error).strip().splitlines() or [""])[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {message} ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
 
 
 def make_row(job: Job, row: Row, quantize: Callable[[Task], Quantized], out: Path) -> dict[str, Any]:
