@@ -18,9 +18,7 @@ from benchmarks.peers.wan_peer import Quantized, Storage, Task, block_linears, r
 
 _SMOOTHING_CALLS = 16  # of each layer; its default is 128, and its search tries 39 candidates on every one
 _SVDQUANT_NOTE = f"smoothing searched on {_SMOOTHING_CALLS} calls a layer; branch in bfloat16, smoothing in float32"
-_NVFP4_NOTE = "simulated in memory: there the activations' global scale is each call's, in what it exports a stored one"
-    "simulated in memory, where it takes the activations' global scale from each call; what it exports has one"
-)
+_NVFP4_NOTE = "simulated in memory: the activations' global scale is each call's; what it exports stores one"
 
 
 class ReplayPipeline(DiffusionPipeline):
