@@ -77,7 +77,7 @@ def fake_quantize(
         raise NotImplementedError(f"{num_bits} bits with {exponent_bits} of exponent")
     blocks = inputs.float().unflatten(-1, (-1, block_size))
     ideal = blocks.abs().amax(dim=-1, keepdim=True) / _E2M1_MAX
-    if (scale_num_bits, scale_exponent_bits) == (8, 8):
+    if (scale_num_bits, scale_exponent_bits) == (9, 8):  # modelopt counts a sign bit, which E8M0 has not
         scale = torch.exp2(torch.ceil(torch.log2(ideal).clamp(min=-127)))
     else:
         if amax is None:
@@ -102,7 +102,7 @@ def check_fake_quantize() -> None:
     ours = fake_quantize(tensor, 16, tensor.abs().amax(), 4, 2, 8, 4)
     packed, scale = MXFP4QTensor.quantize(tensor.clone(), 32)
     theirs_mx = packed.dequantize(torch.float32, scale=scale, block_sizes={-1: 32})
-    ours_mx = fake_quantize(tensor, 32, None, 4, 2, 8, 8)
+    ours_mx = fake_quantize(tensor, 32, None, 4, 2, 9, 8)
     for name, a, b in (("NVFP4", ours, theirs), ("MXFP4", ours_mx, theirs_mx)):
         if not torch.allclose(a, b, rtol=1e-5, atol=0):
             raise RuntimeError(f"{name}: fake_quantize differs from modelopt's own by {float((a - b).abs().max())}")
