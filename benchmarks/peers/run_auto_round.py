@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.wan_peer import Quantized, Storage, Task, block_linears, run_peer
 
-_SMOOTHING_CALLS = 16  # of each layer; its default is 128, and its search tries 39 candidates on every one
+_SMOOTHING_CALLS = 32  # of each layer; its default is 128, and its search tries 39 candidates on every one
 _SVDQUANT_NOTE = f"smoothing searched on {_SMOOTHING_CALLS} calls a layer; branch in bfloat16, smoothing in float32"
 _NVFP4_NOTE = "simulated in memory: the activations' global scale is each call's; what it exports stores one"
 
