@@ -23,6 +23,9 @@ class Row:
 
 
 PEERS = ("llmcompressor", "auto-round", "torchao", "modelopt")
+"""Not among them: what leaves activations in 16 bits (sdnq, gguf, bitsandbytes), and what refuses to load without a
+CUDA device (diffusers' own loader of nunchaku checkpoints)."""
+
 OURS = "tempoquant"
 
 _SVDQUANT_RANKS = (2, 16, 32)
