@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from benchmarks.peers.rows import Row
 from benchmarks.peers.wan_peer import LINEARS, Quantized, Storage, Task, block_linears, replay, run_peer
 
-_NOTE = (
-    "its CUDA fake-quantization kernel replaced by a PyTorch equivalent; branch rounded to bfloat16 and smoothing "
-    "counted in float32"
-)
+_NOTE = "its CUDA fake-quantization kernel replaced by a PyTorch equivalent"
+_SVDQUANT_NOTE = f"{_NOTE}; branch rounded to bfloat16, smoothing in float32"
 _E2M1_MAX, _E4M3_MAX = 6.0, 448.0
 _SMALLEST_E4M3 = 2.0**-9
 
@@ -46,7 +44,7 @@ def quantize(task: Task) -> Quantized:
         )
     if num_branches != (len(shapes) if row.rank else 0):
         raise RuntimeError(f"{num_branches} of {len(shapes)} linears have a branch")
-    return Quantized(model, storage, _NOTE)
+    return Quantized(model, storage, _SVDQUANT_NOTE if row.rank else _NOTE)
 
 
 def config_of(row: Row) -> dict[str, object]:
