@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-kill check format fuzz bench-quality bench-scale clean
+.PHONY: help demo test test-kill check format fuzz bench-quality bench-scale bench-peers clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -37,8 +37,11 @@ bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers,
 bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.
 	$(BIN)/python -m benchmarks.scale --long
 
-clean:  ## Remove the virtual environment and every cache.
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.
+	$(BIN)/python -m benchmarks.peers runs/peers
+
+clean:  ## Remove the virtual environments and every cache.
+	rm -rf .venv .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: pip runs again only when the requirements change.

@@ -1,0 +1,39 @@
+"""Ours, by the same contract as the peers': quantized in memory, and judged by the very code that judges them."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.peers.job import STORE
+from benchmarks.peers.wan_peer import Quantized, Storage, Task, run_peer
+from tempoquant.calibrate.hidden_states import HiddenStates
+from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.store import SampleStore
+from tempoquant.integrations.expert_weights import ExpertWeights
+from tempoquant.integrations.wan import WanExpert
+from tempoquant.recipe import Recipe
+from tempoquant.runtime.convert import install_layers
+from tempoquant.timesteps import Expert, TimestepBins
+
+
+def quantize(task: Task) -> Quantized:
+    """Quantize one expert from the sample store that the calibration files were copied from."""
+    job, row, expert = task.job, task.row, Expert(task.expert)
+    recipe = Recipe.load(row.name.split("-")[2]).replace(format=row.format)
+    if row.rank is not None:
+        recipe = recipe.replace(rank=row.rank)
+    store = SampleStore.open(job.work / STORE)
+    bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions(expert))
+    weights = WanExpert(ExpertWeights(job.model, expert, torch.float32, "cpu"))
+    with TemporaryDirectory() as scratch:
+        blocks = quantize_expert(weights, store.samples(expert), recipe, bins, HiddenStates(Path(scratch)))
+        layers = {named.name: named.layer for block in blocks for named in block.layers}
+    install_layers(task.model, layers, bins)
+    num_bits = 8 * sum(layer.num_bytes for layer in layers.values())
+    num_weights = sum(layer.in_features * layer.out_features for layer in layers.values())
+    return Quantized(task.model, Storage(num_bits, num_weights), batched=False)
+
+
+if __name__ == "__main__":
+    run_peer(quantize, ["tempoquant"])

@@ -1,0 +1,286 @@
+"""What every peer's script does around its own quantizer: read the job, check the model, predict, generate, report.
+
+Imports torch, diffusers and safetensors, which every peer's environment has, and nothing of TempoQuant.
+"""
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from benchmarks.peers.rows import Row, row_named
+
+EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
+LINEARS = tuple(f"{attn}.{name}" for attn in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")) + (
+    "ffn.net.0.proj",
+    "ffn.net.2",
+)
+"""Of every block; they are quantized, and everything else stays as it is."""
+
+GROUP_SIZE = {"mxfp4": 32, "nvfp4": 16}
+_BATCH_ELEMENTS = 2**18  # of latents; one call at 480 × 832 and 81 frames has eighteen times as many
+MIN_UNQUANTIZED_SQNR = 60.0  # dB; the same model in another version of diffusers is far above
+
+
+@dataclass
+class Storage:
+    """How much a quantized expert takes, in bits, over the weights it replaces.
+
+    Attributes:
+        num_bits: of codes, scales, branch and smoothing.
+        num_weights: of the quantized linears, biases not counted.
+    """
+
+    num_bits: float = 0
+    num_weights: int = 0
+
+    def add(self, linear_shape: tuple[int, int], row: Row, *, rank: int = 0, per_input: int = 0, once: int = 0) -> None:
+        """Count one linear: 4-bit codes, an 8-bit scale a group, a 16-bit branch.
+
+        Args:
+            linear_shape: (out, in).
+            rank: of the branch.
+            per_input: bits for each input channel, a smoothing factor's.
+            once: bits for the whole layer, such as a global scale.
+        """
+        num_out, num_in = linear_shape
+        self.num_weights += num_out * num_in
+        codes_and_scales = num_out * num_in * (4 + 8 / GROUP_SIZE[row.format])
+        self.num_bits += codes_and_scales + 16 * rank * (num_out + num_in) + per_input * num_in + once
+
+
+@dataclass
+class Quantized:
+    """An expert as a peer left it.
+
+    Attributes:
+        model: called as the 16-bit one is.
+        storage: what the peer's own format would take on disk.
+        note: what a reader of the row has to know.
+        batched: calls may be put together; not where the timestep, or all activations of a call, decide how it is
+            quantized.
+    """
+
+    model: nn.Module
+    storage: Storage
+    note: str = ""
+    batched: bool = True
+
+
+@dataclass
+class Job:
+    """What `benchmarks.peers.job` wrote."""
+
+    work: Path
+    facts: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = json.loads((self.work / "job.json").read_text(encoding="utf-8"))
+
+    @property
+    def model(self) -> Path:
+        """The 16-bit pipeline's folder."""
+        return Path(self.facts["model"])
+
+    def calibration(self, expert: str) -> list[dict[str, Tensor]]:
+        """Keyword inputs of each calibration call, in order."""
+        return [load_file(file) for file in sorted((self.work / "calibration" / expert).glob("*.safetensors"))]
+
+    def held_out(self, expert: str) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
+        """(file name, keyword inputs, the 16-bit answer) of each held-out call, one at a time."""
+        for file in sorted((self.work / "held_out" / expert).glob("*.safetensors")):
+            inputs = load_file(file)
+            answer = inputs.pop("noise_prediction")
+            yield file.name, inputs, answer
+
+
+@dataclass
+class Task:
+    """One expert to quantize.
+
+    Attributes:
+        job: what it belongs to.
+        row: how to quantize.
+        expert: a key of EXPERTS.
+        model: the expert in float32; may be changed in place.
+        calls: keyword inputs of each calibration call, in order.
+    """
+
+    job: Job
+    row: Row
+    expert: str
+    model: nn.Module
+    calls: Sequence[dict[str, Tensor]]
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linears to quantize, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.startswith("blocks.") and name.split(".", 2)[-1] in LINEARS
+    }
+
+
+@torch.no_grad()
+def replay(model: nn.Module, calls: Sequence[dict[str, Tensor]]) -> None:
+    """Run every calibration call, in order, for whoever watches."""
+    for inputs in batches(calls):
+        model(**inputs, return_dict=False)
+
+
+def batches(calls: Sequence[dict[str, Tensor]], together: bool = True) -> Iterator[dict[str, Tensor]]:
+    """Small calls put together along their first dimension; large ones come one by one.
+
+    It saves most of the time, as emulated quantizers do much in each call whatever its size, and it changes nothing
+    where scales that are made in a call are those of one token's group.
+    """
+    if not calls:
+        return
+    size = max(1, _BATCH_ELEMENTS // calls[0]["hidden_states"].numel()) if together else 1
+    for start in range(0, len(calls), size):
+        some = calls[start : start + size]
+        yield {key: torch.cat([inputs[key] for inputs in some]) for key in some[0]}
+
+
+def run_peer(quantize: Callable[[Task], Quantized], packages: Sequence[str]) -> None:
+    """The command line of a peer's script: `python -m benchmarks.peers.run_NAME WORK ROW`.
+
+    Args:
+        quantize: the peer's own quantizer, with the peer's own settings for the row.
+        packages: whose versions the row names, beside torch and diffusers.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("row")
+    arguments = parser.parse_args()
+    job, row = Job(arguments.work), row_named(arguments.row)
+    out = job.work / "out" / row.name
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"row": row.label, "format": row.format, "rank": row.rank}
+    record["versions"] = {name: version(name) for name in ("torch", "diffusers", *packages)}
+    try:
+        record |= make_row(job, row, quantize, out)
+    except Exception as error:  # whatever a peer's code raises is what its row has to say
+        traceback.print_exc()
+        record["error"] = one_line(error)
+    # Last, and under its final name only when whole: a row.json means that all else is there.
+    unfinished = out / "row.json.unfinished"
+    unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    unfinished.rename(out / "row.json")
+
+
+def one_line(error: Exception) -> str:
+    """Its type, the first line of its message, and the line of code that raised it."""
+    message = (str(error).strip().splitlines() or [""])[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {message} ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
+
+
+def make_row(job: Job, row: Row, quantize: Callable[[Task], Quantized], out: Path) -> dict[str, Any]:
+    """Quantize both experts, write their predictions and latents; what the row says of bits, seconds and notes."""
+    torch.manual_seed(job.facts["seed"])
+    quantized, seconds = {}, 0.0
+    for expert in EXPERTS:
+        model, calls = load_expert(job, expert), job.calibration(expert)
+        others = other_parameters(model)
+        start = time.perf_counter()
+        quantized[expert] = quantize(Task(job, row, expert, model, calls))
+        seconds += time.perf_counter() - start
+        require_unchanged(quantized[expert].model, others)
+        quantized[expert].model.eval()
+    predict(job, quantized, out)
+    generate(job, {expert: result.model for expert, result in quantized.items()}, out)
+    stores = [result.storage for result in quantized.values()]
+    return {
+        "bits_per_weight": sum(s.num_bits for s in stores) / sum(s.num_weights for s in stores),
+        "seconds": seconds,
+        "note": quantized["high_noise"].note,
+    }
+
+
+def load_expert(job: Job, expert: str) -> nn.Module:
+    """One expert in float32. Raises RuntimeError unless it answers as the recorded one did."""
+    model = WanTransformer3DModel.from_pretrained(job.model, subfolder=EXPERTS[expert], dtype=torch.float32)
+    model.eval().requires_grad_(False)
+    _, inputs, answer = next(job.held_out(expert))
+    with torch.no_grad():
+        error = model(**inputs, return_dict=False)[0] - answer
+    sqnr = 10 * torch.log10(answer.square().sum() / error.square().sum().clamp(min=1e-30))
+    if not sqnr > MIN_UNQUANTIZED_SQNR:
+        raise RuntimeError(f"before quantizing, {expert} is {sqnr:.1f} dB from its recorded answer: not the same model")
+    missing = set(LINEARS) - {name.split(".", 2)[-1] for name in block_linears(model)}
+    if missing:
+        raise RuntimeError(f"{expert} has no linears {sorted(missing)}")
+    return model
+
+
+def other_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter that is not the weight of a linear to quantize."""
+    quantized = {f"{name}.weight" for name in block_linears(model)}
+    biases = {f"{name}.bias" for name in block_linears(model)}  # quantizers may put them elsewhere
+    return {n: p.detach().clone() for n, p in model.named_parameters() if n not in quantized | biases}
+
+
+def require_unchanged(model: nn.Module, others: dict[str, Tensor]) -> None:
+    """Raise RuntimeError when a quantizer touched, or cast, what it was not asked to quantize."""
+    changed = [name for name, before in others.items() if not torch.equal(model.get_parameter(name), before)]
+    if changed:
+        raise RuntimeError(f"{len(changed)} parameters outside the block linears changed, such as {changed[0]}")
+
+
+@torch.no_grad()
+def predict(job: Job, quantized: dict[str, Quantized], out: Path) -> None:
+    """Each held-out call, teacher-forced: the quantized expert on the 16-bit pipeline's inputs."""
+    for expert, result in quantized.items():
+        folder = out / "predictions" / expert
+        folder.mkdir(parents=True, exist_ok=True)
+        names, calls = [], []
+        for name, inputs, _ in job.held_out(expert):
+            names.append(name)
+            calls.append(inputs)
+        together = batches(calls, result.batched)
+        predictions = (one for inputs in together for one in result.model(**inputs, return_dict=False)[0].split(1))
+        for name, prediction in zip(names, predictions, strict=True):
+            save_file({"noise_prediction": prediction.float().contiguous()}, folder / name)
+
+
+@torch.no_grad()
+def generate(job: Job, models: dict[str, nn.Module], out: Path) -> None:
+    """Each held-out generation anew by diffusers' pipeline, both experts quantized, up to the final latents."""
+    settings = job.facts["settings"]
+    experts = {EXPERTS[expert]: model for expert, model in models.items()}
+    pipeline = WanImageToVideoPipeline.from_pretrained(
+        job.model, text_encoder=None, tokenizer=None, dtype=torch.float32, **experts
+    )
+    if settings["flow_shift"] is not None:
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, flow_shift=settings["flow_shift"])
+    pipeline.set_progress_bar_config(disable=True)
+    folder = out / "latents"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted((job.work / "generations").glob("*.safetensors")):
+        given = load_file(file)
+        latents = pipeline(
+            image=given["image"],
+            prompt_embeds=given["prompt_embeds"],
+            negative_prompt_embeds=given["negative_prompt_embeds"],
+            latents=given["initial_latents"],
+            height=settings["height"],
+            width=settings["width"],
+            num_frames=settings["num_frames"],
+            num_inference_steps=settings["num_steps"],
+            guidance_scale=settings["guidance_scale"],
+            output_type="latent",
+        ).frames
+        save_file({"final_latent": latents.float().contiguous()}, folder / file.name)
