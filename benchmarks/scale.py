@@ -5,7 +5,7 @@
     python -m benchmarks.scale --device cuda --json scale.jsonl
 
 The expert is random (benchmarks/scale_model.py), the recipe is the paper's, each row runs in a process of its own.
-Memory must follow the size of one block and never their number.
+`--recipe` takes another. Memory must follow the size of one block and never their number.
 """
 
 import argparse
@@ -49,14 +49,14 @@ class RowSize(NamedTuple):
     tokens: int
 
 
-def run_row(work: Path, size: RowSize, device: str) -> dict[str, Any]:
+def run_row(work: Path, size: RowSize, device: str, recipe: str) -> dict[str, Any]:
     """Write the expert, quantize it in another process, remove it; what that process measured, or its error."""
     folder = work / f"{size.blocks}-blocks-{size.tokens}-tokens"
     shutil.rmtree(folder, ignore_errors=True)
     try:
         write_expert(folder, size.blocks)
         write_samples(folder / "store", size.samples, size.tokens)
-        command = [sys.executable, "-m", "benchmarks.scale_row", str(folder), "--device", device]
+        command = [sys.executable, "-m", "benchmarks.scale_row", str(folder), "--device", device, "--recipe", recipe]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--long", action="store_true", help=f"add one block with one sample of {LONG_TOKENS} tokens")
+    parser.add_argument("--recipe", default="paper")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, help="folder for the experts (9 GB for 6 blocks)")
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
@@ -164,10 +165,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scale-", dir=arguments.work) as work:
         rows = []
         for size in sizes:
-            rows.append(run_row(Path(work), size, arguments.device))
+            rows.append(run_row(Path(work), size, arguments.device, arguments.recipe))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # hours of work may follow, and fail
-    record = {"benchmark": "scale", "version": tempoquant.__version__, "commit": commit_name(), "recipe": "paper",
-              "device": arguments.device, "machine": machine, "rows": rows,
+    record = {"benchmark": "scale", "version": tempoquant.__version__, "commit": commit_name(),
+              "recipe": arguments.recipe, "device": arguments.device, "machine": machine, "rows": rows,
               "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
     print_table(rows, machine)
     print(json.dumps(record))

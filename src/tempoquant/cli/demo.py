@@ -30,7 +30,7 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for everything.")] = Path(
         "demo"
     ),
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Compared with rtn, round to nearest.")] = "paper",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Compared with rtn, round to nearest.")] = "tiny",
     model: Annotated[str, typer.Option(metavar="MODEL", help="A bundled model: tiny-outliers or tiny.")] = MODEL,
     seed: Seed = 0,
     device: Device = None,

@@ -37,7 +37,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; new, or empty.")
     ] = None,
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A built-in recipe, or a .toml file.")] = "paper",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A built-in recipe, or a .toml file.")] = "default",
     store: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Samples that `record` wrote; recorded now if left out.")
     ] = None,

@@ -37,6 +37,7 @@ _WORK_MATRICES = 4  # of the widest linear while it is rounded: weight, residual
 _HESSIAN_MATRICES = 1.3  # of in × in: the feedback matrix and the largest product of its factorization
 _PANEL = 1024  # what the Hessian's sum computes beyond the triangle
 _SVD_PASSES = 2 * ITERATIONS + 2  # products of the weight with the branch's directions
+_EIGEN_PASSES = ITERATIONS + 2  # products of the covariance with them
 
 
 class Linear(NamedTuple):
@@ -111,7 +112,8 @@ class ExpertCosts:
             dtype = None if bias is None else str(bias.dtype).removeprefix("torch.")
             entry = LayerEntry(
                 linear.format, ScaleRule(self._recipe.activation_scale_rule), linear.in_features, linear.out_features,
-                self._recipe.rank, self._recipe.smoothing_alpha is not None, dtype,
+                self._recipe.rank, self._recipe.smoothing_alpha is not None,
+                "float32" if self._recipe.centring else dtype, self._recipe.deflation, self._recipe.centring,
             )  # fmt: skip
             stored = stored_as(entry, num_bins)
             total += sum(_num_bytes(form) + _HEADER_BYTES for form in stored.values())
@@ -161,9 +163,13 @@ class ExpertCosts:
         )
 
     def _block_peak(self, linears: list[tuple[str, Linear]], num_tokens_at_once: int) -> float:
-        """Running with all Hessians there, or rounding one linear after another, with the Hessians that are left."""
+        """Running with all Hessians there, or rounding one linear after another, with the Hessians that are left.
+
+        Covariances are as large as Hessians, and are used up before those begin.
+        """
         groups = self._inputs(linears)
-        hessians = [4 * inputs[0].in_features ** 2 if self._recipe.gptq else 0 for inputs in groups]
+        gathers = self._recipe.gptq or self._recipe.deflation
+        hessians = [4 * inputs[0].in_features ** 2 if gathers else 0 for inputs in groups]
         running = 0.0
         if self._num_passes:
             rows = min(self.num_tokens, num_tokens_at_once)
@@ -185,10 +191,12 @@ class ExpertCosts:
         statistics = solving = searching = 0.0
         num_columns = 0
         for linears in self._by_block().values():
-            for inputs in self._inputs(linears) if recipe.gptq else ():
+            for inputs in self._inputs(linears):
                 columns = inputs[0].in_features
-                statistics += seen * inputs[0].num_input_tokens * columns * (columns + _PANEL)
-                solving += columns**3 / 3
+                sums = recipe.gptq + recipe.deflation
+                statistics += sums * seen * inputs[0].num_input_tokens * columns * (columns + _PANEL)
+                solving += columns**3 / 3 if recipe.gptq else 0
+                solving += 2 * _EIGEN_PASSES * (recipe.rank + OVERSAMPLING) * columns**2 if recipe.deflation else 0
             for _, linear in linears:
                 size = linear.out_features * linear.in_features
                 searching += 2 * len(recipe.clip_candidates()) * num_search_tokens * size

@@ -15,12 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from tempoquant.methods.lowrank import OVERSAMPLING
+from tempoquant.methods.lowrank import EXACT_UP_TO, ITERATIONS, OVERSAMPLING, SEED
 from tempoquant.methods.products import product
-
-_EXACT_UP_TO = 1024
-_ITERATIONS = 8
-_SEED = 0
 
 
 class Deflation(NamedTuple):
@@ -91,13 +87,13 @@ def split(
 def _leading_eigenvectors(gram: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, rank: int) -> torch.Tensor:
     """(in, rank): of a positive semidefinite matrix that is given by its products; orthonormal, their signs fixed."""
     size = like.shape[0]
-    if size <= _EXACT_UP_TO:
+    if size <= EXACT_UP_TO:
         basis = torch.eye(size, dtype=like.dtype, device=like.device)
     else:  # subspace iteration: Halko, Martinsson and Tropp (arXiv 0909.4061), algorithm 4.4
-        generator = torch.Generator().manual_seed(_SEED)  # on the CPU: every device starts from the same numbers
+        generator = torch.Generator().manual_seed(SEED)  # on the CPU: every device starts from the same numbers
         start = torch.randn(size, min(rank + OVERSAMPLING, size), generator=generator, dtype=like.dtype)
         basis = torch.linalg.qr(gram(start.to(like.device))).Q
-        for _ in range(_ITERATIONS):
+        for _ in range(ITERATIONS):
             basis = torch.linalg.qr(gram(basis)).Q
     small = basis.T @ gram(basis)
     _, vectors = torch.linalg.eigh((small + small.T) / 2)

@@ -5,12 +5,12 @@ algorithms 4.4 and 5.1."""
 import torch
 
 # Up to this smaller side the exact decomposition takes a moment anyway.
-_EXACT_UP_TO = 1024
+EXACT_UP_TO = 1024
 # Measured (docs/method.md): the residual's squared norm is then within 0.1 % of the least possible up to rank 32, and
 # 0.3 % at rank 128, even where the spectrum is flat, which is hardest.
 OVERSAMPLING = 32
 ITERATIONS = 8
-_SEED = 0
+SEED = 0
 
 
 def truncated_svd(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,7 +28,7 @@ def truncated_svd(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
         largest entry of `up`'s column is positive), so that equal inputs give equal factors.
     """
     smaller_side = min(weight.shape)
-    if smaller_side <= _EXACT_UP_TO or 4 * (rank + OVERSAMPLING) > smaller_side:
+    if smaller_side <= EXACT_UP_TO or 4 * (rank + OVERSAMPLING) > smaller_side:
         u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     else:
         u, s, vh = _randomized_svd(weight, rank + OVERSAMPLING)
@@ -40,7 +40,7 @@ def truncated_svd(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
 
 def _randomized_svd(weight: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The SVD of a matrix projected on `width` directions close to its leading ones."""
-    generator = torch.Generator().manual_seed(_SEED)  # on the CPU, so that every device starts from the same numbers
+    generator = torch.Generator().manual_seed(SEED)  # on the CPU, so that every device starts from the same numbers
     start = torch.randn(weight.shape[1], width, generator=generator, dtype=weight.dtype).to(weight.device)
     basis = torch.linalg.qr(weight @ start).Q
     for _ in range(ITERATIONS):

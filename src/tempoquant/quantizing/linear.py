@@ -17,7 +17,7 @@ def quantize_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     calibration_inputs: torch.Tensor | Mapping[int, torch.Tensor] | None,
-    recipe: str | Path | Recipe = "paper",
+    recipe: str | Path | Recipe = "default",
 ) -> QuantizedLinear:
     """Quantize one linear layer: for notebooks, tests, and comparing methods.
 

@@ -19,7 +19,7 @@ from tempoquant.recipe import Recipe
 def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the last ones how)
     model: str | Path,
     output: str | Path,
-    recipe: str | Path | Recipe = "paper",
+    recipe: str | Path | Recipe = "default",
     calibration: str | Path | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -85,7 +85,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
 
 def plan(  # noqa: PLR0913 (what `quantize` takes)
     model: str | Path,
-    recipe: str | Path | Recipe = "paper",
+    recipe: str | Path | Recipe = "default",
     calibration: str | Path | None = None,
     device: str | None = None,
     *,
