@@ -93,7 +93,9 @@ def _scale_of_least_error(
     tensor_scale: torch.Tensor | float = 1.0,
     feature_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Of the format's candidates, for each group the scale whose rounding leaves the least squared error (ours).
+    """Of the format's candidates, for each group the scale whose rounding leaves the least squared error.
+
+    Four Over Six (arXiv 2512.02010) does this with two scales for NVFP4; the other formats' candidates are ours.
 
     The first of equals wins. Errors are summed by halves (first half plus second half, until one number is left), so
     that every program that keeps to that order chooses the same.
