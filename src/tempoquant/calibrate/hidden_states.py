@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from tempoquant.checkpoint.files import sync
 from tempoquant.errors import CalibrationError, OutputError
 
-DEFAULT_RAM_BYTES = 2 * 2**30
+# The system keeps files just written in memory while there is room: a copy of our own only makes that room smaller.
+DEFAULT_RAM_BYTES = 0
 _FILE_BYTES = 64 * 2**20
 """Small states share a file up to this size: each file costs a wait for the disk."""
 

@@ -46,7 +46,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Devices = None,
     memory: Memory = MemoryMode.RESIDENT,
     hidden_ram_gib: Annotated[
-        float | None, typer.Option(min=0.0, help="RAM for hidden states of each expert; the rest is mapped from files.")
+        float | None, typer.Option(min=0.0, help="RAM for hidden states of each expert; the rest is read from files.")
     ] = None,
     tokens_at_once: Annotated[
         int | None, typer.Option(min=1, help="Tokens that statistics are gathered from at once: fewer, less memory.")
