@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from torch import nn
@@ -42,18 +44,36 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
     )
 
 
-def build_expert() -> WanTransformer3DModel:
-    """4.8 million parameters: 4 blocks of width 256, 4 heads of 64."""
+class Variant(NamedTuple):
+    """What tells one trained pair of experts from another; VAE and text encoder are the same.
+
+    Attributes:
+        num_heads: of 64 channels each.
+        num_layers: blocks of an expert.
+        seed: added to the seeds of training.
+    """
+
+    num_heads: int
+    num_layers: int
+    seed: int
+
+
+VARIANTS = {"tiny": Variant(4, 4, 0), "other": Variant(5, 3, 100)}
+"""The one that ships, and one that no quantizer was tuned on."""
+
+
+def build_expert(variant: Variant = VARIANTS["tiny"]) -> WanTransformer3DModel:
+    """4.8 million parameters for `tiny`: 4 blocks of width 256, 4 heads of 64."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=4,
+        num_attention_heads=variant.num_heads,
         attention_head_dim=64,
         in_channels=36,
         out_channels=16,
         text_dim=TEXT_WIDTH,
         freq_dim=256,
-        ffn_dim=1024,
-        num_layers=4,
+        ffn_dim=256 * variant.num_heads,
+        num_layers=variant.num_layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         image_dim=None,

@@ -20,7 +20,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from training.architecture import BOUNDARY_RATIO, EXPERTS, FLOW_SHIFT, NUM_TRAIN_TIMESTEPS, build_expert
+from training.architecture import BOUNDARY_RATIO, EXPERTS, FLOW_SHIFT, NUM_TRAIN_TIMESTEPS, VARIANTS, build_expert
 from training.checkpoints import RUNS, append_log, load_checkpoint, read_average, save_checkpoint, update_average
 from training.latents import MAX_TOKENS, embed_prompts, load_shards, load_text
 from training.memory import keep_freed_memory
@@ -87,10 +87,10 @@ def loss_of(model: WanTransformer3DModel, processor: PaddingBiasProcessor, batch
 
 @torch.no_grad()
 def held_out_loss(
-    weights: dict[str, Tensor], data: dict[str, Tensor], empty: tuple[Tensor, Tensor], expert: str
+    weights: dict[str, Tensor], data: dict[str, Tensor], empty: tuple[Tensor, Tensor], expert: str, variant: str
 ) -> float:
     """Loss of the averaged weights on the first 256 held-out clips, with fixed noise."""
-    model = build_expert().eval()
+    model = build_expert(VARIANTS[variant]).eval()
     model.load_state_dict(weights)
     processor = use_padding_bias(model)
     torch.manual_seed(SEEDS[expert])
@@ -105,28 +105,30 @@ def learning_rate(step: int, num_steps: int) -> float:
     return PEAK_LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * cosine
 
 
-def checkpoint_of(expert: str) -> Path:
+def checkpoint_of(expert: str, variant: str = "tiny") -> Path:
     """Where an expert's run keeps its state."""
-    return RUNS / "experts" / expert / "checkpoint.safetensors"
+    return RUNS / ("experts" if variant == "tiny" else f"experts-{variant}") / expert / "checkpoint.safetensors"
 
 
-def train(expert: str, num_steps: int, compiled: bool, start_from: str | None) -> None:
+def train(expert: str, num_steps: int, compiled: bool, start_from: str | None, variant: str = "tiny") -> None:
     """Run from the last checkpoint to `num_steps`; a new run starts from random weights or another expert's."""
-    torch.manual_seed(SEEDS[expert])
+    seed = SEEDS[expert] + VARIANTS[variant].seed
+    log = expert if variant == "tiny" else f"{variant}-{expert}"
+    torch.manual_seed(seed)
     data, held_out = load_shards(), load_shards(name="held-out")
     empty = embed_prompts(*load_text(), [""])
-    model = build_expert()
+    model = build_expert(VARIANTS[variant])
     if start_from is not None:
-        model.load_state_dict(read_average(checkpoint_of(start_from)))
+        model.load_state_dict(read_average(checkpoint_of(start_from, variant)))
     processor = use_padding_bias(model)
     average = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    path = checkpoint_of(expert)
+    path = checkpoint_of(expert, variant)
     first_step = load_checkpoint(path, model, average, optimizer)
     loss_function = torch.compile(loss_of, dynamic=False) if compiled else loss_of
     start, running = time.monotonic(), 0.0
     for step in range(first_step, num_steps):
-        torch.manual_seed(SEEDS[expert] * 1_000_003 + step)
+        torch.manual_seed(seed * 1_000_003 + step)
         batch = make_batch(data, empty, expert, torch.randint(len(data["video"]), (BATCH_SIZE,)))
         loss = loss_function(model, processor, batch)
         loss.backward()
@@ -138,13 +140,13 @@ def train(expert: str, num_steps: int, compiled: bool, start_from: str | None) -
         running += float(loss.detach())
         if (step + 1) % 50 == 0:
             seconds = round(time.monotonic() - start, 1)
-            append_log(expert, {"step": step + 1, "seconds": seconds, "loss": round(running / 50, 5)})
+            append_log(log, {"step": step + 1, "seconds": seconds, "loss": round(running / 50, 5)})
             running = 0.0
         if (step + 1) % 250 == 0 or step + 1 == num_steps:
             save_checkpoint(path, model, average, optimizer, step + 1)
-            loss_held_out = held_out_loss(average, held_out, empty, expert)
+            loss_held_out = held_out_loss(average, held_out, empty, expert, variant)
             row = {"step": step + 1, "held_out_loss": round(loss_held_out, 5), "num_clips": len(data["video"])}
-            append_log(expert, row)
+            append_log(log, row)
             data = load_shards()  # training.latents may still be at work
 
 
@@ -153,13 +155,14 @@ def main() -> None:
     parser.add_argument("expert", choices=EXPERTS)
     parser.add_argument("--num-steps", type=int, help="NUM_STEPS of the expert when left out")
     parser.add_argument("--start-from", choices=EXPERTS, help="the expert whose weights a new run starts from")
+    parser.add_argument("--variant", choices=VARIANTS, default="tiny", help="which pair of experts")
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
     num_steps = arguments.num_steps or NUM_STEPS[arguments.expert]
-    train(arguments.expert, num_steps, arguments.compile, arguments.start_from)
+    train(arguments.expert, num_steps, arguments.compile, arguments.start_from, arguments.variant)
 
 
 if __name__ == "__main__":

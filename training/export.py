@@ -22,6 +22,7 @@ from tempoquant.tiny import weights_folder
 from training.architecture import (
     BOUNDARY_RATIO,
     EXPERTS,
+    VARIANTS,
     build_expert,
     build_scheduler,
     build_text_encoder,
@@ -67,9 +68,9 @@ def to_shipped_dtype(expert: WanTransformer3DModel) -> WanTransformer3DModel:
     return expert
 
 
-def expert_from(weights: dict[str, Tensor] | None) -> WanTransformer3DModel:
+def expert_from(weights: dict[str, Tensor] | None, variant: str = "tiny") -> WanTransformer3DModel:
     """An expert with the given weights, or random ones, in the dtypes that ship."""
-    expert = build_expert()
+    expert = build_expert(VARIANTS[variant])
     if weights is not None:
         expert.load_state_dict(weights)
     return to_shipped_dtype(expert.eval())
@@ -134,9 +135,12 @@ def untrained(folder: Path) -> None:
     write_pipeline(folder, build_vae().eval(), tokenizer, build_text_encoder(len(tokenizer)).eval(), experts)
 
 
-def trained(folder: Path) -> None:
+def trained(folder: Path, variant: str = "tiny") -> None:
     """The averaged weights of the training runs in runs/."""
-    experts = {component: expert_from(read_average(checkpoint_of(name))) for name, component in EXPERTS.items()}
+    experts = {
+        component: expert_from(read_average(checkpoint_of(name, variant)), variant)
+        for name, component in EXPERTS.items()
+    }
     write_pipeline(
         folder,
         AutoencoderKLWan.from_pretrained(RUNS / "vae" / "model"),
@@ -149,12 +153,14 @@ def trained(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--untrained", type=Path, metavar="FOLDER", help="write random weights there instead")
-    parser.add_argument("--folder", type=Path, default=weights_folder())
+    parser.add_argument("--variant", choices=VARIANTS, default="tiny", help="which pair of experts")
+    parser.add_argument("--folder", type=Path, help="the package's own when left out, runs/VARIANT for another variant")
     arguments = parser.parse_args()
+    folder = arguments.folder or (weights_folder() if arguments.variant == "tiny" else RUNS / arguments.variant)
     if arguments.untrained is not None:
         untrained(arguments.untrained)
     else:
-        trained(arguments.folder)
+        trained(folder, arguments.variant)
 
 
 if __name__ == "__main__":
