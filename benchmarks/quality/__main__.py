@@ -63,6 +63,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     task.add_argument("--samples-per-expert", type=int, help="default: a million video tokens")
     task.add_argument("--samples-from", metavar="FILE", help="held-out prompts, for models that are not bundled")
     task.add_argument("--device", default=default_device())
+    add(
+        "--prompt-set",
+        choices=BUNDLED_MODELS,
+        help="take the prompts of this bundled model, for one trained on its world",
+    )
     add("--work", type=Path, default=Path("runs/quality"), help="folder of what is finished (default: %(default)s)")
     add("--again", action="store_true", help="measure the chosen rows though they are finished")
     add("--report", action="store_true", help="measure nothing")
@@ -80,8 +85,8 @@ def task_of(arguments: argparse.Namespace) -> Task:
     settings = default_settings(source).replace(num_steps=arguments.steps)
     return Task(
         source, fingerprint(source), settings,
-        calibration_prompts(model, arguments.calibration, arguments.calibration_prompts),
-        evaluation_prompts(model, arguments.samples_from, arguments.prompts),
+        calibration_prompts(arguments.prompt_set or model, arguments.calibration, arguments.calibration_prompts),
+        evaluation_prompts(arguments.prompt_set or model, arguments.samples_from, arguments.prompts),
         arguments.samples_per_expert or default_samples_per_expert(settings), arguments.device,
     )  # fmt: skip
 
