@@ -76,16 +76,25 @@ def test_a_layer_that_does_not_fit_is_refused_and_nothing_is_changed(name: str, 
     assert dict(model.named_modules()) == before and not model._forward_pre_hooks
 
 
+class OneLinear(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.a = linear
+
+    def forward(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
+        return self.a(x)
+
+
 def test_a_linear_without_a_bias_takes_a_centred_layer_with_one_and_no_other() -> None:
     source, x = nn.Linear(128, 64, bias=False), torch.randn(3, 128)
-    model = nn.ModuleDict({"a": source})
+    model = OneLinear(source)
     uncentred = replace(quantize(source, bins=TimestepBins(), centred=False), bias=torch.zeros(64))
     with pytest.raises(CheckpointError, match="without bias in the model"):
         install_layers(model, {"a": uncentred}, TimestepBins())
-    assert model["a"] is source
+    assert model.a is source
     centred = quantize(source, bins=TimestepBins())
     install_layers(model, {"a": centred}, TimestepBins())
-    assert torch.equal(model["a"](x), QuantizedLinear.from_layer(centred)(x))
+    assert torch.equal(model(x, timestep=0), QuantizedLinear.from_layer(centred)(x))
 
 
 def test_a_quantized_model_is_not_quantized_again() -> None:
