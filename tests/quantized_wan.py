@@ -62,8 +62,11 @@ def quantize(
     rank: int = 4,
     smoothed: bool = True,
     seed: int = 0,
+    deflated: bool = True,
+    centred: bool = True,
 ) -> QuantizedLayer:
-    """Round a linear to nearest, with a random branch, random smoothing and clip ratios that differ by bin."""
+    """Round a linear to nearest, with a random branch, random smoothing, a random
+    input offset, and clip ratios that differ by bin."""
     generator = torch.Generator().manual_seed(seed)
     fmt = FORMATS[format]
     weight = linear.weight.detach().float()
@@ -74,7 +77,14 @@ def quantize(
     if rank:
         up = 0.1 * torch.randn(linear.out_features, rank, generator=generator)
         down = 0.1 * torch.randn(rank, linear.in_features, generator=generator)
-        branch = LowRankBranch(up.to(torch.bfloat16), down.to(torch.bfloat16))
+        deflation = 0.1 * torch.randn(linear.in_features, rank, generator=generator)
+        branch = LowRankBranch(
+            up.to(torch.bfloat16), down.to(torch.bfloat16), deflation.to(torch.bfloat16) if deflated else None
+        )
+    offset = 0.1 * torch.randn(linear.in_features, generator=generator)
+    bias = None if linear.bias is None else linear.bias.detach().clone()
+    if centred:  # as in a quantized model: there always is a bias then, in float32
+        bias = torch.randn(linear.out_features, generator=generator) if bias is None else bias.float()
     scale = weight_scale(weight, fmt, ScaleRule.FLOOR)
     return QuantizedLayer(
         format=fmt,
@@ -84,14 +94,15 @@ def quantize(
         tensor_scale=scale.tensor.clone() if fmt.has_tensor_scale else None,
         smoothing_factor=smoothing,
         branch=branch,
-        bias=None if linear.bias is None else linear.bias.detach().clone(),
+        bias=bias,
         clip_ratio=0.5 + torch.rand(bins.num_bins, generator=generator),
         bins=bins,
+        input_offset=offset.to(torch.bfloat16) if centred else None,
     )
 
 
 def quantize_all(model: nn.Module, format: str = "mxfp4", **kwargs: Any) -> dict[str, QuantizedLayer]:
-    """Every linear of every block; `format` may be "mixed", for all three in turn."""
+    """Every linear of every block; `format` may be "mixed", for all of them in turn."""
     names = [f"blocks.{i}.{linear}" for i in range(len(model.blocks)) for linear in BLOCK_LINEARS]
     formats = sorted(FORMATS) if format == "mixed" else [format]
     return {

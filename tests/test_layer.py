@@ -5,7 +5,7 @@ import torch
 
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
-from tempoquant.kernels.reference import w4a4_linear
+from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w4a4_linear
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
@@ -20,12 +20,16 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def make_layer(
     format: Format = MXFP4, out_features: int = 8, in_features: int = 128, rank: int = 0, smoothing: bool = False,
-    bins: TimestepBins | None = None, residual: torch.Tensor | None = None,
+    bins: TimestepBins | None = None, residual: torch.Tensor | None = None, deflation: bool = False,
+    offset: bool = False,
 ) -> QuantizedLayer:  # fmt: skip
     bins = TimestepBins() if bins is None else bins
     residual = random(out_features, in_features) if residual is None else residual
     scale = weight_scale(residual, format, ScaleRule.FLOOR)
-    branch = LowRankBranch(random(out_features, rank).bfloat16(), random(rank, in_features).bfloat16())
+    branch = LowRankBranch(
+        random(out_features, rank).bfloat16(), random(rank, in_features).bfloat16(),
+        0.1 * random(in_features, rank, seed=3).bfloat16() if deflation else None,
+    )  # fmt: skip
     return QuantizedLayer(
         format=format,
         activation_scale_rule=ScaleRule.CEIL,
@@ -37,21 +41,28 @@ def make_layer(
         bias=random(out_features, seed=9),
         clip_ratio=torch.tensor([0.6, 0.8, 1.0])[-bins.num_bins :],
         bins=bins,
+        input_offset=random(in_features, seed=5).bfloat16() if offset else None,
     )
 
 
-@pytest.mark.parametrize(("name", "bits_per_code_and_scale"), [("mxfp4", 4.25), ("int4", 4.25), ("nvfp4", 4.5)])
-@pytest.mark.parametrize("rank", [0, 16])
+@pytest.mark.parametrize(
+    ("name", "bits_per_code_and_scale"), [("mxfp4", 4.25), ("int4", 4.25), ("nvfp4", 4.5), ("nvfp4_m1", 4.5)]
+)
+@pytest.mark.parametrize(("rank", "deflation"), [(0, False), (16, False), (16, True)])
+@pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("smoothing", [False, True])
 @pytest.mark.parametrize("bins", [TimestepBins(), THREE_BINS], ids=["one bin", "three bins"])
 def test_bits_per_weight_count_everything_that_replaces_the_weight(
-    name, bits_per_code_and_scale, rank, smoothing, bins
+    name, bits_per_code_and_scale, rank, deflation, offset, smoothing, bins
 ):
     out_features, in_features = 96, 256
-    layer = make_layer(FORMATS[name], out_features, in_features, rank, smoothing, bins)
+    layer = make_layer(
+        FORMATS[name], out_features, in_features, rank, smoothing, bins, deflation=deflation, offset=offset
+    )
     extra_bits = 16 * rank * (out_features + in_features) + 32 * bins.num_bins
-    extra_bits += 16 * in_features if smoothing else 0
-    extra_bits += 32 if name == "nvfp4" else 0
+    extra_bits += 16 * rank * in_features if deflation else 0
+    extra_bits += 16 * in_features * (smoothing + offset)
+    extra_bits += 32 if FORMATS[name].has_tensor_scale else 0
     wanted = bits_per_code_and_scale + extra_bits / (out_features * in_features)
     assert layer.bits_per_weight == pytest.approx(wanted, rel=1e-12)
 
@@ -63,8 +74,11 @@ def test_shapes_are_read_off_the_packed_weight():
 
 
 @each_format
-def test_calling_a_layer_is_the_reference_kernel(format: Format):
-    layer, x = make_layer(format, rank=4, smoothing=True), random(3, 128)
+@pytest.mark.parametrize("deflation", [False, True])
+@pytest.mark.parametrize("offset", [False, True])
+def test_calling_a_layer_is_the_reference_kernel(format: Format, deflation: bool, offset: bool):
+    layer = make_layer(format, rank=4, smoothing=True, deflation=deflation, offset=offset)
+    x = random(3, 128)
     wanted = w4a4_linear(x, layer.tensors, format, ScaleRule.CEIL, layer.clip_ratio[0])
     assert torch.equal(QuantizedLinear.from_layer(layer)(x), wanted)
 
@@ -88,6 +102,37 @@ def test_the_effective_weight_is_what_unrounded_inputs_meet(format: Format):
     plain = QuantizedLayer(**{**vars(layer), "branch": None, "smoothing_factor": None})
     residual = plain.dequantize() / layer.smoothing_factor.float()
     assert torch.equal(layer.dequantize(), residual + layer.branch.product())
+
+
+@each_format
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("deflation", [False, True])
+@pytest.mark.parametrize("offset", [False, True])
+def test_with_unrounded_inputs_a_layer_is_its_effective_weight_and_bias(format, smoothing, deflation, offset):
+    layer = make_layer(format, rank=4, smoothing=smoothing, deflation=deflation, offset=offset)
+    x, tensors = random(5, 128).double(), layer.tensors
+    hidden = x @ tensors.down.double().T
+    not_rounded = quantizer_input(x, hidden, tensors)
+    y = not_rounded @ dequantize_residual(tensors, format, torch.float64).T + hidden @ tensors.up.double().T
+    found = x @ layer.dequantize().double().T + layer.effective_bias().double()
+    terms = 128 * 2.0**-24  # a product's float32 rounding, relative to the terms it adds
+    size = float(dequantize_residual(tensors, format).abs().sum(1).max() * (1 + not_rounded.abs().max()) * 40)
+    torch.testing.assert_close(found, y + layer.bias.double(), rtol=0, atol=terms * size)
+    assert torch.equal(layer.effective_bias(), layer.bias) is not offset
+
+
+def test_a_layer_without_a_bias_has_no_effective_one():
+    assert QuantizedLayer(**{**vars(make_layer()), "bias": None}).effective_bias() is None
+
+
+def test_an_input_offset_needs_a_bias():
+    with pytest.raises(CheckpointError, match="offset needs a bias"):
+        QuantizedLayer(**{**vars(make_layer(offset=True)), "bias": None})
+
+
+def test_a_deflation_has_the_shape_of_down_turned():
+    with pytest.raises(CheckpointError, match=r"deflation is \(4, 128\)"):
+        LowRankBranch(torch.zeros(8, 4), torch.zeros(4, 128), torch.zeros(4, 128))
 
 
 def test_a_layer_with_several_bins_refuses_to_run_without_a_timestep():

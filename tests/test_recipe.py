@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
-from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4
+from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4, ScaleRule
 from tempoquant.recipe import KEEP_16BIT, LayerRule, Recipe, builtin_recipes
 from tempoquant.timesteps import Expert
 
@@ -29,10 +29,13 @@ recipes = st.builds(
     format=st.sampled_from(sorted(FORMATS)),
     layers=st.lists(rules, max_size=3).map(tuple),
     keep_16bit_blocks=st.tuples(st.integers(0, 9), st.integers(0, 9)),
-    weight_scale_rule=st.sampled_from(["floor", "ceil"]),
-    activation_scale_rule=st.sampled_from(["floor", "ceil"]),
+    weight_scale_rule=st.sampled_from([rule.value for rule in ScaleRule]),
+    activation_scale_rule=st.sampled_from([rule.value for rule in ScaleRule]),
     smoothing_alpha=st.none() | st.floats(0, 1),
-    rank=st.integers(0, 512),
+    smoothing_statistic=st.sampled_from(["amax", "rms"]),
+    rank=st.integers(1, 512),
+    deflation=st.booleans(),
+    centring=st.booleans(),
     gptq=st.booleans(),
     damping_fraction=st.floats(1e-6, 1),
     clip_ratios=st.lists(st.floats(0.1, 1.0), max_size=4).map(tuple),
@@ -61,6 +64,14 @@ def test_built_in_recipes_load_and_survive_toml(name: str):
 
 def test_the_papers_recipe_and_the_two_floors_are_built_in():
     assert {"paper", "rtn", "svdquant"} <= set(builtin_recipes())
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "int4", "tiny"])
+def test_the_default_recipe_has_a_twin_in_every_other_format_and_one_for_the_bundled_models(name: str):
+    default, twin = Recipe.load("default"), Recipe.load(name)
+    assert default.format == "nvfp4_m1" and twin.format == (name if name in FORMATS else default.format)
+    same = {field.name for field in dataclasses.fields(Recipe)} - {"name", "rank" if name == "tiny" else "format"}
+    assert all(getattr(twin, key) == getattr(default, key) for key in same)
 
 
 @given(recipe=recipes)
@@ -97,7 +108,10 @@ def test_any_text_file_makes_a_recipe_or_a_recipe_error(tmp_path_factory: pytest
         ({"format": "fp5"}, ["'fp5'", "mxfp4"]),
         ({"format": KEEP_16BIT}, ["'16bit'"]),
         ({"name": 3}, ["name"]),
-        ({"weight_scale_rule": "round"}, ["'round'", "floor"]),
+        ({"weight_scale_rule": "round"}, ["'round'", "floor", "least_error"]),
+        ({"smoothing_statistic": "median"}, ["smoothing_statistic", "'median'", "rms"]),
+        ({"deflation": True}, ["deflation", "rank"]),
+        ({"centring": 1}, ["centring", "bool"]),
         ({"smoothing_alpha": 1.5}, ["smoothing_alpha", "1.5"]),
         ({"smoothing_alpha": float("nan")}, ["smoothing_alpha", "nan"]),
         ({"damping_fraction": 0}, ["damping_fraction"]),
@@ -180,7 +194,10 @@ def test_clip_candidates_are_ratios_times_powers_of_two():
         ({}, False),
         ({"rank": 16}, False),
         ({"gptq": True}, True),
+        ({"weight_scale_rule": "least_error"}, False),
         ({"smoothing_alpha": 0.5}, True),
+        ({"rank": 16, "deflation": True}, True),
+        ({"centring": True}, True),
         ({"clip_ratios": (0.9,)}, True),
     ],
 )

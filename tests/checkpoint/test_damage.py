@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from tempoquant.checkpoint import check_tensors, read_config, read_layer, read_model_config, verify_hashes
 from tempoquant.checkpoint.files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
+from tempoquant.checkpoint.tensors import KEYS
 from tempoquant.errors import CheckpointError
 from tests.quantized_wan import quantize_all, tiny_wan, write_component
 
 MODEL = tiny_wan(num_layers=1)
-MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, attn1.to_k mxfp4, attn1.to_v nvfp4
+MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, to_k mxfp4, to_v nvfp4, to_out.0 nvfp4_m1
 NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())}
 
 
@@ -43,6 +44,11 @@ def with_bytes(tensor: torch.Tensor, at: int, values: torch.Tensor) -> torch.Ten
     return changed.reshape(tensor.shape)
 
 
+def octaves_apart(octaves: int) -> torch.Tensor:
+    """The bytes of two scales."""
+    return torch.tensor([256.0, 2.0 ** (8 - octaves)]).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
 U8, BF16, F32 = torch.uint8, torch.bfloat16, torch.float32
 DAMAGE: dict[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "packed is float": ("mxfp4", "packed", lambda t: t.float()),
@@ -59,6 +65,9 @@ DAMAGE: dict[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "scale is E4M3's NaN": ("nvfp4", "scale", lambda t: with_bytes(t, 5, torch.tensor([0x7F], dtype=U8))),
     "scale is negative (E4M3)": ("nvfp4", "scale", lambda t: with_bytes(t, 5, torch.tensor([0x80 + 8], dtype=U8))),
     "scale is zero (E4M3)": ("nvfp4", "scale", lambda t: with_bytes(t, 5, torch.tensor([0], dtype=U8))),
+    "scale has two mantissa bits": ("nvfp4_m1", "scale", lambda t: with_bytes(t, 5, torch.tensor([0x3A], dtype=U8))),
+    "scale is below 2^-8 (E4M1)": ("nvfp4_m1", "scale", lambda t: with_bytes(t, 5, torch.tensor([1], dtype=U8))),
+    "scales of a row are 13 octaves apart": ("nvfp4_m1", "scale", lambda t: with_bytes(t, 0, octaves_apart(13))),
     "scale is zero (BF16)": ("int4", "scale", lambda t: with_bytes(t, 4, of([0.0], BF16))),
     "scale is infinite (BF16)": ("int4", "scale", lambda t: with_bytes(t, 4, of([torch.inf], BF16))),
     "scale is NaN (BF16)": ("int4", "scale", lambda t: with_bytes(t, 4, of([torch.nan], BF16))),
@@ -78,9 +87,15 @@ DAMAGE: dict[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "up is float16": ("mxfp4", "up", lambda t: t.to(torch.float16)),
     "up is NaN": ("mxfp4", "up", lambda t: torch.full_like(t, torch.nan)),
     "up has a rank too many": ("mxfp4", "up", lambda t: torch.cat([t, t[:, :1]], 1).contiguous()),
+    "deflation is float32": ("mxfp4", "deflation", lambda t: t.float()),
+    "deflation is NaN": ("mxfp4", "deflation", lambda t: torch.full_like(t, torch.nan)),
+    "deflation is transposed": ("mxfp4", "deflation", lambda t: t.T.contiguous()),
+    "input offset is infinite": ("mxfp4", "input_offset", lambda t: torch.full_like(t, torch.inf)),
+    "input offset is float32": ("mxfp4", "input_offset", lambda t: t.float()),
+    "input offset is too short": ("mxfp4", "input_offset", lambda t: t[:-1].contiguous()),
     "down is infinite": ("mxfp4", "down", lambda t: torch.full_like(t, torch.inf)),
     "down is one row": ("mxfp4", "down", lambda t: t[:1].contiguous()),
-    "bias is float32": ("mxfp4", "bias", lambda t: t.float()),
+    "bias is bfloat16": ("mxfp4", "bias", lambda t: t.bfloat16()),
     "bias is too short": ("mxfp4", "bias", lambda t: t[:-1].contiguous()),
     "bias is a scalar": ("mxfp4", "bias", lambda t: t[0].clone()),
 }
@@ -112,9 +127,7 @@ def test_a_damaged_tensor_is_refused(folder: Path, damage: str) -> None:
         verify_hashes(folder)
 
 
-@pytest.mark.parametrize(
-    "key", ["packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "bias"]
-)
+@pytest.mark.parametrize("key", KEYS)
 def test_a_missing_tensor_is_refused(folder: Path, key: str) -> None:
     name = NAMES["nvfp4"]
     rewrite(folder / WEIGHTS_NAME, lambda tensors: tensors.pop(f"{name}.{key}"))  # type: ignore[arg-type,return-value]

@@ -37,10 +37,16 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("rank", "smoothed"), [(4, True), (0, True), (4, False), (0, False)])
-def test_the_documents_reader_decodes_every_format(tmp_path: Path, format: str, rank: int, smoothed: bool) -> None:
+@pytest.mark.parametrize("smoothed", [True, False])
+@pytest.mark.parametrize(("rank", "deflated"), [(4, True), (4, False), (0, False)])
+def test_the_documents_reader_decodes_every_format(
+    tmp_path: Path, format: str, rank: int, deflated: bool, smoothed: bool
+) -> None:
     model = Model()
-    layers = {name: quantize(getattr(model, name), format, rank=rank, smoothed=smoothed) for name in ("a", "b")}
+    layers = {
+        name: quantize(getattr(model, name), format, rank=rank, smoothed=smoothed, deflated=deflated)
+        for name in ("a", "b")
+    }
     folder = write_component(tmp_path / "c", model, layers)
     for name, layer in layers.items():
         found = torch.from_numpy(read_weight(folder, name))

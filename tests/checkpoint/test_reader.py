@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from tempoquant.timesteps import TimestepBins
 from tests.quantized_wan import BINS, CALIBRATION, RECIPE, quantize_all, tiny_wan, write_component
 
 MODEL = tiny_wan(num_layers=1)
-MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, attn1.to_k mxfp4, attn1.to_v nvfp4
+MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, to_k mxfp4, to_v nvfp4, to_out.0 nvfp4_m1
 NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())}
 
 
@@ -49,11 +50,20 @@ def sharded(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("format", [*FORMATS, "mixed"])
-@pytest.mark.parametrize(("rank", "smoothed", "bins"), [(4, True, BINS), (0, False, TimestepBins()), (128, True, BINS)])
-def test_what_was_written_is_what_is_read(
-    tmp_path: Path, format: str, rank: int, smoothed: bool, bins: TimestepBins
-) -> None:
-    layers = quantize_all(MODEL, format, rank=rank, smoothed=smoothed, bins=bins)
+@pytest.mark.parametrize(
+    ("has", "bins"),
+    [
+        ({}, BINS),
+        ({"deflated": False}, BINS),
+        ({"centred": False}, BINS),
+        ({"rank": 0, "smoothed": False}, TimestepBins()),
+        ({"rank": 0, "smoothed": False, "centred": False}, TimestepBins()),
+        ({"rank": 128}, BINS),
+    ],
+    ids=str,
+)
+def test_what_was_written_is_what_is_read(tmp_path: Path, format: str, has: dict[str, Any], bins: TimestepBins) -> None:
+    layers = quantize_all(MODEL, format, bins=bins, **has)
     written = write_component(tmp_path / "component", MODEL, layers, bins=bins)
     read = dict(iter_layers(written))
     assert read.keys() == layers.keys()

@@ -1,6 +1,7 @@
 """Laws of quantization_config: what it holds survives JSON, and whatever it does not know is refused."""
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 from tempoquant.checkpoint import FORMAT_VERSION, ComponentConfig, LayerEntry
 from tempoquant.checkpoint.schema import MAX_EDGES, MAX_FEATURES
 from tempoquant.errors import CheckpointError
-from tempoquant.formats import FORMATS, MXFP4, ScaleRule
+from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule
 from tempoquant.recipe import Recipe, builtin_recipes
 from tempoquant.timesteps import Expert, TimestepBins
 from tests.quantized_wan import BINS, CALIBRATION, RECIPE
 
-ENTRY = LayerEntry(MXFP4, ScaleRule.CEIL, in_features=128, out_features=64, rank=4, smoothed=True, bias="bfloat16")
+ENTRY = LayerEntry(
+    MXFP4, ScaleRule.CEIL, in_features=128, out_features=64, rank=4, smoothed=True, bias="bfloat16", deflated=True,
+    centred=True,
+)  # fmt: skip
 CONFIG = ComponentConfig(
     expert=Expert.LOW_NOISE,
     bins=BINS,
@@ -85,6 +89,31 @@ def test_a_newer_version_says_upgrade_before_anything_else_is_looked_at() -> Non
         ComponentConfig.from_dict({"quant_method": "tempoquant", "format_version": FORMAT_VERSION + 1, "new": []})
 
 
+def of_version_1() -> dict[str, Any]:
+    """The config as it was written before deflation and centring were known."""
+    config = plain() | {"format_version": 1}
+    for entry in config["layers"].values():
+        del entry["deflated"], entry["centred"]
+    for key in ("deflation", "centring", "smoothing_statistic"):
+        del config["recipe"][key]
+    return config
+
+
+def test_version_1_is_read_as_having_neither_deflation_nor_centring() -> None:
+    parsed = ComponentConfig.from_dict(of_version_1())
+    old = dataclasses.replace(ENTRY, deflated=False, centred=False)
+    assert parsed == dataclasses.replace(CONFIG, layers=dict.fromkeys(CONFIG.layers, old))
+    assert parsed.to_dict()["format_version"] == FORMAT_VERSION
+
+
+@pytest.mark.parametrize("keys", [("deflated",), ("centred",), ("deflated", "centred")])
+def test_version_1_cannot_say_what_it_did_not_know(keys: tuple[str, ...]) -> None:
+    config = of_version_1()
+    config["layers"]["blocks.0.ffn.net.2"] |= dict.fromkeys(keys, False)
+    with pytest.raises(CheckpointError, match=f"blocks.0.ffn.net.2: unknown key '{keys[0]}' in format version 1"):
+        ComponentConfig.from_dict(config)
+
+
 WRONG = [
     ("quant_method", "gguf"),
     ("quant_method", None),
@@ -122,6 +151,10 @@ WRONG = [
     ("layers/blocks.0.ffn.net.2/rank", -1),
     ("layers/blocks.0.ffn.net.2/rank", 65),
     ("layers/blocks.0.ffn.net.2/smoothed", 1),
+    ("layers/blocks.0.ffn.net.2/rank", 0),  # deflated
+    ("layers/blocks.0.ffn.net.2/deflated", 1),
+    ("layers/blocks.0.ffn.net.2/centred", None),
+    ("layers/blocks.0.ffn.net.2/bias", None),  # centred
     ("layers/blocks.0.ffn.net.2/bias", "float8_e4m3fn"),
     ("layers/blocks.0.ffn.net.2/bias", True),
     ("layers/blocks.0.ffn.net.2/zero_point", 0),
@@ -164,6 +197,12 @@ def test_provenance_of_absurd_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-def test_an_entry_survives_json(format: Any) -> None:
-    entry = LayerEntry(format, ScaleRule.FLOOR, in_features=128, out_features=3, rank=0, smoothed=False, bias=None)
+@pytest.mark.parametrize("rule", ScaleRule)
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize(("centred", "bias"), [(False, None), (False, "bfloat16"), (True, "float32")])
+def test_an_entry_survives_json(
+    format: Format, rule: ScaleRule, deflated: bool, centred: bool, bias: str | None
+) -> None:
+    rank = 2 if deflated else 0
+    entry = LayerEntry(format, rule, 128, 3, rank, smoothed=False, bias=bias, deflated=deflated, centred=centred)
     assert LayerEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry

@@ -168,6 +168,10 @@ def test_twice_the_same_name_is_refused(tmp_path: Path) -> None:
                 add()
 
 
+def deflated_by(deflation: torch.Tensor) -> LowRankBranch:
+    return LowRankBranch(torch.ones(64, 4).bfloat16(), torch.ones(4, 128).bfloat16(), deflation)
+
+
 def changed(**changes: Any) -> Any:
     return dataclasses.replace(LAYER, **changes)
 
@@ -182,6 +186,11 @@ def changed(**changes: Any) -> Any:
         lambda: changed(smoothing_factor=torch.ones(64, dtype=torch.bfloat16)),
         lambda: changed(branch=LowRankBranch(torch.ones(64, 4), torch.ones(4, 128))),
         lambda: changed(branch=LowRankBranch(torch.full((64, 4), torch.nan).bfloat16(), torch.ones(4, 128).bfloat16())),
+        lambda: changed(branch=deflated_by(torch.ones(128, 4))),
+        lambda: changed(branch=deflated_by(torch.full((128, 4), torch.nan).bfloat16())),
+        lambda: changed(input_offset=torch.ones(128)),
+        lambda: changed(input_offset=torch.ones(64).bfloat16()),
+        lambda: changed(input_offset=torch.full((128,), torch.inf).bfloat16()),
         lambda: changed(bias=torch.full((64,), torch.inf)),
         lambda: changed(bias=torch.ones(64, dtype=torch.float64)),
         lambda: changed(scale=torch.full_like(LAYER.scale, 255)),
@@ -207,7 +216,7 @@ def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> 
 
 
 def test_an_empty_branch_is_stored_as_none(tmp_path: Path) -> None:
-    empty = LowRankBranch(torch.ones(64, 0).bfloat16(), torch.ones(0, 128).bfloat16())
+    empty = LowRankBranch(torch.ones(64, 0).bfloat16(), torch.ones(0, 128).bfloat16(), torch.ones(128, 0).bfloat16())
     with writer(tmp_path / "c") as storing:
         storing.add_layer("a", changed(branch=empty))
         storing.finish({})

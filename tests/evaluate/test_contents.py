@@ -13,6 +13,7 @@ from tempoquant.evaluate.contents import (
     num_weight_bytes,
     quantized_components,
 )
+from tempoquant.formats import FORMATS
 from tempoquant.timesteps import Expert
 from tests import quantized_wan
 from tests.evaluate.quantized_folder import BINS, COMPONENTS, write_quantized_folder
@@ -63,7 +64,7 @@ def test_layers_are_counted(folder):
     assert (high.expert, low.expert) == (Expert.HIGH_NOISE, Expert.LOW_NOISE)
     assert (high.num_layers, high.num_16bit_linears) == (19, 1)
     assert sum(high.formats.values()) == sum(high.ranks.values()) == 19
-    assert set(high.formats) == {"int4", "mxfp4", "nvfp4"}
+    assert set(high.formats) == set(FORMATS)
     assert (high.notes, low.notes) == ((), ("a note",))
 
 

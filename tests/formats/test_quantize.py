@@ -48,7 +48,7 @@ def test_numbers_on_the_grid_come_back_unchanged_at_clip_ratio_one(format: Forma
 
 
 @each_format
-@each_rule
+@pytest.mark.parametrize("rule", [ScaleRule.FLOOR, ScaleRule.CEIL])
 @given(seed=st.integers(0, 999))
 def test_inside_the_top_level_the_error_is_at_most_half_a_step(format: Format, rule: ScaleRule, seed: int):
     x = random(4, 2 * format.group_size, seed=seed)
@@ -70,32 +70,35 @@ def test_a_group_sees_no_other_group(format: Format, rule: ScaleRule):
 
 
 @each_format
+@each_rule
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_group_that_is_not_finite_becomes_nan_and_never_a_number(format: Format, bad: float):
+def test_a_group_that_is_not_finite_becomes_nan_and_never_a_number(format: Format, rule: ScaleRule, bad: float):
     x = random(2, 3 * format.group_size)
     x[0, format.group_size + 1] = bad
-    y = quantize_activation(x, format, ScaleRule.CEIL)
+    y = quantize_activation(x, format, rule)
     expected = torch.zeros_like(x, dtype=torch.bool)
     expected[0, format.group_size : 2 * format.group_size] = True
-    assert torch.equal(torch.isnan(y), expected)
+    assert bool(torch.isnan(y[expected]).all()) and not bool(torch.isnan(y[1]).any())
+    if format.scale_octaves is None:  # otherwise its row may be lost with it
+        assert torch.equal(torch.isnan(y), expected)
 
 
 @each_format
-def test_a_group_of_zeros_stays_zero(format: Format):
-    assert torch.equal(
-        quantize_activation(torch.zeros(2, 2 * format.group_size), format, ScaleRule.CEIL),
-        torch.zeros(2, 2 * format.group_size),
-    )
+@each_rule
+def test_a_group_of_zeros_stays_zero(format: Format, rule: ScaleRule):
+    zeros = torch.zeros(2, 2 * format.group_size)
+    assert torch.equal(quantize_activation(zeros, format, rule), zeros)
 
 
 @each_format
-def test_a_tensor_of_clip_ratios_does_to_each_group_what_a_number_does(format: Format):
+@each_rule
+def test_a_tensor_of_clip_ratios_does_to_each_group_what_a_number_does(format: Format, rule: ScaleRule):
     x = random(2, 2 * format.group_size)
     ratios = torch.tensor([0.6, 1.0])
-    both = quantize_activation(x, format, ScaleRule.CEIL, ratios)
+    both = quantize_activation(x, format, rule, ratios)
     for group, ratio in enumerate(ratios.tolist()):
         columns = slice(group * format.group_size, (group + 1) * format.group_size)
-        single = quantize_activation(x[:, columns], format, ScaleRule.CEIL, torch.tensor(ratio))
+        single = quantize_activation(x[:, columns], format, rule, torch.tensor(ratio))
         assert torch.equal(both[:, columns], single)
 
 

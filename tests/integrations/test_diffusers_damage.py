@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tempoquant.checkpoint import FORMAT_VERSION
 from tempoquant.checkpoint.files import CONFIG_NAME, WEIGHTS_NAME
 from tempoquant.errors import CheckpointError, UnsupportedError
 from tempoquant.integrations.diffusers_loader import register
@@ -47,6 +48,10 @@ WEIGHT_DAMAGE: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
     "a layer's tensor is of another shape": lambda t: t.update({f"{NAME}.packed": t[f"{NAME}.packed"].flatten()}),
     "a tensor of the rest is of another shape": lambda t: t.update({"proj_out.bias": torch.zeros(3)}),
     "a scale is NaN": lambda t: t[f"{NAME}.scale"].fill_(255),
+    "a deflation is NaN": lambda t: t[f"{NAME}.deflation"].fill_(torch.nan),
+    "an input offset is infinite": lambda t: t[f"{NAME}.input_offset"].fill_(torch.inf),
+    "a deflation is missing": lambda t: t.pop(f"{NAME}.deflation"),
+    "a float32 bias was cast": lambda t: t.update({f"{NAME}.bias": t[f"{NAME}.bias"].bfloat16()}),
     "a clip ratio is zero": lambda t: t[f"{NAME}.clip_ratio"].zero_(),
 }
 
@@ -59,11 +64,14 @@ def test_damaged_weights_are_refused(folder: Path, damage: str) -> None:
 
 
 CONFIG_DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
-    "newer version": lambda c: c["quantization_config"].update(format_version=2),
+    "newer version": lambda c: c["quantization_config"].update(format_version=FORMAT_VERSION + 1),
     "unknown key": lambda c: c["quantization_config"].update(colour="red"),
     "a layer less": lambda c: c["quantization_config"]["layers"].pop(NAME),
     "another rank": lambda c: c["quantization_config"]["layers"][NAME].update(rank=5),
     "another format": lambda c: c["quantization_config"]["layers"][NAME].update(format="nvfp4"),
+    "not deflated": lambda c: c["quantization_config"]["layers"][NAME].update(deflated=False),
+    "not centred": lambda c: c["quantization_config"]["layers"][NAME].update(centred=False),
+    "an older version": lambda c: c["quantization_config"].update(format_version=1),
     "another number of bins": lambda c: c["quantization_config"].update(timestep_edges=[900.0]),
     "a layer that the model lacks": lambda c: c.update(num_layers=0),
     "a block that the weights lack": lambda c: c.update(num_layers=2),

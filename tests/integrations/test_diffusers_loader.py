@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from tempoquant.checkpoint import check_tensors, iter_layers, read_model_config
 from tempoquant.checkpoint.files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from tempoquant.errors import UnsupportedError
+from tempoquant.formats import FORMATS
 from tempoquant.integrations.diffusers_loader import TempoQuantConfig, register
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tests.quantized_wan import (
@@ -115,10 +117,10 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path, folder: Path) -> None
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-@pytest.mark.parametrize("format", ["mxfp4", "nvfp4", "int4"])
-@pytest.mark.parametrize(("rank", "smoothed"), [(4, True), (0, False)])
-def test_every_format_loads(tmp_path: Path, format: str, rank: int, smoothed: bool) -> None:
-    layers = quantize_all(MODEL, format, rank=rank, smoothed=smoothed)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("has", [{}, {"deflated": False}, {"rank": 0, "smoothed": False, "centred": False}], ids=str)
+def test_every_format_loads(tmp_path: Path, format: str, has: dict[str, Any]) -> None:
+    layers = quantize_all(MODEL, format, **has)
     loaded = load(write_component(tmp_path / "c", MODEL, layers))
     for name, layer in layers.items():
         assert torch.equal(loaded.get_submodule(name).dequantize(), layer.dequantize())

@@ -11,9 +11,9 @@ from tempoquant.integrations import estimate as module
 from tempoquant.integrations.block_costs import ExpertCosts, video_tokens
 from tempoquant.integrations.estimate import RunEstimate, StageEstimate, check_disk, estimate, measure_gemm_rate
 from tempoquant.recipe import LayerRule, Recipe
-from tempoquant.timesteps import Expert
+from tempoquant.timesteps import Expert, TimestepBins
 from tempoquant.tiny import weights_folder
-from tests.quantized_wan import tiny_pipeline
+from tests.quantized_wan import quantize_all, tiny_pipeline, tiny_wan, write_component
 
 GIB = 2**30
 TINY = weights_folder()
@@ -62,6 +62,25 @@ def test_the_size_of_a_quantized_component_is_known_before_it_is_written(recipe,
         foreseen = ExpertCosts(tmp_path / "model", Expert(expert), recipe, 0, "cpu").output_bytes
         num_tensors = 200  # whose headers differ by some tens of bytes from what is reckoned
         assert abs(foreseen - written) < 64 * num_tensors
+
+
+@pytest.mark.parametrize("name", ["default", "mxfp4", "int4"])
+def test_the_size_foreseen_counts_deflation_offset_and_a_wider_bias(name, tmp_path):
+    recipe = Recipe.load(name).replace(rank=4)
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    model, bins = tiny_wan(num_layers=1), TimestepBins()
+    layers = quantize_all(model, recipe.format, rank=4, bins=bins)
+    folder = write_component(tmp_path / "component", model, layers, bins)
+    written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    foreseen = ExpertCosts(tmp_path / "model", Expert.HIGH_NOISE, recipe, 0, "cpu").output_bytes
+    assert abs(foreseen - written) < 64 * 200  # tensors, as above
+    plain = ExpertCosts(
+        tmp_path / "model", Expert.HIGH_NOISE, recipe.replace(deflation=False, centring=False), 0, "cpu"
+    ).output_bytes
+    linears = list(layers.values())
+    inputs, outputs = sum(x.in_features for x in linears), sum(x.out_features for x in linears)
+    headers = foreseen - plain - (2 * 4 * inputs + 2 * inputs + 2 * outputs)
+    assert 0 < headers < 2 * 300 * len(linears)
 
 
 def test_hidden_states_are_those_of_all_samples_before_two_blocks():

@@ -1,9 +1,12 @@
 """Laws of unfinished work: one live owner, one run."""
 
+import contextlib
+import functools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,32 @@ def test_what_a_finished_run_left_is_tidied_and_what_another_left_is_not(tmp_pat
     work.tidy()
     assert not work.path.exists()
     work.tidy()
+
+
+def test_a_run_killed_while_it_removes_its_work_leaves_what_the_next_one_tidies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each deletion in turn, until a removal comes to its end."""
+    for num_deletions in range(100):
+        work, left = WorkFolder(tmp_path / "out", {"seed": 0}), [num_deletions]
+        with work.owned():
+            for name in ("a/b/c", "z/d"):
+                (work.path / name).mkdir(parents=True)
+                (work.path / name / "shard").touch()
+
+        def delete(real: Callable[..., None], *args: object, left: list[int] = left, **kwargs: object) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(*args, **kwargs)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            for name in ("unlink", "rmdir"):
+                patched.setattr(os, name, functools.partial(delete, getattr(os, name)))
+            work.remove()
+        is_removed = not work.path.exists()
+        WorkFolder(tmp_path / "out", {"seed": 0}).tidy()
+        assert not work.path.exists(), num_deletions
+        if is_removed:
+            break
+    assert num_deletions > 8

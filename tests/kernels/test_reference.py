@@ -26,7 +26,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layer_tensors(format: Format, *, smoothing: bool = True, branch: bool = True, bias: bool = True) -> LinearTensors:
+def layer_tensors(
+    format: Format, *, smoothing: bool = True, branch: bool = True, deflation: bool = True, offset: bool = True,
+    bias: bool = True,
+) -> LinearTensors:  # fmt: skip
     in_features = 3 * format.group_size
     weight = random(OUT, in_features, seed=1)
     scale = weight_scale(weight, format, ScaleRule.FLOOR)
@@ -37,6 +40,8 @@ def layer_tensors(format: Format, *, smoothing: bool = True, branch: bool = True
         smoothing_factor=random(in_features, seed=2).exp().bfloat16() if smoothing else None,
         up=random(OUT, RANK, seed=3).bfloat16() if branch else None,
         down=random(RANK, in_features, seed=4).bfloat16() if branch else None,
+        deflation=0.1 * random(in_features, RANK, seed=6).bfloat16() if branch and deflation else None,
+        input_offset=random(in_features, seed=7).bfloat16() if offset else None,
         bias=random(OUT, seed=5) if bias else None,
     )
 
@@ -46,8 +51,12 @@ def in_float64(
 ) -> torch.Tensor:
     """The formula of the module, operand by operand."""
     x = x.double()
-    smoothed = x if tensors.smoothing_factor is None else x / tensors.smoothing_factor.double()
-    y = quantize_activation(smoothed, format, rule, clip_ratio) @ dequantize_residual(tensors, format, torch.float64).T
+    rounded = x if tensors.smoothing_factor is None else x / tensors.smoothing_factor.double()
+    if tensors.down is not None and tensors.deflation is not None:
+        rounded = rounded - x @ tensors.down.double().T @ tensors.deflation.double().T
+    if tensors.input_offset is not None:
+        rounded = rounded - tensors.input_offset.double()
+    y = quantize_activation(rounded, format, rule, clip_ratio) @ dequantize_residual(tensors, format, torch.float64).T
     if tensors.up is not None and tensors.down is not None:
         y = y + x @ tensors.down.double().T @ tensors.up.double().T
     return y if tensors.bias is None else y + tensors.bias.double()
@@ -56,10 +65,13 @@ def in_float64(
 @each_format
 @each_rule
 @pytest.mark.parametrize("smoothing", [False, True])
-@pytest.mark.parametrize("branch", [False, True])
+@pytest.mark.parametrize(("branch", "deflation"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_in_float64_the_linear_is_the_product_of_its_dequantized_operands(format, rule, smoothing, branch, bias):
-    tensors = layer_tensors(format, smoothing=smoothing, branch=branch, bias=bias)
+def test_in_float64_the_linear_is_the_product_of_its_dequantized_operands(
+    format, rule, smoothing, branch, deflation, offset, bias
+):
+    tensors = layer_tensors(format, smoothing=smoothing, branch=branch, deflation=deflation, offset=offset, bias=bias)
     x = random(NUM_TOKENS, 3 * format.group_size).double()
     wanted = in_float64(x, tensors, format, rule, 0.8)
     torch.testing.assert_close(w4a4_linear(x, tensors, format, rule, 0.8), wanted, rtol=1e-12, atol=1e-12)
@@ -69,7 +81,7 @@ def test_in_float64_the_linear_is_the_product_of_its_dequantized_operands(format
 @each_rule
 def test_in_float32_only_the_sum_rounds(format: Format, rule: ScaleRule):
     """Operands are exact in float32, so the error is bounded by that of a sum of `in_features` terms."""
-    tensors = layer_tensors(format, smoothing=False, branch=False, bias=False)
+    tensors = layer_tensors(format, smoothing=False, branch=False, offset=False, bias=False)
     x = random(NUM_TOKENS, 3 * format.group_size)
     operands = quantize_activation(x, format, rule), dequantize_residual(tensors, format)
     bound = x.shape[1] * FLOAT32_UNIT * (operands[0].double().abs() @ operands[1].double().abs().T)
@@ -88,7 +100,7 @@ def test_a_16_bit_result_is_the_float32_result_rounded_once(format: Format):
 
 @each_format
 def test_the_branch_reads_the_raw_input_and_not_the_smoothed_one(format: Format):
-    tensors = layer_tensors(format, bias=False)
+    tensors = layer_tensors(format, deflation=False, bias=False)
     x = random(NUM_TOKENS, 3 * format.group_size).double()
     alone = w4a4_linear(x, tensors._replace(up=None, down=None), format, ScaleRule.CEIL)
     branch = x @ (tensors.up.double() @ tensors.down.double()).T
@@ -98,11 +110,24 @@ def test_the_branch_reads_the_raw_input_and_not_the_smoothed_one(format: Format)
 @each_format
 def test_smoothing_divides_the_input_as_dividing_it_beforehand_does(format: Format):
     """With powers of two, division is exact, so the two are equal to the bit."""
-    tensors = layer_tensors(format, smoothing=False, branch=False)
+    tensors = layer_tensors(format, smoothing=False, branch=False)  # an offset comes after the division
     x = random(NUM_TOKENS, 3 * format.group_size)
     factor = 2.0 ** torch.randint(-3, 4, (x.shape[1],), generator=torch.Generator().manual_seed(0))
     smoothed = w4a4_linear(x, tensors._replace(smoothing_factor=factor), format, ScaleRule.CEIL)
     assert torch.equal(smoothed, w4a4_linear(x / factor, tensors, format, ScaleRule.CEIL))
+
+
+@each_format
+def test_what_deflation_and_offset_take_off_is_what_taking_it_off_beforehand_does(format: Format):
+    tensors = layer_tensors(format, smoothing=False, branch=False, bias=False)
+    x, offset = random(NUM_TOKENS, 3 * format.group_size).double(), tensors.input_offset
+    taken_off = w4a4_linear(x - offset.double(), tensors._replace(input_offset=None), format, ScaleRule.CEIL)
+    assert torch.equal(w4a4_linear(x, tensors, format, ScaleRule.CEIL), taken_off)
+    deflated = layer_tensors(format, smoothing=False, offset=False, bias=False)
+    less = x - x @ deflated.down.double().T @ deflated.deflation.double().T
+    alone = w4a4_linear(less, tensors._replace(input_offset=None), format, ScaleRule.CEIL)
+    branch = x @ (deflated.up.double() @ deflated.down.double()).T
+    torch.testing.assert_close(w4a4_linear(x, deflated, format, ScaleRule.CEIL), alone + branch, rtol=1e-12, atol=1e-12)
 
 
 @each_format
@@ -136,7 +161,7 @@ def test_the_residual_is_exactly_code_times_stored_scale(format: Format):
 
 def test_a_clip_ratio_of_a_half_with_large_inputs_saturates_at_half_the_range():
     format = FORMATS["mxfp4"]
-    tensors = layer_tensors(format, smoothing=False, branch=False, bias=False)
+    tensors = layer_tensors(format, smoothing=False, branch=False, offset=False, bias=False)
     x = torch.full((1, 3 * format.group_size), 6.0).double()
     full, half = (w4a4_linear(x, tensors, format, ScaleRule.CEIL, ratio) for ratio in (1.0, 0.5))
     torch.testing.assert_close(half, full / 2, rtol=1e-12, atol=0)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tempoquant.errors import ModelError, UnsupportedError
+from tempoquant.formats import FORMATS
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tempoquant.timesteps import TimestepBins
@@ -48,7 +49,7 @@ def test_rows_with_their_own_timesteps_equal_separate_calls() -> None:
             assert difference < 0.01  # matrix products may sum a larger batch in another order, in bfloat16
 
 
-@pytest.mark.parametrize("format", ["mxfp4", "nvfp4", "int4"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_rows_of_a_layer_with_their_own_timesteps_equal_separate_calls(format: str) -> None:
     linear = quantized(format=format).blocks[0].ffn.net[2]
     x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(0))

@@ -64,7 +64,7 @@ def test_a_full_rank_branch_reproduces_the_original() -> None:
         ("blocks.0.attn1.norm_q", {}, "RMSNorm, not a linear"),
         ("patch_embedding", {}, "Conv3d, not a linear"),
         ("blocks.0.attn1.to_q", {"out_features": 64}, "128 × 128 in the model, but 64 × 128"),
-        ("blocks.0.attn1.to_q", {"bias": None}, "contradicts"),
+        ("blocks.0.attn1.to_q", {"bias": None, "centred": False}, "contradicts"),
     ],
 )
 def test_a_layer_that_does_not_fit_is_refused_and_nothing_is_changed(name: str, change: dict, message: str) -> None:
@@ -74,6 +74,27 @@ def test_a_layer_that_does_not_fit_is_refused_and_nothing_is_changed(name: str, 
     with pytest.raises(CheckpointError, match=message):
         replace_linears(model, {"blocks.0.attn1.to_k": entry, name: replace(entry, **change)}, BINS)
     assert dict(model.named_modules()) == before and not model._forward_pre_hooks
+
+
+class OneLinear(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.a = linear
+
+    def forward(self, x: torch.Tensor, timestep: float) -> torch.Tensor:
+        return self.a(x)
+
+
+def test_a_linear_without_a_bias_takes_a_centred_layer_with_one_and_no_other() -> None:
+    source, x = nn.Linear(128, 64, bias=False), torch.randn(3, 128)
+    model = OneLinear(source)
+    uncentred = replace(quantize(source, bins=TimestepBins(), centred=False), bias=torch.zeros(64))
+    with pytest.raises(CheckpointError, match="without bias in the model"):
+        install_layers(model, {"a": uncentred}, TimestepBins())
+    assert model.a is source
+    centred = quantize(source, bins=TimestepBins())
+    install_layers(model, {"a": centred}, TimestepBins())
+    assert torch.equal(model(x, timestep=0), QuantizedLinear.from_layer(centred)(x))
 
 
 def test_a_quantized_model_is_not_quantized_again() -> None:

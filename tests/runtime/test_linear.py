@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -20,15 +21,28 @@ SOURCE = nn.Linear(128, 64)
 X = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(0))
 
 
-def linear(format: str = "mxfp4", rank: int = 4, smoothed: bool = True, bins: TimestepBins = BINS) -> QuantizedLinear:
-    return QuantizedLinear.from_layer(quantize(SOURCE, format, bins, rank, smoothed))
+EVERYTHING: dict[str, Any] = {"rank": 4, "smoothed": True, "deflated": True, "centred": True}
+each_set = pytest.mark.parametrize(
+    "has",
+    [
+        EVERYTHING,
+        EVERYTHING | {"deflated": False},
+        EVERYTHING | {"centred": False},
+        {"rank": 0, "smoothed": False, "centred": False},
+    ],
+    ids=["everything", "not deflated", "not centred", "nothing"],
+)
+
+
+def linear(format: str = "mxfp4", bins: TimestepBins = BINS, **has: Any) -> QuantizedLinear:
+    return QuantizedLinear.from_layer(quantize(SOURCE, format, bins, **has))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("rank", "smoothed"), [(4, True), (0, False)])
+@each_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_a_module_computes_what_its_layer_computes(format: str, rank: int, smoothed: bool, dtype: torch.dtype) -> None:
-    layer = quantize(SOURCE, format, BINS, rank, smoothed)
+def test_a_module_computes_what_its_layer_computes(format: str, has: dict[str, Any], dtype: torch.dtype) -> None:
+    layer = quantize(SOURCE, format, BINS, **has)
     module = QuantizedLinear.from_layer(layer)
     for timestep in (900.0, 930.0, 990.0):
         with module.at_timestep(timestep):
@@ -39,18 +53,19 @@ def test_a_module_computes_what_its_layer_computes(format: str, rank: int, smoot
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_layer_survives_being_a_module(format: str) -> None:
-    layer = quantize(SOURCE, format)
+@each_set
+def test_a_layer_survives_being_a_module(format: str, has: dict[str, Any]) -> None:
+    layer = quantize(SOURCE, format, **has)
     again = QuantizedLinear.from_layer(layer).to_layer()
     for a, b in zip([*layer.tensors, layer.clip_ratio], [*again.tensors, again.clip_ratio], strict=True):
         assert (a is b is None) or (a.dtype == b.dtype and torch.equal(a, b))  # type: ignore[union-attr,arg-type]
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("rank", "smoothed"), [(4, True), (0, False)])
-def test_bytes_in_memory_are_the_bytes_of_the_layer(format: str, rank: int, smoothed: bool) -> None:
-    module = linear(format, rank, smoothed)
-    layer = quantize(SOURCE, format, BINS, rank, smoothed)
+@each_set
+def test_bytes_in_memory_are_the_bytes_of_the_layer(format: str, has: dict[str, Any]) -> None:
+    module = linear(format, **has)
+    layer = quantize(SOURCE, format, BINS, **has)
     held = sum(tensor.numel() * tensor.element_size() for name, tensor in module.state_dict().items() if name != "bias")
     assert held == module.num_bytes == layer.num_bytes
     assert module.bits_per_weight == layer.bits_per_weight == 8 * held / (64 * 128)

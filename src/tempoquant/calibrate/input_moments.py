@@ -24,16 +24,18 @@ class InputMoments:
         self._sum_of_squares = torch.zeros_like(self._sum)
         self._num_tokens = 0
         self._products = HessianAccumulator(in_features, device) if with_covariance else None
-        # Products are of differences from here, near the mean: squares of a mean far from zero would drown the rest.
+        # Sums are of differences from here, near the mean: squares of a mean far from zero would drown the rest.
         self._origin: torch.Tensor | None = None
 
     def add(self, x: torch.Tensor, extremes: torch.Tensor) -> None:
         """Take in tokens (tokens, in) of any float dtype; extremes: (2, in) float32, their smallest and largest."""
-        sums, squares = x.sum(0, dtype=torch.float64), x.float().square().sum(0, dtype=torch.float64)
+        if self._origin is None:
+            mean = x.sum(0, dtype=torch.float64) / len(x)
+            self._origin = mean.float() if self._centred else torch.zeros_like(self._lowest)
+        shifted = x.float() - self._origin if self._centred else x.float()
+        sums, squares = shifted.sum(0, dtype=torch.float64), shifted.square().sum(0, dtype=torch.float64)
         if self._products is not None:
-            if self._origin is None:
-                self._origin = (sums / len(x)).float() if self._centred else torch.zeros_like(self._lowest)
-            self._products.add(x.float() - self._origin)  # the first that changes: it is all that may not fit in memory
+            self._products.add(shifted)  # the first sum that changes: it is all that may not fit in memory
         self._lowest = torch.minimum(self._lowest, extremes[0])
         self._highest = torch.maximum(self._highest, extremes[1])
         self._sum += sums
@@ -43,9 +45,9 @@ class InputMoments:
     @property
     def mean(self) -> torch.Tensor:
         """(in,) float32: what inputs are centred about; zero when they are not."""
-        if not self._centred or self._num_tokens == 0:
+        if not self._centred or self._origin is None:
             return torch.zeros_like(self._lowest)
-        return (self._sum / self._num_tokens).float()
+        return (self._origin.double() + self._from_origin).float()
 
     @property
     def amax(self) -> torch.Tensor:
@@ -56,7 +58,9 @@ class InputMoments:
     @property
     def rms(self) -> torch.Tensor:
         """(in,) float32: root mean square of the distance from the mean, or from zero."""
-        square = self._sum_of_squares / max(self._num_tokens, 1) - self.mean.double().square()
+        square = self._sum_of_squares / max(self._num_tokens, 1)
+        if self._centred:
+            square = square - self._from_origin.square()
         return square.clamp(min=0).sqrt().float()
 
     def take_covariance(self, smoothing_factor: torch.Tensor | None) -> torch.Tensor:
@@ -66,9 +70,13 @@ class InputMoments:
         """
         assert self._products is not None
         covariance = self._products.take()
-        assert self._origin is not None
         if self._centred:
-            covariance.addr_(difference := self.mean - self._origin, difference, alpha=-1)
+            covariance.addr_(difference := self._from_origin.float(), difference, alpha=-1)
         if smoothing_factor is not None:
             covariance.div_(smoothing_factor.float()).div_(smoothing_factor.float().unsqueeze(1))
         return covariance
+
+    @property
+    def _from_origin(self) -> torch.Tensor:
+        """(in,) float64: how far the mean lies from the origin."""
+        return self._sum / max(self._num_tokens, 1)

@@ -240,10 +240,12 @@ def _layers(layers: Any, version: int) -> dict[str, LayerEntry]:
 
 
 def _of_this_version(entry: Any, version: int) -> Any:
-    """An entry with what its version did not know yet."""
+    """An entry with what its version did not know yet. Raises CheckpointError when it says that all the same."""
     added = {"deflated": False, "centred": False}
-    if version >= FORMAT_VERSION or not isinstance(entry, dict) or entry.keys() & added.keys():
+    if version >= FORMAT_VERSION or not isinstance(entry, dict):
         return entry
+    if newer := [key for key in added if key in entry]:
+        raise damaged(f"unknown key {_shorten(newer[0])} in format version {version}")
     return {**entry, **added}
 
 

@@ -166,8 +166,8 @@ class TempoQuantQuantizer(DiffusersQuantizer):
 def _dense(linear: QuantizedLinear) -> nn.Linear:
     dense = nn.Linear(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
     dense.weight = nn.Parameter(linear.dequantize().to(linear.compute_dtype), requires_grad=False)
-    if linear.bias is not None:
-        dense.bias = nn.Parameter(linear.bias.to(linear.compute_dtype), requires_grad=False)
+    if (bias := linear.to_layer().effective_bias()) is not None:
+        dense.bias = nn.Parameter(bias.to(linear.compute_dtype), requires_grad=False)
     return dense
 
 

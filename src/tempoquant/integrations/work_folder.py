@@ -64,11 +64,18 @@ class WorkFolder:
             lock.release()
 
     def remove(self) -> None:
-        """Remove the folder and everything in it."""
+        """Remove the folder and everything in it; last what says whose it is, which `tidy` asks after a kill."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != _IDENTITY:
+                entry.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove the folder if this very run left it, killed after its result was in its place."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()  # which only an empty folder lets happen
         if self.path.is_dir() and self._differences(self.path / _IDENTITY, overwrite=True) == []:
             with contextlib.suppress(OutputError), self.owned():
                 self.remove()

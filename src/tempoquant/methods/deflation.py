@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from tempoquant.errors import RecipeError
 from tempoquant.methods.lowrank import EXACT_UP_TO, ITERATIONS, OVERSAMPLING, SEED
 from tempoquant.methods.products import product
 
@@ -44,8 +45,14 @@ def deflation_of(
         covariance: (in, in) float32, mean of x̃ᵀx̃ of the smoothed (and centred) input; not changed.
         weights: (out, in) float32 each, smoothed.
         smoothing_factor: (in,) bfloat16, or None for none.
-        rank: above 0, at most in.
+        rank: above 0.
+
+    Raises:
+        RecipeError: the rank exceeds the smaller side of a weight.
     """
+    for weight in weights:
+        if rank > min(weight.shape):
+            raise RecipeError(f"rank {rank} exceeds the smaller side of a weight of shape {tuple(weight.shape)}.")
     energy = sum(float(weight.square().sum(dtype=torch.float64)) for weight in weights)
     variance = float(covariance.diagonal().sum(dtype=torch.float64))
 

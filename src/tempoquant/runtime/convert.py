@@ -59,7 +59,8 @@ def _check_linear(model: nn.Module, name: str, entry: LayerEntry) -> None:
             f"{name} is a {type(module).__name__}, not a linear: config.json describes another model."
         )
     found = (module.out_features, module.in_features, module.bias is not None)
-    if found != (entry.out_features, entry.in_features, entry.bias is not None):
+    has_bias = entry.bias is not None and (found[2] or not entry.centred)  # centring gives a bias to a linear without
+    if found != (entry.out_features, entry.in_features, has_bias):
         raise CheckpointError(
             f"{name} is {found[0]} × {found[1]}{'' if found[2] else ' without bias'} in the model, but "
             f"{entry.out_features} × {entry.in_features} in quantization_config: config.json contradicts itself."

@@ -1,0 +1,70 @@
+"""Laws of smoothing by root mean squares; by largest magnitudes it is in test_svdquant.py, with the branch."""
+
+import pytest
+import torch
+
+from tempoquant.formats import FORMATS, INT4, MXFP4, Format
+from tempoquant.methods import smoothing_factor
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return x.square().mean(0).sqrt()
+
+
+X = random(500, 64, seed=1) * random(64, seed=2).exp()
+WEIGHT = random(96, 64) * random(64, seed=3).exp()
+
+
+def by_rms(x: torch.Tensor, weight: torch.Tensor, alpha: float, format: Format) -> torch.Tensor:
+    return smoothing_factor(x.abs().amax(0), weight.abs().amax(0), alpha, format, rms(x), rms(weight)).float()
+
+
+@pytest.mark.parametrize("format", [MXFP4, INT4], ids=["mxfp4", "int4"])
+def test_alpha_half_gives_every_feature_the_same_energy_in_input_and_weight(format: Format) -> None:
+    factor = by_rms(X, WEIGHT, 0.5, format)
+    # The factor is a bfloat16, rounded by 2^−8 at most; its ratio is felt twice.
+    torch.testing.assert_close(rms(X / factor), rms(WEIGHT * factor), rtol=2**-7 * 1.1, atol=0)
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_alpha_half_makes_the_ratio_of_energies_the_same_power_of_two_for_all_features(format: Format) -> None:
+    """Formats whose activation scales have a limited range take a common factor besides."""
+    factor = by_rms(X, WEIGHT, 0.5, format)
+    ratio = rms(X / factor) / rms(WEIGHT * factor)
+    nearest = 2.0 ** ratio.log2().mean().round()
+    torch.testing.assert_close(ratio, nearest.expand(64), rtol=2**-7 * 1.1, atol=0)
+
+
+def test_alpha_zero_and_one_leave_one_side_alike() -> None:
+    torch.testing.assert_close(rms(X / by_rms(X, WEIGHT, 1.0, MXFP4)), torch.ones(64), rtol=2**-8 * 1.1, atol=0)
+    torch.testing.assert_close(rms(WEIGHT * by_rms(X, WEIGHT, 0.0, MXFP4)), torch.ones(64), rtol=2**-8 * 1.1, atol=0)
+
+
+def test_one_extreme_token_decides_by_amax_and_not_by_rms() -> None:
+    spiked = X.clone()
+    spiked[7, 5] = 100 * X[:, 5].abs().max()
+    amaxes = [smoothing_factor(x.abs().amax(0), WEIGHT.abs().amax(0), 0.5, MXFP4).float()[5] for x in (X, spiked)]
+    rmses = [by_rms(x, WEIGHT, 0.5, MXFP4)[5] for x in (X, spiked)]
+    assert amaxes[1] / amaxes[0] == pytest.approx(10, rel=0.01)
+    assert rmses[1] / rmses[0] < 5
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_a_feature_that_is_zero_everywhere_has_a_finite_positive_factor(format: Format) -> None:
+    x, weight = X.clone(), WEIGHT.clone()
+    x[:, 3], weight[:, 5] = 0, 0
+    factor = by_rms(x, weight, 0.5, format)
+    assert bool((torch.isfinite(factor) & (factor > 0)).all())
+    if not format.has_tensor_scale:
+        assert factor[3] == factor[5] == 1
+
+
+def test_the_largest_activation_scale_stays_inside_e4m3_whatever_the_statistic() -> None:
+    for size in (1e-8, 1.0, 1e8):
+        factor = by_rms(X * size, WEIGHT, 0.5, FORMATS["nvfp4_m1"])
+        largest = (X * size / factor).abs().max() / 6
+        assert 448 / 4 * 0.99 < largest < 448 / 2 * 1.01  # with room for a clip ratio of 2
