@@ -137,8 +137,9 @@ class _ExpertRun:
                 makes_states = number == 0 and not self._runs_quantized and not is_last
                 with watch(phase.value), self._watching(phase, block, calibrations) as begin, _fast(block):
                     self._run(index, block, begin, makes_states)
-                for calibration in calibrations.values():
-                    calibration.settle(phase)
+                with watch("smoothing, branch, rounding"):
+                    for calibration in calibrations.values():
+                        calibration.settle(phase)
             layers = []
             for names in list(calibrations):
                 layers += calibrations.pop(names).finish(watch)
