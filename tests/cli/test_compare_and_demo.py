@@ -88,9 +88,9 @@ def test_demo_leaves_everything_where_it_says(quantize_calls, compare_calls, tmp
     for name in ("side_by_side.mp4", "contact_sheet.png", "results.json"):
         assert (tmp_path / "demo" / name).stat().st_size > 0
         assert name in result.stdout
-    assert [(call[1].name, call[2].name) for call in quantize_calls] == [("rtn", "rtn"), ("paper", "paper")]
+    assert [(call[1].name, call[2].name) for call in quantize_calls] == [("rtn", "rtn"), ("tiny", "tiny")]
     record = json.loads((tmp_path / "demo" / "results.json").read_text())
-    assert [model["label"] for model in record["models"]] == ["rtn", "paper"]
+    assert [model["label"] for model in record["models"]] == ["rtn", "tiny"]
 
 
 def test_demo_prints_the_json_that_it_stores(quantize_calls, compare_calls, tmp_path):
@@ -99,7 +99,7 @@ def test_demo_prints_the_json_that_it_stores(quantize_calls, compare_calls, tmp_
 
 
 def test_a_second_demo_says_what_it_reused(quantize_calls, compare_calls, tmp_path):
-    for name in ("rtn", "paper"):
+    for name in ("rtn", "tiny"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").write_text("{}")
     assert "already quantized, reused" in run("demo", "-o", tmp_path, "--model", "tiny").stdout

@@ -34,17 +34,17 @@ def test_flags_override_the_recipe_and_its_name_says_so(quantize_calls, tmp_path
     flags += split("--samples-per-expert 7 --guidance-scale 1.5")
     assert run("quantize", "tiny", "-o", tmp_path / "out", *flags).exit_code == 0
     [(_, _, recipe, _)] = quantize_calls
-    wanted = Recipe.load("paper").replace(
+    wanted = Recipe.load("default").replace(
         name=recipe.name, format="int4", rank=8, num_prompts=2, num_steps=5, num_frames=9, height=32, width=48,
         flow_shift=3.5, samples_per_expert=7, guidance_scale=1.5,
     )  # fmt: skip
     assert recipe == wanted
-    assert recipe.name.startswith("paper (format int4, rank 8")
+    assert recipe.name.startswith("default (format int4, rank 8")
 
 
 def test_a_flag_that_repeats_the_recipe_changes_nothing(quantize_calls, tmp_path):
-    assert run("quantize", "tiny", "-o", tmp_path / "out", "--rank", Recipe.load("paper").rank).exit_code == 0
-    assert quantize_calls[0][2] == Recipe.load("paper")
+    assert run("quantize", "tiny", "-o", tmp_path / "out", "--rank", Recipe.load("default").rank).exit_code == 0
+    assert quantize_calls[0][2] == Recipe.load("default")
 
 
 def test_quantize_prints_one_json_object(quantize_calls, tmp_path):
