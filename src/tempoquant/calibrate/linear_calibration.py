@@ -230,8 +230,16 @@ class InputCalibration:
             codes = round_to_nearest(residual, scale, self._format)
         else:
             codes = gptq(residual, feedback, scale, self._format, self._recipe.block_size)
-        bias_change = None if self._offset is None else residual @ self._offset.float()
+        bias_change = None if self._offset is None else self._missing_at_the_mean(linear, branch, residual)
         return _Rounded(codes, scale, branch, bias_change)
+
+    def _missing_at_the_mean(
+        self, linear: nn.Linear, branch: LowRankBranch | None, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """(out,) float32: what the stored layer's output lacks for the mean input, before the residual is rounded."""
+        mean = self._moments.mean
+        missing = linear.weight.detach().float() @ mean - residual @ self._prepare(mean)
+        return missing if branch is None else missing - branch.up.float() @ (branch.down.float() @ mean)
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         """The branch, and what is left of the weight for four bits."""

@@ -21,6 +21,8 @@ _E8M0_BIAS = 127
 def tensor_scale_of(amax: torch.Tensor, format: Format) -> torch.Tensor:
     """The float32 scale of a whole weight tensor: its largest magnitude lands on the top level times the largest E4M3.
 
+    In E4M1 it lands on the top level times 256, so that the candidate 1.5 fits the group that holds it.
+
     Args:
         amax: (out, groups) float32, largest magnitude of each group.
 
@@ -28,7 +30,8 @@ def tensor_scale_of(amax: torch.Tensor, format: Format) -> torch.Tensor:
         () float32, 1 for an all-zero tensor. Source: NVFP4, as in NVIDIA ModelOpt.
     """
     largest = amax.max().float()
-    return torch.where(largest > 0, largest / (format.top_level * E4M3_MAX), torch.ones_like(largest))
+    top = E4M3_MAX if format.scale_grid is ScaleGrid.E4M3 else E4M1_MAX / 1.5
+    return torch.where(largest > 0, largest / (format.top_level * top), torch.ones_like(largest))
 
 
 def group_scale(
