@@ -62,8 +62,8 @@ def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], N
 
 
 @contextlib.contextmanager
-def computing_with(forwards: Mapping[nn.Module, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
-    """Within this context, each module computes with the given function of its input instead of its own forward."""
+def computing_with(forwards: Mapping[nn.Module, Callable[..., torch.Tensor]]) -> Iterator[None]:
+    """Within this context, each module computes with the given function of its inputs instead of its own forward."""
     for module, forward in forwards.items():
         module.forward = forward  # type: ignore[method-assign]
     try:

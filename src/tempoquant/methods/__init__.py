@@ -1,5 +1,6 @@
 """One paper, one file, one function: tensors and numbers in, tensors out."""
 
+from tempoquant.methods.allocation import Option, allocate
 from tempoquant.methods.clipping import best_clip_ratio, clip_errors
 from tempoquant.methods.deflation import Deflation, deflation_of, split
 from tempoquant.methods.gptq import gptq
@@ -10,6 +11,6 @@ from tempoquant.methods.smoothing import smoothing_factor
 from tempoquant.methods.svdquant import Decomposition, svdquant
 
 __all__ = [
-    "Decomposition", "Deflation", "Feedback", "HessianAccumulator", "best_clip_ratio", "clip_errors", "deflation_of",
+    "Decomposition", "Deflation", "Feedback", "HessianAccumulator", "Option", "allocate", "best_clip_ratio", "clip_errors", "deflation_of",
     "feedback_matrix", "gptq", "round_to_nearest", "smoothing_factor", "split", "svdquant", "truncated_svd",
 ]  # fmt: skip
