@@ -30,7 +30,7 @@ def test_the_budget_is_never_exceeded_and_the_best_is_at_most_one_step_better(of
     every = (total(list(chosen), of) for chosen in itertools.product(*(range(len(each)) for each in of)))
     best = min(choice.error for choice in every if choice.num_bytes <= budget)
     hulls = [[each[index] for index in lower_hull(each)] for each in of]
-    steps = [one.error - other.error for hull in hulls for one, other in zip(hull, hull[1:], strict=False)]
+    steps = [one.error - other.error for hull in hulls for one, other in itertools.pairwise(hull)]
     assert best <= found.error <= best + max(steps, default=0.0)
 
 

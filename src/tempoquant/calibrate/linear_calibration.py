@@ -144,13 +144,21 @@ class InputCalibration:
         """End a phase: compute what the next one needs."""
         if phase is not Phase.RANGE:
             return
-        if self._recipe.smoothing_alpha is not None:
-            self._factor = self._smoothing_factor(self._recipe.smoothing_alpha)
+        self._settle_smoothing()
         if self._deflates:
             weights = [self._smoothed_weight(linear) for linear in self._linears.values()]
             covariance = self._moments.take_covariance(self._factor)
             self._deflation = deflation_of(covariance, weights, self._factor, self._rank)
+        self._settle_offset()
+
+    def _settle_smoothing(self) -> None:
+        if self._recipe.smoothing_alpha is not None:
+            self._factor = self._smoothing_factor(self._recipe.smoothing_alpha)
+
+    def _settle_offset(self) -> None:
+        """Once it is known what else comes off the input."""
         if self._recipe.centring:
+            self._offset = None
             self._offset = self._prepare(self._moments.mean).to(torch.bfloat16)
 
     def finish(self, watch: Stopwatch | None = None) -> list[NamedLayer]:

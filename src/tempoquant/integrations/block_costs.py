@@ -30,7 +30,7 @@ PIXELS_PER_LATENT = 8
 FRAMES_PER_LATENT = 4
 
 _, _TEXT_INPUTS = SHARED_INPUTS  # which read the text, the others the video
-_HEADER_BYTES = 128  # of one tensor in a safetensors file
+HEADER_BYTES = 128  # of one tensor in a safetensors file
 _ACTIVATION_WIDTHS = 11  # a block's activations at their peak, in hidden states of the sample
 _CHUNK_COPIES = 7  # of the tokens that statistics are gathered from at once: float32, smoothed, quantized, transposed
 _WORK_MATRICES = 4  # of the widest linear while it is rounded: weight, residual, working copy, product
@@ -106,13 +106,13 @@ class ExpertCosts:
     @functools.cached_property
     def output_bytes(self) -> int:
         """Of the quantized component's files."""
-        total = sum(_num_bytes(form) + _HEADER_BYTES for form in self._forms.values())
+        total = sum(_num_bytes(form) + HEADER_BYTES for form in self._forms.values())
         num_bins = len(self._recipe.bin_fractions(self._expert)) + 1
         for name, linear in self._quantized():
             weight, bias = self._forms[f"{name}.weight"], self._forms.get(f"{name}.bias")
             dtype = None if bias is None else str(bias.dtype).removeprefix("torch.")
             stored = stored_as(foreseen_entry(self._recipe, linear, dtype), num_bins)
-            total += sum(_num_bytes(form) + _HEADER_BYTES for form in stored.values())
+            total += sum(_num_bytes(form) + HEADER_BYTES for form in stored.values())
             total -= _num_bytes(weight) + (0 if bias is None else _num_bytes(bias))
         return total
 

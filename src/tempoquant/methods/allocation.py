@@ -6,6 +6,7 @@ order of error taken off per byte is then optimal for the bytes spent (Lagrange:
 Shoham and Gersho 1988), and off it by less than the one step that no longer fits.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -90,5 +91,5 @@ def _slope(options: Sequence[Option], one: int, other: int) -> float:
 def _steps(layer: int, options: Sequence[Option], hull: Sequence[int]) -> list[_Step]:
     return [
         _Step(-_slope(options, one, other), layer, other, options[other].num_bytes - options[one].num_bytes)
-        for one, other in zip(hull, hull[1:], strict=False)
+        for one, other in itertools.pairwise(hull)
     ]
