@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,6 @@ from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import Devices, Json, Loras, Model, parse_loras
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
-
-if TYPE_CHECKING:
-    pass
 
 
 def command(  # noqa: PLR0913 (one argument per option)
