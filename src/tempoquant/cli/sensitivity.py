@@ -30,7 +30,7 @@ def command(  # noqa: PLR0913 (one argument per option)
 ) -> None:
     """Measure what four bits in each layer do to the noise prediction, at several ranks of the low-rank branch.
 
-    The table shows each layer's share at the recipe's rank, as the SQNR in decibels that the noise prediction would
+    The table shows each layer at the rank of the recipe, as the SQNR in decibels that the noise prediction would
     have if that layer alone were rounded: low numbers hurt. Nothing is quantized.
     """
     loras = parse_loras(lora)

@@ -44,7 +44,7 @@ def _table(sensitivity: Sensitivity, expert: Expert, rank: int) -> Table:
         _, block, linear = name.split(".", 2)
         by_block.setdefault(block, {})[linear] = _error_at(layer, rank)
     linears = list(dict.fromkeys(linear for errors in by_block.values() for linear in errors))
-    title = f"{expert.value}: SQNR of the noise prediction if one layer alone is rounded, rank {rank}, dB"
+    title = f"{expert.value}: SQNR in dB with one layer alone rounded, rank {rank}"
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
     for heading in ("block", *linears, "all"):
         table.add_column(heading, justify="right")
