@@ -54,17 +54,24 @@ class RankTrials(InputCalibration):
         elif most:
             self._factors = {linear: truncated_svd(weight, most) for linear, weight in weights.items()}
 
-    def errors(self, tokens: torch.Tensor, worth: Mapping[str, torch.Tensor]) -> dict[str, dict[int, float]]:
-        """What four bits do to some tokens, after the range phase is settled.
+    def errors(
+        self,
+        samples: Sequence[torch.Tensor],
+        gradients: Mapping[str, Sequence[torch.Tensor]],
+        num_tokens: Sequence[int],
+    ) -> dict[str, dict[int, float]]:
+        """What four bits do to some tokens of each sample, after the range phase is settled.
 
         Args:
-            tokens: (tokens, in) float32, raw inputs.
-            worth: for each linear (tokens, out) float32, what a squared error there counts.
+            samples: of each, raw inputs (tokens, in) float32.
+            gradients: for each linear and sample (tokens, out) float32, of what is judged at the linear's output.
+            num_tokens: of each sample, all that these tokens stand for.
 
         Returns:
-            For each linear, rank to Σ worth · error², error the difference of the outputs to those in 16 bits.
+            For each linear, rank to the mean over samples of `moved_power`.
         """
         found: dict[str, dict[int, float]] = {name: {} for name in self._linears}
+        tokens = torch.cat(list(samples))
         for rank in self._ranks:
             self._try(rank)
             for name, linear in self._linears.items():
@@ -72,7 +79,10 @@ class RankTrials(InputCalibration):
                 output = w4a4_linear(tokens, layer.tensors, layer.format, layer.activation_scale_rule, 1.0)
                 bias = None if linear.bias is None else linear.bias.float()
                 error = output - nn.functional.linear(tokens, linear.weight.float(), bias)
-                found[name][rank] = float((error.square_() * worth[name]).sum(dtype=torch.float64))
+                errors = error.split([len(each) for each in samples])
+                powers = [moved_power(*each) for each in zip(errors, gradients[name], num_tokens, strict=True)]
+                found[name][rank] = max(sum(apart for apart, _ in powers), sum(whole for _, whole in powers))
+                found[name][rank] /= len(powers)
         return found
 
     def _try(self, rank: int) -> None:
@@ -91,3 +101,27 @@ class RankTrials(InputCalibration):
             return svdquant(weight, self._factor, 0)
         up, down = self._factors[linear]
         return split_by(up[:, : self._rank], down[: self._rank], weight, self._factor)
+
+
+def moved_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:
+    """The power that an error moves what is judged by, from random signs there: E (Σ a)², a = error · gradient.
+
+    Entries do not err independently. A rounded weight errs alike at every token, and equal tokens are rounded alike; a
+    rounded input errs in all outputs of its token at once. So squares, products within an output and products within a
+    token are summed, each standing for as many of the tokens not given. Products across both are noise: left out.
+
+    Args:
+        error, gradient: (tokens, out) float32.
+        num_tokens: that they stand for.
+
+    Returns:
+        Σ a² alone, as if entries erred independently; and all of it, which noise can make smaller.
+    """
+    count = len(error)
+    products = error * gradient
+    squares = float(products.square().sum(dtype=torch.float64))
+    within_outputs = float(products.sum(0, dtype=torch.float64).square().sum()) - squares
+    within_tokens = float(products.sum(1, dtype=torch.float64).square().sum()) - squares
+    pairs = num_tokens * (num_tokens - 1) / (count * (count - 1)) if count > 1 else 0.0
+    apart = squares * num_tokens / count
+    return apart, apart + within_tokens * num_tokens / count + within_outputs * pairs

@@ -28,7 +28,7 @@ from tempoquant.progress import SILENT, Progress
 from tempoquant.recipe import Recipe
 
 MAX_SAMPLES = 8  # each has as many random signs as its noise prediction has entries: few say enough
-TOKENS_PER_SAMPLE = 64
+TOKENS_PER_SAMPLE = 512
 RANKS = (0, 2, 4, 8, 16, 32, 64, 128)
 MAX_RANK_SHARE = 0.25  # of a weight's smaller side: beyond it, 16 bits are the better buy
 _SEED = 0
@@ -199,7 +199,8 @@ class _Watched:
     def __init__(self, trials: RankTrials) -> None:
         self._trials = trials
         self._tokens: list[torch.Tensor] = []
-        self._worth: dict[str, list[torch.Tensor]] = {name: [] for name in trials.names}
+        self._gradients: dict[str, list[torch.Tensor]] = {name: [] for name in trials.names}
+        self._num_tokens: list[int] = []
         self._gain = dict.fromkeys(trials.names, 0.0)
 
     def see_input(self, x: torch.Tensor) -> None:
@@ -207,19 +208,18 @@ class _Watched:
         x = x.detach().reshape(-1, x.shape[-1])
         self._trials.observe(Phase.RANGE, x, timestep_bin=0)
         self._tokens.append(x[_spaced(x)].float())
+        self._num_tokens.append(len(x))
 
     def see_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        """At the output of a linear for the input just seen: (…, out). Tokens that are kept stand for the others."""
+        """At the output of a linear for the input just seen: (…, out)."""
         gradient = gradient.detach().reshape(-1, gradient.shape[-1])
-        kept = gradient[_spaced(gradient)].float().square()
-        self._worth[name].append(kept * (len(gradient) / len(kept)))
+        self._gradients[name].append(gradient[_spaced(gradient)].float())
         self._gain[name] += float(gradient.float().square().sum(dtype=torch.float64))
 
     def finish(self, num_samples: int) -> LinearsSensitivity:
         """Means over the samples."""
         self._trials.settle(Phase.RANGE)
-        worth = {name: torch.cat(parts) / num_samples for name, parts in self._worth.items()}
-        errors = self._trials.errors(torch.cat(self._tokens), worth)
+        errors = self._trials.errors(self._tokens, self._gradients, self._num_tokens)
         return {name: LayerSensitivity(gain / num_samples, errors[name]) for name, gain in self._gain.items()}
 
 
