@@ -21,7 +21,10 @@ else:
 fractions = st.lists(st.sampled_from([0.1, 0.2, 0.33, 0.5, 0.7, 0.9]), unique=True, max_size=4).map(
     lambda f: tuple(sorted(f))
 )
-rules = st.builds(LayerRule, pattern=st.text(max_size=12), format=st.sampled_from([*FORMATS, KEEP_16BIT]))
+rules = st.one_of(
+    st.builds(LayerRule, st.text(max_size=12), st.sampled_from([*FORMATS, KEEP_16BIT])),
+    st.builds(LayerRule, st.text(max_size=12), st.sampled_from([*FORMATS, None]), st.integers(0, 300)),
+)
 counts = st.integers(1, 10**6)
 recipes = st.builds(
     Recipe,
@@ -131,7 +134,7 @@ def test_any_text_file_makes_a_recipe_or_a_recipe_error(tmp_path_factory: pytest
         ({"layers": [{"pattern": "*"}]}, ["format"]),
         ({"layers": [{"pattern": "*", "format": "fp5"}]}, ["'fp5'"]),
         ({"layers": [{"pattern": 3, "format": "mxfp4"}]}, ["pattern", "3"]),
-        ({"layers": [{"pattern": "*", "format": "mxfp4", "rank": 3}]}, ["rank"]),
+        ({"layers": [{"pattern": "*", "format": "mxfp4", "ranks": 3}]}, ["ranks"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_file(settings: dict, words: list[str]):
@@ -168,6 +171,35 @@ def test_a_layer_rule_may_name_the_expert():
 def test_patterns_tell_capitals_apart_and_match_whole_names():
     assert not LayerRule("BLOCKS.*", "int4").matches("blocks.0.q", Expert.LOW_NOISE)
     assert not LayerRule("blocks.1", "int4").matches("blocks.1.q", Expert.LOW_NOISE)
+
+
+def test_a_rule_may_give_a_rank_and_leave_the_format_to_the_recipe():
+    recipe = Recipe("x", rank=3, layers=(LayerRule("low_noise.*.q", rank=0), LayerRule("*.k", "int4", 7)))
+    assert recipe.format_of("blocks.0.q", Expert.LOW_NOISE, 0, 1) is MXFP4
+    ranks = {name: recipe.rank_of(f"blocks.0.{name}", Expert.LOW_NOISE) for name in "qkv"}
+    assert ranks == {"q": 0, "k": 7, "v": 3}
+    assert recipe.rank_of("blocks.0.q", Expert.HIGH_NOISE) == 3
+
+
+def test_deflation_needs_a_rank_somewhere():
+    assert Recipe("x", deflation=True, layers=(LayerRule("*", rank=2),)).deflation
+    with pytest.raises(RecipeError, match="it needs a rank"):
+        Recipe("x", deflation=True, layers=(LayerRule("*", rank=0),))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({}, "says nothing: give it a format or a rank"),
+        ({"rank": -1}, "rank is a count, not -1"),
+        ({"rank": 1.5}, "rank is a count, not 1.5"),
+        ({"rank": True}, "rank is a count, not True"),
+        ({"format": KEEP_16BIT, "rank": 2}, "a layer in 16bit has no rank"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(rule, words):
+    with pytest.raises(RecipeError, match=words):
+        Recipe.from_dict({"name": "x", "layers": [{"pattern": "*", **rule}]})
 
 
 @given(first=st.integers(0, 6), last=st.integers(0, 6), num_blocks=st.integers(1, 8))

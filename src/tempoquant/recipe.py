@@ -28,18 +28,24 @@ MAX_EXPONENT_OFFSET = 8
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Gives the layers whose name matches `pattern` (shell wildcards) a format of their own, or keeps them in 16 bits.
+    """Gives the layers whose name matches `pattern` (shell wildcards) a format or a rank of their own, or keeps them in
+    16 bits; what it leaves out is the recipe's.
 
     A pattern is tried against `blocks.0.attn1.to_q` and against `high_noise.blocks.0.attn1.to_q`.
     """
 
     pattern: str
-    format: str
+    format: str | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
+        where, rank = f"a layer rule for {self.pattern!r}", self.rank
         _require(isinstance(self.pattern, str), f"a layer rule's pattern is a text, not {self.pattern!r}")
-        if self.format != KEEP_16BIT:
-            get_format(self.format)
+        _require(self.format is not None or rank is not None, f"{where} says nothing: give it a format or a rank")
+        _require(rank is None or (type(rank) is int and rank >= 0), f"{where}: rank is a count, not {rank!r}")
+        _require(rank is None or self.format != KEEP_16BIT, f"{where}: a layer in {KEEP_16BIT} has no rank")
+        if self.format not in (None, KEEP_16BIT):
+            get_format(str(self.format))
 
     def matches(self, layer_name: str, expert: Expert) -> bool:
         names = (layer_name, f"{expert.value}.{layer_name}")
@@ -53,13 +59,13 @@ class Recipe:
     Attributes:
         name: what logs and model cards call the run.
         format: 4-bit format of weights and activations of every block linear, unless `layers` says otherwise.
-        layers: exceptions, in order; the first that matches wins.
+        layers: exceptions, in order; the first that matches wins, for format and rank both.
         keep_16bit_blocks: how many blocks at the start and at the end of each expert stay in 16 bits.
         weight_scale_rule, activation_scale_rule: how scales follow from a group: "floor" or "ceil", which differ for
             E8M0 scales only, or "least_error", the best of a few (weights: under the Hessian's diagonal).
         smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no smoothing.
         smoothing_statistic: what a feature's range is: its largest magnitude, "amax", or its root mean square, "rms".
-        rank: of the 16-bit low-rank branch; 0 for none.
+        rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
         deflation: choose the branch for weight and input together, and take it out of the input before that is
             quantized.
         centring: take the input's mean off before it is quantized; the bias gives it back.
@@ -121,7 +127,8 @@ class Recipe:
             f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
         )
         _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
-        _require(self.rank > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
+        ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
+        _require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
         _require(
             0 < self.damping_fraction < math.inf, f"damping_fraction is above 0 and finite, not {self.damping_fraction}"
         )
@@ -176,8 +183,18 @@ class Recipe:
         first, last = self.keep_16bit_blocks
         if block_index < first or block_index >= num_blocks - last:
             return None
-        chosen = next((rule.format for rule in self.layers if rule.matches(layer_name, expert)), self.format)
+        rule = self.rule_of(layer_name, expert)
+        chosen = self.format if rule is None or rule.format is None else rule.format
         return None if chosen == KEEP_16BIT else get_format(chosen)
+
+    def rank_of(self, layer_name: str, expert: Expert) -> int:
+        """The rank of one layer's low-rank branch, should it get four bits; 0 for none."""
+        rule = self.rule_of(layer_name, expert)
+        return self.rank if rule is None or rule.rank is None else rule.rank
+
+    def rule_of(self, layer_name: str, expert: Expert) -> LayerRule | None:
+        """The exception that holds for a layer, or None."""
+        return next((rule for rule in self.layers if rule.matches(layer_name, expert)), None)
 
     def replace(self, **changes: Any) -> "Recipe":
         """A copy with some settings changed, checked again."""
@@ -185,8 +202,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as plain values (lists for tuples, no None), ready for TOML and JSON."""
-        plain = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
-        return {key: value for key, value in plain.items() if value is not None}
+        return _without_none({key: _plain(value) for key, value in dataclasses.asdict(self).items()})
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())
@@ -247,14 +263,20 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if not isinstance(value, tuple):
+        return value
+    return [_without_none(item) if isinstance(item, dict) else item for item in value]
+
+
+def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _typed(key: str, value: Any, annotation: Any) -> Any:
     """One setting as the dataclass wants it, or RecipeError. Integers may stand for floats, nothing else converts."""
     if key == "layers":
         if not isinstance(value, list | tuple) or not all(isinstance(rule, Mapping) for rule in value):
-            raise RecipeError("layers is a list of tables with pattern and format.")
+            raise RecipeError("layers is a list of tables with a pattern, and a format or a rank or both.")
         return tuple(LayerRule(**rule) for rule in value)
     if str(annotation).startswith("tuple"):
         number = int if "int" in str(annotation) else float

@@ -50,8 +50,9 @@ def test_a_video_of_480p_and_81_frames_has_32760_tokens():
         Recipe.load("rtn"),
         Recipe.load("rtn").replace(format="nvfp4", rank=4),
         Recipe.load("rtn").replace(format="int4", layers=(LayerRule("*.ffn.*", "16bit"),)),
+        Recipe.load("rtn").replace(layers=(LayerRule("low_noise.*.ffn.*", rank=8), LayerRule("*.to_q", "int4", 3))),
     ],
-    ids=["mxfp4", "nvfp4 with a branch", "int4 but for the wide layers"],
+    ids=["mxfp4", "nvfp4 with a branch", "int4 but for the wide layers", "ranks by layer"],
 )
 def test_the_size_of_a_quantized_component_is_known_before_it_is_written(recipe, tmp_path):
     pipeline = tiny_pipeline()

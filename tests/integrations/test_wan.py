@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tempoquant.calibrate.capture import watching_inputs
+from tempoquant.calibrate.capture import watching_calls, watching_inputs
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.errors import ModelError, RecipeError
 from tempoquant.integrations.expert_weights import ExpertWeights
@@ -28,6 +28,7 @@ def test_every_built_in_recipe_fits_the_bundled_model(name: str) -> None:
     ("changes", "words"),
     [
         ({"rank": 257}, "rank 257 exceeds the smaller side"),
+        ({"layers": (LayerRule("low_noise.*.ffn.*", rank=258),)}, "rank 258 exceeds the smaller side"),
         ({"layers": (LayerRule("transformer.blocks.0.*", "16bit"),)}, "matches no layer"),
         ({"layers": (LayerRule("*", "16bit"),)}, "nothing to quantize"),
         ({"keep_16bit_blocks": (4, 0)}, "nothing to quantize"),
@@ -70,6 +71,22 @@ def test_calls_share_the_memory_of_equal_arguments() -> None:
     assert calls[0][0] is not calls[1][0]  # hidden states
     assert calls[0][1] is calls[1][1]  # text
     assert calls[0][3][0] is calls[1][3][0]  # positions
+
+
+def test_what_comes_after_the_last_block_ends_in_the_noise_prediction_of_the_whole_model() -> None:
+    model = WanExpert(ExpertWeights(weights_folder(), Expert.HIGH_NOISE, torch.float32, "cpu"))
+    whole = load_pipeline(weights_folder(), "cpu").transformer
+    seen: list[torch.Tensor] = []
+    with torch.no_grad(), watching_calls(whole.blocks[-1], lambda _, output: seen.append(output)):
+        noise_prediction = whole(**random_sample().inputs, return_dict=False)[0]
+    [finish] = model.after_last_block([random_sample()])
+    with pytest.raises(RuntimeError):  # the weights are in memory only while the samples come
+        finish(seen[0])
+    for finish in model.after_last_block([random_sample()]):
+        states = seen[0].clone().requires_grad_()
+        torch.testing.assert_close(finish(states), noise_prediction)
+        finish(states).sum().backward()
+        assert states.grad is not None and bool((states.grad != 0).any())
 
 
 def random_sample() -> CalibrationSample:

@@ -52,6 +52,29 @@ def watching_inputs(modules: Mapping[Name, nn.Module], observe: Callable[[Name, 
 
 
 @contextlib.contextmanager
+def watching_gradients(
+    modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]
+) -> Iterator[None]:
+    """For calls of the named modules within this context, `observe(name, gradient)` runs when a backward pass has the
+    gradient of a call's output, also where nothing that the module read needs one."""
+
+    def watch(name: Name, output: torch.Tensor) -> None:
+        if not output.requires_grad:
+            output.requires_grad_()
+        output.register_hook(lambda gradient: observe(name, gradient))
+
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: watch(name, output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], None]) -> Iterator[None]:
     """Within this context, `observe(keyword arguments, output)` runs after each call of the module."""
     handle = module.register_forward_hook(lambda _, args, kwargs, out: observe(kwargs, out), with_kwargs=True)
@@ -62,8 +85,8 @@ def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], N
 
 
 @contextlib.contextmanager
-def computing_with(forwards: Mapping[nn.Module, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
-    """Within this context, each module computes with the given function of its input instead of its own forward."""
+def computing_with(forwards: Mapping[nn.Module, Callable[..., torch.Tensor]]) -> Iterator[None]:
+    """Within this context, each module computes with the given function of its inputs instead of its own forward."""
     for module, forward in forwards.items():
         module.forward = forward  # type: ignore[method-assign]
     try:

@@ -94,6 +94,7 @@ class InputCalibration:
         bins: timestep bins of the linears' expert.
         calls_per_bin: how many calls of each bin will be observed; the clip search's tokens are spread over them.
         chunks: how many tokens are worked on at once.
+        rank: of each linear's branch; None for the recipe's.
 
     Raises:
         ModelError: a weight holds NaN or Inf.
@@ -102,7 +103,7 @@ class InputCalibration:
 
     def __init__(
         self, linears: Mapping[str, nn.Linear], format: Format, recipe: Recipe, bins: TimestepBins,
-        calls_per_bin: Sequence[int], chunks: TokenChunks | None = None,
+        calls_per_bin: Sequence[int], chunks: TokenChunks | None = None, rank: int | None = None,
     ) -> None:  # fmt: skip
         for name, linear in linears.items():
             format.num_groups(linear.in_features, name)
@@ -115,7 +116,9 @@ class InputCalibration:
         self._format, self._recipe, self._bins = format, recipe, bins
         self._calls_per_bin, self._chunks = calls_per_bin, chunks or TokenChunks()
         self._rule = ScaleRule(recipe.activation_scale_rule)
-        self._moments = InputMoments(first.shape[1], first.device, recipe.centring, with_covariance=recipe.deflation)
+        self._rank = recipe.rank if rank is None else rank
+        self._deflates = recipe.deflation and self._rank > 0
+        self._moments = InputMoments(first.shape[1], first.device, recipe.centring, with_covariance=self._deflates)
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(bins.num_bins)]
         self._factor: torch.Tensor | None = None
         self._deflation: Deflation | None = None
@@ -141,13 +144,21 @@ class InputCalibration:
         """End a phase: compute what the next one needs."""
         if phase is not Phase.RANGE:
             return
-        if self._recipe.smoothing_alpha is not None:
-            self._factor = self._smoothing_factor(self._recipe.smoothing_alpha)
-        if self._recipe.deflation:
+        self._settle_smoothing()
+        if self._deflates:
             weights = [self._smoothed_weight(linear) for linear in self._linears.values()]
             covariance = self._moments.take_covariance(self._factor)
-            self._deflation = deflation_of(covariance, weights, self._factor, self._recipe.rank)
+            self._deflation = deflation_of(covariance, weights, self._factor, self._rank)
+        self._settle_offset()
+
+    def _settle_smoothing(self) -> None:
+        if self._recipe.smoothing_alpha is not None:
+            self._factor = self._smoothing_factor(self._recipe.smoothing_alpha)
+
+    def _settle_offset(self) -> None:
+        """Once it is known what else comes off the input."""
         if self._recipe.centring:
+            self._offset = None
             self._offset = self._prepare(self._moments.mean).to(torch.bfloat16)
 
     def finish(self, watch: Stopwatch | None = None) -> list[NamedLayer]:
@@ -244,7 +255,7 @@ class InputCalibration:
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         """The branch, and what is left of the weight for four bits."""
         if self._deflation is None:
-            return svdquant(linear.weight.detach().float(), self._factor, self._recipe.rank)
+            return svdquant(linear.weight.detach().float(), self._factor, self._rank)
         up, residual = split(self._smoothed_weight(linear), self._factor, self._deflation)
         return LowRankBranch(up, *self._deflation), residual
 

@@ -5,12 +5,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from tempoquant.calibrate.capture import computing_with, watching_inputs
+from tempoquant.calibrate.expert_model import BlockCall, Choice, ExpertModel, linear_groups, linear_of
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, Phase, phases_of
@@ -18,40 +19,12 @@ from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import CalibrationError
-from tempoquant.formats import Format
 from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.methods.products import linear
 from tempoquant.progress import SILENT, Progress
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
-
-BlockCall = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class ExpertModel(Protocol):
-    """What calibration must know of a model. A new model satisfies this and nothing else."""
-
-    expert: Expert
-    num_blocks: int
-
-    def first_block_calls(self, samples: Sequence[CalibrationSample]) -> Iterator[tuple[CalibrationSample, BlockCall]]:
-        """For each sample, run everything before the first block: the arguments the block would be called with."""
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """One block, in memory within the context, on the device and in the dtype calibration computes in."""
-
-    def shared_inputs(self, index: int) -> Sequence[Sequence[str]]:
-        """The linears of one block that may be quantized, by their names in it; those that read one input together."""
-
-    def name_of(self, index: int, linear: str) -> str:
-        """A linear's full name in the expert."""
-
-    def hidden_states(self, call: BlockCall) -> torch.Tensor:
-        """What passes from block to block, in one call."""
-
-    def with_hidden_states(self, call: BlockCall, hidden_states: torch.Tensor) -> BlockCall:
-        """The same call with other hidden states."""
+from tempoquant.timesteps import TimestepBins
 
 
 @dataclass(frozen=True)
@@ -197,28 +170,16 @@ class _ExpertRun:
             return len(self._phases) if self._groups(index) else 0
         return len(self._phases) + self._runs_quantized
 
-    def _groups(self, index: int) -> dict[tuple[str, ...], Format]:
-        """The linears of a block that the recipe quantizes, by their names in it; those that share one together."""
-        found: dict[tuple[str, ...], Format] = {}
-        for names in self._model.shared_inputs(index):
-            by_format: dict[Format, list[str]] = {}
-            for name in names:
-                full_name = self._model.name_of(index, name)
-                format = self._recipe.format_of(full_name, self._model.expert, index, self._model.num_blocks)
-                if format is not None:
-                    by_format.setdefault(format, []).append(name)
-            for format, alike in by_format.items():
-                groups = [alike] if self._recipe.share_smoothing else [[name] for name in alike]
-                found |= {tuple(group): format for group in groups}
-        return found
+    def _groups(self, index: int) -> dict[tuple[str, ...], Choice]:
+        return linear_groups(self._model, index, self._recipe)
 
     def _calibrations(self, index: int, block: nn.Module) -> dict[tuple[str, ...], InputCalibration]:
         return {
             group: InputCalibration(
-                {self._model.name_of(index, name): _linear(block, name) for name in group},
-                format, self._recipe, self._bins, self._calls_per_bin, self._chunks,
+                {self._model.name_of(index, name): linear_of(block, name) for name in group},
+                choice.format, self._recipe, self._bins, self._calls_per_bin, self._chunks, choice.rank,
             )
-            for group, format in self._groups(index).items()
+            for group, choice in self._groups(index).items()
         }  # fmt: skip
 
     @contextlib.contextmanager
@@ -277,10 +238,3 @@ def _fast(block: nn.Module) -> AbstractContextManager[None]:
     """Within this context the block's linears compute as fast as the processor can."""
     linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return computing_with({each: functools.partial(linear, weight=each.weight, bias=each.bias) for each in linears})
-
-
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    linear = block.get_submodule(name)
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{name} is a {type(linear).__name__}, not an nn.Linear")
-    return linear

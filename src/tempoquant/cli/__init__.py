@@ -10,6 +10,7 @@ from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
 from tempoquant.cli.quantize import command as quantize_command
 from tempoquant.cli.record import command as record_command
+from tempoquant.cli.sensitivity import command as sensitivity_command
 
 app = typer.Typer(
     name="tempoquant",
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command("demo")(demo_command)
 app.command("record")(record_command)
 app.command("quantize")(quantize_command)
+app.command("sensitivity")(sensitivity_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)

@@ -27,7 +27,8 @@ def command(
         contents = contents_of(folder)
         record: dict[str, Any] = plain(contents)
         notes = [f"{expert.expert.value}: {note}" for expert in contents.experts for note in expert.notes]
-        settings = ", ".join(f"{key} {value}" for key, value in contents.recipe.items() if key != "name")
+        shown = {**contents.recipe, "layers": f"{len(contents.recipe['layers'])} rules"}
+        settings = ", ".join(f"{key} {value}" for key, value in shown.items() if key != "name")
         lines = [f"Recipe: {settings}", *notes]
         if verify:
             record["verified_files"] = verify_folder(folder, progress)

@@ -58,6 +58,15 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = False,
     format: Annotated[str | None, typer.Option(help="Overrides the recipe: 4-bit format of every layer.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe: rank of the low-rank branch.")] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(min=1e-6, help="A budget instead of the rank, spent where rounding hurts most.")
+    ] = None,
+    size_gib: Annotated[
+        float | None, typer.Option(min=1e-6, help="The same budget, as the size of both experts on the disk.")
+    ] = None,
+    sensitivity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `sensitivity` wrote; a budget measures it if left out.")
+    ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe: calibration prompts.")] = None,
     samples_per_expert: SamplesPerExpert = None,
     steps: Steps = None,
@@ -74,9 +83,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     """Quantize both experts of a Wan2.2 image-to-video pipeline to four bits.
 
     One block of the 16-bit model is in memory at a time, and every finished block is kept in DIR.unfinished: after
-    Ctrl-C or a crash the same command goes on from there. --format, --rank, --num-prompts, --samples-per-expert,
-    --steps, --frames, --size, --guidance-scale and --flow-shift override the recipe's settings; the resolved recipe is
-    stored in the result.
+    Ctrl-C or a crash the same command goes on from there. With --bits-per-weight or --size-gib, ranks and layers in 16
+    bits are chosen by what each layer's rounding does to the noise prediction, measured first. --format, --rank,
+    --num-prompts, --samples-per-expert, --steps, --frames, --size, --guidance-scale and --flow-shift override the
+    recipe's settings; the resolved recipe is stored in the result.
     """
     changes = {
         "format": format, "rank": rank, "num_prompts": num_prompts, "samples_per_expert": samples_per_expert,
@@ -94,6 +104,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         what: dict[str, Any] = {
             "calibration": calibration, "store": store, "lora": loras, "machine": machine, "link": link,
         }  # fmt: skip
+        what |= budget_of(bits_per_weight, size_gib, sensitivity)
         chosen = resolve_recipe(recipe, changes)
         if dry_run:
             return describe_plan(model, chosen, what, progress)
@@ -101,6 +112,16 @@ def command(  # noqa: PLR0913 (one argument per option)
         return quantize_and_describe(model, output, chosen, {**what, "seed": seed, "overwrite": overwrite}, progress)
 
     run_command(work, as_json, json_log, interrupted=GOES_ON)
+
+
+def budget_of(bits_per_weight: float | None, size_gib: float | None, sensitivity: Path | None) -> dict[str, Any]:
+    """The arguments of `quantize` that the flags ask for; none without a flag. Raises RecipeError for two budgets."""
+    from tempoquant.quantizing import Budget
+
+    given: dict[str, Any] = {} if sensitivity is None else {"sensitivity": sensitivity}
+    if bits_per_weight is not None or size_gib is not None:
+        given["budget"] = Budget(bits_per_weight, size_gib)
+    return given
 
 
 def refuse_beside_store(flags: dict[str, Any]) -> None:

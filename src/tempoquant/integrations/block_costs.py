@@ -30,7 +30,7 @@ PIXELS_PER_LATENT = 8
 FRAMES_PER_LATENT = 4
 
 _, _TEXT_INPUTS = SHARED_INPUTS  # which read the text, the others the video
-_HEADER_BYTES = 128  # of one tensor in a safetensors file
+HEADER_BYTES = 128  # of one tensor in a safetensors file
 _ACTIVATION_WIDTHS = 11  # a block's activations at their peak, in hidden states of the sample
 _CHUNK_COPIES = 7  # of the tokens that statistics are gathered from at once: float32, smoothed, quantized, transposed
 _WORK_MATRICES = 4  # of the widest linear while it is rounded: weight, residual, working copy, product
@@ -47,6 +47,7 @@ class Linear(NamedTuple):
     out_features: int
     in_features: int
     num_input_tokens: int
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,13 @@ class ExpertCosts:
     @functools.cached_property
     def output_bytes(self) -> int:
         """Of the quantized component's files."""
-        total = sum(_num_bytes(form) + _HEADER_BYTES for form in self._forms.values())
+        total = sum(_num_bytes(form) + HEADER_BYTES for form in self._forms.values())
         num_bins = len(self._recipe.bin_fractions(self._expert)) + 1
         for name, linear in self._quantized():
             weight, bias = self._forms[f"{name}.weight"], self._forms.get(f"{name}.bias")
             dtype = None if bias is None else str(bias.dtype).removeprefix("torch.")
-            entry = LayerEntry(
-                linear.format, ScaleRule(self._recipe.activation_scale_rule), linear.in_features, linear.out_features,
-                self._recipe.rank, self._recipe.smoothing_alpha is not None,
-                "float32" if self._recipe.centring else dtype, self._recipe.deflation, self._recipe.centring,
-            )  # fmt: skip
-            stored = stored_as(entry, num_bins)
-            total += sum(_num_bytes(form) + _HEADER_BYTES for form in stored.values())
+            stored = stored_as(foreseen_entry(self._recipe, linear, dtype), num_bins)
+            total += sum(_num_bytes(form) + HEADER_BYTES for form in stored.values())
             total -= _num_bytes(weight) + (0 if bias is None else _num_bytes(bias))
         return total
 
@@ -196,11 +192,12 @@ class ExpertCosts:
                 sums = recipe.gptq + recipe.deflation
                 statistics += sums * seen * inputs[0].num_input_tokens * columns * (columns + _PANEL)
                 solving += columns**3 / 3 if recipe.gptq else 0
-                solving += 2 * _EIGEN_PASSES * (recipe.rank + OVERSAMPLING) * columns**2 if recipe.deflation else 0
+                if recipe.deflation and inputs[0].rank:
+                    solving += 2 * _EIGEN_PASSES * (inputs[0].rank + OVERSAMPLING) * columns**2
             for _, linear in linears:
                 size = linear.out_features * linear.in_features
                 searching += 2 * len(recipe.clip_candidates()) * num_search_tokens * size
-                solving += 2 * _SVD_PASSES * (recipe.rank + OVERSAMPLING) * size if recipe.rank else 0
+                solving += 2 * _SVD_PASSES * (linear.rank + OVERSAMPLING) * size if linear.rank else 0
                 if recipe.gptq:
                     solving += size * linear.in_features
                     num_columns += linear.in_features
@@ -226,7 +223,8 @@ class ExpertCosts:
             if name.startswith("blocks.") and linear != name and len(form.shape) == 2:
                 format = self._recipe.format_of(linear, self._expert, int(name.split(".")[1]), self.num_blocks)
                 if format is not None:
-                    yield linear, Linear(format, form.shape[0], form.shape[1], self._tokens_of(name))
+                    rank = self._recipe.rank_of(linear, self._expert)
+                    yield linear, Linear(format, form.shape[0], form.shape[1], self._tokens_of(name), rank)
 
     def _by_block(self) -> dict[int, list[tuple[str, Linear]]]:
         blocks: dict[int, list[tuple[str, Linear]]] = {}
@@ -240,9 +238,18 @@ class ExpertCosts:
         for name, linear in linears:
             own = name.split(".", 2)[2]
             together = next((group for group in SHARED_INPUTS if own in group), (own,))
-            key = (*together, linear.format.name) if self._recipe.share_smoothing else (own,)
+            key = (*together, linear.format.name, str(linear.rank)) if self._recipe.share_smoothing else (own,)
             by_input.setdefault(key, []).append(linear)
         return list(by_input.values())
+
+
+def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None) -> LayerEntry:
+    """What the checkpoint will say of a linear; bias_dtype: of its 16-bit bias, None for no bias."""
+    return LayerEntry(
+        linear.format, ScaleRule(recipe.activation_scale_rule), linear.in_features, linear.out_features, linear.rank,
+        recipe.smoothing_alpha is not None, "float32" if recipe.centring else bias_dtype,
+        recipe.deflation and linear.rank > 0, recipe.centring,
+    )  # fmt: skip
 
 
 def video_tokens(recipe: Recipe, patch_size: list[int]) -> int:

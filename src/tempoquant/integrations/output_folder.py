@@ -22,6 +22,7 @@ from tempoquant.integrations.pipeline_folder import components_of
 from tempoquant.integrations.sampling import SAMPLING_FILE
 from tempoquant.integrations.work_folder import WorkFolder, write_atomically
 from tempoquant.progress import SILENT, Progress
+from tempoquant.recipe import Recipe
 
 _EXPERTS = tuple(EXPERT_COMPONENTS.values())
 
@@ -42,6 +43,7 @@ class RunIdentity:
         compute_dtype: that samples and hidden states are in: a run that began on a CPU does not go on on a GPU.
         lora: expert to the SHA-256 of the LoRA fused into it.
         library_version: of the TempoQuant that ran.
+        budget: that ranks were spent by, and the SHA-256 of the sensitivity file that was given; None for no budget.
     """
 
     recipe: dict[str, Any]
@@ -52,6 +54,7 @@ class RunIdentity:
     compute_dtype: str = "float32"
     lora: dict[str, str] = field(default_factory=dict)
     library_version: str = ""
+    budget: dict[str, Any] | None = None
 
 
 def fingerprint(folder: Path, progress: Progress = SILENT) -> str:
@@ -153,6 +156,7 @@ class OutputFolder:
         link: bool,
         hub_id: str | None = None,
         sampling: Mapping[str, Any] | None = None,
+        recipe: Recipe | None = None,
         progress: Progress = SILENT,
     ) -> None:
         """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename.
@@ -161,6 +165,7 @@ class OutputFolder:
             work: the work folder, with both quantized components in their place.
             link: hard-link what was not quantized, instead of copying it.
             sampling: settings that the result should be sampled with, or None for the source's own.
+            recipe: that a budget was turned into; None for the identity's.
         """
         result = work / _RESULT
         try:
@@ -179,7 +184,8 @@ class OutputFolder:
                     _copy(source / name, result / name)
             if sampling is not None:
                 write_atomically(result / SAMPLING_FILE, json.dumps(dict(sampling), indent=1) + "\n")
-            card = model_card(result, source, self._identity["recipe"], hub_id)
+            settings = self._identity["recipe"] if recipe is None else recipe.to_dict()
+            card = model_card(result, source, settings, hub_id)
             (result / "README.md").write_text(card, encoding="utf-8")
             write_manifest(result, self._identity)
             for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from diffusers import WanImageToVideoPipeline
 from safetensors import SafetensorError
 from torch import nn
 
-from tempoquant.calibrate.capture import first_call
+from tempoquant.calibrate.capture import computing_with, first_call
+from tempoquant.calibrate.expert_model import BlockCall
 from tempoquant.calibrate.sample import CalibrationSample
-from tempoquant.calibrate.sequential import BlockCall
 from tempoquant.checkpoint.files import open_weights
 from tempoquant.errors import ModelError, RecipeError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights, expert_forms
@@ -92,10 +92,9 @@ def check_recipe_fits(folder: Path, recipe: Recipe) -> None:
                 continue
             num_quantized += 1
             format.num_groups(in_features, f"{name} of {expert.value}")
-            if recipe.rank > min(out_features, in_features):
-                raise RecipeError(
-                    f"rank {recipe.rank} exceeds the smaller side of {name}, {out_features} × {in_features}."
-                )
+            rank = recipe.rank_of(name, expert)
+            if rank > min(out_features, in_features):
+                raise RecipeError(f"rank {rank} exceeds the smaller side of {name}, {out_features} × {in_features}.")
     if unused:
         raise RecipeError(f"the layer pattern {next(iter(unused)).pattern!r} matches no layer of {folder.name}.")
     if not num_quantized:
@@ -119,7 +118,7 @@ def on_device(transformer: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[s
 
 
 class WanExpert:
-    """One expert as calibration sees it (`calibrate.sequential.ExpertModel`): at most one block is in memory."""
+    """One expert as calibration sees it (`calibrate.expert_model.ExpertModel`): at most one block is in memory."""
 
     def __init__(self, weights: ExpertWeights) -> None:
         self.expert = weights.expert
@@ -138,6 +137,21 @@ class WanExpert:
                 yield sample, ((args[0], *_sharing(args[1:], known)), kwargs)
         finally:
             self._weights.release(self._model, "")
+
+    def after_last_block(
+        self, samples: Sequence[CalibrationSample]
+    ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """The model itself does it, its blocks replaced by one that answers what it is given."""
+        self._weights.fill(self._model, "")
+        try:
+            for sample in samples:
+                yield functools.partial(self._finish, on_device(self._model, sample.inputs))
+        finally:
+            self._weights.release(self._model, "")
+
+    def _finish(self, inputs: dict[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
+        with computing_with(dict.fromkeys(self._model.blocks, lambda *_: hidden_states)):
+            return self._model(**inputs, return_dict=False)[0]
 
     @contextlib.contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:

@@ -53,6 +53,14 @@ def deflation_of(
     for weight in weights:
         if rank > min(weight.shape):
             raise RecipeError(f"rank {rank} exceeds the smaller side of a weight of shape {tuple(weight.shape)}.")
+    return deflation_by(leading_directions(covariance, weights, rank), covariance, smoothing_factor)
+
+
+def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
+    """(rank, in) float32: the directions of `deflation_of`, orthonormal, the worthiest first.
+
+    The first of many are those of fewer: exactly up to 1024 features, nearly beyond.
+    """
     energy = sum(float(weight.square().sum(dtype=torch.float64)) for weight in weights)
     variance = float(covariance.diagonal().sum(dtype=torch.float64))
 
@@ -62,8 +70,14 @@ def deflation_of(
             total += product(weight.T, product(weight, x.T).T) / max(energy, torch.finfo(torch.float32).tiny)
         return total
 
+    return _leading_eigenvectors(gram, covariance, rank).T
+
+
+def deflation_by(
+    directions: torch.Tensor, covariance: torch.Tensor, smoothing_factor: torch.Tensor | None
+) -> Deflation:
+    """The deflation by given directions (rank, in) float32 of the smoothed input; all else as for `deflation_of`."""
     factor = 1.0 if smoothing_factor is None else smoothing_factor.float()
-    directions = _leading_eigenvectors(gram, covariance, rank).T
     down = (directions / factor).to(torch.bfloat16).contiguous()
     stored = down.float() * factor
     seen = product(stored, covariance)  # (rank, in): covariance of h and x̃

@@ -36,7 +36,15 @@ def svdquant(weight: torch.Tensor, smoothing_factor: torch.Tensor | None, rank: 
     smoothed = weight if factor is None else weight * factor
     if rank == 0:
         return Decomposition(None, smoothed)
-    up, down = truncated_svd(smoothed, rank)
+    return split_by(*truncated_svd(smoothed, rank), weight, smoothing_factor)
+
+
+def split_by(
+    up: torch.Tensor, down: torch.Tensor, weight: torch.Tensor, smoothing_factor: torch.Tensor | None
+) -> Decomposition:
+    """The split by given factors of the smoothed weight, up (out, rank) and down (rank, in), float32."""
+    factor = None if smoothing_factor is None else smoothing_factor.float()
+    smoothed = weight if factor is None else weight * factor
     down_raw = down if factor is None else down / factor
     branch = LowRankBranch(up.to(torch.bfloat16).contiguous(), down_raw.to(torch.bfloat16).contiguous())
     product = branch.product()

@@ -1,7 +1,9 @@
-"""The two verbs: quantize a pipeline, quantize one layer."""
+"""The verbs: quantize a pipeline, quantize one layer, measure which layers matter."""
 
+from tempoquant.quantizing.budget import Budget
 from tempoquant.quantizing.linear import quantize_linear
 from tempoquant.quantizing.machine import Machine
 from tempoquant.quantizing.pipeline import plan, quantize
+from tempoquant.quantizing.sensitivity import measure_sensitivity
 
-__all__ = ["Machine", "plan", "quantize", "quantize_linear"]
+__all__ = ["Budget", "Machine", "measure_sensitivity", "plan", "quantize", "quantize_linear"]

@@ -10,9 +10,11 @@ from tempoquant.integrations.residency import check_memory
 from tempoquant.integrations.wan import compute_dtype, default_device
 from tempoquant.parallel import run_all
 from tempoquant.progress import SILENT, Progress
+from tempoquant.quantizing.budget import Budget
 from tempoquant.quantizing.component import FINISHED_BLOCKS, quantize_component
 from tempoquant.quantizing.machine import Machine
 from tempoquant.quantizing.run import prepare_run
+from tempoquant.quantizing.sensitivity import sensitivity_in
 from tempoquant.recipe import Recipe
 
 
@@ -27,6 +29,8 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     store: str | Path | None = None,
     lora: Mapping[str, str | Path] | None = None,
     machine: Machine | None = None,
+    budget: Budget | None = None,
+    sensitivity: str | Path | None = None,
     overwrite: bool = False,
     link: bool = False,
     progress: Progress = SILENT,
@@ -48,6 +52,10 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         lora: "high_noise" and "low_noise" to LoRA files that are fused into the experts before they are quantized.
             Calibration then samples as the 4-step LoRAs do, and so does the result.
         machine: further settings of how this machine does it; its devices are used where `device` is None.
+        budget: bits per weight or a size for both experts, in place of the recipe's rank: it is spent on the branches,
+            and on layers in 16 bits, of those layers whose rounding the noise prediction feels most. Layers that a rule
+            of the recipe names stay as the rule says.
+        sensitivity: file of how much that is, which `tempoquant sensitivity` wrote; None to measure it now.
         overwrite: replace what is in `output`, and another run's unfinished work.
         link: hard-link the unquantized components instead of copying them.
         progress: where to show how far the job is.
@@ -61,6 +69,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     machine = _machine(device, machine)
     check_memory(machine.memory, machine.devices[0])
     run = prepare_run(model, recipe, calibration, seed, store, lora, progress)
+    run = run.within(budget, None if sensitivity is None else Path(sensitivity))
     folder = OutputFolder(Path(output), run.identity(machine), overwrite)
     for read in (run.source, *([] if run.store is None else [run.store.folder])):
         folder.refuse_overlap(read)
@@ -73,12 +82,15 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     with unfinished.owned(overwrite) as work:
         run.check_space(folder, machine, link)
         samples = run.record(work, machine, progress)
+        if run.budget is not None:
+            assert samples is not None  # a budget needs a recipe that is calibrated
+            run = run.spend(sensitivity_in(run, samples, work, machine, progress))
         jobs = run.jobs(work, folder, samples, machine)
         num_blocks = {job.expert: run.num_blocks(job.expert) for job in jobs}
         finished = sum(num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs)
         blocks = _AllBlocks(progress, sum(num_blocks.values()), finished)
         run_all([functools.partial(quantize_component, job, machine) for job in jobs], len(machine.devices), blocks)
-        folder.complete(work, run.source, link, run.hub_id, run.sampling, progress)
+        folder.complete(work, run.source, link, run.hub_id, run.sampling, run.recipe, progress)
         unfinished.remove()
     return folder.path
 
@@ -92,6 +104,8 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
     store: str | Path | None = None,
     lora: Mapping[str, str | Path] | None = None,
     machine: Machine | None = None,
+    budget: Budget | None = None,
+    sensitivity: str | Path | None = None,
     link: bool = False,
     progress: Progress = SILENT,
 ) -> RunEstimate:
@@ -103,6 +117,7 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
     machine = _machine(device, machine)
     check_memory(machine.memory, machine.devices[0])
     run = prepare_run(model, recipe, calibration, 0, store, lora, progress, identify=False)
+    run = run.within(budget, None if sensitivity is None else Path(sensitivity))
     rates = {device: measure_gemm_rate(device, compute_dtype(device)) for device in dict.fromkeys(machine.devices)}
     return run.estimate(machine, link, rates)
 

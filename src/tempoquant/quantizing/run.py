@@ -7,10 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_index import INDEX_NAME
+from tempoquant.checkpoint.files import sha256_of
 from tempoquant.errors import CalibrationError, RecipeError
 from tempoquant.integrations.estimate import RunEstimate, check_disk, estimate
+from tempoquant.integrations.estimate_sensitivity import with_sensitivity
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, expert_forms
 from tempoquant.integrations.lora import Lora
 from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
@@ -29,6 +32,7 @@ from tempoquant.integrations.sampling import SamplingSettings, default_settings
 from tempoquant.integrations.wan import check_recipe_fits, compute_dtype, linear_shapes
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt, provenance
+from tempoquant.quantizing.budget import Budget, BudgetPlan
 from tempoquant.quantizing.component import ComponentJob
 from tempoquant.quantizing.coverage import check_coverage, planned, stored
 from tempoquant.quantizing.machine import Machine
@@ -54,6 +58,8 @@ class Run:
         loras: expert to the file that is fused into it.
         seed: of the calibration's noise.
         model_fingerprint: of the source's files.
+        budget: that ranks and 16-bit layers are spent by, or None.
+        sensitivity: file to spend it by; None to measure it.
     """
 
     source: Path
@@ -65,6 +71,28 @@ class Run:
     loras: Mapping[Expert, Lora]
     seed: int
     model_fingerprint: str
+    budget: Budget | None = None
+    sensitivity: Path | None = None
+
+    def within(self, budget: Budget | None, sensitivity: Path | None) -> "Run":
+        """The same run with a budget. Raises TempoQuantError when it fits neither recipe nor model, nor the file."""
+        if budget is None:
+            if sensitivity is not None:
+                raise RecipeError("a sensitivity file is there to spend a budget by: give one of those too.")
+            return self
+        BudgetPlan(self.source, self.recipe, budget)
+        if sensitivity is not None:
+            found = Sensitivity.load(sensitivity)
+            if self.model_fingerprint:
+                found.require_fits(self.model_fingerprint, self.recipe, sensitivity)
+        return dataclasses.replace(self, budget=budget, sensitivity=sensitivity)
+
+    def spend(self, sensitivity: Sensitivity) -> "Run":
+        """The run with the recipe that the budget buys. Raises RecipeError when nothing is left to quantize."""
+        assert self.budget is not None
+        recipe = BudgetPlan(self.source, self.recipe, self.budget).spend(sensitivity)
+        check_recipe_fits(self.source, recipe)
+        return dataclasses.replace(self, recipe=recipe)
 
     def identity(self, machine: Machine) -> RunIdentity:
         """What makes another run the same."""
@@ -76,8 +104,14 @@ class Run:
         hashes = {expert.value: lora.sha256 for expert, lora in self.loras.items()}
         return RunIdentity(
             self.recipe.to_dict(), self.model_fingerprint, prompts, store, seed, " and ".join(dtypes), hashes,
-            version("tempoquant"),
+            version("tempoquant"), self._budget_identity,
         )  # fmt: skip
+
+    @property
+    def _budget_identity(self) -> dict[str, Any] | None:
+        if self.budget is None:
+            return None
+        return {**self.budget.to_dict(), "sensitivity": self.sensitivity and sha256_of(self.sensitivity)}
 
     @property
     def sampling(self) -> dict[str, Any] | None:
@@ -134,10 +168,13 @@ class Run:
         """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
         wanted = self.recipe.samples_per_expert or 0
         num_samples = {expert: wanted if self.store is None else len(self.store.entries(expert)) for expert in Expert}
-        return estimate(
+        planned = estimate(
             self.source, self.recipe, devices=machine.devices, num_samples=num_samples, records=self.records,
             link=link, hidden_ram_bytes=machine.hidden_ram_bytes, memory=machine.memory, gemm_rates=gemm_rates,
         )  # fmt: skip
+        if self.budget is None or self.sensitivity is not None:
+            return planned
+        return with_sensitivity(planned, self.source, self.recipe, machine.devices, num_samples, gemm_rates)
 
     def check_space(self, folder: OutputFolder, machine: Machine, link: bool) -> None:
         """Raise OutputError when the disk cannot hold what is still to be written."""

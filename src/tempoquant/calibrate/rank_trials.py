@@ -1,0 +1,127 @@
+"""Linears that read one input, rounded at several ranks of the branch: what each leaves of error where it matters.
+
+Everything is as `InputCalibration` does it, but for GPTQ and clip ratios: weights are rounded to nearest. Both lower
+the errors of every rank, and it is their proportions that a budget is spent by.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from tempoquant.calibrate.linear_calibration import InputCalibration, Phase
+from tempoquant.calibrate.token_chunks import TokenChunks
+from tempoquant.formats import Format
+from tempoquant.kernels.reference import w4a4_linear
+from tempoquant.layer import LowRankBranch
+from tempoquant.methods import deflation_by, leading_directions, split_by, svdquant, truncated_svd
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import TimestepBins
+
+
+class RankTrials(InputCalibration):
+    """Watches an input in the range phase, then tries ranks.
+
+    Args:
+        linears: by name; weights (out, in) of any float dtype, all of one `in`.
+        format: of weights and activations.
+        recipe: what to do, its rank and GPTQ apart.
+        ranks: to try, 0 for no branch; none above the smaller side of a weight.
+        chunks: how many tokens are worked on at once.
+
+    Raises:
+        ModelError, RecipeError: as InputCalibration.
+    """
+
+    def __init__(
+        self, linears: Mapping[str, nn.Linear], format: Format, recipe: Recipe, ranks: Sequence[int],
+        chunks: TokenChunks | None = None,
+    ) -> None:  # fmt: skip
+        plain = recipe.replace(gptq=False, clip_ratios=())
+        super().__init__(linears, format, plain, TimestepBins(), [1], chunks, max(ranks))
+        self._ranks, self.names = ranks, tuple(linears)
+        self._covariance = self._directions = torch.empty(0)
+        self._factors: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def settle(self, phase: Phase) -> None:
+        """End a phase: what all ranks have in common."""
+        self._settle_smoothing()
+        weights = {linear: self._smoothed_weight(linear) for linear in self._linears.values()}
+        most = max(self._ranks)
+        if self._deflates:
+            self._covariance = self._moments.take_covariance(self._factor)
+            self._directions = leading_directions(self._covariance, list(weights.values()), most)
+        elif most:
+            self._factors = {linear: truncated_svd(weight, most) for linear, weight in weights.items()}
+
+    def errors(
+        self,
+        samples: Sequence[torch.Tensor],
+        gradients: Mapping[str, Sequence[torch.Tensor]],
+        num_tokens: Sequence[int],
+    ) -> dict[str, dict[int, float]]:
+        """What four bits do to some tokens of each sample, after the range phase is settled.
+
+        Args:
+            samples: of each, raw inputs (tokens, in) float32.
+            gradients: for each linear and sample (tokens, out) float32, of what is judged at the linear's output.
+            num_tokens: of each sample, all that these tokens stand for.
+
+        Returns:
+            For each linear, rank to the mean over samples of `moved_power`.
+        """
+        found: dict[str, dict[int, float]] = {name: {} for name in self._linears}
+        tokens = torch.cat(list(samples))
+        for rank in self._ranks:
+            self._try(rank)
+            for name, linear in self._linears.items():
+                layer = self._layer(linear.bias, self._round(linear, None, None), torch.ones(1))
+                output = w4a4_linear(tokens, layer.tensors, layer.format, layer.activation_scale_rule, 1.0)
+                bias = None if linear.bias is None else linear.bias.float()
+                error = output - nn.functional.linear(tokens, linear.weight.float(), bias)
+                errors = error.split([len(each) for each in samples])
+                powers = [moved_power(*each) for each in zip(errors, gradients[name], num_tokens, strict=True)]
+                found[name][rank] = max(sum(apart for apart, _ in powers), sum(whole for _, whole in powers))
+                found[name][rank] /= len(powers)
+        return found
+
+    def _try(self, rank: int) -> None:
+        self._rank = rank
+        if self._deflates:
+            self._deflation = None
+            if rank:
+                self._deflation = deflation_by(self._directions[:rank], self._covariance, self._factor)
+        self._settle_offset()
+
+    def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
+        if self._deflates and self._rank:
+            return super()._split(linear)
+        weight = linear.weight.detach().float()
+        if not self._rank:
+            return svdquant(weight, self._factor, 0)
+        up, down = self._factors[linear]
+        return split_by(up[:, : self._rank], down[: self._rank], weight, self._factor)
+
+
+def moved_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:
+    """The power that an error moves what is judged by, from random signs there: E (Σ a)², a = error · gradient.
+
+    Entries do not err independently. A rounded weight errs alike at every token, and equal tokens are rounded alike; a
+    rounded input errs in all outputs of its token at once. So squares, products within an output and products within a
+    token are summed, each standing for as many of the tokens not given. Products across both are noise: left out.
+
+    Args:
+        error, gradient: (tokens, out) float32.
+        num_tokens: that they stand for.
+
+    Returns:
+        Σ a² alone, as if entries erred independently; and all of it, which noise can make smaller.
+    """
+    count = len(error)
+    products = error * gradient
+    squares = float(products.square().sum(dtype=torch.float64))
+    within_outputs = float(products.sum(0, dtype=torch.float64).square().sum()) - squares
+    within_tokens = float(products.sum(1, dtype=torch.float64).square().sum()) - squares
+    pairs = num_tokens * (num_tokens - 1) / (count * (count - 1)) if count > 1 else 0.0
+    apart = squares * num_tokens / count
+    return apart, apart + within_tokens * num_tokens / count + within_outputs * pairs

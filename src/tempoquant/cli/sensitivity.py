@@ -1,0 +1,53 @@
+"""`tempoquant sensitivity`: which layers' rounding the noise prediction feels, and what a budget would do about it."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.options import Devices, Json, Loras, Model, parse_loras
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+
+def command(  # noqa: PLR0913 (one argument per option)
+    model: Model,
+    store: Annotated[Path, typer.Option(metavar="STORE", help="Samples that `record` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write, for quantize --sensitivity.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A built-in recipe, or a .toml file.")] = "default",
+    format: Annotated[str | None, typer.Option(help="Overrides the recipe: 4-bit format of every layer.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=0, help="Overrides the recipe: the rank that the table shows.")
+    ] = None,
+    lora: Loras = None,
+    device: Devices = None,
+    json_log: JsonLogFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what four bits in each layer do to the noise prediction, at several ranks of the low-rank branch.
+
+    The table shows each layer at the rank of the recipe, as the SQNR in decibels that the noise prediction would
+    have if that layer alone were rounded: low numbers hurt. Nothing is quantized.
+    """
+    loras = parse_loras(lora)
+
+    def work(progress: Progress) -> Outcome:
+        from tempoquant.cli.quantize import machine_of, resolve_recipe
+        from tempoquant.cli.sensitivity_table import sensitivity_record, sensitivity_text
+        from tempoquant.integrations.work_folder import write_atomically
+        from tempoquant.quantizing import measure_sensitivity
+
+        chosen = resolve_recipe(recipe, {"format": format, "rank": rank})
+        machine = machine_of(device, "resident", None, None)
+        beside = output.absolute().parent if output is not None else None  # hidden states go where there is room
+        with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside) as folder:
+            found = measure_sensitivity(model, store, folder, chosen, lora=loras, machine=machine, progress=progress)
+        if output is not None:
+            write_atomically(output, found.to_json())
+        return Outcome(sensitivity_record(found, chosen.rank), sensitivity_text(found, chosen.rank))
+
+    run_command(work, as_json, json_log)

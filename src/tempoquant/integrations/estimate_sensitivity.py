@@ -1,0 +1,50 @@
+"""What measuring sensitivity needs, which a run with a budget does between recording and quantizing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tempoquant.calibrate.sensitivity import MAX_SAMPLES
+from tempoquant.integrations.block_costs import ExpertCosts
+from tempoquant.integrations.estimate import GIB, RunEstimate, StageEstimate
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert
+
+_BACKWARD = 3  # passes: forward once more with autograd, then back
+_GRAPH_WIDTHS = 40  # of what autograd keeps of a block, in hidden states of the sample
+_FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
+
+
+def with_sensitivity(
+    planned: RunEstimate,
+    source: Path,
+    recipe: Recipe,
+    devices: Sequence[str],
+    num_samples: Mapping[Expert, int],
+    gemm_rates: Mapping[str, float] | None = None,
+) -> RunEstimate:
+    """A plan with the stages that measure each expert's sensitivity put before the experts are quantized.
+
+    Its memory and time are a guess from shapes; its disk, the hidden states before every block, is exact.
+    """
+    recorded = [stage for stage in planned.stages if stage.name == "record"]
+    store_gib = recorded[0].disk_gib if recorded else 0.0
+    stages = []
+    for expert, device in zip(Expert, [*devices, *devices], strict=False):
+        count = min(MAX_SAMPLES, num_samples.get(expert, 0))
+        cost = ExpertCosts(source, expert, recipe, count, device)
+        per_boundary = cost.hidden_bytes / 2
+        computing = (cost.block_bytes + _GRAPH_WIDTHS / 11 * cost.activation_bytes) / GIB
+        on_gpu = device.startswith("cuda")
+        quantizing = next(stage for stage in planned.stages if stage.name.endswith(expert.value))
+        held = quantizing.peak_memory_gib if on_gpu else max(quantizing.peak_memory_gib, computing)
+        seconds = None
+        if gemm_rates is not None:
+            rate = gemm_rates[device] * _FORWARD_SHARE["cuda" if on_gpu else "cpu"]
+            seconds = (1 + _BACKWARD) * count * cost.num_blocks * cost.forward_operations / rate
+        stages.append(StageEstimate(
+            f"measure sensitivity of {expert.value}", seconds, held, computing if on_gpu else 0.0,
+            store_gib + (cost.num_blocks + 3) * per_boundary / GIB,
+        ))  # fmt: skip
+    rest = [stage for stage in planned.stages if stage not in recorded]
+    return replace(planned, stages=(*recorded, *stages, *rest))

@@ -1,0 +1,175 @@
+"""A budget instead of a rank: what the experts may take, spent where the noise prediction feels it most.
+
+The result is a recipe with a rule for each layer that departs from its settings. That recipe is what is stored, and it
+gives the same layers without any budget.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tempoquant.calibrate.sensitivity_file import Sensitivity
+from tempoquant.errors import RecipeError
+from tempoquant.integrations.block_costs import ExpertCosts
+from tempoquant.integrations.layer_sizes import LayerSize, LayerSizes
+from tempoquant.methods import Option, allocate
+from tempoquant.recipe import KEEP_16BIT, LayerRule, Recipe
+from tempoquant.timesteps import Expert
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much both experts together may take; one of the two.
+
+    Attributes:
+        bits_per_weight: of all linears of the blocks, those kept in 16 bits included: everything stored in place of
+            their weights.
+        size_gib: of both experts' files, 2^30 bytes.
+
+    Raises:
+        RecipeError: none or both are given, or one makes no sense.
+    """
+
+    bits_per_weight: float | None = None
+    size_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bits_per_weight is None) == (self.size_gib is None):
+            raise RecipeError("a budget is bits per weight or a size in GiB: give one of the two.")
+        for value in (self.bits_per_weight, self.size_gib):
+            if value is not None and not 0 < value < math.inf:
+                raise RecipeError(f"a budget is above 0 and finite, not {value}.")
+        if self.bits_per_weight is not None and self.bits_per_weight >= 16:
+            raise RecipeError(f"{self.bits_per_weight:g} bits a weight hold the model in 16 bits: give fewer than 16.")
+
+    @property
+    def words(self) -> str:
+        """Such as "5 bits a weight"."""
+        return f"{self.size_gib:g} GiB" if self.bits_per_weight is None else f"{self.bits_per_weight:g} bits a weight"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class _Item(NamedTuple):
+    """Linears that get one rank together, and what may become of them: rank, or None for 16 bits, to its option."""
+
+    expert: Expert
+    names: tuple[str, ...]
+    options: Mapping[int | None, Option]
+
+
+class BudgetPlan:
+    """A budget for one model under one recipe.
+
+    Args:
+        source: folder of the 16-bit pipeline.
+        recipe: resolved. Layers that one of its rules names, and blocks it keeps in 16 bits, stay as it says.
+
+    Raises:
+        RecipeError: the budget is below the cheapest that the recipe allows, or holds the whole model in 16 bits, or
+            the recipe looks at no activations.
+        ModelError: the experts' files are missing or damaged.
+    """
+
+    def __init__(self, source: Path, recipe: Recipe, budget: Budget) -> None:
+        if not recipe.needs_calibration:
+            raise RecipeError(
+                f"a budget is spent by what calibration samples show, and recipe {recipe.name} looks at none: choose "
+                "another recipe."
+            )
+        self._recipe, self._budget = recipe, budget
+        self._sizes = {expert: LayerSizes(source, expert, recipe) for expert in Expert}
+        names = [(sizes, name) for sizes in self._sizes.values() for name in sizes]
+        free = [(sizes, name) for sizes, name in names if sizes.is_free(name)]
+        if not free:
+            raise RecipeError(
+                f"every layer has a rule in recipe {recipe.name}: nothing is left for a budget to decide."
+            )
+        self._num_weights = sum(sizes.num_weights(name) for sizes, name in names)
+        fixed = [sizes.as_recipe_says(name) for sizes, name in names if not sizes.is_free(name)]
+        if budget.size_gib is None:
+            self._rest = sum(map(self._cost, fixed))
+        else:
+            now = sum(ExpertCosts(source, expert, recipe, 0, "cpu").output_bytes for expert in Expert)
+            self._rest = now - sum(sizes.as_recipe_says(name).on_disk for sizes, name in free)
+        self._require_between(
+            self._rest + sum(self._cost(sizes.at_rank(name, 0)) for sizes, name in free),
+            self._rest + sum(self._cost(sizes.in_16_bits(name)) for sizes, name in free),
+        )
+
+    def spend(self, sensitivity: Sensitivity) -> Recipe:
+        """The recipe with a rule for each layer that gets another rank than its own, or 16 bits.
+
+        Raises RecipeError when the sensitivity lacks a layer.
+        """
+        items = list(self._items(sensitivity))
+        measured = {(item.expert, name) for item in items for name in item.names}
+        for expert, sizes in self._sizes.items():
+            for name in sizes:
+                if sizes.is_free(name) and (expert, name) not in measured:
+                    raise RecipeError(f"the sensitivity says nothing of {name} of {expert.value}: measure it again.")
+        chosen = allocate([list(item.options.values()) for item in items], self._num_bytes - self._rest)
+        rules = [
+            rule
+            for item, index in zip(items, chosen, strict=True)
+            for rule in self._rules(item, list(item.options)[index])
+        ]
+        name = f"{self._recipe.name} ({self._budget.words})"
+        return self._recipe.replace(name=name, layers=(*self._recipe.layers, *rules))
+
+    @property
+    def _num_bytes(self) -> int:
+        """Of the budget."""
+        if self._budget.bits_per_weight is not None:
+            return math.floor(self._budget.bits_per_weight / 8 * self._num_weights)
+        assert self._budget.size_gib is not None
+        return math.floor(self._budget.size_gib * GIB)
+
+    def _cost(self, size: LayerSize) -> int:
+        """What of a size the budget counts."""
+        return size.replacing if self._budget.size_gib is None else size.on_disk
+
+    def _require_between(self, least: int, most: int) -> None:
+        per_unit, unit = (GIB, "GiB") if self._budget.size_gib is not None else (self._num_weights / 8, "bits a weight")
+        if self._num_bytes < least:
+            raise RecipeError(
+                f"the budget of {self._budget.words} is too small: without any low-rank branch, recipe "
+                f"{self._recipe.name} takes {least / per_unit:.3f} {unit}."
+            )
+        if self._num_bytes >= most:
+            raise RecipeError(
+                f"the budget of {self._budget.words} holds every layer in 16 bits, which takes "
+                f"{most / per_unit:.3f} {unit}: give less."
+            )
+
+    def _items(self, sensitivity: Sensitivity) -> Iterator[_Item]:
+        for expert, groups in sensitivity.experts.items():
+            sizes = self._sizes[expert]
+            for linears in groups:
+                if not all(name in sizes and sizes.is_free(name) for name in linears):
+                    continue
+                first = next(iter(linears.values()))
+                options: dict[int | None, Option] = {
+                    rank: Option(
+                        sum(self._cost(sizes.at_rank(name, rank)) for name in linears),
+                        sum(layer.errors[rank] for layer in linears.values()),
+                    )
+                    for rank in first.errors
+                }
+                options[None] = Option(sum(self._cost(sizes.in_16_bits(name)) for name in linears), 0.0)
+                yield _Item(expert, tuple(linears), options)
+
+    def _rules(self, item: _Item, rank: int | None) -> Iterator[LayerRule]:
+        """For each linear of an item, unless it gets what the recipe says anyway."""
+        for name in item.names:
+            pattern = f"{item.expert.value}.{name}"
+            if rank is None:
+                yield LayerRule(pattern, KEEP_16BIT)
+            elif rank != self._recipe.rank:
+                yield LayerRule(pattern, rank=rank)
