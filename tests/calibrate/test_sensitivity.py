@@ -94,7 +94,8 @@ def test_the_error_foreseen_is_the_one_that_rounding_a_layer_alone_makes(tmp_pat
         linear.forward = forward
         relative = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(outputs, references, strict=True)]
         really = sum(relative) / len(relative)
-        assert abs(10 * math.log10(found[name].errors[4] / really)) < 1.0, name
+        # One vector of random signs a sample: with so few samples such an estimate is a factor of 1.5 off at times.
+        assert abs(10 * math.log10(found[name].errors[4] / really)) < 2.0, name
 
 
 def rounded(layer, x: torch.Tensor) -> torch.Tensor:
