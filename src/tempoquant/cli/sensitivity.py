@@ -23,6 +23,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     rank: Annotated[
         int | None, typer.Option(min=0, help="Overrides the recipe: the rank that the table shows.")
     ] = None,
+    bits_per_weight: Annotated[
+        float | None, typer.Option(min=1e-6, help="Show also what this budget would give to each layer.")
+    ] = None,
+    size_gib: Annotated[float | None, typer.Option(min=1e-6, help="The same budget, as a size on the disk.")] = None,
     lora: Loras = None,
     device: Devices = None,
     json_log: JsonLogFile = None,
@@ -36,18 +40,28 @@ def command(  # noqa: PLR0913 (one argument per option)
     loras = parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
-        from tempoquant.cli.quantize import machine_of, resolve_recipe
-        from tempoquant.cli.sensitivity_table import sensitivity_record, sensitivity_text
+        from rich.console import Group
+
+        from tempoquant.cli.quantize import budget_of, machine_of, resolve_recipe
+        from tempoquant.cli.sensitivity_table import budget_text, sensitivity_record, sensitivity_text
+        from tempoquant.integrations.pipeline_folder import resolve_model
         from tempoquant.integrations.work_folder import write_atomically
         from tempoquant.quantizing import measure_sensitivity
+        from tempoquant.quantizing.budget import BudgetPlan
 
         chosen = resolve_recipe(recipe, {"format": format, "rank": rank})
+        spend = budget_of(bits_per_weight, size_gib, None)
+        plan = BudgetPlan(resolve_model(model), chosen, spend["budget"]) if spend else None
         machine = machine_of(device, "resident", None, None)
         beside = output.absolute().parent if output is not None else None  # hidden states go where there is room
         with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside) as folder:
             found = measure_sensitivity(model, store, folder, chosen, lora=loras, machine=machine, progress=progress)
         if output is not None:
             write_atomically(output, found.to_json())
-        return Outcome(sensitivity_record(found, chosen.rank), sensitivity_text(found, chosen.rank))
+        record, text = sensitivity_record(found, chosen.rank), sensitivity_text(found, chosen.rank)
+        if plan is None:
+            return Outcome(record, text)
+        bought = plan.spend(found)
+        return Outcome({**record, "recipe": bought.to_dict()}, Group(text, budget_text(found, bought)))
 
     run_command(work, as_json, json_log)

@@ -1,6 +1,8 @@
 """The tables of `sensitivity`: a row for each block, a column for each of its linears."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,7 +11,10 @@ from rich.table import Table
 from tempoquant.calibrate.sensitivity import LayerSensitivity
 from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED
+from tempoquant.recipe import KEEP_16BIT, Recipe
 from tempoquant.timesteps import Expert
+
+_ALL = "all"
 
 
 def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
@@ -17,6 +22,18 @@ def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
     parts: list[RenderableType] = []
     for expert in Expert:
         parts += [_table(sensitivity, expert, rank), _all_ranks_line(_layers(sensitivity, expert))]
+    return Group(*parts)
+
+
+def budget_text(sensitivity: Sensitivity, recipe: Recipe) -> RenderableType:
+    """What a budget made of a recipe: each expert's ranks, and the SQNR that is foretold for them."""
+    parts: list[RenderableType] = []
+    for expert in Expert:
+        layers = _layers(sensitivity, expert)
+        total = _db(sum(_error_under(recipe, expert, name, layer) for name, layer in layers.items()))
+        text = functools.partial(_rank_text, recipe, expert)
+        table = _grid(f"{expert.value}: ranks for {recipe.name}", _by_block(layers), text)
+        parts += [table, f"All layers together: {total:.1f} dB, to nearest, without GPTQ.\n"]
     return Group(*parts)
 
 
@@ -38,20 +55,48 @@ def _layers(sensitivity: Sensitivity, expert: Expert) -> dict[str, LayerSensitiv
 
 
 def _table(sensitivity: Sensitivity, expert: Expert, rank: int) -> Table:
-    layers = _layers(sensitivity, expert)
-    by_block: dict[str, dict[str, float]] = {}
+    by_block = _by_block(_layers(sensitivity, expert))
+
+    def text(block: str, linear: str) -> str:
+        layers = by_block[block].values() if linear == _ALL else [by_block[block][linear]]
+        return f"{_db(sum(_error_at(layer, rank) for layer in layers)):.1f}"
+
+    return _grid(f"{expert.value}: SQNR in dB with one layer alone rounded, rank {rank}", by_block, text, (_ALL,))
+
+
+def _by_block(layers: dict[str, LayerSensitivity]) -> dict[str, dict[str, LayerSensitivity]]:
+    found: dict[str, dict[str, LayerSensitivity]] = {}
     for name, layer in layers.items():
         _, block, linear = name.split(".", 2)
-        by_block.setdefault(block, {})[linear] = _error_at(layer, rank)
-    linears = list(dict.fromkeys(linear for errors in by_block.values() for linear in errors))
-    title = f"{expert.value}: SQNR in dB with one layer alone rounded, rank {rank}"
+        found.setdefault(block, {})[linear] = layer
+    return found
+
+
+def _grid(
+    title: str, by_block: dict[str, dict[str, LayerSensitivity]], text: Callable[[str, str], str],
+    more: tuple[str, ...] = (),
+) -> Table:  # fmt: skip
+    """A row for each block, a column for each linear; text(block, linear) is what a cell says."""
+    linears = list(dict.fromkeys(linear for layers in by_block.values() for linear in layers))
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
-    for heading in ("block", *linears, "all"):
+    for heading in ("block", *linears, *more):
         table.add_column(heading, justify="right")
-    for block, errors in by_block.items():
-        cells = [NOT_MEASURED if each not in errors else f"{_db(errors[each]):.1f}" for each in linears]
-        table.add_row(block, *cells, f"{_db(sum(errors.values())):.1f}")
+    for block, layers in by_block.items():
+        cells = [text(block, each) if each in layers or each in more else NOT_MEASURED for each in (*linears, *more)]
+        table.add_row(block, *cells)
     return table
+
+
+def _rank_text(recipe: Recipe, expert: Expert, block: str, linear: str) -> str:
+    name = f"blocks.{block}.{linear}"
+    rule = recipe.rule_of(name, expert)
+    return KEEP_16BIT if rule is not None and rule.format == KEEP_16BIT else str(recipe.rank_of(name, expert))
+
+
+def _error_under(recipe: Recipe, expert: Expert, name: str, layer: LayerSensitivity) -> float:
+    rule = recipe.rule_of(name, expert)
+    is_kept = rule is not None and rule.format == KEEP_16BIT
+    return 0.0 if is_kept else _error_at(layer, recipe.rank_of(name, expert))
 
 
 def _all_ranks_line(layers: dict[str, LayerSensitivity]) -> str:
