@@ -75,6 +75,11 @@ class Format:
         return self.levels[-1]
 
     @property
+    def has_integer_levels(self) -> bool:
+        """Whether codes are their own levels, so that integer hardware multiplies them (INT4)."""
+        return self.levels == tuple(range(len(self.levels)))
+
+    @property
     def has_tensor_scale(self) -> bool:
         """Whether weights carry one float32 scale per tensor above the group scales (NVFP4)."""
         return self.scale_grid.is_e4m3
