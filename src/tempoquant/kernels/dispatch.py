@@ -79,13 +79,13 @@ def choose(device: torch.device, format: Format) -> Choice:
 
 @functools.lru_cache(maxsize=256)
 def _choose(device: torch.device, format: Format) -> Choice:
-    passed_over: list[str] = []
+    passed_over: dict[str, list[str]] = {}
     for path in Path:
         reason = why_not(path, device, format)
         if reason is None:
-            because = "; ".join(passed_over) or "the fastest there is"
-            return Choice(path, because)
-        passed_over.append(f"not {path.value}: {reason}")
+            because = "; ".join(f"not {', '.join(paths)}: {reason}" for reason, paths in passed_over.items())
+            return Choice(path, because or "the fastest there is")
+        passed_over.setdefault(reason, []).append(path.value)
     raise AssertionError("the reference runs anywhere")
 
 
