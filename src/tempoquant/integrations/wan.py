@@ -19,6 +19,7 @@ from tempoquant.checkpoint.files import open_weights
 from tempoquant.errors import ModelError, RecipeError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights, expert_forms
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
+from tempoquant.integrations.wan_blocks import SHARED_INPUTS
 from tempoquant.recipe import KEEP_16BIT, Recipe
 from tempoquant.timesteps import Expert
 
@@ -182,9 +183,6 @@ class WanExpert:
         """Wan blocks pass all else on unchanged."""
         args, kwargs = call
         return ((hidden_states, *args[1:]), kwargs)
-
-
-SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
 
 
 def _sharing(value: Any, known: dict[Any, torch.Tensor]) -> Any:
