@@ -122,6 +122,11 @@ def tile_for(tiles: Tiles, num_tokens: int, capability: int) -> Tile:
     return few if num_tokens <= few.tokens else many
 
 
+def newest_served(tiles: Tiles, capability: int) -> int:
+    """The newest compute capability that takes the tiles of this one."""
+    return min((known - 1 for known in tiles if known > capability), default=999)
+
+
 def capability_of(device: torch.device) -> int:
     """Compute capability, 90 for 9.0; what the interpreter runs is Hopper's."""
     if device.type != "cuda":
@@ -222,13 +227,15 @@ def wan_launches(dtype: torch.dtype, tiles: Tiles) -> NamedLaunches:
     All inputs and outputs of its linears divide by 128, which is all that a shape changes of the code.
     """
     for capability, (many, few) in tiles.items():
+        newest = newest_served(tiles, capability)
         for tile, num_tokens in ((many, 32_760), (few, 1)):
             for rank in (0, 32):
                 product = _meta_product(dtype, num_tokens, rank)
                 y = torch.empty(num_tokens, 5120, dtype=torch.bfloat16, device="meta")
                 for is_described in (False, True) if capability // 10 in (9, 10) else (False,):
-                    name = f"cc {capability}, {num_tokens} tokens, rank {rank}{', descriptors' if is_described else ''}"
-                    yield name, gemm_launch(product, y, tile, capability, is_described)
+                    name = f"cc {capability}, {num_tokens} tokens, rank {rank}{', described' if is_described else ''}"
+                    launch = gemm_launch(product, y, tile, capability, is_described)
+                    yield name, launch._replace(min_capability=capability, max_capability=newest)
 
 
 def _meta_product(dtype: torch.dtype, num_tokens: int, rank: int) -> Product:

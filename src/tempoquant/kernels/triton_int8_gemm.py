@@ -13,7 +13,15 @@ import triton.language as tl
 from tempoquant.errors import UnsupportedError
 from tempoquant.kernels.launch import Launch, NamedLaunches
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.triton_gemm import Tile, Tiles, capability_of, is_interpreted, new_output, tile_for
+from tempoquant.kernels.triton_gemm import (
+    Tile,
+    Tiles,
+    capability_of,
+    is_interpreted,
+    new_output,
+    newest_served,
+    tile_for,
+)
 from tempoquant.kernels.triton_tile import ROWS_AT_ONCE, finish, place_of_tile, rank_blocks, row_starts
 
 # A tile is (tokens, outputs) here; `inner` is the group. Each program holds the sums of a group beside its totals.
@@ -142,7 +150,11 @@ def specializations() -> NamedLaunches:
                     meta(num_tokens, 5120, dtype=torch.int8), meta(num_tokens, 80, dtype=torch.float32),
                     meta(num_tokens, rank) if rank else None, None,
                 )  # fmt: skip
-                yield f"cc {capability}, {num_tokens} tokens, rank {rank}", int8_gemm_launch(
+                launch = int8_gemm_launch(
                     quantized, meta(5120, 5120, dtype=torch.int8), meta(5120, 80, dtype=torch.float32),
                     meta(5120, rank) if rank else None, meta(5120), meta(num_tokens, 5120), tile,
                 )  # fmt: skip
+                yield (
+                    f"cc {capability}, {num_tokens} tokens, rank {rank}",
+                    launch._replace(min_capability=capability, max_capability=newest_served(TILES, capability)),
+                )
