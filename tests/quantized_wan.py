@@ -170,14 +170,14 @@ def tiny_pipeline() -> WanImageToVideoPipeline:
     )
 
 
-def write_pipeline(folder: Path, format: str = "mixed") -> Path:
+def write_pipeline(folder: Path, format: str = "mixed", **kwargs: Any) -> Path:
     """A complete pipeline folder with both experts quantized."""
     pipe = tiny_pipeline()
     experts = {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
     pipe.save_pretrained(folder)
     for name, model in experts.items():
         shutil.rmtree(folder / name)
-        write_component(folder / name, model, quantize_all(model, format))
+        write_component(folder / name, model, quantize_all(model, format, **kwargs))
     return folder
 
 
