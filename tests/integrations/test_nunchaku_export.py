@@ -102,6 +102,26 @@ def test_calibration_is_carried_so_that_no_prompt_of_it_is_compared_on(exported)
     assert contents_of(exported).calibration_prompt_ids == (quantized_wan.PROMPT["id"],)
 
 
+def test_a_tensor_that_diffusers_passes_over_is_left_out(exported, quantized, tmp_path):
+    source = Path(shutil.copytree(quantized, tmp_path / "quantized"))
+    file = source / "transformer" / WEIGHTS_NAME
+    save_file({**load_file(file), "blocks.0.attn2.norm_added_q.weight": torch.ones(128)}, file)
+    again = export(source, tmp_path / "out")
+    assert (
+        load_file(again / "transformer" / WEIGHTS_NAME).keys()
+        == load_file(exported / "transformer" / WEIGHTS_NAME).keys()
+    )
+
+
+def test_a_tensor_that_the_model_does_not_have_is_refused(quantized, tmp_path):
+    source = Path(shutil.copytree(quantized, tmp_path / "quantized"))
+    file = source / "transformer" / WEIGHTS_NAME
+    save_file({**load_file(file), "blocks.0.attn2.strange.weight": torch.ones(128)}, file)
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.attn2\.strange"):
+        export(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @each_format
 def test_an_export_generates_nearly_what_its_source_does_without_clip_ratios(format, tmp_path):
     """The two differ in how activations are rounded, and in clip ratios, which this source has none of."""

@@ -5,6 +5,7 @@ OUTPUT.unfinished, and the same call goes on from there.
 """
 
 import functools
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -128,7 +129,10 @@ def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progres
         for key, tensor in to_target(layer, rank).items():
             out.add(f"{name}.{key}", tensor)
         advance()
+    unread = model._keys_to_ignore_on_load_unexpected or []  # in some sources; diffusers would pass over them
     for name, tensor in iter_rest(plan.source):
+        if any(re.search(pattern, name) for pattern in unread):
+            continue
         # diffusers casts all of it to its compute dtype while loading, whatever the file says.
         out.add(name, tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor)
     hashes = out.name_shards()
