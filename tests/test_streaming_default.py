@@ -13,7 +13,8 @@ from tempoquant.calibrate.sequential import quantize_expert
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.formats import ScaleRule, decode, quantize_activation, unpack, weight_scale
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
-from tempoquant.integrations.wan import SHARED_INPUTS, WanExpert
+from tempoquant.integrations.wan import WanExpert
+from tempoquant.integrations.wan_blocks import SHARED_INPUTS
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 from tempoquant.tiny.outliers import outliers_folder

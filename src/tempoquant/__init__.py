@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tempoquant.errors import TempoQuantError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.recipe import Recipe
+from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.linear import QuantizedLinear
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 __version__ = version("tempoquant")
 
-__all__ = ["QuantizedLinear", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear"]
+__all__ = [
+    "QuantizedLinear", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear",
+    "set_activation_bits",
+]  # fmt: skip
 
 register()
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, ScaleRule
 from tempoquant.formats import quantize_activation as our_quantize_activation
 from tempoquant.integrations.nunchaku_linear import NunchakuLinear, nunchaku_linear, quantize_activation
 from tempoquant.integrations.nunchaku_lite import from_target, to_target
+from tempoquant.runtime.activation_bits import set_activation_bits
 from tests.integrations.test_nunchaku_lite import RANK, each_format, layer
 
 INT4, NVFP4 = FORMATS["int4"], FORMATS["nvfp4"]
@@ -82,6 +84,13 @@ def test_an_exported_layer_computes_smoothing_the_residual_the_branch_and_the_bi
     found = nunchaku_linear(x, after.tensors, after.format)
     wanted = x.double() @ after.dequantize().double().T + after.bias.double()
     assert float((found - wanted).abs().max()) <= 256 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
+
+
+def test_activations_of_eight_bits_are_refused():
+    module = NunchakuLinear.from_layer(exported("int4"))
+    set_activation_bits(module, 8)
+    with pytest.raises(UnsupportedError, match="4-bit activations only"):
+        module(inputs(1, 2, module.in_features))
 
 
 @each_format

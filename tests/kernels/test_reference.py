@@ -10,10 +10,12 @@ from tempoquant.formats import (
     from_codes,
     pack,
     quantize_activation,
+    quantize_activation_to_8_bits,
     scale_to_bytes,
     to_codes,
     weight_scale,
 )
+from tempoquant.kernels import reference
 from tempoquant.kernels.reference import LinearTensors, dequantize_residual, w4a4_linear
 
 NUM_TOKENS, OUT, RANK = 7, 6, 3
@@ -165,3 +167,31 @@ def test_a_clip_ratio_of_a_half_with_large_inputs_saturates_at_half_the_range():
     x = torch.full((1, 3 * format.group_size), 6.0).double()
     full, half = (w4a4_linear(x, tensors, format, ScaleRule.CEIL, ratio) for ratio in (1.0, 0.5))
     torch.testing.assert_close(half, full / 2, rtol=1e-12, atol=0)
+
+
+@each_format
+@pytest.mark.parametrize("batches", [1, 3])
+def test_tokens_computed_in_chunks_are_those_computed_at_once(format: Format, batches: int, monkeypatch):
+    tensors = layer_tensors(format)
+    x = random(batches, 11, 3 * format.group_size).double()
+    clip_ratio = torch.linspace(0.7, 1.0, batches).reshape(batches, 1, 1)
+    per_token = torch.arange(11).reshape(11, 1) % 2 == 0
+    whole = w4a4_linear(x, tensors, format, ScaleRule.CEIL, clip_ratio, per_token)
+    monkeypatch.setattr(reference, "NUMBERS_AT_ONCE", 4 * batches * 3 * format.group_size)
+    chunked = w4a4_linear(x, tensors, format, ScaleRule.CEIL, clip_ratio, per_token)
+    torch.testing.assert_close(chunked, whole, rtol=1e-12, atol=1e-12)
+    x.requires_grad_()
+    w4a4_linear(x, tensors, format, ScaleRule.CEIL, clip_ratio, per_token).sum().backward()
+    assert x.grad is not None and bool(x.grad.abs().sum(-1).all())
+
+
+@each_format
+def test_tokens_in_eight_bits_are_rounded_to_eight_and_the_others_to_four(format: Format):
+    tensors = layer_tensors(format, smoothing=False, branch=False, offset=False, bias=False)
+    x = random(NUM_TOKENS, 3 * format.group_size).double()
+    weight = dequantize_residual(tensors, format, torch.float64)
+    in_eight, in_four = quantize_activation_to_8_bits(x, format), quantize_activation(x, format, ScaleRule.CEIL)
+    which = torch.arange(NUM_TOKENS).reshape(-1, 1) % 2 == 0
+    for eight_bits, rounded in ((False, in_four), (True, in_eight), (which, torch.where(which, in_eight, in_four))):
+        y = w4a4_linear(x, tensors, format, ScaleRule.CEIL, 1.0, eight_bits)
+        torch.testing.assert_close(y, rounded @ weight.T, rtol=1e-12, atol=1e-12)

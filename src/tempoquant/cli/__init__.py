@@ -6,6 +6,7 @@ import typer
 
 from tempoquant.cli.compare import command as compare_command
 from tempoquant.cli.demo import command as demo_command
+from tempoquant.cli.doctor import command as doctor_command
 from tempoquant.cli.export import command as export_command
 from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
@@ -28,6 +29,7 @@ app.command("sensitivity")(sensitivity_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)
+app.command("doctor")(doctor_command)
 app.command("export")(export_command)
 
 

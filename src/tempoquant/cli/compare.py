@@ -1,10 +1,11 @@
 """`tempoquant compare`: how far a quantized pipeline is from its reference."""
 
+import functools
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tempoquant.cli.options import Device, Folder, Json, Seed
+from tempoquant.cli.options import Activations, Device, Folder, Json, Seed
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
@@ -23,6 +24,7 @@ def command(
         typer.Option(metavar="FILE|FOLDER", help="jsonl of {image, prompt} (bundled models have their own)."),
     ] = None,
     seed: Seed = 0,
+    activation_bits: Activations = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -34,11 +36,18 @@ def command(
         from tempoquant.cli.tables import bins_table, comparison_table
         from tempoquant.evaluate.compare import compare
         from tempoquant.integrations.pipeline_folder import resolve_model
+        from tempoquant.runtime.activation_bits import set_activation_bits
 
         task = held_out_task(reference, samples, samples_from, seed)
         # A folder's own name, so that two results of one recipe stay apart; "." has none before it is resolved.
-        models = {folder.resolve().name: folder}
-        comparison = compare(resolve_model(reference), models, task, device, progress).comparison
+        label = folder.resolve().name
+        prepare = None
+        if activation_bits is not None:
+            label += f", activations in {activation_bits} bits"
+            prepare = functools.partial(set_activation_bits, bits=activation_bits.bits,
+                                        timesteps=activation_bits.timesteps)  # fmt: skip
+        source = resolve_model(reference)
+        comparison = compare(source, {label: folder}, task, device, progress, prepare).comparison
         tables = [comparison_table(comparison), bins_table(comparison)]
         return Outcome(comparison.to_dict(), Group(*(table for table in tables if table is not None)))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tempoquant.cli.options import Device, FlowShift, Folder, Frames, Seed, Size, Steps
+from tempoquant.cli.options import Activations, Device, FlowShift, Folder, Frames, Seed, Size, Steps
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
@@ -24,6 +24,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         float | None, typer.Option(min=0.0, help="Of classifier-free guidance; 1 for none.")
     ] = None,
     flow_shift: FlowShift = None,
+    activation_bits: Activations = None,
     device: Device = None,
 ) -> None:
     """Generate one video. What is not given is the model's own: size, frames, steps, guidance, flow shift."""
@@ -39,6 +40,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.integrations.sampling import default_settings, generate_video
         from tempoquant.integrations.wan import load_pipeline
         from tempoquant.prompts import Prompt, open_image
+        from tempoquant.runtime.activation_bits import set_activation_bits
 
         check_place(output, ".mp4")
         item = Prompt(image.stem, open_image(image), prompt)
@@ -46,6 +48,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         settings = default_settings(model).replace(**changes)
         on_loaded = progress.start("loading", 1)
         pipeline = load_pipeline(model, device)
+        if activation_bits is not None:
+            set_activation_bits(pipeline, activation_bits.bits, activation_bits.timesteps)
         on_loaded()
         on_step = progress.start("generating", settings.num_steps)
         try:

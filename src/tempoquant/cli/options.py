@@ -1,5 +1,7 @@
 """Options that several commands share, written once."""
 
+import math
+import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +24,30 @@ def parse_size(text: str) -> FrameSize:
     if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is not HEIGHTxWIDTH, such as 480x832.")
     return FrameSize(int(parts[0]), int(parts[1]))
+
+
+@dataclass(frozen=True)
+class ActivationBits:
+    """Of 4-bit linears: `bits` at these timesteps (low, high), four at the others; None for all timesteps."""
+
+    bits: int
+    timesteps: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        return f"{self.bits}" if self.timesteps is None else "{}@{:g}-{:g}".format(self.bits, *self.timesteps)
+
+
+def parse_activation_bits(text: str) -> ActivationBits:
+    """Read "4", "8" or "8@LOW-HIGH", timesteps from 0 to 1000. Raises typer.BadParameter for anything else."""
+    found = re.fullmatch(r"(4|8)(?:@(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?))?", text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not 4, 8 or 8@LOW-HIGH, such as 8@0-500.")
+    bits, low, high = found.groups()
+    if low is not None and (bits == "4" or not float(low) < float(high) <= 1000):
+        raise typer.BadParameter(f"{text!r}: timesteps go with 8 bits, LOW below HIGH, from 0 to 1000.")
+    # The last timestep itself is the noisiest there is, and belongs to an interval that ends with it.
+    end = None if low is None else float(high) if float(high) < 1000 else math.inf
+    return ActivationBits(int(bits), None if end is None else (float(low), end))
 
 
 def check_frames(frames: int | None) -> int | None:
@@ -116,4 +142,11 @@ Devices = Annotated[
         "--device", metavar="D[,D]", callback=check_devices, help="cpu, cuda, or cuda:0,cuda:1: one per expert."
     ),
 ]
+Activations = Annotated[
+    ActivationBits | None,
+    typer.Option(
+        "--activation-bits", metavar="4|8|8@LOW-HIGH", parser=parse_activation_bits,
+        help="Of activations: 8 for W4A8 (the same time on FP8 and INT8 hardware), at some timesteps or at all.",
+    ),
+]  # fmt: skip
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A quantized pipeline.")]

@@ -77,6 +77,7 @@ def compare(
     task: Task,
     device: str | None = None,
     progress: Progress = SILENT,
+    prepare: Callable[[Any], None] | None = None,
 ) -> Evidence:
     """Generate and measure with the reference, then with each model.
 
@@ -86,6 +87,7 @@ def compare(
         task: what to generate.
         device: where to run; None for CUDA where there is one, else the CPU.
         progress: told of every step and call.
+        prepare: called with the pipeline of each model, not of the reference, before it runs.
 
     Raises:
         CalibrationError: a model was calibrated on one of the prompts.
@@ -106,6 +108,8 @@ def compare(
     for label, folder in models.items():
         _free_memory()
         pipeline = _load(folder, label, device, progress)
+        if prepare is not None:
+            prepare(pipeline)
         errors = _noise_prediction(pipeline, recorded, bins, label, progress)
         videos[label] = _generate(pipeline, task, label, progress)
         results.append(_result(label, folder, errors, _judge(task, videos[label], reference_videos)))

@@ -1,5 +1,6 @@
 """What four bits mean: formats as values, tensors in, tensors out."""
 
+from tempoquant.formats.eight_bits import eight_bit_scale, quantize_activation_to_8_bits
 from tempoquant.formats.format import FORMATS, INT4, MXFP4, NVFP4, NVFP4_M1, Format, ScaleGrid, ScaleRule, get_format
 from tempoquant.formats.levels import decode, encode, nearest_level
 from tempoquant.formats.packing import pack, unpack
@@ -15,6 +16,7 @@ from tempoquant.formats.scales import check_scale_bytes, group_scale, scale_from
 
 __all__ = [
     "FORMATS", "Format", "INT4", "MXFP4", "NVFP4", "NVFP4_M1", "ScaleGrid", "ScaleRule", "WeightScale",
-    "check_scale_bytes", "decode", "encode", "from_codes", "get_format", "group_amax", "group_scale", "nearest_level",
-    "pack", "quantize_activation", "scale_from_bytes", "scale_to_bytes", "to_codes", "unpack", "weight_scale",
+    "check_scale_bytes", "decode", "eight_bit_scale", "encode", "from_codes", "get_format", "group_amax", "group_scale",
+    "nearest_level", "pack", "quantize_activation", "quantize_activation_to_8_bits", "scale_from_bytes",
+    "scale_to_bytes", "to_codes", "unpack", "weight_scale",
 ]  # fmt: skip

@@ -75,6 +75,19 @@ class Format:
         return self.levels[-1]
 
     @property
+    def has_integer_levels(self) -> bool:
+        """Whether codes are their own levels, so that integer hardware multiplies them (INT4)."""
+        return self.levels == tuple(range(len(self.levels)))
+
+    @property
+    def is_fp8_exact(self) -> bool:
+        """Whether levels times scales of a row are E4M3 times a power of two, if they span 15 octaves at most.
+
+        Rows of a format with `scale_octaves` are never wider. Decision 0005.
+        """
+        return self.levels == E2M1_LEVELS and self.scale_grid in (ScaleGrid.E8M0, ScaleGrid.E4M1)
+
+    @property
     def has_tensor_scale(self) -> bool:
         """Whether weights carry one float32 scale per tensor above the group scales (NVFP4)."""
         return self.scale_grid.is_e4m3

@@ -20,7 +20,8 @@ from tempoquant.errors import ModelError
 from tempoquant.formats import Format, ScaleRule
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, expert_forms
 from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.wan import SHARED_INPUTS, compute_dtype
+from tempoquant.integrations.wan import compute_dtype
+from tempoquant.integrations.wan_blocks import SHARED_INPUTS
 from tempoquant.methods.lowrank import ITERATIONS, OVERSAMPLING
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert

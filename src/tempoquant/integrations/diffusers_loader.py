@@ -23,8 +23,10 @@ from tempoquant.checkpoint.reader import check_forms
 from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig, damaged
 from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, stored_as
 from tempoquant.errors import UnsupportedError
+from tempoquant.integrations.wan_blocks import sharing_an_input
 from tempoquant.runtime.convert import quantized_linears, replace_linears
 from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.runtime.share_inputs import share_inputs
 
 
 class QuantMethod(str, Enum):
@@ -146,6 +148,8 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        """Let linears that read one input quantize it once."""
+        share_inputs(model, sharing_an_input(self.component.layers))
         return model
 
     def get_state_dict_and_metadata(

@@ -9,6 +9,7 @@ Source: nunchaku's src/kernels/zgemm/gemm_w4a4.cuh, quantize_w4a4_from_fpsum_war
 import torch
 from torch.nn import functional
 
+from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format, group_amax, nearest_level
 from tempoquant.kernels.reference import LinearTensors, dequantize_residual
 from tempoquant.runtime.linear import QuantizedLinear
@@ -61,6 +62,8 @@ class NunchakuLinear(QuantizedLinear):
     """A QuantizedLinear that computes what the target computes: no clip ratio, the kernels' rounding of activations."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, …, in) to (batch, …, out), in the dtype of x."""
+        """(batch, …, in) to (batch, …, out), in the dtype of x. Raises UnsupportedError for activations of 8 bits."""
+        if self.clock.eight_bit_timesteps is not None:
+            raise UnsupportedError("an exported layer has 4-bit activations only: leave activation bits as they are.")
         with torch.autocast(x.device.type, enabled=False):
             return nunchaku_linear(x, self._tensors(), self.entry.format)

@@ -21,6 +21,7 @@ from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeig
 from tempoquant.integrations.nunchaku_lite import is_exported
 from tempoquant.integrations.nunchaku_reader import ExportedComponent
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
+from tempoquant.integrations.wan_blocks import SHARED_INPUTS
 from tempoquant.recipe import KEEP_16BIT, Recipe
 from tempoquant.timesteps import Expert
 
@@ -192,9 +193,6 @@ class WanExpert:
         """Wan blocks pass all else on unchanged."""
         args, kwargs = call
         return ((hidden_states, *args[1:]), kwargs)
-
-
-SHARED_INPUTS = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
 
 
 def _sharing(value: Any, known: dict[Any, torch.Tensor]) -> Any:

@@ -7,12 +7,24 @@ What a layer does not have is left out. Both operands of the first product are l
 sums run in float32 (float64 for float64 inputs). The result is rounded once, to the dtype of x.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.nn import functional
 
-from tempoquant.formats import Format, ScaleRule, from_codes, quantize_activation, scale_from_bytes, unpack
+from tempoquant.formats import (
+    Format,
+    ScaleRule,
+    from_codes,
+    quantize_activation,
+    quantize_activation_to_8_bits,
+    scale_from_bytes,
+    unpack,
+)
+
+NUMBERS_AT_ONCE = 2**22
+"""Of inputs or outputs: in float32 16 MiB, of which rounding to the nearest level needs about ten at a time."""
 
 
 class LinearTensors(NamedTuple):
@@ -48,25 +60,60 @@ def w4a4_linear(
     format: Format,
     activation_scale_rule: ScaleRule,
     clip_ratio: torch.Tensor | float = 1.0,
+    eight_bits: torch.Tensor | bool = False,
 ) -> torch.Tensor:
-    """The exact 4-bit linear.
+    """The exact 4-bit linear. Long inputs are computed some tokens at a time, for rounding takes memory.
 
     Args:
         x: (…, in), any float dtype.
         clip_ratio: multiplies each activation group's amax; a number, or broadcastable to (…, groups).
+        eight_bits: whether activations have eight bits instead, and no clip ratio (W4A8); a boolean, or booleans
+            broadcastable to (…, 1).
 
     Returns:
         (…, out) in the dtype of x.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    raw = x.to(dtype)
-    hidden = None if tensors.down is None else functional.linear(raw, tensors.down.to(dtype))
-    rounded = quantize_activation(quantizer_input(raw, hidden, tensors), format, activation_scale_rule, clip_ratio)
+    weight = dequantize_residual(tensors, format, dtype)
     bias = None if tensors.bias is None else tensors.bias.to(dtype)
-    y = functional.linear(rounded, dequantize_residual(tensors, format, dtype), bias)
-    if hidden is not None and tensors.up is not None:
-        y = y + functional.linear(hidden, tensors.up.to(dtype))
-    return y.to(x.dtype)
+
+    def compute(x: torch.Tensor, clip_ratio: torch.Tensor | float, eight_bits: torch.Tensor | bool) -> torch.Tensor:
+        raw = x.to(dtype)
+        hidden = None if tensors.down is None else functional.linear(raw, tensors.down.to(dtype))
+        rounded = round_input(
+            quantizer_input(raw, hidden, tensors), format, activation_scale_rule, clip_ratio, eight_bits
+        )
+        y = functional.linear(rounded, weight, bias)
+        if hidden is not None and tensors.up is not None:
+            y = y + functional.linear(hidden, tensors.up.to(dtype))
+        return y.to(x.dtype)
+
+    widest = max(weight.shape)
+    if x.dim() < 2 or x.numel() // x.shape[-1] * widest <= NUMBERS_AT_ONCE:
+        return compute(x, clip_ratio, eight_bits)
+    chunks = _token_chunks(x, widest, clip_ratio, eight_bits)
+    if x.requires_grad and torch.is_grad_enabled():
+        return torch.cat([compute(*chunk) for _, chunk in chunks], dim=-2)
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    for tokens, chunk in chunks:
+        y[..., tokens, :] = compute(*chunk)
+    return y
+
+
+def round_input(
+    x: torch.Tensor,
+    format: Format,
+    rule: ScaleRule,
+    clip_ratio: torch.Tensor | float = 1.0,
+    eight_bits: torch.Tensor | bool = False,
+) -> torch.Tensor:
+    """Q of the module's formula: (…, in) to the same, in four bits or, where `eight_bits` says so, in eight."""
+    if isinstance(eight_bits, bool):
+        if eight_bits:
+            return quantize_activation_to_8_bits(x, format)
+        return quantize_activation(x, format, rule, clip_ratio)
+    in_four = quantize_activation(x, format, rule, clip_ratio)
+    return torch.where(eight_bits, quantize_activation_to_8_bits(x, format), in_four)
 
 
 def quantizer_input(raw: torch.Tensor, hidden: torch.Tensor | None, tensors: LinearTensors) -> torch.Tensor:
@@ -83,3 +130,24 @@ def quantizer_input(raw: torch.Tensor, hidden: torch.Tensor | None, tensors: Lin
     if tensors.deflation is not None and hidden is not None:
         x = x - functional.linear(hidden, tensors.deflation.to(raw.dtype))
     return x if tensors.input_offset is None else x - tensors.input_offset.to(raw.dtype)
+
+
+_Chunk = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | bool]
+_Value = TypeVar("_Value", torch.Tensor | float, torch.Tensor | bool)
+
+
+def _token_chunks(
+    x: torch.Tensor, widest: int, clip_ratio: torch.Tensor | float, eight_bits: torch.Tensor | bool
+) -> Iterator[tuple[slice, _Chunk]]:
+    """Runs of tokens along the last dimension but one, with what belongs to them."""
+    num_tokens = x.shape[-2]
+    size = max(1, NUMBERS_AT_ONCE * num_tokens * x.shape[-1] // (x.numel() * widest))
+    for start in range(0, num_tokens, size):
+        tokens = slice(start, min(start + size, num_tokens))
+        yield tokens, (x[..., tokens, :], _of_tokens(clip_ratio, tokens), _of_tokens(eight_bits, tokens))
+
+
+def _of_tokens(value: _Value, tokens: slice) -> _Value:
+    if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[-2] > 1:
+        return value[..., tokens, :]
+    return value

@@ -15,10 +15,13 @@ from torch import nn
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, stored_as, to_stored
 from tempoquant.errors import CheckpointError
+from tempoquant.kernels import dispatch, operators
+from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors, w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.packed_weight import PackedWeight
+from tempoquant.runtime.shared_input import SharedInput
 
 
 class QuantizedLinear(nn.Linear):
@@ -28,6 +31,7 @@ class QuantizedLinear(nn.Linear):
         entry: what fixes every tensor's presence, dtype and shape.
         clock: tells the current timestep bin; shared by all layers of a model.
         compute_dtype: what `weight.dtype` claims, and so what peft gives its adapters.
+        shared_input: joins the linears that read one input (`share_inputs`); None for none.
         packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, deflation, input_offset, bias: as stored,
             or None where absent.
     """
@@ -53,6 +57,7 @@ class QuantizedLinear(nn.Linear):
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a dense weight
         self.in_features, self.out_features = entry.in_features, entry.out_features
         self.entry, self.clock, self.compute_dtype = entry, clock, compute_dtype
+        self.shared_input: SharedInput | None = None
         table = stored_as(entry, clock.bins.num_bins)
         for key in KEYS:
             form = table.get(key)
@@ -106,18 +111,41 @@ class QuantizedLinear(nn.Linear):
 
         In a model the clock is shared: there, call the model, which sets it from its own `timestep`.
         """
-        before = self.clock.current
+        before = self.clock.state()
         self.clock.set(timestep)
         try:
             yield
         finally:
-            self.clock.current = before
+            self.clock.restore(before)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x."""
+        entry = self.entry
         clip_ratio = self.clock.select(self.clip_ratio.view(torch.float32), x)
+        eight_bits = self.clock.eight_bits(x)
         with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
-            return w4a4_linear(x, self._tensors(), self.entry.format, self.entry.activation_scale_rule, clip_ratio)
+            path = operators.path_of(x.device.type, x.device.index, entry.format.name)
+            if path == dispatch.Path.REFERENCE or x.dtype == torch.float64 or (
+                x.requires_grad and torch.is_grad_enabled()  # through the branch, which the kernels do not follow
+            ):  # fmt: skip
+                return w4a4_linear(x, self._tensors(), entry.format, entry.activation_scale_rule, clip_ratio,
+                                   False if eight_bits is None else eight_bits)  # fmt: skip
+            return self._forward_by_kernels(x, clip_ratio, eight_bits, path)
+
+    def _forward_by_kernels(
+        self, x: torch.Tensor, clip_ratio: torch.Tensor, eight_bits: torch.Tensor | None, path: str
+    ) -> torch.Tensor:
+        tensors, entry = self._tensors(), self.entry
+
+        def quantize(x: torch.Tensor) -> QuantizedInput:
+            return operators.quantize_input(
+                x.reshape(-1, entry.in_features), tensors, entry.format, entry.activation_scale_rule,
+                clip_ratio.reshape(-1), None if eight_bits is None else eight_bits.reshape(-1), path,
+            )  # fmt: skip
+
+        quantized = quantize(x) if self.shared_input is None else self.shared_input.quantized(x, quantize)
+        y = operators.multiply(quantized, tensors, entry.format, x.dtype, path)
+        return y.reshape(*x.shape[:-1], entry.out_features)
 
     def extra_repr(self) -> str:
         entry = self.entry

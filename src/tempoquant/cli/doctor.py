@@ -1,0 +1,84 @@
+"""`tempoquant doctor`: which kernels this machine runs each format with, and why."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from tempoquant.cli.options import Json
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+LIBRARIES = ("tempoquant", "torch", "triton", "diffusers", "transformers", "accelerate", "safetensors", "peft")
+
+
+def command(as_json: Json = False) -> None:
+    """Show this machine's devices and libraries, and which kernels each format gets there, with the reason."""
+
+    def work(progress: Progress) -> Outcome:
+        from rich.console import Group
+
+        record: dict[str, Any] = {
+            "python": platform.python_version(), "platform": platform.platform(),
+            "libraries": {name: installed(name) for name in LIBRARIES}, "devices": devices(),
+        }  # fmt: skip
+        libraries = ", ".join(f"{name} {found or 'not installed'}" for name, found in record["libraries"].items())
+        system = f"Python {record['python']}, {record['platform']}; {libraries}."
+        return Outcome(record, Group(kernels_table(record["devices"]), system, remedy(record)))
+
+    run_command(work, as_json)
+
+
+def installed(name: str) -> str | None:
+    """The version of a library; None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def devices() -> list[dict[str, Any]]:
+    """Every device a pipeline can be on, with what dispatch says of each format there."""
+    import torch
+
+    from tempoquant.formats import FORMATS
+    from tempoquant.kernels.dispatch import choose
+
+    found: list[dict[str, Any]] = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": properties.total_memory / 2**30,
+                      "compute_capability": f"{properties.major}.{properties.minor}"})  # fmt: skip
+    found.append({"device": "cpu", "name": platform.processor() or platform.machine()})
+    for device in found:
+        choices = {name: choose(torch.device(device["device"]), format) for name, format in FORMATS.items()}
+        device["kernels"] = {name: {"path": c.path.value, "reason": c.reason} for name, c in choices.items()}
+    return found
+
+
+def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
+    """A row for each device and format; equal reasons of a device are written once."""
+    from rich.table import Table
+
+    table = Table(title="Kernels", title_justify="left")
+    for column in ("device", "format", "kernels", "why"):
+        table.add_column(column)
+    for device in found:
+        about = [device["name"]]
+        if "compute_capability" in device:
+            about += [f"compute capability {device['compute_capability']}", f"{device['memory_gib']:.0f} GiB"]
+        name = f"{device['device']}: {', '.join(about)}"
+        for format, kernels in device["kernels"].items():
+            table.add_row(name, format, kernels["path"], kernels["reason"])
+            name = ""
+        table.add_section()
+    return table
+
+
+def remedy(record: dict[str, Any]) -> str:
+    """What to do about a machine that runs nothing but the reference."""
+    if any(kernels["path"] != "reference" for device in record["devices"] for kernels in device["kernels"].values()):
+        return "GPU kernels are used where the table says so."
+    if len(record["devices"]) > 1 and record["libraries"]["triton"] is None:
+        return "No GPU kernels: install Triton (pip install triton) to have them."
+    return "No GPU kernels here: everything runs in plain PyTorch, which is exact and slow."

@@ -1,0 +1,133 @@
+"""The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes and not their insides.
+
+`quantize_input` rounds what linears share, `multiply` does the rest; the path says by which kernels. Both are pure:
+same tensors, same result, nothing kept.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from tempoquant.formats import Format, ScaleRule, get_format
+from tempoquant.kernels.dispatch import Path, choose
+from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.reference import LinearTensors
+
+
+@torch.compiler.assume_constant_result
+def path_of(device_type: str, device_index: int | None, format: str) -> str:
+    """The path that `dispatch.choose` chooses, by names: what a compiled graph takes for settled.
+
+    Raises UnsupportedError as that does.
+    """
+    device = torch.device(device_type) if device_index is None else torch.device(device_type, device_index)
+    return choose(device, get_format(format)).path.value
+
+
+def quantize_input(
+    x: torch.Tensor,
+    tensors: LinearTensors,
+    format: Format,
+    rule: ScaleRule,
+    clip_ratio: torch.Tensor,
+    eight_bits: torch.Tensor | None,
+    path: str,
+) -> QuantizedInput:
+    """Project onto the branch, and round what is left.
+
+    The kernels round h = x · downᵀ to bfloat16. The same numbers are taken off the input and added to the output, so
+    that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part.
+
+    Args:
+        x: (tokens, in) bfloat16, float16 or float32.
+        clip_ratio: (1 or batch,) float32; tokens are `batch` equal runs.
+        eight_bits: (1 or batch,) bool, which of these have 8-bit activations; None for none.
+    """
+    hidden = None
+    if tensors.down is not None:
+        hidden = functional.linear(x.to(torch.bfloat16), tensors.down)
+    values, scale, outside = _quantize_input(
+        x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, clip_ratio, eight_bits,
+        format.name, rule.value, path,
+    )  # fmt: skip
+    has_rows = path == Path.FP8 and format.scale_octaves is None
+    return QuantizedInput(values, None if path == Path.BF16 else scale, hidden, outside if has_rows else None)
+
+
+def multiply(
+    quantized: QuantizedInput, tensors: LinearTensors, format: Format, dtype: torch.dtype, path: str
+) -> torch.Tensor:
+    """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
+    return _multiply(
+        quantized.values, quantized.scale, quantized.hidden, quantized.outside, tensors.packed, tensors.scale,
+        tensors.tensor_scale, tensors.up, tensors.bias, format.name, dtype, path,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("tempoquant::quantize_input", mutates_args=())
+def _quantize_input(  # noqa: PLR0913 (operators take tensors, not tuples of them)
+    x: torch.Tensor,
+    hidden: torch.Tensor | None,
+    smoothing_factor: torch.Tensor | None,
+    deflation: torch.Tensor | None,
+    input_offset: torch.Tensor | None,
+    clip_ratio: torch.Tensor,
+    eight_bits: torch.Tensor | None,
+    format: str,
+    rule: str,
+    path: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """values, scale and outside of a QuantizedInput; empty where it has None."""
+    tensors = LinearTensors(x, x, None, smoothing_factor, None, None, deflation, input_offset, None)
+    done = _kernels_of(path).quantize_input(
+        x, hidden, tensors, get_format(format), ScaleRule(rule), clip_ratio, eight_bits
+    )
+    nothing = x.new_empty(0)
+    return done.values, *(nothing.clone() if each is None else each for each in (done.scale, done.outside))
+
+
+@_quantize_input.register_fake
+def _(x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    format, path = get_format(others[-3]), others[-1]
+    num_tokens = x.shape[0]
+    values = {Path.FP8: torch.float8_e4m3fn, Path.INT8: torch.int8, Path.BF16: torch.bfloat16}[Path(path)]
+    scale = {Path.FP8: (num_tokens,), Path.INT8: (num_tokens, x.shape[1] // format.group_size), Path.BF16: (0,)}
+    has_rows = path == Path.FP8 and format.scale_octaves is None
+    return (
+        x.new_empty(x.shape, dtype=values),
+        x.new_empty(scale[Path(path)], dtype=x.dtype if path == Path.BF16 else torch.float32),
+        x.new_empty(num_tokens, dtype=torch.bool) if has_rows else x.new_empty(0),
+    )
+
+
+@torch.library.custom_op("tempoquant::multiply", mutates_args=())
+def _multiply(  # noqa: PLR0913
+    values: torch.Tensor,
+    row_scale: torch.Tensor | None,
+    hidden: torch.Tensor | None,
+    outside: torch.Tensor | None,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    tensor_scale: torch.Tensor | None,
+    up: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    format: str,
+    dtype: torch.dtype,
+    path: str,
+) -> torch.Tensor:
+    tensors = LinearTensors(packed, scale, tensor_scale, None, up, None, None, None, bias)
+    quantized = QuantizedInput(values, row_scale, hidden, outside)
+    return _kernels_of(path).multiply(quantized, tensors, get_format(format), dtype)
+
+
+@_multiply.register_fake
+def _(values: torch.Tensor, *others: Any) -> torch.Tensor:
+    packed, dtype = others[3], others[-2]
+    return values.new_empty(values.shape[0], packed.shape[0], dtype=dtype)
+
+
+def _kernels_of(path: str) -> Any:
+    """The module with a path's `quantize_input` and `multiply`. Importing it imports Triton, so only what runs is."""
+    return importlib.import_module(f"tempoquant.kernels.{Path(path).value}")

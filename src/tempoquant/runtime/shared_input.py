@@ -1,0 +1,49 @@
+"""SharedInput: linears that read one input have it quantized once.
+
+q, k and v of an attention are called one after the other with the same tensor. The first to see it quantizes it, the
+others take what it made, and the last one lets go of it, so that it does not lie in memory while attention runs.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from tempoquant.kernels.quantized_input import QuantizedInput
+
+
+class SharedInput:
+    """What linears that read one input made of it last.
+
+    Attributes:
+        num_linears: how many share it.
+    """
+
+    def __init__(self, num_linears: int) -> None:
+        self.num_linears = num_linears
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the input and of what was made of it."""
+        self._x: torch.Tensor | None = None
+        self._quantized: QuantizedInput | None = None
+        self._version, self._num_waiting = 0, 0
+
+    def quantized(self, x: torch.Tensor, quantize: Callable[[torch.Tensor], QuantizedInput]) -> QuantizedInput:
+        """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
+
+        A graph that is being compiled cannot ask whether x changed: there the same tensor is taken to be unchanged, as
+        it is in every attention of diffusers.
+        """
+        version = 0
+        if not torch.compiler.is_compiling():
+            if torch.is_inference(x):  # does not count its changes
+                return quantize(x)
+            version = x._version
+        if self._quantized is None or self._x is not x or self._version != version:
+            self._x, self._version, self._quantized = x, version, quantize(x)
+            self._num_waiting = self.num_linears
+        result = self._quantized
+        self._num_waiting -= 1
+        if self._num_waiting == 0:
+            self.forget()
+        return result

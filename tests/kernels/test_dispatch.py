@@ -1,0 +1,105 @@
+"""Laws of the choice of kernels: what a device can run, why, and no silence when it cannot."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4, NVFP4_M1, Format
+from tempoquant.kernels import dispatch
+from tempoquant.kernels.dispatch import Path, choose, forced
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretends that the GPU has a compute capability."""
+    dispatch._choose.cache_clear()
+
+    def pretend(major: int, minor: int) -> None:
+        dispatch._choose.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+        monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
+
+    yield pretend
+    dispatch._choose.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "format", "path"),
+    [
+        ((9, 0), NVFP4_M1, Path.FP8),
+        ((8, 9), MXFP4, Path.FP8),
+        ((12, 0), NVFP4_M1, Path.FP8),
+        ((9, 0), NVFP4, Path.BF16),  # its scales are no FP8 numbers
+        ((9, 0), INT4, Path.INT8),
+        ((8, 0), INT4, Path.INT8),
+        ((8, 6), MXFP4, Path.BF16),
+        ((7, 5), INT4, Path.REFERENCE),
+    ],
+)
+def test_each_gpu_gets_the_fastest_path_it_has(gpu: Any, capability: Any, format: Format, path: Path) -> None:
+    gpu(*capability)
+    assert choose(GPU, format).path is path
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_a_cpu_runs_the_reference_and_is_told_why(format: Format) -> None:
+    choice = choose(torch.device("cpu"), format)
+    assert choice.path is Path.REFERENCE and "bf16: it needs an NVIDIA GPU" in choice.reason
+
+
+def test_without_triton_the_reference_runs_and_says_so(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(9, 0)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    choice = choose(GPU, MXFP4)
+    assert choice.path is Path.REFERENCE
+    assert "not fp8, bf16: Triton is not installed" in choice.reason
+
+
+def test_a_path_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
+    gpu(9, 0)
+    with forced("bf16"):
+        assert choose(GPU, MXFP4) == (Path.BF16, "it was asked for")
+        with forced(Path.REFERENCE):
+            assert choose(GPU, MXFP4).path is Path.REFERENCE
+        with forced(None):
+            assert choose(GPU, MXFP4).path is Path.BF16
+    assert choose(GPU, MXFP4).path is Path.FP8
+
+
+@pytest.mark.parametrize(
+    ("path", "format", "why"),
+    [("fp8", NVFP4, "no FP8 numbers"), ("int8", MXFP4, "no integers"), ("fp8", MXFP4, "needs an NVIDIA GPU")],
+)
+def test_a_forced_path_that_cannot_run_is_refused_with_the_reason(
+    path: str, format: Format, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with forced(path), pytest.raises(UnsupportedError, match=f"'{path}' were asked for, but .*{why}"):
+        choose(torch.device("cpu"), format)
+
+
+def test_an_unknown_path_is_refused_by_name() -> None:
+    with (
+        pytest.raises(UnsupportedError, match="called 'fp9'; known ones are fp8, int8, bf16, reference"),
+        forced("fp9"),
+    ):
+        pass
+
+
+def test_levels_times_scales_of_fp8_exact_formats_are_fp8_numbers() -> None:
+    """Every level with every scale of an octave of the grid, at both ends of the window."""
+    octaves = {MXFP4.name: range(-8, 7), NVFP4_M1.name: range(-7, 6)}
+    for format in FORMATS.values():
+        if not format.is_fp8_exact:
+            assert format in (NVFP4, INT4)
+            continue
+        mantissas = (1.0,) if format is MXFP4 else (1.0, 1.5)
+        numbers = torch.tensor(
+            [level * m * 2.0**e for level in format.levels for m in mantissas for e in octaves[format.name]]
+        )
+        assert torch.equal(numbers.to(torch.float8_e4m3fn).float(), numbers)
+        assert format.scale_octaves is None or len(octaves[format.name]) == format.scale_octaves + 1
