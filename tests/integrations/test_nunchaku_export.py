@@ -255,11 +255,17 @@ def test_one_layer_is_in_memory_at_a_time_and_shards_bound_the_rest(quantized, e
     assert max(most) <= 2  # this one, and the one before, until its name is taken by this
     index = json.loads((sharded / "transformer" / INDEX_NAME).read_text())
     assert len(set(index["weight_map"].values())) > 2
+    moved = next(iter(index["weight_map"]))
+    other = next(name for name in index["weight_map"].values() if name != index["weight_map"][moved])
+    lying = {**index, "weight_map": {**index["weight_map"], moved: other}}
     single = load_file(exported / "transformer" / WEIGHTS_NAME)
     assert set(index["weight_map"]) == set(single)
     layers = ExportedComponent(sharded / "transformer").layers()
     for (name, layer), (_, wanted) in zip(layers, ExportedComponent(exported / "transformer").layers(), strict=True):
         assert torch.equal(layer.packed, wanted.packed), name
+    (sharded / "transformer" / INDEX_NAME).write_text(json.dumps(lying))
+    with pytest.raises(CheckpointError, match="does not list the tensors"):
+        ExportedComponent(sharded / "transformer")
 
 
 @pytest.mark.parametrize("where", ["rank", "targets", "precision", "section"])

@@ -124,11 +124,7 @@ def verify_hashes(folder: str | Path, config: ComponentConfig | None = None) -> 
 def _open(folder: Path) -> tuple[ComponentConfig, dict[str, tuple[Path, StoredAs]]]:
     """The config, and file and form of every tensor, which agree with each other and with the index of shards."""
     config = read_config(folder)
-    forms = files.read_forms(files.weight_files(folder))
-    if (folder / files.INDEX_NAME).is_file():
-        listed = files.weight_map(folder)
-        if listed != {name: file.name for name, (file, _) in forms.items()}:
-            raise damaged(f"{folder / files.INDEX_NAME} does not list the tensors that the shards hold")
+    forms = files.component_forms(folder)
     check_forms({name: form for name, (_, form) in forms.items()}, config)
     return config, forms
 

@@ -136,7 +136,7 @@ def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progres
         # diffusers casts all of it to its compute dtype while loading, whatever the file says.
         out.add(name, tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor)
     hashes = out.name_shards()
-    forms = files.read_forms(files.weight_files(partial))
+    forms = files.component_forms(partial)
     check_names({name: form for name, (_, form) in forms.items()}, plan.exported.layers, model)
     out.write_json(files.CONFIG_NAME, {**model_config, "quantization_config": _config(plan, num_clipped, hashes)})
     out.place()

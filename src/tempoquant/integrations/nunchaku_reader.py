@@ -38,7 +38,7 @@ class ExportedComponent:
         model_config = read_model_config(folder)
         self.config = exported_config(model_config, str(folder / files.CONFIG_NAME))
         self._model_config = {key: value for key, value in model_config.items() if key != "quantization_config"}
-        self._forms = files.read_forms(files.weight_files(folder))
+        self._forms = files.component_forms(folder)
         model = empty_model(self._model_config, self.config.layers, str(folder))
         self._rest = check_names({name: form for name, (_, form) in self._forms.items()}, self.config.layers, model)
 
