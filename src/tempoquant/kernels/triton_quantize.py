@@ -15,7 +15,6 @@ BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of th
 
 import torch
 import triton
-import triton.language as tl
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.kernels.fp8_window import check_fp8, check_int8, dtypes_of
@@ -39,6 +38,7 @@ def quantize_launch(
 ) -> Launch:
     """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which path."""
     num_tokens, in_features = x.shape
+    factor = tensors.smoothing_factor
     output = OUTPUTS[result.values.dtype]
     deflation = None if result.hidden is None else tensors.deflation
     flags = eight_bits if isinstance(eight_bits, torch.Tensor) else None
@@ -50,7 +50,8 @@ def quantize_launch(
         {
             "x": x,
             "hidden": result.hidden,
-            "smoothing_factor": tensors.smoothing_factor,
+            "smoothing_factor": factor,
+            "reciprocal_factor": None if factor is None else factor.float().reciprocal(),
             "deflation": deflation,
             "input_offset": tensors.input_offset,
             "clip_ratio": clip_ratio,
@@ -68,8 +69,6 @@ def quantize_launch(
             "FORMAT": rounding_of(format, rule),
             "OUTPUT": output,
             "ALL_EIGHT_BITS": eight_bits is True,
-            # Triton's interpreter cannot multiply bfloat16; in float32 the products of bfloat16 numbers are the same.
-            "DOT_DTYPE": tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
             "BLOCK_RANK": max(16, triton.next_power_of_2(rank)),
@@ -97,7 +96,7 @@ def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, d
 
 def _block(rank: int) -> tuple[int, int, int]:
     """Rows, columns and warps of a program."""
-    return (16, 128, 4) if rank == 0 else (32, 64, 4)
+    return (16, 128, 4) if rank == 0 else (64, 64, 4)
 
 
 def _rows_per_entry(num_tokens: int, entries: torch.Tensor) -> int:
