@@ -3,11 +3,13 @@
     z = x / smoothing_factor − hidden · deflationᵀ − input_offset        float32
     values, scale = Q(z)                                                 see `formats.quantize_activation`
 
-A program rounds BLOCK_ROWS tokens, a piece of the features at a time. Where a number depends on its whole row (the base
-of FP8, the octave window of NVFP4 with one mantissa bit, 8-bit rows) it first walks over the row for its largest
-magnitude. Bytes a number, for 16-bit x: 2 in, once more from the L2 cache where there are two walks, and 1 (FP8, INT8)
-or 2 (BF16) out. With deflation each program also reads deflation (in, rank) from L2, which is why it then takes more
-tokens: 64 of them make that `rank / 64` numbers a number.
+A program rounds a few tokens, a piece of the features at a time. Where a number depends on its whole row (the base of
+FP8, the octave window of NVFP4 with one mantissa bit, 8-bit rows) it first walks over the row for its largest number.
+Bytes a number, for 16-bit x: 2 in, 2 more from the L2 cache where there are two walks, and 1 (FP8, INT8) or 2 (BF16)
+out. With deflation a program takes 64 tokens, and each walk reads rank / 32 bytes a number from L2. That is few bytes
+for the instructions (57 a number in the two loops of NVFP4 with one mantissa bit, rank 32, compiled for Hopper): z is
+computed in both walks, and every candidate of a scale rounds every number. So divisions are multiplications by
+reciprocals that round as IEEE's division does, and threads hold whole groups.
 
 Rows of 8 bits (W4A8) hold what `formats.eight_bits` says: E4M3 numbers times a power of two of their row, which FP8 and
 BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of the row stands for each group.
@@ -71,7 +73,7 @@ def quantize_launch(
             "ALL_EIGHT_BITS": eight_bits is True,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
-            "BLOCK_RANK": max(16, triton.next_power_of_2(rank)),
+            "HALF_RANK": max(32, triton.next_power_of_2(rank)) // 2,
         },
         {"num_warps": num_warps, "enable_fp_fusion": False},
         NATIVE_FP8 if output == "fp8" else 80,
@@ -95,7 +97,11 @@ def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, d
 
 
 def _block(rank: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a program."""
+    """Rows, columns and warps of a program.
+
+    64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64 columns make 32
+    numbers a thread, which fit into registers with their candidates. Without a branch rows share nothing.
+    """
     return (16, 128, 4) if rank == 0 else (64, 64, 4)
 
 

@@ -217,6 +217,19 @@ def reciprocal_of_scale(scale: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def over_scale(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """magnitude / scale as IEEE rounds it, of any scale: first its power of two, exactly, then its mantissa.
+
+    Quotients that are subnormal, far below every level, may differ; infinity and NaN become NaN.
+    """
+    bits = scale.to(tl.int32, bitcast=True)
+    power = float_of_bits(tl.maximum(2 * ONE_BITS - (bits & INFINITY_BITS), 0x400000))  # 2^-127 is subnormal
+    mantissa = float_of_bits((bits & 0x7FFFFF) | ONE_BITS)
+    reciprocal = tl.div_rn(tl.full(mantissa.shape, 1.0, tl.float32), mantissa)
+    return divide(magnitude * power, mantissa, reciprocal, FORMAT)
+
+
+@triton.jit
 def levels_of(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """The level nearest to each magnitude over its scale: (rows, groups, group) with scales (rows, groups).
 
@@ -227,7 +240,7 @@ def levels_of(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> t
     if FORMAT.grid == "e8m0" or FORMAT.grid == "e4m1":
         scaled = magnitude * reciprocal_of_scale(scale)[:, :, None]
     else:
-        scaled = tl.div_rn(magnitude, tl.broadcast_to(scale[:, :, None], magnitude.shape))
+        scaled = over_scale(magnitude, scale[:, :, None], FORMAT)
     return round_magnitude(tl.minimum(magnitude_bits(scaled), FORMAT.top_bits), FORMAT.mantissa_bits, FORMAT.exponent)
 
 
@@ -283,7 +296,7 @@ def round_to_eight_bits(magnitude: tl.tensor, row_amax: tl.tensor, FORMAT: tl.co
     """Magnitudes (rows, …, …) in 8 bits, in units of a scale for each row, and that scale; see `formats.eight_bits`."""
     if FORMAT.is_integer:
         scale = tl.maximum(tl.div_rn(row_amax, tl.full(row_amax.shape, 127.0, tl.float32)), SMALLEST_NORMAL)
-        scaled = tl.div_rn(magnitude, tl.broadcast_to(scale[:, None, None], magnitude.shape))
+        scaled = over_scale(magnitude, scale[:, None, None], FORMAT)
         number = round_magnitude(tl.minimum(magnitude_bits(scaled), INTEGER_MAX_BITS), 7, 7)
     else:  # 448 = 1.75 · 2^8: the exponent is one more where the mantissa is above 1.75
         exponent = exponent_of(float_of_bits(row_amax.to(tl.int32, bitcast=True) + 0x1FFFFF)) - 8
