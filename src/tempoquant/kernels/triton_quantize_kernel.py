@@ -3,18 +3,20 @@
 import triton
 import triton.language as tl
 
-from tempoquant.kernels.triton_rounding import (
+from tempoquant.kernels.triton_bits import (
     INFINITY_BITS,
-    divide,
     float_of_bits,
-    largest_scale,
     magnitude_bits,
     power_of_two,
+    to_bfloat16,
+    with_sign_of,
+)
+from tempoquant.kernels.triton_rounding import (
+    divide,
+    largest_scale,
     round_groups,
     round_to_eight_bits,
     row_base_exponent,
-    to_bfloat16,
-    with_sign_of,
 )
 
 
