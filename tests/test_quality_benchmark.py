@@ -120,6 +120,22 @@ def test_a_key_changes_with_the_recipe_the_seed_and_the_task_but_not_with_a_name
     assert key_of(TASK, RTN.replace(name="other"), 0) == key_of(TASK, RTN, 0)
     longer = dataclasses.replace(TASK, settings=SETTINGS.replace(num_steps=5))
     assert key_of(longer, RTN, 0) not in keys
+    assert key_of(TASK, RTN, 0, (0.0, 500.0)) not in keys | {key_of(TASK, RTN, 0, (0.0, 400.0))}
+
+
+def test_eight_bits_at_some_timesteps_are_a_row_of_their_own_that_gains_there(pipeline: Any, work: Path):
+    wide = Row("eight bits", RTN, "eight bits", "eight bits", (0.0, 1001.0))
+    run = run_in(work, lambda: pipeline)
+    run.measure([ROW, wide])
+    in_four, in_eight = run.results([ROW, wide])
+    assert in_eight["bits_per_weight"] == in_four["bits_per_weight"]
+    for expert in ("high_noise", "low_noise"):
+        assert in_eight["sqnr_db"][expert]["mean"] > in_four["sqnr_db"][expert]["mean"] + 1
+    assert all(each.startswith("ours, W4A4 with A8") for each in labels_of("eight bits"))
+
+
+def labels_of(group: str) -> list[str]:
+    return [row.label for row in all_rows(["mxfp4"], [2]) if row.group == group]
 
 
 def test_a_result_whose_settings_meant_something_else_is_none(pipeline: Any, work: Path):
@@ -129,10 +145,10 @@ def test_a_result_whose_settings_meant_something_else_is_none(pipeline: Any, wor
     files = RowFiles(work / "rows", TASK)
     del found["recipe"]["gptq"]  # as if the setting had come later: it has its default
     file.write_text(json.dumps(found))
-    assert files.load(RTN, 0) is not None
+    assert files.load(ROW, 0) is not None
     found["recipe"]["gptq"] = True  # as if that had been the default then
     file.write_text(json.dumps(found))
-    assert files.load(RTN, 0) is None
+    assert files.load(ROW, 0) is None
 
 
 def test_bits_are_those_of_all_stored_bytes(reference: Reference):

@@ -29,6 +29,8 @@ CUDA device (diffusers' own loader of nunchaku checkpoints)."""
 OURS = "tempoquant"
 
 _SVDQUANT_RANKS = (2, 16, 32)
+_EQUAL_BITS = (1, 11)
+"""Our ranks whose bits, `deflation` included, are at most those of SVDQuant's ranks 2 and 16 at the bundled width."""
 
 ROWS = (
     Row("torchao-mxfp4", "torchao", "torchao, round to nearest", "mxfp4"),
@@ -48,7 +50,8 @@ ROWS = (
         Row(f"tempoquant-{format}-{recipe}-r{rank}", OURS, f"ours, {recipe}", format, rank)
         for format in ("mxfp4", "nvfp4_m1", "nvfp4")
         for recipe in (("default",) if format == "nvfp4_m1" else ("svdquant", "paper", "default"))
-        for rank in _SVDQUANT_RANKS
+        for rank in (*_EQUAL_BITS, *_SVDQUANT_RANKS)
+        if rank not in _EQUAL_BITS or recipe == "default"
     ),
 )
 

@@ -28,6 +28,7 @@ from tempoquant.kernels.reference import LinearTensors, dequantize_residual
 from tempoquant.layer import QuantizedLayer
 from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
+from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.convert import install_layers
 from tempoquant.timesteps import Expert, TimestepBins
 
@@ -70,11 +71,18 @@ class Measured:
     final_latents: torch.Tensor
 
 
-def measure(pipeline: Any, reference: Reference, recipe: Recipe | None, progress: Progress) -> Measured:
+def measure(
+    pipeline: Any,
+    reference: Reference,
+    recipe: Recipe | None,
+    progress: Progress,
+    eight_bit_timesteps: tuple[float, float] | None = None,
+) -> Measured:
     """Quantize by a resolved recipe and judge; None judges the 16-bit pipeline itself.
 
     Args:
         pipeline: 16-bit; it is left as it was.
+        eight_bit_timesteps: where activations have eight bits while it is judged.
 
     Raises TempoQuantError as quantizing and judging do.
     """
@@ -90,6 +98,8 @@ def measure(pipeline: Any, reference: Reference, recipe: Recipe | None, progress
     maps: Mapping[str, LayerMap] = {}
     advance = progress.start("Judging", len(task.held_out))
     with installed(pipeline, experts) as transformers, dequantizing_once(experts):
+        if eight_bit_timesteps is not None:
+            set_activation_bits(pipeline, 8, eight_bit_timesteps)
         for trajectory in reference.trajectories():
             if not maps:  # the first prompt's inputs tell enough of single layers
                 maps = layer_maps(transformers, trajectory.calls, bins)

@@ -30,40 +30,41 @@ class RowFiles:
         self._folder, self._task = folder, task
         folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self, recipe: Recipe | None, seed: int) -> dict[str, Any] | None:
-        """The result of this recipe and seed; None when there is none.
+    def load(self, row: Row, seed: int) -> dict[str, Any] | None:
+        """The result of this row and seed; None when there is none.
 
         A result whose recipe meant something else, because a default has changed since, is none.
         """
-        file = self._file(recipe, seed)
+        file = self._file(row, seed)
         if not file.is_file():
             return None
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found if _same_settings(found["recipe"], self._settings(recipe)) else None
+        return found if _same_settings(found["recipe"], self._settings(row.recipe)) else None
 
-    def save(self, recipe: Recipe | None, seed: int, measured: Measured) -> dict[str, Any]:
+    def save(self, row: Row, seed: int, measured: Measured) -> dict[str, Any]:
         """Keep a result, the latents before the file that says they are there."""
-        file = self._file(recipe, seed)
+        file = self._file(row, seed)
         write_tensors(file.with_suffix(".safetensors"), {"final_latents": measured.final_latents})
         record = plain({
-            "recipe": self._settings(recipe), "seed": seed, "commit": commit(), "machine": machine(),
+            "recipe": self._settings(row.recipe), "eight_bit_timesteps": repr(row.eight_bit_timesteps),
+            "seed": seed, "commit": commit(), "machine": machine(),
             **{key: getattr(measured, key) for key in MEASURES},
             "maps": {expert: found._asdict() for expert, found in measured.maps.items()},
         })  # fmt: skip
         write_json(file, record)
         return record
 
-    def final_latents(self, recipe: Recipe | None, seed: int) -> torch.Tensor:
+    def final_latents(self, row: Row, seed: int) -> torch.Tensor:
         """(prompts, channels, frames, height, width) of a finished result."""
-        return load_file(self._file(recipe, seed).with_suffix(".safetensors"))["final_latents"]
+        return load_file(self._file(row, seed).with_suffix(".safetensors"))["final_latents"]
 
-    def beside(self, recipe: Recipe | None, seed: int, ending: str) -> Path:
+    def beside(self, row: Row, seed: int, ending: str) -> Path:
         """A file for what is found out about a result later."""
-        file = self._file(recipe, seed)
+        file = self._file(row, seed)
         return file.with_name(f"{file.stem}.{ending}")
 
-    def _file(self, recipe: Recipe | None, seed: int) -> Path:
-        return self._folder / f"{key_of(self._task, recipe, seed)}.json"
+    def _file(self, row: Row, seed: int) -> Path:
+        return self._folder / f"{key_of(self._task, row.recipe, seed, row.eight_bit_timesteps)}.json"
 
     def _settings(self, recipe: Recipe | None) -> dict[str, Any]:
         return {} if recipe is None else self._task.resolve(recipe).to_dict()

@@ -4,6 +4,7 @@ A setting to try on top of the paper recipe is an entry of CANDIDATES; what our 
 """
 
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,12 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
 }
 """Name of a row, "ours NAME", to what it changes of our default recipe."""
 
+EIGHT_BITS: Mapping[str, tuple[float, float]] = {
+    "below timestep 500": (0.0, 500.0),
+    "everywhere": (0.0, math.inf),
+}
+"""Name of a row, "ours, W4A4 with A8 NAME", to where activations have eight bits. No W4A4 claim rests on these."""
+
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "statistics of both guidance branches": {"statistics_branches": "both"},
     "blocks calibrated on quantized inputs": {"block_inputs": "quantized"},
@@ -51,8 +58,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Other ways to calibrate the paper recipe, settled in docs/log.md: measured when asked for only."""
 
-GROUPS = ("reference", "published", "candidate", "ours", "file", "without", "variant")
-DEFAULT_GROUPS = tuple(group for group in GROUPS if group not in ("without", "variant"))
+GROUPS = ("reference", "published", "candidate", "ours", "file", "without", "eight bits", "variant")
+DEFAULT_GROUPS = tuple(group for group in GROUPS if group not in ("without", "eight bits", "variant"))
 
 
 class Row(NamedTuple):
@@ -63,12 +70,14 @@ class Row(NamedTuple):
         recipe: None for the 16-bit model.
         group: of GROUPS.
         method: what it has in common with the rows that differ in format and rank alone; a line in the figure.
+        eight_bit_timesteps: (low, high), where activations have eight bits when the row is judged; None for nowhere.
     """
 
     label: str
     recipe: Recipe | None
     group: str
     method: str
+    eight_bit_timesteps: tuple[float, float] | None = None
 
 
 def all_rows(formats: Sequence[str] = tuple(FORMATS), ranks: Sequence[int] = RANKS) -> list[Row]:
@@ -131,6 +140,9 @@ def _on_paper(format: str, ranks: Sequence[int]) -> Iterator[Row]:
             yield _row(f"paper + {name}", paper.replace(**changes), "candidate")
         ours = Recipe.load("default").replace(format=format, rank=rank)
         yield _row("ours", ours, "ours")
+        for name, timesteps in EIGHT_BITS.items():
+            row = _row(f"ours, W4A4 with A8 {name}", ours, "eight bits")
+            yield row._replace(eight_bit_timesteps=timesteps)
         for name, changes in WITHOUT.items():
             yield _row(f"ours {name}", ours.replace(**changes), "without")
         for name, changes in VARIANTS.items():

@@ -34,7 +34,7 @@ class Run:
 
     def measure(self, rows: Sequence[Row], again: bool = False) -> None:
         """Seed after seed, so that every row has a first answer early; a row that fails keeps its reason."""
-        missing = {seed: [row for row in rows if again or self.files.load(row.recipe, seed) is None]
+        missing = {seed: [row for row in rows if again or self.files.load(row, seed) is None]
                    for seed in self.seeds}  # fmt: skip
         num_rows = len(rows) * len(self.seeds)
         num_missing = sum(map(len, missing.values()))
@@ -42,7 +42,7 @@ class Run:
         for seed, left in missing.items():
             for row in left:
                 assert advance is not None
-                if again or self.files.load(row.recipe, seed) is None:  # nor by a row of the same recipe since
+                if again or self.files.load(row, seed) is None:  # nor by a row of the same recipe since
                     self._measure_row(row, seed)
                 advance()
 
@@ -54,7 +54,8 @@ class Run:
             recipe = None if row.recipe is None else self.task.resolve(row.recipe)
             if recipe is not None:
                 check_recipe_fits(self.task.source, recipe)
-            self.files.save(row.recipe, seed, measure(self.pipeline, reference, recipe, self.progress))
+            measured = measure(self.pipeline, reference, recipe, self.progress, row.eight_bit_timesteps)
+            self.files.save(row, seed, measured)
         except TempoQuantError as error:
             _logger.warning("%s, seed %d: %s", row.label, seed, error)
             self.errors[row.label] = error
@@ -74,7 +75,7 @@ class Run:
 
     def records(self, row: Row) -> list[dict[str, Any]]:
         """The finished results of a row, one a seed."""
-        found = [self.files.load(row.recipe, seed) for seed in self.seeds]
+        found = [self.files.load(row, seed) for seed in self.seeds]
         return [record for record in found if record is not None]
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ class Run:
         found: dict[str, list[dict[str, Any]]] = {}
         for seed in self.seeds:  # outermost, so that each 16-bit video is decoded once and need not stay
             for row in rows:
-                if self.files.load(row.recipe, seed) is not None:
+                if self.files.load(row, seed) is not None:
                     judged = decoder.judge(self.files, row, self.reference(seed), self.progress)
                     found.setdefault(row.label, []).append(judged)
             decoder.forget()

@@ -106,7 +106,8 @@ def changed_settings(recipe: Recipe) -> Mapping[str, Any]:
     return {key: now.get(key) for key in now.keys() | defaults.keys() if now.get(key) != defaults.get(key)}
 
 
-def key_of(task: Task, recipe: Recipe | None, seed: int) -> str:
+def key_of(task: Task, recipe: Recipe | None, seed: int, eight_bit_timesteps: tuple[float, float] | None = None) -> str:
     """Names the result of one row and seed: the same for the same task, seed and recipe, whatever the recipe's name."""
     settings = None if recipe is None else changed_settings(task.resolve(recipe))
-    return hash_of({**task.identity(), "recipe": settings, "seed": seed, "version": RESULT_VERSION})
+    eight_bits = {} if eight_bit_timesteps is None else {"eight_bit_timesteps": repr(eight_bit_timesteps)}
+    return hash_of({**task.identity(), "recipe": settings, "seed": seed, "version": RESULT_VERSION, **eight_bits})

@@ -34,11 +34,11 @@ class Decoder:
 
         The 16-bit videos are kept for the next row, until `forget`.
         """
-        file = files.beside(row.recipe, reference.seed, "videos.json")
+        file = files.beside(row, reference.seed, "videos.json")
         if file.is_file():
             return dict(json.loads(file.read_text(encoding="utf-8")))
         found: dict[str, list[float]] = {}
-        latents = files.final_latents(row.recipe, reference.seed)
+        latents = files.final_latents(row, reference.seed)
         advance = progress.start(f"{row.label}: videos of seed {reference.seed}", len(latents))
         for index, trajectory in enumerate(reference.trajectories()):
             if index not in self._references:

@@ -4,6 +4,7 @@ Timesteps are the scheduler's: 0 clean … 1000 noise. Bins are intervals of tim
 checkpoint serves any number of steps and any scheduler.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,6 +26,12 @@ class Expert(str, Enum):
 def expert_of(timestep: float, boundary_ratio: float) -> Expert:
     """The expert that runs at a timestep; the boundary itself belongs to high noise."""
     return Expert.HIGH_NOISE if timestep >= boundary_ratio * NUM_TRAIN_TIMESTEPS else Expert.LOW_NOISE
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(edges: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Copied once: while a CUDA graph is captured nothing may come from the host."""
+    return torch.tensor(edges, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,7 @@ class TimestepBins:
 
     def of_tensor(self, timestep: torch.Tensor) -> torch.Tensor:
         """The bins of a tensor of timesteps; same shape, int64."""
-        edges = torch.tensor(self.edges, dtype=torch.float32, device=timestep.device)
-        return torch.bucketize(timestep.float(), edges, right=True)
+        return torch.bucketize(timestep.float(), _on_device(self.edges, timestep.device), right=True)
 
     @classmethod
     def from_step_fractions(cls, timesteps: Sequence[float], fractions: Sequence[float]) -> "TimestepBins":

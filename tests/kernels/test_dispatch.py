@@ -74,7 +74,10 @@ def test_a_path_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
     ("path", "format", "why"),
     [("fp8", NVFP4, "no FP8 numbers"), ("int8", MXFP4, "no integers"), ("fp8", MXFP4, "needs an NVIDIA GPU")],
 )
-def test_a_forced_path_that_cannot_run_is_refused_with_the_reason(path: str, format: Format, why: str) -> None:
+def test_a_forced_path_that_cannot_run_is_refused_with_the_reason(
+    path: str, format: Format, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with forced(path), pytest.raises(UnsupportedError, match=f"'{path}' were asked for, but .*{why}"):
         choose(torch.device("cpu"), format)
 

@@ -8,8 +8,8 @@ reference  anything                                         plain PyTorch, which
 
 import contextlib
 import functools
-import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
@@ -67,11 +67,11 @@ def path_named(name: Path | str) -> Path:
 def choose(device: torch.device, format: Format) -> Choice:
     """The fastest path that this device has for a format, or the forced one.
 
-    Raises UnsupportedError when the forced one cannot run here.
+    Raises UnsupportedError when the forced one cannot run here; Triton's interpreter (TRITON_INTERPRET=1) lets it.
     """
     if _forced:
         path = _forced[-1]
-        if reason := why_not(path, device, format):
+        if (reason := why_not(path, device, format)) and not _is_interpreted(path, device, format):
             raise UnsupportedError(f"the kernels {path.value!r} were asked for, but {reason}.")
         return Choice(path, "it was asked for")
     return _choose(device, format)
@@ -111,8 +111,7 @@ def why_not(path: Path, device: torch.device, format: Format) -> str | None:
     return None
 
 
-def triton_version() -> str | None:
-    """Of the installed Triton, without importing it."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("triton")
-    return None
+def _is_interpreted(path: Path, device: torch.device, format: Format) -> bool:
+    """Whether Triton's interpreter stands in for the GPU, as it does in tests, and the format suits the path."""
+    suits = {Path.FP8: format.is_fp8_exact, Path.INT8: format.has_integer_levels}.get(path, True)
+    return suits and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"

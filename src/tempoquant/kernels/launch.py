@@ -17,7 +17,8 @@ class Launch(NamedTuple):
 
     kernel: the function that `triton.jit` made. grid: how many programs. arguments: every parameter by its name:
     tensors, tensor descriptors, None, numbers, and what the kernel takes as `tl.constexpr`. options: num_warps,
-    num_stages and other options of the compiler. min_capability: the least compute capability, 80 for 8.0.
+    num_stages and other options of the compiler. min_capability, max_capability: the least and the largest compute
+    capability that it is made for, 80 for 8.0.
     """
 
     kernel: Any
@@ -25,6 +26,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     options: dict[str, Any]
     min_capability: int = 80
+    max_capability: int = 999
 
     def run(self) -> None:
         """Launch on the device of the tensors; does nothing when there is nothing to do."""
