@@ -17,8 +17,9 @@ from tempoquant.formats import FORMATS, Format, ScaleGrid, scale_from_bytes
 from tempoquant.kernels.fp8_window import FP8_TOP_EXPONENT, check_fp8, check_int8, dtypes_of
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
 from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.triton_bits import power_of_two, to_bfloat16
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
-from tempoquant.kernels.triton_rounding import power_of_two, row_base_exponent, to_bfloat16
+from tempoquant.kernels.triton_rounding import row_base_exponent
 
 # 32 numbers a thread and whole 32-byte stores; few rows, so that Wan's smallest weight still makes 1280 programs.
 BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 4, 1024, 4
