@@ -36,7 +36,7 @@ def compute_dtype(device: str) -> torch.dtype:
 
 
 def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | None = None) -> WanImageToVideoPipeline:
-    """Load a two-expert Wan image-to-video pipeline, 16-bit or quantized.
+    """Load a two-expert Wan image-to-video pipeline, 16-bit or quantized; the autoencoder in float32, as published.
 
     Raises:
         ModelError: the folder is no such pipeline, lacks a weight, or would need unpickling.
@@ -44,9 +44,10 @@ def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | 
     """
     check_pipeline_folder(folder)
     device = device or default_device()
+    dtypes = {"default": dtype or compute_dtype(device), "vae": torch.float32}
     try:
         pipeline = WanImageToVideoPipeline.from_pretrained(
-            folder, dtype=dtype or compute_dtype(device), use_safetensors=True, local_files_only=True
+            folder, dtype=dtypes, use_safetensors=True, local_files_only=True
         )
     except LOADING_ERRORS as error:
         raise ModelError(f"{folder} does not load as a WanImageToVideoPipeline: {error}") from error
