@@ -61,6 +61,18 @@ def test_a_hook_that_keeps_a_blocks_tensors_finds_them_as_they_were():
         torch.testing.assert_close(after, expected, **FLOAT32)
 
 
+def test_a_hook_inside_a_block_finds_what_it_always_finds():
+    model = tiny_wan(dtype=torch.float32)
+    kept = []
+    for name in ("attn1", "norm3", "ffn"):
+        getattr(model.blocks[1], name).register_forward_hook(lambda _module, _args, output: kept.append(output))
+    run(model, torch.float32)
+    chunk_blocks(model, 7)
+    run(model, torch.float32)
+    for expected, after in zip(kept[:3], kept[3:], strict=True):
+        torch.testing.assert_close(after, expected, **FLOAT32)
+
+
 def test_chunks_take_half_the_memory_of_a_long_video():
     def peak(model: nn.Module) -> int:
         long = inputs(dtype=torch.bfloat16)

@@ -64,14 +64,13 @@ def _forward(
     rotary_emb: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
     """WanTransformerBlock.forward: (batch, tokens, features), overwritten unless somebody watches the block."""
-    attentions = (block.attn1, block.attn2)
-    if temb.ndim == 4 or torch.is_grad_enabled() or not all(_is_plain(attention) for attention in attentions):
+    if temb.ndim == 4 or torch.is_grad_enabled() or not _is_plain(block):
         return type(block).forward(block, hidden_states, encoder_hidden_states, temb, rotary_emb)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + temb.float()).chunk(6, dim=1)
     output = torch.empty_like(hidden_states) if is_watched(block) else hidden_states
 
     def modulated(x: torch.Tensor) -> torch.Tensor:
-        return (block.norm1(x.float()) * (1 + scale) + shift).type_as(x)
+        return _modulated(block.norm1(x.float()), scale, shift).type_as(x)
 
     chunks = list(_chunks(hidden_states.shape[1], num_tokens))
     key, value = _keys_and_values(block.attn1, (modulated(hidden_states[:, c]) for c in chunks), chunks, rotary_emb)
@@ -80,12 +79,23 @@ def _forward(
     for chunk in chunks:
         x = hidden_states[:, chunk]
         query = _rotated(_heads(block.attn1, "q", modulated(x)), rotary_emb, chunk)
-        x = (x.float() + _attend(block.attn1, query, key, value) * gate).type_as(x)
+        x = _gated(x, _attend(block.attn1, query, key, value), gate)
         query = _heads(block.attn2, "q", block.norm2(x.float()).type_as(x))
         x = x + _attend(block.attn2, query, text_key, text_value)
-        inner = block.ffn((block.norm3(x.float()) * (1 + ffn_scale) + ffn_shift).type_as(x))
-        output[:, chunk] = (x.float() + inner.float() * ffn_gate).type_as(x)
+        del query
+        inner = _modulated(block.norm3(x.float()), ffn_scale, ffn_shift).type_as(x)
+        output[:, chunk] = _gated(x, block.ffn(inner), ffn_gate)
     return output
+
+
+def _modulated(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """normed · (1 + scale) + shift, float32, in the memory of the norm's answer."""
+    return normed.mul_(1 + scale).add_(shift)
+
+
+def _gated(x: torch.Tensor, change: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """x + change · gate, in float32, rounded once to the dtype of x."""
+    return change.float().mul_(gate).add_(x).type_as(x)
 
 
 def _keys_and_values(
@@ -133,12 +143,15 @@ def _attend(attention: WanAttention, query: torch.Tensor, key: torch.Tensor, val
     return attention.to_out[1](attention.to_out[0](answer))
 
 
-def _is_plain(attention: WanAttention) -> bool:
-    """Whether attention is what diffusers' own processor computes, on one device, and nobody wants to see it called."""
-    processor = attention.processor
-    is_own = type(processor) is WanAttnProcessor and processor._parallel_config is None
-    is_called = is_watched(attention) or "forward" in attention.__dict__
-    return is_own and not is_called and attention.add_k_proj is None and not attention.fused_projections
+def _is_plain(block: WanTransformerBlock) -> bool:
+    """Whether attention is what diffusers' own processor computes, on one device, and nobody looks inside."""
+    for attention in (block.attn1, block.attn2):
+        processor = attention.processor
+        is_own = type(processor) is WanAttnProcessor and processor._parallel_config is None
+        if not is_own or attention.add_k_proj is not None or attention.fused_projections:
+            return False
+    inside = (module for module in block.modules() if module is not block)
+    return not any(is_watched(module) or "forward" in module.__dict__ for module in inside)
 
 
 def _chunks(num_tokens: int, size: int) -> Iterator[slice]:
