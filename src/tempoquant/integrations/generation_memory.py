@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -223,7 +224,7 @@ def text_encoder_bytes(config: Mapping[str, Any]) -> TextEncoderBytes:
         short = UMT5Config(**{**config, "num_layers": min(2, whole.num_layers)})
         with torch.device("meta"):
             models = [UMT5EncoderModel(each).eval().to(_16_BIT) for each in (whole, short)]
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"a config does not describe a UMT5EncoderModel: {error}") from error
     encoder, traced = models
     blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in encoder.encoder.block]
