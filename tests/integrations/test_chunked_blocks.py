@@ -73,6 +73,25 @@ def test_a_hook_inside_a_block_finds_what_it_always_finds():
         torch.testing.assert_close(after, expected, **FLOAT32)
 
 
+class SharedInput:
+    """Counts how often it is told to let go of its input."""
+
+    num_forgotten = 0
+
+    def forget(self) -> None:
+        self.num_forgotten += 1
+
+
+def test_no_chunk_is_kept_for_linears_that_share_it():
+    model = tiny_wan(dtype=torch.float32)
+    shared = SharedInput()
+    for linear in (model.blocks[0].attn1.to_q, model.blocks[0].attn1.to_k):
+        linear.shared_input = shared
+    chunk_blocks(model, 16)
+    run(model, torch.float32)
+    assert shared.num_forgotten == 2 * 2 * 2  # linears, chunks, and keys apart from queries
+
+
 def test_chunks_take_half_the_memory_of_a_long_video():
     def peak(model: nn.Module) -> int:
         long = inputs(dtype=torch.bfloat16)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tempoquant.integrations import host_copies
 from tempoquant.integrations.expert_swap import ExpertSwap, next_expert
-from tempoquant.integrations.host_copies import HostCopy, SideStream
+from tempoquant.integrations.host_copies import HostCopy, PinnedSlabs, SideStream, slab_bytes
 from tempoquant.timesteps import Expert
 
 HIGH, LOW = Expert
@@ -93,13 +93,11 @@ def test_copies_wait_for_the_memory_and_computing_waits_for_the_copies(monkeypat
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda _tensor, stream: fake.log.append("kept for the copy"))
     empty_like = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda tensor, device: empty_like(tensor))
-    first, second = (
-        HostCopy([torch.ones(2)], stream, pinned=True) for stream in [SideStream(torch.device("cuda"))] * 2
-    )
+    stream = SideStream(torch.device("cuda"))
+    first, second = (HostCopy([torch.ones(2)], stream) for _ in range(2))
     first.bring()
     second.bring()
     copied = ["copy waits for compute", "copy", "kept for the copy"]
@@ -108,3 +106,17 @@ def test_copies_wait_for_the_memory_and_computing_waits_for_the_copies(monkeypat
     first.wait()
     second.wait()
     assert fake.log == 2 * copied + ["compute waits for mark 1", "compute waits for mark 2"]
+
+
+def test_slabs_hold_tensors_as_they_were_without_overlap(monkeypatch):
+    monkeypatch.setattr(host_copies, "SLAB_BYTES", 2**12)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs))
+    tensors = [torch.randn(n).to(d) for n in (3, 700, 1, 5000) for d in (torch.float32, torch.bfloat16, torch.uint8)]
+    slabs = PinnedSlabs()
+    held = [slabs.hold(tensor) for tensor in tensors]
+    for tensor, copy in zip(tensors, held, strict=True):
+        assert torch.equal(tensor, copy) and copy.dtype == tensor.dtype and copy.data_ptr() != tensor.data_ptr()
+    storages = {copy.untyped_storage().data_ptr(): copy.untyped_storage().nbytes() for copy in held}
+    assert sum(storages.values()) == slab_bytes(tensor.nbytes for tensor in tensors)
+    assert all(size & (size - 1) == 0 for size in storages.values())

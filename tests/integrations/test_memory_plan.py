@@ -66,24 +66,36 @@ def test_16_bit_weights_are_those_of_a_loaded_expert():
 
 def test_the_built_in_model_has_the_published_number_of_weights():
     configs = read_configs(A14B)
-    linears = 14_050_918_400
     found = expert_bytes(configs.experts[Expert.HIGH_NOISE]).total
     assert 2 * 14_288_901_184 < found < 2 * 14_288_901_184 + 2 * 30 * 2**20 * 2  # norms and modulation in float32
-    layers = foreseen_layers(configs.experts[Expert.HIGH_NOISE], Expert.HIGH_NOISE, Recipe(name="r", format="mxfp4"))
-    weights = sum(layers.num_bytes(name) for name in layers.entries)
-    assert len(layers.entries) == 400
-    assert weights / linears * 8 == pytest.approx(4.25, abs=0.01)  # biases and clip ratios beside codes and scales
     assert text_encoder_bytes(configs.text_encoder).weights == 2 * 5_680_910_336
     assert autoencoder_bytes(configs.vae, SamplingSettings(64, 64, 5)).weights == 4 * 126_892_531
 
 
-def test_a_linear_with_fp8_products_is_counted_as_its_arithmetic_says():
+def test_the_page_locked_memory_of_an_expert_is_hardly_more_than_its_weights():
+    config = read_configs(A14B).experts[Expert.HIGH_NOISE]
+    for layers in (None, foreseen_layers(config, Expert.HIGH_NOISE, DEFAULT)):
+        found = expert_bytes(config, layers)
+        assert found.total <= found.pinned <= 1.15 * found.total
+
+
+def test_the_reference_takes_more_than_kernels(quantized):
+    configs = read_configs(str(quantized))
+    found = configs.quantized[Expert.HIGH_NOISE]
+    layers = QuantizedLayers(found.layers, found.bins.num_bins)
+    config, size = configs.experts[Expert.HIGH_NOISE], SamplingSettings(128, 128, 17)
+    by_kernels, by_reference = (denoising_bytes(config, layers, size, each) for each in ("fp8", "reference"))
+    assert by_kernels < by_reference
+
+
+@pytest.mark.parametrize(("kernels", "expanded"), [("fp8", 1), ("int8", 1), ("bf16", 2)])
+def test_a_linear_is_counted_as_its_arithmetic_says(kernels, expanded):
     entry = foreseen_layers(read_configs(A14B).experts[Expert.HIGH_NOISE], Expert.HIGH_NOISE, DEFAULT).entries[
         "blocks.0.ffn.net.0.proj"
     ]
     x = torch.empty(1, 100, 5120, dtype=torch.bfloat16, device="meta")
-    peak = peak_bytes(lambda: _ForeseenLinear(entry)(x))
-    assert peak == 100 * 5120 + 2 * 100 * 32 + 13824 * 5120 + 2 * 100 * 13824
+    peak = peak_bytes(lambda: _ForeseenLinear(entry, kernels)(x))
+    assert peak == expanded * (100 + 13824) * 5120 + 2 * 100 * 32 + 2 * 100 * 13824
 
 
 def test_targets_of_a14b_at_480p(plans):

@@ -88,8 +88,8 @@ def _phases_table(plan: MemoryPlan, model: ModelPlan) -> Table:
     table.add_section()
     rows = [
         ("peak, decided by *", [f"{format_bytes(mode.peak)} = {mode.peak / 1e9:.1f} GB" for mode in model.modes]),
-        ("RAM while loading", [format_bytes(mode.host) for mode in model.modes]),
-        ("pinned while generating", [format_bytes(m.pinned) if m.pinned else NOT_MEASURED for m in model.modes]),
+        ("RAM", [format_bytes(mode.host) for mode in model.modes]),
+        ("of it page-locked", [format_bytes(m.pinned) if m.pinned else NOT_MEASURED for m in model.modes]),
         ("disk", [format_bytes(model.disk)] * len(model.modes)),
     ]
     for name, cells in rows:

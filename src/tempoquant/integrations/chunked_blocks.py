@@ -79,6 +79,7 @@ def _forward(
     for chunk in chunks:
         x = hidden_states[:, chunk]
         query = _rotated(_heads(block.attn1, "q", modulated(x)), rotary_emb, chunk)
+        _forget_input(block.attn1)
         x = _gated(x, _attend(block.attn1, query, key, value), gate)
         query = _heads(block.attn2, "q", block.norm2(x.float()).type_as(x))
         x = x + _attend(block.attn2, query, text_key, text_value)
@@ -105,6 +106,7 @@ def _keys_and_values(
     key = value = None
     for chunk, x in zip(chunks, inputs, strict=True):
         part_key, part_value = _rotated(_heads(attention, "k", x), rotary_emb, chunk), _heads(attention, "v", x)
+        _forget_input(attention)
         if len(chunks) == 1:
             return part_key, part_value
         if key is None or value is None:
@@ -114,6 +116,13 @@ def _keys_and_values(
         del part_key, part_value, x
     assert key is not None and value is not None  # there is at least one token
     return key, value
+
+
+def _forget_input(attention: WanAttention) -> None:
+    """Linears that quantize an input for each other keep it until the last has run; here queries never come to it."""
+    for linear in (attention.to_q, attention.to_k, attention.to_v):
+        if (shared := getattr(linear, "shared_input", None)) is not None:
+            shared.forget()
 
 
 def _heads(attention: WanAttention, which: str, x: torch.Tensor) -> torch.Tensor:

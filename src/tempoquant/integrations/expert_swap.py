@@ -9,9 +9,10 @@ scheduler's timesteps; foreseeing wrongly costs time, never the result: a call b
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from tempoquant.integrations.host_copies import HostCopy, SideStream, tensors_of, unobtrusive
+from tempoquant.integrations.host_copies import HostCopy, PinnedSlabs, SideStream, tensors_of, unobtrusive
 from tempoquant.timesteps import Expert, expert_of
 
 
@@ -108,9 +109,15 @@ def _before_call(begin: Callable[[Expert, float], None], expert: Expert) -> Call
 
 def _parts(model: Any, stream: SideStream) -> list[HostCopy]:
     """What is in no block, and each block."""
+    slabs = PinnedSlabs() if stream.device.type == "cuda" else None
+    return [HostCopy(part, stream, slabs) for part in parts_of(model)]
+
+
+def parts_of(model: Any) -> list[list[torch.Tensor]]:
+    """The tensors of an expert: those in no block, then those of each block."""
     blocks = [tensors_of(block) for block in model.blocks]
     rest = {key: tensor for key, tensor in tensors_of(model).items() if not any(key in block for block in blocks)}
-    return [HostCopy(part.values(), stream, pinned=True) for part in (rest, *blocks)]
+    return [list(part.values()) for part in (rest, *blocks)]
 
 
 def _leave(parts: Sequence[HostCopy]) -> None:

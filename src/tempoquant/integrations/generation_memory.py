@@ -4,6 +4,7 @@ The parts are built on the meta device from their configs and run there as a mem
 Only what repeats is cut short: two of an expert's blocks, two of the text encoder's, three latent frames of one tile.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tempoquant.errors import ModelError
 from tempoquant.integrations.allocations import peak_bytes
 from tempoquant.integrations.block_costs import Linear, foreseen_entry
 from tempoquant.integrations.chunked_blocks import chunk_blocks
+from tempoquant.integrations.expert_swap import parts_of
+from tempoquant.integrations.host_copies import slab_bytes
 from tempoquant.integrations.memory_modes import TILE_PIXELS, TILE_STRIDE
 from tempoquant.integrations.residency import MAX_TOKENS
 from tempoquant.integrations.sampling import SamplingSettings
@@ -30,8 +33,10 @@ from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import Expert, TimestepBins
 
-Kernels = Literal["fp8", "reference"]
-"""How 4-bit linears compute: with the weight expanded to one byte a number for the product, or in plain PyTorch."""
+Kernels = Literal["fp8", "int8", "bf16", "reference"]
+"""How 4-bit linears compute: products of numbers expanded to one or two bytes, or plain PyTorch."""
+
+_EXPANDED_BYTES = {"fp8": 1, "int8": 1, "bf16": 2}
 
 _16_BIT, _32_BIT = torch.bfloat16, torch.float32
 _FRAMES_PER_LATENT, _PIXELS_PER_LATENT = 4, 8
@@ -50,11 +55,6 @@ class QuantizedLayers:
     entries: Mapping[str, LayerEntry]
     num_bins: int = 1
 
-    def num_bytes(self, name: str) -> int:
-        """Of all that is stored for a layer, its bias too."""
-        forms = stored_as(self.entries[name], self.num_bins).values()
-        return sum(math.prod(form.shape) * form.dtype.itemsize for form in forms)
-
 
 @dataclass(frozen=True)
 class ExpertBytes:
@@ -63,10 +63,12 @@ class ExpertBytes:
     Attributes:
         rest: of all that is in no block.
         blocks: of each block.
+        pinned: of page-locked host memory that holds all of them.
     """
 
     rest: int
     blocks: tuple[int, ...]
+    pinned: int
 
     @property
     def total(self) -> int:
@@ -110,15 +112,14 @@ def expert_bytes(config: Mapping[str, Any], layers: QuantizedLayers | None = Non
     """Exact: of every tensor in the dtype in which it is held."""
     model = empty_expert(config)
     entries = {} if layers is None else layers.entries
-
-    def num_bytes(module: nn.Module, prefix: str) -> int:
-        own = [t for n, t in module.state_dict().items() if f"{prefix}{n}".rpartition(".")[0] not in entries]
-        buffers = [b for m in module.modules() for n, b in m.named_buffers(recurse=False)]
-        named = [name for name in entries if name.startswith(prefix)]
-        return sum(t.nbytes for t in (*own, *buffers)) + sum(layers.num_bytes(name) for name in named if layers)
-
-    blocks = tuple(num_bytes(block, f"blocks.{index}.") for index, block in enumerate(model.blocks))
-    return ExpertBytes(num_bytes(model, "") - sum(blocks), blocks)
+    for name, entry in entries.items():
+        linear = nn.Module()
+        for key, form in stored_as(entry, 1 if layers is None else layers.num_bins).items():
+            linear.register_buffer(key, torch.empty(form.shape, dtype=form.dtype, device="meta"))
+        model.set_submodule(name, linear)
+    rest, *blocks = [[tensor.nbytes for tensor in part] for part in parts_of(model)]
+    pinned = slab_bytes(itertools.chain(rest, *blocks))
+    return ExpertBytes(sum(rest), tuple(sum(block) for block in blocks), pinned)
 
 
 def denoising_bytes(
@@ -129,7 +130,9 @@ def denoising_bytes(
     if layers is not None:
         present = {name: entry for name, entry in layers.entries.items() if int(name.split(".")[1]) < len(model.blocks)}
         for name, entry in present.items():
-            model.set_submodule(name, _ReferenceLinear(entry) if kernels == "reference" else _ForeseenLinear(entry))
+            model.set_submodule(
+                name, _ReferenceLinear(entry) if kernels == "reference" else _ForeseenLinear(entry, kernels)
+            )
     chunk_blocks(model)
     shape = _latent_shape(size)
     latents = torch.empty(1, config["in_channels"], *shape, dtype=_16_BIT, device="meta")
@@ -143,20 +146,22 @@ def denoising_bytes(
 
 
 class _ForeseenLinear(nn.Module):
-    """A 4-bit linear as kernels with FP8 products will run it: it allocates and does not compute.
+    """A 4-bit linear as kernels run it: it allocates and does not compute.
 
-    Beside its output: the smoothed input in FP8 and its product with the branch, and the weight expanded to FP8.
+    Beside its output: the rounded input and the weight, both expanded to what is multiplied, and the input's product
+    with the branch.
     """
 
-    def __init__(self, entry: LayerEntry) -> None:
+    def __init__(self, entry: LayerEntry, kernels: Kernels) -> None:
         super().__init__()
-        self._entry = entry
+        self._entry, self._num_bytes = entry, _EXPANDED_BYTES[kernels]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        entry = self._entry
-        scratch = [torch.empty_like(x, dtype=torch.uint8), x.new_empty((*x.shape[:-1], entry.rank))]
-        scratch.append(x.new_empty((entry.out_features, entry.in_features), dtype=torch.uint8))
-        return x.new_empty((*x.shape[:-1], entry.out_features))
+        entry, tokens = self._entry, x.shape[:-1]
+        shapes = [(*tokens, entry.in_features), (entry.out_features, entry.in_features)]
+        scratch = [x.new_empty((*shape, self._num_bytes), dtype=torch.uint8) for shape in shapes]
+        scratch.append(x.new_empty((*tokens, entry.rank)))
+        return x.new_empty((*tokens, entry.out_features))
 
 
 class _ReferenceLinear(nn.Module):

@@ -48,20 +48,59 @@ def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host.to(device)
 
 
+SLAB_BYTES = 2**29
+"""PyTorch rounds every page-locked allocation up to a power of two: a tensor of 142 MB alone would take 268 MB."""
+
+_ALIGNMENT = 256  # of a tensor within a slab, bytes
+
+
+class PinnedSlabs:
+    """Page-locked host memory in which tensors lie one after another. A slab is free once none of them is left."""
+
+    def __init__(self) -> None:
+        self._slab = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy on the host."""
+        start, size = place_in_slab(self._used, self._slab.numel(), tensor.nbytes)
+        if size:
+            self._slab = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self._used = start + tensor.nbytes
+        held = self._slab[start : self._used].view(tensor.dtype).view(tensor.shape)
+        return held.copy_(tensor)
+
+
+def place_in_slab(used: int, slab: int, wanted: int) -> tuple[int, int]:
+    """Where a tensor of `wanted` bytes goes after `used` of `slab` bytes: (start, 0), or (0, size of a new slab)."""
+    start = -(-used // _ALIGNMENT) * _ALIGNMENT
+    if start + wanted <= slab:
+        return start, 0
+    return 0, max(SLAB_BYTES, 1 << max(0, wanted - 1).bit_length())
+
+
+def slab_bytes(sizes: Iterable[int]) -> int:
+    """Page-locked bytes that tensors of these sizes take, in this order."""
+    used = slab = total = 0
+    for wanted in sizes:
+        used, size = place_in_slab(used, slab, wanted)
+        slab, total, used = size or slab, total + size, used + wanted
+    return total
+
+
 class HostCopy:
     """Some tensors of a model, with copies that stay in host memory. Taking the copies takes them off the device.
 
     Args:
         tensors: parameters and buffers.
-        pinned: page-locked copies, where there is a device to copy to.
+        slabs: of page-locked memory for the copies; None for plain memory.
 
     Attributes:
         is_here: whether the tensors are on the device, or on their way.
     """
 
-    def __init__(self, tensors: Iterable[torch.Tensor], stream: SideStream, pinned: bool) -> None:
-        self._stream, self._mark = stream, None
-        self._pinned = pinned and stream.device.type == "cuda"
+    def __init__(self, tensors: Iterable[torch.Tensor], stream: SideStream, slabs: PinnedSlabs | None = None) -> None:
+        self._stream, self._slabs, self._mark = stream, slabs, None
         self._tensors = [(tensor, self._take(tensor)) for tensor in tensors]
         self.is_here = False
 
@@ -86,9 +125,7 @@ class HostCopy:
         self._mark, self.is_here = None, False
 
     def _take(self, tensor: torch.Tensor) -> torch.Tensor:
-        host = tensor.data.cpu()
-        if self._pinned:
-            host = host.pin_memory()
+        host = tensor.data.cpu() if self._slabs is None else self._slabs.hold(tensor.data)
         tensor.data = host  # at once: no more than one tensor is in memory twice
         return host
 
@@ -126,8 +163,8 @@ def stream_blocks(
     device, host = stream.device, torch.device("cpu")
     stays.to(host)
     apart = tensors_of(*blocks, stays)
-    rest = HostCopy([t for key, t in tensors_of(model).items() if key not in apart], stream, pinned=False)
-    copies = [HostCopy(tensors_of(block).values(), stream, pinned=False) for block in blocks]
+    rest = HostCopy([t for key, t in tensors_of(model).items() if key not in apart], stream)
+    copies = [HostCopy(tensors_of(block).values(), stream) for block in blocks]
     handles = [
         model.register_forward_pre_hook(lambda _, args, kwargs: _moved((args, kwargs), device), with_kwargs=True),
         stays.register_forward_pre_hook(lambda _, args: _moved(args, host)),

@@ -6,6 +6,7 @@ and in tiles, its video in host memory, and compute the experts' blocks in chunk
 *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
 """
 
+import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -18,9 +19,9 @@ from torch import nn
 
 from tempoquant.errors import ModelError, SettingsError, UnsupportedError
 from tempoquant.integrations.chunked_blocks import chunk_blocks
-from tempoquant.integrations.expert_swap import ExpertSwap, next_expert
+from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_of
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.host_copies import SideStream, stream_blocks
+from tempoquant.integrations.host_copies import PinnedSlabs, SideStream, stream_blocks
 from tempoquant.integrations.residency import MEMORY_MODES, Memory
 from tempoquant.integrations.wan import default_device
 from tempoquant.timesteps import Expert
@@ -172,6 +173,10 @@ def _offload_blocks(experts: dict[Expert, nn.Module], device: torch.device) -> C
     """By diffusers, to RAM. (Its offloading to disk mixes up the files of two experts.)"""
     streams = device.type == "cuda"
     for model in experts.values():
+        if streams:  # it page-locks each tensor by itself, unless it is so already
+            slabs = PinnedSlabs()
+            for tensor in itertools.chain.from_iterable(parts_of(model)):
+                tensor.data = slabs.hold(tensor.data)
         apply_group_offloading(
             model, onload_device=device, offload_device=torch.device("cpu"), offload_type="block_level",
             num_blocks_per_group=1, use_stream=streams, record_stream=streams,

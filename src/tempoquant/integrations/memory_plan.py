@@ -60,7 +60,7 @@ class ModePlan:
     Attributes:
         mode: "resident", "swap" or "lean".
         phases: in order.
-        host: bytes of RAM at the most: all components while they load.
+        host: bytes of RAM at the most: all components, as they load or as they wait.
         pinned: bytes of it that are page-locked while generating.
     """
 
@@ -180,8 +180,10 @@ def _model_plan(
             Phase(LOW, low, calls[Expert.LOW_NOISE]),
             Phase(VIDEO, away + vae.weights, vae.decoding),
         )
-        pinned = 0 if mode == "resident" else sum(expert.total for expert in experts.values())
-        modes.append(ModePlan(mode, phases, all_weights, pinned))
+        pinned = 0 if mode == "resident" else sum(expert.pinned for expert in experts.values())
+        # Page-locked copies take the places of the loaded weights one tensor at a time.
+        host = max(all_weights, pinned + text.weights + vae.weights)
+        modes.append(ModePlan(mode, phases, host, pinned))
     return ModelPlan(label, disk, tuple(modes))
 
 
