@@ -105,6 +105,15 @@ def test_targets_of_a14b_at_480p(plans):
     assert lean.mode == "lean" and lean.peak + OVERHEAD_BYTES <= 12 * GB
 
 
+def test_the_document_shows_what_is_predicted(plans):
+    document = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    for recipe, plan in plans.items():
+        [row] = [line for line in document.splitlines() if line.startswith(f"| 480 × 832 | `{recipe}` |")]
+        for before, after in zip(plan.sixteen_bit.modes, plan.quantized.modes, strict=True):
+            assert f"{before.peak / GIB:.1f} → {after.peak / GIB:.1f}" in row
+            assert before.mode == "lean" or f"−{100 * plan.reduction(before.mode):.1f} %" in row
+
+
 def test_targets_of_a14b_at_720p():
     plan = plan_memory(read_configs(A14B), SamplingSettings(720, 1280, 81), DEFAULT)
     assert plan.reduction("resident") >= 0.60
