@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from torch import nn
 
 from tempoquant.errors import UnsupportedError
@@ -71,6 +72,29 @@ def test_a_hook_inside_a_block_finds_what_it_always_finds():
     run(model, torch.float32)
     for expected, after in zip(kept[:3], kept[3:], strict=True):
         torch.testing.assert_close(after, expected, **FLOAT32)
+
+
+def test_a_cache_of_activations_finds_a_blocks_input_as_it_was():
+    """diffusers' first-block cache adds what later blocks changed the last time: their output less their input."""
+
+    plain, model = (tiny_wan(num_layers=3, dtype=torch.float32) for _ in range(2))
+    undo = chunk_blocks(model, 7)
+    for each in (plain, model):
+        each.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    with pytest.raises(UnsupportedError, match="set the memory mode first"):
+        chunk_blocks(plain)
+
+    def second_call(model: nn.Module) -> torch.Tensor:
+        with model.cache_context("cond"):
+            run(model, torch.float32)
+            second = run(model, torch.float32, seed=2)
+        model._reset_stateful_cache()
+        return second
+
+    expected = second_call(plain)
+    torch.testing.assert_close(second_call(model), expected, **FLOAT32)
+    undo()
+    assert torch.equal(second_call(model), expected)
 
 
 class SharedInput:

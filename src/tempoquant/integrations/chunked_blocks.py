@@ -42,17 +42,37 @@ def chunk_blocks(transformer: Any, num_tokens: int = CHUNK_TOKENS) -> Callable[[
 
 
 def _use_chunks(transformer: Any, num_tokens: int) -> Callable[[], None]:
-    chunked = [block for block in transformer.blocks if type(block) is WanTransformerBlock]
-    for block in chunked:
-        block.forward = functools.partial(_forward, block, num_tokens)
-    norm = transformer.norm_out
-    norm.forward = functools.partial(_LazyNorm, transformer, num_tokens)
+    ours: dict[Any, Callable[..., Any]] = {
+        block: functools.partial(_forward, block, num_tokens)
+        for block in transformer.blocks
+        if type(block) is WanTransformerBlock
+    }
+    ours[transformer.norm_out] = functools.partial(_LazyNorm, transformer, num_tokens)
+    if any("forward" in module.__dict__ for module in ours):
+        raise UnsupportedError(
+            "a cache or another hook of diffusers is on the transformer's blocks already: set the memory mode first, "
+            "and enable caches afterwards."
+        )
+    for module, forward in ours.items():
+        module.forward = forward
 
     def undo() -> None:
-        for module in (*chunked, norm):
-            module.__dict__.pop("forward", None)
+        for module, forward in ours.items():
+            _take_off(module, forward)
 
     return undo
+
+
+def _take_off(module: Any, forward: Callable[..., Any]) -> None:
+    """Give a module its class's forward back, beneath hooks that were put on it since."""
+    if module.__dict__.get("forward") is forward:
+        del module.forward
+        return
+    registry = getattr(module, "_diffusers_hook", None)
+    for reference in () if registry is None else registry._fn_refs:
+        for name in ("forward", "original_forward"):
+            if getattr(reference, name) is forward:
+                setattr(reference, name, type(module).forward.__get__(module))
 
 
 def _forward(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from diffusers.hooks import group_offloading
 from torch import nn
 
 
@@ -47,6 +48,12 @@ def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor there; itself where it is there already."""
     return host.to(device)
 
+
+OFFLOADING = group_offloading._GROUP_OFFLOADING
+OFFLOADING_HOOKS = (
+    OFFLOADING, group_offloading._LAYER_EXECUTION_TRACKER, group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING,
+)  # fmt: skip
+"""Names of diffusers' hooks that bring weights and keep no activation; its caches of activations have others."""
 
 SLAB_BYTES = 2**29
 """PyTorch rounds every page-locked allocation up to a power of two: a tensor of 142 MB alone would take 268 MB."""
@@ -142,9 +149,11 @@ def unobtrusive(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a hook may keep what goes into a module or comes out of it."""
+    """Whether a hook, PyTorch's or diffusers', may keep what goes into a module or comes out of it."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return not all(getattr(hook, "keeps_nothing", False) for hook in hooks)
+    registry = getattr(module, "_diffusers_hook", None)
+    others = set() if registry is None else set(registry.hooks) - set(OFFLOADING_HOOKS)
+    return bool(others) or not all(getattr(hook, "keeps_nothing", False) for hook in hooks)
 
 
 def stream_blocks(

@@ -14,14 +14,14 @@ from typing import Any
 import accelerate
 import torch
 from diffusers import WanImageToVideoPipeline
-from diffusers.hooks import HookRegistry, apply_group_offloading, group_offloading
+from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import nn
 
 from tempoquant.errors import ModelError, SettingsError, UnsupportedError
 from tempoquant.integrations.chunked_blocks import chunk_blocks
 from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_of
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.host_copies import PinnedSlabs, SideStream, stream_blocks
+from tempoquant.integrations.host_copies import OFFLOADING, OFFLOADING_HOOKS, PinnedSlabs, SideStream, stream_blocks
 from tempoquant.integrations.residency import MEMORY_MODES, Memory
 from tempoquant.integrations.wan import default_device
 from tempoquant.timesteps import Expert
@@ -31,10 +31,6 @@ TILE_STRIDE = 144
 """Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
 take more memory than denoising at 480 × 832."""
 
-_OFFLOADING = group_offloading._GROUP_OFFLOADING
-_OFFLOADING_HOOKS = (
-    _OFFLOADING, group_offloading._LAYER_EXECUTION_TRACKER, group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING,
-)  # fmt: skip
 _ATTRIBUTE = "_tempoquant_memory_mode"
 
 
@@ -127,7 +123,7 @@ def _check(pipeline: Any) -> None:
 
 def _group_offloaded(module: nn.Module) -> bool:
     registry = getattr(module, "_diffusers_hook", None)
-    return registry is not None and registry.get_hook(_OFFLOADING) is not None
+    return registry is not None and registry.get_hook(OFFLOADING) is not None
 
 
 def _foreseeing(pipeline: WanImageToVideoPipeline) -> Callable[[Expert, float, int], Expert | None]:
@@ -185,7 +181,7 @@ def _offload_blocks(experts: dict[Expert, nn.Module], device: torch.device) -> C
     def undo() -> None:
         for model in experts.values():
             registry = HookRegistry.check_if_exists_or_initialize(model)
-            for name in _OFFLOADING_HOOKS:
+            for name in OFFLOADING_HOOKS:
                 registry.remove_hook(name, recurse=True)
             for module in model.modules():
                 _own_forward(module)
