@@ -9,8 +9,8 @@ from torch import nn
 
 import tempoquant
 from tempoquant.errors import SettingsError, UnsupportedError
-from tempoquant.integrations import host_copies
-from tempoquant.integrations.host_copies import unobtrusive
+from tempoquant.integrations import chunked_blocks, host_copies
+from tempoquant.integrations.host_copies import is_watched, unobtrusive
 from tempoquant.integrations.memory_modes import set_memory_mode
 from tempoquant.integrations.sampling import generate_video
 from tempoquant.integrations.wan import load_pipeline
@@ -80,6 +80,8 @@ def test_quantized_experts_give_the_same_latents(tmp_path, mode):
     pipeline = WanImageToVideoPipeline.from_pretrained(write_pipeline(tmp_path / "q"), dtype=torch.bfloat16)
     before = generate(pipeline)
     in_force = tempoquant.set_memory_mode(pipeline, mode, "cpu")
+    blocks = [*pipeline.transformer.blocks, *pipeline.transformer_2.blocks]
+    assert all(chunked_blocks._is_plain(block) and not is_watched(block) for block in blocks), "no chunks, in silence"
     assert torch.equal(generate(pipeline), before)
     in_force.remove()
     assert hooked(pipeline) == []
