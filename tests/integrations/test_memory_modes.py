@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
+from peft import LoraConfig
 from torch import nn
 
 import tempoquant
@@ -163,6 +164,20 @@ def test_a_call_that_fails_spoils_nothing(plain, copying, mode):
         after = generate_video(plain, PROMPTS[0], SETTINGS, 0)
         # Copies are aligned otherwise than weights mapped from files, which moves a sum's last bit: one level of 255.
         assert abs(after.astype(int) - before.astype(int)).max() <= 1
+
+
+def test_a_lora_loaded_into_swapped_experts_is_refused_until_the_mode_is_set_again(plain):
+    set_memory_mode(plain, "swap", "cpu")
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "ffn.net.2"])
+    plain.transformer.add_adapter(config, "one")
+    with pytest.raises(UnsupportedError, match="set the mode again after loading"):
+        generate_video(plain, PROMPTS[0], SETTINGS, 0)
+    set_memory_mode(plain, "resident", "cpu").remove()
+    expected = generate_video(plain, PROMPTS[0], SETTINGS, 0)
+    set_memory_mode(plain, "swap", "cpu")
+    assert (generate_video(plain, PROMPTS[0], SETTINGS, 0) == expected).all()
+    plain.transformer.delete_adapters("one")
+    plain.transformer.unload_lora()
 
 
 def test_setting_a_mode_takes_the_one_before_off(plain):

@@ -220,8 +220,8 @@ class _LazyNorm:
 @torch.no_grad()
 def _check_same_results() -> None:
     """Compare a small random model with itself in chunks: another diffusers may compute something else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)  # the CPU's alone: torch.manual_seed would touch every GPU's
         model = WanTransformer3DModel(
             patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
             text_dim=8, freq_dim=8, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=16,

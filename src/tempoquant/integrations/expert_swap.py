@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tempoquant.errors import UnsupportedError
 from tempoquant.integrations.host_copies import HostCopy, PinnedSlabs, SideStream, tensors_of, unobtrusive
 from tempoquant.timesteps import Expert, expert_of
 
@@ -33,7 +34,9 @@ class ExpertSwap:
         foresee: Callable[[Expert, float, int], Expert | None],
     ) -> None:
         self._foresee = foresee
+        self._experts = experts
         self._parts = {expert: _parts(model, stream) for expert, model in experts.items()}
+        self._num_tensors = {expert: len(tensors_of(model)) for expert, model in experts.items()}
         self._calls_so_far: tuple[Expert, float, int] | None = None
         self._next: Expert | None = None
         self._handles: list[Any] = []
@@ -60,7 +63,12 @@ class ExpertSwap:
         self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
     def _begin(self, expert: Expert, timestep: float) -> None:
-        """Before a call: make room, bring what is missing, and foresee who comes next."""
+        """Before a call: make room, bring what is missing, and foresee who comes next. Raises UnsupportedError."""
+        if len(tensors_of(self._experts[expert])) != self._num_tensors[expert]:
+            raise UnsupportedError(
+                f"the {expert.value} expert has got other weights since the memory mode was set (a LoRA, perhaps): "
+                "set the mode again after loading."
+            )
         for other, parts in self._parts.items():
             if other is not expert:
                 _leave(parts)
