@@ -112,6 +112,38 @@ def test_the_text_encoder_is_on_the_device_one_block_at_a_time_and_its_embedding
     assert whole.num_away() == 0
 
 
+def test_whatever_looks_up_rows_of_the_embedding_does_so_on_the_host(plain):
+    """The encoder shares one weight among several modules, and calls another one than it gives out."""
+    encoder = plain.text_encoder
+    called = []
+    handles = [
+        module.register_forward_hook(lambda module, *_: called.append(module))
+        for module in encoder.modules()
+        if getattr(module, "weight", None) is encoder.get_input_embeddings().weight
+    ]
+    plain.encode_prompt("a", max_sequence_length=8, do_classifier_free_guidance=False)
+    for handle in handles:
+        handle.remove()
+    set_memory_mode(plain, "resident", "cpu")
+    assert called and all(module._forward_pre_hooks and module._forward_hooks for module in called)
+
+
+def test_all_tensors_of_the_expert_that_runs_are_on_the_device(plain, copying):
+    set_memory_mode(plain, "swap", "cpu")
+    model = plain.transformer
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.data_ptr() for tensor in tensors]
+    seen = []
+
+    def look() -> None:
+        seen.append(all(tensor.data_ptr() != place for tensor, place in zip(tensors, before, strict=True)))
+
+    handle = model.blocks[-1].norm3.register_forward_pre_hook(lambda *_: look())
+    generate_video(plain, PROMPTS[0], SETTINGS, 0)
+    handle.remove()
+    assert seen == [True, True, True, False]  # in the last call earlier blocks have left
+
+
 def test_experts_take_turns_and_never_take_more_room_than_one(plain, copying):
     swap = set_memory_mode(plain, "swap", "cpu").swap
     num_parts = 1 + len(plain.transformer.blocks)

@@ -157,28 +157,30 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def stream_blocks(
-    model: nn.Module, blocks: Sequence[nn.Module], stays: nn.Module, stream: SideStream
+    model: nn.Module, blocks: Sequence[nn.Module], stays: nn.Parameter, stream: SideStream
 ) -> Callable[[], None]:
     """Have a model compute on the device with one of its blocks there at a time, and what is in no block.
 
     Args:
         model: its tensors come to the host.
         blocks: run one after another.
-        stays: an embedding; it looks its rows up in host memory.
+        stays: the weight of an embedding; its rows are looked up in host memory.
 
     Returns:
         What undoes it, and leaves the model on the host.
     """
     device, host = stream.device, torch.device("cpu")
-    stays.to(host)
-    apart = tensors_of(*blocks, stays)
+    stays.data = stays.data.to(host)
+    apart = {*tensors_of(*blocks), id(stays)}
     rest = HostCopy([t for key, t in tensors_of(model).items() if key not in apart], stream)
     copies = [HostCopy(tensors_of(block).values(), stream) for block in blocks]
     handles = [
-        model.register_forward_pre_hook(lambda _, args, kwargs: _moved((args, kwargs), device), with_kwargs=True),
-        stays.register_forward_pre_hook(lambda _, args: _moved(args, host)),
-        stays.register_forward_hook(lambda _module, _args, output: output.to(device)),
+        model.register_forward_pre_hook(lambda _, args, kwargs: _moved((args, kwargs), device), with_kwargs=True)
     ]
+    for module in model.modules():  # several may share the weight
+        if any(parameter is stays for parameter in module.parameters(recurse=False)):
+            handles.append(module.register_forward_pre_hook(lambda _, args: _moved(args, host)))
+            handles.append(module.register_forward_hook(lambda _module, _args, output: output.to(device)))
     for module, copy in zip((model, *blocks), (rest, *copies), strict=True):
         handles.append(module.register_forward_pre_hook(lambda *_, copy=copy: copy.wait()))
         handles.append(module.register_forward_hook(lambda *_, copy=copy: copy.leave(), always_call=True))

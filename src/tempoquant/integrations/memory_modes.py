@@ -53,7 +53,8 @@ class MemoryMode:
                 undo.callback(chunk_blocks(model))
             if pipeline.text_encoder is not None:
                 encoder = pipeline.text_encoder
-                undo.callback(stream_blocks(encoder, encoder.encoder.block, encoder.get_input_embeddings(), stream))
+                embedding = encoder.get_input_embeddings().weight
+                undo.callback(stream_blocks(encoder, encoder.encoder.block, embedding, stream))
             if pipeline.vae is not None:
                 undo.callback(_use_autoencoder(pipeline.vae, experts, device))
             undo.callback(self._place(pipeline, experts, stream))
