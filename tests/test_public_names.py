@@ -6,6 +6,7 @@ import tempoquant
 
 PUBLIC = {
     "QuantizedLinear", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear", "set_activation_bits",
+    "set_memory_mode",
 }  # fmt: skip
 
 

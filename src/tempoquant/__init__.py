@@ -4,6 +4,7 @@ Importing this package registers its quantizer with diffusers; from then on plai
 `WanImageToVideoPipeline.from_pretrained(folder)` loads what `quantize` wrote.
 """
 
+import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +15,29 @@ from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.linear import QuantizedLinear
 
 if TYPE_CHECKING:
+    from tempoquant.integrations.memory_modes import set_memory_mode
     from tempoquant.quantizing import quantize, quantize_linear
 
 __version__ = version("tempoquant")
 
 __all__ = [
     "QuantizedLinear", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear",
-    "set_activation_bits",
+    "set_activation_bits", "set_memory_mode",
 ]  # fmt: skip
+
+_ON_FIRST_USE = {
+    "quantize": "tempoquant.quantizing",
+    "quantize_linear": "tempoquant.quantizing",
+    "set_memory_mode": "tempoquant.integrations.memory_modes",
+}
 
 register()
 
 
 def __getattr__(name: str) -> Any:
-    """The two verbs, on first use: they need diffusers' pipelines, which a loader of one model need not wait for."""
-    if name in ("quantize", "quantize_linear"):
-        from tempoquant import quantizing
-
-        return getattr(quantizing, name)
+    """The verbs, on first use: they need diffusers' pipelines, which a loader of one model need not wait for."""
+    if name in _ON_FIRST_USE:
+        return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,14 +3,17 @@ import json
 import numpy as np
 import pytest
 
-from tempoquant.integrations import sampling, wan
+from tempoquant.integrations import memory_modes, sampling, wan
 from tests.cli.typed import assert_refused, run, split
+
+modes: list[tuple[object, ...]] = []
 
 
 @pytest.fixture
 def generate_calls(monkeypatch, tmp_path):
     """What generate_video was called with, on a folder that counts as a model."""
     calls = []
+    modes.clear()
 
     def fake(pipeline, prompt, settings, seed, negative_prompt, on_step):
         calls.append((prompt, settings, seed, negative_prompt))
@@ -18,7 +21,8 @@ def generate_calls(monkeypatch, tmp_path):
             on_step()
         return np.zeros((settings.num_frames, 64, 64, 3), np.uint8)
 
-    monkeypatch.setattr(wan, "load_pipeline", lambda folder, device: "pipeline")
+    monkeypatch.setattr(wan, "load_pipeline", lambda folder, device, dtype: "pipeline")
+    monkeypatch.setattr(memory_modes, "set_memory_mode", lambda *args: modes.append(args))
     monkeypatch.setattr(sampling, "generate_video", fake)
     return calls
 
@@ -34,6 +38,14 @@ def test_generate_writes_a_video_with_the_settings_that_were_given(generate_call
     [(prompt, settings, seed, negative_prompt)] = generate_calls
     assert (prompt.text, seed, negative_prompt) == ("go", 7, "fog")
     assert settings == sampling.SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
+
+
+@pytest.mark.parametrize(("flags", "mode"), [((), "resident"), (("--memory", "lean"), "lean")])
+def test_generate_sets_the_memory_mode_before_it_samples(generate_calls, tmp_path, image, flags, mode):
+    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
+        "--steps", 1, "--frames", 1, *flags)  # fmt: skip
+    assert modes == [("pipeline", mode, "cpu")]
+    assert len(generate_calls) == 1
 
 
 def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_path, image):

@@ -101,3 +101,13 @@ def test_a_model_without_a_boundary_is_refused(folder: Path) -> None:
     change_index(folder, boundary_ratio=None)
     with pytest.raises(ModelError, match="no boundary_ratio"):
         check_pipeline_folder(folder)
+
+
+@pytest.mark.parametrize("configs_only", [True, False])
+def test_weights_are_fetched_only_where_they_are_wanted(monkeypatch, tmp_path: Path, configs_only: bool) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda hub_id, allow_patterns: asked.append(allow_patterns) or tmp_path
+    )
+    assert resolve_model("someone/some-model", configs_only=configs_only) == tmp_path
+    assert ("*.json" in asked[0], "*.safetensors" in asked[0]) == (True, not configs_only)

@@ -10,6 +10,7 @@ from tempoquant.cli.doctor import command as doctor_command
 from tempoquant.cli.export import command as export_command
 from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
+from tempoquant.cli.plan import command as plan_command
 from tempoquant.cli.quantize import command as quantize_command
 from tempoquant.cli.record import command as record_command
 from tempoquant.cli.sensitivity import command as sensitivity_command
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo_command)
+app.command("plan")(plan_command)
 app.command("record")(record_command)
 app.command("quantize")(quantize_command)
 app.command("sensitivity")(sensitivity_command)

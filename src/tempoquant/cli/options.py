@@ -80,7 +80,7 @@ def check_devices(names: str | None) -> str | None:
 
 
 class MemoryMode(str, Enum):
-    """Where the 16-bit pipeline is while it runs; see `integrations.residency`."""
+    """Where a pipeline is while it runs: `integrations.residency` while recording, `.memory_modes` while generating."""
 
     RESIDENT = "resident"
     SWAP = "swap"

@@ -10,11 +10,16 @@ _PIPELINE_CLASS = "WanImageToVideoPipeline"
 _TRANSFORMER_CLASS = "WanTransformer3DModel"
 _LIBRARIES = {"diffusers", "transformers"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONFIGS = ["*.json"]
+_ALL_FILES = [*_CONFIGS, "*.safetensors", "*.model", "*.txt", "*.md"]
 BUNDLED_MODELS = ("tiny", "tiny-outliers")
 
 
-def resolve_model(model: str | Path) -> Path:
+def resolve_model(model: str | Path, configs_only: bool = False) -> Path:
     """The folder of a model: a bundled one by name, a folder, or a hub id (then fetched into the hub's cache).
+
+    Args:
+        configs_only: fetch no weights.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched.
@@ -34,7 +39,7 @@ def resolve_model(model: str | Path) -> Path:
         raise ModelError(
             f"there is no model folder {model}: give {', '.join(BUNDLED_MODELS)}, a diffusers folder, or a hub id."
         )
-    return _fetch(str(model))
+    return _fetch(str(model), _CONFIGS if configs_only else _ALL_FILES)
 
 
 def hub_id_of(model: str | Path) -> str | None:
@@ -48,12 +53,12 @@ def revision_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(hub_id: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.md"]))
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"{hub_id} is neither a folder here nor could it be fetched from the hub: {error}") from error
 

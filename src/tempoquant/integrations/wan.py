@@ -39,7 +39,7 @@ def compute_dtype(device: str) -> torch.dtype:
 
 
 def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | None = None) -> WanImageToVideoPipeline:
-    """Load a two-expert Wan image-to-video pipeline, 16-bit, quantized, or exported.
+    """Load a two-expert Wan pipeline, 16-bit, quantized, or exported; the autoencoder in float32, as published.
 
     An export computes what its target's kernels compute, in plain PyTorch (`nunchaku_linear.py`), on every device.
 
@@ -57,7 +57,11 @@ def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | 
     }
     try:
         pipeline = WanImageToVideoPipeline.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **exported
+            folder,
+            dtype={"default": dtype, "vae": torch.float32},
+            use_safetensors=True,
+            local_files_only=True,
+            **exported,
         )
     except LOADING_ERRORS as error:
         raise ModelError(f"{folder} does not load as a WanImageToVideoPipeline: {error}") from error

@@ -1,0 +1,50 @@
+"""`tempoquant plan`: what generating a video will need of a GPU, before anything is fetched or quantized."""
+
+from typing import Annotated
+
+import typer
+
+from tempoquant.cli.options import Frames, Json, Size
+from tempoquant.cli.running import Outcome, run_command
+from tempoquant.progress import Progress
+
+PlannedModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|DIR",
+        help="A 16-bit or quantized diffusers folder or hub id, of which only configs are read; or wan2.2-i2v-a14b.",
+    ),
+]
+
+
+def command(
+    model: PlannedModel = "wan2.2-i2v-a14b",
+    size: Size = None,
+    frames: Frames = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option(min=1.0, metavar="G", help="Memory of the GPU; recommends a mode for it.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="What a 16-bit model would be quantized with.")
+    ] = "default",
+    as_json: Json = False,
+) -> None:
+    """Predict a generation's peak memory by phase and memory mode; of 480x832 and 81 frames if left out."""
+
+    def work(progress: Progress) -> Outcome:
+        from rich.console import Group
+
+        from tempoquant.cli.memory_table import memory_record, memory_tables
+        from tempoquant.integrations.memory_plan import plan_memory
+        from tempoquant.integrations.pipeline_configs import read_configs
+        from tempoquant.integrations.sampling import SamplingSettings
+        from tempoquant.recipe import Recipe
+
+        settings = SamplingSettings().replace(height=size and size.height, width=size and size.width, num_frames=frames)
+        done = progress.start("tracing", 1)
+        plan = plan_memory(read_configs(model), settings, Recipe.load(recipe))
+        done()
+        device_bytes = None if gpu_gib is None else gpu_gib * 2**30
+        return Outcome(memory_record(plan, device_bytes), Group(*memory_tables(plan, device_bytes)))
+
+    run_command(work, as_json)

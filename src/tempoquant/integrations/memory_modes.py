@@ -1,0 +1,197 @@
+"""What of a Wan pipeline is on the device when, while it generates: three ways, fast to frugal. docs/memory.md has
+their peaks.
+
+All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
+and in tiles, its video in host memory, and compute the experts' blocks in chunks of tokens. They differ in the experts:
+*resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
+"""
+
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import accelerate
+import torch
+from diffusers import WanImageToVideoPipeline
+from diffusers.hooks import HookRegistry, apply_group_offloading
+from torch import nn
+
+from tempoquant.errors import ModelError, SettingsError, UnsupportedError
+from tempoquant.integrations.chunked_blocks import chunk_blocks
+from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_of
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
+from tempoquant.integrations.host_copies import OFFLOADING, OFFLOADING_HOOKS, PinnedSlabs, SideStream, stream_blocks
+from tempoquant.integrations.residency import MEMORY_MODES, Memory
+from tempoquant.integrations.wan import default_device
+from tempoquant.timesteps import Expert
+
+TILE_PIXELS = 192
+TILE_STRIDE = 144
+"""Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
+take more memory than denoising at 480 × 832."""
+
+_ATTRIBUTE = "_tempoquant_memory_mode"
+
+
+class MemoryMode:
+    """A memory mode in force on a pipeline.
+
+    Attributes:
+        mode: "resident", "swap" or "lean".
+        swap: the experts that take turns; None but in "swap".
+    """
+
+    def __init__(self, pipeline: WanImageToVideoPipeline, mode: Memory, device: torch.device) -> None:
+        self.mode = mode
+        self.swap: ExpertSwap | None = None
+        self._undo = ExitStack()
+        experts = {expert: getattr(pipeline, name) for expert, name in EXPERT_COMPONENTS.items()}
+        with ExitStack() as undo:  # what was done is undone when the rest fails
+            stream = SideStream(device)
+            for model in experts.values():
+                undo.callback(chunk_blocks(model))
+            if pipeline.text_encoder is not None:
+                encoder = pipeline.text_encoder
+                embedding = encoder.get_input_embeddings().weight
+                undo.callback(stream_blocks(encoder, encoder.encoder.block, embedding, stream))
+            if pipeline.vae is not None:
+                undo.callback(_use_autoencoder(pipeline.vae, experts, device))
+            undo.callback(self._place(pipeline, experts, stream))
+            self._undo = undo.pop_all()
+
+    def remove(self) -> None:
+        """Leave a plain pipeline: no hooks, in "resident" with experts on the device, else all on the CPU."""
+        self._undo.close()
+
+    def _place(
+        self, pipeline: WanImageToVideoPipeline, experts: dict[Expert, nn.Module], stream: SideStream
+    ) -> Callable[[], None]:
+        if self.mode == "swap":
+            self.swap = ExpertSwap(experts, stream, _foreseeing(pipeline))
+            return self.swap.remove
+        if self.mode == "lean":
+            return _offload_blocks(experts, stream.device)
+        for model in experts.values():
+            model.to(stream.device)
+        return lambda: None
+
+
+def set_memory_mode(
+    pipeline: WanImageToVideoPipeline, mode: Memory = "resident", device: str | torch.device | None = None
+) -> MemoryMode:
+    """Decide what of a pipeline is on the device when. Call it instead of `pipeline.to(device)`.
+
+    Args:
+        pipeline: a WanImageToVideoPipeline with two experts, 16-bit or quantized, best still on the CPU.
+        mode: "resident": both experts stay on the device; the fastest. "swap": the expert that runs, the other one in
+            page-locked host memory; they change places while the first one's last call still runs. "lean": the block
+            that runs and the next.
+        device: where it computes; CUDA where there is one if left out.
+
+    Returns:
+        The mode, whose `remove()` takes it off again. Setting another one does that by itself.
+
+    Raises:
+        SettingsError: there is no such mode.
+        UnsupportedError: other hooks already place the pipeline's models, or its class is another one.
+    """
+    if mode not in MEMORY_MODES:
+        raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
+    if (before := getattr(pipeline, _ATTRIBUTE, None)) is not None:
+        before.remove()
+        setattr(pipeline, _ATTRIBUTE, None)
+    _check(pipeline)
+    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()))
+    setattr(pipeline, _ATTRIBUTE, in_force)
+    return in_force
+
+
+def _check(pipeline: Any) -> None:
+    if not isinstance(pipeline, WanImageToVideoPipeline):
+        raise UnsupportedError(f"a memory mode is for a WanImageToVideoPipeline, not a {type(pipeline).__name__}.")
+    for name in EXPERT_COMPONENTS.values():
+        if getattr(pipeline, name) is None:
+            raise ModelError(f"the pipeline has no {name}: a two-expert Wan2.2 pipeline needs both.")
+    models = [model for model in pipeline.components.values() if isinstance(model, nn.Module)]
+    offloaded = any(_group_offloaded(module) for model in models for module in model.modules())
+    if offloaded or any(hasattr(model, "_hf_hook") for model in models) or pipeline.hf_device_map is not None:
+        raise UnsupportedError(
+            "other hooks place this pipeline's models already (a device map, CPU or group offloading): load the "
+            "pipeline without them, or call its remove_all_hooks(), and set the memory mode instead."
+        )
+
+
+def _group_offloaded(module: nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook(OFFLOADING) is not None
+
+
+def _foreseeing(pipeline: WanImageToVideoPipeline) -> Callable[[Expert, float, int], Expert | None]:
+    """Who is called next, by the pipeline's scheduler and guidance as they are at each call."""
+
+    def foresee(expert: Expert, timestep: float, num_calls: int) -> Expert | None:
+        timesteps = getattr(pipeline.scheduler, "timesteps", None)
+        guidance_scale = getattr(pipeline, "_guidance_scale", None)  # which no pipeline has before its first call
+        if timesteps is None or guidance_scale is None:
+            return expert
+        num_branches = 2 if pipeline.do_classifier_free_guidance else 1
+        follows = next_expert(timesteps.tolist(), pipeline.config.boundary_ratio, num_branches)
+        return follows(expert, timestep, num_calls)
+
+    return foresee
+
+
+def _use_autoencoder(vae: Any, experts: dict[Expert, nn.Module], device: torch.device) -> Callable[[], None]:
+    """Tiles; on the device from when it is called until an expert is; what it decodes goes to the host."""
+    before = (
+        vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width, vae.tile_sample_stride_height,
+        vae.tile_sample_stride_width,
+    )  # fmt: skip
+    vae.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
+    _, offload = accelerate.cpu_offload_with_hook(vae, device)
+    # Tiles, their blending, and the whole video: ten times the size of a tile at work.
+    handles = [vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())]
+    handles += [model.register_forward_pre_hook(lambda *_: offload.offload()) for model in experts.values()]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        accelerate.hooks.remove_hook_from_module(vae, recurse=True)
+        _own_forward(vae)
+        vae.to("cpu")
+        vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width = before[:3]
+        vae.tile_sample_stride_height, vae.tile_sample_stride_width = before[3:]
+
+    return undo
+
+
+def _offload_blocks(experts: dict[Expert, nn.Module], device: torch.device) -> Callable[[], None]:
+    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two experts.)"""
+    streams = device.type == "cuda"
+    for model in experts.values():
+        if streams:  # it page-locks each tensor by itself, unless it is so already
+            slabs = PinnedSlabs()
+            for tensor in itertools.chain.from_iterable(parts_of(model)):
+                tensor.data = slabs.hold(tensor.data)
+        apply_group_offloading(
+            model, onload_device=device, offload_device=torch.device("cpu"), offload_type="block_level",
+            num_blocks_per_group=1, use_stream=streams, record_stream=streams,
+        )  # fmt: skip
+
+    def undo() -> None:
+        for model in experts.values():
+            registry = HookRegistry.check_if_exists_or_initialize(model)
+            for name in OFFLOADING_HOOKS:
+                registry.remove_hook(name, recurse=True)
+            for module in model.modules():
+                _own_forward(module)
+            model.to("cpu")
+
+    return undo
+
+
+def _own_forward(module: Any) -> None:
+    """Libraries that wrapped a module's forward leave its class's behind on the instance: remove it there."""
+    if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+        del module.forward

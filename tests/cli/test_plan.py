@@ -1,0 +1,44 @@
+"""The plan command: tables for people, values for programs, and refusals."""
+
+import json
+
+import pytest
+
+from tests.cli.typed import assert_refused, run, split
+
+
+def test_plan_prints_every_phase_of_every_mode_and_recommends_one():
+    result = run("plan", "tiny", *split("--size 64x64 --frames 9 --recipe tiny --gpu-gib 4"))
+    assert result.exit_code == 0, result.output
+    for words in ("text encoding", "high-noise denoising", "video decoding", "resident", "swap", "lean", "predicted",
+                  "on a GPU of 4.0 GiB: --memory resident"):  # fmt: skip
+        assert words in result.stdout
+
+
+def test_plan_as_json_adds_up():
+    result = run("plan", "tiny", *split("--size 64x64 --frames 9 --recipe tiny --gpu-gib 4 --json"))
+    record = json.loads(result.stdout)
+    assert (record["height"], record["num_frames"], record["kind"]) == (64, 9, "predicted")
+    assert [model["label"] for model in record["models"]] == ["16-bit", "tiny"]
+    for model in record["models"]:
+        assert model["recommended"] == "resident"
+        for mode in model["modes"]:
+            peaks = {phase["name"]: phase["weights_bytes"] + phase["activations_bytes"] for phase in mode["phases"]}
+            assert mode["peak_bytes"] == max(peaks.values()) == peaks[mode["deciding_phase"]]
+    by_mode = [{mode["mode"]: mode["peak_bytes"] for mode in model["modes"]} for model in record["models"]]
+    for mode, reduction in record["reduction"].items():
+        assert reduction == pytest.approx(1 - by_mode[1][mode] / by_mode[0][mode])
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ("nowhere", 1, "there is no model folder"),
+        ("tiny --size 65x64", 1, "is a multiple of 16"),
+        ("tiny --frames 8", 2, "is not of the form"),
+        ("tiny --recipe unheard-of", 1, "unheard-of"),
+        ("tiny --gpu-gib 0", 2, "gpu-gib"),
+    ],
+)
+def test_plan_refuses(flags, code, words):
+    assert_refused(run("plan", *split(flags)), code, words)
