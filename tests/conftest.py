@@ -1,4 +1,5 @@
-"""What every test shares: a cache folder of its own, and hypothesis without deadlines (machines are shared)."""
+"""What every test shares: a cache folder of its own, hypothesis without deadlines (machines are shared), and Triton's
+interpreter where there is no GPU."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +7,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # read when triton is imported, which diffusers does: so it is said here, at once
+    os.environ["TRITON_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -17,7 +17,7 @@ from tempoquant.errors import RecipeError
 from tempoquant.formats.format import Format
 
 
-class _Grid(NamedTuple):
+class LevelGrid(NamedTuple):
     """Where the spacing of levels starts to double, and the spacing before; both are powers of two."""
 
     step: float
@@ -39,20 +39,20 @@ _FLOAT_LAYOUTS = {
 
 
 @functools.lru_cache
-def _grid(levels: tuple[float, ...]) -> _Grid:
+def level_grid(levels: tuple[float, ...]) -> LevelGrid:
     """The floating-point system that levels are. Raises RecipeError when they are none."""
     step = levels[1]
     for ones in (2, 4, 8):  # levels in one binade: a mantissa of 1, 2 or 3 bits
         wanted = [step * (c if c < ones else (ones + c % ones) * 2.0 ** (c // ones - 1)) for c in range(len(levels))]
         if list(levels) == wanted and math.frexp(step)[0] == 0.5:
-            return _Grid(step, step * ones)
+            return LevelGrid(step, step * ones)
     raise RecipeError(f"the levels {levels} are no floating-point system of 1 to 3 mantissa bits.")
 
 
 @functools.lru_cache
 def _code_of_multiple(levels: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """The code of each level, looked up at level / step as an unsigned byte; shape (256,), int8."""
-    step = _grid(levels).step
+    step = level_grid(levels).step
     table = [0] * 256
     for code, level in enumerate(levels):
         table[int(level / step)], table[-int(level / step)] = code, -code
@@ -75,7 +75,7 @@ def nearest_level(scaled: torch.Tensor, format: Format) -> torch.Tensor:
     Returns:
         same shape and dtype, the same numbers as `decode(encode(scaled))`; NaN stays NaN.
     """
-    step, smallest_normal = _grid(format.levels)
+    step, smallest_normal = level_grid(format.levels)
     layout = _FLOAT_LAYOUTS[scaled.dtype]
     bounded = scaled.detach().clamp(-format.top_level, format.top_level)
     binade = bounded.view(layout.integer).bitwise_and(layout.exponent_mask).view(scaled.dtype)  # 2^⌊log₂ |v|⌋
@@ -93,7 +93,7 @@ def encode(scaled: torch.Tensor, format: Format) -> torch.Tensor:
     Returns:
         int8 codes in −7 … 7 of the same shape. NaN must have been refused before.
     """
-    multiple = nearest_level(scaled, format).div_(_grid(format.levels).step).to(torch.int8)
+    multiple = nearest_level(scaled, format).div_(level_grid(format.levels).step).to(torch.int8)
     index = multiple.view(torch.uint8).to(torch.int32).flatten()
     return _code_of_multiple(format.levels, scaled.device).index_select(0, index).view(scaled.shape)
 

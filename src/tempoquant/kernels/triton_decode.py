@@ -15,17 +15,17 @@ E4M3_UNIT = tl.constexpr(2.0**120)  # of a byte at bit 20: float32's bias 127 le
 def level_of_nibble(nibble: tl.tensor, IS_INTEGER: tl.constexpr) -> tl.tensor:
     """The signed level, float32, of a nibble (int32, 0 … 15): two's complement, or E2M1's own bits."""
     if IS_INTEGER:
-        return ((nibble ^ 8) - 8).to(tl.float32)
+        return tl.maximum((nibble ^ 8) - 8, -7).to(tl.float32)
     magnitude = ((nibble & 7) << 22).to(tl.float32, bitcast=True) * E2M1_UNIT
     return tl.where(nibble > 8, -magnitude, magnitude)
 
 
 @triton.jit
 def load_scale(scale: tl.tensor, offsets: tl.tensor, mask: tl.tensor, GRID: tl.constexpr) -> tl.tensor:
-    """Stored scales as float32. `scale` points to bfloat16 for the grid "bf16", else to bytes; 0 where masked."""
-    if GRID == "bf16":
-        return tl.load(scale + offsets, mask=mask, other=0.0).to(tl.float32)
+    """Stored scales as float32. `scale` points to int16 for the grid "bf16", else to bytes; 0 where masked."""
     stored = tl.load(scale + offsets, mask=mask, other=0).to(tl.int32)
+    if GRID == "bf16":
+        return (stored << 16).to(tl.float32, bitcast=True)
     if GRID == "e8m0":
         bits = tl.where(stored == 0, 1 << 22, stored << 23)  # 2^-127 is subnormal
         return tl.where(mask, bits, 0).to(tl.float32, bitcast=True)

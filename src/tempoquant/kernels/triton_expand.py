@@ -1,6 +1,6 @@
 """Weights from 4 bits to what tensor cores read, into a buffer that every layer of a shape can use again.
 
-    FP8    level · (group scale / row base), exact; the row base is a power of two      (MXFP4, NVFP4 of one mantissa bit)
+    FP8    level · (group scale / row base), exact; the row base is a power of two  (MXFP4, NVFP4 of one mantissa bit)
     BF16   level · group scale; exact but for INT4, where the product is rounded (2^-9 relative)
     INT8   the codes
 
@@ -13,32 +13,17 @@ import torch
 import triton
 import triton.language as tl
 
-from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, Format, ScaleGrid, scale_from_bytes, unpack
+from tempoquant.kernels.fp8_window import FP8_OCTAVES, FP8_TOP_EXPONENT, check_fp8, check_int8, dtypes_of
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
 from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
-
-# Where the largest scale of a row is put, as an exponent of two, so that the top level times it stays below 448, and
-# how many octaves below it FP8 still holds every level times a scale: multiples of 2^-9.
-FP8_TOP_EXPONENT = {ScaleGrid.E8M0: 6, ScaleGrid.E4M1: 5}
-FP8_OCTAVES = {ScaleGrid.E8M0: 14, ScaleGrid.E4M1: 12}
+from tempoquant.kernels.triton_rounding import power_of_two, row_base_exponent, to_bfloat16
 
 # 32 numbers a thread and whole 32-byte stores; few rows, so that Wan's smallest weight still makes 1280 programs.
 BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 4, 1024, 4
 
-
-@triton.jit
-def power_of_two(exponent: tl.tensor) -> tl.tensor:
-    """2^exponent as float32, for −126 … 127."""
-    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def row_base_exponent(largest: tl.tensor, TOP_EXPONENT: tl.constexpr) -> tl.tensor:
-    """The exponent of the power of two that puts a row's largest scale at 2^TOP_EXPONENT, itself a normal float32."""
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) - 127
-    return tl.maximum(exponent - TOP_EXPONENT, -126)
+OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 @triton.jit
@@ -49,7 +34,7 @@ def _expand_kernel(  # noqa: PLR0913
     values: tl.tensor,
     row_scale: tl.tensor,
     num_rows: int,
-    num_groups: int,
+    NUM_GROUPS: tl.constexpr,
     GROUP: tl.constexpr,
     GRID: tl.constexpr,
     OUTPUT: tl.constexpr,
@@ -61,12 +46,12 @@ def _expand_kernel(  # noqa: PLR0913
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     groups = tl.arange(0, BLOCK_GROUPS)
     row_mask = rows < num_rows
-    first_group = rows.to(tl.int64)[:, None] * num_groups
+    first_group = rows.to(tl.int64)[:, None] * NUM_GROUPS
     inverse_base = tl.full((BLOCK_ROWS,), 1.0, tl.float32)
     if OUTPUT == "fp8":
         largest = tl.zeros((BLOCK_ROWS,), tl.float32)
-        for start in range(0, num_groups, BLOCK_GROUPS):
-            mask = row_mask[:, None] & (start + groups < num_groups)[None, :]
+        for start in range(0, NUM_GROUPS, BLOCK_GROUPS):
+            mask = row_mask[:, None] & (start + groups < NUM_GROUPS)[None, :]
             stored = load_scale(scale, first_group + (start + groups)[None, :], mask, GRID)
             largest = tl.maximum(largest, tl.max(stored, axis=1))
         exponent = row_base_exponent(largest, TOP_EXPONENT)
@@ -75,8 +60,8 @@ def _expand_kernel(  # noqa: PLR0913
         if tensor_scale is not None:
             base *= tl.load(tensor_scale)
         tl.store(row_scale + rows, base, mask=row_mask)
-    for start in range(0, num_groups, BLOCK_GROUPS):
-        group_mask = row_mask[:, None] & (start + groups < num_groups)[None, :]
+    for start in range(0, NUM_GROUPS, BLOCK_GROUPS):
+        group_mask = row_mask[:, None] & (start + groups < NUM_GROUPS)[None, :]
         offsets = first_group + (start + groups)[None, :]
         mask = group_mask[:, :, None]
         bytes_of_group = offsets[:, :, None] * (GROUP // 2) + tl.arange(0, GROUP // 2)[None, None, :]
@@ -88,6 +73,8 @@ def _expand_kernel(  # noqa: PLR0913
             low *= relative
             high *= relative
         expanded = tl.reshape(tl.join(low, high), (BLOCK_ROWS, BLOCK_GROUPS, GROUP))
+        if OUTPUT == "bf16":
+            expanded = to_bfloat16(expanded, GRID != "bf16")
         columns = offsets[:, :, None] * GROUP + tl.arange(0, GROUP)[None, None, :]
         tl.store(values + columns, expanded.to(values.dtype.element_ty), mask=mask)
 
@@ -98,21 +85,20 @@ def expand_launch(
     """The launch that expands a weight into `values` (out, in): FP8 where `row_scale` (out,) is given, or by dtype."""
     num_rows, half = tensors.packed.shape
     grid = format.scale_grid
-    outputs = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8"}
     return Launch(
         _expand_kernel,
         (triton.cdiv(num_rows, BLOCK_ROWS),),
         {
             "packed": tensors.packed,
-            "scale": tensors.scale.view(torch.bfloat16) if grid is ScaleGrid.BF16 else tensors.scale,
+            "scale": tensors.scale.view(torch.int16) if grid is ScaleGrid.BF16 else tensors.scale,
             "tensor_scale": tensors.tensor_scale,
             "values": values,
             "row_scale": row_scale,
             "num_rows": num_rows,
-            "num_groups": 2 * half // format.group_size,
+            "NUM_GROUPS": 2 * half // format.group_size,
             "GROUP": format.group_size,
             "GRID": grid.value,
-            "OUTPUT": outputs[values.dtype],
+            "OUTPUT": OUTPUTS[values.dtype],
             "TOP_EXPONENT": FP8_TOP_EXPONENT.get(grid, 0),
             "BLOCK_ROWS": BLOCK_ROWS,
             "BLOCK_GROUPS": BLOCK_COLUMNS // format.group_size,
@@ -179,20 +165,6 @@ def fp8_exact_rows(tensors: LinearTensors, format: Format) -> torch.Tensor:
     return ((exponent >= lowest) | ~holds_numbers).all(-1)
 
 
-def check_fp8(format: Format) -> None:
-    """Raise UnsupportedError unless a level times a scale is an FP8 number, relative to a power of two."""
-    if format.scale_grid not in FP8_TOP_EXPONENT:
-        raise UnsupportedError(
-            f"{format.name} is not exact in FP8: its scales have more than one mantissa bit. Run it in BF16."
-        )
-
-
-def check_int8(format: Format) -> None:
-    """Raise UnsupportedError unless levels are codes."""
-    if format.levels != tuple(range(8)):
-        raise UnsupportedError(f"{format.name} has levels that are no integers, so INT8 does not hold them.")
-
-
 def _buffer(tensors: LinearTensors, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
     num_rows, half = tensors.packed.shape
     if out is None:
@@ -217,11 +189,7 @@ def specializations() -> NamedLaunches:
             tensor_scale=meta(dtype=torch.float32) if format.has_tensor_scale else None,
             **dict.fromkeys(("smoothing_factor", "up", "down", "deflation", "input_offset", "bias")),
         )
-        for name, dtype in (("fp8", torch.float8_e4m3fn), ("bf16", torch.bfloat16), ("int8", torch.int8)):
-            fits = {"fp8": format.scale_grid in FP8_TOP_EXPONENT, "bf16": True, "int8": format.name == "int4"}[name]
-            if fits:
-                row_scale = meta(num_rows, dtype=torch.float32) if name == "fp8" else None
-                yield (
-                    f"{name} {format.name}",
-                    expand_launch(tensors, format, meta(num_rows, in_features, dtype=dtype), row_scale),
-                )
+        for dtype in dtypes_of(format):
+            values = meta(num_rows, in_features, dtype=dtype)
+            row_scale = meta(num_rows, dtype=torch.float32) if dtype == torch.float8_e4m3fn else None
+            yield f"{OUTPUTS[dtype]} {format.name}", expand_launch(tensors, format, values, row_scale)

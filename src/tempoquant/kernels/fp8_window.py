@@ -1,0 +1,34 @@
+"""Which formats FP8 and INT8 hold without rounding, and where in FP8 a row's scales are put.
+
+FP8 E4M3 holds multiples of 2^-9 with four significant bits, up to 448. An E2M1 level has two of them and starts at a
+half, so that a scale with no mantissa bit may be 2^-8 … 2^6 and one with a single one 2^-7 … 1.5 · 2^5.
+"""
+
+import torch
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.formats import Format, ScaleGrid
+
+# The exponent of two at which the largest scale of a row is put, and how many octaves below it others may lie.
+FP8_TOP_EXPONENT = {ScaleGrid.E8M0: 6, ScaleGrid.E4M1: 5}
+FP8_OCTAVES = {ScaleGrid.E8M0: 14, ScaleGrid.E4M1: 12}
+
+
+def check_fp8(format: Format) -> None:
+    """Raise UnsupportedError unless a level times a scale is an FP8 number, relative to a power of two."""
+    if not format.is_fp8_exact:
+        raise UnsupportedError(
+            f"{format.name} is not exact in FP8: its scales have more than one mantissa bit. Run it in BF16."
+        )
+
+
+def check_int8(format: Format) -> None:
+    """Raise UnsupportedError unless levels are codes."""
+    if not format.has_integer_levels:
+        raise UnsupportedError(f"{format.name} has levels that are no integers, so INT8 does not hold them.")
+
+
+def dtypes_of(format: Format) -> list[torch.dtype]:
+    """What the operands of a product in this format may be: bfloat16, and what holds them without rounding."""
+    fp8 = [torch.float8_e4m3fn] if format.is_fp8_exact else []
+    return [torch.bfloat16, *fp8, *([torch.int8] if format.has_integer_levels else [])]

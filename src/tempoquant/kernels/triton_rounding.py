@@ -1,0 +1,260 @@
+"""Device functions that round as `formats/` defines it, to the bit: scales on their grid, numbers to levels.
+
+Exponents come out of float32's own bits; magnitudes are compared and bounded as integers, in whose order NaN stands
+above infinity and infinity above every number. A division is IEEE's, or multiplies by a reciprocal where that provably
+gives the same level. Kernels that call these must be compiled with `enable_fp_fusion=False`: a fused multiply-add
+rounds once where the definition rounds twice.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from tempoquant.formats import Format, ScaleRule, scales
+from tempoquant.formats.levels import level_grid
+from tempoquant.kernels.fp8_window import FP8_OCTAVES, FP8_TOP_EXPONENT
+
+SIGN = tl.constexpr(-(2**31))
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+INFINITY_BITS = tl.constexpr(0x7F800000)
+FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
+BFLOAT16_MAX = tl.constexpr(3.3895313892515355e38)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+E4M3_MAX = tl.constexpr(scales.E4M3_MAX)
+E4M3_MAX_BITS = tl.constexpr(0x43E00000)
+INTEGER_MAX_BITS = tl.constexpr(0x42FE0000)  # 127
+E4M3_MIN = tl.constexpr(scales.E4M3_MIN)
+E4M1_MAX = tl.constexpr(scales.E4M1_MAX)
+E4M1_MIN = tl.constexpr(scales.E4M1_MIN)
+
+
+class Rounding(NamedTuple):
+    """A format and a scale rule as kernels see them: numbers known when they are compiled.
+
+    grid: the scale grid's name. is_integer: whether levels are integers. candidates: multiples of amax that are tried;
+    is_floor: the rule "floor". octaves: the window of scales, or None. top_bits: the bits of the top level.
+    mantissa_bits, exponent: those of the levels' small floating-point system, and of its smallest normal number.
+    fp8_top_exponent, fp8_octaves: see `fp8_window`.
+    """
+
+    grid: str
+    is_integer: bool
+    group: int
+    log2_group: int
+    candidates: tuple[float, ...]
+    largest_candidate: float
+    is_floor: bool
+    octaves: int | None
+    top_bits: int
+    mantissa_bits: int
+    exponent: int
+    fp8_top_exponent: int
+    fp8_octaves: int
+
+
+def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
+    """What kernels need to know of a format and a rule."""
+    candidates = format.scale_candidates if rule is ScaleRule.LEAST_ERROR else (1.0,)
+    step, smallest_normal = level_grid(format.levels)
+    return Rounding(
+        grid=format.scale_grid.value,
+        is_integer=format.has_integer_levels,
+        group=format.group_size,
+        log2_group=format.group_size.bit_length() - 1,
+        candidates=candidates,
+        largest_candidate=max(candidates),
+        is_floor=rule is ScaleRule.FLOOR,
+        octaves=format.scale_octaves,
+        top_bits=int(torch.tensor(format.top_level).view(torch.int32)),
+        mantissa_bits=int(math.log2(smallest_normal / step)),
+        exponent=int(math.log2(smallest_normal)),
+        fp8_top_exponent=FP8_TOP_EXPONENT.get(format.scale_grid, 0),
+        fp8_octaves=FP8_OCTAVES.get(format.scale_grid, 0),
+    )
+
+
+@triton.jit
+def magnitude_bits(x: tl.tensor) -> tl.tensor:
+    """The bits of |x|, an int32 that grows with it."""
+    return x.to(tl.int32, bitcast=True) & MAGNITUDE
+
+
+@triton.jit
+def float_of_bits(bits: tl.tensor) -> tl.tensor:
+    """The float32 of these bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def power_of_two(exponent: tl.tensor) -> tl.tensor:
+    """2^exponent as float32, for exponents −126 … 127; others are moved there."""
+    return float_of_bits((tl.minimum(tl.maximum(exponent, -126), 127) + 127) << 23)
+
+
+@triton.jit
+def exponent_of(x: tl.tensor) -> tl.tensor:
+    """⌊log₂ x⌋ of a positive normal float32; −127 of zero and subnormals."""
+    return (x.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def to_bfloat16(x: tl.tensor, IS_EXACT: tl.constexpr) -> tl.tensor:
+    """The nearest bfloat16, subnormals included: the upper half of the float32's bits, which hold it where IS_EXACT."""
+    if not IS_EXACT:
+        x = to_bfloat16_grid(x)
+    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def row_base_exponent(largest: tl.tensor, TOP_EXPONENT: tl.constexpr) -> tl.tensor:
+    """The exponent of the power of two that puts a row's largest scale at 2^TOP_EXPONENT, itself a normal float32."""
+    return tl.maximum(exponent_of(largest) - TOP_EXPONENT, -126)
+
+
+@triton.jit
+def round_magnitude(bits: tl.tensor, MANTISSA_BITS: tl.constexpr, EXPONENT: tl.constexpr) -> tl.tensor:
+    """The nearest number of a small floating-point system, ties to even, as `formats.nearest_level` finds it.
+
+    `bits` are those of a magnitude not above the largest number; 2^EXPONENT is the smallest normal number.
+    """
+    binade = tl.maximum(bits & INFINITY_BITS, (EXPONENT + 127) << 23)
+    rounder = float_of_bits(binade + ((23 - MANTISSA_BITS) << 23) + (1 << 22))  # 1.5 · 2^(23 − MANTISSA_BITS) · binade
+    return (float_of_bits(bits) + rounder) - rounder
+
+
+@triton.jit
+def round_signed(
+    x: tl.tensor, MANTISSA_BITS: tl.constexpr, EXPONENT: tl.constexpr, LARGEST_BITS: tl.constexpr
+) -> tl.tensor:
+    """The same for numbers of both signs, saturating; NaN becomes the largest number, which its scale makes NaN."""
+    rounded = round_magnitude(tl.minimum(magnitude_bits(x), LARGEST_BITS), MANTISSA_BITS, EXPONENT)
+    return float_of_bits(rounded.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & SIGN))
+
+
+@triton.jit
+def to_bfloat16_grid(x: tl.tensor) -> tl.tensor:
+    """The nearest bfloat16 as float32, ties to even; NaN stays NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return float_of_bits(tl.where(magnitude_bits(x) > INFINITY_BITS, bits, rounded))
+
+
+@triton.jit
+def scale_on_grid(amax: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The scale that a largest magnitude asks for; see `formats.scales`. `amax` is finite."""
+    if FORMAT.grid == "e8m0":
+        bits = amax.to(tl.int32, bitcast=True)
+        if not FORMAT.is_floor:
+            bits += 0x7FFFFF - (FORMAT.top_bits & 0x7FFFFF)  # carries where the mantissa is above the top level's
+        return power_of_two((bits >> 23) - (FORMAT.top_bits >> 23))
+    top_level = float_of_bits(tl.full(amax.shape, FORMAT.top_bits, tl.int32))
+    wanted = tl.div_rn(amax, top_level)
+    if FORMAT.grid == "e4m3":
+        wanted = tl.minimum(tl.maximum(wanted, E4M3_MIN), E4M3_MAX)
+        return round_magnitude(magnitude_bits(wanted), 3, -6)
+    if FORMAT.grid == "e4m1":
+        wanted = tl.minimum(tl.maximum(wanted, E4M1_MIN), E4M1_MAX)
+        return round_magnitude(magnitude_bits(wanted), 1, -8)
+    return to_bfloat16_grid(tl.minimum(tl.maximum(wanted, SMALLEST_NORMAL), BFLOAT16_MAX))
+
+
+@triton.jit
+def clipped_amax(amax: tl.tensor, ratio: tl.tensor) -> tl.tensor:
+    """amax times a ratio, which may not make it infinite."""
+    return tl.minimum(amax * ratio, FLOAT32_MAX)
+
+
+@triton.jit
+def group_scale(amax: tl.tensor, row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The scale of each group (rows, groups), as `formats.group_scale` defines it.
+
+    `row_amax` and `ratio`, clip ratio times candidate, are (rows,); only a format with a window reads `row_amax`.
+    """
+    scale = scale_on_grid(clipped_amax(amax, ratio[:, None]), FORMAT)
+    is_bad = magnitude_bits(amax) >= INFINITY_BITS
+    if FORMAT.octaves is not None:
+        lowest = largest_scale(row_amax, ratio, FORMAT) * (2.0**-FORMAT.octaves)
+        scale = tl.maximum(scale, lowest[:, None])
+        is_bad |= (magnitude_bits(row_amax) > INFINITY_BITS)[:, None]
+    scale = tl.where(is_bad, float("nan"), scale)
+    return tl.where(amax == 0, 1.0, scale)
+
+
+@triton.jit
+def largest_scale(row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The scale that a row's largest magnitude may ask for, whatever candidate it takes: (rows,)."""
+    return scale_on_grid(clipped_amax(clipped_amax(row_amax, ratio), FORMAT.largest_candidate), FORMAT)
+
+
+@triton.jit
+def levels_of(grouped: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The level nearest to each number over its scale: (rows, groups, group) with scales (rows, groups).
+
+    A scale with at most one mantissa bit is divided by with its reciprocal: exactly for a power of two, and 1.5 is one
+    number whose rounded reciprocal leaves every tie between levels a tie and moves no other number across one
+    (a test tries all neighbours of all ties).
+    """
+    if FORMAT.grid == "e8m0" or FORMAT.grid == "e4m1":
+        scaled = grouped * tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, :, None]
+    else:
+        scaled = tl.div_rn(grouped, tl.broadcast_to(scale[:, :, None], grouped.shape))
+    return round_signed(scaled, FORMAT.mantissa_bits, FORMAT.exponent, FORMAT.top_bits)
+
+
+@triton.jit
+def sum_by_halves(x: tl.tensor, LOG2_GROUP: tl.constexpr) -> tl.tensor:
+    """(rows, groups, group) to (rows, groups): first half plus second half, until one number is left.
+
+    A sum over two numbers has no order, so the compiler cannot choose another.
+    """
+    ROWS: tl.constexpr = x.shape[0]
+    GROUPS: tl.constexpr = x.shape[1]
+    for step in tl.static_range(LOG2_GROUP):
+        x = tl.sum(tl.reshape(x, (ROWS, GROUPS, 2, 1 << (LOG2_GROUP - 1 - step))), axis=2)
+    return tl.reshape(x, (ROWS, GROUPS))
+
+
+@triton.jit
+def squared_error(grouped: tl.tensor, scale: tl.tensor, level: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """(rows, groups): the squared error of each group."""
+    error = level * scale[:, :, None] - grouped
+    return sum_by_halves(error * error, FORMAT.log2_group)
+
+
+@triton.jit
+def round_groups(
+    grouped: tl.tensor, row_amax: tl.tensor, clip_ratio: tl.tensor, FORMAT: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Scale and amax of each group (rows, groups), its levels (rows, groups, group); the first of the least error."""
+    amax = float_of_bits(tl.max(magnitude_bits(grouped), axis=2))
+    scale = group_scale(amax, row_amax, clip_ratio * FORMAT.candidates[0], FORMAT)
+    level = levels_of(grouped, scale, FORMAT)
+    if len(FORMAT.candidates) > 1:
+        error = squared_error(grouped, scale, level, FORMAT)
+        for index in tl.static_range(1, len(FORMAT.candidates)):
+            other_scale = group_scale(amax, row_amax, clip_ratio * FORMAT.candidates[index], FORMAT)
+            other_level = levels_of(grouped, other_scale, FORMAT)
+            other_error = squared_error(grouped, other_scale, other_level, FORMAT)
+            is_better = other_error < error
+            error = tl.where(is_better, other_error, error)
+            scale = tl.where(is_better, other_scale, scale)
+            level = tl.where(is_better[:, :, None], other_level, level)
+    return scale, amax, level
+
+
+@triton.jit
+def round_to_eight_bits(grouped: tl.tensor, row_amax: tl.tensor, FORMAT: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """(rows, …, …) in 8 bits, in units of a scale for each row, and that scale; see `formats.eight_bits`."""
+    if FORMAT.is_integer:
+        scale = tl.maximum(tl.div_rn(row_amax, tl.full(row_amax.shape, 127.0, tl.float32)), SMALLEST_NORMAL)
+        scaled = tl.div_rn(grouped, tl.broadcast_to(scale[:, None, None], grouped.shape))
+        number = round_signed(scaled, 7, 7, INTEGER_MAX_BITS)
+    else:  # 448 = 1.75 · 2^8: the exponent is one more where the mantissa is above 1.75
+        exponent = exponent_of(float_of_bits(row_amax.to(tl.int32, bitcast=True) + 0x1FFFFF)) - 8
+        scale = power_of_two(exponent)
+        number = round_signed(grouped * power_of_two(-tl.maximum(exponent, -126))[:, None, None], 3, -6, E4M3_MAX_BITS)
+    scale = tl.where(magnitude_bits(row_amax) >= INFINITY_BITS, float("nan"), scale)
+    return number, tl.where(row_amax == 0, 1.0, scale)

@@ -1,0 +1,300 @@
+"""The kernel that rounds inputs makes, bit for bit, the numbers of the definition."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.kernels.fp8_window import dtypes_of
+from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.reference import LinearTensors, quantizer_input, round_input
+from tempoquant.kernels.triton_quantize import (
+    empty_result,
+    quantize_launch,
+    quantize_to_bf16,
+    quantize_to_fp8,
+    quantize_to_int8,
+)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+QUANTIZE = {torch.float8_e4m3fn: quantize_to_fp8, torch.bfloat16: quantize_to_bf16, torch.int8: quantize_to_int8}
+OUTPUTS = [(format, dtype) for format in FORMATS.values() for dtype in dtypes_of(format)]
+each_output = pytest.mark.parametrize(
+    ("format", "output"),
+    OUTPUTS,
+    ids=[f"{format.name}-{str(dtype).removeprefix('torch.')}" for format, dtype in OUTPUTS],
+)
+each_rule = pytest.mark.parametrize("rule", ScaleRule)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer(in_features: int, *, rank: int = 0, smoothing: bool = True, offset: bool = True) -> LinearTensors:
+    unread = torch.empty(0)
+    return LinearTensors(
+        packed=unread,
+        scale=unread,
+        tensor_scale=None,
+        smoothing_factor=random(in_features, seed=2).exp().bfloat16().to(DEVICE) if smoothing else None,
+        up=None,
+        down=None,
+        deflation=random(in_features, rank, seed=6).mul(0.2).bfloat16().to(DEVICE) if rank else None,
+        input_offset=random(in_features, seed=7).mul(0.3).bfloat16().to(DEVICE) if offset else None,
+        bias=None,
+    )
+
+
+PLAIN = layer(0, smoothing=False, offset=False)
+
+
+def activations(num_tokens: int, in_features: int) -> torch.Tensor:
+    """Features of very different size, as video transformers have them."""
+    return (random(num_tokens, in_features, seed=3) * random(in_features, seed=4).mul(1.5).exp()).to(DEVICE)
+
+
+def ones(count: int = 1) -> torch.Tensor:
+    return torch.ones(count, device=DEVICE)
+
+
+def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
+    """What the values stand for, (tokens, in) float32."""
+    values = quantized.values.float()
+    if quantized.values.dtype == torch.float8_e4m3fn:
+        return values * quantized.scale[:, None]
+    if quantized.values.dtype == torch.int8:
+        return (values.unflatten(-1, (-1, format.group_size)) * quantized.scale.unsqueeze(-1)).flatten(-2)
+    return values
+
+
+def stored_as(wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The definition's numbers as a path holds them: only bfloat16 rounds, and only INT4."""
+    return wanted.bfloat16().float() if dtype == torch.bfloat16 else wanted
+
+
+def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
+
+
+def check(
+    x: torch.Tensor, format: Format, output: torch.dtype, rule: ScaleRule, tensors: LinearTensors = PLAIN
+) -> QuantizedInput:
+    """Quantize with clip ratio 0.9 and hold every row that fits to the definition."""
+    quantized = QUANTIZE[output](x, None, tensors, format, rule, 0.9 * ones())
+    wanted = stored_as(round_input(quantizer_input(x.float(), None, tensors), format, rule, 0.9 * ones()), output)
+    fits = slice(None) if quantized.outside is None else ~quantized.outside
+    assert_same(numbers_of(quantized, format)[fits], wanted[fits])
+    return quantized
+
+
+@each_output
+@each_rule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def test_without_a_branch_the_numbers_are_the_definitions(
+    format: Format, output: torch.dtype, rule: ScaleRule, dtype: torch.dtype
+):
+    num_tokens, in_features = {torch.bfloat16: (33, 320), torch.float16: (7, 192), torch.float32: (1, 64)}[dtype]
+    quantized = check(activations(num_tokens, in_features).to(dtype), format, output, rule, layer(in_features))
+    assert quantized.outside is None or not bool(quantized.outside.any())
+
+
+@each_output
+@pytest.mark.parametrize("smoothing", [False, True])
+@pytest.mark.parametrize("offset", [False, True])
+def test_what_a_layer_does_not_have_is_left_out(format: Format, output: torch.dtype, smoothing: bool, offset: bool):
+    check(activations(3, 128), format, output, ScaleRule.CEIL, layer(128, smoothing=smoothing, offset=offset))
+
+
+@each_output
+def test_no_tokens_make_no_numbers(format: Format, output: torch.dtype):
+    quantized = QUANTIZE[output](activations(0, 128), None, PLAIN, format, ScaleRule.CEIL, ones())
+    assert quantized.values.shape == (0, 128) and quantized.values.dtype == output
+
+
+@each_output
+def test_rows_may_lie_anywhere_in_memory(format: Format, output: torch.dtype):
+    wide = activations(5, 320).bfloat16()
+    check(wide[:, 64:256], format, output, ScaleRule.LEAST_ERROR)
+    check(wide[1::2, :192], format, output, ScaleRule.LEAST_ERROR)
+
+
+@each_output
+def test_groups_and_rows_of_zeros_stay_zeros(format: Format, output: torch.dtype):
+    x = activations(4, 192)
+    x[1] = 0
+    x[2, 64:128] = 0
+    quantized = check(x, format, output, ScaleRule.LEAST_ERROR)
+    if output == torch.float8_e4m3fn:
+        assert quantized.scale[1] == 1
+    if output == torch.int8:
+        assert bool((quantized.scale[1] == 1).all()) and quantized.scale[2, 1] == 1
+
+
+@each_output
+@each_rule
+@pytest.mark.parametrize("magnitude", [2.0**-140, 2.0**-126, 2.0**-30, 2.0**30, 2.0**100, 2.0**122])
+def test_tiny_and_huge_numbers_round_as_defined(format: Format, output: torch.dtype, rule: ScaleRule, magnitude: float):
+    x = random(3, 128).clamp(-4, 4).to(DEVICE) * magnitude
+    x[1] *= 2.0 ** torch.arange(0, -128, -1, device=DEVICE).clamp(min=-13)
+    check(x, format, output, rule)
+
+
+@each_output
+@each_rule
+def test_a_clip_ratio_above_one_may_not_overflow_and_a_small_one_saturates(
+    format: Format, output: torch.dtype, rule: ScaleRule
+):
+    x = random(4, 128).to(DEVICE)
+    x[:2] *= 2.0**125
+    ratios = torch.tensor([2.0, 0.25], device=DEVICE)
+    quantized = QUANTIZE[output](x, None, PLAIN, format, rule, ratios)
+    wanted = round_input(x, format, rule, ratios.repeat_interleave(2)[:, None])
+    assert_same(numbers_of(quantized, format), stored_as(wanted, output))
+
+
+@each_output
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_number_makes_its_row_bad_and_no_other(format: Format, output: torch.dtype, bad: float):
+    x = activations(3, 192)
+    x[1, 70] = bad
+    quantized = QUANTIZE[output](x, None, PLAIN, format, ScaleRule.LEAST_ERROR, ones())
+    found = numbers_of(quantized, format)
+    wanted = stored_as(round_input(x, format, ScaleRule.LEAST_ERROR, ones()), output)
+    assert found.isnan().any(1).tolist() == [False, True, False]
+    assert_same(found[::2], wanted[::2])
+    if output == torch.float8_e4m3fn:
+        assert bool(found[1].isnan().all()) and bool((quantized.values[1].float() == 0).all())
+        assert quantized.outside is None or not bool(quantized.outside.any())
+    else:
+        assert_same(found[1], wanted[1])
+
+
+@each_output
+def test_each_batch_entry_has_its_clip_ratio(format: Format, output: torch.dtype):
+    x, ratios = activations(21, 128), torch.tensor([1.0, 0.5, 1.5], device=DEVICE)
+    quantized = QUANTIZE[output](x, None, PLAIN, format, ScaleRule.LEAST_ERROR, ratios)
+    wanted = round_input(x, format, ScaleRule.LEAST_ERROR, ratios.repeat_interleave(7)[:, None])
+    assert_same(numbers_of(quantized, format), stored_as(wanted, output))
+    with pytest.raises(ValueError, match="21 tokens"):
+        QUANTIZE[output](x, None, PLAIN, format, ScaleRule.CEIL, ones(2))
+
+
+@each_output
+def test_rows_of_eight_bits_are_the_definitions_among_rows_of_four(format: Format, output: torch.dtype):
+    x, tensors = activations(35, 192).bfloat16(), layer(192)
+    x[0] = 0
+    x[33, 3] = torch.nan
+    flags = torch.tensor([True, False, False, False, True], device=DEVICE)
+    z = quantizer_input(x.float(), None, tensors)
+    for eight_bits, of_row in ((flags, flags.repeat_interleave(7)[:, None]), (True, True), (flags[1:2], False)):
+        quantized = QUANTIZE[output](x, None, tensors, format, ScaleRule.CEIL, 0.9 * ones(), eight_bits)
+        wanted = stored_as(round_input(z, format, ScaleRule.CEIL, 0.9 * ones(), of_row), output)
+        found = numbers_of(quantized, format)
+        is_bad = torch.arange(35, device=DEVICE) == 33
+        assert_same(found[~is_bad], wanted[~is_bad])
+        assert torch.equal(found.isnan().any(1), is_bad)
+
+
+@pytest.mark.parametrize("magnitude", [2.0**-130, 2.0**-100, 1.0, 2.0**120])
+def test_eight_bits_in_fp8_round_ties_and_subnormals_as_fp8_does(magnitude: float):
+    """Every point between two E4M3 numbers of either sign, and its neighbours; 448 fixes the scale."""
+    positive = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    middles = (positive[1:] + positive[:-1]) / 2
+    points = torch.cat([middles, torch.nextafter(middles, middles * 2), torch.nextafter(middles, middles * 0)])
+    x = torch.cat([points, -points, torch.tensor([448.0] * 12)])[None].mul(magnitude).to(DEVICE)
+    format = FORMATS["nvfp4_m1"]
+    quantized = quantize_to_fp8(x, None, PLAIN, format, ScaleRule.CEIL, ones(), True)
+    assert_same(numbers_of(quantized, format), round_input(x, format, ScaleRule.CEIL, ones(), True))
+
+
+@each_output
+@pytest.mark.parametrize("scale", [1.0, 1.5, 1.125, 1.75])
+def test_points_beside_the_middle_of_two_levels_fall_as_by_ieee_division(
+    format: Format, output: torch.dtype, scale: float
+):
+    """The middles of levels times a scale, which the first number of the group fixes, and three floats either side."""
+    levels = torch.tensor(format.levels) * scale
+    middles = (levels[1:] + levels[:-1]) / 2
+    points, above, below = [middles], middles, middles
+    for _ in range(3):
+        above, below = torch.nextafter(above, above * 2), torch.nextafter(below, below * 0)
+        points += [above, below]
+    points = torch.cat(points)
+    rows = torch.zeros(7, format.group_size)
+    rows[:, 0] = levels[-1]
+    rows[:, 1 : 1 + 7] = points.view(7, 7)
+    rows = torch.cat([rows * 2.0**exponent for exponent in range(-6, 5)] + [-rows]).to(DEVICE)
+    check_at_one = QUANTIZE[output](rows, None, PLAIN, format, ScaleRule.CEIL, ones())
+    wanted = stored_as(round_input(rows, format, ScaleRule.CEIL, ones()), output)
+    assert_same(numbers_of(check_at_one, format), wanted)
+
+
+@each_output
+def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(format: Format, output: torch.dtype):
+    for num_tokens, in_features, rank in ((33, 320, 3), (70, 128, 32), (5, 192, 65)):
+        tensors = layer(in_features, rank=rank)
+        x, hidden = (
+            activations(num_tokens, in_features).bfloat16(),
+            random(num_tokens, rank, seed=8).bfloat16().to(DEVICE),
+        )
+        quantized = QUANTIZE[output](x, hidden, tensors, format, ScaleRule.LEAST_ERROR, ones())
+        z = quantizer_input(x.float(), hidden.float(), tensors)
+        wanted = stored_as(round_input(z, format, ScaleRule.LEAST_ERROR, ones()), output)
+        found = numbers_of(quantized, format)
+        assert quantized.hidden is hidden
+        assert (found == wanted).float().mean() >= 0.995
+        # A level or a scale may be the next one: neither is more than twice as far from its input, but for the error.
+        amax = z.unflatten(-1, (-1, format.group_size)).abs().amax(-1).repeat_interleave(format.group_size, -1)
+        assert bool(((found - wanted).abs() <= amax / 2).all())
+        assert (found - z).square().sum() <= 1.001 * (wanted - z).square().sum()
+
+
+@pytest.mark.parametrize("rule", [ScaleRule.CEIL, ScaleRule.LEAST_ERROR])
+def test_rows_of_mxfp4_wider_than_fp8_are_told_and_hold_zeros(rule: ScaleRule):
+    format = FORMATS["mxfp4"]
+    x = torch.full((4, 192), 4.0, device=DEVICE)
+    x[1, 160:] = 2.0**-12  # the scale 2^-14 below the largest: still inside
+    x[2, 160:] = 2.0**-13
+    x[3, :64] = torch.inf
+    x[3, 160:] = 2.0**-13
+    quantized = quantize_to_fp8(x, None, PLAIN, format, rule, ones())
+    assert quantized.outside.tolist() == [False, False, True, False]
+    assert bool((quantized.values[2].float() == 0).all())
+    assert_same(numbers_of(quantized, format)[:2], round_input(x, format, rule, ones())[:2])
+    in_eight = quantize_to_fp8(x, None, PLAIN, format, rule, ones(), torch.tensor([False, True], device=DEVICE))
+    assert not bool(in_eight.outside.any())
+
+
+@each_output
+@pytest.mark.parametrize("num_tokens", [1, 33])
+def test_everything_is_written_and_nothing_beside_it(format: Format, output: torch.dtype, num_tokens: int):
+    x, in_features = activations(num_tokens, 192).bfloat16(), 192
+    whole, piece = [], []
+    for tensor in empty_result(x, None, format, output):
+        if tensor is None:
+            piece.append(None)
+            continue
+        poison = torch.full((3 * tensor.numel(),), 0xFF, dtype=torch.uint8).repeat_interleave(tensor.element_size())
+        whole.append(poison.to(DEVICE).view(3, *tensor.shape[:1], -1))
+        flat = whole[-1][1].flatten()
+        piece.append(flat.view(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).view(tensor.shape))
+    result = QuantizedInput(*piece)
+    if result.outside is not None:
+        result = result._replace(outside=result.outside.view(torch.bool))
+    quantize_launch(x, layer(in_features), format, ScaleRule.LEAST_ERROR, ones(), None, result).run()
+    for poison in whole:
+        assert bool((poison[0] == 0xFF).all() and (poison[2] == 0xFF).all())
+    wanted = QUANTIZE[output](x, None, layer(in_features), format, ScaleRule.LEAST_ERROR, ones())
+    for found, expected in zip(result, wanted, strict=True):
+        assert found is expected or torch.equal(found.float(), expected.float())
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_what_a_path_does_not_hold_is_refused_by_name(format: Format):
+    for dtype in set(QUANTIZE) - set(dtypes_of(format)):
+        with pytest.raises(UnsupportedError, match=format.name):
+            QUANTIZE[dtype](activations(1, 64), None, PLAIN, format, ScaleRule.CEIL, ones())
