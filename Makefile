@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-kill check format fuzz bench-quality bench-layers bench-scale bench-peers clean
+.PHONY: help demo test test-kill check format fuzz bench-quality bench-layers bench-scale bench-gpu bench-peers clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -40,6 +40,9 @@ bench-layers: .venv/.installed  ## Error of single layers of a small pretrained 
 
 bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.
 	$(BIN)/python -m benchmarks.scale --long
+
+bench-gpu: .venv/.installed  ## Times of the kernels on this machine's GPU beside BF16's and other people's, checked first: minutes.
+	$(BIN)/python -m benchmarks.kernels
 
 bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.
 	$(BIN)/python -m benchmarks.peers runs/peers

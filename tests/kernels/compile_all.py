@@ -9,8 +9,8 @@ The table form: every module `tempoquant.kernels.triton_*` defines
 in which each `Launch` is made by the function that makes the launch of a run, from tensors on the device "meta" in
 Wan's shapes. Types, alignment and constants are derived from the arguments as Triton derives them at a launch, so that
 what is compiled here is what runs. `Launch.min_capability` says below which compute capability a kernel is not
-compiled (89 for those that convert to FP8), `Launch.max_capability` above which another takes its place. A name is short
-and unique within its module ("fp8 nvfp4_m1 rank 32").
+compiled (89 for those that convert to FP8), `Launch.max_capability` above which another takes its place. A name is
+short and unique within its module ("fp8 nvfp4_m1 rank 32").
 
 Printed for each: registers a thread, bytes spilled, static and dynamic shared memory, all from ptxas.
 """
