@@ -60,21 +60,35 @@ def outside_kernel(  # noqa: PLR0913
     if tl.max(is_outside.to(tl.int32), axis=0) > 0:
         for step in range(0, NUM_OUTPUTS, OUTPUTS * COLUMN_PROGRAMS):
             first_output = step + tl.program_id(0) % COLUMN_PROGRAMS * OUTPUTS
-            weight_rows = row_starts(weight, first_output, NUM_OUTPUTS, weight_stride, OUTPUTS)
-            stored_rows = row_starts(stored, first_token, num_tokens, NUM_INNER, TOKENS)
-            total = tl.zeros((TOKENS, OUTPUTS), dtype=tl.float32)
-            for first_group in range(0, NUM_INNER // GROUP, GROUPS):
-                x = _load_packed(stored_rows, first_group, NUM_INNER, GROUP, GROUPS)
-                inner = first_group * GROUP + tl.arange(0, GROUPS * GROUP)[None, :]
-                w = tl.load(weight_rows + inner, mask=inner < NUM_INNER, other=0.0)
-                if UPCAST:  # the interpreter cannot multiply bfloat16
-                    total = tl.dot(x, w.to(tl.float32).T, total)
-                else:
-                    total = tl.dot(x.to(tl.bfloat16), w.to(tl.bfloat16).T, total)
-            finish(
-                total, y, None, row_scale, hidden, up, bias, is_outside, first_token, first_output, num_tokens,
-                NUM_OUTPUTS, rank, y_stride, 1, hidden_stride, up_stride, TOKENS, OUTPUTS, RANKS, RANK_BLOCKS, UPCAST,
-            )  # fmt: skip
+            if first_output < NUM_OUTPUTS:
+                total = _product(
+                    row_starts(stored, first_token, num_tokens, NUM_INNER, TOKENS),
+                    row_starts(weight, first_output, NUM_OUTPUTS, weight_stride, OUTPUTS),
+                    NUM_INNER, GROUP, UPCAST, TOKENS, OUTPUTS, GROUPS,
+                )  # fmt: skip
+                finish(
+                    total, y, None, row_scale, hidden, up, bias, is_outside, first_token, first_output, num_tokens,
+                    NUM_OUTPUTS, rank, y_stride, 1, hidden_stride, up_stride, TOKENS, OUTPUTS, RANKS, RANK_BLOCKS,
+                    UPCAST,
+                )  # fmt: skip
+
+
+@triton.jit
+def _product(
+    stored_rows: tl.tensor, weight_rows: tl.tensor, NUM_INNER: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
+    TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Stored numbers times an FP8 weight, in bfloat16, summed in float32: (TOKENS, OUTPUTS)."""
+    total = tl.zeros((TOKENS, OUTPUTS), dtype=tl.float32)
+    for first_group in range(0, NUM_INNER // GROUP, GROUPS):
+        x = _load_packed(stored_rows, first_group, NUM_INNER, GROUP, GROUPS)
+        inner = first_group * GROUP + tl.arange(0, GROUPS * GROUP)[None, :]
+        w = tl.load(weight_rows + inner, mask=inner < NUM_INNER, other=0.0)
+        if UPCAST:  # the interpreter cannot multiply bfloat16
+            total = tl.dot(x, w.to(tl.float32).T, total)
+        else:
+            total = tl.dot(x.to(tl.bfloat16), w.to(tl.bfloat16).T, total)
+    return total
 
 
 @triton.jit
