@@ -235,7 +235,7 @@ def test_points_beside_the_middle_of_two_levels_fall_as_by_ieee_division(
 
 @each_output
 def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(format: Format, output: torch.dtype):
-    for num_tokens, in_features, rank in ((33, 320, 3), (70, 128, 32), (5, 192, 65)):
+    for num_tokens, in_features, rank in ((33, 320, 3), (70, 128, 33)):
         tensors = layer(in_features, rank=rank)
         x, hidden = (
             activations(num_tokens, in_features).bfloat16(),
@@ -251,6 +251,20 @@ def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(
         amax = z.unflatten(-1, (-1, format.group_size)).abs().amax(-1).repeat_interleave(format.group_size, -1)
         assert bool(((found - wanted).abs() <= amax / 2).all())
         assert (found - z).square().sum() <= 1.001 * (wanted - z).square().sum()
+
+
+@each_output
+@pytest.mark.parametrize("rank", [1, 16, 40, 128])
+def test_with_a_branch_whose_sums_are_exact_so_is_everything(format: Format, output: torch.dtype, rank: int):
+    """Small multiples of powers of two: in whatever order, their products sum without rounding."""
+    tensors = layer(192, rank=rank)
+    tensors = tensors._replace(deflation=tensors.deflation.mul(20).round().clamp(-8, 8).div(32).bfloat16())
+    x = activations(67, 192).bfloat16()
+    hidden = random(67, rank, seed=8).mul(4).round().bfloat16().to(DEVICE)
+    quantized = QUANTIZE[output](x, hidden, tensors, format, ScaleRule.LEAST_ERROR, ones())
+    z = quantizer_input(x.float(), hidden.float(), tensors)
+    wanted = stored_as(round_input(z, format, ScaleRule.LEAST_ERROR, ones()), output)
+    assert_same(numbers_of(quantized, format), wanted)
 
 
 @pytest.mark.parametrize("rule", [ScaleRule.CEIL, ScaleRule.LEAST_ERROR])

@@ -3,11 +3,13 @@
     z = x / smoothing_factor − hidden · deflationᵀ − input_offset        float32
     values, scale = Q(z)                                                 see `formats.quantize_activation`
 
-A program rounds BLOCK_ROWS tokens, a piece of the features at a time. Where a number depends on its whole row (the base
-of FP8, the octave window of NVFP4 with one mantissa bit, 8-bit rows) it first walks over the row for its largest
-magnitude. Bytes a number, for 16-bit x: 2 in, once more from the L2 cache where there are two walks, and 1 (FP8, INT8)
-or 2 (BF16) out. With deflation each program also reads deflation (in, rank) from L2, which is why it then takes more
-tokens: 64 of them make that `rank / 64` numbers a number.
+A program rounds a few tokens, a piece of the features at a time. Where a number depends on its whole row (the base of
+FP8, the octave window of NVFP4 with one mantissa bit, 8-bit rows) it first walks over the row for its largest number.
+Bytes a number, for 16-bit x: 2 in, 2 more from the L2 cache where there are two walks, and 1 (FP8, INT8) or 2 (BF16)
+out. With deflation a program takes 64 tokens, and each walk reads rank / 32 bytes a number from L2. That is few bytes
+for the instructions (57 a number in the two loops of NVFP4 with one mantissa bit, rank 32, compiled for Hopper): z is
+computed in both walks, and every candidate of a scale rounds every number. So divisions are multiplications by
+reciprocals that round as IEEE's division does, and threads hold whole groups.
 
 Rows of 8 bits (W4A8) hold what `formats.eight_bits` says: E4M3 numbers times a power of two of their row, which FP8 and
 BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of the row stands for each group.
@@ -15,7 +17,6 @@ BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of th
 
 import torch
 import triton
-import triton.language as tl
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.kernels.fp8_window import check_fp8, check_int8, dtypes_of
@@ -39,6 +40,7 @@ def quantize_launch(
 ) -> Launch:
     """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which path."""
     num_tokens, in_features = x.shape
+    factor = tensors.smoothing_factor
     output = OUTPUTS[result.values.dtype]
     deflation = None if result.hidden is None else tensors.deflation
     flags = eight_bits if isinstance(eight_bits, torch.Tensor) else None
@@ -50,7 +52,8 @@ def quantize_launch(
         {
             "x": x,
             "hidden": result.hidden,
-            "smoothing_factor": tensors.smoothing_factor,
+            "smoothing_factor": factor,
+            "reciprocal_factor": None if factor is None else factor.float().reciprocal(),
             "deflation": deflation,
             "input_offset": tensors.input_offset,
             "clip_ratio": clip_ratio,
@@ -68,11 +71,9 @@ def quantize_launch(
             "FORMAT": rounding_of(format, rule),
             "OUTPUT": output,
             "ALL_EIGHT_BITS": eight_bits is True,
-            # Triton's interpreter cannot multiply bfloat16; in float32 the products of bfloat16 numbers are the same.
-            "DOT_DTYPE": tl.float32 if triton.knobs.runtime.interpret else tl.bfloat16,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
-            "BLOCK_RANK": max(16, triton.next_power_of_2(rank)),
+            "HALF_RANK": max(32, triton.next_power_of_2(rank)) // 2,
         },
         {"num_warps": num_warps, "enable_fp_fusion": False},
         NATIVE_FP8 if output == "fp8" else 80,
@@ -96,8 +97,12 @@ def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, d
 
 
 def _block(rank: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a program."""
-    return (16, 128, 4) if rank == 0 else (32, 64, 4)
+    """Rows, columns and warps of a program.
+
+    64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64 columns make 32
+    numbers a thread, which fit into registers with their candidates. Without a branch rows share nothing.
+    """
+    return (16, 128, 4) if rank == 0 else (64, 64, 4)
 
 
 def _rows_per_entry(num_tokens: int, entries: torch.Tensor) -> int:

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from tempoquant.kernels.triton_rounding import (
     INFINITY_BITS,
+    divide,
     float_of_bits,
     largest_scale,
     magnitude_bits,
@@ -13,6 +14,7 @@ from tempoquant.kernels.triton_rounding import (
     round_to_eight_bits,
     row_base_exponent,
     to_bfloat16,
+    with_sign_of,
 )
 
 
@@ -20,18 +22,22 @@ from tempoquant.kernels.triton_rounding import (
 def _input_tile(  # noqa: PLR0913
     x_rows: tl.tensor,
     hidden: tl.tensor,
+    more_hidden: tl.tensor,
     smoothing_factor: tl.tensor,
+    reciprocal_factor: tl.tensor,
     deflation: tl.tensor,
     input_offset: tl.tensor,
     start: tl.tensor,
     row_mask: tl.tensor,
     rank: int,
     IN_FEATURES: tl.constexpr,
+    FORMAT: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:
-    """What is rounded: z of some rows and BLOCK_COLUMNS features from `start` on, (rows, BLOCK_COLUMNS) float32.
+    """What is rounded: z of some rows and BLOCK_COLUMNS features from `start` on, in float32.
 
-    `x_rows` points to the first number of each row; `hidden` is a block (rows, rank up to a power of two), or None.
+    `x_rows` points to the first number of each row; `hidden` and `more_hidden` are blocks of either half of the rank,
+    or None.
     """
     columns = start + tl.arange(0, BLOCK_COLUMNS)
     inside = columns < IN_FEATURES
@@ -39,15 +45,87 @@ def _input_tile(  # noqa: PLR0913
     z = tl.load(x_rows[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     if smoothing_factor is not None:
         factor = tl.load(smoothing_factor + columns, mask=inside, other=1.0).to(tl.float32)
-        z = tl.div_rn(z, tl.broadcast_to(factor[None, :], z.shape))
+        reciprocal = tl.load(reciprocal_factor + columns, mask=inside, other=1.0)
+        z = divide(z, factor[None, :], reciprocal[None, :], FORMAT)
     if deflation is not None:
-        ranks = tl.arange(0, hidden.shape[1])
-        mask = inside[:, None] & (ranks < rank)[None, :]
-        block = tl.load(deflation + columns[:, None] * rank + ranks[None, :], mask=mask, other=0.0)
-        z -= tl.dot(hidden, tl.trans(block.to(hidden.dtype)), input_precision="ieee")
+        z -= _deflated(hidden, more_hidden, deflation, start, rank, IN_FEATURES, BLOCK_COLUMNS)
     if input_offset is not None:
         z -= tl.load(input_offset + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
     return z
+
+
+@triton.jit
+def _hidden_order(ROWS: tl.constexpr) -> tl.tensor:
+    """Which row of a tile is the m-th that a tensor core is given: (ROWS,). See `_deflated`."""
+    m = tl.arange(0, ROWS)
+    return m % 16 // 8 * (ROWS // 2) + m // 16 * 8 + m % 8
+
+
+@triton.jit
+def _deflation_block(
+    deflation: tl.tensor,
+    features: tl.tensor,
+    first: tl.constexpr,
+    rank: int,
+    IN_FEATURES: tl.constexpr,
+    NUM_RANKS: tl.constexpr,
+) -> tl.tensor:
+    """NUM_RANKS columns of deflation from `first` on, of these features: (features, NUM_RANKS)."""
+    ranks = first + tl.arange(0, NUM_RANKS)
+    mask = (features < IN_FEATURES)[:, None] & (ranks < rank)[None, :]
+    return tl.load(deflation + features[:, None] * rank + ranks[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _hidden_block(
+    hidden: tl.tensor,
+    first: tl.constexpr,
+    num_tokens: int,
+    rank: int,
+    row_stride: int,
+    FORMAT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    NUM_RANKS: tl.constexpr,
+) -> tl.tensor:
+    """NUM_RANKS columns of hidden from `first` on, of this program's rows in `_hidden_order`: (rows, NUM_RANKS)."""
+    rows = tl.program_id(0) * BLOCK_ROWS + _hidden_order(BLOCK_ROWS)
+    ranks = first + tl.arange(0, NUM_RANKS)
+    mask = (rows < num_tokens)[:, None] & (ranks < rank)[None, :]
+    block = tl.load(hidden + rows.to(tl.int64)[:, None] * row_stride + ranks[None, :], mask=mask, other=0.0)
+    if FORMAT.is_interpreted:  # which cannot multiply bfloat16; in float32 the products are the same
+        block = block.to(tl.float32)
+    return block
+
+
+@triton.jit
+def _deflated(
+    hidden: tl.tensor,
+    more_hidden: tl.tensor,
+    deflation: tl.tensor,
+    start: tl.tensor,
+    rank: int,
+    IN_FEATURES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+) -> tl.tensor:
+    """hidden · deflationᵀ, (rows, BLOCK_COLUMNS) float32, from a block of hidden for each half of the rank.
+
+    A tensor core leaves, of sixteen rows and eight columns, two rows and two columns each with four neighbouring
+    threads. Rows and columns are given to it in such an order (`_hidden_order` is that of the rows) that each of the
+    four ends up with a quarter of the columns in a row: whole groups of 16, whose largest number and sum of errors no
+    other thread has a part in, and as many numbers as are loaded and stored at once, in the very threads that do it.
+    That holds while no two warps share rows; the compiler sees to it for a sum of two products, and so the rank is
+    halved. Any other order of the hardware's would cost time and change nothing.
+    """
+    ROWS: tl.constexpr = hidden.shape[0]
+    QUARTER: tl.constexpr = BLOCK_COLUMNS // 4
+    n = tl.arange(0, BLOCK_COLUMNS)
+    features = start + (n % 8 // 2) * QUARTER + n // 8 * 2 + n % 2
+    block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, hidden.shape[1])
+    product = tl.dot(hidden, tl.trans(block.to(hidden.dtype)), input_precision="ieee")
+    block = _deflation_block(deflation, features, hidden.shape[1], rank, IN_FEATURES, hidden.shape[1])
+    product = tl.dot(more_hidden, tl.trans(block.to(hidden.dtype)), product, input_precision="ieee")
+    product = tl.reshape(product, (ROWS // 16, 2, 8, BLOCK_COLUMNS // 8, 4, 2))
+    return tl.reshape(tl.permute(product, (1, 0, 2, 4, 3, 5)), (ROWS, BLOCK_COLUMNS))
 
 
 @triton.jit
@@ -64,31 +142,33 @@ def _rounded_tile(  # noqa: PLR0913
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """What is stored of (rows, groups, group), the scale of each group, and which rows do not fit FP8."""
     is_outside = is_eight & False
+    magnitude = float_of_bits(magnitude_bits(grouped))
     if not ALL_EIGHT_BITS:
-        scale, amax, tile = round_groups(grouped, row_amax, ratio, FORMAT)
-        if OUTPUT == "fp8":
-            relative = scale * power_of_two(-base_exponent)[:, None]
+        scale, amax, tile = round_groups(magnitude, row_amax, ratio, FORMAT)
+        unit = scale
+        if OUTPUT == "fp8":  # a row with NaN or infinity is told by its scale, and holds zeros
+            unit *= power_of_two(-base_exponent)[:, None]
+            unit = tl.where((magnitude_bits(row_amax) < INFINITY_BITS)[:, None], unit, 0.0)
             if FORMAT.octaves is None:
-                is_low = (amax > 0) & (relative < 2.0 ** (FORMAT.fp8_top_exponent - FORMAT.fp8_octaves))
+                is_low = (amax > 0) & (unit < 2.0 ** (FORMAT.fp8_top_exponent - FORMAT.fp8_octaves))
                 is_outside = tl.max(is_low.to(tl.int32), axis=1) > 0
-            tile *= relative[:, :, None]
-        if OUTPUT == "bf16":
-            tile *= scale[:, :, None]
+        if OUTPUT != "int8":
+            tile *= unit[:, :, None]
     if HAS_EIGHT_BITS:
-        number, row_scale = round_to_eight_bits(grouped, row_amax, FORMAT)
-        group_scale = tl.broadcast_to(row_scale[:, None], (grouped.shape[0], grouped.shape[1]))
+        number, row_scale = round_to_eight_bits(magnitude, row_amax, FORMAT)
+        eight_bit_scale = tl.broadcast_to(row_scale[:, None], (grouped.shape[0], grouped.shape[1]))
         if OUTPUT == "bf16":
             number *= row_scale[:, None, None]
+        if OUTPUT == "fp8":
+            number = tl.where((magnitude_bits(row_amax) < INFINITY_BITS)[:, None, None], number, 0.0)
         if ALL_EIGHT_BITS:
             tile = number
-            scale = group_scale
+            scale = eight_bit_scale
         else:
             tile = tl.where(is_eight[:, None, None], number, tile)
-            scale = tl.where(is_eight[:, None], group_scale, scale)
+            scale = tl.where(is_eight[:, None], eight_bit_scale, scale)
             is_outside &= not is_eight
-    if OUTPUT == "fp8":  # a row with NaN or infinity is told by its scale
-        tile = tl.where((magnitude_bits(row_amax) < INFINITY_BITS)[:, None, None], tile, 0.0)
-    return tile, scale, is_outside
+    return with_sign_of(tile, grouped), scale, is_outside
 
 
 @triton.jit
@@ -112,6 +192,7 @@ def quantize_kernel(  # noqa: PLR0913
     x: tl.tensor,
     hidden: tl.tensor,
     smoothing_factor: tl.tensor,
+    reciprocal_factor: tl.tensor,
     deflation: tl.tensor,
     input_offset: tl.tensor,
     clip_ratio: tl.tensor,
@@ -129,10 +210,9 @@ def quantize_kernel(  # noqa: PLR0913
     FORMAT: tl.constexpr,
     OUTPUT: tl.constexpr,
     ALL_EIGHT_BITS: tl.constexpr,
-    DOT_DTYPE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
-    BLOCK_RANK: tl.constexpr,
+    HALF_RANK: tl.constexpr,
 ) -> None:
     """Rows `program_id · BLOCK_ROWS` and on. The parameters are those of `quantize_launch`."""
     GROUPS: tl.constexpr = BLOCK_COLUMNS // FORMAT.group
@@ -145,18 +225,19 @@ def quantize_kernel(  # noqa: PLR0913
     if eight_bits is not None:
         is_eight = tl.load(eight_bits + rows // rows_per_flag, mask=row_mask, other=0) != 0
     hidden_block = None
+    more_hidden = None
     if deflation is not None:
-        ranks = tl.arange(0, BLOCK_RANK)
-        offsets = rows.to(tl.int64)[:, None] * hidden_row_stride + ranks[None, :]
-        hidden_block = tl.load(hidden + offsets, mask=row_mask[:, None] & (ranks < rank)[None, :], other=0.0)
-        hidden_block = hidden_block.to(DOT_DTYPE)
+        hidden_block = _hidden_block(hidden, 0, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK)
+        more_hidden = _hidden_block(
+            hidden, HALF_RANK, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK
+        )
 
     row_bits = tl.zeros((BLOCK_ROWS,), tl.int32)
     if OUTPUT == "fp8" or HAS_EIGHT_BITS or FORMAT.octaves is not None:
         for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
             z = _input_tile(
-                x_rows, hidden_block, smoothing_factor, deflation, input_offset, start, row_mask, rank,
-                IN_FEATURES, BLOCK_COLUMNS,
+                x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
+                start, row_mask, rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
             )  # fmt: skip
             row_bits = tl.maximum(row_bits, tl.max(magnitude_bits(z), axis=1))
     row_amax = float_of_bits(row_bits)
@@ -165,8 +246,8 @@ def quantize_kernel(  # noqa: PLR0913
     outside_rows = tl.zeros((BLOCK_ROWS,), tl.int1)
     for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
         z = _input_tile(
-            x_rows, hidden_block, smoothing_factor, deflation, input_offset, start, row_mask, rank,
-            IN_FEATURES, BLOCK_COLUMNS,
+            x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
+            start, row_mask, rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
         )  # fmt: skip
         grouped = tl.reshape(z, (BLOCK_ROWS, GROUPS, FORMAT.group))
         tile, tile_scale, is_outside = _rounded_tile(

@@ -23,6 +23,8 @@ INFINITY_BITS = tl.constexpr(0x7F800000)
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
 BFLOAT16_MAX = tl.constexpr(3.3895313892515355e38)
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+ONE_BITS = tl.constexpr(0x3F800000)
+TWO_THIRDS_BITS = tl.constexpr(0x3F2AAAAB)
 E4M3_MAX = tl.constexpr(scales.E4M3_MAX)
 E4M3_MAX_BITS = tl.constexpr(0x43E00000)
 INTEGER_MAX_BITS = tl.constexpr(0x42FE0000)  # 127
@@ -38,6 +40,7 @@ class Rounding(NamedTuple):
     is_floor: the rule "floor". octaves: the window of scales, or None. top_bits: the bits of the top level.
     mantissa_bits, exponent: those of the levels' small floating-point system, and of its smallest normal number.
     fp8_top_exponent, fp8_octaves: see `fp8_window`.
+    is_interpreted: whether Triton's interpreter runs the kernel, which cannot do all that the compiler can.
     """
 
     grid: str
@@ -49,10 +52,12 @@ class Rounding(NamedTuple):
     is_floor: bool
     octaves: int | None
     top_bits: int
+    reciprocal_of_top: float
     mantissa_bits: int
     exponent: int
     fp8_top_exponent: int
     fp8_octaves: int
+    is_interpreted: bool
 
 
 def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
@@ -69,10 +74,12 @@ def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
         is_floor=rule is ScaleRule.FLOOR,
         octaves=format.scale_octaves,
         top_bits=int(torch.tensor(format.top_level).view(torch.int32)),
+        reciprocal_of_top=float(torch.tensor(format.top_level).reciprocal()),
         mantissa_bits=int(math.log2(smallest_normal / step)),
         exponent=int(math.log2(smallest_normal)),
         fp8_top_exponent=FP8_TOP_EXPONENT.get(format.scale_grid, 0),
         fp8_octaves=FP8_OCTAVES.get(format.scale_grid, 0),
+        is_interpreted=triton.knobs.runtime.interpret,
     )
 
 
@@ -126,15 +133,6 @@ def round_magnitude(bits: tl.tensor, MANTISSA_BITS: tl.constexpr, EXPONENT: tl.c
 
 
 @triton.jit
-def round_signed(
-    x: tl.tensor, MANTISSA_BITS: tl.constexpr, EXPONENT: tl.constexpr, LARGEST_BITS: tl.constexpr
-) -> tl.tensor:
-    """The same for numbers of both signs, saturating; NaN becomes the largest number, which its scale makes NaN."""
-    rounded = round_magnitude(tl.minimum(magnitude_bits(x), LARGEST_BITS), MANTISSA_BITS, EXPONENT)
-    return float_of_bits(rounded.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & SIGN))
-
-
-@triton.jit
 def to_bfloat16_grid(x: tl.tensor) -> tl.tensor:
     """The nearest bfloat16 as float32, ties to even; NaN stays NaN."""
     bits = x.to(tl.int32, bitcast=True)
@@ -151,13 +149,13 @@ def scale_on_grid(amax: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
             bits += 0x7FFFFF - (FORMAT.top_bits & 0x7FFFFF)  # carries where the mantissa is above the top level's
         return power_of_two((bits >> 23) - (FORMAT.top_bits >> 23))
     top_level = float_of_bits(tl.full(amax.shape, FORMAT.top_bits, tl.int32))
+    if FORMAT.grid == "e4m3" or FORMAT.grid == "e4m1":
+        # Where this is not IEEE's quotient, it is below the smallest scale, as that is.
+        wanted = divide(amax, top_level, tl.full(amax.shape, FORMAT.reciprocal_of_top, tl.float32), FORMAT)
+        if FORMAT.grid == "e4m3":
+            return round_magnitude(magnitude_bits(tl.minimum(tl.maximum(wanted, E4M3_MIN), E4M3_MAX)), 3, -6)
+        return round_magnitude(magnitude_bits(tl.minimum(tl.maximum(wanted, E4M1_MIN), E4M1_MAX)), 1, -8)
     wanted = tl.div_rn(amax, top_level)
-    if FORMAT.grid == "e4m3":
-        wanted = tl.minimum(tl.maximum(wanted, E4M3_MIN), E4M3_MAX)
-        return round_magnitude(magnitude_bits(wanted), 3, -6)
-    if FORMAT.grid == "e4m1":
-        wanted = tl.minimum(tl.maximum(wanted, E4M1_MIN), E4M1_MAX)
-        return round_magnitude(magnitude_bits(wanted), 1, -8)
     return to_bfloat16_grid(tl.minimum(tl.maximum(wanted, SMALLEST_NORMAL), BFLOAT16_MAX))
 
 
@@ -190,18 +188,60 @@ def largest_scale(row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr) -
 
 
 @triton.jit
-def levels_of(grouped: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The level nearest to each number over its scale: (rows, groups, group) with scales (rows, groups).
+def divide(x: tl.tensor, divisor: tl.tensor, reciprocal: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """x / divisor rounded once, as IEEE has it, from the rounded reciprocal: Markstein, IBM J. Res. Dev. 34 (1990).
 
-    A scale with at most one mantissa bit is divided by with its reciprocal: exactly for a power of two, and 1.5 is one
-    number whose rounded reciprocal leaves every tie between levels a tie and moves no other number across one
-    (a test tries all neighbours of all ties).
+    Three instructions without a branch instead of about fifteen with one. It is exact while neither the quotient nor
+    the remainder, 2^24 times smaller than x, leaves the normal numbers; infinity becomes NaN.
+    """
+    quotient = x * reciprocal
+    remainder = fused_multiply_add(-quotient, divisor, x, FORMAT)
+    return fused_multiply_add(remainder, reciprocal, quotient, FORMAT)
+
+
+@triton.jit
+def fused_multiply_add(x: tl.tensor, y: tl.tensor, z: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """x · y + z rounded once. Triton's interpreter rounds twice: there float64 holds the sum, all or nearly."""
+    if FORMAT.is_interpreted:
+        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
+    return tl.fma(x, y, z)
+
+
+@triton.jit
+def reciprocal_of_scale(scale: tl.tensor) -> tl.tensor:
+    """1 / scale, rounded, of 2^e and 1.5 · 2^e, from 2^-126 to 2^127; anything for NaN."""
+    bits = scale.to(tl.int32, bitcast=True)
+    # −e, less one where 1.5 makes the exponent's bits those of 2/3; 2^-127 is subnormal.
+    of_mantissa = tl.where((bits & 0x400000) != 0, TWO_THIRDS_BITS - ONE_BITS, 0)
+    return float_of_bits(tl.maximum(2 * ONE_BITS - (bits & INFINITY_BITS) + of_mantissa, 0x400000))
+
+
+@triton.jit
+def over_scale(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """magnitude / scale as IEEE rounds it, of any scale: first its power of two, exactly, then its mantissa.
+
+    Quotients that are subnormal, far below every level, may differ; infinity and NaN become NaN.
+    """
+    bits = scale.to(tl.int32, bitcast=True)
+    power = float_of_bits(tl.maximum(2 * ONE_BITS - (bits & INFINITY_BITS), 0x400000))  # 2^-127 is subnormal
+    mantissa = float_of_bits((bits & 0x7FFFFF) | ONE_BITS)
+    reciprocal = tl.div_rn(tl.full(mantissa.shape, 1.0, tl.float32), mantissa)
+    return divide(magnitude * power, mantissa, reciprocal, FORMAT)
+
+
+@triton.jit
+def levels_of(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """The level nearest to each magnitude over its scale: (rows, groups, group) with scales (rows, groups).
+
+    A scale with at most one mantissa bit is divided by with its reciprocal: exactly for a power of two, and for 1.5 so
+    that every tie between levels stays a tie, or goes to where ties go, and no other number crosses one (a test tries
+    the neighbours of all ties). NaN becomes the top level, for its scale is NaN.
     """
     if FORMAT.grid == "e8m0" or FORMAT.grid == "e4m1":
-        scaled = grouped * tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)[:, :, None]
+        scaled = magnitude * reciprocal_of_scale(scale)[:, :, None]
     else:
-        scaled = tl.div_rn(grouped, tl.broadcast_to(scale[:, :, None], grouped.shape))
-    return round_signed(scaled, FORMAT.mantissa_bits, FORMAT.exponent, FORMAT.top_bits)
+        scaled = over_scale(magnitude, scale[:, :, None], FORMAT)
+    return round_magnitude(tl.minimum(magnitude_bits(scaled), FORMAT.top_bits), FORMAT.mantissa_bits, FORMAT.exponent)
 
 
 @triton.jit
@@ -218,26 +258,26 @@ def sum_by_halves(x: tl.tensor, LOG2_GROUP: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def squared_error(grouped: tl.tensor, scale: tl.tensor, level: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+def squared_error(magnitude: tl.tensor, scale: tl.tensor, level: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """(rows, groups): the squared error of each group."""
-    error = level * scale[:, :, None] - grouped
+    error = level * scale[:, :, None] - magnitude
     return sum_by_halves(error * error, FORMAT.log2_group)
 
 
 @triton.jit
 def round_groups(
-    grouped: tl.tensor, row_amax: tl.tensor, clip_ratio: tl.tensor, FORMAT: tl.constexpr
+    magnitude: tl.tensor, row_amax: tl.tensor, clip_ratio: tl.tensor, FORMAT: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Scale and amax of each group (rows, groups), its levels (rows, groups, group); the first of the least error."""
-    amax = float_of_bits(tl.max(magnitude_bits(grouped), axis=2))
+    amax = float_of_bits(tl.max(magnitude_bits(magnitude), axis=2))
     scale = group_scale(amax, row_amax, clip_ratio * FORMAT.candidates[0], FORMAT)
-    level = levels_of(grouped, scale, FORMAT)
+    level = levels_of(magnitude, scale, FORMAT)
     if len(FORMAT.candidates) > 1:
-        error = squared_error(grouped, scale, level, FORMAT)
+        error = squared_error(magnitude, scale, level, FORMAT)
         for index in tl.static_range(1, len(FORMAT.candidates)):
             other_scale = group_scale(amax, row_amax, clip_ratio * FORMAT.candidates[index], FORMAT)
-            other_level = levels_of(grouped, other_scale, FORMAT)
-            other_error = squared_error(grouped, other_scale, other_level, FORMAT)
+            other_level = levels_of(magnitude, other_scale, FORMAT)
+            other_error = squared_error(magnitude, other_scale, other_level, FORMAT)
             is_better = other_error < error
             error = tl.where(is_better, other_error, error)
             scale = tl.where(is_better, other_scale, scale)
@@ -246,15 +286,22 @@ def round_groups(
 
 
 @triton.jit
-def round_to_eight_bits(grouped: tl.tensor, row_amax: tl.tensor, FORMAT: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
-    """(rows, …, …) in 8 bits, in units of a scale for each row, and that scale; see `formats.eight_bits`."""
+def with_sign_of(magnitude: tl.tensor, x: tl.tensor) -> tl.tensor:
+    """The magnitude with the sign of x."""
+    return float_of_bits(magnitude.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & SIGN))
+
+
+@triton.jit
+def round_to_eight_bits(magnitude: tl.tensor, row_amax: tl.tensor, FORMAT: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
+    """Magnitudes (rows, …, …) in 8 bits, in units of a scale for each row, and that scale; see `formats.eight_bits`."""
     if FORMAT.is_integer:
         scale = tl.maximum(tl.div_rn(row_amax, tl.full(row_amax.shape, 127.0, tl.float32)), SMALLEST_NORMAL)
-        scaled = tl.div_rn(grouped, tl.broadcast_to(scale[:, None, None], grouped.shape))
-        number = round_signed(scaled, 7, 7, INTEGER_MAX_BITS)
+        scaled = over_scale(magnitude, scale[:, None, None], FORMAT)
+        number = round_magnitude(tl.minimum(magnitude_bits(scaled), INTEGER_MAX_BITS), 7, 7)
     else:  # 448 = 1.75 · 2^8: the exponent is one more where the mantissa is above 1.75
         exponent = exponent_of(float_of_bits(row_amax.to(tl.int32, bitcast=True) + 0x1FFFFF)) - 8
         scale = power_of_two(exponent)
-        number = round_signed(grouped * power_of_two(-tl.maximum(exponent, -126))[:, None, None], 3, -6, E4M3_MAX_BITS)
+        scaled = magnitude * power_of_two(-tl.maximum(exponent, -126))[:, None, None]
+        number = round_magnitude(tl.minimum(magnitude_bits(scaled), E4M3_MAX_BITS), 3, -6)
     scale = tl.where(magnitude_bits(row_amax) >= INFINITY_BITS, float("nan"), scale)
     return number, tl.where(row_amax == 0, 1.0, scale)
