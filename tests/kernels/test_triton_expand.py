@@ -21,8 +21,9 @@ from tempoquant.formats import (
     unpack,
     weight_scale,
 )
+from tempoquant.kernels.fp8_window import fp8_exact_rows
 from tempoquant.kernels.reference import LinearTensors, dequantize_residual
-from tempoquant.kernels.triton_expand import expand_to_bf16, expand_to_fp8, expand_to_int8, fp8_exact_rows
+from tempoquant.kernels.triton_expand import expand_to_bf16, expand_to_fp8, expand_to_int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = ((1, 1), (5, 3), (33, 7))  # outputs and groups of 64

@@ -10,74 +10,21 @@ from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.kernels.fp8_window import dtypes_of
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors, quantizer_input, round_input
-from tempoquant.kernels.triton_quantize import (
-    empty_result,
-    quantize_launch,
-    quantize_to_bf16,
-    quantize_to_fp8,
-    quantize_to_int8,
+from tempoquant.kernels.triton_quantize import empty_result, quantize_launch, quantize_to_fp8
+from tests.kernels.rounded_inputs import (
+    DEVICE,
+    PLAIN,
+    QUANTIZE,
+    activations,
+    assert_same,
+    each_output,
+    each_rule,
+    layer,
+    numbers_of,
+    ones,
+    random,
+    stored_as,
 )
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-QUANTIZE = {torch.float8_e4m3fn: quantize_to_fp8, torch.bfloat16: quantize_to_bf16, torch.int8: quantize_to_int8}
-OUTPUTS = [(format, dtype) for format in FORMATS.values() for dtype in dtypes_of(format)]
-each_output = pytest.mark.parametrize(
-    ("format", "output"),
-    OUTPUTS,
-    ids=[f"{format.name}-{str(dtype).removeprefix('torch.')}" for format, dtype in OUTPUTS],
-)
-each_rule = pytest.mark.parametrize("rule", ScaleRule)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def layer(in_features: int, *, rank: int = 0, smoothing: bool = True, offset: bool = True) -> LinearTensors:
-    unread = torch.empty(0)
-    return LinearTensors(
-        packed=unread,
-        scale=unread,
-        tensor_scale=None,
-        smoothing_factor=random(in_features, seed=2).exp().bfloat16().to(DEVICE) if smoothing else None,
-        up=None,
-        down=None,
-        deflation=random(in_features, rank, seed=6).mul(0.2).bfloat16().to(DEVICE) if rank else None,
-        input_offset=random(in_features, seed=7).mul(0.3).bfloat16().to(DEVICE) if offset else None,
-        bias=None,
-    )
-
-
-PLAIN = layer(0, smoothing=False, offset=False)
-
-
-def activations(num_tokens: int, in_features: int) -> torch.Tensor:
-    """Features of very different size, as video transformers have them."""
-    return (random(num_tokens, in_features, seed=3) * random(in_features, seed=4).mul(1.5).exp()).to(DEVICE)
-
-
-def ones(count: int = 1) -> torch.Tensor:
-    return torch.ones(count, device=DEVICE)
-
-
-def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
-    """What the values stand for, (tokens, in) float32."""
-    values = quantized.values.float()
-    if quantized.values.dtype == torch.float8_e4m3fn:
-        return values * quantized.scale[:, None]
-    if quantized.values.dtype == torch.int8:
-        return (values.unflatten(-1, (-1, format.group_size)) * quantized.scale.unsqueeze(-1)).flatten(-2)
-    return values
-
-
-def stored_as(wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The definition's numbers as a path holds them: only bfloat16 rounds, and only INT4."""
-    return wanted.bfloat16().float() if dtype == torch.bfloat16 else wanted
-
-
-def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    assert torch.equal(found.isnan(), wanted.isnan())
-    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())
 
 
 def check(
@@ -136,7 +83,7 @@ def test_groups_and_rows_of_zeros_stay_zeros(format: Format, output: torch.dtype
 
 @each_output
 @each_rule
-@pytest.mark.parametrize("magnitude", [2.0**-140, 2.0**-126, 2.0**-30, 2.0**30, 2.0**100, 2.0**122])
+@pytest.mark.parametrize("magnitude", [2.0**-140, 2.0**-126, 2.0**30, 2.0**122])
 def test_tiny_and_huge_numbers_round_as_defined(format: Format, output: torch.dtype, rule: ScaleRule, magnitude: float):
     x = random(3, 128).clamp(-4, 4).to(DEVICE) * magnitude
     x[1] *= 2.0 ** torch.arange(0, -128, -1, device=DEVICE).clamp(min=-13)
@@ -184,34 +131,6 @@ def test_each_batch_entry_has_its_clip_ratio(format: Format, output: torch.dtype
 
 
 @each_output
-def test_rows_of_eight_bits_are_the_definitions_among_rows_of_four(format: Format, output: torch.dtype):
-    x, tensors = activations(35, 192).bfloat16(), layer(192)
-    x[0] = 0
-    x[33, 3] = torch.nan
-    flags = torch.tensor([True, False, False, False, True], device=DEVICE)
-    z = quantizer_input(x.float(), None, tensors)
-    for eight_bits, of_row in ((flags, flags.repeat_interleave(7)[:, None]), (True, True), (flags[1:2], False)):
-        quantized = QUANTIZE[output](x, None, tensors, format, ScaleRule.CEIL, 0.9 * ones(), eight_bits)
-        wanted = stored_as(round_input(z, format, ScaleRule.CEIL, 0.9 * ones(), of_row), output)
-        found = numbers_of(quantized, format)
-        is_bad = torch.arange(35, device=DEVICE) == 33
-        assert_same(found[~is_bad], wanted[~is_bad])
-        assert torch.equal(found.isnan().any(1), is_bad)
-
-
-@pytest.mark.parametrize("magnitude", [2.0**-130, 2.0**-100, 1.0, 2.0**120])
-def test_eight_bits_in_fp8_round_ties_and_subnormals_as_fp8_does(magnitude: float):
-    """Every point between two E4M3 numbers of either sign, and its neighbours; 448 fixes the scale."""
-    positive = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    middles = (positive[1:] + positive[:-1]) / 2
-    points = torch.cat([middles, torch.nextafter(middles, middles * 2), torch.nextafter(middles, middles * 0)])
-    x = torch.cat([points, -points, torch.tensor([448.0] * 12)])[None].mul(magnitude).to(DEVICE)
-    format = FORMATS["nvfp4_m1"]
-    quantized = quantize_to_fp8(x, None, PLAIN, format, ScaleRule.CEIL, ones(), True)
-    assert_same(numbers_of(quantized, format), round_input(x, format, ScaleRule.CEIL, ones(), True))
-
-
-@each_output
 @pytest.mark.parametrize("scale", [1.0, 1.5, 1.125, 1.75])
 def test_points_beside_the_middle_of_two_levels_fall_as_by_ieee_division(
     format: Format, output: torch.dtype, scale: float
@@ -231,40 +150,6 @@ def test_points_beside_the_middle_of_two_levels_fall_as_by_ieee_division(
     check_at_one = QUANTIZE[output](rows, None, PLAIN, format, ScaleRule.CEIL, ones())
     wanted = stored_as(round_input(rows, format, ScaleRule.CEIL, ones()), output)
     assert_same(numbers_of(check_at_one, format), wanted)
-
-
-@each_output
-def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(format: Format, output: torch.dtype):
-    for num_tokens, in_features, rank in ((33, 320, 3), (70, 128, 33)):
-        tensors = layer(in_features, rank=rank)
-        x, hidden = (
-            activations(num_tokens, in_features).bfloat16(),
-            random(num_tokens, rank, seed=8).bfloat16().to(DEVICE),
-        )
-        quantized = QUANTIZE[output](x, hidden, tensors, format, ScaleRule.LEAST_ERROR, ones())
-        z = quantizer_input(x.float(), hidden.float(), tensors)
-        wanted = stored_as(round_input(z, format, ScaleRule.LEAST_ERROR, ones()), output)
-        found = numbers_of(quantized, format)
-        assert quantized.hidden is hidden
-        assert (found == wanted).float().mean() >= 0.995
-        # A level or a scale may be the next one: neither is more than twice as far from its input, but for the error.
-        amax = z.unflatten(-1, (-1, format.group_size)).abs().amax(-1).repeat_interleave(format.group_size, -1)
-        assert bool(((found - wanted).abs() <= amax / 2).all())
-        assert (found - z).square().sum() <= 1.001 * (wanted - z).square().sum()
-
-
-@each_output
-@pytest.mark.parametrize("rank", [1, 16, 40, 128])
-def test_with_a_branch_whose_sums_are_exact_so_is_everything(format: Format, output: torch.dtype, rank: int):
-    """Small multiples of powers of two: in whatever order, their products sum without rounding."""
-    tensors = layer(192, rank=rank)
-    tensors = tensors._replace(deflation=tensors.deflation.mul(20).round().clamp(-8, 8).div(32).bfloat16())
-    x = activations(67, 192).bfloat16()
-    hidden = random(67, rank, seed=8).mul(4).round().bfloat16().to(DEVICE)
-    quantized = QUANTIZE[output](x, hidden, tensors, format, ScaleRule.LEAST_ERROR, ones())
-    z = quantizer_input(x.float(), hidden.float(), tensors)
-    wanted = stored_as(round_input(z, format, ScaleRule.LEAST_ERROR, ones()), output)
-    assert_same(numbers_of(quantized, format), wanted)
 
 
 @pytest.mark.parametrize("rule", [ScaleRule.CEIL, ScaleRule.LEAST_ERROR])

@@ -29,9 +29,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Linears take a path of two halves in plain PyTorch; each quantized input is noted."""
     noted: list[Any] = []
 
-    def quantize_input(x, tensors, format, rule, clip_ratio, eight_bits, path):  # type: ignore[no-untyped-def]
-        noted.append(x.shape)
-        raw = x.float()
+    def quantize_input(source, tensors, format, path):  # type: ignore[no-untyped-def]
+        noted.append(source.x.shape)
+        raw, rule = source.x.float(), source.rule
         hidden = None if tensors.down is None else raw @ tensors.down.float().T
         return QuantizedInput(round_input(quantizer_input(raw, hidden, tensors), format, rule), None, hidden, None)
 

@@ -148,8 +148,11 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Let linears that read one input quantize it once."""
+        """Let linears that read one input quantize it once; look up what a compiled graph could not ask for."""
         share_inputs(model, sharing_an_input(self.component.layers))
+        for linear in quantized_linears(model).values():
+            if linear.entry.format.is_fp8_exact and not linear.packed.is_meta:
+                _ = linear.fits_fp8
         return model
 
     def get_state_dict_and_metadata(

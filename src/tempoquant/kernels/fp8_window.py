@@ -7,7 +7,8 @@ half, so that a scale with no mantissa bit may be 2^-8 … 2^6 and one with a si
 import torch
 
 from tempoquant.errors import UnsupportedError
-from tempoquant.formats import Format, ScaleGrid
+from tempoquant.formats import Format, ScaleGrid, scale_from_bytes, unpack
+from tempoquant.kernels.reference import LinearTensors
 
 # The exponent of two at which the largest scale of a row is put, and how many octaves below it others may lie.
 FP8_TOP_EXPONENT = {ScaleGrid.E8M0: 6, ScaleGrid.E4M1: 5}
@@ -20,6 +21,23 @@ def check_fp8(format: Format) -> None:
         raise UnsupportedError(
             f"{format.name} is not exact in FP8: its scales have more than one mantissa bit. Run it in BF16."
         )
+
+
+def fp8_exact_rows(tensors: LinearTensors, format: Format) -> torch.Tensor:
+    """Of which rows of a weight FP8 holds every number without rounding: (out,) bool.
+
+    Always all of NVFP4 with one mantissa bit, by its definition; of MXFP4 rows whose scales span 15 octaves or fewer.
+    Raises UnsupportedError for formats that FP8 does not hold at all.
+    """
+    check_fp8(format)
+    if format.scale_octaves is not None:
+        return torch.ones(len(tensors.packed), dtype=torch.bool, device=tensors.packed.device)
+    _, exponent = torch.frexp(scale_from_bytes(tensors.scale, format))
+    is_low = exponent < exponent.amax(-1, keepdim=True) - FP8_OCTAVES[format.scale_grid]
+    if not bool(is_low.any()):
+        return ~is_low.any(-1)
+    holds_numbers = unpack(tensors.packed, format).unflatten(-1, (-1, format.group_size)).any(-1)
+    return ~(is_low & holds_numbers).any(-1)
 
 
 def check_int8(format: Format) -> None:

@@ -5,15 +5,15 @@ same tensors, same result, nothing kept.
 """
 
 import importlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional
 
 from tempoquant.formats import Format, ScaleRule, get_format
 from tempoquant.kernels.dispatch import Path, choose
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.torch_gemm import branch_hidden
 
 
 @torch.compiler.assume_constant_result
@@ -26,31 +26,32 @@ def path_of(device_type: str, device_index: int | None, format: str) -> str:
     return choose(device, get_format(format)).path.value
 
 
-def quantize_input(
-    x: torch.Tensor,
-    tensors: LinearTensors,
-    format: Format,
-    rule: ScaleRule,
-    clip_ratio: torch.Tensor,
-    eight_bits: torch.Tensor | None,
-    path: str,
-) -> QuantizedInput:
+class Source(NamedTuple):
+    """What a linear quantizes, and how.
+
+    Attributes:
+        x: (tokens, in) bfloat16, float16 or float32.
+        rule: from a group's numbers to its scale.
+        clip_ratio: (1 or batch,) float32; tokens are `batch` equal runs.
+        eight_bits: (1 or batch,) bool, which of these have 8-bit activations; None for none.
+    """
+
+    x: torch.Tensor
+    rule: ScaleRule
+    clip_ratio: torch.Tensor
+    eight_bits: torch.Tensor | None
+
+
+def quantize_input(source: Source, tensors: LinearTensors, format: Format, path: str) -> QuantizedInput:
     """Project onto the branch, and round what is left.
 
     The kernels round h = x · downᵀ to bfloat16. The same numbers are taken off the input and added to the output, so
     that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part.
-
-    Args:
-        x: (tokens, in) bfloat16, float16 or float32.
-        clip_ratio: (1 or batch,) float32; tokens are `batch` equal runs.
-        eight_bits: (1 or batch,) bool, which of these have 8-bit activations; None for none.
     """
-    hidden = None
-    if tensors.down is not None:
-        hidden = functional.linear(x.to(torch.bfloat16), tensors.down)
+    hidden = None if tensors.down is None else branch_hidden(source.x, tensors.down)
     values, scale, outside = _quantize_input(
-        x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, clip_ratio, eight_bits,
-        format.name, rule.value, path,
+        source.x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, source.clip_ratio,
+        source.eight_bits, format.name, source.rule.value, path,
     )  # fmt: skip
     has_rows = path == Path.FP8 and format.scale_octaves is None
     return QuantizedInput(values, None if path == Path.BF16 else scale, hidden, outside if has_rows else None)

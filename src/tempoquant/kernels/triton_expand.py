@@ -13,12 +13,13 @@ import torch
 import triton
 import triton.language as tl
 
-from tempoquant.formats import FORMATS, Format, ScaleGrid, scale_from_bytes, unpack
-from tempoquant.kernels.fp8_window import FP8_OCTAVES, FP8_TOP_EXPONENT, check_fp8, check_int8, dtypes_of
+from tempoquant.formats import FORMATS, Format, ScaleGrid, scale_from_bytes
+from tempoquant.kernels.fp8_window import FP8_TOP_EXPONENT, check_fp8, check_int8, dtypes_of
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
 from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.triton_bits import power_of_two, to_bfloat16
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
-from tempoquant.kernels.triton_rounding import power_of_two, row_base_exponent, to_bfloat16
+from tempoquant.kernels.triton_rounding import row_base_exponent
 
 # 32 numbers a thread and whole 32-byte stores; few rows, so that Wan's smallest weight still makes 1280 programs.
 BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 4, 1024, 4
@@ -150,19 +151,6 @@ def expand_to_int8(
     values = _buffer(tensors, torch.int8, out)
     expand_launch(tensors, format, values, None).run()
     return values, scale_from_bytes(tensors.scale, format)
-
-
-def fp8_exact_rows(tensors: LinearTensors, format: Format) -> torch.Tensor:
-    """Of which rows of a weight `expand_to_fp8` holds every number without rounding: (out,) bool.
-
-    Always all of NVFP4 with one mantissa bit, by its definition; of MXFP4 rows whose scales span 15 octaves or fewer.
-    """
-    check_fp8(format)
-    scale = scale_from_bytes(tensors.scale, format)
-    holds_numbers = unpack(tensors.packed, format).unflatten(-1, (-1, format.group_size)).any(-1)
-    _, exponent = torch.frexp(scale)
-    lowest = exponent.amax(-1, keepdim=True) - FP8_OCTAVES[format.scale_grid]
-    return ((exponent >= lowest) | ~holds_numbers).all(-1)
 
 
 def _buffer(tensors: LinearTensors, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:

@@ -3,23 +3,25 @@
 import triton
 import triton.language as tl
 
-from tempoquant.kernels.triton_rounding import (
+from tempoquant.kernels.triton_bits import (
     INFINITY_BITS,
-    divide,
     float_of_bits,
-    largest_scale,
     magnitude_bits,
     power_of_two,
+    to_bfloat16,
+    with_sign_of,
+)
+from tempoquant.kernels.triton_rounding import (
+    divide,
+    largest_scale,
     round_groups,
     round_to_eight_bits,
     row_base_exponent,
-    to_bfloat16,
-    with_sign_of,
 )
 
 
 @triton.jit
-def _input_tile(  # noqa: PLR0913
+def input_tile(  # noqa: PLR0913
     x_rows: tl.tensor,
     hidden: tl.tensor,
     more_hidden: tl.tensor,
@@ -235,7 +237,7 @@ def quantize_kernel(  # noqa: PLR0913
     row_bits = tl.zeros((BLOCK_ROWS,), tl.int32)
     if OUTPUT == "fp8" or HAS_EIGHT_BITS or FORMAT.octaves is not None:
         for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
-            z = _input_tile(
+            z = input_tile(
                 x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
                 start, row_mask, rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
             )  # fmt: skip
@@ -245,7 +247,7 @@ def quantize_kernel(  # noqa: PLR0913
 
     outside_rows = tl.zeros((BLOCK_ROWS,), tl.int1)
     for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
-        z = _input_tile(
+        z = input_tile(
             x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
             start, row_mask, rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
         )  # fmt: skip

@@ -16,10 +16,15 @@ import triton.language as tl
 from tempoquant.formats import Format, ScaleRule, scales
 from tempoquant.formats.levels import level_grid
 from tempoquant.kernels.fp8_window import FP8_OCTAVES, FP8_TOP_EXPONENT
+from tempoquant.kernels.triton_bits import (
+    INFINITY_BITS,
+    exponent_of,
+    float_of_bits,
+    magnitude_bits,
+    power_of_two,
+    to_bfloat16_grid,
+)
 
-SIGN = tl.constexpr(-(2**31))
-MAGNITUDE = tl.constexpr(0x7FFFFFFF)
-INFINITY_BITS = tl.constexpr(0x7F800000)
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
 BFLOAT16_MAX = tl.constexpr(3.3895313892515355e38)
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
@@ -84,38 +89,6 @@ def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
 
 
 @triton.jit
-def magnitude_bits(x: tl.tensor) -> tl.tensor:
-    """The bits of |x|, an int32 that grows with it."""
-    return x.to(tl.int32, bitcast=True) & MAGNITUDE
-
-
-@triton.jit
-def float_of_bits(bits: tl.tensor) -> tl.tensor:
-    """The float32 of these bits."""
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def power_of_two(exponent: tl.tensor) -> tl.tensor:
-    """2^exponent as float32, for exponents −126 … 127; others are moved there."""
-    return float_of_bits((tl.minimum(tl.maximum(exponent, -126), 127) + 127) << 23)
-
-
-@triton.jit
-def exponent_of(x: tl.tensor) -> tl.tensor:
-    """⌊log₂ x⌋ of a positive normal float32; −127 of zero and subnormals."""
-    return (x.to(tl.int32, bitcast=True) >> 23) - 127
-
-
-@triton.jit
-def to_bfloat16(x: tl.tensor, IS_EXACT: tl.constexpr) -> tl.tensor:
-    """The nearest bfloat16, subnormals included: the upper half of the float32's bits, which hold it where IS_EXACT."""
-    if not IS_EXACT:
-        x = to_bfloat16_grid(x)
-    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-
-
-@triton.jit
 def row_base_exponent(largest: tl.tensor, TOP_EXPONENT: tl.constexpr) -> tl.tensor:
     """The exponent of the power of two that puts a row's largest scale at 2^TOP_EXPONENT, itself a normal float32."""
     return tl.maximum(exponent_of(largest) - TOP_EXPONENT, -126)
@@ -130,14 +103,6 @@ def round_magnitude(bits: tl.tensor, MANTISSA_BITS: tl.constexpr, EXPONENT: tl.c
     binade = tl.maximum(bits & INFINITY_BITS, (EXPONENT + 127) << 23)
     rounder = float_of_bits(binade + ((23 - MANTISSA_BITS) << 23) + (1 << 22))  # 1.5 · 2^(23 − MANTISSA_BITS) · binade
     return (float_of_bits(bits) + rounder) - rounder
-
-
-@triton.jit
-def to_bfloat16_grid(x: tl.tensor) -> tl.tensor:
-    """The nearest bfloat16 as float32, ties to even; NaN stays NaN."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-    return float_of_bits(tl.where(magnitude_bits(x) > INFINITY_BITS, bits, rounded))
 
 
 @triton.jit
@@ -283,12 +248,6 @@ def round_groups(
             scale = tl.where(is_better, other_scale, scale)
             level = tl.where(is_better[:, :, None], other_level, level)
     return scale, amax, level
-
-
-@triton.jit
-def with_sign_of(magnitude: tl.tensor, x: tl.tensor) -> tl.tensor:
-    """The magnitude with the sign of x."""
-    return float_of_bits(magnitude.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & SIGN))
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, stored_as, to_stored
 from tempoquant.errors import CheckpointError
 from tempoquant.kernels import dispatch, operators
+from tempoquant.kernels.fp8_window import fp8_exact_rows
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors, w4a4_linear
 from tempoquant.layer import QuantizedLayer
@@ -58,6 +59,7 @@ class QuantizedLinear(nn.Linear):
         self.in_features, self.out_features = entry.in_features, entry.out_features
         self.entry, self.clock, self.compute_dtype = entry, clock, compute_dtype
         self.shared_input: SharedInput | None = None
+        self._fits_fp8: bool | None = None
         table = stored_as(entry, clock.bins.num_bins)
         for key in KEYS:
             form = table.get(key)
@@ -101,6 +103,16 @@ class QuantizedLinear(nn.Linear):
     def bits_per_weight(self) -> float:
         return self.to_layer().bits_per_weight
 
+    @property
+    def fits_fp8(self) -> bool:
+        """Whether FP8 holds every number of the weight, in a format that allows it; looked up once.
+
+        A weight in MXFP4 may have a row that spans more octaves: it runs in bfloat16.
+        """
+        if self._fits_fp8 is None:
+            self._fits_fp8 = bool(fp8_exact_rows(self._tensors(), self.entry.format).all())
+        return self._fits_fp8
+
     def dequantize(self) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32."""
         return self.to_layer().dequantize()
@@ -125,6 +137,8 @@ class QuantizedLinear(nn.Linear):
         eight_bits = self.clock.eight_bits(x)
         with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
             path = operators.path_of(x.device.type, x.device.index, entry.format.name)
+            if path == dispatch.Path.FP8 and not self.fits_fp8:
+                path = dispatch.Path.BF16.value
             if path == dispatch.Path.REFERENCE or x.dtype == torch.float64 or (
                 x.requires_grad and torch.is_grad_enabled()  # through the branch, which the kernels do not follow
             ):  # fmt: skip
@@ -136,12 +150,12 @@ class QuantizedLinear(nn.Linear):
         self, x: torch.Tensor, clip_ratio: torch.Tensor, eight_bits: torch.Tensor | None, path: str
     ) -> torch.Tensor:
         tensors, entry = self._tensors(), self.entry
+        flags = None if eight_bits is None else eight_bits.reshape(-1)
+        rows = x.reshape(-1, entry.in_features)
+        source = operators.Source(rows, entry.activation_scale_rule, clip_ratio.reshape(-1), flags)
 
-        def quantize(x: torch.Tensor) -> QuantizedInput:
-            return operators.quantize_input(
-                x.reshape(-1, entry.in_features), tensors, entry.format, entry.activation_scale_rule,
-                clip_ratio.reshape(-1), None if eight_bits is None else eight_bits.reshape(-1), path,
-            )  # fmt: skip
+        def quantize(_: torch.Tensor) -> QuantizedInput:
+            return operators.quantize_input(source, tensors, entry.format, path)
 
         quantized = quantize(x) if self.shared_input is None else self.shared_input.quantized(x, quantize)
         y = operators.multiply(quantized, tensors, entry.format, x.dtype, path)
@@ -168,6 +182,10 @@ class QuantizedLinear(nn.Linear):
             input_offset=self.input_offset,
             bias=self.bias,
         )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._fits_fp8 = None  # other numbers, another answer
+        super()._load_from_state_dict(*args)
 
     def _stored(self) -> dict[str, torch.Tensor]:
         return {key: tensor.detach() for key in KEYS if (tensor := getattr(self, key)) is not None}

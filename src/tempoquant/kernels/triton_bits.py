@@ -1,0 +1,57 @@
+"""Device functions on the bits of float32: what a logarithm would round, and a comparison would hide.
+
+Magnitudes as integers are in an order in which NaN stands above infinity and infinity above every number.
+"""
+
+import triton
+import triton.language as tl
+
+SIGN = tl.constexpr(-(2**31))
+MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+INFINITY_BITS = tl.constexpr(0x7F800000)
+
+
+@triton.jit
+def magnitude_bits(x: tl.tensor) -> tl.tensor:
+    """The bits of |x|, an int32 that grows with it."""
+    return x.to(tl.int32, bitcast=True) & MAGNITUDE
+
+
+@triton.jit
+def float_of_bits(bits: tl.tensor) -> tl.tensor:
+    """The float32 of these bits."""
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def power_of_two(exponent: tl.tensor) -> tl.tensor:
+    """2^exponent as float32, for exponents −126 … 127; others are moved there."""
+    return float_of_bits((tl.minimum(tl.maximum(exponent, -126), 127) + 127) << 23)
+
+
+@triton.jit
+def exponent_of(x: tl.tensor) -> tl.tensor:
+    """⌊log₂ x⌋ of a positive normal float32; −127 of zero and subnormals."""
+    return (x.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def to_bfloat16_grid(x: tl.tensor) -> tl.tensor:
+    """The nearest bfloat16 as float32, ties to even; NaN stays NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return float_of_bits(tl.where(magnitude_bits(x) > INFINITY_BITS, bits, rounded))
+
+
+@triton.jit
+def to_bfloat16(x: tl.tensor, IS_EXACT: tl.constexpr) -> tl.tensor:
+    """The nearest bfloat16, subnormals included: the upper half of the float32's bits, which hold it where IS_EXACT."""
+    if not IS_EXACT:
+        x = to_bfloat16_grid(x)
+    return (x.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def with_sign_of(magnitude: tl.tensor, x: tl.tensor) -> tl.tensor:
+    """The magnitude with the sign of x."""
+    return float_of_bits(magnitude.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & SIGN))

@@ -1,0 +1,71 @@
+"""What tests of the kernel that rounds inputs share: inputs, layers, and what the rounded values stand for."""
+
+import pytest
+import torch
+
+from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.kernels.fp8_window import dtypes_of
+from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.triton_quantize import quantize_to_bf16, quantize_to_fp8, quantize_to_int8
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+QUANTIZE = {torch.float8_e4m3fn: quantize_to_fp8, torch.bfloat16: quantize_to_bf16, torch.int8: quantize_to_int8}
+OUTPUTS = [(format, dtype) for format in FORMATS.values() for dtype in dtypes_of(format)]
+each_output = pytest.mark.parametrize(
+    ("format", "output"),
+    OUTPUTS,
+    ids=[f"{format.name}-{str(dtype).removeprefix('torch.')}" for format, dtype in OUTPUTS],
+)
+each_rule = pytest.mark.parametrize("rule", ScaleRule)
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer(in_features: int, *, rank: int = 0, smoothing: bool = True, offset: bool = True) -> LinearTensors:
+    unread = torch.empty(0)
+    return LinearTensors(
+        packed=unread,
+        scale=unread,
+        tensor_scale=None,
+        smoothing_factor=random(in_features, seed=2).exp().bfloat16().to(DEVICE) if smoothing else None,
+        up=None,
+        down=None,
+        deflation=random(in_features, rank, seed=6).mul(0.2).bfloat16().to(DEVICE) if rank else None,
+        input_offset=random(in_features, seed=7).mul(0.3).bfloat16().to(DEVICE) if offset else None,
+        bias=None,
+    )
+
+
+PLAIN = layer(0, smoothing=False, offset=False)
+
+
+def activations(num_tokens: int, in_features: int) -> torch.Tensor:
+    """Features of very different size, as video transformers have them."""
+    return (random(num_tokens, in_features, seed=3) * random(in_features, seed=4).mul(1.5).exp()).to(DEVICE)
+
+
+def ones(count: int = 1) -> torch.Tensor:
+    return torch.ones(count, device=DEVICE)
+
+
+def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
+    """What the values stand for, (tokens, in) float32."""
+    values = quantized.values.float()
+    if quantized.values.dtype == torch.float8_e4m3fn:
+        return values * quantized.scale[:, None]
+    if quantized.values.dtype == torch.int8:
+        return (values.unflatten(-1, (-1, format.group_size)) * quantized.scale.unsqueeze(-1)).flatten(-2)
+    return values
+
+
+def stored_as(wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The definition's numbers as a path holds them: only bfloat16 rounds, and only INT4."""
+    return wanted.bfloat16().float() if dtype == torch.bfloat16 else wanted
+
+
+def assert_same(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num())

@@ -1,0 +1,76 @@
+"""The operators keep their word to torch: schema, fake kernels, and graphs that are compiled once."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+
+from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
+from tempoquant.kernels import operators
+from tempoquant.kernels.dispatch import Path, forced
+from tempoquant.runtime.activation_bits import set_activation_bits
+from tempoquant.runtime.bin_clock import BinClock
+from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.runtime.share_inputs import share_inputs
+from tempoquant.timesteps import TimestepBins
+from tests.kernels.products import DEVICE
+from tests.kernels.test_paths import each_path, linear, random
+
+CHECKS = ("test_schema", "test_faketensor")
+
+
+@each_path
+@pytest.mark.parametrize("eight_bits", [False, True], ids=["4 bits", "8 bits"])
+def test_an_operator_returns_what_its_fake_kernel_says(path, format, eight_bits):
+    tensors = linear(format)._tensors()
+    x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
+    flags = torch.tensor([True, False], device=DEVICE) if eight_bits else None
+    source = operators.Source(x, ScaleRule.CEIL, torch.ones(1, device=DEVICE), flags)
+    quantized = operators.quantize_input(source, tensors, format, path.value)
+    torch.library.opcheck(
+        operators._quantize_input,
+        (x, quantized.hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, source.clip_ratio,
+         flags, format.name, "ceil", path.value), test_utils=CHECKS,
+    )  # fmt: skip
+    torch.library.opcheck(
+        operators._multiply,
+        (quantized.values, quantized.scale, quantized.hidden, quantized.outside, tensors.packed, tensors.scale, tensors.tensor_scale,
+         tensors.up, tensors.bias, format.name, torch.bfloat16, path.value),
+        test_utils=CHECKS if path is not Path.FP8 else CHECKS[1:],  # the other cannot compare FP8 on a CPU
+    )  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Two linears that read one input, called as a transformer is."""
+
+    def __init__(self, format: Format) -> None:
+        super().__init__()
+        layer = linear(format).to_layer()
+        edges = TimestepBins((500.0,))
+        layer = dataclasses.replace(layer, bins=edges, clip_ratio=torch.tensor([0.7, 0.9], device=DEVICE))
+        clock = BinClock(edges)
+        self.to_q, self.to_k = (QuantizedLinear.from_layer(layer, clock) for _ in range(2))
+        clock.attach(self)
+        assert share_inputs(self, [("to_q", "to_k")]) == 1
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.to_q(x) * self.to_k(x).float().tanh()
+
+
+@pytest.mark.parametrize(("path", "format"), [(Path.FP8, NVFP4_M1), (Path.FP8, MXFP4), (Path.INT8, INT4)])
+def test_a_compiled_model_gives_the_same_and_is_not_compiled_again_over_changing_bins(path, format):
+    torch.compiler.reset()
+    model = Attention(format)
+    set_activation_bits(model, 8, (400.0, 600.0))
+    x = random(1, 4, 3 * format.group_size).bfloat16().to(DEVICE)
+    with forced(path), torch.no_grad():
+        wanted = [model(x, torch.tensor([timestep])) for timestep in (100.0, 450.0, 550.0, 900.0)]
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        compiled(x, torch.tensor([200.0]))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for timestep, y in zip((100.0, 450.0, 550.0, 900.0), wanted, strict=True):
+                torch.testing.assert_close(compiled(x, torch.tensor([timestep])), y)
+    assert not torch.equal(wanted[0], wanted[1]) and not torch.equal(wanted[2], wanted[3])

@@ -1,0 +1,188 @@
+"""Every path computes what the reference defines: a whole linear, with everything that it may have, on each of them."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4_M1, Format, ScaleRule
+from tempoquant.kernels import operators
+from tempoquant.kernels.dispatch import Path, forced
+from tempoquant.kernels.reference import dequantize_residual, quantizer_input, round_input
+from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.runtime.shared_input import SharedInput
+from tests.kernels.products import DEVICE
+from tests.kernels.test_reference import layer_tensors, random
+
+PATHS = [
+    *((Path.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),
+    *((Path.BF16, format) for format in FORMATS.values()),
+    (Path.INT8, INT4),
+]
+each_path = pytest.mark.parametrize(("path", "format"), PATHS, ids=[f"{p.value}-{f.name}" for p, f in PATHS])
+BFLOAT16_UNIT = 2.0**-8  # twice its rounding error
+
+
+def linear(format: Format, rule: ScaleRule = ScaleRule.LEAST_ERROR, **has: bool) -> QuantizedLinear:
+    if not has.get("bias", True):
+        has["offset"] = False  # which needs a bias
+    tensors = layer_tensors(format, **has)
+    pad = (-tensors.packed.shape[0]) % 16  # outputs come in sixteens
+    grown = {key: _more_rows(getattr(tensors, key), pad) for key in ("packed", "scale", "up", "bias")}
+    tensors = tensors._replace(**grown)
+    branch = None
+    if tensors.up is not None and tensors.down is not None:
+        branch = LowRankBranch(tensors.up, tensors.down, tensors.deflation)
+    layer = QuantizedLayer(
+        format, rule, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, branch,
+        tensors.bias, torch.tensor([0.9]), input_offset=tensors.input_offset,
+    )  # fmt: skip
+    return QuantizedLinear.from_layer(layer).to(DEVICE)
+
+
+def _more_rows(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    return None if tensor is None else torch.cat([tensor, tensor[:1].expand(count, *tensor.shape[1:])])
+
+
+def by_definition(module: QuantizedLinear, x: torch.Tensor, eight_bits: bool = False) -> torch.Tensor:
+    """The reference's formula in float64, with h as the kernels round it."""
+    tensors, entry = module._tensors(), module.entry
+    hidden = None if tensors.down is None else (x.float() @ tensors.down.float().T).bfloat16().float()
+    z = quantizer_input(x.float(), hidden, tensors)
+    rounded = round_input(z, entry.format, entry.activation_scale_rule, 0.9, eight_bits).double()
+    y = rounded @ dequantize_residual(tensors, entry.format, torch.float64).T
+    if hidden is not None and tensors.up is not None:
+        y = y + hidden.double() @ tensors.up.double().T
+    return y if tensors.bias is None else y + tensors.bias.double()
+
+
+def relative(error: torch.Tensor, y: torch.Tensor) -> float:
+    return float(error.double().norm() / y.double().norm())
+
+
+@each_path
+@pytest.mark.parametrize("rule", [ScaleRule.CEIL, ScaleRule.LEAST_ERROR])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_linear_is_the_reference_up_to_the_rounding_of_its_output(
+    path: Path, format: Format, rule: ScaleRule, dtype: torch.dtype
+) -> None:
+    module = linear(format, rule, deflation=False)
+    x = random(2, 9, 3 * format.group_size).to(dtype).to(DEVICE)
+    wanted = by_definition(module, x)
+    with forced(path):
+        y = module(x)
+    # INT4 in bfloat16 rounds both operands; elsewhere only y is rounded, and h may fall on the other side of a tie.
+    rounds_operands = format is INT4 and path is Path.BF16
+    allowed = BFLOAT16_UNIT if dtype == torch.bfloat16 or rounds_operands else 1e-3
+    assert y.dtype == dtype and y.shape == wanted.shape and relative(y - wanted, wanted) < allowed
+
+
+@each_path
+def test_a_deflated_linear_rounds_nearly_every_number_as_the_reference(path: Path, format: Format) -> None:
+    """The sum h · deflationᵀ has another order, so that a few numbers near a tie round the other way."""
+    module = linear(format)
+    x = random(2, 33, 3 * format.group_size).bfloat16().to(DEVICE)
+    wanted = by_definition(module, x)
+    with forced(path):
+        assert relative(module(x) - wanted, wanted) < 2 * BFLOAT16_UNIT
+
+
+@each_path
+@pytest.mark.parametrize("without", ["smoothing", "branch", "offset", "bias"])
+def test_whatever_a_linear_lacks_is_left_out(path: Path, format: Format, without: str) -> None:
+    module = linear(format, ScaleRule.CEIL, **{without: False})
+    x = random(1, 5, 3 * format.group_size).bfloat16().to(DEVICE)
+    wanted = by_definition(module, x)
+    with forced(path):
+        assert relative(module(x) - wanted, wanted) < 2 * BFLOAT16_UNIT
+
+
+@each_path
+def test_eight_bits_are_the_references_eight_bits(path: Path, format: Format) -> None:
+    module = linear(format, deflation=False)
+    module.clock.eight_bit_timesteps = (0.0, 500.0)
+    x = random(2, 5, 3 * format.group_size).bfloat16().to(DEVICE)
+    with forced(path), module.at_timestep(torch.tensor([100.0, 900.0])):
+        y = module(x)
+    for row, eight_bits in enumerate((True, False)):
+        wanted = by_definition(module, x[row], eight_bits)
+        assert relative(y[row] - wanted, wanted) < BFLOAT16_UNIT
+
+
+@each_path
+def test_shared_inputs_give_the_same_result(path: Path, format: Format) -> None:
+    one, other = linear(format), linear(format)
+    x = random(1, 7, 3 * format.group_size).bfloat16().to(DEVICE)
+    with forced(path):
+        alone = [one(x), other(x)]
+        one.shared_input = other.shared_input = SharedInput(2)
+        assert all(torch.equal(a, b) for a, b in zip(alone, [one(x), other(x)], strict=True))
+
+
+@each_path
+def test_no_tokens_and_strided_tokens_are_fine(path: Path, format: Format) -> None:
+    module = linear(format)
+    x = random(4, 6, 3 * format.group_size).bfloat16().to(DEVICE)
+    with forced(path):
+        assert module(x[:0]).shape == (0, 6, module.out_features)
+        assert torch.equal(module(x[:, ::2]), module(x[:, ::2].contiguous()))
+        turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.equal(module(turned), module(x))
+
+
+@each_path
+def test_a_bad_activation_makes_its_token_nan_and_no_other(path: Path, format: Format) -> None:
+    module = linear(format, deflation=False)
+    x = random(1, 5, 3 * format.group_size).bfloat16().to(DEVICE)
+    x[0, 2, 3] = torch.nan
+    with forced(path):
+        assert module(x)[0].isnan().all(-1).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_mxfp4_tokens_outside_fp8_go_through_bfloat16(dtype: torch.dtype) -> None:
+    """Groups 2^20 apart: relative to the largest, FP8 has no numbers for the smallest."""
+    module = linear(MXFP4, ScaleRule.CEIL, deflation=False, offset=False, bias=False)
+    x = random(1, 40, 3 * MXFP4.group_size)
+    x[0, ::7, : MXFP4.group_size] *= 2.0**-20
+    x[0, 3] = 0
+    x = x.to(dtype).to(DEVICE)
+    tensors = module._tensors()
+    source = operators.Source(x[0], ScaleRule.CEIL, torch.ones(1, device=DEVICE), None)
+    quantized = operators.quantize_input(source, tensors, MXFP4, Path.FP8.value)
+    assert quantized.outside is not None and quantized.outside.nonzero().flatten().tolist() == list(range(0, 40, 7))
+    module.clip_ratio.data = torch.tensor([0.9]).view(torch.uint8).to(DEVICE)
+    wanted = by_definition(module, x)
+    with forced("fp8"):
+        y = module(x)
+    assert relative((y - wanted)[0, ::7], wanted[0, ::7]) < 2 * BFLOAT16_UNIT
+    assert relative(y - wanted, wanted) < 2 * BFLOAT16_UNIT
+
+
+def test_an_mxfp4_weight_outside_fp8_takes_bf16_and_others_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    original = operators._kernels_of
+    monkeypatch.setattr(operators, "_kernels_of", lambda path: taken.append(path) or original(path))
+    module = linear(MXFP4, ScaleRule.CEIL)
+    x = random(1, 3, 3 * MXFP4.group_size).bfloat16().to(DEVICE)
+    with forced("fp8"):
+        module(x)
+        assert set(taken) == {"fp8"} and module.fits_fp8
+        taken.clear()
+        wide = linear(MXFP4, ScaleRule.CEIL)
+        wide.scale.data = wide.scale.clone()
+        wide.scale.data[0, 0] -= 20
+        wanted = by_definition(wide, x)
+        assert relative(wide(x) - wanted, wanted) < 2 * BFLOAT16_UNIT
+        assert set(taken) == {"bf16"} and not wide.fits_fp8
+
+
+def test_a_path_that_does_not_suit_a_format_is_refused() -> None:
+    module = linear(INT4)
+    x = random(1, 3, 3 * INT4.group_size)
+    with forced("fp8"), pytest.raises(UnsupportedError, match="no FP8 numbers"):
+        module(x.to(DEVICE))
+    with forced("int8"), pytest.raises(UnsupportedError, match="no integers"):
+        linear(NVFP4_M1)(random(1, 3, 48).to(DEVICE))
