@@ -8,11 +8,23 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from tempoquant.formats import MXFP4, ScaleRule, from_codes, group_amax, pack, scale_to_bytes, to_codes
+from tempoquant.formats import (
+    MXFP4,
+    ScaleRule,
+    from_codes,
+    group_amax,
+    pack,
+    quantize_activation,
+    scale_to_bytes,
+    to_codes,
+)
 from tempoquant.formats.scales import group_scale
 from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_fp8_gemm import fp8_multiply
-from tempoquant.kernels.triton_outside import GROUP, replace_outside_rows, store_packed
+from tempoquant.kernels.triton_outside import GROUP, replace_outside_rows
+from tempoquant.kernels.triton_quantize import quantize_to_fp8
+from tempoquant.kernels.triton_quantize_outside import store_packed
 from tests.kernels.products import DEVICE, branch, generator, powers_of_two, whole_numbers
 
 E4M3 = torch.float8_e4m3fn
@@ -59,6 +71,30 @@ def test_outside_rows_become_their_product_and_others_stay(shape, rank):
         magnitudes += hidden.cpu().double().abs() @ up.cpu().double().abs().T
     error = (y.double() - wanted).abs()[is_outside]
     assert (error <= (num_inner + rank + 2) * 2.0**-24 * magnitudes[is_outside]).all()
+
+
+@pytest.mark.parametrize("rule", [ScaleRule.FLOOR, ScaleRule.LEAST_ERROR])
+@pytest.mark.parametrize("rank", [0, 16])
+def test_a_quantized_input_with_outside_rows_is_multiplied_as_the_reference_rounds_it(rule, rank):
+    num_tokens, num_inner, num_outputs = 5, 192, 32
+    x = whole_numbers(num_tokens, num_inner, largest=50, seed=1)
+    x[2, 64:128] *= 2.0**-30
+    x[4, 160:] *= 2.0**20
+    x[4, :32] = 0
+    layer = LinearTensors(x, x, None, None, None, None, None, None, None)
+    hidden, up = branch(num_tokens, num_outputs, rank)
+    ratio = torch.ones(1, device=DEVICE)
+    quantized = quantize_to_fp8(x.to(DEVICE), hidden, layer, MXFP4, rule, ratio)
+    assert quantized.outside.tolist() == [False, False, True, False, True]
+    weight = whole_numbers(num_outputs, num_inner, largest=6, seed=5)
+    operands = (weight.to(E4M3).to(DEVICE), torch.ones(num_outputs, device=DEVICE), up, None)
+    y = replace_outside_rows(fp8_multiply(quantized, *operands, torch.float32), quantized, *operands).cpu()
+    numbers = quantize_activation(x, MXFP4, rule).double()
+    wanted, magnitudes = numbers @ weight.double().T, numbers.abs() @ weight.double().abs().T
+    if hidden is not None and up is not None:
+        wanted += hidden.cpu().double() @ up.cpu().double().T
+        magnitudes += hidden.cpu().double().abs() @ up.cpu().double().abs().T
+    assert ((y.double() - wanted).abs() <= (num_inner + rank + 2) * 2.0**-24 * magnitudes).all()
 
 
 @triton.jit

