@@ -19,11 +19,11 @@ from tempoquant.formats import (
     to_codes,
 )
 from tempoquant.formats.scales import group_scale
+from tempoquant.kernels import fp8
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.reference import LinearTensors, quantizer_input
 from tempoquant.kernels.triton_fp8_gemm import fp8_multiply
 from tempoquant.kernels.triton_outside import GROUP, replace_outside_rows
-from tempoquant.kernels.triton_quantize import quantize_to_fp8
 from tempoquant.kernels.triton_quantize_outside import store_packed
 from tests.kernels.products import DEVICE, branch, generator, powers_of_two, whole_numbers
 
@@ -75,22 +75,25 @@ def test_outside_rows_become_their_product_and_others_stay(shape, rank):
 
 @pytest.mark.parametrize("rule", [ScaleRule.FLOOR, ScaleRule.LEAST_ERROR])
 @pytest.mark.parametrize("rank", [0, 16])
-def test_a_quantized_input_with_outside_rows_is_multiplied_as_the_reference_rounds_it(rule, rank):
+def test_the_fp8_path_multiplies_tokens_outside_its_window_as_the_reference_rounds_them(rule, rank):
     num_tokens, num_inner, num_outputs = 5, 192, 32
     x = whole_numbers(num_tokens, num_inner, largest=50, seed=1)
     x[2, 64:128] *= 2.0**-30
     x[4, 160:] *= 2.0**20
     x[4, :32] = 0
-    layer = LinearTensors(x, x, None, None, None, None, None, None, None)
+    codes = whole_numbers(num_outputs, num_inner, largest=7, seed=5).to(torch.int8)
+    scale = powers_of_two(num_outputs, num_inner // GROUP, seed=6)
     hidden, up = branch(num_tokens, num_outputs, rank)
-    ratio = torch.ones(1, device=DEVICE)
-    quantized = quantize_to_fp8(x.to(DEVICE), hidden, layer, MXFP4, rule, ratio)
-    assert quantized.outside.tolist() == [False, False, True, False, True]
-    weight = whole_numbers(num_outputs, num_inner, largest=6, seed=5)
-    operands = (weight.to(E4M3).to(DEVICE), torch.ones(num_outputs, device=DEVICE), up, None)
-    y = replace_outside_rows(fp8_multiply(quantized, *operands, torch.float32), quantized, *operands).cpu()
-    numbers = quantize_activation(x, MXFP4, rule).double()
-    wanted, magnitudes = numbers @ weight.double().T, numbers.abs() @ weight.double().abs().T
+    deflation = None if rank == 0 else whole_numbers(num_inner, rank, largest=1, seed=7).bfloat16().to(DEVICE)
+    packed, stored_scale = pack(codes, MXFP4).to(DEVICE), scale_to_bytes(scale, MXFP4).to(DEVICE)
+    layer = LinearTensors(packed, stored_scale, None, None, up, None, deflation, None, None)
+    z = quantizer_input(x.double(), None if hidden is None else hidden.cpu().double(), layer._replace(
+        deflation=None if deflation is None else deflation.cpu()))  # fmt: skip
+    quantized = fp8.quantize_input(x.to(DEVICE), hidden, layer, MXFP4, rule, torch.ones(1, device=DEVICE))
+    assert quantized.outside.tolist()[2::2] == ([True, True] if rank == 0 else [False, True])
+    y = fp8.multiply(quantized, layer, MXFP4, torch.float32).cpu()
+    numbers, weight = quantize_activation(z.float(), MXFP4, rule).double(), from_codes(codes, scale, MXFP4).double()
+    wanted, magnitudes = numbers @ weight.T, numbers.abs() @ weight.abs().T
     if hidden is not None and up is not None:
         wanted += hidden.cpu().double() @ up.cpu().double().T
         magnitudes += hidden.cpu().double().abs() @ up.cpu().double().abs().T
