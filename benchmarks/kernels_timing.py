@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from benchmarks.kernels_methods import (
+    CHECKED_TOKENS,
+    MAX_WHOLE_ERROR,
     RULE,
     Method,
     Wrong,
@@ -21,7 +23,9 @@ from benchmarks.kernels_methods import (
 from benchmarks.kernels_peers import MAX_ERROR, PEERS, Peer
 from benchmarks.kernels_roofline import bf16_linear, quantize
 from benchmarks.registry import Shape
-from tempoquant.kernels import torch_gemm
+from tempoquant.formats import NVFP4_M1
+from tempoquant.kernels import operators, torch_gemm
+from tempoquant.kernels.dispatch import choose
 from tempoquant.kernels.reference import LinearTensors, w4a4_linear
 
 INPUT_BYTES = 2**28  # inputs take turns until they are more than any cache
@@ -84,6 +88,7 @@ def rows_of_shape(
             yield _row_of_method(method, shape, inputs, tensors, baseline_ms, peaks, graph)
         except Wrong as wrong:
             yield {"method": method.name, "note": f"WRONG, not timed: {wrong}"}
+    yield _row_of_runtime(shape, inputs, baseline_ms, graph)
     yield _row_of_reference(shape, inputs, baseline_ms, graph)
     for peer in PEERS:
         yield _row_of_peer(peer, shape, inputs, linear, baseline_ms, peaks, graph)
@@ -126,9 +131,29 @@ def _time_of_product(method: Method, quantized: list[Any], tensors: LinearTensor
     return time_ms(_in_turn(lambda x: method.multiply(x, expanded, tensors, torch.bfloat16), quantized), graph)
 
 
+def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
+    """The default format as a quantized model runs it: the path that is chosen here, through PyTorch's operators."""
+    x, format = inputs[0], NVFP4_M1
+    tensors, clip_ratio = random_tensors(shape, format, x.device), torch.ones(1, device=x.device)
+    path = operators.path_of(x.device.type, x.device.index, format.name)
+    name = f"as the runtime runs {format.name}: {path}"
+    if path == "reference":
+        return {"method": name, "note": choose(x.device, format).reason}
+
+    def whole(x: torch.Tensor) -> torch.Tensor:
+        quantized = operators.quantize_input(operators.Source(x, RULE, clip_ratio, None), tensors, format, path)
+        return operators.multiply(quantized, tensors, format, x.dtype, path)
+
+    few = x[:CHECKED_TOKENS]
+    error = relative_error(whole(few), w4a4_linear(few.float(), tensors, format, RULE, clip_ratio))
+    if not error <= MAX_WHOLE_ERROR:
+        return {"method": name, "note": f"WRONG, not timed: off by {error:.2e}"}
+    return {**_row(name, shape, time_ms(_in_turn(whole, inputs), graph), None, baseline_ms, None), "error": error}
+
+
 def _row_of_reference(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
     """Plain dequantization: the definition in PyTorch, which is what runs where no kernel does."""
-    format = our_methods(90)[0].format
+    format = NVFP4_M1
     tensors = random_tensors(shape, format, inputs[0].device)
     clip_ratio = torch.ones(1, device=inputs[0].device)
     whole_ms = time_ms(_in_turn(lambda x: w4a4_linear(x, tensors, format, RULE, clip_ratio), inputs), graph)

@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from benchmarks import kernels, kernels_methods, kernels_roofline, kernels_timing, registry
 from benchmarks.registry import Shape
+from tempoquant.kernels import dispatch
 
 SHAPE = Shape(3, 64, 16)
 CPU = torch.device("cpu")
@@ -43,6 +44,16 @@ def test_every_method_passes_its_check_and_gets_a_row():
     timed = {row["method"] for row in rows if "note" not in row}
     assert timed >= {method.name for method in kernels_methods.our_methods(90)}
     assert rows[0]["method"].startswith("BF16") and rows[0]["ratio_to_bf16"] == 1.0
+
+
+@on_cpu
+@pytest.mark.usefixtures("instant_times")
+@pytest.mark.parametrize("path", ["fp8", "bf16"])
+def test_the_path_that_the_runtime_takes_has_a_row_of_its_own(path, monkeypatch):
+    monkeypatch.setattr(kernels_timing, "our_methods", lambda capability: [])
+    with dispatch.forced(path):
+        rows = {row["method"]: row for row in kernels_timing.rows_of_shape(SHAPE, PEAKS, CPU)}
+    assert rows[f"as the runtime runs nvfp4_m1: {path}"]["whole_ms"] == 1.0
 
 
 @on_cpu
