@@ -4,10 +4,11 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 pytest.importorskip("triton")
 
-from benchmarks import kernels, kernels_methods, kernels_roofline, kernels_timing, registry
+from benchmarks import kernels, kernels_methods, kernels_roofline, kernels_tiles, kernels_timing, registry
 from benchmarks.registry import Shape
 from tempoquant.kernels import dispatch
 
@@ -103,3 +104,11 @@ def test_without_a_gpu_the_command_says_so_and_succeeds(monkeypatch, capsys):
     assert kernels.main() == 0
     printed = capsys.readouterr().out
     assert "Computed, not measured" in printed and "nothing was measured" in printed
+
+
+@on_cpu
+@pytest.mark.usefixtures("instant_times")
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16], ids=str)
+def test_every_candidate_tile_gives_the_tables_result(dtype, capsys):
+    assert kernels_tiles.print_times(Shape(3, 80, 48), dtype, CPU, Console(width=120))
+    assert capsys.readouterr().out.count("1.000") == 2 * len(kernels_tiles.CANDIDATES[dtype.itemsize])
