@@ -112,10 +112,15 @@ def quantize_all(model: nn.Module, format: str = "mxfp4", **kwargs: Any) -> dict
 
 
 def write_component(
-    folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], bins: TimestepBins = BINS, **kwargs: Any
+    folder: Path,
+    model: nn.Module,
+    layers: dict[str, QuantizedLayer],
+    bins: TimestepBins = BINS,
+    expert: Expert = Expert.HIGH_NOISE,
+    **kwargs: Any,
 ) -> Path:
     """Write a quantized component as `tempoquant.quantize` does: the layers, then the 16-bit rest."""
-    with ComponentWriter(folder, expert=Expert.HIGH_NOISE, bins=bins, recipe=RECIPE, **kwargs) as writer:
+    with ComponentWriter(folder, expert=expert, bins=bins, recipe=RECIPE, **kwargs) as writer:
         for name, layer in layers.items():
             writer.add_layer(name, layer)
         for name, tensor in model.state_dict().items():
@@ -170,14 +175,14 @@ def tiny_pipeline() -> WanImageToVideoPipeline:
     )
 
 
-def write_pipeline(folder: Path, format: str = "mixed") -> Path:
+def write_pipeline(folder: Path, format: str = "mixed", **kwargs: Any) -> Path:
     """A complete pipeline folder with both experts quantized."""
     pipe = tiny_pipeline()
-    experts = {"transformer": pipe.transformer, "transformer_2": pipe.transformer_2}
     pipe.save_pretrained(folder)
-    for name, model in experts.items():
+    for expert, name in zip(Expert, ("transformer", "transformer_2"), strict=True):
+        model = getattr(pipe, name)
         shutil.rmtree(folder / name)
-        write_component(folder / name, model, quantize_all(model, format))
+        write_component(folder / name, model, quantize_all(model, format, **kwargs), expert=expert)
     return folder
 
 

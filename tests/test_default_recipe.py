@@ -25,8 +25,13 @@ def test_the_default_recipe_beats_the_papers_at_equal_rank_on_held_out_inputs(fo
 @each_format
 @pytest.mark.parametrize(
     ("without", "least_gain_db"),
-    [({"deflation": False}, 0.3), ({"gptq": False}, 0.1), ({"rank": 0, "deflation": False}, 1.0)],
-    ids=["deflation", "GPTQ", "the branch"],
+    [
+        ({"deflation": False}, 0.3),
+        ({"gptq": False}, 0.1),
+        ({"act_order": False}, 0.2),
+        ({"rank": 0, "deflation": False}, 1.0),
+    ],
+    ids=["deflation", "GPTQ", "act-order", "the branch"],
 )
 def test_each_part_of_the_default_recipe_gains(format: str, without: dict[str, object], least_gain_db: float) -> None:
     weight, bias, x, held_out = layer_problem()

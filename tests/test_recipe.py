@@ -40,6 +40,7 @@ recipes = st.builds(
     deflation=st.booleans(),
     centring=st.booleans(),
     gptq=st.booleans(),
+    act_order=st.booleans(),
     damping_fraction=st.floats(1e-6, 1),
     clip_ratios=st.lists(st.floats(0.1, 1.0), max_size=4).map(tuple),
     exponent_offsets=st.lists(st.integers(-2, 1), min_size=1, max_size=3).map(tuple),

@@ -66,13 +66,14 @@ def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, P
     offset = stored(left.mean(0))
     seen = quantize_activation(left - offset, FORMAT, RULE)
     hessian = seen.T @ seen / len(seen)
+    order = hessian.diagonal().argsort(descending=True)
     made = {}
     for name, weight in smoothed.items():
         taken = torch.linalg.solve(reads @ reads.T, reads @ weight.T).T
         residual = weight - taken @ reads
         up = stored(taken + residual @ deflation)
         scale = weight_scale(residual.float(), FORMAT, RULE, hessian.diagonal().float())
-        codes = textbook_gptq(residual, hessian, scale, FORMAT, RECIPE.damping_fraction)
+        codes = textbook_gptq(residual, hessian, scale, FORMAT, RECIPE.damping_fraction, order)
         column_scale = scale.effective.double().repeat_interleave(FORMAT.group_size, 1)
         rounded = decode(codes, FORMAT, torch.float64) * column_scale
         effective = rounded / factor + (up - rounded @ deflation) @ down

@@ -29,7 +29,7 @@ CUDA device (diffusers' own loader of nunchaku checkpoints)."""
 OURS = "tempoquant"
 
 _SVDQUANT_RANKS = (2, 16, 32)
-_EQUAL_BITS = (1, 11)
+_EQUAL_BITS = (1, 10)
 """Our ranks whose bits, `deflation` included, are at most those of SVDQuant's ranks 2 and 16 at the bundled width."""
 
 ROWS = (

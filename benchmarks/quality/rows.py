@@ -36,6 +36,7 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "without deflation": {"deflation": False},
     "without shared inputs": {"share_smoothing": False},
     "without GPTQ": {"gptq": False},
+    "without act-order": {"act_order": False},
     "with one clip ratio, searched": {**_PAPERS_SEARCH, "bin_fractions_high_noise": (), "bin_fractions_low_noise": ()},
     "with a clip ratio per bin, searched": _PAPERS_SEARCH,
     "with statistics of the conditional branch": {"statistics_branches": "conditional"},

@@ -70,6 +70,7 @@ class Recipe:
             quantized.
         centring: take the input's mean off before it is quantized; the bias gives it back.
         gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
+        act_order: GPTQ rounds features by falling mean square of their input, instead of as they stand.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
         block_size: GPTQ's columns between lazy updates; speed, never the result.
         clip_ratios, exponent_offsets: candidates c·2^k of the clip search; no ratios, no search.
@@ -98,6 +99,7 @@ class Recipe:
     deflation: bool = False
     centring: bool = False
     gptq: bool = False
+    act_order: bool = False
     damping_fraction: float = 0.01
     block_size: int = 128
     clip_ratios: tuple[float, ...] = ()

@@ -37,8 +37,8 @@ def test_an_operator_returns_what_its_fake_kernel_says(path, format, eight_bits)
     )  # fmt: skip
     torch.library.opcheck(
         operators._multiply,
-        (quantized.values, quantized.scale, quantized.hidden, quantized.outside, tensors.packed, tensors.scale, tensors.tensor_scale,
-         tensors.up, tensors.bias, format.name, torch.bfloat16, path.value),
+        (quantized.values, quantized.scale, quantized.hidden, quantized.outside, tensors.packed, tensors.scale,
+         tensors.tensor_scale, tensors.up, tensors.bias, format.name, torch.bfloat16, path.value),
         test_utils=CHECKS if path is not Path.FP8 else CHECKS[1:],  # the other cannot compare FP8 on a CPU
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from tempoquant.formats import (
     from_codes,
     weight_scale,
 )
-from tempoquant.methods import feedback_matrix, gptq, round_to_nearest
+from tempoquant.methods import act_order, feedback_matrix, gptq, round_to_nearest
 
 each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 
@@ -42,19 +42,25 @@ def rounded_by_gptq(
 
 
 def textbook_gptq(
-    weight: torch.Tensor, hessian: torch.Tensor, scale: WeightScale, format: Format, damping_fraction: float
-) -> torch.Tensor:
-    """Algorithm 1 of arXiv 2210.17323, column by column, with the inverse that it is written with."""
+    weight: torch.Tensor, hessian: torch.Tensor, scale: WeightScale, format: Format, damping_fraction: float,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Algorithm 1 of arXiv 2210.17323, column by column, with the inverse that it is written with.
+
+    In another order: of the same problem with its features, and the scale of each, put in that order.
+    """
+    order = torch.arange(weight.shape[1]) if order is None else order
+    hessian, weight = hessian[order][:, order], weight[:, order]
     damped = hessian + damping_fraction * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
     factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
     weight, codes = weight.clone(), torch.empty(weight.shape, dtype=torch.int8)
-    column_scale = scale.effective.to(weight.dtype).repeat_interleave(format.group_size, dim=1)
+    column_scale = scale.effective.to(weight.dtype).repeat_interleave(format.group_size, dim=1)[:, order]
     for column in range(weight.shape[1]):
         codes[:, column] = encode(weight[:, column] / column_scale[:, column], format)
         rounded = decode(codes[:, column], format, weight.dtype) * column_scale[:, column]
         error = (weight[:, column] - rounded) / factor[column, column]
         weight[:, column:] -= torch.outer(error, factor[column, column:])
-    return codes
+    return codes[:, order.argsort()]
 
 
 def output_error(
@@ -80,6 +86,34 @@ def test_the_codes_are_those_of_the_textbook_across_the_panels_of_a_wide_layer()
     scale, hessian = weight_scale(weight, MXFP4, ScaleRule.FLOOR), x.T @ x / len(x)
     wanted = textbook_gptq(weight.double(), hessian, scale, MXFP4, 0.01)
     assert torch.equal(rounded_by_gptq(weight.double(), hessian, scale, MXFP4), wanted)
+
+
+@each_format
+@hypothesis.settings(max_examples=10)
+@given(seed=st.integers(0, 1000))
+def test_in_another_order_features_are_rounded_as_the_textbook_rounds_them_there(format: Format, seed: int) -> None:
+    weight, x, scale = problem(format, seed)
+    hessian, order = x.T @ x / len(x), torch.randperm(128, generator=torch.Generator().manual_seed(seed))
+    wanted = textbook_gptq(weight, hessian, scale, format, 0.01, order)
+    assert torch.equal(gptq(weight, feedback_matrix(hessian, 0.01, order), scale, format, 16), wanted)
+
+
+def test_features_that_matter_most_are_rounded_first_and_equal_ones_as_they_stand() -> None:
+    assert act_order(torch.tensor([1.0, 3.0, 0.0, 3.0, 2.0])).tolist() == [1, 3, 4, 0, 2]
+
+
+@each_format
+def test_rounding_first_what_matters_most_leaves_less_error(format: Format) -> None:
+    def error(seed: int, *, is_ordered: bool) -> float:
+        weight, x, scale = problem(format, seed)
+        x *= torch.randn(128, generator=torch.Generator().manual_seed(seed + 2)).exp()  # some matter much more
+        hessian = x[:1000].T @ x[:1000] / 1000
+        order = act_order(hessian.diagonal()) if is_ordered else None
+        codes = gptq(weight, feedback_matrix(hessian, 0.01, order), scale, format)
+        return output_error(weight, codes, scale, x[1000:], format)
+
+    pairs = [(error(seed, is_ordered=True), error(seed, is_ordered=False)) for seed in range(5)]
+    assert all(ordered < 0.95 * plain for ordered, plain in pairs)
 
 
 def test_gptq_with_an_identity_hessian_is_rounding() -> None:

@@ -56,6 +56,23 @@ def test_taking_the_hessian_returns_it_and_starts_again() -> None:
     assert torch.equal(running.hessian, expected)
 
 
+@pytest.mark.parametrize("in_features", [64, 1500])  # within a panel, one and a part
+def test_an_order_is_that_of_a_hessian_whose_features_stand_in_it(in_features: int) -> None:
+    x = random(2000, in_features)
+    hessian, order = x.T @ x / len(x), torch.randperm(in_features, generator=torch.Generator().manual_seed(1))
+    turned = hessian[order][:, order].contiguous()
+    ordered = feedback_matrix(hessian.clone(), 0.01, order)
+    assert ordered.order is order
+    assert torch.equal(ordered.matrix, feedback_matrix(turned, 0.01).matrix)
+
+
+def test_an_ordered_hessian_that_needs_float64_gets_it() -> None:
+    hessian, order = hard_hessian().float(), torch.arange(128).flip(0)
+    feedback = feedback_matrix(hessian.clone(), 0.0, order)
+    assert feedback.needed_float64
+    assert torch.equal(feedback.matrix, feedback_matrix(hessian.flip(0, 1).contiguous(), 0.0).matrix)
+
+
 def test_a_hessian_without_tokens_is_an_error() -> None:
     with pytest.raises(HessianError, match="no token"):
         _ = HessianAccumulator(8).hessian

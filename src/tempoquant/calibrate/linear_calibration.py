@@ -36,6 +36,7 @@ from tempoquant.methods import (
     Deflation,
     Feedback,
     HessianAccumulator,
+    act_order,
     best_clip_ratio,
     clip_errors,
     deflation_of,
@@ -227,7 +228,8 @@ class InputCalibration:
 
     def _feedback(self, hessian: HessianAccumulator) -> Feedback:
         try:
-            feedback = feedback_matrix(hessian.take(), self._recipe.damping_fraction)
+            order = act_order(hessian.diagonal) if self._recipe.act_order else None
+            feedback = feedback_matrix(hessian.take(), self._recipe.damping_fraction, order)
         except HessianError as error:
             raise HessianError(f"{self.name}: {error}") from error
         if feedback.needed_float64:

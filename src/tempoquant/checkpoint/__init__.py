@@ -3,6 +3,7 @@
 from tempoquant.checkpoint.reader import (
     check_tensors,
     iter_layers,
+    iter_rest,
     read_config,
     read_layer,
     read_model_config,
@@ -14,5 +15,6 @@ from tempoquant.checkpoint.writer import ComponentWriter
 
 __all__ = [
     "FORMAT_VERSION", "QUANT_METHOD", "Calibration", "ComponentConfig", "ComponentWriter", "LayerEntry",
-    "check_tensors", "iter_layers", "read_config", "read_layer", "read_model_config", "read_tensor", "verify_hashes",
+    "check_tensors", "iter_layers", "iter_rest", "read_config", "read_layer", "read_model_config", "read_tensor",
+    "verify_hashes",
 ]  # fmt: skip

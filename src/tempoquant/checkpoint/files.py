@@ -130,6 +130,14 @@ def read_forms(files: Iterable[Path]) -> dict[str, tuple[Path, StoredAs]]:
     return forms
 
 
+def component_forms(folder: Path) -> dict[str, tuple[Path, StoredAs]]:
+    """`read_forms` of a component's files. Raises CheckpointError also when the index of shards says otherwise."""
+    forms = read_forms(weight_files(folder))
+    if (folder / INDEX_NAME).is_file() and weight_map(folder) != {name: file.name for name, (file, _) in forms.items()}:
+        raise damaged(f"{folder / INDEX_NAME} does not list the tensors that the shards hold")
+    return forms
+
+
 class open_weights:
     """`safetensors.safe_open` as a context manager whose errors are CheckpointErrors."""
 

@@ -53,6 +53,14 @@ def iter_layers(folder: str | Path) -> Iterator[tuple[str, QuantizedLayer]]:
         yield name, _read_layer(forms, name, config)
 
 
+def iter_rest(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of all that belongs to no quantized layer, by name, as stored, one in memory at a time."""
+    config, forms = _open(Path(folder))
+    for name in sorted(forms):
+        if name.rpartition(".")[0] not in config.layers:
+            yield name, _read(forms, [name])[name]
+
+
 def read_tensor(folder: str | Path, name: str) -> torch.Tensor:
     """One tensor by its full name, as stored. Raises CheckpointError."""
     _, forms = _open(Path(folder))
@@ -84,13 +92,16 @@ def check_forms(forms: Mapping[str, StoredAs], config: ComponentConfig) -> None:
             check_form(form, table[key], f"{name}.{key}")
 
 
-def verify_hashes(folder: str | Path) -> list[str]:
+def verify_hashes(folder: str | Path, config: ComponentConfig | None = None) -> list[str]:
     """Compare the SHA-256 of every weight file with the config's; returns the names of the files that agree.
+
+    Args:
+        config: None for what config.json says.
 
     Raises CheckpointError when one differs, is not listed, or when the config holds no hashes at all.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = config or read_config(folder)
     if not config.weight_sha256:
         raise CheckpointError(
             f"{folder} holds no hashes (diffusers' save_pretrained drops them, since it rewrites the files): "
@@ -113,11 +124,7 @@ def verify_hashes(folder: str | Path) -> list[str]:
 def _open(folder: Path) -> tuple[ComponentConfig, dict[str, tuple[Path, StoredAs]]]:
     """The config, and file and form of every tensor, which agree with each other and with the index of shards."""
     config = read_config(folder)
-    forms = files.read_forms(files.weight_files(folder))
-    if (folder / files.INDEX_NAME).is_file():
-        listed = files.weight_map(folder)
-        if listed != {name: file.name for name, (file, _) in forms.items()}:
-            raise damaged(f"{folder / files.INDEX_NAME} does not list the tensors that the shards hold")
+    forms = files.component_forms(folder)
     check_forms({name: form for name, (_, form) in forms.items()}, config)
     return config, forms
 

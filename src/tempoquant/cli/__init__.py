@@ -7,6 +7,7 @@ import typer
 from tempoquant.cli.compare import command as compare_command
 from tempoquant.cli.demo import command as demo_command
 from tempoquant.cli.doctor import command as doctor_command
+from tempoquant.cli.export import command as export_command
 from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
 from tempoquant.cli.quantize import command as quantize_command
@@ -29,6 +30,7 @@ app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)
 app.command("doctor")(doctor_command)
+app.command("export")(export_command)
 
 
 def _print_version(wanted: bool) -> None:

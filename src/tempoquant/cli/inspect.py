@@ -44,16 +44,16 @@ def verify_folder(folder: Path, progress: Progress) -> list[str]:
     A folder put together by hand has no manifest: then the experts' own weight files are what can be checked.
     Raises CheckpointError for the first damage.
     """
-    from tempoquant.checkpoint import check_tensors, verify_hashes
+    from tempoquant.checkpoint import verify_hashes
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, verify_manifest
-    from tempoquant.evaluate.contents import quantized_components
+    from tempoquant.evaluate.contents import check_component, config_of, quantized_components
 
     components = quantized_components(folder)
     advance = progress.start("verifying", len(components) + 1)
     verified = set(verify_manifest(folder)) if (folder / MANIFEST_NAME).is_file() else set()
     advance()
     for component in components.values():
-        verified |= {f"{component.name}/{name}" for name in verify_hashes(component)}
-        check_tensors(component)
+        verified |= {f"{component.name}/{name}" for name in verify_hashes(component, config_of(component))}
+        check_component(component)
         advance()
     return sorted(verified)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from tempoquant.checkpoint import ComponentConfig, read_config, read_model_config
+from tempoquant.checkpoint import ComponentConfig, check_tensors, read_config, read_model_config
 from tempoquant.checkpoint.files import CONFIG_NAME, open_weights, read_forms, weight_files
 from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.errors import CheckpointError
+from tempoquant.integrations.nunchaku_lite import ExportedConfig, exported_config, is_exported
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert
 
 CLIP_RATIO_SUFFIX = ".clip_ratio"
@@ -120,16 +121,35 @@ def quantized_components(folder: Path) -> dict[Expert, Path]:
         component = config_file.parent
         if "quantization_config" not in read_model_config(component):
             continue
-        expert = read_config(component).expert
+        expert = config_of(component).expert
         if expert in found:
             raise CheckpointError(f"{found[expert]} and {component} both claim to be the {expert.value} expert.")
         found[expert] = component
     return {expert: found[expert] for expert in Expert if expert in found}
 
 
+def config_of(component: Path) -> ComponentConfig:
+    """The quantization config of a component that `quantize` or `export` wrote. Raises CheckpointError."""
+    model_config = read_model_config(component)
+    if not is_exported(model_config):
+        return read_config(component)
+    return exported_config(model_config, str(component / CONFIG_NAME))
+
+
+def check_component(component: Path) -> None:
+    """Compare every tensor of a quantized or exported component with its config. Raises CheckpointError."""
+    if not is_exported(read_model_config(component)):
+        check_tensors(component)
+        return
+    from tempoquant.integrations.nunchaku_reader import ExportedComponent  # which needs diffusers' models
+
+    for _ in ExportedComponent(component).layers():
+        pass
+
+
 def configs_of(folder: Path) -> dict[Expert, ComponentConfig]:
     """The quantization config of each quantized expert; empty for a 16-bit pipeline. Raises CheckpointError."""
-    return {expert: read_config(component) for expert, component in quantized_components(folder).items()}
+    return {expert: config_of(component) for expert, component in quantized_components(folder).items()}
 
 
 def calibration_prompts_of(folder: Path) -> list[dict[str, str]]:
@@ -143,7 +163,7 @@ def contents_of(folder: Path) -> Contents:
     components = quantized_components(folder)
     if not components:
         raise CheckpointError(f"{folder} holds no quantized expert: make one with `tempoquant quantize`.")
-    configs = {expert: read_config(component) for expert, component in components.items()}
+    configs = {expert: config_of(component) for expert, component in components.items()}
     first = next(iter(configs.values()))
     prompts = {
         prompt["id"] for config in configs.values() if config.calibration for prompt in config.calibration.prompts
@@ -163,11 +183,17 @@ def contents_of(folder: Path) -> Contents:
 
 def bits_per_weight(configs: Iterable[ComponentConfig]) -> float:
     """Of all 4-bit layers of some component configs: everything stored in place of the weight, over its elements."""
-    layers = [(entry, config.bins.num_bins) for config in configs for entry in config.layers.values()]
-    num_weights = sum(entry.in_features * entry.out_features for entry, _ in layers)
+    layers = [(config, name) for config in configs for name in config.layers]
+    num_weights = sum(config.layers[name].in_features * config.layers[name].out_features for config, name in layers)
     if num_weights == 0:
         return math.nan
-    return 8 * sum(num_replacing_bytes(entry, num_bins) for entry, num_bins in layers) / num_weights
+    return 8 * sum(_num_replacing_bytes(config, name) for config, name in layers) / num_weights
+
+
+def _num_replacing_bytes(config: ComponentConfig, name: str) -> int:
+    if isinstance(config, ExportedConfig):
+        return config.num_replacing_bytes(name)
+    return num_replacing_bytes(config.layers[name], config.bins.num_bins)
 
 
 def num_weight_bytes(component: Path) -> int:
@@ -176,7 +202,7 @@ def num_weight_bytes(component: Path) -> int:
 
 
 def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents:
-    clip_ratios = dict(_clip_ratios(component))
+    clip_ratios = dict(_clip_ratios(component, config))
     return ExpertContents(
         expert=config.expert,
         component=component.name,
@@ -191,7 +217,7 @@ def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents
             name: LayerContents(
                 entry.format.name,
                 entry.rank,
-                8 * num_replacing_bytes(entry, config.bins.num_bins) / (entry.in_features * entry.out_features),
+                8 * _num_replacing_bytes(config, name) / (entry.in_features * entry.out_features),
                 tuple(clip_ratios.get(name, ())),
             )
             for name, entry in config.layers.items()
@@ -215,7 +241,10 @@ def _bins(component: Path, config: ComponentConfig, clip_ratios: Iterable[list[f
     )
 
 
-def _clip_ratios(component: Path) -> Iterator[tuple[str, list[float]]]:
+def _clip_ratios(component: Path, config: ComponentConfig) -> Iterator[tuple[str, list[float]]]:
+    if isinstance(config, ExportedConfig):
+        yield from ((name, [1.0] * config.bins.num_bins) for name in config.layers)
+        return
     for file in weight_files(component):
         with open_weights(file) as weights:
             for name in sorted(weights.keys()):

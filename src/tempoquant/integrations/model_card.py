@@ -5,10 +5,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from tempoquant.checkpoint.reader import read_config
+from tempoquant.checkpoint.reader import read_config, read_model_config
 from tempoquant.checkpoint.tensors import num_replacing_bytes
-from tempoquant.integrations.wan import EXPERT_COMPONENTS
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
+from tempoquant.integrations.nunchaku_lite import exported_config
 from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert
 
 
 def model_card(partial: Path, source: Path, settings: dict[str, Any], hub_id: str | None) -> str:
@@ -28,6 +30,20 @@ def model_card(partial: Path, source: Path, settings: dict[str, Any], hub_id: st
     rows = [_expert_row(partial / component, source / component, expert.value)
             for expert, component in EXPERT_COMPONENTS.items()]  # fmt: skip
     body = _BODY.format(recipe=recipe.name, rows="\n".join(rows), toml=recipe.to_toml())
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def export_card(partial: Path, source: Path) -> str:
+    """Text of the model card for an export of the quantized pipeline `source`, whose components are in `partial`."""
+    base = _source_card(source)
+    kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
+    model_config = read_model_config(partial / EXPERT_COMPONENTS[Expert.HIGH_NOISE])
+    config = exported_config(model_config, "the export")
+    precision = model_config["quantization_config"]["svdq_w4a4"]["precision"]
+    data = ModelCardData(
+        library_name="diffusers", tags=["tempoquant", "quantized", "W4A4", "nunchaku_lite", precision], **kept
+    )
+    body = _EXPORT_BODY.format(recipe=config.recipe.name, precision=precision, toml=config.recipe.to_toml())
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
@@ -70,6 +86,30 @@ pipeline = WanImageToVideoPipeline.from_pretrained("this folder")
 
 Bits a weight count codes, scales, smoothing factors, branch and clip ratios. To measure the quality against the 16-bit
 model on your own prompts: `tempoquant compare REFERENCE THIS_FOLDER --samples-from prompts.jsonl`.
+
+## Recipe
+
+```toml
+{toml}```
+"""
+
+_EXPORT_BODY = """
+# A 4-bit Wan2.2 image-to-video pipeline for diffusers' nunchaku kernels
+
+Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}` and exported
+(`tempoquant export --to nunchaku-lite`): {precision} weights and activations (W4A4) in the linears of every transformer
+block, a 16-bit low-rank branch beside each. Plain diffusers loads it, with the package `kernels` and a CUDA device:
+
+```python
+# DIFFUSERS_TRUST_REMOTE_KERNELS=true lets diffusers fetch and run the kernels
+import torch
+from diffusers import WanImageToVideoPipeline
+
+pipeline = WanImageToVideoPipeline.from_pretrained("this folder", dtype=torch.bfloat16)
+```
+
+INT4 needs Turing or newer, NVFP4 Blackwell; Hopper is not supported by those kernels. Clip ratios are not carried.
+`tempoquant compare REFERENCE THIS_FOLDER` scores it on any machine, with the kernels' rounding done in plain PyTorch.
 
 ## Recipe
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from tempoquant.checkpoint.files import sha256_of, sync, sync_tree
 from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest, write_manifest
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.pipeline_folder import components_of
 from tempoquant.integrations.sampling import SAMPLING_FILE
 from tempoquant.integrations.work_folder import WorkFolder, write_atomically
 from tempoquant.progress import SILENT, Progress
-from tempoquant.recipe import Recipe
 
 _EXPERTS = tuple(EXPERT_COMPONENTS.values())
 
@@ -55,6 +53,23 @@ class RunIdentity:
     lora: dict[str, str] = field(default_factory=dict)
     library_version: str = ""
     budget: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ExportIdentity:
+    """What makes two exports the same export.
+
+    Attributes:
+        export_target: such as "nunchaku-lite".
+        source: fingerprint of the quantized pipeline.
+        library_version: of the TempoQuant that ran.
+        clip_ratios_carried: whether the target has the source's clip ratios.
+    """
+
+    export_target: str
+    source: str
+    library_version: str
+    clip_ratios_carried: bool = False
 
 
 def fingerprint(folder: Path, progress: Progress = SILENT) -> str:
@@ -90,7 +105,7 @@ class OutputFolder:
         overwrite: whether anything else that is there is replaced.
     """
 
-    def __init__(self, path: Path, identity: RunIdentity, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, identity: RunIdentity | ExportIdentity, overwrite: bool = False) -> None:
         self._overwrite = overwrite
         self.path = path.expanduser().resolve()  # "." and links cannot be renamed to
         self._identity = asdict(identity)
@@ -154,18 +169,17 @@ class OutputFolder:
         work: Path,
         source: Path,
         link: bool,
-        hub_id: str | None = None,
+        card: Callable[[Path], str],
         sampling: Mapping[str, Any] | None = None,
-        recipe: Recipe | None = None,
         progress: Progress = SILENT,
     ) -> None:
         """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename.
 
         Args:
-            work: the work folder, with both quantized components in their place.
+            work: the work folder, with both experts' components in their place.
             link: hard-link what was not quantized, instead of copying it.
+            card: text of the model card, from the result without one.
             sampling: settings that the result should be sampled with, or None for the source's own.
-            recipe: that a budget was turned into; None for the identity's.
         """
         result = work / _RESULT
         try:
@@ -184,9 +198,7 @@ class OutputFolder:
                     _copy(source / name, result / name)
             if sampling is not None:
                 write_atomically(result / SAMPLING_FILE, json.dumps(dict(sampling), indent=1) + "\n")
-            settings = self._identity["recipe"] if recipe is None else recipe.to_dict()
-            card = model_card(result, source, settings, hub_id)
-            (result / "README.md").write_text(card, encoding="utf-8")
+            (result / "README.md").write_text(card(result), encoding="utf-8")
             write_manifest(result, self._identity)
             for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model
                 if not link or entry.is_dir() or entry.parent.name in _EXPERTS:

@@ -18,6 +18,8 @@ from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.checkpoint.files import open_weights
 from tempoquant.errors import ModelError, RecipeError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights, expert_forms
+from tempoquant.integrations.nunchaku_lite import is_exported
+from tempoquant.integrations.nunchaku_reader import ExportedComponent
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
 from tempoquant.integrations.wan_blocks import SHARED_INPUTS
 from tempoquant.recipe import KEEP_16BIT, Recipe
@@ -37,7 +39,9 @@ def compute_dtype(device: str) -> torch.dtype:
 
 
 def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | None = None) -> WanImageToVideoPipeline:
-    """Load a two-expert Wan image-to-video pipeline, 16-bit or quantized.
+    """Load a two-expert Wan image-to-video pipeline, 16-bit, quantized, or exported.
+
+    An export computes what its target's kernels compute, in plain PyTorch (`nunchaku_linear.py`), on every device.
 
     Raises:
         ModelError: the folder is no such pipeline, lacks a weight, or would need unpickling.
@@ -45,14 +49,20 @@ def load_pipeline(folder: Path, device: str | None = None, dtype: torch.dtype | 
     """
     check_pipeline_folder(folder)
     device = device or default_device()
+    dtype = dtype or compute_dtype(device)
+    exported = {
+        name: ExportedComponent(folder / name).load(dtype)
+        for name in EXPERT_COMPONENTS.values()
+        if is_exported(read_json(folder / name / "config.json"))
+    }
     try:
         pipeline = WanImageToVideoPipeline.from_pretrained(
-            folder, dtype=dtype or compute_dtype(device), use_safetensors=True, local_files_only=True
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **exported
         )
     except LOADING_ERRORS as error:
         raise ModelError(f"{folder} does not load as a WanImageToVideoPipeline: {error}") from error
     for name, component in pipeline.components.items():
-        if isinstance(component, nn.Module):
+        if isinstance(component, nn.Module) and name not in exported:
             require_complete(component, folder / name)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

@@ -4,14 +4,14 @@ from tempoquant.methods.allocation import Option, allocate
 from tempoquant.methods.clipping import best_clip_ratio, clip_errors
 from tempoquant.methods.deflation import Deflation, deflation_by, deflation_of, leading_directions, split
 from tempoquant.methods.gptq import gptq
-from tempoquant.methods.hessian import Feedback, HessianAccumulator, feedback_matrix
+from tempoquant.methods.hessian import Feedback, HessianAccumulator, act_order, feedback_matrix
 from tempoquant.methods.lowrank import truncated_svd
 from tempoquant.methods.rounding import round_to_nearest
 from tempoquant.methods.smoothing import smoothing_factor
 from tempoquant.methods.svdquant import Decomposition, split_by, svdquant
 
 __all__ = [
-    "Decomposition", "Deflation", "Feedback", "HessianAccumulator", "Option", "allocate", "best_clip_ratio",
-    "clip_errors", "deflation_by", "deflation_of", "feedback_matrix", "gptq", "leading_directions", "round_to_nearest",
-    "smoothing_factor", "split", "split_by", "svdquant", "truncated_svd",
+    "Decomposition", "Deflation", "Feedback", "HessianAccumulator", "Option", "act_order", "allocate",
+    "best_clip_ratio", "clip_errors", "deflation_by", "deflation_of", "feedback_matrix", "gptq", "leading_directions",
+    "round_to_nearest", "smoothing_factor", "split", "split_by", "svdquant", "truncated_svd",
 ]  # fmt: skip

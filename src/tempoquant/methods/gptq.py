@@ -27,7 +27,7 @@ def gptq(
     Args:
         residual_weight: (out, in) float32 or float64; not changed.
         feedback: of the Hessian of the input.
-        scale: fixed before; GPTQ only chooses codes.
+        scale: fixed before, so that features keep their groups in whatever order they are rounded.
         block_size: columns rounded one by one before their changes reach later columns in one product; speed, never
             the result (beyond the order of float32 sums).
 
@@ -37,15 +37,17 @@ def gptq(
     matrix = feedback.matrix.to(residual_weight.dtype)
     group_scale = scale.effective.to(residual_weight.dtype).T.contiguous()
     codes = torch.empty(residual_weight.shape, dtype=torch.int8, device=residual_weight.device)
-    # Columns to come hold the number they will be rounded from; columns already rounded hold their change, w − q.
-    working = residual_weight.clone()
     in_features = residual_weight.shape[1]
+    order = torch.arange(in_features, device=codes.device) if feedback.order is None else feedback.order
+    # Columns to come hold the number they will be rounded from; columns already rounded hold their change, w − q.
+    working = residual_weight.index_select(1, order)
     for number, start in enumerate(range(0, in_features, block_size), start=1):
         end = min(start + block_size, in_features)
-        wanted, original = _turned(working[:, start:end]), _turned(residual_weight[:, start:end])
-        column_scale = group_scale[torch.arange(start, end, device=codes.device) // format.group_size]
+        features = order[start:end]
+        wanted, original = _turned(working[:, start:end]), _turned(residual_weight.index_select(1, features))
+        column_scale = group_scale[features // format.group_size]
         levels = _round_block(wanted, original, column_scale, matrix[start:end, start:end], format)
-        codes[:, start:end] = _turned(encode(levels, format))
+        codes.index_copy_(1, features, _turned(encode(levels, format)))
         working[:, start:end] = _turned(original - levels.mul_(column_scale))
         # The last 1, 2, 4, … blocks tell as many blocks to come, so that every pair of blocks meets once and most of
         # the work lies in few, large and square products.

@@ -70,19 +70,33 @@ def _mirror_(matrix: torch.Tensor) -> torch.Tensor:
 
 class Feedback(NamedTuple):
     """matrix: (in, in), unit upper triangular; entry (j, k) is how much of weight j's change weight k takes up.
-    needed_float64: whether the Hessian was positive definite in float64 only."""
+    needed_float64: whether the Hessian was positive definite in float64 only.
+    order: (in,) int64, the features in the order of the matrix, in which they are rounded; None for their own."""
 
     matrix: torch.Tensor
     needed_float64: bool
+    order: torch.Tensor | None = None
 
 
-def feedback_matrix(hessian: torch.Tensor, damping_fraction: float = 0.01) -> Feedback:
+def act_order(diagonal: torch.Tensor) -> torch.Tensor:
+    """(in,) int64: the features of a Hessian's diagonal by falling size, equal ones in their own order.
+
+    Features rounded first make their errors while many others can still take them up, so those that matter most go
+    first: "desc_act" of the GPTQ authors' code.
+    """
+    return diagonal.argsort(descending=True, stable=True)
+
+
+def feedback_matrix(
+    hessian: torch.Tensor, damping_fraction: float = 0.01, order: torch.Tensor | None = None
+) -> Feedback:
     """Factor a Hessian for `gptq`; linears that read the same input share the result.
 
     Args:
         hessian: (in, in) float32 or float64, mean of xᵀx of the input the layer really sees (smoothed and quantized).
             It is overwritten, and is usually the memory of the result: the caller hands it over.
         damping_fraction: added to the diagonal, as a fraction of its mean over the features that are ever non-zero.
+        order: (in,) int64, the order to round features in, such as `act_order`; None for their own.
 
     Raises:
         HessianError: the Hessian holds NaN or Inf; the damped one is not positive definite, not even in float64.
@@ -90,6 +104,8 @@ def feedback_matrix(hessian: torch.Tensor, damping_fraction: float = 0.01) -> Fe
     # A finite sum has finite terms, and is ten times faster than looking at each; a sum may also just overflow.
     if not bool(torch.isfinite(hessian.sum())) and not bool(torch.isfinite(hessian).all()):
         raise HessianError("the Hessian holds NaN or Inf: the calibration inputs are not finite.")
+    if order is not None:
+        _reorder_(hessian, order)
     diagonal = _damped_diagonal(hessian, damping_fraction)
     for dtype in dict.fromkeys((hessian.dtype, torch.float64)):
         # A failed factorization leaves everything below the diagonal as it was: the second try mirrors it back.
@@ -97,11 +113,17 @@ def feedback_matrix(hessian: torch.Tensor, damping_fraction: float = 0.01) -> Fe
         matrix.diagonal().copy_(diagonal)
         if _factor_(matrix):
             matrix.div_(matrix.diagonal().clone())
-            return Feedback(matrix.triu_().to(hessian.dtype), dtype != hessian.dtype)
+            return Feedback(matrix.triu_().to(hessian.dtype), dtype != hessian.dtype, order)
     raise HessianError(
         f"the Hessian of {hessian.shape[0]} features is not positive definite, not even in float64 with damping "
         f"{damping_fraction}: calibrate on more tokens, or raise damping_fraction."
     )
+
+
+def _reorder_(matrix: torch.Tensor, order: torch.Tensor) -> None:
+    """Rows and columns in another order, in place, a panel at a time."""
+    for panel in (*matrix.split(_PANEL, 0), *matrix.T.split(_PANEL, 0)):
+        panel.copy_(panel.index_select(1, order))
 
 
 def _damped_diagonal(hessian: torch.Tensor, damping_fraction: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tempoquant.integrations.estimate import RunEstimate, measure_gemm_rate
+from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.output_folder import OutputFolder
 from tempoquant.integrations.residency import check_memory
 from tempoquant.integrations.wan import compute_dtype, default_device
@@ -90,7 +91,8 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         finished = sum(num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs)
         blocks = _AllBlocks(progress, sum(num_blocks.values()), finished)
         run_all([functools.partial(quantize_component, job, machine) for job in jobs], len(machine.devices), blocks)
-        folder.complete(work, run.source, link, run.hub_id, run.sampling, run.recipe, progress)
+        card = functools.partial(model_card, source=run.source, settings=run.recipe.to_dict(), hub_id=run.hub_id)
+        folder.complete(work, run.source, link, card, run.sampling, progress)
         unfinished.remove()
     return folder.path
 

@@ -1,0 +1,81 @@
+"""`tempoquant export` on the bundled model, and what the other commands make of an export."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tempoquant.integrations import sampling
+from tests.cli.typed import assert_refused, run
+
+
+def run_json(*arguments: object) -> dict:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module", params=["int4", "nvfp4"])
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without smoothing, branch and clip search, which take calibration: all of it can be exported."""
+    folder = tmp_path_factory.mktemp("quantized") / "rtn"
+    run_json("quantize", "tiny", "-o", folder, "--recipe", "rtn", "--format", request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(quantized: Path) -> Path:
+    folder = quantized.with_name("exported")
+    record = run_json("export", quantized, "--to", "nunchaku-lite", "-o", folder)
+    assert (record["existed"], record["output"], record["target"]) == (False, str(folder), "nunchaku-lite")
+    assert record["clip_ratios_carried"] is False
+    return folder
+
+
+def test_the_second_time_it_is_there_and_it_verifies(quantized, exported):
+    assert run_json("export", quantized, "--to", "nunchaku-lite", "-o", exported)["existed"] is True
+    verified = run_json("inspect", exported, "--verify")["verified_files"]
+    assert {"transformer/diffusion_pytorch_model.safetensors", "vae/config.json"} <= set(verified)
+
+
+def test_the_console_says_that_clip_ratios_are_not_carried(quantized, exported):
+    result = run("export", quantized, "--to", "nunchaku-lite", "-o", exported)
+    shown = " ".join(result.stdout.split())
+    assert "high_noise: exported to nunchaku-lite: clip ratios are not carried (all were 1)" in shown
+    assert "was already finished" in shown
+
+
+def test_compare_scores_an_export_near_its_source(quantized, exported, monkeypatch):
+    """The kernels round a group by the scale before its own rounding, which shows in NVFP4 and hardly in INT4."""
+    own = sampling.default_settings
+    monkeypatch.setattr(sampling, "default_settings", lambda folder: own(folder).replace(num_steps=2, num_frames=5))
+    scores = []
+    for folder in (quantized, exported):
+        [model] = run_json("compare", "tiny", folder, "--samples", 1)["models"]
+        scores.append([error["sqnr_db"]["mean"] for error in model["noise_prediction"]])
+    assert len(scores[0]) == 2
+    for ours, theirs in zip(*scores, strict=True):
+        assert ours != theirs
+        assert abs(ours - theirs) < 2
+
+
+def test_an_altered_byte_of_an_export_is_found(quantized, tmp_path):
+    run_json("export", quantized, "--to", "nunchaku-lite", "-o", tmp_path / "out")
+    file = tmp_path / "out" / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    assert_refused(run("inspect", tmp_path / "out", "--verify"), 1, "SHA-256 differs")
+
+
+def test_a_layer_that_cannot_be_exported_is_named_with_the_recipe_to_use(tmp_path):
+    run_json("quantize", "tiny", "-o", tmp_path / "mxfp4", "--recipe", "rtn")
+    result = run("export", tmp_path / "mxfp4", "--to", "nunchaku-lite", "-o", tmp_path / "out")
+    assert_refused(result, 1, "blocks.0.attn1.to_k of high_noise is in mxfp4")
+    assert "--recipe nunchaku_int4" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--to", "comfyui", "-o", "out"), ("--to", "nunchaku-lite"), ("-o", "out")])
+def test_a_target_and_an_output_must_be_given(tmp_path, arguments):
+    assert run("export", tmp_path, *arguments).exit_code == 2
