@@ -93,10 +93,10 @@ def test_groups_and_rows_of_zeros_stay_zeros(format: Format, output: torch.dtype
 
 @each_output
 @each_rule
-@pytest.mark.parametrize("magnitude", [2.0**-140, 2.0**-126, 2.0**30, 2.0**122])
+@pytest.mark.parametrize("magnitude", [2.0**-140, 2.0**-126, 2.0**9, 2.0**122])
 def test_tiny_and_huge_numbers_round_as_defined(format: Format, output: torch.dtype, rule: ScaleRule, magnitude: float):
     x = random(3, 128).clamp(-4, 4).to(DEVICE) * magnitude
-    x[1] *= 2.0 ** torch.arange(0, -128, -1, device=DEVICE).clamp(min=-13)
+    x[1] *= 2.0 ** torch.arange(0, -128, -1, device=DEVICE).clamp(min=-16)
     check(x, format, output, rule)
 
 
