@@ -95,7 +95,7 @@ def our_methods(capability: int) -> list[Method]:
 
 
 def random_tensors(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> LinearTensors:
-    """A layer as the default recipe leaves it: smoothing, branch, deflation, offset and bias; random numbers."""
+    """A layer as the default recipe leaves it: smoothing, rotation, branch, deflation, offset, bias; random numbers."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def random(*size: int) -> torch.Tensor:
@@ -114,6 +114,7 @@ def random_tensors(shape: Shape, format: Format, device: torch.device, seed: int
         deflation=(random(shape.in_features, RANK) / 16).bfloat16(),
         input_offset=(random(shape.in_features) / 16).bfloat16(),
         bias=random(shape.out_features).bfloat16(),
+        rotated=True,
     )
 
 

@@ -74,8 +74,8 @@ def test_outside_rows_become_their_product_and_others_stay(shape, rank):
 
 
 @pytest.mark.parametrize("rule", [ScaleRule.FLOOR, ScaleRule.LEAST_ERROR])
-@pytest.mark.parametrize("rank", [0, 16])
-def test_the_fp8_path_multiplies_tokens_outside_its_window_as_the_reference_rounds_them(rule, rank):
+@pytest.mark.parametrize(("rank", "rotated"), [(0, False), (16, False), (0, True)])
+def test_the_fp8_path_multiplies_tokens_outside_its_window_as_the_reference_rounds_them(rule, rank, rotated):
     num_tokens, num_inner, num_outputs = 5, 192, 32
     x = whole_numbers(num_tokens, num_inner, largest=50, seed=1)
     x[2, 64:128] *= 2.0**-30
@@ -86,7 +86,7 @@ def test_the_fp8_path_multiplies_tokens_outside_its_window_as_the_reference_roun
     hidden, up = branch(num_tokens, num_outputs, rank)
     deflation = None if rank == 0 else whole_numbers(num_inner, rank, largest=1, seed=7).bfloat16().to(DEVICE)
     packed, stored_scale = pack(codes, MXFP4).to(DEVICE), scale_to_bytes(scale, MXFP4).to(DEVICE)
-    layer = LinearTensors(packed, stored_scale, None, None, up, None, deflation, None, None)
+    layer = LinearTensors(packed, stored_scale, None, None, up, None, deflation, None, None, rotated)
     z = quantizer_input(x.double(), None if hidden is None else hidden.cpu().double(), layer._replace(
         deflation=None if deflation is None else deflation.cpu()))  # fmt: skip
     quantized = fp8.quantize_input(x.to(DEVICE), hidden, layer, MXFP4, rule, torch.ones(1, device=DEVICE))

@@ -47,8 +47,8 @@ def quantize_outside_kernel(  # noqa: PLR0913
     x: tl.tensor, hidden: tl.tensor, smoothing_factor: tl.tensor, reciprocal_factor: tl.tensor, deflation: tl.tensor,
     input_offset: tl.tensor, clip_ratio: tl.tensor, values: tl.tensor, outside: tl.tensor,
     num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int, rows_per_clip_ratio: int,
-    IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
-    HALF_RANK: tl.constexpr,
+    IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, ROTATED: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, HALF_RANK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Those of the rows `program_id · BLOCK_ROWS` and on that are outside. The parameters are `quantize_kernel`'s."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -67,7 +67,7 @@ def quantize_outside_kernel(  # noqa: PLR0913
         for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
             z = input_tile(
                 x_rows, block, more, smoothing_factor, reciprocal_factor, deflation, input_offset, start, row_mask,
-                rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
+                rank, IN_FEATURES, FORMAT, ROTATED, BLOCK_COLUMNS,
             )  # fmt: skip
             grouped = tl.reshape(z, (BLOCK_ROWS, BLOCK_COLUMNS // FORMAT.group, FORMAT.group))
             scale, _, level = round_groups(float_of_bits(magnitude_bits(grouped)), no_window, ratio, FORMAT)
