@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-kill check format fuzz bench-quality bench-layers bench-scale bench-memory bench-peers clean
+.PHONY: help demo test test-kill check format fuzz bench-quality bench-layers bench-scale bench-memory bench-gpu bench-peers clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -42,6 +42,10 @@ bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shap
 	$(BIN)/python -m benchmarks.scale --long
 
 bench-memory: .venv/.installed  ## Peak GPU memory of a generation beside its prediction; the prediction alone without a GPU.
+	$(BIN)/python -m benchmarks.memory
+
+bench-gpu: .venv/.installed  ## The kernels' times on this machine's GPU beside BF16's, checked first, and peak memory: minutes.
+	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.memory
 
 bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.

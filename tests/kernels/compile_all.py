@@ -1,6 +1,6 @@
 """Compile every Triton kernel that a Wan model launches, for every GPU generation, on a machine without a GPU.
 
-    python -m tests.kernels.compile_all [--capability 90 …] [--only PART-OF-A-NAME] [--json FILE]
+    python -m tests.kernels.compile_all [--capability 90 …] [--only PART-OF-A-NAME …] [--json FILE]
 
 The table form: every module `tempoquant.kernels.triton_*` defines
 
@@ -100,12 +100,12 @@ def compiled(name: str, launch: Launch, capability: int) -> Compiled:
     return row._replace(registers=registers, spilled=spilled, shared=binary.metadata.shared)
 
 
-def compile_all(capabilities: tuple[int, ...] = CAPABILITIES, only: str = "") -> Iterator[Compiled]:
-    """Every launch for every capability that it is for."""
+def compile_all(capabilities: tuple[int, ...] = CAPABILITIES, only: tuple[str, ...] = ("",)) -> Iterator[Compiled]:
+    """Every launch whose name has one of `only` in it, for every capability that it is for."""
     triton.knobs.compilation.always_compile = True  # a cached cubin comes without ptxas's report
     triton.knobs.nvidia.dump_ptxas_log = True
     for name, launch in named_launches():
-        if only in name:
+        if any(part in name for part in only):
             for capability in capabilities:
                 if launch.min_capability <= capability <= launch.max_capability:
                     yield compiled(name, launch, capability)
@@ -114,12 +114,12 @@ def compile_all(capabilities: tuple[int, ...] = CAPABILITIES, only: str = "") ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capability", type=int, nargs="+", default=CAPABILITIES)
-    parser.add_argument("--only", default="", help="compile only what has this in its name")
+    parser.add_argument("--only", nargs="+", default=("",), help="compile only what has one of these in its name")
     parser.add_argument("--json", help="write the table here as well")
     options = parser.parse_args()
     rows = []
     print(f"{'kernel':<58}{'cc':>4}{'warps':>6}{'registers':>10}{'spilled':>8}{'shared':>8}")
-    for row in compile_all(tuple(options.capability), options.only):
+    for row in compile_all(tuple(options.capability), tuple(options.only)):
         rows.append(row)
         what = f"{row.registers:>10}{row.spilled:>8}{row.shared:>8}" if not row.error else f"  {row.error}"
         print(f"{row.name:<58}{row.capability:>4}{row.num_warps:>6}{what}", flush=True)

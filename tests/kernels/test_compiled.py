@@ -32,13 +32,21 @@ def table(folder: Path, *arguments: str) -> list[dict[str, Any]]:
 def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path) -> None:
     rows = table(tmp_path, "--capability", "90")
     assert {row["name"]: row["spilled"] for row in rows if row["spilled"]} == {}
-    assert {row["name"].split(":")[0] for row in rows} >= {"expand", "quantize"}
+    assert {row["name"].split(":")[0] for row in rows} >= {
+        "expand",
+        "quantize",
+        "outside",
+        "fp8_gemm",
+        "bf16_gemm",
+        "int8_gemm",
+    }
 
 
 @pytest.mark.timeout(600)
 def test_for_the_other_generations_kernels_compile_and_fp8_starts_with_ada(tmp_path: Path) -> None:
-    """Of each module the kernels of one format that FP8 holds; `python -m tests.kernels.compile_all` does them all."""
-    rows = table(tmp_path, "--capability", "80", "89", "100", "120", "--only", "nvfp4_m1")
+    """Of each module a few of its kernels; `python -m tests.kernels.compile_all` does them all."""
+    only = ("expand: fp8 nvfp4_m1", "expand: int8", "nvfp4_m1, rank 32", "1 tokens, rank 32")
+    rows = table(tmp_path, "--capability", "80", "89", "100", "120", "--only", *only)
     assert {row["capability"] for row in rows} == {80, 89, 100, 120}
     on_ampere = [row["name"] for row in rows if row["capability"] == 80]
     assert on_ampere and not [name for name in on_ampere if "fp8" in name]

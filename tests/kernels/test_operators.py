@@ -33,7 +33,7 @@ def test_an_operator_returns_what_its_fake_kernel_says(path, format, eight_bits)
     torch.library.opcheck(
         operators._quantize_input,
         (x, quantized.hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, source.clip_ratio,
-         flags, format.name, "ceil", path.value), test_utils=CHECKS,
+         flags, tensors.rotated, format.name, "ceil", path.value), test_utils=CHECKS,
     )  # fmt: skip
     torch.library.opcheck(
         operators._multiply,

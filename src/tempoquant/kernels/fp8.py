@@ -7,6 +7,7 @@ from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_expand import expand_to_fp8
 from tempoquant.kernels.triton_fp8_gemm import fp8_multiply
+from tempoquant.kernels.triton_outside import replace_outside_rows
 from tempoquant.kernels.triton_quantize import quantize_to_fp8 as quantize_input
 
 __all__ = ["multiply", "quantize_input"]
@@ -19,4 +20,7 @@ def multiply(quantized: QuantizedInput, tensors: LinearTensors, format: Format, 
     a CUDA graph as well.
     """
     weight, row_scale = expand_to_fp8(tensors, format)
-    return fp8_multiply(quantized, weight, row_scale, tensors.up, tensors.bias, dtype)
+    y = fp8_multiply(quantized, weight, row_scale, tensors.up, tensors.bias, dtype)
+    if quantized.outside is None:
+        return y
+    return replace_outside_rows(y, quantized, weight, row_scale, tensors.up, tensors.bias)

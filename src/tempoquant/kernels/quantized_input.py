@@ -13,7 +13,8 @@ class QuantizedInput(NamedTuple):
         scale: fp8: (tokens,) float32, a power of two a row, and the numbers are values · scale[row]; int8: (tokens,
             groups) float32; bf16: None, the values are the numbers.
         hidden: (tokens, rank) bfloat16, x · downᵀ, which the branch goes on with; None without a branch.
-        outside: fp8 in MXFP4 only: (tokens,) bool, rows whose group scales do not fit FP8's window. Their values are 0.
+        outside: fp8 in MXFP4 only: (tokens,) bool, rows whose group scales do not fit FP8's window. Their values are
+            bytes of codes and scales, which `triton_outside.replace_outside_rows` multiplies.
     """
 
     values: torch.Tensor

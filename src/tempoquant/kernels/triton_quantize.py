@@ -24,6 +24,7 @@ from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_quantize_kernel import quantize_kernel
+from tempoquant.kernels.triton_quantize_outside import quantize_outside_launch
 from tempoquant.kernels.triton_rounding import rounding_of
 
 OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8"}
@@ -130,14 +131,17 @@ def quantize_to_fp8(
         eight_bits: which batches round to 8 bits, (batches,) bool on the device; True for all; None for none.
 
     Returns:
-        exact numbers, but for MXFP4 in rows whose scales span more than 15 octaves: they are zeros and `outside` says
-        so. A row that holds NaN or infinity is zeros with the scale NaN.
+        exact numbers. Rows of MXFP4 whose scales span more than 15 octaves hold codes and scales instead, and `outside`
+        says so: see `triton_outside`. A row that holds NaN or infinity is zeros with the scale NaN.
 
     Raises UnsupportedError for NVFP4 and INT4, which FP8 does not hold.
     """
     check_fp8(format)
     result = empty_result(x, hidden, format, torch.float8_e4m3fn)
-    quantize_launch(x, tensors, format, rule, clip_ratio, eight_bits, result).run()
+    launch = quantize_launch(x, tensors, format, rule, clip_ratio, eight_bits, result)
+    launch.run()
+    if result.outside is not None:
+        quantize_outside_launch(launch).run()
     return result
 
 
@@ -193,4 +197,7 @@ def specializations() -> NamedLaunches:
                 result = empty_result(x, meta(num_tokens, rank) if rank else None, format, dtype)
                 ratio = meta(2, dtype=torch.float32)
                 launch = quantize_launch(x, tensors, format, ScaleRule.LEAST_ERROR, ratio, eight_bits, result)
-                yield f"{OUTPUTS[dtype]} {format.name}, rank {rank}, {bits} bits", launch
+                name = f"{OUTPUTS[dtype]} {format.name}, rank {rank}, {bits} bits"
+                yield name, launch
+                if result.outside is not None:
+                    yield f"outside rows of {name}", quantize_outside_launch(launch)

@@ -279,18 +279,3 @@ def quantize_kernel(  # noqa: PLR0913
     if outside is not None:
         outside_rows &= row_mask & (row_bits < INFINITY_BITS)
         tl.store(outside + rows, outside_rows, mask=row_mask)
-        if tl.max(outside_rows.to(tl.int32), axis=0) > 0:
-            _clear_rows(values, rows, outside_rows, IN_FEATURES, BLOCK_COLUMNS)
-
-
-@triton.jit
-def _clear_rows(
-    values: tl.tensor, rows: tl.tensor, mask: tl.tensor, IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
-) -> None:
-    """Write zeros over the rows in `mask`."""
-    tl.debug_barrier()  # other threads of this program may have written these rows
-    for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
-        columns = start + tl.arange(0, BLOCK_COLUMNS)
-        offsets = rows.to(tl.int64)[:, None] * IN_FEATURES + columns[None, :]
-        zeros = tl.zeros((mask.shape[0], BLOCK_COLUMNS), values.dtype.element_ty)
-        tl.store(values + offsets, zeros, mask=mask[:, None] & (columns < IN_FEATURES)[None, :])

@@ -6,6 +6,7 @@ gives the same level. Kernels that call these must be compiled with `enable_fp_f
 rounds once where the definition rounds twice.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -65,6 +66,7 @@ class Rounding(NamedTuple):
     is_interpreted: bool
 
 
+@functools.lru_cache
 def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
     """What kernels need to know of a format and a rule."""
     candidates = format.scale_candidates if rule is ScaleRule.LEAST_ERROR else (1.0,)

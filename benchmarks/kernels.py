@@ -1,0 +1,119 @@
+"""Times of the linears of a Wan2.2 block on the GPU at hand, ours by stages, beside BF16 and other people's.
+
+    python -m benchmarks.kernels                                   # 480 × 832 and 720 × 1280, 81 frames
+    python -m benchmarks.kernels --tokens 32760 --json kernels.jsonl
+
+Nothing is timed before its results were held to the reference. Without an NVIDIA GPU only the computed table is
+printed: operations, bytes, and the least times at the rates of an H100's datasheet.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import tempoquant
+from benchmarks.kernels_roofline import H100_SXM, Rates
+from benchmarks.kernels_tables import block_table, measured_table, roofline_table
+from benchmarks.registry import BLOCK_LINEARS, VIDEO_TOKENS, Shape, inputs_of_block, shapes_of_block
+
+Rows = list[dict[str, Any]]
+
+
+def block_totals(video_tokens: int, rows_by_shape: Mapping[Shape, Rows]) -> dict[str, dict[str, float]]:
+    """Milliseconds of the ten linears by method, for methods that ran in every shape.
+
+    A method that has its stages apart quantizes an input that linears share once.
+    """
+    by_method: dict[str, dict[Shape, dict[str, Any]]] = {}
+    for shape, rows in rows_by_shape.items():
+        for row in rows:
+            if "note" not in row:
+                by_method.setdefault(row["method"], {})[shape] = row
+    totals: dict[str, float] = {}
+    for method, rows in by_method.items():
+        if len(rows) == len(rows_by_shape):
+            repeated = [linear.shape(video_tokens) for linear in BLOCK_LINEARS]
+            for shape in inputs_of_block(video_tokens).values():
+                repeated.remove(shape)
+            whole = sum(rows[linear.shape(video_tokens)]["whole_ms"] for linear in BLOCK_LINEARS)
+            spared = sum(rows[shape].get("quantize_ms", 0.0) + rows[shape].get("project_ms", 0.0) for shape in repeated)
+            totals[method] = whole - spared
+    baseline = next(iter(totals.values()), float("nan"))  # the 16-bit product is the first row of every shape
+    return {method: {"ms": total, "ratio_to_bf16": baseline / total} for method, total in totals.items()}
+
+
+def measure(video_tokens: Sequence[int], device: torch.device, graph: bool, console: Console) -> dict[str, Any]:
+    """Everything that is measured, printed as it comes."""
+    from benchmarks.kernels_timing import measure_peaks, rows_of_shape
+
+    peaks = measure_peaks(device)
+    rates = Rates("this GPU, measured", peaks["bytes_per_s"], peaks["bf16_flops"], peaks["fp8_flops"] or float("nan"))
+    console.print(
+        f"Measured here: a copy {rates.bytes_per_s / 1e12:.2f} TB/s, BF16 {rates.bf16_flops / 1e12:.0f} TFLOP/s, "
+        f"FP8 {rates.fp8_flops / 1e12:.0f} TFLOP/s."
+    )
+    results, by_shape = [], {}
+    for tokens in video_tokens:
+        for shape, names in shapes_of_block(tokens).items():
+            if shape not in by_shape:
+                by_shape[shape] = list(rows_of_shape(shape, peaks, device, graph))
+                console.print(measured_table(f"{shape}: {', '.join(names)}", by_shape[shape]))
+        rows_by_shape = {shape: by_shape[shape] for shape in shapes_of_block(tokens)}
+        totals = block_totals(tokens, rows_by_shape)
+        console.print(block_table(f"A block of {tokens:,} tokens", totals))
+        rows = [{"shape": list(shape), "linears": shapes_of_block(tokens)[shape], "rows": rows}
+                for shape, rows in rows_by_shape.items()]  # fmt: skip
+        results.append({"tokens": tokens, "shapes": rows, "block": totals})
+    return {"peaks": peaks, "results": results}
+
+
+def describe() -> dict[str, Any]:
+    """What the figures depend on."""
+    from benchmarks.scale import commit_name
+
+    versions = {"tempoquant": tempoquant.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    record: dict[str, Any] = {"benchmark": "kernels", "commit": commit_name(), "versions": versions}
+    if torch.cuda.is_available():
+        import triton
+
+        versions |= {"triton": triton.__version__, "cuda": torch.version.cuda or "none"}
+        record |= {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability()}
+    return record
+
+
+def has_wrong_rows(measured: Mapping[str, Any]) -> bool:
+    """Whether a method gave wrong results anywhere."""
+    shapes = [shape for result in measured["results"] for shape in result["shapes"]]
+    return any(row.get("note", "").startswith("WRONG") for shape in shapes for row in shape["rows"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(VIDEO_TOKENS.values()), help="of the video")
+    parser.add_argument("--graph", action="store_true", help="time inside CUDA graphs, without the cost of launching")
+    parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
+    arguments = parser.parse_args()
+    console = Console(width=150)
+    console.print(roofline_table(arguments.tokens, H100_SXM))
+    if not torch.cuda.is_available():
+        print("No NVIDIA GPU is here, so nothing was measured: the table above is computed from a datasheet.")
+        return 0
+    with torch.no_grad():
+        record = describe() | measure(arguments.tokens, torch.device("cuda"), arguments.graph, console)
+    line = json.dumps(record)
+    print(line)
+    if arguments.json is not None:
+        with arguments.json.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+    return 1 if has_wrong_rows(record) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""Our ways to compute a 4-bit linear, cut into the stages that benchmarks.kernels times, and what each must hold to.
+
+A stage is checked against the definition (kernels/reference.py) or against its own operands in float64 before anything
+is timed. `Wrong` says which stage failed and by how much.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.registry import Shape
+from tempoquant.formats import (
+    INT4,
+    NVFP4,
+    NVFP4_M1,
+    Format,
+    ScaleRule,
+    pack,
+    scale_to_bytes,
+    to_codes,
+    weight_scale,
+)
+from tempoquant.kernels import torch_gemm
+from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.reference import (
+    LinearTensors,
+    dequantize_residual,
+    quantizer_input,
+    round_input,
+    w4a4_linear,
+)
+
+RULE = ScaleRule.LEAST_ERROR
+RANK = 32
+CHECKED_TOKENS = 256
+# Largest relative errors by norm. Values may differ where float32 sums of the deflation end on either side of a
+# boundary between levels. A product's error is that of 16-bit results, 2^-9 a rounding.
+MAX_DIFFERENT_VALUES = 2e-3
+MAX_PRODUCT_ERROR = 2.0**-7
+MAX_WHOLE_ERROR = 0.05  # hidden is rounded to bfloat16, which moves a few inputs to the next level
+
+
+class Wrong(Exception):
+    """A stage whose result is not what it must be: it is not timed."""
+
+
+class Method(NamedTuple):
+    """One way: the path's kernels, with one of the products."""
+
+    name: str
+    path: str
+    format: Format
+    quantize: Callable[..., QuantizedInput]
+    expand: Callable[[LinearTensors, Format], tuple[Any, ...]]
+    product: Callable[..., torch.Tensor]
+
+    def multiply(
+        self, quantized: QuantizedInput, expanded: tuple[Any, ...], tensors: LinearTensors, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """The product with branch and bias."""
+        return self.product(quantized, *expanded, tensors.up, tensors.bias, dtype)
+
+    def whole(self, x: torch.Tensor, tensors: LinearTensors, clip_ratio: torch.Tensor) -> torch.Tensor:
+        """All stages, as a layer that shares its input with no other runs them."""
+        hidden = None if tensors.down is None else torch_gemm.branch_hidden(x, tensors.down)
+        quantized = self.quantize(x, hidden, tensors, self.format, RULE, clip_ratio)
+        return self.multiply(quantized, self.expand(tensors, self.format), tensors, x.dtype)
+
+
+def our_methods(capability: int) -> list[Method]:
+    """Those that a GPU of this compute capability (90 for 9.0) can run."""
+    from tempoquant.kernels import (
+        triton_bf16_gemm,
+        triton_expand,
+        triton_fp8_gemm,
+        triton_int8_gemm,
+        triton_quantize,
+    )
+
+    def expand_to_bf16(tensors: LinearTensors, format: Format) -> tuple[Any, ...]:
+        return triton_expand.expand_to_bf16(tensors, format), tensors.tensor_scale
+
+    fp8 = ("fp8", NVFP4_M1, triton_quantize.quantize_to_fp8, triton_expand.expand_to_fp8)
+    bf16 = ("bf16", NVFP4, triton_quantize.quantize_to_bf16, expand_to_bf16)
+    int8 = ("int8", INT4, triton_quantize.quantize_to_int8, triton_expand.expand_to_int8)
+    methods = [
+        Method("fp8, product by Triton", *fp8, triton_fp8_gemm.fp8_multiply),
+        Method("fp8, product by cuBLAS or CUTLASS", *fp8, torch_gemm.fp8_scaled_mm),
+        Method("bf16, product by Triton", *bf16, triton_bf16_gemm.bf16_multiply),
+        Method("bf16, product by cuBLAS", *bf16, torch_gemm.bf16_linear),
+        Method("int8", *int8, triton_int8_gemm.int8_multiply),
+    ]
+    return [method for method in methods if method.path != "fp8" or capability >= 89]
+
+
+def random_tensors(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> LinearTensors:
+    """A layer as the default recipe leaves it: smoothing, rotation, branch, deflation, offset, bias; random numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator, device=device)
+
+    weight = random(shape.out_features, shape.in_features) * random(shape.out_features, 1).exp() / 50
+    scale = weight_scale(weight, format, ScaleRule.CEIL)
+    down = (random(RANK, shape.in_features) / shape.in_features**0.5).bfloat16()
+    return LinearTensors(
+        packed=pack(to_codes(weight, scale.effective, format), format),
+        scale=scale_to_bytes(scale.group, format),
+        tensor_scale=scale.tensor if format.has_tensor_scale else None,
+        smoothing_factor=random(shape.in_features).exp().bfloat16(),
+        up=(random(shape.out_features, RANK) / 8).bfloat16(),
+        down=down,
+        deflation=(random(shape.in_features, RANK) / 16).bfloat16(),
+        input_offset=(random(shape.in_features) / 16).bfloat16(),
+        bias=random(shape.out_features).bfloat16(),
+        rotated=True,
+    )
+
+
+def random_input(shape: Shape, device: torch.device, seed: int) -> torch.Tensor:
+    """(tokens, in) bfloat16, some features much larger than others."""
+    generator = torch.Generator(device).manual_seed(seed)
+    features = torch.randn(shape.in_features, generator=generator, device=device).exp().bfloat16()
+    x = torch.empty(shape.num_tokens, shape.in_features, dtype=torch.bfloat16, device=device)
+    return x.normal_(generator=generator).mul_(features)
+
+
+def numbers_of(quantized: QuantizedInput) -> torch.Tensor:
+    """What the quantized values stand for: (tokens, in) float32, exact."""
+    values = quantized.values.float()
+    if quantized.scale is None:
+        return values
+    scale = quantized.scale.reshape(len(values), -1)
+    return (values.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(1)
+
+
+def check(method: Method, x: torch.Tensor, tensors: LinearTensors, clip_ratio: torch.Tensor) -> float:
+    """Hold every stage to its law on the first and the last tokens of x.
+
+    Returns:
+        the relative error of the whole against the reference. Raises Wrong.
+    """
+    half = CHECKED_TOKENS // 2
+    x = x if len(x) <= CHECKED_TOKENS else torch.cat([x[:half], x[-half:]])
+    hidden = None if tensors.down is None else torch_gemm.branch_hidden(x, tensors.down)
+    quantized = method.quantize(x, hidden, tensors, method.format, RULE, clip_ratio)
+    numbers = numbers_of(quantized)
+    smoothed = quantizer_input(x.float(), None if hidden is None else hidden.float(), tensors)
+    differing = (numbers != round_input(smoothed, method.format, RULE, clip_ratio)).float().mean().item()
+    if not differing <= MAX_DIFFERENT_VALUES:
+        raise Wrong(f"{method.name}: {differing:.2%} of the quantized inputs are not the reference's")
+    weight = dequantize_residual(tensors, method.format).double()
+    product = numbers.double() @ weight.T
+    if hidden is not None and tensors.up is not None:
+        product += hidden.double() @ tensors.up.double().T
+    if tensors.bias is not None:
+        product += tensors.bias.double()
+    y = method.multiply(quantized, method.expand(tensors, method.format), tensors, x.dtype)
+    _require(method, "product", relative_error(y, product), MAX_PRODUCT_ERROR)
+    whole = method.whole(x, tensors, clip_ratio)
+    error = relative_error(whole, w4a4_linear(x.float(), tensors, method.format, RULE, clip_ratio))
+    _require(method, "whole linear", error, MAX_WHOLE_ERROR)
+    return error
+
+
+def _require(method: Method, what: str, error: float, largest: float) -> None:
+    if not error <= largest:  # NaN too
+        raise Wrong(f"{method.name}: the {what} is off by {error:.2e}, at most {largest:.2e} is right")
+
+
+def relative_error(y: torch.Tensor, wanted: torch.Tensor) -> float:
+    """‖y − wanted‖ / ‖wanted‖ in float64."""
+    wanted = wanted.double()
+    return ((y.double() - wanted).norm() / wanted.norm()).item()

@@ -1,0 +1,207 @@
+"""Times of one shape on the GPU at hand: the 16-bit product, ours by stages, plain PyTorch, other people's."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.kernels_methods import (
+    CHECKED_TOKENS,
+    MAX_WHOLE_ERROR,
+    RULE,
+    Method,
+    Wrong,
+    check,
+    our_methods,
+    random_input,
+    random_tensors,
+    relative_error,
+)
+from benchmarks.kernels_peers import MAX_ERROR, PEERS, Peer
+from benchmarks.kernels_roofline import bf16_linear, quantize
+from benchmarks.registry import Shape
+from tempoquant.formats import NVFP4_M1
+from tempoquant.kernels import operators, torch_gemm
+from tempoquant.kernels.dispatch import choose
+from tempoquant.kernels.reference import LinearTensors, w4a4_linear
+
+INPUT_BYTES = 2**28  # inputs take turns until they are more than any cache
+MAX_INPUTS = 8
+COPY_BYTES, PEAK_SIZE = 2**31, 8192
+
+
+def time_ms(function: Callable[[], Any], graph: bool = False) -> float:
+    """Median time of a call in milliseconds, by device events, with the L2 cache emptied before each.
+
+    Args:
+        graph: capture calls in a CUDA graph, which takes launching out of short ones; the cache then stays as it is.
+    """
+    from triton import testing
+
+    if graph:
+        return testing.do_bench_cudagraph(function, rep=100, return_mode="median")
+    return testing.do_bench(function, warmup=50, rep=200, return_mode="median")
+
+
+def measure_peaks(device: torch.device) -> dict[str, float | None]:
+    """What this GPU reaches: bytes a second of a large copy, read plus written, and products of 8192³."""
+    copy_ms = _time_of_copy(device)
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16, device=device) for _ in range(2))
+    flops = 2.0 * PEAK_SIZE**3
+    peaks: dict[str, float | None] = {
+        "bytes_per_s": 2 * COPY_BYTES / copy_ms * 1e3,
+        "bf16_flops": flops / time_ms(lambda: functional.linear(a, b)) * 1e3,
+        "fp8_flops": None,
+    }
+    if torch.cuda.get_device_capability(device) >= (8, 9):
+        ones = torch.ones(PEAK_SIZE, 1, device=device)
+        a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
+
+        def fp8_product() -> torch.Tensor:
+            return torch._scaled_mm(a, b.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
+
+        peaks["fp8_flops"] = flops / time_ms(fp8_product) * 1e3
+    return peaks
+
+
+def _time_of_copy(device: torch.device) -> float:
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    return time_ms(lambda: target.copy_(source))
+
+
+def rows_of_shape(
+    shape: Shape, peaks: Mapping[str, float | None], device: torch.device, graph: bool = False
+) -> Iterator[dict[str, Any]]:
+    """A row a method, the 16-bit product first. A method whose results are wrong has a note instead of times."""
+    count = min(MAX_INPUTS, -(-INPUT_BYTES // (2 * shape.num_tokens * shape.in_features)))
+    inputs = [random_input(shape, device, seed) for seed in range(max(2, count))]
+    linear = nn.Linear(shape.in_features, shape.out_features, dtype=torch.bfloat16, device=device).requires_grad_(False)
+    baseline_ms = time_ms(_in_turn(linear, inputs), graph)
+    yield _row("BF16, F.linear", shape, baseline_ms, baseline_ms, baseline_ms, peaks["bf16_flops"])
+    for method in our_methods(_capability(device)):
+        tensors = random_tensors(shape, method.format, device)
+        try:
+            yield _row_of_method(method, shape, inputs, tensors, baseline_ms, peaks, graph)
+        except Wrong as wrong:
+            yield {"method": method.name, "note": f"WRONG, not timed: {wrong}"}
+    yield _row_of_runtime(shape, inputs, baseline_ms, graph)
+    yield _row_of_reference(shape, inputs, baseline_ms, graph)
+    for peer in PEERS:
+        yield _row_of_peer(peer, shape, inputs, linear, baseline_ms, peaks, graph)
+
+
+def _row_of_method(
+    method: Method, shape: Shape, inputs: list[torch.Tensor], tensors: LinearTensors, baseline_ms: float,
+    peaks: Mapping[str, float | None], graph: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Check, then time: quantizing alone, expanding alone, the product alone, the whole."""
+    clip_ratio = torch.ones(1, device=inputs[0].device)
+    error = check(method, inputs[0], tensors, clip_ratio)
+    assert tensors.down is not None
+
+    def quantize_one(x: torch.Tensor, hidden: torch.Tensor) -> Any:
+        return method.quantize(x, hidden, tensors, method.format, RULE, clip_ratio)
+
+    pairs = [(x, torch_gemm.branch_hidden(x, tensors.down)) for x in inputs]
+    quantize_ms = time_ms(_in_turn(lambda pair: quantize_one(*pair), pairs), graph)
+    multiply_ms = _time_of_product(method, [quantize_one(*pair) for pair in pairs[:2]], tensors, graph)
+    moved = quantize(shape, 2 if method.path == "bf16" else 1).bytes
+    bytes_per_s = moved / quantize_ms * 1e3
+    whole_ms = time_ms(_in_turn(lambda x: method.whole(x, tensors, clip_ratio), inputs), graph)
+    peak = peaks["fp8_flops"] if method.path == "fp8" else peaks["bf16_flops"]
+    return {
+        **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, None if method.path == "int8" else peak),
+        "path": method.path,
+        "format": method.format.name,
+        "project_ms": time_ms(_in_turn(lambda x: torch_gemm.branch_hidden(x, tensors.down), inputs), graph),
+        "quantize_ms": quantize_ms,
+        "quantize_gb_per_s": bytes_per_s / 1e9,
+        "quantize_of_copy": bytes_per_s / (peaks["bytes_per_s"] or float("nan")),
+        "expand_ms": time_ms(lambda: method.expand(tensors, method.format), graph),
+        "error": error,
+    }
+
+
+def _time_of_product(method: Method, quantized: list[Any], tensors: LinearTensors, graph: bool) -> float:
+    expanded = method.expand(tensors, method.format)
+    return time_ms(_in_turn(lambda x: method.multiply(x, expanded, tensors, torch.bfloat16), quantized), graph)
+
+
+def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
+    """The default format as a quantized model runs it: the path that is chosen here, through PyTorch's operators."""
+    x, format = inputs[0], NVFP4_M1
+    tensors, clip_ratio = random_tensors(shape, format, x.device), torch.ones(1, device=x.device)
+    path = operators.path_of(x.device.type, x.device.index, format.name)
+    name = f"as the runtime runs {format.name}: {path}"
+    if path == "reference":
+        return {"method": name, "note": choose(x.device, format).reason}
+
+    def whole(x: torch.Tensor) -> torch.Tensor:
+        quantized = operators.quantize_input(operators.Source(x, RULE, clip_ratio, None), tensors, format, path)
+        return operators.multiply(quantized, tensors, format, x.dtype, path)
+
+    few = x[:CHECKED_TOKENS]
+    error = relative_error(whole(few), w4a4_linear(few.float(), tensors, format, RULE, clip_ratio))
+    if not error <= MAX_WHOLE_ERROR:
+        return {"method": name, "note": f"WRONG, not timed: off by {error:.2e}"}
+    return {**_row(name, shape, time_ms(_in_turn(whole, inputs), graph), None, baseline_ms, None), "error": error}
+
+
+def _row_of_reference(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
+    """Plain dequantization: the definition in PyTorch, which is what runs where no kernel does."""
+    format = NVFP4_M1
+    tensors = random_tensors(shape, format, inputs[0].device)
+    clip_ratio = torch.ones(1, device=inputs[0].device)
+    whole_ms = time_ms(_in_turn(lambda x: w4a4_linear(x, tensors, format, RULE, clip_ratio), inputs), graph)
+    return _row(f"plain dequantization, {format.name}", shape, whole_ms, None, baseline_ms, None)
+
+
+def _row_of_peer(
+    peer: Peer, shape: Shape, inputs: list[torch.Tensor], linear: nn.Linear, baseline_ms: float,
+    peaks: Mapping[str, float | None], graph: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """One of other people's, or why not."""
+    if peer.missing:
+        return {"method": peer.label, "note": peer.missing}
+    copy = nn.Linear(shape.in_features, shape.out_features, dtype=torch.bfloat16, device=inputs[0].device)
+    copy.load_state_dict(linear.state_dict())
+    with torch.no_grad():
+        try:
+            forward = peer.prepare(copy.requires_grad_(False))
+            error = relative_error(forward(inputs[0]), linear(inputs[0]))
+        except Exception as reason:  # whatever another package raises is the finding
+            return {"method": peer.label, "note": f"does not run here: {type(reason).__name__}: {reason}"[:200]}
+        if not error <= MAX_ERROR:
+            return {"method": peer.label, "note": f"WRONG, not timed: off by {error:.2e} from the 16-bit product"}
+        whole_ms = time_ms(_in_turn(forward, inputs), graph)
+    return {**_row(peer.label, shape, whole_ms, None, baseline_ms, None), "error": error}
+
+
+def _row(
+    method: str, shape: Shape, whole_ms: float, multiply_ms: float | None, baseline_ms: float, peak: float | None
+) -> dict[str, Any]:
+    """Times, the rate of the product alone, its share of the measured peak, and how many times faster than BF16."""
+    row: dict[str, Any] = {"method": method, "whole_ms": whole_ms, "ratio_to_bf16": baseline_ms / whole_ms}
+    if multiply_ms is not None:
+        rate = bf16_linear(shape).flops / multiply_ms * 1e3
+        row |= {
+            "multiply_ms": multiply_ms,
+            "tflop_per_s": rate / 1e12,
+            "of_peak": None if peak is None else rate / peak,
+        }
+    return row
+
+
+def _in_turn(function: Callable[[Any], Any], arguments: list[Any]) -> Callable[[], Any]:
+    """A function of nothing that goes through the arguments, one a call."""
+    turn = itertools.cycle(arguments)
+    return lambda: function(next(turn))
+
+
+def _capability(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -1,0 +1,80 @@
+"""Device functions, each alone: what a whole kernel would show only in rare numbers."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from tempoquant.formats import INT4, ScaleRule
+from tempoquant.kernels.triton_rounding import divide, over_scale, rounding_of, sum_by_halves
+from tests.kernels.rounded_inputs import DEVICE, random
+
+FORMAT = rounding_of(INT4, ScaleRule.CEIL)
+
+
+@triton.jit
+def _divide_kernel(
+    x: tl.tensor, divisor: tl.tensor, reciprocal: tl.tensor, quotient: tl.tensor, over: tl.tensor,
+    FORMAT: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    numbers, divisors = tl.load(x + places), tl.load(divisor + places)
+    tl.store(quotient + places, divide(numbers, divisors, tl.load(reciprocal + places), FORMAT))
+    tl.store(over + places, over_scale(numbers, divisors, FORMAT))
+
+
+@triton.jit
+def _sum_kernel(x: tl.tensor, total: tl.tensor, ROWS: tl.constexpr, GROUP: tl.constexpr, LOG2: tl.constexpr) -> None:
+    rows, groups, places = tl.arange(0, ROWS), tl.arange(0, 4), tl.arange(0, GROUP)
+    group = rows[:, None] * 4 + groups[None, :]
+    tile = tl.load(x + group[:, :, None] * GROUP + places[None, None, :])
+    tl.store(total + group, sum_by_halves(tile, LOG2))
+
+
+def quotients(x: torch.Tensor, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """By `divide` and by `over_scale`."""
+    x, divisor = x.float().to(DEVICE).contiguous(), divisor.float().to(DEVICE).contiguous()
+    first, second = torch.empty_like(x), torch.empty_like(x)
+    _divide_kernel[(x.numel() // 256,)](
+        x, divisor, divisor.reciprocal(), first, second, FORMAT, 256, enable_fp_fusion=False
+    )
+    return first.cpu(), second.cpu()
+
+
+def test_every_two_mantissas_of_bfloat16_divide_as_in_ieee() -> None:
+    mantissas = torch.arange(128, 256).float()
+    x, divisor = (each.flatten() for each in torch.meshgrid(mantissas, mantissas, indexing="ij"))
+    for found in quotients(x, divisor):
+        assert torch.equal(found, x / divisor)
+
+
+@pytest.mark.parametrize("exponents", [2, 90])
+def test_floats_of_any_mantissa_divide_as_in_ieee(exponents: int) -> None:
+    """While quotient and remainder are normal numbers; a plain product with the reciprocal does not."""
+    x = random(2**14, seed=1) * 2.0 ** (random(2**14, seed=2) * 0.2 * exponents).round()
+    divisor = random(2**14, seed=3).abs() * 2.0 ** (random(2**14, seed=4) * 0.1 * exponents).round()
+    assert not torch.equal(x * divisor.reciprocal(), x / divisor)
+    for found in quotients(x, divisor):
+        assert torch.equal(found, x / divisor)
+
+
+@pytest.mark.parametrize("divisor", [2.0**-126, 1.5 * 2.0**-126, 2.0**127, 1.984375 * 2.0**127])
+def test_over_the_smallest_and_largest_scales_too(divisor: float) -> None:
+    x = (random(256).abs() * divisor).clamp(max=torch.finfo(torch.float32).max)
+    _, found = quotients(x, torch.full_like(x, divisor))
+    assert torch.equal(found, x / divisor)
+
+
+@pytest.mark.parametrize("log2_group", [4, 5, 6])
+def test_sums_are_of_first_and_second_half_again_and_again(log2_group: int) -> None:
+    x = random(8, 4, 2**log2_group).to(DEVICE)
+    found = torch.empty(8, 4, device=DEVICE)
+    _sum_kernel[(1,)](x, found, 8, 2**log2_group, log2_group, enable_fp_fusion=False)
+    wanted, pairs = x, x
+    while wanted.shape[-1] > 1:
+        half = wanted.shape[-1] // 2
+        wanted, pairs = wanted[..., :half] + wanted[..., half:], pairs[..., ::2] + pairs[..., 1::2]
+    assert torch.equal(found, wanted.squeeze(-1)) and not torch.equal(found, pairs.squeeze(-1))
