@@ -21,7 +21,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def make_layer(
     format: Format = MXFP4, out_features: int = 8, in_features: int = 128, rank: int = 0, smoothing: bool = False,
     bins: TimestepBins | None = None, residual: torch.Tensor | None = None, deflation: bool = False,
-    offset: bool = False,
+    offset: bool = False, rotated: bool = False,
 ) -> QuantizedLayer:  # fmt: skip
     bins = TimestepBins() if bins is None else bins
     residual = random(out_features, in_features) if residual is None else residual
@@ -42,6 +42,7 @@ def make_layer(
         clip_ratio=torch.tensor([0.6, 0.8, 1.0])[-bins.num_bins :],
         bins=bins,
         input_offset=random(in_features, seed=5).bfloat16() if offset else None,
+        rotated=rotated,
     )
 
 
@@ -108,8 +109,9 @@ def test_the_effective_weight_is_what_unrounded_inputs_meet(format: Format):
 @pytest.mark.parametrize("smoothing", [False, True])
 @pytest.mark.parametrize("deflation", [False, True])
 @pytest.mark.parametrize("offset", [False, True])
-def test_with_unrounded_inputs_a_layer_is_its_effective_weight_and_bias(format, smoothing, deflation, offset):
-    layer = make_layer(format, rank=4, smoothing=smoothing, deflation=deflation, offset=offset)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_with_unrounded_inputs_a_layer_is_its_effective_weight_and_bias(format, smoothing, deflation, offset, rotated):
+    layer = make_layer(format, rank=4, smoothing=smoothing, deflation=deflation, offset=offset, rotated=rotated)
     x, tensors = random(5, 128).double(), layer.tensors
     hidden = x @ tensors.down.double().T
     not_rounded = quantizer_input(x, hidden, tensors)

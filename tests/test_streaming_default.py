@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
+from scipy.linalg import hadamard
 
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sequential import quantize_expert
@@ -29,7 +30,7 @@ FORMAT, RULE = RECIPE.default_format, ScaleRule.LEAST_ERROR
 # bfloat16 moves every number of its column a little, and some of them over the middle of two levels.
 CODES_OF_ALL_LAYERS, CODES_OF_EACH_LAYER = 0.98, 0.9
 # The texts have so few tokens that differ that one code more or less is felt.
-TOLERANCE_DB, TOLERANCE_OF_TEXTS_DB = 0.25, 1.0
+TOLERANCE_DB, TOLERANCE_OF_TEXTS_DB = 0.25, 1.5
 
 
 class Plain(NamedTuple):
@@ -61,8 +62,9 @@ def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, P
     _, vectors = torch.linalg.eigh(covariance / covariance.trace() + grams / grams.trace())
     down = stored(vectors[:, -RECIPE.rank :].T / factor)
     reads = down * factor
-    deflation = stored(torch.linalg.solve(reads @ covariance @ reads.T, reads @ covariance).T)
-    left = x / factor - x @ down.T @ deflation.T
+    rotation = torch.block_diag(*[torch.tensor(hadamard(16) / 4.0)] * (x.shape[1] // 16))
+    deflation = stored(rotation @ torch.linalg.solve(reads @ covariance @ reads.T, reads @ covariance).T)
+    left = x / factor @ rotation - x @ down.T @ deflation.T
     offset = stored(left.mean(0))
     seen = quantize_activation(left - offset, FORMAT, RULE)
     hessian = seen.T @ seen / len(seen)
@@ -70,13 +72,13 @@ def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, P
     made = {}
     for name, weight in smoothed.items():
         taken = torch.linalg.solve(reads @ reads.T, reads @ weight.T).T
-        residual = weight - taken @ reads
+        residual = (weight - taken @ reads) @ rotation
         up = stored(taken + residual @ deflation)
         scale = weight_scale(residual.float(), FORMAT, RULE, hessian.diagonal().float())
         codes = textbook_gptq(residual, hessian, scale, FORMAT, RECIPE.damping_fraction, order)
         column_scale = scale.effective.double().repeat_interleave(FORMAT.group_size, 1)
         rounded = decode(codes, FORMAT, torch.float64) * column_scale
-        effective = rounded / factor + (up - rounded @ deflation) @ down
+        effective = rounded @ rotation / factor + (up - rounded @ deflation) @ down
         made[name] = Plain(codes, effective, (residual - rounded) @ offset)
     return made
 

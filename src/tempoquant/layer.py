@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tempoquant.errors import CheckpointError
-from tempoquant.formats import Format, ScaleRule
+from tempoquant.formats import Format, ScaleRule, rotate
 from tempoquant.kernels.reference import LinearTensors, dequantize_residual
 from tempoquant.timesteps import TimestepBins
 
@@ -17,8 +17,8 @@ class LowRankBranch:
     Attributes:
         up: (out, rank) bfloat16.
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor.
-        deflation: (in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is taken off the smoothed input before it is
-            quantized.
+        deflation: (in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is taken off the smoothed, rotated input
+            before it is quantized.
     """
 
     up: torch.Tensor
@@ -54,10 +54,12 @@ class QuantizedLayer:
         tensor_scale: () float32, formats with a tensor scale only.
         smoothing_factor: (in,) bfloat16, or None.
         branch: the low-rank branch, or None.
-        input_offset: (in,) bfloat16, taken off the smoothed, deflated input before it is quantized; None for nothing.
+        input_offset: (in,) bfloat16, taken off the smoothed, rotated, deflated input before it is quantized; None for
+            nothing.
         bias: (out,), or None; with an input_offset it holds what the offset took away.
         clip_ratio: (num_bins,) float32.
         bins: the timestep bins that clip_ratio belongs to.
+        rotated: whether the smoothed input and the residual weight are rotated in blocks (`formats.rotation`).
     """
 
     format: Format
@@ -71,6 +73,7 @@ class QuantizedLayer:
     clip_ratio: torch.Tensor
     bins: TimestepBins = field(default_factory=TimestepBins)
     input_offset: torch.Tensor | None = None
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         if self.clip_ratio.shape != (self.bins.num_bins,):
@@ -97,14 +100,14 @@ class QuantizedLayer:
         up, down, deflation = (None,) * 3 if branch is None else (branch.up, branch.down, branch.deflation)
         return LinearTensors(
             self.packed, self.scale, self.tensor_scale, self.smoothing_factor, up, down, deflation, self.input_offset,
-            self.bias,
+            self.bias, self.rotated,
         )  # fmt: skip
 
     @property
     def num_bytes(self) -> int:
         """Bytes of everything that replaces the 16-bit weight (so not the bias, which was there before)."""
-        stored = [*self.tensors[:-1], self.clip_ratio]
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored if tensor is not None)
+        stored = [*self.tensors._replace(bias=None), self.clip_ratio]
+        return sum(tensor.numel() * tensor.element_size() for tensor in stored if isinstance(tensor, torch.Tensor))
 
     @property
     def bits_per_weight(self) -> float:
@@ -114,7 +117,8 @@ class QuantizedLayer:
     def dequantize(self) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32."""
         residual = dequantize_residual(self.tensors, self.format)
-        weight = residual if self.smoothing_factor is None else residual / self.smoothing_factor.float()
+        weight = rotate(residual) if self.rotated else residual
+        weight = weight if self.smoothing_factor is None else weight / self.smoothing_factor.float()
         if self.branch is None:
             return weight
         up = self.branch.up.float()

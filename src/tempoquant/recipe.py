@@ -66,8 +66,8 @@ class Recipe:
         smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no smoothing.
         smoothing_statistic: what a feature's range is: its largest magnitude, "amax", or its root mean square, "rms".
         rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
-        deflation: choose the branch for weight and input together, and take it out of the input before that is
-            quantized.
+        deflation: choose the branch for weight and input together, and take it out of the input before rounding.
+        rotation: mix smoothed features in blocks of sixteen (Hadamard), so that none stands out of its group.
         centring: take the input's mean off before it is quantized; the bias gives it back.
         gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
         act_order: GPTQ rounds features by falling mean square of their input, instead of as they stand.
@@ -97,6 +97,7 @@ class Recipe:
     smoothing_statistic: str = "amax"
     rank: int = 0
     deflation: bool = False
+    rotation: bool = False
     centring: bool = False
     gptq: bool = False
     act_order: bool = False

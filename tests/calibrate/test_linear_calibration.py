@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, Phase, changed_bias, phases_of
-from tempoquant.formats import FORMATS, quantize_activation
+from tempoquant.formats import FORMATS, quantize_activation, rotate
 from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
@@ -63,7 +63,7 @@ def test_linears_of_one_input_share_what_is_done_to_it(format: str) -> None:
 
 def test_what_is_rounded_has_no_mean_and_less_energy_than_the_smoothed_input() -> None:
     layer = calibrate({"q": linear(96, 10)})["q"].layer
-    smoothed = inputs().double() / layer.smoothing_factor.double()
+    smoothed = rotate(inputs().double() / layer.smoothing_factor.double())
     _, rounded = parts_of(layer, inputs())
     left = rounded.mean(0).abs()
     assert bool((left <= BFLOAT16_UNIT * layer.input_offset.double().abs() + 1e-4 * smoothed.std(0)).all())
@@ -81,7 +81,7 @@ def test_the_bias_gives_back_what_the_offset_takes_away(bias: bool) -> None:
     # The residual before it was rounded: what the weight has more than the branch, once deflation is undone.
     weight = source.weight.double() * layer.smoothing_factor.double()
     stored = tensors.down.double() * layer.smoothing_factor.double()
-    residual = weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored
+    residual = rotate(weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored)
     y = not_rounded @ residual.T + hidden @ tensors.up.double().T + layer.bias.double()
     wanted = x.double() @ source.weight.double().T + (0 if source.bias is None else source.bias.double())
     hidden_mean = inputs().double().mean(0) @ tensors.down.double().T
@@ -119,7 +119,7 @@ def test_the_hessian_is_of_what_the_layer_really_rounds() -> None:
         rounded = quantize_activation(not_rounded, layer.format, layer.activation_scale_rule)
         weight = source.weight.double() * layer.smoothing_factor.double()
         stored = layer.tensors.down.double() * layer.smoothing_factor.double()
-        residual = weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored
+        residual = rotate(weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored)
         change = dequantize_residual(layer.tensors, layer.format, torch.float64) - residual
         errors.append(float((rounded @ change.T).square().sum()))
     assert torch.equal(layers[0].branch.deflation, layers[1].branch.deflation)

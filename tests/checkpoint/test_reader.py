@@ -30,7 +30,8 @@ NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())}
 
 def same(a: QuantizedLayer, b: QuantizedLayer) -> bool:
     """Equal to the last bit and in every dtype."""
-    pairs = [*zip(a.tensors, b.tensors, strict=True), (a.clip_ratio, b.clip_ratio)]
+    assert a.rotated == b.rotated
+    pairs = [*zip(a.tensors[:-1], b.tensors[:-1], strict=True), (a.clip_ratio, b.clip_ratio)]
     tensors_agree = all(
         x is y is None or (x is not None and y is not None and x.dtype == y.dtype and torch.equal(x, y))
         for x, y in pairs

@@ -37,7 +37,7 @@ def linear(format: Format, rule: ScaleRule = ScaleRule.LEAST_ERROR, **has: bool)
         branch = LowRankBranch(tensors.up, tensors.down, tensors.deflation)
     layer = QuantizedLayer(
         format, rule, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, branch,
-        tensors.bias, torch.tensor([0.9]), input_offset=tensors.input_offset,
+        tensors.bias, torch.tensor([0.9]), input_offset=tensors.input_offset, rotated=tensors.rotated,
     )  # fmt: skip
     return QuantizedLinear.from_layer(layer).to(DEVICE)
 
@@ -80,9 +80,12 @@ def test_a_linear_is_the_reference_up_to_the_rounding_of_its_output(
 
 
 @each_path
-def test_a_deflated_linear_rounds_nearly_every_number_as_the_reference(path: Path, format: Format) -> None:
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_deflated_linear_rounds_nearly_every_number_as_the_reference(
+    path: Path, format: Format, rotated: bool
+) -> None:
     """The sum h · deflationᵀ has another order, so that a few numbers near a tie round the other way."""
-    module = linear(format)
+    module = linear(format, rotated=rotated)
     x = random(2, 33, 3 * format.group_size).bfloat16().to(DEVICE)
     wanted = by_definition(module, x)
     with forced(path):

@@ -11,6 +11,7 @@ from tempoquant.formats import (
     pack,
     quantize_activation,
     quantize_activation_to_8_bits,
+    rotate,
     scale_to_bytes,
     to_codes,
     weight_scale,
@@ -30,7 +31,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def layer_tensors(
     format: Format, *, smoothing: bool = True, branch: bool = True, deflation: bool = True, offset: bool = True,
-    bias: bool = True,
+    bias: bool = True, rotated: bool = False,
 ) -> LinearTensors:  # fmt: skip
     in_features = 3 * format.group_size
     weight = random(OUT, in_features, seed=1)
@@ -45,6 +46,7 @@ def layer_tensors(
         deflation=0.1 * random(in_features, RANK, seed=6).bfloat16() if branch and deflation else None,
         input_offset=random(in_features, seed=7).bfloat16() if offset else None,
         bias=random(OUT, seed=5) if bias else None,
+        rotated=rotated,
     )
 
 
@@ -54,6 +56,8 @@ def in_float64(
     """The formula of the module, operand by operand."""
     x = x.double()
     rounded = x if tensors.smoothing_factor is None else x / tensors.smoothing_factor.double()
+    if tensors.rotated:
+        rounded = rotate(rounded)
     if tensors.down is not None and tensors.deflation is not None:
         rounded = rounded - x @ tensors.down.double().T @ tensors.deflation.double().T
     if tensors.input_offset is not None:
@@ -69,11 +73,13 @@ def in_float64(
 @pytest.mark.parametrize("smoothing", [False, True])
 @pytest.mark.parametrize(("branch", "deflation"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("offset", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("bias", "rotated"), [(False, False), (True, False), (True, True)])
 def test_in_float64_the_linear_is_the_product_of_its_dequantized_operands(
-    format, rule, smoothing, branch, deflation, offset, bias
+    format, rule, smoothing, branch, deflation, offset, bias, rotated
 ):
-    tensors = layer_tensors(format, smoothing=smoothing, branch=branch, deflation=deflation, offset=offset, bias=bias)
+    tensors = layer_tensors(
+        format, smoothing=smoothing, branch=branch, deflation=deflation, offset=offset, bias=bias, rotated=rotated
+    )
     x = random(NUM_TOKENS, 3 * format.group_size).double()
     wanted = in_float64(x, tensors, format, rule, 0.8)
     torch.testing.assert_close(w4a4_linear(x, tensors, format, rule, 0.8), wanted, rtol=1e-12, atol=1e-12)

@@ -48,7 +48,7 @@ def stored(
     tensors = LinearTensors(
         pack(codes, format), scale_to_bytes(scale, format), tensor_scale, None, None, None, None, None, None
     )
-    return LinearTensors(*(None if tensor is None else tensor.to(DEVICE) for tensor in tensors))
+    return LinearTensors(*(None if tensor is None else tensor.to(DEVICE) for tensor in tensors[:-1]))
 
 
 def random_weight(num_rows: int, in_features: int) -> torch.Tensor:

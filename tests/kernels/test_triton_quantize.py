@@ -52,8 +52,18 @@ def test_without_a_branch_the_numbers_are_the_definitions(
 @each_output
 @pytest.mark.parametrize("smoothing", [False, True])
 @pytest.mark.parametrize("offset", [False, True])
-def test_what_a_layer_does_not_have_is_left_out(format: Format, output: torch.dtype, smoothing: bool, offset: bool):
-    check(activations(3, 128), format, output, ScaleRule.CEIL, layer(128, smoothing=smoothing, offset=offset))
+@pytest.mark.parametrize("rotated", [False, True])
+def test_what_a_layer_does_not_have_is_left_out(
+    format: Format, output: torch.dtype, smoothing: bool, offset: bool, rotated: bool
+):
+    tensors = layer(128, smoothing=smoothing, offset=offset)._replace(rotated=rotated)
+    check(activations(3, 128), format, output, ScaleRule.CEIL, tensors)
+
+
+@each_output
+@each_rule
+def test_a_rotated_row_has_the_numbers_of_the_definition(format: Format, output: torch.dtype, rule: ScaleRule):
+    check(activations(5, 192).bfloat16(), format, output, rule, layer(192)._replace(rotated=True))
 
 
 @each_output

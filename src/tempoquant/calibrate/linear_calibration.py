@@ -28,6 +28,7 @@ from tempoquant.formats import (
     from_codes,
     pack,
     quantize_activation,
+    rotate,
     scale_to_bytes,
     weight_scale,
 )
@@ -90,16 +91,13 @@ class InputCalibration:
 
     Args:
         linears: by name; weights (out, in) of any float dtype, all of one `in`.
-        format: of weights and activations.
-        recipe: what to do.
+        format, recipe: of weights and activations; what to do.
         bins: timestep bins of the linears' expert.
         calls_per_bin: how many calls of each bin will be observed; the clip search's tokens are spread over them.
         chunks: how many tokens are worked on at once.
         rank: of each linear's branch; None for the recipe's.
 
-    Raises:
-        ModelError: a weight holds NaN or Inf.
-        RecipeError: the group size does not divide in_features, or the rank is too large.
+    Raises ModelError for NaN or Inf, RecipeError for a group size that does not divide or a rank too large.
     """
 
     def __init__(
@@ -127,12 +125,10 @@ class InputCalibration:
         self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
 
     def observe(self, phase: Phase, x: torch.Tensor, timestep_bin: int, *, in_statistics: bool = True) -> None:
-        """Take in the raw inputs of one call: (…, in).
+        """Take in the raw inputs of one call: (…, in). Raises CalibrationError, naming the layer, for NaN or Inf.
 
         Args:
             in_statistics: whether ranges and Hessians see the call; the clip search sees every one.
-
-        Raises CalibrationError, naming the layer, for NaN or Inf.
         """
         x = x.detach().reshape(-1, x.shape[-1])
         if phase is Phase.RANGE:
@@ -149,7 +145,7 @@ class InputCalibration:
         if self._deflates:
             weights = [self._smoothed_weight(linear) for linear in self._linears.values()]
             covariance = self._moments.take_covariance(self._factor)
-            self._deflation = deflation_of(covariance, weights, self._factor, self._rank)
+            self._deflation = deflation_of(covariance, weights, self._factor, self._rank, self._recipe.rotation)
         self._settle_offset()
 
     def _settle_smoothing(self) -> None:
@@ -216,11 +212,14 @@ class InputCalibration:
         return smoothing_factor(self._moments.amax, amax, alpha, self._format, activation_rms, weight_rms)
 
     def _prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """What is rounded, of raw inputs (…, in) float32: smoothed, deflated, centred, as `w4a4_linear` does it."""
-        smoothed = x if self._factor is None else x / self._factor.float()
+        """What is rounded, of raw inputs (…, in) float32, as `w4a4_linear` has it."""
+        smoothed = self._rotate(x if self._factor is None else x / self._factor.float())
         if self._deflation is not None:
             smoothed = smoothed - x @ self._deflation.down.float().T @ self._deflation.deflation.float().T
         return smoothed if self._offset is None else smoothed - self._offset.float()
+
+    def _rotate(self, x: torch.Tensor) -> torch.Tensor:
+        return rotate(x) if self._recipe.rotation else x
 
     def _smoothed_weight(self, linear: nn.Linear) -> torch.Tensor:
         weight = linear.weight.detach().float()
@@ -255,10 +254,11 @@ class InputCalibration:
         return missing if branch is None else missing - branch.up.float() @ (branch.down.float() @ mean)
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
-        """The branch, and what is left of the weight for four bits."""
+        """The branch, and what is left of the weight for four bits, rotated if the input is."""
         if self._deflation is None:
-            return svdquant(linear.weight.detach().float(), self._factor, self._rank)
-        up, residual = split(self._smoothed_weight(linear), self._factor, self._deflation)
+            branch, residual = svdquant(linear.weight.detach().float(), self._factor, self._rank)
+            return branch, self._rotate(residual)
+        up, residual = split(self._smoothed_weight(linear), self._factor, self._deflation, self._recipe.rotation)
         return LowRankBranch(up, *self._deflation), residual
 
     def _search_clip_ratio(self, rounded: Sequence[_Rounded]) -> torch.Tensor:
@@ -288,6 +288,7 @@ class InputCalibration:
             clip_ratio=clip_ratio,
             bins=self._bins,
             input_offset=self._offset,
+            rotated=self._recipe.rotation,
         )
 
 

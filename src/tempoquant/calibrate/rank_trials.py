@@ -90,7 +90,9 @@ class RankTrials(InputCalibration):
         if self._deflates:
             self._deflation = None
             if rank:
-                self._deflation = deflation_by(self._directions[:rank], self._covariance, self._factor)
+                self._deflation = deflation_by(
+                    self._directions[:rank], self._covariance, self._factor, self._recipe.rotation
+                )
         self._settle_offset()
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
@@ -98,9 +100,11 @@ class RankTrials(InputCalibration):
             return super()._split(linear)
         weight = linear.weight.detach().float()
         if not self._rank:
-            return svdquant(weight, self._factor, 0)
-        up, down = self._factors[linear]
-        return split_by(up[:, : self._rank], down[: self._rank], weight, self._factor)
+            branch, residual = svdquant(weight, self._factor, 0)
+        else:
+            up, down = self._factors[linear]
+            branch, residual = split_by(up[:, : self._rank], down[: self._rank], weight, self._factor)
+        return branch, self._rotate(residual)
 
 
 def moved_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
 QUANT_METHOD = "tempoquant"
-FORMAT_VERSION = 2  # 1 knew neither deflation nor centring
+FORMAT_VERSION = 3  # 1 knew neither deflation nor centring, 2 no rotation
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
 MAX_FEATURES = 2**20
@@ -47,6 +47,7 @@ class LayerEntry:
         bias: its dtype's name, or None for no bias.
         deflated: whether the branch is taken out of the input.
         centred: whether there is an input offset; then there is a bias.
+        rotated: whether the smoothed input and the residual weight are rotated in blocks.
     """
 
     format: Format
@@ -58,6 +59,7 @@ class LayerEntry:
     bias: str | None
     deflated: bool = False
     centred: bool = False
+    rotated: bool = False
 
     def __post_init__(self) -> None:
         for key in ("in_features", "out_features"):
@@ -76,7 +78,8 @@ class LayerEntry:
         return {
             "format": self.format.name, "activation_scale_rule": self.activation_scale_rule.value,
             "in_features": self.in_features, "out_features": self.out_features, "rank": self.rank,
-            "smoothed": self.smoothed, "deflated": self.deflated, "centred": self.centred, "bias": self.bias,
+            "smoothed": self.smoothed, "deflated": self.deflated, "centred": self.centred,
+            "rotated": self.rotated, "bias": self.bias,
         }  # fmt: skip
 
     @classmethod
@@ -84,7 +87,7 @@ class LayerEntry:
         _check_keys(entry, set(cls.__dataclass_fields__))
         for key in ("in_features", "out_features", "rank"):
             _require(type(entry[key]) is int, key, "is a whole number", entry[key])
-        for key in ("smoothed", "deflated", "centred"):
+        for key in ("smoothed", "deflated", "centred", "rotated"):
             _require(type(entry[key]) is bool, key, "is true or false", entry[key])
         rules = [rule.value for rule in ScaleRule]
         for key, known in (
@@ -241,12 +244,15 @@ def _layers(layers: Any, version: int) -> dict[str, LayerEntry]:
 
 def _of_this_version(entry: Any, version: int) -> Any:
     """An entry with what its version did not know yet. Raises CheckpointError when it says that all the same."""
-    added = {"deflated": False, "centred": False}
+    added = [key for key, since in _ADDED_BY_VERSION.items() if version < since]
     if version >= FORMAT_VERSION or not isinstance(entry, dict):
         return entry
     if newer := [key for key in added if key in entry]:
         raise damaged(f"unknown key {_shorten(newer[0])} in format version {version}")
-    return {**entry, **added}
+    return {**entry, **dict.fromkeys(added, False)}
+
+
+_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3}
 
 
 def _hashes(hashes: Any) -> dict[str, str]:

@@ -72,6 +72,7 @@ def entry_of(layer: QuantizedLayer) -> LayerEntry:
         smoothed=layer.smoothing_factor is not None,
         deflated=layer.rank > 0 and layer.branch is not None and layer.branch.deflation is not None,
         centred=layer.input_offset is not None,
+        rotated=layer.rotated,
         bias=None if layer.bias is None else str(layer.bias.dtype).removeprefix("torch."),
     )
 
@@ -113,6 +114,7 @@ def from_stored(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, bins: Ti
         bias=tensors.get("bias"),
         clip_ratio=tensors["clip_ratio"].view(torch.float32),
         bins=bins,
+        rotated=entry.rotated,
     )
 
 

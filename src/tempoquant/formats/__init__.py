@@ -12,11 +12,12 @@ from tempoquant.formats.quantize import (
     to_codes,
     weight_scale,
 )
+from tempoquant.formats.rotation import ROTATION_SIZE, rotate
 from tempoquant.formats.scales import check_scale_bytes, group_scale, scale_from_bytes, scale_to_bytes
 
 __all__ = [
-    "FORMATS", "Format", "INT4", "MXFP4", "NVFP4", "NVFP4_M1", "ScaleGrid", "ScaleRule", "WeightScale",
+    "FORMATS", "Format", "INT4", "MXFP4", "NVFP4", "NVFP4_M1", "ROTATION_SIZE", "ScaleGrid", "ScaleRule", "WeightScale",
     "check_scale_bytes", "decode", "eight_bit_scale", "encode", "from_codes", "get_format", "group_amax", "group_scale",
-    "nearest_level", "pack", "quantize_activation", "quantize_activation_to_8_bits", "scale_from_bytes",
+    "nearest_level", "pack", "quantize_activation", "quantize_activation_to_8_bits", "rotate", "scale_from_bytes",
     "scale_to_bytes", "to_codes", "unpack", "weight_scale",
 ]  # fmt: skip

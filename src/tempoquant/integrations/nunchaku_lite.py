@@ -48,6 +48,8 @@ def require_exportable(name: str, entry: LayerEntry) -> None:
         what = f"is in {entry.format.name}, and {TARGET} has {' and '.join(FORMATS)} only"
     elif entry.deflated:
         what = f"has deflation (deflation = true), which {TARGET} cannot hold"
+    elif entry.rotated:
+        what = f"has rotated features (rotation = true), which {TARGET} cannot hold"
     elif entry.centred:
         what = f"has an input offset (centring = true), which {TARGET} cannot hold"
     elif entry.activation_scale_rule is ScaleRule.LEAST_ERROR:

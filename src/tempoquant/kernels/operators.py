@@ -51,7 +51,7 @@ def quantize_input(source: Source, tensors: LinearTensors, format: Format, path:
     hidden = None if tensors.down is None else branch_hidden(source.x, tensors.down)
     values, scale, outside = _quantize_input(
         source.x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, source.clip_ratio,
-        source.eight_bits, format.name, source.rule.value, path,
+        source.eight_bits, tensors.rotated, format.name, source.rule.value, path,
     )  # fmt: skip
     has_rows = path == Path.FP8 and format.scale_octaves is None
     return QuantizedInput(values, None if path == Path.BF16 else scale, hidden, outside if has_rows else None)
@@ -76,12 +76,13 @@ def _quantize_input(  # noqa: PLR0913 (operators take tensors, not tuples of the
     input_offset: torch.Tensor | None,
     clip_ratio: torch.Tensor,
     eight_bits: torch.Tensor | None,
+    rotated: bool,
     format: str,
     rule: str,
     path: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """values, scale and outside of a QuantizedInput; empty where it has None."""
-    tensors = LinearTensors(x, x, None, smoothing_factor, None, None, deflation, input_offset, None)
+    tensors = LinearTensors(x, x, None, smoothing_factor, None, None, deflation, input_offset, None, rotated)
     done = _kernels_of(path).quantize_input(
         x, hidden, tensors, get_format(format), ScaleRule(rule), clip_ratio, eight_bits
     )

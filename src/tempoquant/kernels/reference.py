@@ -1,10 +1,11 @@
 """The W4A4 linear in plain PyTorch. This *defines* the result: every faster kernel is held to it by a test.
 
     h = x · downᵀ
-    y = Q(x / smoothing_factor − h · deflationᵀ − input_offset) · Q(R)ᵀ + h · upᵀ + bias
+    y = Q(H(x / smoothing_factor) − h · deflationᵀ − input_offset) · Q(R)ᵀ + h · upᵀ + bias
 
-What a layer does not have is left out. Both operands of the first product are levels times scales, exact in float32;
-sums run in float32 (float64 for float64 inputs). The result is rounded once, to the dtype of x.
+H is the block rotation (`formats.rotation`). What a layer does not have is left out. Both operands of the first product
+are levels times scales, exact in float32; sums run in float32 (float64 for float64 inputs). The result is rounded once,
+to the dtype of x.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tempoquant.formats import (
     from_codes,
     quantize_activation,
     quantize_activation_to_8_bits,
+    rotate,
     scale_from_bytes,
     unpack,
 )
@@ -32,7 +34,8 @@ class LinearTensors(NamedTuple):
 
     packed: (out, in / 2) uint8. scale: (out, groups · bytes per scale) uint8. tensor_scale: () float32 or None.
     smoothing_factor: (in,) or None. up: (out, rank), down: (rank, in), both or neither None; deflation: (in, rank) or
-    None. input_offset: (in,) or None. bias: (out,) or None.
+    None. input_offset: (in,) or None. bias: (out,) or None. rotated: whether the smoothed input is rotated; then the
+    weight, `deflation` and `input_offset` are of the rotated features.
     """
 
     packed: torch.Tensor
@@ -44,6 +47,7 @@ class LinearTensors(NamedTuple):
     deflation: torch.Tensor | None
     input_offset: torch.Tensor | None
     bias: torch.Tensor | None
+    rotated: bool = False
 
 
 def dequantize_residual(tensors: LinearTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -117,7 +121,7 @@ def round_input(
 
 
 def quantizer_input(raw: torch.Tensor, hidden: torch.Tensor | None, tensors: LinearTensors) -> torch.Tensor:
-    """What is rounded to four bits: the input smoothed, deflated and centred, as far as the layer does each.
+    """What is rounded to four bits: the input smoothed, rotated, deflated, centred, as far as the layer does each.
 
     Args:
         raw: (…, in) float32 or float64.
@@ -127,6 +131,8 @@ def quantizer_input(raw: torch.Tensor, hidden: torch.Tensor | None, tensors: Lin
         (…, in), same dtype.
     """
     x = raw if tensors.smoothing_factor is None else raw / tensors.smoothing_factor.to(raw.dtype)
+    if tensors.rotated:
+        x = rotate(x)
     if tensors.deflation is not None and hidden is not None:
         x = x - functional.linear(hidden, tensors.deflation.to(raw.dtype))
     return x if tensors.input_offset is None else x - tensors.input_offset.to(raw.dtype)

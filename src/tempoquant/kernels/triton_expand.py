@@ -175,7 +175,12 @@ def specializations() -> NamedLaunches:
             packed=meta(num_rows, in_features // 2, dtype=torch.uint8),
             scale=meta(num_rows, num_bytes, dtype=torch.uint8),
             tensor_scale=meta(dtype=torch.float32) if format.has_tensor_scale else None,
-            **dict.fromkeys(("smoothing_factor", "up", "down", "deflation", "input_offset", "bias")),
+            smoothing_factor=None,
+            up=None,
+            down=None,
+            deflation=None,
+            input_offset=None,
+            bias=None,
         )
         for dtype in dtypes_of(format):
             values = meta(num_rows, in_features, dtype=dtype)

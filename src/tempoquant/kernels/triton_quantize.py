@@ -1,6 +1,6 @@
 """The input of a 4-bit linear, rounded to what tensor cores read: one Triton kernel for FP8, BF16 and INT8.
 
-    z = x / smoothing_factor − hidden · deflationᵀ − input_offset        float32
+    z = H(x / smoothing_factor) − hidden · deflationᵀ − input_offset     float32; H rotates, where the layer does
     values, scale = Q(z)                                                 see `formats.quantize_activation`
 
 A program rounds a few tokens, a piece of the features at a time. Where a number depends on its whole row (the base of
@@ -70,6 +70,7 @@ def quantize_launch(
             "rows_per_flag": 1 if flags is None else _rows_per_entry(num_tokens, flags),
             "FORMAT": rounding_of(format, rule),
             "OUTPUT": output,
+            "ROTATED": tensors.rotated,
             "ALL_EIGHT_BITS": eight_bits is True,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
@@ -188,7 +189,7 @@ def specializations() -> NamedLaunches:
             for rank, bits, eight_bits in cases:
                 x, factor, offset = meta(num_tokens, in_features), meta(in_features), meta(in_features)
                 deflation = meta(in_features, rank) if rank else None
-                tensors = LinearTensors(x, x, None, factor, None, None, deflation, offset, None)
+                tensors = LinearTensors(x, x, None, factor, None, None, deflation, offset, None, rotated=rank > 0)
                 result = empty_result(x, meta(num_tokens, rank) if rank else None, format, dtype)
                 ratio = meta(2, dtype=torch.float32)
                 launch = quantize_launch(x, tensors, format, ScaleRule.LEAST_ERROR, ratio, eight_bits, result)

@@ -11,6 +11,7 @@ from tempoquant.kernels.triton_bits import (
     to_bfloat16,
     with_sign_of,
 )
+from tempoquant.kernels.triton_rotation import rotated_tile
 from tempoquant.kernels.triton_rounding import (
     divide,
     largest_scale,
@@ -34,6 +35,7 @@ def input_tile(  # noqa: PLR0913
     rank: int,
     IN_FEATURES: tl.constexpr,
     FORMAT: tl.constexpr,
+    ROTATED: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:
     """What is rounded: z of some rows and BLOCK_COLUMNS features from `start` on, in float32.
@@ -49,6 +51,8 @@ def input_tile(  # noqa: PLR0913
         factor = tl.load(smoothing_factor + columns, mask=inside, other=1.0).to(tl.float32)
         reciprocal = tl.load(reciprocal_factor + columns, mask=inside, other=1.0)
         z = divide(z, factor[None, :], reciprocal[None, :], FORMAT)
+    if ROTATED:
+        z = rotated_tile(z)
     if deflation is not None:
         z -= _deflated(hidden, more_hidden, deflation, start, rank, IN_FEATURES, BLOCK_COLUMNS)
     if input_offset is not None:
@@ -211,6 +215,7 @@ def quantize_kernel(  # noqa: PLR0913
     FORMAT: tl.constexpr,
     OUTPUT: tl.constexpr,
     ALL_EIGHT_BITS: tl.constexpr,
+    ROTATED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     HALF_RANK: tl.constexpr,
@@ -238,7 +243,7 @@ def quantize_kernel(  # noqa: PLR0913
         for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
             z = input_tile(
                 x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
-                start, row_mask, rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
+                start, row_mask, rank, IN_FEATURES, FORMAT, ROTATED, BLOCK_COLUMNS,
             )  # fmt: skip
             row_bits = tl.maximum(row_bits, tl.max(magnitude_bits(z), axis=1))
     row_amax = float_of_bits(row_bits)
@@ -248,7 +253,7 @@ def quantize_kernel(  # noqa: PLR0913
     for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
         z = input_tile(
             x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
-            start, row_mask, rank, IN_FEATURES, FORMAT, BLOCK_COLUMNS,
+            start, row_mask, rank, IN_FEATURES, FORMAT, ROTATED, BLOCK_COLUMNS,
         )  # fmt: skip
         grouped = tl.reshape(z, (BLOCK_ROWS, GROUPS, FORMAT.group))
         tile, tile_scale, is_low = _rounded_tile(

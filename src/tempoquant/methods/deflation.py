@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from tempoquant.errors import RecipeError
+from tempoquant.formats import rotate
 from tempoquant.methods.lowrank import EXACT_UP_TO, ITERATIONS, OVERSAMPLING, SEED
 from tempoquant.methods.products import product
 
@@ -25,7 +26,7 @@ class Deflation(NamedTuple):
 
     Attributes:
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor, so h = x · downᵀ reads the raw input.
-        deflation: (in, rank) bfloat16; h · deflationᵀ is taken off the smoothed input.
+        deflation: (in, rank) bfloat16; h · deflationᵀ is taken off the smoothed input, or of the rotated one.
     """
 
     down: torch.Tensor
@@ -33,7 +34,11 @@ class Deflation(NamedTuple):
 
 
 def deflation_of(
-    covariance: torch.Tensor, weights: Sequence[torch.Tensor], smoothing_factor: torch.Tensor | None, rank: int
+    covariance: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    smoothing_factor: torch.Tensor | None,
+    rank: int,
+    rotated: bool = False,
 ) -> Deflation:
     """The directions worth most to weight and input together, and what they predict of the input.
 
@@ -46,6 +51,7 @@ def deflation_of(
         weights: (out, in) float32 each, smoothed.
         smoothing_factor: (in,) bfloat16, or None for none.
         rank: above 0.
+        rotated: whether what is left of the input is rotated in blocks. The directions do not depend on that.
 
     Raises:
         RecipeError: the rank exceeds the smaller side of a weight.
@@ -53,7 +59,7 @@ def deflation_of(
     for weight in weights:
         if rank > min(weight.shape):
             raise RecipeError(f"rank {rank} exceeds the smaller side of a weight of shape {tuple(weight.shape)}.")
-    return deflation_by(leading_directions(covariance, weights, rank), covariance, smoothing_factor)
+    return deflation_by(leading_directions(covariance, weights, rank), covariance, smoothing_factor, rotated)
 
 
 def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
@@ -74,7 +80,7 @@ def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor]
 
 
 def deflation_by(
-    directions: torch.Tensor, covariance: torch.Tensor, smoothing_factor: torch.Tensor | None
+    directions: torch.Tensor, covariance: torch.Tensor, smoothing_factor: torch.Tensor | None, rotated: bool = False
 ) -> Deflation:
     """The deflation by given directions (rank, in) float32 of the smoothed input; all else as for `deflation_of`."""
     factor = 1.0 if smoothing_factor is None else smoothing_factor.float()
@@ -83,24 +89,28 @@ def deflation_by(
     seen = product(stored, covariance)  # (rank, in): covariance of h and x̃
     within = (seen @ stored.T).double()
     within.diagonal().add_(1e-7 * within.diagonal().mean() + torch.finfo(torch.float32).tiny)
-    deflation = torch.linalg.solve(within, seen.double()).T
+    deflation = torch.linalg.solve(within, seen.double())
+    deflation = (rotate(deflation) if rotated else deflation).T
     return Deflation(down, deflation.to(torch.bfloat16).contiguous())
 
 
 def split(
-    weight: torch.Tensor, smoothing_factor: torch.Tensor | None, shared: Deflation
+    weight: torch.Tensor, smoothing_factor: torch.Tensor | None, shared: Deflation, rotated: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Divide a weight between the branch and four bits.
 
     Args:
         weight: (out, in) float32, smoothed.
+        rotated: as it was for `deflation_of`.
 
     Returns:
-        up (out, rank) bfloat16, and residual_weight (out, in) float32, which acts on what is left of the input.
+        up (out, rank) bfloat16, and residual_weight (out, in) float32, which acts on what is left of the input, rotated
+        with it.
     """
     stored = shared.down.float() * (1.0 if smoothing_factor is None else smoothing_factor.float())
     taken = torch.linalg.solve(stored @ stored.T, product(stored, weight)).T
     residual = weight - taken @ stored
+    residual = rotate(residual) if rotated else residual
     up = taken + product(residual, shared.deflation.float().T)
     return up.to(torch.bfloat16).contiguous(), residual
 

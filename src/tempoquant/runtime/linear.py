@@ -181,6 +181,7 @@ class QuantizedLinear(nn.Linear):
             deflation=self.deflation,
             input_offset=self.input_offset,
             bias=self.bias,
+            rotated=self.entry.rotated,
         )
 
     def _load_from_state_dict(self, *args: Any) -> None:

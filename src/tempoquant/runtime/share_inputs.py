@@ -38,7 +38,8 @@ def share_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> int:
 
 def _quantize_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
     a, b = one.entry, other.entry
-    if (a.format, a.activation_scale_rule) != (b.format, b.activation_scale_rule) or one.clock is not other.clock:
+    ways = [(entry.format, entry.activation_scale_rule, entry.rotated) for entry in (a, b)]
+    if ways[0] != ways[1] or one.clock is not other.clock:
         return False
     pairs = [(getattr(one, key), getattr(other, key)) for key in INPUT_TENSORS]
     return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)

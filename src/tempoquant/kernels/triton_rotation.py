@@ -1,0 +1,30 @@
+"""The block rotation in a kernel: sums and differences in the order of `formats.rotate`, so to its very bits."""
+
+import triton
+import triton.language as tl
+
+from tempoquant.formats import ROTATION_SIZE
+
+SIZE = tl.constexpr(ROTATION_SIZE)
+ROOT = tl.constexpr(ROTATION_SIZE**-0.5)
+
+
+@triton.jit
+def rotated_tile(z: tl.tensor) -> tl.tensor:
+    """A tile (rows, columns) float32 with each block of SIZE columns rotated.
+
+    Must be compiled with `enable_fp_fusion=False`, as all that rounds like the definition.
+    """
+    ROWS: tl.constexpr = z.shape[0]
+    COLUMNS: tl.constexpr = z.shape[1]
+    for step in tl.static_range(4):  # halves of 8, 4, 2 and 1
+        z = _sums_and_differences(z, ROWS, COLUMNS, SIZE >> (step + 1))
+    return z * ROOT
+
+
+@triton.jit
+def _sums_and_differences(z: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HALF: tl.constexpr) -> tl.tensor:
+    pairs = tl.permute(tl.reshape(z, (ROWS, COLUMNS // (2 * HALF), 2, HALF)), (0, 1, 3, 2))
+    first, second = tl.split(pairs)
+    pairs = tl.permute(tl.join(first + second, first - second), (0, 1, 3, 2))
+    return tl.reshape(pairs, (ROWS, COLUMNS))
