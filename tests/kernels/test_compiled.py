@@ -45,7 +45,7 @@ def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path)
 @pytest.mark.timeout(600)
 def test_for_the_other_generations_kernels_compile_and_fp8_starts_with_ada(tmp_path: Path) -> None:
     """Of each module a few of its kernels; `python -m tests.kernels.compile_all` does them all."""
-    only = ("expand: fp8 nvfp4_m1", "expand: int8", "nvfp4_m1, rank 32", "1 tokens, rank 32")
+    only = ("expand: fp8 nvfp4_m1", "expand: int8", "nvfp4_m1, rank 32", "fp8 mxfp4, rank 32", "1 tokens, rank 32")
     rows = table(tmp_path, "--capability", "80", "89", "100", "120", "--only", *only)
     assert {row["capability"] for row in rows} == {80, 89, 100, 120}
     on_ampere = [row["name"] for row in rows if row["capability"] == 80]

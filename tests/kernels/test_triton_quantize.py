@@ -173,8 +173,10 @@ def test_rows_of_mxfp4_wider_than_fp8_are_told(rule: ScaleRule):
     quantized = quantize_to_fp8(x, None, PLAIN, format, rule, ones())
     assert quantized.outside.tolist() == [False, False, True, False]
     assert_same(numbers_of(quantized, format)[:2], round_input(x, format, rule, ones())[:2])
-    in_eight = quantize_to_fp8(x, None, PLAIN, format, rule, ones(), torch.tensor([False, True], device=DEVICE))
-    assert not bool(in_eight.outside.any())
+    for flags, outside in (([False, True], []), ([True, False], [2])):
+        eight_bits = torch.tensor(flags, device=DEVICE)
+        mixed = quantize_to_fp8(x, None, PLAIN, format, rule, ones(), eight_bits)
+        assert mixed.outside.nonzero().flatten().tolist() == outside
 
 
 @each_output

@@ -146,8 +146,8 @@ def _rounded_tile(  # noqa: PLR0913
     ALL_EIGHT_BITS: tl.constexpr,
     HAS_EIGHT_BITS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """What is stored of (rows, groups, group), the scale of each group, and which rows do not fit FP8."""
-    is_outside = is_eight & False
+    """What is stored of (rows, groups, group), the scale of each group, and which groups do not fit FP8."""
+    is_low = tl.zeros((grouped.shape[0], grouped.shape[1]), tl.int1)
     magnitude = float_of_bits(magnitude_bits(grouped))
     if not ALL_EIGHT_BITS:
         scale, amax, tile = round_groups(magnitude, row_amax, ratio, FORMAT)
@@ -157,7 +157,6 @@ def _rounded_tile(  # noqa: PLR0913
             unit = tl.where((magnitude_bits(row_amax) < INFINITY_BITS)[:, None], unit, 0.0)
             if FORMAT.octaves is None:
                 is_low = (amax > 0) & (unit < 2.0 ** (FORMAT.fp8_top_exponent - FORMAT.fp8_octaves))
-                is_outside = tl.max(is_low.to(tl.int32), axis=1) > 0
         if OUTPUT != "int8":
             tile *= unit[:, :, None]
     if HAS_EIGHT_BITS:
@@ -173,8 +172,8 @@ def _rounded_tile(  # noqa: PLR0913
         else:
             tile = tl.where(is_eight[:, None, None], number, tile)
             scale = tl.where(is_eight[:, None], eight_bit_scale, scale)
-            is_outside &= not is_eight
-    return with_sign_of(tile, grouped), scale, is_outside
+            is_low &= (is_eight == 0)[:, None]
+    return with_sign_of(tile, grouped), scale, is_low
 
 
 @triton.jit
@@ -250,17 +249,17 @@ def quantize_kernel(  # noqa: PLR0913
     row_amax = float_of_bits(row_bits)
     base_exponent = row_base_exponent(largest_scale(row_amax, ratio, FORMAT), FORMAT.fp8_top_exponent)
 
-    outside_rows = tl.zeros((BLOCK_ROWS,), tl.int1)
+    outside_groups = tl.zeros((BLOCK_ROWS, GROUPS), tl.int1)
     for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
         z = input_tile(
             x_rows, hidden_block, more_hidden, smoothing_factor, reciprocal_factor, deflation, input_offset,
             start, row_mask, rank, IN_FEATURES, FORMAT, ROTATED, BLOCK_COLUMNS,
         )  # fmt: skip
         grouped = tl.reshape(z, (BLOCK_ROWS, GROUPS, FORMAT.group))
-        tile, tile_scale, is_outside = _rounded_tile(
+        tile, tile_scale, is_low = _rounded_tile(
             grouped, row_amax, ratio, is_eight, base_exponent, FORMAT, OUTPUT, ALL_EIGHT_BITS, HAS_EIGHT_BITS
         )
-        outside_rows |= is_outside
+        outside_groups |= is_low
         columns = start + tl.arange(0, BLOCK_COLUMNS)
         mask = row_mask[:, None] & (columns < IN_FEATURES)[None, :]
         flat = tl.reshape(tile, (BLOCK_ROWS, BLOCK_COLUMNS))
@@ -277,5 +276,6 @@ def quantize_kernel(  # noqa: PLR0913
     if OUTPUT == "fp8":
         tl.store(scale + rows, _fp8_row_scale(row_amax, base_exponent, is_eight, FORMAT, HAS_EIGHT_BITS), mask=row_mask)
     if outside is not None:
+        outside_rows = tl.max(outside_groups.to(tl.int32), axis=1) > 0
         outside_rows &= row_mask & (row_bits < INFINITY_BITS)
         tl.store(outside + rows, outside_rows, mask=row_mask)
