@@ -121,7 +121,9 @@ def test_evaluations_of_the_same_16_bit_videos_become_one(evaluation, tmp_path):
     assert len(part.items) == len(PROMPTS)
     assert part.items[0].metrics[f"{TUNED} (second)"] == part.items[0].metrics[TUNED]
     assert [labels for _, labels in part.commands] == [part.labels[:3], part.labels[3:]]
-    assert len(part.summary) == 2 * len(document["summary"])
+    of_reference = [row for row in document["summary"] if row["label"] == REFERENCE]
+    assert len(part.summary) == 2 * len(document["summary"]) - len(of_reference)
+    assert [row["second"] for row in part.pairs] == [TUNED, f"{TUNED} (second)"]
     assert part.notes == document["notes"]
 
 

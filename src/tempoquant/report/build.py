@@ -93,6 +93,7 @@ def _page(parts: Sequence[Part], payloads: Sequence[dict[str, Any]], media: Medi
         beside=media.beside.name if media.num_beside else None,
         num_beside=media.num_beside,
         trap=TRAP,
+        metric_of=metric_of,
         no_interval=headline.NO_INTERVAL,
         num_colours=NUM_COLOURS,
         chart=charts,
@@ -115,11 +116,12 @@ def _hash(text: str) -> str:
 def _context(part: Part, payload: dict[str, Any]) -> dict[str, Any]:
     """What the template says about one part."""
     bits = {label: part.models[label].get("bits_per_weight") for label in part.labels}
-    used = dict.fromkeys(row["metric"] for row in part.summary)
+    used = dict.fromkeys(row["metric"].partition(" ")[0] for row in part.summary)
     return {
         "part": part,
         "payload": payload,
         "headline": headline.headline(part),
+        "by_bin": headline.by_bin(part),
         "charts": charts.charts_of(part.labels, bits, part.summary),
         "failures": [(item, label, why) for item in part.items for label, why in item.failed.items()],
         "metrics": [metric_of(key) for key in used],

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tempoquant.report.metrics import Metric, metric_of
+from tempoquant.report.metrics import Metric, is_part, metric_of, place_of
 
 WIDTH, HEIGHT = 340, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 40
@@ -57,7 +57,8 @@ class Chart:
 def charts_of(labels: Sequence[str], bits: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """A chart for each metric of the summary that a model with known bits has; labels start with the reference."""
     charts = []
-    for key in dict.fromkeys(row["metric"] for row in summary):
+    keys = dict.fromkeys(row["metric"] for row in summary if not is_part(row["metric"]))
+    for key in sorted(keys, key=place_of):
         rows = {row["label"]: row for row in summary if row["metric"] == key and row.get("mean") is not None}
         shown = [label for label in labels[1:] if label in rows and bits.get(label) is not None]
         if shown:

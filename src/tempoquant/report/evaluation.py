@@ -123,6 +123,7 @@ def _used_labels(document: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         for part in ("videos", "metrics", "failed"):
             yield from ((f"item {item['id']!r}", label) for label in item[part])
     yield from (("the summary", row["label"]) for row in document["summary"])
+    yield from (("a pair", row.get(side)) for row in document.get("pairs") or [] for side in ("first", "second"))
 
 
 def _check_map(heat: Any, where: str) -> None:

@@ -7,7 +7,18 @@ from typing import Any
 from jinja2.filters import do_filesizeformat
 
 from tempoquant.report.merge import Part
-from tempoquant.report.metrics import AGAINST, ALONE, NOT_MEASURED, TRAP, WORLD, Metric, metric_of, signed_minus
+from tempoquant.report.metrics import (
+    AGAINST,
+    ALONE,
+    NOT_MEASURED,
+    TRAP,
+    WORLD,
+    Metric,
+    is_part,
+    metric_of,
+    place_of,
+    signed_minus,
+)
 
 NO_INTERVAL = "Size, memory and speed are counted, or measured once, and have no interval."
 
@@ -18,11 +29,11 @@ class Cell:
 
     Attributes:
         text: the number with its unit.
-        interval: such as "30.1 … 32.4"; empty where there is none.
+        interval: such as "30.1 … 32.4", or why there is none; empty where nobody expects one.
         difference: from 16-bit, with its interval; empty likewise.
-        words: the evaluation's own sentence about it.
+        words: the evaluation's own sentence about it, which says the same again.
         within_noise: True when the difference may be chance, None when that was not asked.
-        num_values: videos behind it; None where it is no mean.
+        num_items: items behind it; None where it is no mean.
     """
 
     text: str
@@ -30,7 +41,7 @@ class Cell:
     difference: str = ""
     words: str = ""
     within_noise: bool | None = None
-    num_values: int | None = None
+    num_items: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,9 @@ class Group:
 def headline(part: Part) -> list[Group]:
     """Groups of rows; what no model has a number for is left out."""
     groups = [
-        Group(f"Quality {AGAINST}", _quality(part, AGAINST)),
-        Group("Prompt followed", _quality(part, WORLD)),
-        Group("Quality of the video alone", _quality(part, ALONE), TRAP),
+        Group(f"Quality {AGAINST}", _quality(part, lambda metric: metric.family == AGAINST)),
+        Group("Prompt followed", _quality(part, lambda metric: metric.family == WORLD)),
+        Group("Quality of the video alone", _quality(part, lambda metric: metric.family == ALONE), TRAP),
         Group("Size", _size(part)),
         Group("Memory", _memory(part)),
         Group("Speed", _speed(part)),
@@ -64,11 +75,17 @@ def headline(part: Part) -> list[Group]:
     return [group for group in groups if group.rows]
 
 
-def _quality(part: Part, family: str) -> tuple[Row, ...]:
+def by_bin(part: Part) -> list[Group]:
+    """The measures that were taken after each timestep bin, in sampling order."""
+    rows = _quality(part, lambda metric: True, parts=True)
+    return [Group("After each timestep bin", rows)] if rows else []
+
+
+def _quality(part: Part, wanted: Callable[[Metric], bool], parts: bool = False) -> tuple[Row, ...]:
     rows = []
-    for key in dict.fromkeys(row["metric"] for row in part.summary):
+    for key in sorted(dict.fromkeys(row["metric"] for row in part.summary), key=place_of):
         metric = metric_of(key)
-        if metric.family == family:
+        if is_part(key) == parts and wanted(metric):
             found = {row["label"]: row for row in part.summary if row["metric"] == key}
             cells = tuple(_quality_cell(metric, label, found, part.reference) for label in part.labels)
             arrow = {1: " ↑", -1: " ↓", 0: ""}[metric.better]
@@ -84,10 +101,12 @@ def _quality_cell(metric: Metric, label: str, rows: Mapping[str, Mapping[str, An
     interval = ""
     if row.get("low") is not None and row.get("high") is not None:
         interval = f"{_bare(metric, row['low'])} … {_bare(metric, row['high'])}"
+    else:
+        interval = "too few for an interval"
     difference = ""
     if row.get("difference") is not None:
         sign = "+" if row["difference"] > 0 else ""
-        difference = f"{sign}{_bare(metric, row['difference'])}" + (f" ({interval})" if interval else "")
+        difference = f"{sign}{_bare(metric, row['difference'])}" + (f" ({interval})")
         interval = ""
     return Cell(metric.text(row.get("mean")), interval, difference, row["words"], row.get("within_noise"), row.get("n"))
 

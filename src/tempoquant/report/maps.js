@@ -23,7 +23,8 @@ class HeatMaps {
     const select = root.querySelector("[data-map-model]");
     if (!select) return;
     select.replaceChildren(...data.labels.filter((label) => data.maps[label]).map((label) => element("option", { value: label, text: label })));
-    select.addEventListener("change", () => this.draw(select.value));
+    this.order = root.querySelector("[data-map-order]");
+    for (const choice of [select, this.order]) choice.addEventListener("change", () => this.draw(select.value));
     new ResizeObserver(() => this.grid.clientWidth !== this.width && this.draw(select.value)).observe(this.grid);
   }
 
@@ -34,7 +35,7 @@ class HeatMaps {
       for (const heat of Object.values(maps))
         for (const row of heat[kind] ?? [])
           for (const value of row) if (value !== null) [low, high] = [Math.min(low, value), Math.max(high, value)];
-    return low < high ? [low, high] : [low - 0.5, high + 0.5];
+    return [low, high];
   }
 
   draw(label) {
@@ -42,7 +43,7 @@ class HeatMaps {
     const figures = [];
     for (const kind of Object.keys(KINDS))
       for (const [expert, heat] of Object.entries(this.data.maps[label] ?? {}))
-        if (heat[kind]) figures.push(this.figure(label, expert, heat, kind));
+        if (heat[kind]) figures.push(this.figure(label, expert, this.ordered(heat), kind));
     this.grid.replaceChildren(...figures);
   }
 
@@ -65,19 +66,30 @@ class HeatMaps {
     return element("figure", { class: "map" }, element("figcaption", { text: `${title}, ${expert.replace("_", " ")} expert` }), body, read, this.legend(state));
   }
 
-  /** Numbers of the blocks under their first layer, as many as have room. */
+  /** As it is, block after block; or all blocks' layers of one kind beside each other. */
+  ordered(heat) {
+    if (this.order.value === "block") return heat;
+    const kinds = [...new Set(heat.layers.map(kindOf))];
+    const places = heat.layers.map((_, place) => place).sort((a, b) => kinds.indexOf(kindOf(heat.layers[a])) - kinds.indexOf(kindOf(heat.layers[b])));
+    const pick = (values) => values && places.map((place) => values[place]);
+    return { ...heat, layers: pick(heat.layers), error_db: pick(heat.error_db), clip_ratio: pick(heat.clip_ratio) };
+  }
+
+  /** Numbers of the blocks, or names of the kinds, under their first layer: as many as have room. */
   blocks(heat, cell) {
     const axis = element("div", { class: "blocks", "aria-hidden": "true" });
+    const byBlock = this.order.value === "block";
     let free = 0;
     let last = null;
     heat.layers.forEach((name, layer) => {
-      const block = /\d+/.exec(name)?.[0];
-      if (block === undefined || block === last) return;
-      last = block;
+      const group = byBlock ? blockOf(name) : kindOf(name);
+      if (group === null || group === last) return;
+      last = group;
       if (layer * cell < free) return;
-      const label = element("span", { text: axis.childElementCount ? block : `block ${block}` });
+      const text = byBlock && !axis.childElementCount ? `block ${group}` : group;
+      const label = element("span", { text });
       label.style.left = `${layer * cell}px`;
-      free = layer * cell + (axis.childElementCount ? 34 : 64);
+      free = layer * cell + 8 * text.length + 14;
       axis.append(label);
     });
     axis.style.width = `${heat.layers.length * cell}px`;
@@ -92,7 +104,7 @@ class HeatMaps {
     heat[kind].forEach((row, x) =>
       row.forEach((value, y) => {
         if (value === null) return;
-        context.fillStyle = colourAt(SCALES[kind], (value - low) / (high - low));
+        context.fillStyle = colourAt(SCALES[kind], high > low ? (value - low) / (high - low) : 0.5);
         context.fillRect(x * cell, (numBins - 1 - y) * CELL_HEIGHT, cell, CELL_HEIGHT);
       }),
     );
@@ -141,6 +153,7 @@ class HeatMaps {
 
   legend({ kind, range }) {
     const [, unit, digits] = KINDS[kind];
+    if (range[0] === range[1]) return element("div", { class: "scale", text: `${range[0].toFixed(digits).replace("-", "−")}${unit} everywhere` });
     const bar = element("canvas", { width: 144, height: 1, "aria-hidden": "true" });
     const context = bar.getContext("2d");
     for (let x = 0; x < 144; x++) {
@@ -150,6 +163,15 @@ class HeatMaps {
     const [low, high] = range.map((value) => value.toFixed(digits).replace("-", "−") + unit);
     return element("div", { class: "scale" }, element("span", { text: low }), bar, element("span", { text: high }));
   }
+}
+
+function blockOf(name) {
+  return /\d+/.exec(name)?.[0] ?? null;
+}
+
+/** A layer's name without its block's number: "blocks.3.attn1.to_q" is an "attn1.to_q". */
+function kindOf(name) {
+  return name.replace(/^\D*\d+\./, "");
 }
 
 function round(value) {

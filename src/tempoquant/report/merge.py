@@ -42,7 +42,7 @@ class Part:
         labels: the reference first. Unique: a label that another folder used already gets its folder's name added.
         models: as the evaluations have them, by label.
         items: in the order of the first evaluation.
-        summary: rows of all evaluations.
+        summary, pairs: rows of all evaluations; pairs are of two quantized models of one evaluation.
         commands: each with the labels it measured.
         environments: each with its folder.
         notes: without repetitions.
@@ -56,6 +56,7 @@ class Part:
     models: dict[str, Mapping[str, Any]]
     items: list[Item]
     summary: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
     commands: list[tuple[str, list[str]]]
     environments: list[tuple[str, Mapping[str, Any]]]
     notes: list[str]
@@ -112,6 +113,7 @@ def _part_of(evaluation: Evaluation) -> Part:
         models={},
         items=[_new_item(item, evaluation) for item in document["items"]],
         summary=[],
+        pairs=[],
         commands=[],
         environments=[],
         notes=[],
@@ -147,6 +149,9 @@ def _take(part: Part, evaluation: Evaluation, names: Mapping[str, str]) -> None:
     document = evaluation.document
     part.models |= {names[m["label"]]: m for m in document["models"] if m["label"] in names}
     part.summary += [{**row, "label": names[row["label"]]} for row in document["summary"] if row["label"] in names]
+    part.pairs += [
+        {**row, "first": names[row["first"]], "second": names[row["second"]]} for row in document.get("pairs") or []
+    ]
     part.commands.append((document["command"], list(names.values())))
     part.environments.append((str(evaluation.folder), document["environment"]))
     part.notes += [note for note in document["notes"] if note not in part.notes]

@@ -70,10 +70,10 @@ _KNOWN = [
     Metric("vmaf", "VMAF", "", 1, 1, AGAINST,
            "Netflix's estimate of how far viewers see a loss, 0 to 100. Trained on large pictures."),
     Metric("vmaf_neg", "VMAF NEG", "", 1, 1, AGAINST, "VMAF that gives no credit for sharpening."),
-    Metric("final_latent_db", "Final latent", "dB", 1, 1, AGAINST,
+    Metric("final_latent_db", "SQNR of the final latent", "dB", 1, 1, AGAINST,
            "Signal over error of the last latent, before the video decoder."),
-    Metric("sqnr_db", "SQNR of the noise prediction", "dB", 1, 1, AGAINST,
-           "Signal over error of what the model predicts, on the inputs that 16-bit saw."),
+    Metric("sqnr_db", "SQNR of the latent", "dB", 1, 1, AGAINST,
+           "Signal over error of the latent at the end of each timestep bin."),
     Metric("temporal_flickering", "Temporal flickering", "", 4, 1, ALONE,
            "VBench's: how little neighbouring frames differ. A still picture scores 1."),
     Metric("motion_followed", "Motion followed", "%", 0, 1, WORLD,
@@ -87,22 +87,34 @@ SORT_ORDER = ("psnr_db", "vmaf", "ssim", "final_latent_db")
 
 
 def metric_of(key: str) -> Metric:
-    """What is known about a key; "sqnr_db/high_noise bin 0" is one part of "sqnr_db". An unknown one says so."""
-    whole, _, part = key.partition("/")
+    """What is known about a key; "sqnr_db high_noise bin 0" is one part of "sqnr_db". An unknown one says so."""
+    whole, _, part = key.partition(" ")
     if whole in METRICS:
         known = METRICS[whole]
-        return replace(known, key=key, title=f"{known.title}, {part}") if part else known
+        return replace(known, key=key, title=f"{known.title} after {part.replace('_', ' ')}") if part else known
     return Metric(
         key, key.replace("_", " "), "", 3, 0, ALONE, "Named by the evaluation; this page knows no more of it."
     )
 
 
+def is_part(key: str) -> bool:
+    """Whether it is of one timestep bin."""
+    return " " in key
+
+
+def place_of(key: str) -> tuple[bool, int]:
+    """To sort keys by: as this page tells of them, parts last."""
+    known = list(METRICS)
+    whole = key.partition(" ")[0]
+    return is_part(key), known.index(whole) if whole in known else len(known)
+
+
 def flat_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers by key; an object inside becomes keys such as "sqnr_db/high_noise bin 0". What is null is left out."""
+    """Numbers by key; an object inside becomes keys such as "sqnr_db high_noise bin 0". What is null is left out."""
     flat: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= {f"{key}/{part}": float(inner) for part, inner in value.items() if _is_number(inner)}
+            flat |= {f"{key} {part}": float(inner) for part, inner in value.items() if _is_number(inner)}
         elif _is_number(value):
             flat[key] = float(value)
     return flat

@@ -21,7 +21,9 @@ function colourClass(index) {
 /** An object URL for an embedded video, or the path of one beside the page. */
 function sourceOf(place) {
   if (place.file) return place.file;
-  const bytes = Uint8Array.from(atob(document.getElementById(place.element).textContent), (c) => c.charCodeAt(0));
+  const text = document.getElementById(place.element).textContent;
+  // fromBase64 is many times faster, and not in every browser of the last years.
+  const bytes = Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   return URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
 }
 
@@ -81,6 +83,7 @@ class Panel {
 
   setShape(ratio) {
     this.screen.style.aspectRatio = String(ratio);
+    this.screen.style.maxWidth = `${62 * ratio}vh`; // a tall video leaves room for its controls
   }
 
   /** Learn of every frame that reaches the screen. */

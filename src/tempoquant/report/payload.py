@@ -5,7 +5,7 @@ from typing import Any
 
 from tempoquant.report.media import Media, by_loss
 from tempoquant.report.merge import Item, Part
-from tempoquant.report.metrics import SORT_ORDER, metric_of
+from tempoquant.report.metrics import SORT_ORDER, is_part, metric_of, place_of
 
 
 def payload_of(part: Part, media: Media) -> dict[str, Any]:
@@ -45,9 +45,9 @@ def payload_of(part: Part, media: Media) -> dict[str, Any]:
 
 
 def _metric_keys(part: Part) -> list[str]:
-    """Of all items, those against 16-bit and of the whole first, parts such as one timestep bin last."""
+    """Of all items."""
     keys = dict.fromkeys(key for item in part.items for values in item.metrics.values() for key in values)
-    return sorted(keys, key=lambda key: "/" in key)
+    return sorted(keys, key=place_of)
 
 
 def _metric(key: str) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def _metric(key: str) -> dict[str, Any]:
         "unit": metric.unit,
         "digits": metric.digits,
         "family": metric.family,
+        "is_part": is_part(key),
         "explanation": metric.explanation,
     }
 

@@ -21,8 +21,8 @@ class Texts {
   scores(item, label) {
     const list = element("dl", { class: "scores" });
     const measured = item.metrics[label] ?? {};
-    for (const { key, title } of this.data.metrics)
-      if (key in measured && !key.includes("/"))
+    for (const { key, title, is_part } of this.data.metrics)
+      if (key in measured && !is_part)
         list.append(element("div", {}, element("dt", { text: title }), element("dd", { text: this.value(key, measured[key]) })));
     return list;
   }
