@@ -52,6 +52,23 @@ def test_players_stay_together_while_they_play_and_stop_on_one_frame(page_file, 
     assert page.locator("[data-readout]").inner_text() == f"frame {frames[0] + 1} of {NUM_FRAMES}"
 
 
+def test_a_video_that_fell_behind_is_brought_back_when_all_stop(page_file, open_page):
+    page = open_page(page_file).page
+    show(page, "ball-left")
+    page.locator("[data-speed]").select_option("0.25")
+    page.locator("[data-scrub]").fill("10")
+    wait_for_frame(page, 10)
+    page.locator("[data-do=play]").click()
+    until(page, "document.querySelector('.stage figure').dataset.frame > 10")
+    page.evaluate(f"""() => {{
+      document.querySelectorAll('.stage video')[1].currentTime -= 5 / {FPS};
+      document.querySelector('[data-do=play]').click();
+    }}""")
+    until(page, "[...document.querySelectorAll('.stage video')].every((v) => v.paused && !v.seeking)")
+    frames = shown_frames(page)
+    assert frames == [frames[0]] * 3 and frames[0] > 10
+
+
 def test_a_video_that_ends_starts_again_with_all_others(page_file, open_page):
     page = open_page(page_file).page
     show(page, "ball-left")
