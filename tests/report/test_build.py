@@ -142,9 +142,10 @@ def test_evaluations_of_other_16_bit_videos_stay_apart(evaluation, tmp_path):
 def test_within_noise_overlap_failures_and_the_trap_are_said(page_file):
     page = page_file.read_text(encoding="utf-8")
     assert page.count('<span class="chip noise">within noise</span>') == 2
-    assert "−0.0020 (−0.0024 … −0.0016)" in page
+    assert 'Δ −0.0020</span><span class="interval">−0.0024 … −0.0016<' in page
     assert "Overlap with calibration." in page and f'<tr class="overlap"><td>{OVERLAP}' in page
     assert "NaN in the decoded video" in page
+    assert "0.8900<span" in page and "subject consistency" in page  # VBench, normalised
     assert "A trap." in page and "collapsed video" in page
 
 

@@ -29,8 +29,9 @@ class Cell:
 
     Attributes:
         text: the number with its unit.
-        interval: such as "30.1 … 32.4", or why there is none; empty where nobody expects one.
-        difference: from 16-bit, with its interval; empty likewise.
+        difference: from 16-bit, such as "Δ −0.4"; empty where the metric itself compares with 16-bit.
+        interval: of the difference where there is one, else of the mean, such as "30.1 … 32.4", or why there is none;
+            empty where nobody expects one.
         words: the evaluation's own sentence about it, which says the same again.
         within_noise: True when the difference may be chance, None when that was not asked.
         num_items: items behind it; None where it is no mean.
@@ -106,8 +107,7 @@ def _quality_cell(metric: Metric, label: str, rows: Mapping[str, Mapping[str, An
     difference = ""
     if row.get("difference") is not None:
         sign = "+" if row["difference"] > 0 else ""
-        difference = f"{sign}{_bare(metric, row['difference'])}" + (f" ({interval})")
-        interval = ""
+        difference = f"Δ {sign}{_bare(metric, row['difference'])}"
     return Cell(metric.text(row.get("mean")), interval, difference, row["words"], row.get("within_noise"), row.get("n"))
 
 
