@@ -20,7 +20,7 @@ from tempoquant.report.metrics import (
     signed_minus,
 )
 
-NO_INTERVAL = "Size, memory and speed are counted, or measured once, and have no interval."
+NO_INTERVAL = "Size is counted, memory the largest and time the median of all videos: these have no interval."
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _memory(part: Part) -> tuple[Row, ...]:
     memories = [model.get("memory") or {} for model in part.models.values()]
     stages = dict.fromkeys(stage for memory in memories for stage in memory.get("peak_gpu_gib") or {})
     rows: list[tuple[str, str, Callable[[Mapping[str, Any]], str | None]]] = [
-        ("Peak RAM", "Largest resident set of the process.",
+        ("Peak RAM", "Largest resident set of the process, of all videos.",
          lambda model: _gib((model.get("memory") or {}).get("peak_rss_gib"))),
     ]  # fmt: skip
     for stage in stages:
@@ -146,7 +146,7 @@ def _gpu_stage(stage: str) -> Callable[[Mapping[str, Any]], str | None]:
 def _speed(part: Part) -> tuple[Row, ...]:
     return _rows(
         part,
-        ("Time per step", "One denoising step, both calls of guidance included.",
+        ("Time per step", "One denoising step, both calls of guidance included; median of all videos.",
          lambda model: _number(model.get("seconds_per_step"), 3, " s")),
         ("Kernels", "What ran the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
          lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items())),
