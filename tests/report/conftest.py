@@ -23,9 +23,9 @@ def page_file(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return output
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Chromium, started once."""
+    """Chromium, started once a module: Playwright's event loop should not outlive the tests that need it."""
     pytest.importorskip("playwright", reason="Playwright is in the extra `test`")
     from tests.report.browser import launched
 

@@ -67,6 +67,22 @@ def test_a_heat_map_is_read_with_the_arrow_keys(page_file, open_page):
     assert page.locator("[data-map-live]").inner_text() == read
 
 
+def test_an_evaluation_of_nothing_but_failures_opens(tmp_path, open_page):
+    """What evaluate leaves when it is interrupted after the reference, and nothing could be measured."""
+    document = evaluation_document()
+    reference = document["reference"]
+    document |= {"models": document["models"][:1], "summary": [], "pairs": [], "vbench": None}
+    for item in document["items"]:
+        item |= {"videos": {}, "metrics": {}, "failed": {reference: "out of memory"}, "image": None}
+    (tmp_path / "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
+    build_report([tmp_path], tmp_path / "report.html")
+    page = open_page(tmp_path / "report.html").page
+    assert len(rows(page)) == len(PROMPTS)
+    page.locator(".players").press("Space")
+    page.locator(".players").press("d")
+    assert "out of memory" in page.locator(".stage").inner_text()
+
+
 def test_the_theme_follows_the_system_and_the_choice(page_file, open_page):
     def is_dark(page) -> bool:
         color = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -10,8 +10,8 @@ class Texts {
   }
 
   value(key, value) {
-    const { unit, digits } = this.metrics.get(key);
     if (value === null || value === undefined) return "–";
+    const { unit, digits } = this.metrics.get(key);
     if (unit === "%") return value >= 0.5 ? "yes" : "no"; // of one video: it was followed, or not
     const text = value.toFixed(digits);
     return (Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−")) + (unit ? ` ${unit}` : "");
