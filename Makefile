@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-kill check format fuzz bench-quality bench-layers bench-scale bench-memory bench-gpu bench-peers clean
+.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-layers bench-scale bench-memory bench-gpu bench-peers clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -14,6 +14,9 @@ demo: .venv/.installed  ## Quantize the bundled model, run it beside the origina
 
 test: .venv/.installed-test  ## Run the tests.
 	$(BIN)/python -m pytest
+
+browser:  ## Install Debian's Chromium, which the tests of the report need (root or sudo); without it they are skipped.
+	.ci/install-chromium
 
 test-kill: .venv/.installed-test  ## Kill quantizing runs at 25 random moments and at every rename: the same bytes must come out.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_and_resume --random 25 --commits

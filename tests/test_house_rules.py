@@ -16,8 +16,8 @@ PACKAGE = [path for path in OUR_CODE if path.is_relative_to(ROOT / "src")]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TEXTS = sorted(
     path
-    for pattern in ("*.md", "*.toml", "*.yaml", "*.txt", "Makefile", ".ci/run", "docs/**/*.md", "src/**/*.json",
-                    "src/**/*.toml", "src/**/*.html", "src/**/*.md")
+    for pattern in ("*.md", "*.toml", "*.yaml", "*.txt", "Makefile", ".ci/*", "docs/**/*.md", "src/**/*.json",
+                    "src/**/*.toml", "src/**/*.html", "src/**/*.css", "src/**/*.js", "src/**/*.md")
     for path in ROOT.glob(pattern)
 )  # fmt: skip
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|Users|opt|mnt)/\w")
@@ -50,7 +50,8 @@ def test_the_lists_of_files_are_not_empty():
 
 
 def test_files_are_short():
-    lengths = {name_of(path): len(lines_of(path)) for path in OUR_CODE + TESTS}
+    scripts = sorted(ROOT.glob("src/**/*.js")) + sorted(ROOT.glob("src/**/*.css"))
+    lengths = {name_of(path): len(lines_of(path)) for path in OUR_CODE + TESTS + scripts}
     assert {name: length for name, length in lengths.items() if length > MAX_FILE_LINES} == {}
 
 

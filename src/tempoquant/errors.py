@@ -7,6 +7,7 @@
     ├── CalibrationError   calibration inputs are missing, overlap with evaluation, or hold NaN/Inf
     │   └── HessianError   a Hessian is not positive definite, even in float64
     ├── CheckpointError    a quantized checkpoint is truncated, altered, or of an unknown version
+    ├── EvaluationError    an evaluation's results are missing, damaged, or of an unknown version
     ├── OutputError        the output folder or file cannot be written as asked
     └── UnsupportedError   the operation cannot be right on a 4-bit layer (fuse_lora, fuse_qkv_projections)
 
@@ -40,6 +41,10 @@ class HessianError(CalibrationError):
 
 class CheckpointError(TempoQuantError):
     """A quantized checkpoint is truncated, altered, or of an unknown version."""
+
+
+class EvaluationError(TempoQuantError):
+    """Results of an evaluation are missing, damaged, or of an unknown version."""
 
 
 class OutputError(TempoQuantError):

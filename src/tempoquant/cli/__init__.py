@@ -13,6 +13,7 @@ from tempoquant.cli.inspect import command as inspect_command
 from tempoquant.cli.plan import command as plan_command
 from tempoquant.cli.quantize import command as quantize_command
 from tempoquant.cli.record import command as record_command
+from tempoquant.cli.report import command as report_command
 from tempoquant.cli.sensitivity import command as sensitivity_command
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.command("sensitivity")(sensitivity_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)
+app.command("report")(report_command)
 app.command("doctor")(doctor_command)
 app.command("export")(export_command)
 

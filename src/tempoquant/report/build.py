@@ -1,0 +1,163 @@
+"""Evaluations become one HTML file: `build_report`.
+
+The page asks nothing of the network, and its Content-Security-Policy lets it ask nothing: the only script and the only
+style that run are the two whose hashes it names. Prompts, labels and names come from other people's files. jinja2
+escapes them in the page, its `tojson` escapes them inside <script>, and the script writes them with textContent alone.
+"""
+
+import base64
+import hashlib
+import statistics
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from jinja2 import Environment, StrictUndefined
+
+from tempoquant.errors import EvaluationError
+from tempoquant.evaluate.files import check_place, write_text
+from tempoquant.progress import SILENT, Progress
+from tempoquant.report import charts, headline
+from tempoquant.report.evaluation import read_evaluation
+from tempoquant.report.media import Media
+from tempoquant.report.merge import Part, merge
+from tempoquant.report.metrics import TRAP, metric_of
+from tempoquant.report.payload import payload_of
+
+BUDGET_MIB = 64
+"""Of videos inside the page, as base64: what a browser on a phone still opens."""
+SCRIPTS = ("panel.js", "players.js", "table.js", "maps.js", "page.js")
+"""In this order they are one module."""
+NUM_COLOURS = 8
+"""Model colours that page.css has; the ninth model gets the first again, and its name as ever."""
+
+
+def build_report(
+    folders: Sequence[Path], output: Path, budget_mib: float = BUDGET_MIB, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write one page about all `folders` that `tempoquant evaluate -o` wrote, whole or not at all.
+
+    Args:
+        output: the page, NAME.html. Videos beyond the budget go to the folder NAME_videos beside it.
+        budget_mib: of embedded videos; 0 embeds none.
+
+    Returns:
+        Plain values: the page, its bytes, items, and how many videos are inside and beside.
+
+    Raises:
+        EvaluationError: a folder holds no evaluation, a damaged one, or lacks a file that it names.
+        OutputError: the page cannot be written there.
+    """
+    progress = progress or SILENT
+    if not folders:
+        raise EvaluationError("there is nothing to report on: give a folder that `tempoquant evaluate -o` wrote.")
+    check_place(output, ".html")
+    advance = progress.start("reading evaluations", len(folders))
+    evaluations = []
+    for folder in folders:
+        evaluations.append(read_evaluation(folder))
+        advance()
+    parts = merge(evaluations)
+    media = Media(output.parent / f"{output.stem}_videos", int(budget_mib * 2**20))
+    advance = progress.start("embedding videos", len(parts))
+    payloads = []
+    for part in parts:
+        payloads.append(payload_of(part, media))
+        advance()
+    write_text(output, _page(parts, payloads, media))
+    return {
+        "page": str(output),
+        "num_bytes": output.stat().st_size,
+        "num_items": sum(len(part.items) for part in parts),
+        "models": [part.others for part in parts],
+        "num_videos_inside": len(media.embedded),
+        "num_videos_beside": media.num_beside,
+        "folder_beside": str(media.beside) if media.num_beside else None,
+    }
+
+
+def _page(parts: Sequence[Part], payloads: Sequence[dict[str, Any]], media: Media) -> str:
+    source = files("tempoquant.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style = source.joinpath("page.css").read_text(encoding="utf-8")
+    script = "\n".join(source.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    template = environment.from_string(source.joinpath("page.html").read_text(encoding="utf-8"))
+    return template.render(
+        policy=_policy(script, style, media.num_beside > 0),
+        style=style,
+        script=script,
+        parts=[_context(part, payload) for part, payload in zip(parts, payloads, strict=True)],
+        embedded=media.embedded,
+        beside=media.beside.name if media.num_beside else None,
+        num_beside=media.num_beside,
+        trap=TRAP,
+        metric_of=metric_of,
+        no_interval=headline.NO_INTERVAL,
+        num_colours=NUM_COLOURS,
+        chart=charts,
+    )
+
+
+def _policy(script: str, style: str, has_files_beside: bool) -> str:
+    """Content-Security-Policy: nothing but this file and, where there are any, the videos beside it."""
+    beside = " 'self' file:" if has_files_beside else ""
+    return (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        f"media-src blob:{beside}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _context(part: Part, payload: dict[str, Any]) -> dict[str, Any]:
+    """What the template says about one part."""
+    bits = {label: part.models[label].get("bits_per_weight") for label in part.labels}
+    used = dict.fromkeys(row["metric"].partition(" ")[0] for row in part.summary)
+    return {
+        "part": part,
+        "payload": payload,
+        "headline": headline.headline(part),
+        "by_bin": headline.by_bin(part),
+        "charts": charts.charts_of(part.labels, bits, part.summary),
+        "failures": [(item, label, why) for item in part.items for label, why in item.failed.items()],
+        "metrics": [metric_of(key) for key in used],
+        "recipes": {
+            label: _toml(part.models[label]["recipe"]) for label in part.others if part.models[label].get("recipe")
+        },
+        "map_rows": [row for label in part.others for row in _map_rows(label, part.models[label].get("maps") or {})],
+    }
+
+
+def _toml(recipe: dict[str, Any]) -> str:
+    """A recipe as `--recipe` reads it; TOML has no null, and a setting of none is one that is left out."""
+    return tomli_w.dumps({key: value for key, value in recipe.items() if value is not None})
+
+
+def _map_rows(label: str, maps: dict[str, Any]) -> list[dict[str, Any]]:
+    """The heat maps in words: a row per expert and bin, the noisiest first, with medians and the worst layer."""
+    rows = []
+    for expert, heat in maps.items():
+        for number in reversed(range(len(heat["bins"]))):
+            errors = [
+                (row[number], layer)
+                for layer, row in zip(heat["layers"], heat["error_db"] or [], strict=False)
+                if row[number] is not None
+            ]
+            ratios = [row[number] for row in heat["clip_ratio"] or [] if row[number] is not None]
+            worst = max(errors, default=(None, None))
+            rows.append(
+                {
+                    "label": label,
+                    "expert": expert,
+                    "bin": heat["bins"][number],
+                    "median_error": statistics.median(error for error, _ in errors) if errors else None,
+                    "worst_error": worst[0],
+                    "worst_layer": worst[1],
+                    "median_clip_ratio": statistics.median(ratios) if ratios else None,
+                }
+            )
+    return rows

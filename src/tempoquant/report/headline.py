@@ -1,0 +1,174 @@
+"""The headline table: quality, size, memory and speed, a column per model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.filters import do_filesizeformat
+
+from tempoquant.report.merge import Part
+from tempoquant.report.metrics import (
+    AGAINST,
+    ALONE,
+    NOT_MEASURED,
+    TRAP,
+    WORLD,
+    Metric,
+    is_part,
+    metric_of,
+    place_of,
+    signed_minus,
+)
+
+NO_INTERVAL = "Size is counted, memory the largest and time the median of all videos: these have no interval."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number.
+
+    Attributes:
+        text: the number with its unit.
+        difference: from 16-bit, such as "Δ −0.4"; empty where the metric itself compares with 16-bit.
+        interval: of the difference where there is one, else of the mean, such as "30.1 … 32.4", or why there is none;
+            empty where nobody expects one.
+        words: the evaluation's own sentence about it, which says the same again.
+        within_noise: True when the difference may be chance, None when that was not asked.
+        num_items: items behind it; None where it is no mean.
+    """
+
+    text: str
+    interval: str = ""
+    difference: str = ""
+    words: str = ""
+    within_noise: bool | None = None
+    num_items: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a title, what it means, and a cell for each label."""
+
+    title: str
+    explanation: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under one heading, with a warning that belongs to all of them (or none)."""
+
+    title: str
+    rows: tuple[Row, ...]
+    warning: str = ""
+
+
+def headline(part: Part) -> list[Group]:
+    """Groups of rows; what no model has a number for is left out."""
+    groups = [
+        Group(f"Quality {AGAINST}", _quality(part, lambda metric: metric.family == AGAINST)),
+        Group("Prompt followed", _quality(part, lambda metric: metric.family == WORLD)),
+        Group("Quality of the video alone", _quality(part, lambda metric: metric.family == ALONE), TRAP),
+        Group("Size", _size(part)),
+        Group("Memory", _memory(part)),
+        Group("Speed", _speed(part)),
+    ]
+    return [group for group in groups if group.rows]
+
+
+def by_bin(part: Part) -> list[Group]:
+    """The measures that were taken after each timestep bin, in sampling order."""
+    rows = _quality(part, lambda metric: True, parts=True)
+    return [Group("After each timestep bin", rows)] if rows else []
+
+
+def _quality(part: Part, wanted: Callable[[Metric], bool], parts: bool = False) -> tuple[Row, ...]:
+    rows = []
+    for key in sorted(dict.fromkeys(row["metric"] for row in part.summary), key=place_of):
+        metric = metric_of(key)
+        if is_part(key) == parts and wanted(metric):
+            found = {row["label"]: row for row in part.summary if row["metric"] == key}
+            cells = tuple(_quality_cell(metric, label, found, part.reference) for label in part.labels)
+            arrow = {1: " ↑", -1: " ↓", 0: ""}[metric.better]
+            rows.append(Row(metric.title + arrow, metric.explanation, cells))
+    return tuple(rows)
+
+
+def _quality_cell(metric: Metric, label: str, rows: Mapping[str, Mapping[str, Any]], reference: str) -> Cell:
+    row = rows.get(label)
+    if row is None:
+        means = [other.get("reference_mean") for other in rows.values() if label == reference]
+        return Cell(metric.text(next((mean for mean in means if mean is not None), None)))
+    interval = ""
+    if row.get("low") is not None and row.get("high") is not None:
+        interval = f"{_bare(metric, row['low'])} … {_bare(metric, row['high'])}"
+    else:
+        interval = "too few for an interval"
+    difference = ""
+    if row.get("difference") is not None:
+        sign = "+" if row["difference"] > 0 else ""
+        difference = f"Δ {sign}{_bare(metric, row['difference'])}"
+    return Cell(metric.text(row.get("mean")), interval, difference, row["words"], row.get("within_noise"), row.get("n"))
+
+
+def _bare(metric: Metric, value: float) -> str:
+    """Without its unit, which stands beside the mean."""
+    return signed_minus(value * (100 if metric.unit == "%" else 1), metric.digits)
+
+
+def _size(part: Part) -> tuple[Row, ...]:
+    return _rows(
+        part,
+        ("Bits per weight", "Codes, scales, smoothing, branch and clip ratios over the number of weights.",
+         lambda model: _number(model.get("bits_per_weight"), 2)),
+        ("On disk", "The two experts.", lambda model: _bytes(model.get("num_bytes"))),
+        ("Activations", "Bits of the inputs of 4-bit linears; 8@LOW-HIGH at these timesteps, 4 at the others.",
+         lambda model: model.get("activation_bits") and f"{model['activation_bits']} bits"),
+    )  # fmt: skip
+
+
+def _memory(part: Part) -> tuple[Row, ...]:
+    memories = [model.get("memory") or {} for model in part.models.values()]
+    stages = dict.fromkeys(stage for memory in memories for stage in memory.get("peak_gpu_gib") or {})
+    rows: list[tuple[str, str, Callable[[Mapping[str, Any]], str | None]]] = [
+        ("Peak RAM", "Largest resident set of the process, of all videos.",
+         lambda model: _gib((model.get("memory") or {}).get("peak_rss_gib"))),
+    ]  # fmt: skip
+    for stage in stages:
+        rows.append((f"Peak GPU, {stage}", "Largest allocation of that stage.", _gpu_stage(stage)))
+    return _rows(part, *rows)
+
+
+def _gpu_stage(stage: str) -> Callable[[Mapping[str, Any]], str | None]:
+    return lambda model: _gib(((model.get("memory") or {}).get("peak_gpu_gib") or {}).get(stage))
+
+
+def _speed(part: Part) -> tuple[Row, ...]:
+    return _rows(
+        part,
+        ("Time per step", "One denoising step, both calls of guidance included; median of all videos.",
+         lambda model: _number(model.get("seconds_per_step"), 3, " s")),
+        ("Kernels", "What ran the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
+         lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items())),
+    )  # fmt: skip
+
+
+def _rows(part: Part, *rows: tuple[str, str, Callable[[Mapping[str, Any]], str | None]]) -> tuple[Row, ...]:
+    made = []
+    for title, explanation, text_of in rows:
+        texts: Sequence[str | None] = [text_of(part.models[label]) for label in part.labels]
+        if any(texts):
+            made.append(Row(title, explanation, tuple(Cell(text or NOT_MEASURED) for text in texts)))
+    return tuple(made)
+
+
+def _number(value: float | None, digits: int, unit: str = "") -> str | None:
+    return None if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _gib(value: float | None) -> str | None:
+    return _number(value, 2, " GiB")
+
+
+def _bytes(value: int | None) -> str | None:
+    return None if value is None else do_filesizeformat(value, binary=True)

@@ -1,0 +1,130 @@
+"""What is known about each number of an evaluation: its name, unit, direction, and what it can and cannot say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+AGAINST = "against 16-bit"
+ALONE = "of the video alone"
+WORLD = "of the prompt"
+"""Families. AGAINST compares each frame with the reference's of the same seed, ALONE never sees a reference."""
+
+NOT_MEASURED = "–"
+
+TRAP = (
+    "A collapsed video (frozen, blank, or smeared) changes little from frame to frame, so measures of consistency and "
+    "flickering score it high. Read them beside the measures against 16-bit, which fall when a video collapses: a "
+    "model is better only where both agree."
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per video.
+
+    Attributes:
+        key: in evaluation.json.
+        title, unit: for people; the unit is empty where there is none.
+        digits: after the point.
+        better: 1 when more is better, -1 when less is, 0 when only the distance from the reference counts.
+        family: AGAINST, ALONE or WORLD.
+        explanation: one or two sentences.
+    """
+
+    key: str
+    title: str
+    unit: str
+    digits: int
+    better: int
+    family: str
+    explanation: str
+
+    def text(self, value: float | None) -> str:
+        """Such as "31.2 dB"; NOT_MEASURED for None."""
+        if value is None:
+            return NOT_MEASURED
+        if self.unit == "%":
+            return f"{signed_minus(100 * value, self.digits)} %"
+        return signed_minus(value, self.digits) + (f" {self.unit}" if self.unit else "")
+
+    def loss(self, value: float | bool | None, reference: float | bool | None) -> float | None:
+        """How much was lost, more is worse; in the metric's unit. None when it cannot be said.
+
+        Against 16-bit the value itself says it (its sign turned); alone and of the prompt it is the distance from what
+        the 16-bit video of the same item and seed scored.
+        """
+        if value is None:
+            return None
+        if self.family == AGAINST:
+            return -self.better * float(value)
+        if reference is None:
+            return None
+        difference = float(value) - float(reference)
+        return -self.better * difference if self.better else abs(difference)
+
+
+_KNOWN = [
+    Metric("psnr_db", "PSNR", "dB", 1, 1, AGAINST,
+           "Peak signal over mean squared error, frame by frame against 16-bit."),
+    Metric("ssim", "SSIM", "", 3, 1, AGAINST, "Structural similarity of frames with 16-bit's; 1 is identical."),
+    Metric("vmaf", "VMAF", "", 1, 1, AGAINST,
+           "Netflix's estimate of how far viewers see a loss, 0 to 100. Trained on large pictures."),
+    Metric("vmaf_neg", "VMAF NEG", "", 1, 1, AGAINST, "VMAF that gives no credit for sharpening."),
+    Metric("final_latent_db", "SQNR of the final latent", "dB", 1, 1, AGAINST,
+           "Signal over error of the last latent, before the video decoder."),
+    Metric("sqnr_db", "SQNR of the latent", "dB", 1, 1, AGAINST,
+           "Signal over error of the latent at the end of each timestep bin."),
+    Metric("temporal_flickering", "Temporal flickering", "", 4, 1, ALONE,
+           "VBench's: how little neighbouring frames differ. A still picture scores 1."),
+    Metric("motion_followed", "Motion followed", "%", 0, 1, WORLD,
+           "Share of videos in which the object moves as the prompt says, told by the bundled world's own rules."),
+    Metric("appearance_kept", "Appearance kept", "%", 0, 1, WORLD,
+           "Share of videos in which the object keeps its colour and shape, told by the bundled world's own rules."),
+]  # fmt: skip
+METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _KNOWN}
+SORT_ORDER = ("psnr_db", "vmaf", "ssim", "final_latent_db")
+"""What items are sorted by at first: the first of these that was measured. PSNR means something at every size."""
+
+
+def metric_of(key: str) -> Metric:
+    """What is known about a key; "sqnr_db high_noise bin 0" is one part of "sqnr_db". An unknown one says so."""
+    whole, _, part = key.partition(" ")
+    if whole in METRICS:
+        known = METRICS[whole]
+        return replace(known, key=key, title=f"{known.title} after {part.replace('_', ' ')}") if part else known
+    return Metric(
+        key, key.replace("_", " "), "", 3, 0, ALONE, "Named by the evaluation; this page knows no more of it."
+    )
+
+
+def is_part(key: str) -> bool:
+    """Whether it is of one timestep bin."""
+    return " " in key
+
+
+def place_of(key: str) -> tuple[bool, int]:
+    """To sort keys by: as this page tells of them, parts last."""
+    known = list(METRICS)
+    whole = key.partition(" ")[0]
+    return is_part(key), known.index(whole) if whole in known else len(known)
+
+
+def flat_metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by key; an object inside becomes keys such as "sqnr_db high_noise bin 0". What is null is left out."""
+    flat: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key} {part}": float(inner) for part, inner in value.items() if _is_number(inner)}
+        elif _is_number(value):
+            flat[key] = float(value)
+    return flat
+
+
+def signed_minus(value: float, digits: int) -> str:
+    """A number with a real minus sign, and no "−0.0"."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
