@@ -75,6 +75,7 @@ class EvaluationFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 self._settle(identity)
+                self._tidy()
                 yield
         except Timeout:
             raise OutputError(
@@ -105,6 +106,11 @@ class EvaluationFolder:
                 )
         grown = {key: {**found[key], **wanted[key]} for key in _MAY_GROW}
         write_text(file, _json({**wanted, **grown}))
+
+    def _tidy(self) -> None:
+        """Remove what a killed process left half written."""
+        for file in self.path.rglob(".*-*"):
+            file.unlink()
 
     def place(self, kind: str, take: Take) -> Path:
         """Where a take's file of a kind lies: "videos", "lossless" or "latents"."""
