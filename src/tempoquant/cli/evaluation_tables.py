@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from tempoquant.evaluate.evaluation_folder import EVALUATION
+from tempoquant.evaluate.measures import METRICS
 from tempoquant.evaluate.summaries import metric_of
 
 
@@ -25,7 +27,8 @@ def evaluation_text(record: Mapping[str, Any], output: Path) -> RenderableType:
         parts.append(f"{len(benchmark['excluded_overlap'])} items left out: a model was calibrated on them.")
     if failed:
         parts.append(f"{len(failed)} videos failed, such as one of {failed[0][0]}: {failed[0][1]}")
-    return Group(*parts, *record["notes"], f"Everything is in {output}, the numbers in {output / EVALUATION}.")
+    notes = [Text(note, style="bold red" if "--allow-overlap" in note else "") for note in record["notes"]]
+    return Group(*parts, *notes, f"Everything is in {output}, the numbers in {output / EVALUATION}.")
 
 
 def _models_table(record: Mapping[str, Any]) -> Table:
@@ -46,8 +49,9 @@ def _metrics_table(record: Mapping[str, Any]) -> Table:
     table = Table(title=f"{record['benchmark']['name']}, {count}; 95 % bootstrap intervals", title_justify="left")
     for column in ("metric", "model", "mean, or difference"):
         table.add_column(column)
-    names = list(dict.fromkeys(row["metric"] for row in record["summary"]))
-    for name in names:
+    order = list(METRICS)
+    names = dict.fromkeys(row["metric"] for row in record["summary"])
+    for name in sorted(names, key=lambda name: order.index(name.partition(" ")[0])):
         title = metric_of(name).words
         for row in record["summary"]:
             if row["metric"] == name:

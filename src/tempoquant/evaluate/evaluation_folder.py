@@ -85,7 +85,7 @@ class EvaluationFolder:
     def _settle(self, identity: Mapping[str, Any]) -> None:
         file = self.path / SETTINGS
         if not file.is_file():
-            if any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
                 raise OutputError(f"{self.path} holds something that is no evaluation: choose another folder.")
             write_text(file, _json(identity))
             return

@@ -25,9 +25,12 @@ def summarize(measured: Measured, labels: Sequence[str], bins: Sequence[str]) ->
     rows = []
     for label, name in itertools.product(labels, _names(bins)):
         values, of_reference = _by_item(measured, label, name), _by_item(measured, labels[0], name)
+        if of_reference:
+            values = {key: value for key, value in values.items() if key in of_reference}
         if not values:
             continue
-        mean, metric = mean_interval(list(values.values())), metric_of(name)
+        metric = metric_of(name)
+        mean = mean_interval(list(values.values()))
         found = mean if label == labels[0] else paired_difference(of_reference, values) or mean
         row = {"label": label, "metric": name, "mean": mean.mean, "reference_mean": None, "difference": None,
                "low": found.low, "high": found.high, "n": found.n, "within_noise": None}  # fmt: skip
