@@ -90,20 +90,11 @@ class EvaluationFolder:
             write_text(file, _json(identity))
             return
         wanted, found = json.loads(_json(identity)), _read_json(file)
-        for key in sorted(wanted.keys() | found.keys()):
-            inside = (wanted.get(key, {}), found.get(key, {}))
-            if key in _MAY_GROW:
-                differing = [name for name in inside[0].keys() & inside[1].keys() if inside[0][name] != inside[1][name]]
-            elif isinstance(inside[0], dict) and isinstance(inside[1], dict):
-                names = sorted(inside[0].keys() | inside[1].keys())
-                differing = [name for name in names if inside[0].get(name) != inside[1].get(name)]
-            else:
-                differing = [""] if wanted.get(key) != found.get(key) else []
-            if differing:
-                raise OutputError(
-                    f"{self.path} belongs to an evaluation with another {' '.join([key, *differing[:1]]).strip()}: "
-                    "repeat its settings, or choose another folder."
-                )
+        if (differing := _first_difference(wanted, found)) is not None:
+            raise OutputError(
+                f"{self.path} belongs to an evaluation with another {differing}: repeat its settings, or choose "
+                "another folder."
+            )
         grown = {key: {**found[key], **wanted[key]} for key in _MAY_GROW}
         write_text(file, _json({**wanted, **grown}))
 
@@ -210,6 +201,21 @@ def _metadata(file: Path) -> dict[str, str]:
 
 def _take_of(line: Mapping[str, Any]) -> Take:
     return Take(line["label"], line["id"], line["seed"])
+
+
+def _first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """What two identities differ in, such as "benchmark" or "settings num_steps"; None for nothing."""
+    for key in sorted(wanted.keys() | found.keys()):
+        ours, theirs = wanted.get(key), found.get(key)
+        if not isinstance(ours, dict) or not isinstance(theirs, dict):
+            if ours != theirs:
+                return key
+            continue
+        names = ours.keys() & theirs.keys() if key in _MAY_GROW else ours.keys() | theirs.keys()
+        for name in sorted(names):
+            if ours.get(name) != theirs.get(name):
+                return f"{key} {name}"
+    return None
 
 
 def _json(value: Mapping[str, Any]) -> str:

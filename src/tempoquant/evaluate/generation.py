@@ -4,7 +4,6 @@ All models get the same image, prompt, noise, scheduler, steps, size and post-pr
 """
 
 import contextlib
-import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from tempoquant.evaluate.files import write_lossless, write_mp4, write_png
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
+from tempoquant.integrations.residency import free_memory
 from tempoquant.integrations.sampling import first_frame, generate_video
 from tempoquant.integrations.schedule import load_scheduler
 from tempoquant.integrations.wan import load_pipeline
@@ -140,10 +140,3 @@ class _Counter:
     def complete(self, total: int) -> None:
         for _ in range(total - self._count):
             self()
-
-
-def free_memory() -> None:
-    """A pipeline's modules refer to each other in circles, so that only the collector frees the last one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
