@@ -109,7 +109,7 @@ def require_complete(output: Path) -> None:
         metrics = folder.measured()[take]
         if take.label == "again" and (metrics["psnr_db"], metrics["final_latent_db"]) != (CEILING_DB, CEILING_DB):
             raise AssertionError(f"{take}: the same model made another video")
-    if left := [str(file) for file in output.rglob(".*-*")]:
+    if left := [str(file) for file in output.rglob(".?*") if file.name != ".lock"]:
         raise AssertionError(f"half written files are left: {left}")
 
 

@@ -5,6 +5,7 @@ import torch
 
 from tempoquant.errors import OutputError
 from tempoquant.evaluate.evaluation_folder import MANIFEST, EvaluationFolder, Take, file_name, read_latents
+from tempoquant.evaluate.files import whole_file
 
 IDENTITY = {"benchmark": "tiny", "settings": {"num_steps": 4, "fps": 8}, "models": {"a": "1"}, "items": {"i": "x"}}
 COSTS = {"seconds_per_step": 0.5, "peak_gpu_gib": None, "peak_rss_gib": 1.0}
@@ -120,9 +121,13 @@ def test_metrics_are_kept_and_added_to(folder):
 def test_half_written_files_of_a_killed_run_go(folder):
     place = folder.path / "lossless" / "a"
     place.mkdir(parents=True)
-    (place / ".item-0-x8f3.mkv").write_bytes(b"half")
+    (place / ".my-notes").write_text("somebody else's")
+    with pytest.raises(ZeroDivisionError), whole_file(place / "item-0.mkv") as temporary:
+        killed = temporary.rename(place / f"{temporary.stem}.kept")
+        raise ZeroDivisionError
+    killed.rename(temporary)
     with folder.claimed(IDENTITY):
-        assert list(place.iterdir()) == []
+        assert [file.name for file in place.iterdir()] == [".my-notes"]
 
 
 @pytest.mark.parametrize("text", ["a/b", "../x", "ä", "x" * 300, "a b", ".hidden", "con:1", ""])

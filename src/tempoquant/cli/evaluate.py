@@ -101,11 +101,12 @@ def command(  # noqa: PLR0913 (one argument per option)
 
 
 def _reference_label(source: Path, models: Sequence["Model"]) -> str:
+    """Such as "16-bit", where the reference is that and no model is called so."""
     from tempoquant.evaluate.contents import configs_of
 
     taken = {model.label for model in models}
-    return next(label for label in ("16-bit", "reference", "the reference") if label not in taken and (
-        label != "16-bit" or not configs_of(source)))  # fmt: skip
+    names = ("reference", "the-reference") if configs_of(source) else ("16-bit", "reference", "the-reference")
+    return next(name for name in names if name not in taken)
 
 
 def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> list["Model"]:

@@ -36,6 +36,8 @@ SETTINGS, MANIFEST, METRICS, EVALUATION = "settings.json", "manifest.jsonl", "me
 _KINDS = {"videos": ".mp4", "lossless": ".mkv", "latents": ".safetensors"}
 _MAY_GROW = ("items", "models")
 _LONGEST_NAME = 80
+_HALF_WRITTEN = re.compile(r"\..+-[a-z0-9_]{8}\.(json|jsonl|png|mp4|mkv|safetensors)")
+"""Names that `files.whole_file` writes under."""
 
 
 class Take(NamedTuple):
@@ -100,8 +102,9 @@ class EvaluationFolder:
 
     def _tidy(self) -> None:
         """Remove what a killed process left half written."""
-        for file in self.path.rglob(".*-*"):
-            file.unlink()
+        for file in self.path.rglob(".*"):
+            if _HALF_WRITTEN.fullmatch(file.name):
+                file.unlink()
 
     def place(self, kind: str, take: Take) -> Path:
         """Where a take's file of a kind lies: "videos", "lossless" or "latents"."""
