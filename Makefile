@@ -18,8 +18,9 @@ test: .venv/.installed-test  ## Run the tests.
 browser:  ## Install Debian's Chromium, which the tests of the report need (root or sudo); without it they are skipped.
 	.ci/install-chromium
 
-test-kill: .venv/.installed-test  ## Kill quantizing runs at 25 random moments and at every rename: the same bytes must come out.
+test-kill: .venv/.installed-test  ## Kill quantizing at 25 random moments and every rename, evaluating at every rename: the same must come out.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_and_resume --random 25 --commits
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_evaluation
 
 check: .venv/.installed-check  ## Lint, formatting, types, and which module may import which.
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 
@@ -81,11 +82,12 @@ def _load_file(file: Path) -> list[Prompt]:
         if video is not None and not video.exists():
             raise CalibrationError(f"{where}: there is no video {video}.")
         id = str(record.get("id", f"{file.stem}-{number}"))
-        prompts.append(Prompt(id, _open_image(image_path, where), text, video))
+        prompts.append(Prompt(id, open_image(image_path, where), text, video))
     return prompts
 
 
-def _open_image(path: Path, where: str) -> Image.Image:
+def open_image(path: str | Path, where: str = "--image") -> Image.Image:
+    """One RGB image. Raises CalibrationError, beginning with `where`, when it is missing or unreadable."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -95,13 +97,21 @@ def _open_image(path: Path, where: str) -> Image.Image:
         raise CalibrationError(f"{where}: {path} cannot be read as an image ({error}).") from error
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """One RGB image. Raises CalibrationError when it is missing or unreadable."""
-    return _open_image(Path(path), "--image")
+class Identified(Protocol):
+    """Whatever can be held against what a model was calibrated on, such as a `Prompt`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def image_hash(self) -> str: ...
 
 
-def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str]]) -> None:
-    """Raise CalibrationError when a prompt was also calibrated on, by id or by image and text.
+def calibrated_on(prompts: Iterable[Identified], calibrated: Iterable[dict[str, str]]) -> list[str]:
+    """Ids of the prompts that were also calibrated on, by id or by image and text, in order.
 
     Args:
         calibrated: provenance records {"id", "prompt", "image_sha256"}, as a checkpoint stores them.
@@ -109,7 +119,12 @@ def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str
     records = list(calibrated)
     ids = {record["id"] for record in records}
     contents = {(record["image_sha256"], record["prompt"]) for record in records}
-    shared = [p.id for p in prompts if p.id in ids or (p.image_hash, p.text) in contents]
+    return [p.id for p in prompts if p.id in ids or (p.image_hash, p.text) in contents]
+
+
+def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str]]) -> None:
+    """Raise CalibrationError when a prompt was also calibrated on; see `calibrated_on`."""
+    shared = calibrated_on(prompts, calibrated)
     if shared:
         raise CalibrationError(
             f"{len(shared)} evaluation prompt(s) were calibrated on, such as {shared[0]!r}: evaluate on other prompts."

@@ -4,7 +4,7 @@ import pytest
 
 from tempoquant.errors import OutputError
 from tempoquant.evaluate import files
-from tempoquant.evaluate.files import check_place, whole_file, write_mp4, write_text
+from tempoquant.evaluate.files import check_place, read_lossless, whole_file, write_lossless, write_mp4, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -58,3 +58,18 @@ def test_a_failing_encoder_is_one_sentence_and_leaves_nothing(tmp_path, monkeypa
     ):
         write_mp4(tmp_path / "a.mp4", np.zeros((1, 16, 16, 3), np.uint8), 8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 3), (5, 32, 48, 3), (17, 33, 47, 3)])
+def test_lossless_clips_come_back_bit_by_bit(tmp_path, shape):
+    video = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    write_lossless(tmp_path / "a.mkv", video, 16)
+    found = read_lossless(tmp_path / "a.mkv")
+    assert found.dtype == np.uint8 and np.array_equal(found, video)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mkv"]
+
+
+def test_a_damaged_clip_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "a.mkv").write_bytes(b"nothing")
+    with pytest.raises(OutputError, match=r"a\.mkv cannot be read"):
+        read_lossless(tmp_path / "a.mkv")

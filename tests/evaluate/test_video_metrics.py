@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.video_metrics import psnr_db, ssim
+from tempoquant.evaluate.video_metrics import psnr_db, ssim, temporal_flickering
 
 
 def video(seed: int = 0, shape: tuple[int, ...] = (3, 17, 13, 3)) -> np.ndarray:
@@ -57,3 +57,20 @@ def test_videos_of_other_sizes_are_refused(metric):
 def test_frames_below_the_window_are_refused():
     with pytest.raises(ModelError, match="at least 11 pixels"):
         ssim(video(shape=(1, 10, 32, 3)), video(shape=(1, 10, 32, 3)))
+
+
+def test_flickering_is_vbenchs_formula():
+    """By hand: differences of 10 and 30 in every pixel, 20 on average: (255 − 20) / 255."""
+    video = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (100, 110, 80)])
+    assert temporal_flickering(video) == pytest.approx((255 - 20) / 255)
+    assert temporal_flickering(video[::-1]) == temporal_flickering(video)
+
+
+def test_a_still_does_not_flicker_and_a_single_frame_has_no_score():
+    assert temporal_flickering(np.full((5, 4, 4, 3), 7, np.uint8)) == 1.0
+    assert temporal_flickering(np.zeros((1, 4, 4, 3), np.uint8)) is None
+
+
+def test_black_to_white_is_the_worst_flickering():
+    video = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 255)])
+    assert temporal_flickering(video) == 0.0

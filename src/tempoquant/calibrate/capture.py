@@ -52,6 +52,23 @@ def watching_inputs(modules: Mapping[Name, nn.Module], observe: Callable[[Name, 
 
 
 @contextlib.contextmanager
+def watching_outputs(
+    modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor, torch.Tensor], None]
+) -> Iterator[None]:
+    """Within this context, `observe(name, first positional input, output)` runs after each call of the named
+    modules."""
+    handles = [
+        module.register_forward_hook(lambda _, args, output, name=name: observe(name, args[0], output))
+        for name, module in modules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def watching_gradients(
     modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]
 ) -> Iterator[None]:

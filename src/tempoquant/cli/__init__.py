@@ -7,6 +7,7 @@ import typer
 from tempoquant.cli.compare import command as compare_command
 from tempoquant.cli.demo import command as demo_command
 from tempoquant.cli.doctor import command as doctor_command
+from tempoquant.cli.evaluate import command as evaluate_command
 from tempoquant.cli.export import command as export_command
 from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
@@ -32,6 +33,7 @@ app.command("sensitivity")(sensitivity_command)
 app.command("generate")(generate_command)
 app.command("inspect")(inspect_command)
 app.command("compare")(compare_command)
+app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("doctor")(doctor_command)
 app.command("export")(export_command)

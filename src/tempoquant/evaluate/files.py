@@ -70,23 +70,36 @@ def write_mp4(path: Path, video: Video, frames_per_second: int) -> None:
     Raises:
         OutputError: the name does not end in .mp4, or the encoder failed (a full disk, say).
     """
-    check_place(path, ".mp4")
     odd = [(0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)]
-    padded = np.pad(video, odd, mode="edge")
+    encoding = {"codec": "libx264", "pixelformat": "yuv420p",
+                "output_params": ["-crf", str(CONSTANT_RATE_FACTOR), "-movflags", "+faststart"]}  # fmt: skip
+    _encode(path, ".mp4", np.pad(video, odd, mode="edge"), frames_per_second, encoding)
+
+
+def write_lossless(path: Path, video: Video, frames_per_second: int) -> None:
+    """Write FFV1 in RGB, which `read_lossless` gives back bit by bit. Raises OutputError as `write_mp4` does."""
+    _encode(path, ".mkv", video, frames_per_second, {"codec": "ffv1", "pixelformat": "bgr0", "output_params": []})
+
+
+def read_lossless(path: Path) -> Video:
+    """All frames of a file of `write_lossless`. Raises OutputError when it cannot be read."""
+    try:
+        with contextlib.closing(imageio.get_reader(path, format="FFMPEG")) as reader:
+            return np.stack([frame for frame in reader])  # noqa: C416 (list() would ask for a length, which is infinite)
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        raise OutputError(f"{path} cannot be read ({error}): remove it, and it is made again.") from error
+
+
+def _encode(path: Path, suffix: str, video: Video, frames_per_second: int, encoding: dict[str, Any]) -> None:
+    check_place(path, suffix)
     with whole_file(path) as temporary:
         try:
             writer: Any = imageio.get_writer(
-                temporary,
-                format="FFMPEG",
-                fps=frames_per_second,
-                codec="libx264",
-                pixelformat="yuv420p",
-                macro_block_size=1,
-                ffmpeg_log_level="quiet",
-                output_params=["-crf", str(CONSTANT_RATE_FACTOR), "-movflags", "+faststart"],
-            )
+                temporary, format="FFMPEG", fps=frames_per_second, macro_block_size=1, ffmpeg_log_level="quiet",
+                **encoding,
+            )  # fmt: skip
             with contextlib.closing(writer):
-                for frame in padded:
+                for frame in video:
                     writer.append_data(frame)
         except OSError as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,9 +1,10 @@
-"""How far one video is from another of the same prompt and seed: PSNR and SSIM.
+"""How far one video is from another of the same prompt and seed: PSNR and SSIM. How steady one is: flickering.
 
-Both say how *close* two videos are, not how good one is: a quantized model may answer the prompt just as well with
-other pixels. They are read beside prompt adherence.
+The first two say how *close* two videos are, not how good one is: a quantized model may answer the prompt just as
+well with other pixels. They are read beside prompt adherence.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -44,6 +45,18 @@ def ssim(reference: Video, other: Video) -> float:
         for a, b in zip(reference, other, strict=True)
     ]
     return float(np.mean(per_frame))
+
+
+def temporal_flickering(video: Video) -> float | None:
+    """VBench's score: (255 − mean absolute difference of consecutive frames) / 255, 1 for a still; None for one frame.
+
+    It is made for scenes that should stand still: a model that freezes everything scores best.
+    """
+    if len(video) < 2:
+        return None
+    frames = video.astype(np.int16)
+    differences = [float(np.mean(np.abs(after - before))) for before, after in itertools.pairwise(frames)]
+    return (255.0 - float(np.mean(differences))) / 255.0
 
 
 def _check_sizes(reference: Video, other: Video) -> None:

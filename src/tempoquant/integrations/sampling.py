@@ -109,12 +109,14 @@ def sample_latents(
     texts: Mapping[str, Any],
     output_type: str = "latent",
     on_step: Callable[[], None] = lambda: None,
+    on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
 ) -> Any:
     """One generation; what the pipeline calls `frames`. The image is cropped to the video's aspect ratio.
 
     Args:
         texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their place.
         on_step: called after each step; setting `pipeline._interrupt` there ends the generation early.
+        on_latents: called after each step with its timestep and the latents that it made.
 
     Raises:
         SettingsError: the seed is out of range.
@@ -123,7 +125,8 @@ def sample_latents(
         raise SettingsError(f"a seed lies in 0 … 2^32 − 1, not {seed}.")
     use_flow_shift(pipeline, settings.flow_shift)
 
-    def callback(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_latents(float(timestep), tensors["latents"])
         on_step()
         return tensors
 
@@ -153,15 +156,16 @@ def generate_video(
     seed: int,
     negative_prompt: str = "",
     on_step: Callable[[], None] = lambda: None,
+    on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
 ) -> np.ndarray:
-    """Generate one video: uint8, (frames, height, width, 3). `on_step` is called after each step.
+    """Generate one video: uint8, (frames, height, width, 3). See `sample_latents` for what is called after each step.
 
     Raises:
         ModelError: a pixel is NaN or infinite.
         SettingsError: the seed is out of range.
     """
     texts = {"prompt": prompt.text, "negative_prompt": negative_prompt}
-    frames = np.asarray(sample_latents(pipeline, prompt, settings, seed, texts, "np", on_step)[0])
+    frames = np.asarray(sample_latents(pipeline, prompt, settings, seed, texts, "np", on_step, on_latents)[0])
     if not np.isfinite(frames).all():
         raise ModelError(f"the video for {prompt.id!r} holds NaN or Inf: the model overflows in this dtype.")
     return (frames * 255).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,130 @@
+"""`tempoquant evaluate`: several quantized pipelines beside their reference on a benchmark, with everything kept."""
+
+import functools
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.options import (
+    ActivationBits,
+    Activations,
+    Device,
+    FlowShift,
+    Frames,
+    GuidanceScale,
+    Json,
+    Size,
+    Steps,
+)
+from tempoquant.cli.running import GOES_ON, Outcome, run_command
+from tempoquant.progress import Progress
+
+if TYPE_CHECKING:
+    from tempoquant.evaluate.plan import Model
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read "0,1,2". Raises typer.BadParameter for anything else."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise typer.BadParameter(f"{text!r} is not whole numbers with commas between them, such as 0,1,2.")
+    return tuple(int(number) for number in text.split(","))
+
+
+def command(  # noqa: PLR0913 (one argument per option)
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What the others were quantized from.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Quantized pipelines.")],
+    benchmark: Annotated[
+        str, typer.Option(metavar="tiny|opens2v|vbench-i2v|FILE", help="FILE: a jsonl of {id, image, prompt}.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A folder for everything.")],
+    root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
+    ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
+    seeds: Annotated[str, typer.Option(metavar="N[,N]", help="Every item is generated with each.")] = "0",
+    exclude_overlap: Annotated[
+        bool, typer.Option("--exclude-overlap", help="Leave items out that a model was calibrated on.")
+    ] = False,
+    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Keep them; the results say so.")] = False,
+    size: Size = None,
+    frames: Frames = None,
+    steps: Steps = None,
+    guidance_scale: GuidanceScale = None,
+    flow_shift: FlowShift = None,
+    activation_bits: Activations = None,
+    device: Device = None,
+    as_json: Json = False,
+    json_log: JsonLogFile = None,
+) -> None:
+    """Generate a benchmark's videos with every model, and measure them with intervals. The same command goes on where
+    it was interrupted."""
+    if exclude_overlap and allow_overlap:
+        raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
+    wanted_seeds = parse_seeds(seeds)
+    changes = {
+        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
+        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
+    }  # fmt: skip
+
+    def work(progress: Progress) -> Outcome:
+        from tempoquant.cli.evaluation_tables import evaluation_text
+        from tempoquant.evaluate.benchmark_sets import Overlap, load_benchmark
+        from tempoquant.evaluate.evaluation import Request, evaluate
+        from tempoquant.evaluate.plan import Model
+        from tempoquant.integrations.pipeline_folder import resolve_model
+        from tempoquant.integrations.sampling import default_settings
+
+        source = resolve_model(reference)
+        settings = default_settings(source).replace(**changes)
+        overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE
+        models = _models(folders, activation_bits)
+        request = Request(
+            Model(_reference_label(source, models), source),
+            models,
+            load_benchmark(benchmark, root, settings.width / settings.height, limit),
+            settings,
+            wanted_seeds,
+            None if ids is None else ids.split(","),
+            limit,
+            overlap,
+            shlex.join(["tempoquant", *sys.argv[1:]]),
+        )
+        record = evaluate(request, output, device, progress)
+        return Outcome(record, evaluation_text(record, output))
+
+    run_command(work, as_json, json_log, GOES_ON)
+
+
+def _reference_label(source: Path, models: Sequence["Model"]) -> str:
+    """Such as "16-bit", where the reference is that and no model is called so."""
+    from tempoquant.evaluate.contents import configs_of
+
+    taken = {model.label for model in models}
+    names = ("reference", "the-reference") if configs_of(source) else ("16-bit", "reference", "the-reference")
+    return next(name for name in names if name not in taken)
+
+
+def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> list["Model"]:
+    """Labelled by their folders' names; those of one name by the folder above as well. Raises OutputError."""
+    from tempoquant.errors import OutputError
+    from tempoquant.evaluate.plan import Model
+    from tempoquant.runtime.activation_bits import set_activation_bits
+
+    # Resolved, since "." has no name of its own.
+    paths = [folder.resolve() for folder in folders]
+    names = [path.name for path in paths]
+    labels = [path.name if names.count(path.name) == 1 else f"{path.parent.name}-{path.name}" for path in paths]
+    if activation_bits is not None:
+        labels = [f"{label}-a{activation_bits}" for label in labels]
+    labels = [re.sub(r"[^A-Za-z0-9_.@-]+", "-", label).lstrip(".") or "model" for label in labels]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise OutputError(f"two models would both be called {twice[0]}: rename a folder, or give each one once.")
+    if activation_bits is None:
+        return [Model(label, folder) for label, folder in zip(labels, folders, strict=True)]
+    prepare = functools.partial(set_activation_bits, bits=activation_bits.bits, timesteps=activation_bits.timesteps)
+    return [Model(label, folder, str(activation_bits), prepare) for label, folder in zip(labels, folders, strict=True)]

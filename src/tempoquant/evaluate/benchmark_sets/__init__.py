@@ -1,0 +1,43 @@
+"""What models are evaluated on: OpenS2V-Eval, VBench-I2V, a jsonl of one's own, or the bundled model's held-out set."""
+
+from pathlib import Path
+
+from tempoquant.errors import CalibrationError
+from tempoquant.evaluate.benchmark_sets.bundled import load_bundled
+from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item, Skipped
+from tempoquant.evaluate.benchmark_sets.jsonl import load_jsonl
+from tempoquant.evaluate.benchmark_sets.opens2v import load_opens2v
+from tempoquant.evaluate.benchmark_sets.selection import Overlap, Selection, select
+from tempoquant.evaluate.benchmark_sets.vbench_i2v import load_vbench_i2v
+
+__all__ = ["BenchmarkSet", "Item", "Overlap", "Selection", "Skipped", "load_benchmark", "select"]
+
+NAMES = ("tiny", "opens2v", "vbench-i2v")
+
+
+def load_benchmark(name: str, root: Path | None, aspect_ratio: float, limit: int | None = None) -> BenchmarkSet:
+    """A benchmark by its name, or a jsonl file.
+
+    Args:
+        name: one of NAMES, or the path of a jsonl file of {id, image, prompt}.
+        root: folder of a downloaded benchmark.
+        aspect_ratio: of the videos, width / height; VBench-I2V has its images in several.
+        limit: how many items will be wanted; only the bundled set, which can be as large as one likes, looks at it.
+
+    Raises:
+        CalibrationError: there is no such benchmark, it is not what it should be, or none of its items is usable.
+    """
+    if name == "tiny":
+        found = load_bundled(limit)
+    elif name in NAMES:
+        if root is None:
+            raise CalibrationError(f"{name} has to be downloaded by you: give its folder with --root.")
+        found = load_opens2v(root) if name == "opens2v" else load_vbench_i2v(root, aspect_ratio)
+    else:
+        found = load_jsonl(name)
+    if root is not None and name not in NAMES[1:]:
+        raise CalibrationError(f"--root is the folder of {' or '.join(NAMES[1:])}; {name} has none: leave it out.")
+    if not found.items:
+        why = f": {found.skipped[0].id}, for example: {found.skipped[0].why}" if found.skipped else "."
+        raise CalibrationError(f"{name} has no usable item{why}")
+    return found

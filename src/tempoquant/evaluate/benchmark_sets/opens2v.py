@@ -1,0 +1,94 @@
+"""OpenS2V-Eval: JSON files of {id: {"img_paths", "prompt", "synthesis_flag", "class_label"}} beside a folder Images.
+
+It is a benchmark for subject-to-video. For image-to-video the first image of an item becomes the first frame, and the
+prompt is taken as it is. Source: PKU-YuanGroup/OpenS2V-Nexus; neither images nor prompts are part of this package.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tempoquant.errors import CalibrationError
+from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item, Skipped, item_of_file
+
+SUFFIX = "_Eval.json"
+LARGEST = "Open-Domain_Eval.json"
+"""Has all items; the other files repeat some."""
+NOTE = (
+    "OpenS2V-Eval is made for subject-to-video: many of its images are cut-outs, which no video begins with. "
+    "Differences between models on the same items mean something; absolute scores do not compare with other benchmarks."
+)
+
+Records = dict[str, tuple[str, Mapping[str, Any]]]
+
+
+def load_opens2v(root: Path) -> BenchmarkSet:
+    """Every item of the benchmark's JSON files in a folder (or of the one file that is given).
+
+    Items whose image is missing or broken, and repeated ids, are skipped with the reason.
+
+    Raises:
+        CalibrationError: there is no such file, or it is not of this format.
+    """
+    files = [root] if root.is_file() else sorted(root.glob(f"*{SUFFIX}"), key=lambda file: (file.name != LARGEST, file))
+    folder = root.parent if root.is_file() else root
+    if not files:
+        raise CalibrationError(f"{root} holds no *{SUFFIX}: give the folder of OpenS2V-Eval that has Images in it.")
+    records: Records = {}
+    skipped = [skip for file in files for skip in _merge(file, records)]
+    items, num_several = [], 0
+    for id, (_, record) in records.items():
+        try:
+            items.append(_item(folder, id, record))
+            num_several += len(record["img_paths"]) > 1
+        except CalibrationError as error:
+            skipped.append(Skipped(id, str(error)))
+    notes = [NOTE]
+    if num_several:
+        notes.append(f"{num_several} items have several reference images: the first is the first frame.")
+    return BenchmarkSet("opens2v", tuple(items), tuple(skipped), tuple(notes))
+
+
+def _merge(file: Path, records: Records) -> list[Skipped]:
+    """Add the records of a file to those of earlier ones; what is not added, unless it merely repeats another file."""
+    skipped, here = [], set()
+    for id, record in _read(file):
+        known_file, known = records.get(id, ("", None))
+        if id in here:
+            skipped.append(Skipped(id, f"the id stands twice in {file.name}: the first one counts."))
+        elif known is None:
+            records[id] = (file.name, record)
+        elif known != record:
+            skipped.append(Skipped(id, f"{file.name} says something else of it than {known_file}, which counts."))
+        here.add(id)
+    return skipped
+
+
+def _read(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """(id, record) in order, repeated ids included, which plain JSON readers drop in silence."""
+    try:
+        # Objects become tuples of pairs, arrays stay lists.
+        pairs = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=tuple)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CalibrationError(f"{file} cannot be read as JSON ({error}).") from error
+    if not isinstance(pairs, tuple) or not all(isinstance(record, tuple) for _, record in pairs):
+        raise CalibrationError(f"{file} is not an object of id to record: give OpenS2V-Eval's own JSON.")
+    return [(id, dict(record)) for id, record in pairs]
+
+
+def _item(folder: Path, id: str, record: Mapping[str, Any]) -> Item:
+    paths, text = record.get("img_paths"), record.get("prompt")
+    if not isinstance(text, str) or not text.strip():
+        raise CalibrationError("it has no prompt.")
+    if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
+        raise CalibrationError("it names no image.")
+    place = PurePosixPath(paths[0])
+    if place.is_absolute() or ".." in place.parts:
+        raise CalibrationError(f"its image {paths[0]} could lie outside the folder: refused.")
+    return item_of_file(id, text, folder / place, id.rpartition("_")[0] or None, _is_synthetic(record))
+
+
+def _is_synthetic(record: Mapping[str, Any]) -> bool | None:
+    """The published files spell it "True", "wrong" and "Wrong"."""
+    return {"true": True, "wrong": False, "false": False}.get(str(record.get("synthesis_flag")).strip().lower())

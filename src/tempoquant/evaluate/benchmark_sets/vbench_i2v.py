@@ -1,0 +1,73 @@
+"""VBench-I2V: a JSON list of {"prompt_en", "dimension", "image_type"[, "image_name"]} beside its images.
+
+An entry without image_name asks for a motion of the camera: its image is the one whose prompt it extends by
+", camera …". Source: Vchitect/VBench, vbench2_beta_i2v; the images come in four aspect ratios, data/crop/<ratio>.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tempoquant.errors import CalibrationError
+from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item, Skipped, item_of_file
+
+INFO = "vbench2_i2v_full_info.json"
+ASPECT_RATIOS = {"1-1": 1.0, "8-5": 8 / 5, "7-4": 7 / 4, "16-9": 16 / 9}
+
+
+def load_vbench_i2v(root: Path, aspect_ratio: float) -> BenchmarkSet:
+    """Every entry of the info file in a folder (or of the file that is given), with the images cropped most alike.
+
+    Raises:
+        CalibrationError: there is no info file, or it is not of this format.
+    """
+    file = root if root.is_file() else root / INFO
+    folder = root.parent if root.is_file() else root
+    entries = _read(file)
+    ratio = min(ASPECT_RATIOS, key=lambda name: abs(math.log(ASPECT_RATIOS[name] / aspect_ratio)))
+    crops = [f"{above}{ratio}" for above in ("data/crop/", "crop/", "")]
+    places = [folder / name for name in (*crops, "data/origin", "origin", "images", ".") if (folder / name).is_dir()]
+    items, skipped = [], []
+    known: dict[tuple[str, str], str] = {}
+    for number, entry in enumerate(entries):
+        id = f"vbench-i2v-{number:04d}"
+        try:
+            item = _item(places, id, entry)
+        except CalibrationError as error:
+            skipped.append(Skipped(id, str(error)))
+            continue
+        first = known.setdefault((item.image_hash, item.text), id)
+        if first == id:
+            items.append(item)
+        else:
+            skipped.append(Skipped(id, f"it has the image and prompt of {first}."))
+    note = f"VBench-I2V's images are those of aspect ratio {ratio} where there are such."
+    return BenchmarkSet("vbench-i2v", tuple(items), tuple(skipped), (note,))
+
+
+def _read(file: Path) -> list[Any]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise CalibrationError(f"there is no {file}: give the folder of VBench-I2V that has {INFO} in it.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CalibrationError(f"{file} cannot be read as JSON ({error}).") from error
+    if not isinstance(entries, list):
+        raise CalibrationError(f"{file} is not a list: give VBench-I2V's own {INFO}.")
+    return entries
+
+
+def _item(places: list[Path], id: str, entry: Any) -> Item:
+    text = entry.get("prompt_en") if isinstance(entry, Mapping) else None
+    if not isinstance(text, str) or not text.strip():
+        raise CalibrationError("it has no prompt_en.")
+    name = entry.get("image_name") or f"{text.partition(', camera ')[0]}.jpg"
+    if not isinstance(name, str) or Path(name).name != name:
+        raise CalibrationError(f"its image {name} could lie outside the folder: refused.")
+    image = next((place / name for place in places if (place / name).is_file()), None)
+    if image is None:
+        raise CalibrationError(f"there is no image {name}.")
+    category = entry.get("image_type")
+    return item_of_file(id, text, image, category if isinstance(category, str) else None)

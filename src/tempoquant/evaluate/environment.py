@@ -1,0 +1,52 @@
+"""What a result was made with: versions, the commit of a source checkout, processor and GPUs, the date."""
+
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tempoquant
+
+
+def environment() -> dict[str, Any]:
+    """Plain values; "commit" is None for an installed package."""
+    return {
+        "tempoquant": version("tempoquant"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "diffusers": version("diffusers"),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package is imported from; "… (modified)" with uncommitted changes."""
+    folder = Path(tempoquant.__file__).parent
+    if not (folder.parent.parent / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + (" (modified)" if status.stdout.strip() else "")
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

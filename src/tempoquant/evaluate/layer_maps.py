@@ -1,0 +1,114 @@
+"""Where a model's error is: output error and clip ratio of every 4-bit linear in every timestep bin.
+
+A quantized expert repeats calls that the reference was recorded with. Each linear is judged on the input that it gets
+there, against the product of that input with the 16-bit weight, which is read from the reference's files each time.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from tempoquant.calibrate.capture import watching_outputs
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.integrations.expert_weights import ExpertWeights
+from tempoquant.integrations.wan import EXPERT_COMPONENTS, compute_dtype, on_device
+from tempoquant.progress import SILENT, Progress
+from tempoquant.runtime.convert import quantized_linears
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert, TimestepBins
+
+TOKENS_AT_ONCE = 4096
+"""Rows of an output that are compared at once: a bound on memory."""
+
+
+@torch.no_grad()
+def layer_maps(
+    pipeline: Any,
+    reference: Path,
+    calls: Sequence[CalibrationSample],
+    bins: Mapping[Expert, TimestepBins],
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Of each quantized expert: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins).
+
+    error_db is 10·log₁₀(error power / signal power), lower is better; None in bins without a call.
+
+    Args:
+        pipeline: quantized.
+        reference: folder of the 16-bit pipeline it was made from.
+        calls: of the reference.
+        bins: to sort the calls into.
+
+    Raises:
+        ModelError: the reference's weights cannot be read.
+    """
+    maps = {}
+    on_call = progress.start("layer maps", len(calls))
+    for expert, component in EXPERT_COMPONENTS.items():
+        transformer = getattr(pipeline, component)
+        of_expert = [call for call in calls if call.expert is expert]
+        if linears := quantized_linears(transformer):
+            device = str(next(iter(linears.values())).packed.device)
+            weights = ExpertWeights(reference, expert, compute_dtype(device), device)
+            watch = _Watch(linears, weights, bins[expert])
+            for call in of_expert:
+                watch.bin = bins[expert].of(call.timestep)
+                with watching_outputs(linears, watch.observe):
+                    transformer(**on_device(transformer, call.inputs), return_dict=False)
+                on_call()
+            maps[expert.value] = watch.map()
+        else:
+            for _ in of_expert:
+                on_call()
+    return maps
+
+
+class _Watch:
+    """Sums, per layer and bin, over the calls of one expert."""
+
+    def __init__(self, linears: Mapping[str, Any], weights: ExpertWeights, bins: TimestepBins) -> None:
+        self.bin = 0
+        self._linears, self._weights, self._bins = linears, weights, bins
+        # Of each layer and bin: signal power, error power, clip ratios, calls.
+        self._sums = torch.zeros(4, len(linears), bins.num_bins, dtype=torch.float64)
+        self._index = {name: index for index, name in enumerate(linears)}
+
+    def observe(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Take in one call of a 4-bit linear: (…, in) and (…, out)."""
+        layer = self._linears[name]
+        ratio = layer.clock.select(layer.clip_ratio.view(torch.float32), x).mean()
+        weight = self._read(f"{name}.weight", x)
+        bias = self._read(f"{name}.bias", x) if f"{name}.bias" in self._weights else None
+        signal = error = torch.zeros((), dtype=torch.float64, device=x.device)
+        rows = zip(x.flatten(0, -2).split(TOKENS_AT_ONCE), y.flatten(0, -2).split(TOKENS_AT_ONCE), strict=True)
+        for inputs, outputs in rows:
+            wanted = functional.linear(inputs, weight, bias).float()
+            signal = signal + wanted.square().sum(dtype=torch.float64)
+            error = error + (outputs.float() - wanted).square().sum(dtype=torch.float64)
+        found = torch.stack([signal, error, ratio.to(signal), torch.ones_like(signal)])
+        self._sums[:, self._index[name], self.bin] += found.cpu()
+
+    def _read(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self._weights.read(name).to(x.device, x.dtype)
+
+    def map(self) -> dict[str, Any]:
+        """What was summed."""
+        signal, error, ratio, num_calls = self._sums
+        limits = [0.0, *self._bins.edges, float(NUM_TRAIN_TIMESTEPS)]
+        return {
+            "layers": list(self._linears),
+            "bins": [list(pair) for pair in itertools.pairwise(limits)],
+            "error_db": _finite(10 * torch.log10(error / signal)),
+            "clip_ratio": _finite(ratio / num_calls),
+        }
+
+
+def _finite(values: torch.Tensor) -> list[list[float | None]]:
+    """Rows of numbers; None for what is not finite (no call, or no error at all)."""
+    finite: Iterable[tuple[list[float], list[bool]]] = zip(
+        values.tolist(), torch.isfinite(values).tolist(), strict=True
+    )
+    return [[value if ok else None for value, ok in zip(row, oks, strict=True)] for row, oks in finite]

@@ -1,0 +1,91 @@
+"""What every model of an evaluation generates, and how; and in which timestep bins it is judged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tempoquant.evaluate.benchmark_sets import Item
+from tempoquant.evaluate.evaluation_folder import Take
+from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.integrations.schedule import Step, sampling_steps
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert, TimestepBins, expert_of
+
+
+@dataclass(frozen=True)
+class Model:
+    """One side of the comparison.
+
+    Attributes:
+        label: unique, fit for a folder's name.
+        folder: of the pipeline.
+        activation_bits: as the user wrote them; None for those of the checkpoint.
+        prepare: called with the pipeline before it runs.
+    """
+
+    label: str
+    folder: Path
+    activation_bits: str | None = None
+    prepare: Callable[[Any], None] = lambda _pipeline: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every model generates, and how.
+
+    Attributes:
+        reference: folder whose scheduler all models use.
+        items, seeds: every item with every seed.
+        settings: flow_shift is a number.
+        device: where to run.
+        steps: of the sampling loop.
+        bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
+        boundary_ratio: of the experts.
+    """
+
+    reference: Path
+    items: Sequence[Item]
+    seeds: Sequence[int]
+    settings: SamplingSettings
+    device: str
+    steps: Sequence[Step]
+    bins: Mapping[Expert, TimestepBins]
+    boundary_ratio: float
+
+    @classmethod
+    def of(
+        cls, reference: Path, items: Sequence[Item], seeds: Sequence[int], settings: SamplingSettings, device: str
+    ) -> "Plan":
+        """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
+        steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
+        paper = Recipe.load("paper")
+        bins = {}
+        for expert in Expert:
+            timesteps = [float(step.timestep) for step in steps if step.expert is expert]
+            bins[expert] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions(expert))
+        boundary_ratio = float(read_json(reference / "model_index.json")["boundary_ratio"])
+        return cls(reference, items, seeds, settings, device, steps, bins, boundary_ratio)
+
+    @property
+    def mapped_steps(self) -> set[int]:
+        """The middle step of each timestep bin."""
+        by_bin: dict[str, list[int]] = {}
+        for index, step in enumerate(self.steps):
+            by_bin.setdefault(self.bin_name(float(step.timestep)), []).append(index)
+        return {indices[len(indices) // 2] for indices in by_bin.values()}
+
+    def bin_name(self, timestep: float) -> str:
+        """Such as "high_noise bin 0", the cleanest of its expert."""
+        expert = expert_of(timestep, self.boundary_ratio)
+        return f"{expert.value} bin {self.bins[expert].of(timestep)}"
+
+    @property
+    def bin_names(self) -> list[str]:
+        """Of every bin that a step falls into, in sampling order."""
+        return list(dict.fromkeys(self.bin_name(float(step.timestep)) for step in self.steps))
+
+    def takes(self, label: str) -> list[tuple[Item, Take]]:
+        """Everything a model generates: all seeds of an item after each other."""
+        return [(item, Take(label, item.id, seed)) for item in self.items for seed in self.seeds]

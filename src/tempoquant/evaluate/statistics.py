@@ -1,0 +1,77 @@
+"""Means with 95 % bootstrap intervals, of values and of paired differences.
+
+Pairs are items: both models answered the same image and prompt with the same noise, so the difference of an item has
+none of the items' own spread in it. Several seeds of one item are no independent evidence: they are averaged first.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from tempoquant.errors import ModelError
+
+Key = TypeVar("Key", bound=Hashable)
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 9999
+FEWEST_ITEMS = 5
+"""For an interval: of three items the least resampled mean alone has a chance of 3⁻³, more than a tail's 2.5 %."""
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it probably lies.
+
+    Attributes:
+        mean: of the items.
+        low, high: ends of the percentile bootstrap interval; None for fewer than FEWEST_ITEMS.
+        n: number of items.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def holds_zero(self) -> bool | None:
+        """Whether no difference is among the plausible ones; None where there is no interval."""
+        return None if self.low is None or self.high is None else self.low <= 0 <= self.high
+
+
+def mean_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -> Interval:
+    """Mean and 95 % percentile bootstrap interval; equal values give equal results.
+
+    Raises ModelError for no value, NaN and infinity.
+    """
+    if not values or not all(map(math.isfinite, values)):
+        raise ModelError(f"a mean needs finite values, not {list(values)}.")
+    mean = math.fsum(values) / len(values)
+    if len(values) < FEWEST_ITEMS:
+        return Interval(mean, None, None, len(values))
+    found = bootstrap(
+        (np.asarray(values, dtype=np.float64),), np.mean, confidence_level=CONFIDENCE, n_resamples=num_resamples,
+        method="percentile", rng=np.random.default_rng(_SEED), batch=1000,
+    ).confidence_interval  # fmt: skip
+    return Interval(mean, float(found.low), float(found.high), len(values))
+
+
+def paired_difference(
+    first: Mapping[Key, float], second: Mapping[Key, float], num_resamples: int = NUM_RESAMPLES
+) -> Interval | None:
+    """Second minus first, over the items that both have; None where there is none."""
+    both = [key for key in first if key in second]
+    return mean_interval([second[key] - first[key] for key in both], num_resamples) if both else None
+
+
+def mean_by_item(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    """The mean over the seeds of each item, in the order of first appearance."""
+    by_item: dict[Key, list[float]] = {}
+    for item, value in values:
+        by_item.setdefault(item, []).append(value)
+    return {item: math.fsum(found) / len(found) for item, found in by_item.items()}

@@ -1,0 +1,104 @@
+"""`evaluate`, with a made-up evaluation in place of models."""
+
+import json
+
+import pytest
+
+from tempoquant.evaluate import evaluation as module
+from tempoquant.evaluate.benchmark_sets import Overlap
+from tests.cli.typed import assert_refused, run, split
+
+MODEL = {"bits_per_weight": 4.25, "seconds_per_step": 0.5, "memory": {"peak_rss_gib": None, "peak_gpu_gib": None}}
+ROW = {"label": "model", "metric": "psnr_db", "words": "30.10 dB (29 to 31, n = 24)", "mean": 30.1}
+RECORD = {
+    "benchmark": {"name": "tiny", "num_items": 24, "excluded_overlap": ["x"],
+                  "skipped": [{"id": "bad_1", "why": "it has no prompt."}]},
+    "settings": {"seeds": [0, 1]},
+    "models": [{**MODEL, "label": "16-bit"}, {**MODEL, "label": "model"}],
+    "items": [{"failed": {"model": "out of memory"}}, {"failed": {}}],
+    "summary": [ROW, {**ROW, "metric": "sqnr_db low_noise bin 0"}],
+    "pairs": [{"metric": "psnr_db", "words": "b is above a"}],
+    "notes": ["VMAF is not meaningful here."],
+}  # fmt: skip
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """What evaluation.evaluate was called with."""
+    calls = []
+
+    def fake(request, output, device, progress):
+        calls.append((request, output, device))
+        return RECORD
+
+    monkeypatch.setattr(module, "evaluate", fake)
+    return calls
+
+
+def test_everything_a_person_should_know_is_shown(requests, quantized, tmp_path):
+    shown = " ".join(run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
+    for words in ("30.10 dB (29 to 31, n = 24)", "b is above a", "VMAF is not meaningful here.", "SQNR of the latent",
+                  "1 entries skipped, such as bad_1: it has no prompt.", "1 items left out",
+                  "1 videos failed, such as one of model: out of memory", "24 items × 2 seeds"):  # fmt: skip
+        assert words in shown
+
+
+def test_json_is_one_object(requests, quantized, tmp_path):
+    result = run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out", "--json")
+    assert json.loads(result.stdout)["summary"][0]["mean"] == 30.1
+
+
+def test_flags_reach_the_request(requests, quantized, tmp_path):
+    flags = "--benchmark tiny --limit 3 --seeds 4,5 --ids a,b --exclude-overlap --steps 7 --frames 9 --device cpu"
+    sizes = "--size 32x48 --guidance-scale 2 --flow-shift 3"
+    result = run("evaluate", "tiny", quantized, *split(flags), *split(sizes), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    [(request, output, device)] = requests
+    assert (output, device, request.seeds, request.ids, request.limit) == (
+        tmp_path / "out",
+        "cpu",
+        (4, 5),
+        ["a", "b"],
+        3,
+    )
+    assert request.overlap is Overlap.EXCLUDE
+    settings = request.settings
+    assert (settings.height, settings.width, settings.num_steps, settings.num_frames) == (32, 48, 7, 9)
+    assert (settings.guidance_scale, settings.flow_shift) == (2.0, 3.0)
+
+
+def test_the_models_own_settings_hold_with_its_flow_shift_made_explicit(requests, quantized, tmp_path):
+    run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out")
+    request = requests[0][0]
+    assert request.settings.flow_shift is not None
+    assert (request.reference.label, len(request.benchmark.items), request.overlap) == ("16-bit", 24, Overlap.REFUSE)
+
+
+def test_labels_are_folder_names_that_stay_apart(requests, quantized, tmp_path):
+    for place in ("a/ours", "b/ours", "my model"):
+        (tmp_path / place).mkdir(parents=True)
+    folders = [tmp_path / "a/ours", tmp_path / "b/ours", tmp_path / "my model"]
+    run("evaluate", "tiny", *folders, "--benchmark", "tiny", "--activation-bits", "8@0-500", "-o", tmp_path / "out")
+    models = requests[0][0].models
+    assert [model.label for model in models] == ["a-ours-a8@0-500", "b-ours-a8@0-500", "my-model-a8@0-500"]
+    assert {model.activation_bits for model in models} == {"8@0-500"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ("--benchmark opens2v", 1, "give its folder with --root"),
+        ("--benchmark nothing.jsonl", 1, "there is no prompt file or folder"),
+        ("--benchmark tiny --seeds 1,x", 2, "is not whole numbers"),
+        ("--benchmark tiny --exclude-overlap --allow-overlap", 2, "contradict each other"),
+        ("--benchmark tiny --seeds 1,1", 1, "different whole numbers"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(requests, quantized, tmp_path, flags, code, words):
+    assert_refused(run("evaluate", "tiny", quantized, *split(flags), "-o", tmp_path / "out"), code, words)
+    assert requests == []
+
+
+def test_the_same_folder_twice_is_refused(requests, quantized, tmp_path):
+    result = run("evaluate", "tiny", quantized, quantized, "--benchmark", "tiny", "-o", tmp_path / "out")
+    assert_refused(result, 1, "would both be called")
