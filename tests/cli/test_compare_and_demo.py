@@ -33,7 +33,7 @@ def compare_calls(monkeypatch):
     """What evaluate.compare.compare was called with; it returns made-up numbers and black videos."""
     calls = []
 
-    def fake(reference, models, task, device, progress):
+    def fake(reference, models, task, device, progress, prepare=None):
         calls.append((reference, dict(models), task, device))
         videos = {label: [np.zeros((3, 64, 64, 3), np.uint8)] for label in ("16-bit", *models)}
         return module.Evidence(comparison(models), videos)

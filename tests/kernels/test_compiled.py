@@ -28,7 +28,7 @@ def table(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path) -> None:
     rows = table(tmp_path, "--capability", "90")
     assert {row["name"]: row["spilled"] for row in rows if row["spilled"]} == {}
@@ -42,7 +42,7 @@ def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path)
     }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_for_the_other_generations_kernels_compile_and_fp8_starts_with_ada(tmp_path: Path) -> None:
     """Of each module a few of its kernels; `python -m tests.kernels.compile_all` does them all."""
     only = ("expand: fp8 nvfp4_m1", "expand: int8", "nvfp4_m1, rank 32", "fp8 mxfp4, rank 32", "1 tokens, rank 32")
