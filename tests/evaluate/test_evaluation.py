@@ -162,7 +162,7 @@ def test_metrics_can_be_taken_again_without_generating(found, request_of, monkey
 
 
 def test_other_settings_do_not_mix_with_an_existing_evaluation(found, request_of):
-    with pytest.raises(OutputError, match="another settings num_steps"):
+    with pytest.raises(OutputError, match="differs in settings num_steps"):
         evaluate(Request(**{**vars(request_of(ids=found.ids)), "settings": SETTINGS}), found.out, "cpu")
 
 

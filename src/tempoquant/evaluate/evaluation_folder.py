@@ -94,7 +94,7 @@ class EvaluationFolder:
         wanted, found = json.loads(_json(identity)), _read_json(file)
         if (differing := _first_difference(wanted, found)) is not None:
             raise OutputError(
-                f"{self.path} belongs to an evaluation with another {differing}: repeat its settings, or choose "
+                f"{self.path} belongs to an evaluation that differs in {differing}: repeat its settings, or choose "
                 "another folder."
             )
         grown = {key: {**found[key], **wanted[key]} for key in _MAY_GROW}
