@@ -8,7 +8,11 @@ import pytest
 
 from tempoquant.errors import ModelError
 from tempoquant.evaluate import compare as module
+from tempoquant.evaluate import evaluation
+from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
+from tempoquant.evaluate.files import write_lossless
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
+from tempoquant.report import build
 from tempoquant.timesteps import Expert
 from tests.cli.typed import assert_refused, run
 
@@ -82,23 +86,56 @@ def test_compare_refuses_bad_input(compare_calls, quantized, tmp_path, image, mo
     assert compare_calls == []
 
 
-def test_demo_leaves_everything_where_it_says(quantize_calls, compare_calls, tmp_path):
+@pytest.fixture
+def evaluate_calls(monkeypatch):
+    """What evaluation.evaluate was called with; it leaves black clips, made-up numbers and no real page."""
+    calls = []
+
+    def fake(request, output, device, progress):
+        calls.append((request, output, device))
+        labels = [model.label for model in request.sides]
+        for label in labels:
+            place = EvaluationFolder(output).place("lossless", Take(label, "a", 0))
+            place.parent.mkdir(parents=True)
+            write_lossless(place, np.zeros((3, 64, 64, 3), np.uint8), 8)
+        metrics = {label: {"motion_followed": True, "psnr_db": 30.0} for label in labels}
+        item = {"id": "a", "seed": 0, "prompt": "a red circle", "metrics": metrics, "failed": {}}
+        items = [item, {**item, "id": "b", "failed": {"rtn": "it fell over"}}]
+        memory = {"peak_rss_gib": 1.0, "peak_gpu_gib": None}
+        models = [
+            {"label": label, "bits_per_weight": 4.38, "memory": memory, "seconds_per_step": 0.1} for label in labels
+        ]
+        return {
+            "reference": "16-bit", "models": models, "items": items, "settings": {"fps": 8, "seeds": [0]}, "notes": [],
+            "benchmark": {"name": "tiny", "num_items": 2, "skipped": [], "excluded_overlap": []}, "summary": [],
+            "pairs": [],
+        }  # fmt: skip
+
+    monkeypatch.setattr(evaluation, "evaluate", fake)
+    monkeypatch.setattr(build, "build_report", lambda folders, output, progress: output.write_text(str(folders)))
+    return calls
+
+
+def test_demo_leaves_everything_where_it_says(quantize_calls, evaluate_calls, tmp_path):
     result = run("demo", "-o", tmp_path / "demo", "--model", "tiny")
     assert result.exit_code == 0, result.output
-    for name in ("side_by_side.mp4", "contact_sheet.png", "results.json"):
+    for name in ("report.html", "side_by_side.mp4", "contact_sheet.png", "results.json"):
         assert (tmp_path / "demo" / name).stat().st_size > 0
         assert name in result.stdout
     assert [(call[1].name, call[2].name) for call in quantize_calls] == [("rtn", "rtn"), ("tiny", "tiny")]
     record = json.loads((tmp_path / "demo" / "results.json").read_text())
-    assert [model["label"] for model in record["models"]] == ["rtn", "tiny"]
+    assert [model["label"] for model in record["evaluation"]["models"]] == ["16-bit", "rtn", "tiny"]
+    [(request, output, _)] = evaluate_calls
+    assert output == tmp_path / "demo" / "evaluation" and str(output) in (tmp_path / "demo" / "report.html").read_text()
+    assert (request.limit, len(request.benchmark.items), request.settings.flow_shift) == (6, 6, 5.0)
 
 
-def test_demo_prints_the_json_that_it_stores(quantize_calls, compare_calls, tmp_path):
+def test_demo_prints_the_json_that_it_stores(quantize_calls, evaluate_calls, tmp_path):
     result = run("demo", "-o", tmp_path, "--model", "tiny", "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "results.json").read_text())
 
 
-def test_a_second_demo_says_what_it_reused(quantize_calls, compare_calls, tmp_path):
+def test_a_second_demo_says_what_it_reused(quantize_calls, evaluate_calls, tmp_path):
     for name in ("rtn", "tiny"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_index.json").write_text("{}")
@@ -106,12 +143,18 @@ def test_a_second_demo_says_what_it_reused(quantize_calls, compare_calls, tmp_pa
     assert len(quantize_calls) == 2  # which checks that they are of the same run
 
 
-def test_demo_with_the_baseline_as_recipe_compares_one_model(quantize_calls, compare_calls, tmp_path):
+def test_demo_anew_evaluates_anew(quantize_calls, evaluate_calls, tmp_path):
+    for flags in ([], ["--overwrite"]):
+        assert run("demo", "-o", tmp_path, "--model", "tiny", *flags).exit_code == 0
+    assert len(evaluate_calls) == 2  # the second would find the first one's files in its way
+
+
+def test_demo_with_the_baseline_as_recipe_compares_one_model(quantize_calls, evaluate_calls, tmp_path):
     record = json.loads(run("demo", "-o", tmp_path, "--model", "tiny", "--recipe", "rtn", "--json").stdout)
-    assert [model["label"] for model in record["models"]] == ["rtn"]
+    assert [model["label"] for model in record["evaluation"]["models"]] == ["16-bit", "rtn"]
 
 
-def test_demo_tells_recipes_of_one_name_apart(quantize_calls, compare_calls, tmp_path):
+def test_demo_tells_recipes_of_one_name_apart(quantize_calls, evaluate_calls, tmp_path):
     (tmp_path / "mine.toml").write_text('name = "rtn"\nformat = "int4"\n')
     result = run("demo", "-o", tmp_path / "demo", "--model", "tiny", "--recipe", tmp_path / "mine.toml")
     assert_refused(result, 1, "give it another name")
@@ -119,7 +162,7 @@ def test_demo_tells_recipes_of_one_name_apart(quantize_calls, compare_calls, tmp
 
 
 @pytest.mark.parametrize("flags", [["--recipe", "nonsense"], ["--model", "nonsense"]])
-def test_demo_with_a_bad_flag_leaves_no_folder(quantize_calls, compare_calls, tmp_path, flags):
+def test_demo_with_a_bad_flag_leaves_no_folder(quantize_calls, evaluate_calls, tmp_path, flags):
     result = run("demo", "-o", tmp_path / "demo", *flags)
     assert_refused(result, 1, "'nonsense'" if "--recipe" in flags else "nonsense has no built-in prompts")
     assert not (tmp_path / "demo").exists()
@@ -130,10 +173,10 @@ def test_demo_on_a_file_in_the_way_is_one_sentence(tmp_path):
     assert_refused(run("demo", "-o", tmp_path / "demo"), 1, "File exists")
 
 
-def test_a_model_that_fails_leaves_no_pictures(quantize_calls, compare_calls, monkeypatch, tmp_path):
+def test_a_model_that_fails_leaves_no_pictures(quantize_calls, monkeypatch, tmp_path):
     def broken(*args, **kwargs):
         raise ModelError("paper: high_noise at timestep 950 holds NaN.")
 
-    monkeypatch.setattr(module, "compare", broken)
+    monkeypatch.setattr(evaluation, "evaluate", broken)
     assert_refused(run("demo", "-o", tmp_path, "--model", "tiny"), 1, "holds NaN")
     assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,15 @@
-"""`tempoquant demo`: quantize the bundled model, generate with all models, and show what four bits did."""
+"""`tempoquant demo`: quantize the bundled model, evaluate it, and leave a page that shows what four bits did."""
 
 import re
-from collections.abc import Mapping
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tempoquant.cli.compare import held_out_task
 from tempoquant.cli.options import Device, Json, Overwrite, Seed
 from tempoquant.cli.progress import Labelled
 from tempoquant.cli.quantize import is_finished
@@ -15,15 +17,15 @@ from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
-    from tempoquant.evaluate.compare import Evidence
-    from tempoquant.evaluate.results import ModelResult, VideoResult
+    from tempoquant.evaluate.evaluation import Request
     from tempoquant.evaluate.side_by_side import Column, Verdict
     from tempoquant.recipe import Recipe
 
 MODEL = "tiny-outliers"
 BASELINE = "rtn"
+REFERENCE = "16-bit"
+EVALUATION = "evaluation"
 NUM_VIDEOS = 6
-NUM_TRAJECTORIES = 3
 
 
 def command(
@@ -39,7 +41,8 @@ def command(
 ) -> None:
     """Quantize a bundled model and generate the same videos with 16-bit, round-to-nearest and recipe: some minutes.
 
-    Leaves two quantized pipelines, side_by_side.mp4, contact_sheet.png and results.json. A second run continues.
+    Leaves two quantized pipelines, report.html, side_by_side.mp4, contact_sheet.png and results.json. A second run
+    continues.
     """
 
     def work(progress: Progress) -> Outcome:
@@ -49,49 +52,75 @@ def command(
 
 
 def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any], progress: Progress) -> Outcome:
-    """Quantize what is not there yet, compare, draw, and say where everything is.
+    """Quantize what is not there yet, evaluate, draw, and say where everything is.
 
     Args:
         output: folder for everything.
         recipe: compared with the baseline.
         model: a bundled one.
         arguments: seed, device and overwrite, as `quantize` takes them.
-        progress: told of everything.
 
     Raises TempoQuantError; what was finished before stays and is found by the next run.
     """
-    import dataclasses
-
-    from tempoquant.evaluate.compare import compare
+    from tempoquant.evaluate.evaluation import evaluate
     from tempoquant.evaluate.files import write_text
     from tempoquant.evaluate.results import to_json
-    from tempoquant.integrations.pipeline_folder import resolve_model
+    from tempoquant.report.build import build_report
 
     recipes = recipes_by_label(recipe)
-    task = held_out_task(model, NUM_VIDEOS, None, arguments["seed"])
-    task = dataclasses.replace(task, num_trajectories=NUM_TRAJECTORIES)
+    require_bundled(model)
     output.mkdir(parents=True, exist_ok=True)
     existed = quantize_all(output, recipes, model, arguments, progress)
-    models = {label: output / label for label in existed}
-    evidence = compare(resolve_model(model), models, task, arguments["device"], progress)
+    evaluation = output / EVALUATION
+    if arguments["overwrite"]:
+        shutil.rmtree(evaluation, ignore_errors=True)
+    asked = request(model, {label: output / label for label in existed}, arguments["seed"])
+    found = evaluate(asked, evaluation, arguments["device"], progress)
     files = {
+        "page": output / "report.html",
         "video": output / "side_by_side.mp4",
         "picture": output / "contact_sheet.png",
         "results": output / "results.json",
     }
     on_drawn = progress.start("drawing", 1)
-    draw(evidence, files["video"], files["picture"], task.settings.fps)
+    draw(found, evaluation, files["video"], files["picture"])
     on_drawn()
+    build_report([evaluation], files["page"], progress=progress)
     record = {
         "model": model,
         "files": {name: str(file) for name, file in files.items()},
         "quantized": {
-            label: {"folder": str(models[label]), "existed": was_there} for label, was_there in existed.items()
+            label: {"folder": str(output / label), "existed": was_there} for label, was_there in existed.items()
         },
-        **evidence.comparison.to_dict(),
+        "evaluation": found,
     }
     write_text(files["results"], to_json(record))
-    return Outcome(record, summary(evidence, existed, output, files))
+    return Outcome(record, summary(found, existed, output, files))
+
+
+def require_bundled(model: str) -> None:
+    """Raise CalibrationError for a model whose world is not the bundled one."""
+    from tempoquant.integrations.prompt_sets import evaluation_prompts
+
+    evaluation_prompts(model, None, NUM_VIDEOS)
+
+
+def request(model: str, folders: Mapping[str, Path], seed: int) -> "Request":
+    """The first held-out items of the bundled world, for the 16-bit model and each quantized one."""
+    from tempoquant.evaluate.benchmark_sets import load_benchmark
+    from tempoquant.evaluate.evaluation import Request
+    from tempoquant.evaluate.plan import Model
+    from tempoquant.integrations.pipeline_folder import resolve_model
+    from tempoquant.integrations.sampling import default_settings
+
+    source = resolve_model(model)
+    settings = default_settings(source)
+    benchmark = load_benchmark("tiny", None, settings.width / settings.height, NUM_VIDEOS)
+    models = [Model(label, folder) for label, folder in folders.items()]
+    return Request(
+        Model(REFERENCE, source), models, benchmark, settings, (seed,), limit=NUM_VIDEOS,
+        command=shlex.join(["tempoquant", *sys.argv[1:]]),
+    )  # fmt: skip
 
 
 def recipes_by_label(recipe: str) -> "dict[str, Recipe]":
@@ -133,47 +162,53 @@ def folder_name(recipe_name: str) -> str:
     return re.sub(r"[^\w.]+", "-", recipe_name).strip("-.") or "recipe"
 
 
-def draw(evidence: "Evidence", video: Path, picture: Path, frames_per_second: int) -> None:
-    """Write the video and the contact sheet."""
+def draw(record: Mapping[str, Any], evaluation: Path, video: Path, picture: Path) -> None:
+    """Write the video and the contact sheet, of the items that every model made."""
     from tempoquant.evaluate.side_by_side import write_contact_sheet, write_side_by_side
 
-    columns = columns_of(evidence)
-    texts = list(evidence.comparison.prompts.values())
-    write_side_by_side(video, columns, texts, frames_per_second)
+    items = [item for item in record["items"] if not item["failed"]]
+    columns = [column(record, model, items, evaluation) for model in record["models"]]
+    texts = [item["prompt"] for item in items]
+    write_side_by_side(video, columns, texts, record["settings"]["fps"])
     write_contact_sheet(picture, columns, texts)
 
 
-def columns_of(evidence: "Evidence") -> "list[Column]":
-    """One labelled column per model, the reference first."""
+def column(
+    record: Mapping[str, Any], model: Mapping[str, Any], items: Sequence[Mapping[str, Any]], evaluation: Path
+) -> "Column":
+    """One model's videos, without loss, and what is said of them."""
+    from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
+    from tempoquant.evaluate.files import read_lossless
     from tempoquant.evaluate.side_by_side import Column
 
-    def column(result: "ModelResult", subtitle: str) -> Column:
-        verdicts = [verdicts_of(video) for video in result.videos]
-        return Column(result.label, subtitle, evidence.videos[result.label], verdicts)
+    label = model["label"]
+    folder = EvaluationFolder(evaluation)
+    places = [folder.place("lossless", Take(label, item["id"], item["seed"])) for item in items]
+    subtitle = "the reference"
+    if label != record["reference"]:
+        subtitle = f"{model['bits_per_weight']:.2f} bits per weight, W4A4"
+    verdicts = [verdicts_of(item["metrics"][label]) for item in items]
+    return Column(label, subtitle, [read_lossless(place) for place in places], verdicts)
 
-    comparison = evidence.comparison
-    others = [column(result, f"{result.bits_per_weight:.2f} bits per weight, W4A4") for result in comparison.models]
-    return [column(comparison.reference, "the reference"), *others]
 
-
-def verdicts_of(video: "VideoResult") -> "list[Verdict]":
+def verdicts_of(metrics: Mapping[str, Any]) -> "list[Verdict]":
     """What is said beneath one video."""
     from tempoquant.evaluate.side_by_side import Verdict
 
-    marks = [("motion", video.motion_followed), ("appearance", video.appearance_kept)]
+    marks = [("motion", metrics.get("motion_followed")), ("appearance", metrics.get("appearance_kept"))]
     verdicts = [Verdict(words, good) for words, good in marks if good is not None]
-    return verdicts if video.psnr_db is None else [*verdicts, Verdict(f"PSNR {video.psnr_db:.1f} dB")]
+    psnr_db = metrics.get("psnr_db")
+    return verdicts if psnr_db is None else [*verdicts, Verdict(f"PSNR {psnr_db:.1f} dB")]
 
 
-def summary(evidence: "Evidence", existed: Mapping[str, bool], output: Path, files: Mapping[str, Path]) -> Any:
+def summary(record: Mapping[str, Any], existed: Mapping[str, bool], output: Path, files: Mapping[str, Path]) -> Any:
     """What a person reads at the end."""
     from rich.console import Group
 
-    from tempoquant.cli.tables import bins_table, comparison_table
+    from tempoquant.cli.evaluation_tables import evaluation_text
 
-    comparison = evidence.comparison
-    tables = [table for table in (comparison_table(comparison), bins_table(comparison)) if table is not None]
     notes = [f"{output / label}: already quantized, reused." for label, was_there in existed.items() if was_there]
-    places = [f"Video:      {files['video']}", f"Picture:    {files['picture']}", f"Results:    {files['results']}"]
-    pipelines = f"Pipelines:  {', '.join(str(output / label) for label in existed)}"
-    return Group(*tables, *notes, *places, pipelines)
+    names = {"page": "Page, to open in a browser", "video": "Video", "picture": "Picture", "results": "Results"}
+    places = [f"{names[name]}: {file}" for name, file in files.items()]
+    pipelines = f"Pipelines: {', '.join(str(output / label) for label in existed)}"
+    return Group(evaluation_text(record, output / EVALUATION), *notes, *places, pipelines)
