@@ -25,6 +25,8 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "centring": {"centring": True},
     "smoothing by rms": {"smoothing_statistic": "rms"},
     "deflation": {"deflation": True},
+    "rotation": {"rotation": True},
+    "act-order": {"act_order": True},
     "shared inputs": {"share_smoothing": True},
 }
 """Name of a row, "paper + NAME", to what it changes of the paper recipe."""
@@ -34,6 +36,7 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "without centring": {"centring": False},
     "without smoothing by rms": {"smoothing_statistic": "amax"},
     "without deflation": {"deflation": False},
+    "without rotation": {"rotation": False},
     "without shared inputs": {"share_smoothing": False},
     "without GPTQ": {"gptq": False},
     "without act-order": {"act_order": False},
