@@ -1,11 +1,12 @@
 """Forward hooks, all of them: see what a module is called with, and leave no hook behind."""
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -38,17 +39,23 @@ def first_call(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any,
 
 
 @contextlib.contextmanager
+def _while_hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def watching_inputs(modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]) -> Iterator[None]:
     """Within this context, `observe(name, first positional input)` runs before each call of the named modules."""
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
         for name, module in modules.items()
     ]
-    try:
+    with _while_hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -61,11 +68,8 @@ def watching_outputs(
         module.register_forward_hook(lambda _, args, output, name=name: observe(name, args[0], output))
         for name, module in modules.items()
     ]
-    try:
+    with _while_hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
@@ -80,25 +84,16 @@ def watching_gradients(
             output.requires_grad_()
         output.register_hook(lambda gradient: observe(name, gradient))
 
-    handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: watch(name, output))
-        for name, module in modules.items()
-    ]
-    try:
+    with watching_outputs(modules, lambda name, _, output: watch(name, output)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextlib.contextmanager
 def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], None]) -> Iterator[None]:
     """Within this context, `observe(keyword arguments, output)` runs after each call of the module."""
     handle = module.register_forward_hook(lambda _, args, kwargs, out: observe(kwargs, out), with_kwargs=True)
-    try:
+    with _while_hooked([handle]):
         yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
