@@ -4,7 +4,6 @@ One pipeline is in memory at a time. What the reference did (videos, and traject
 kept on the CPU.
 """
 
-import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
+from tempoquant.engines.memory import free_memory
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate.contents import (
     bits_per_weight,
@@ -106,7 +106,7 @@ def compare(
     videos: dict[str, Sequence[Video]] = {reference_label: reference_videos}
     results = []
     for label, folder in models.items():
-        _free_memory()
+        free_memory()
         pipeline = _load(folder, label, device, progress)
         if prepare is not None:
             prepare(pipeline)
@@ -211,10 +211,3 @@ def _result(
         noise_prediction=errors,
         videos=videos,
     )
-
-
-def _free_memory() -> None:
-    """A pipeline's modules refer to each other in circles, so that only the collector frees the last one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
