@@ -105,7 +105,7 @@ def test_an_item_that_was_done_when_its_worker_died_is_not_done_again(team: Crew
         is_done=lambda item: (tmp_path / item[1]).exists(),
     )  # fmt: skip
     assert done == [("do", "b")]
-    assert sorted(lines(tmp_path, "begin")) == ["begin do b", "begin die once a"]
+    assert sorted(lines(tmp_path, "begin")) == ["begin die once a", "begin do b"]
 
 
 def test_an_item_that_workers_die_of_is_given_up(team: Crew, tmp_path: Path) -> None:

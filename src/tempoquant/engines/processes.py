@@ -73,13 +73,14 @@ class Processes(Team):
     def dismiss(self) -> None:
         """See `Team.dismiss`."""
         for worker in self._workers.values():
-            worker.process.terminate()
+            worker.connection.close()  # at which an idle one ends by itself, and cleans up
+            if worker.busy:
+                worker.process.terminate()
         for worker in self._workers.values():
             worker.process.join(_TO_END_S)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-            worker.connection.close()
         self._workers = {}
 
     def _heard(self, worker: _Worker) -> list[Event]:
@@ -107,8 +108,10 @@ def _serve(connection: Connection, device: str, num_threads: int) -> None:
         try:
             order = connection.recv()
         except EOFError:
+            host.close()
             return
-        host.do(order)
+        with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the next line of the loop will see
+            host.do(order)
 
 
 def _end_with_parent() -> None:
