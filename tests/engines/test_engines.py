@@ -1,6 +1,7 @@
 """Laws of engines that do not depend on the kind: in this process, in several, on a Ray cluster of two machines."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from tempoquant.engines import Crew, Engine, Local, RayCluster
 from tempoquant.engines.crew import give_up
-from tempoquant.errors import CalibrationError, SettingsError, TempoQuantError
+from tempoquant.errors import CalibrationError, SettingsError, TempoQuantError, UnsupportedError
 from tempoquant.progress import Together
 from tests.engines.ray_cluster import RAY_IS_MISSING, two_machines
 from tests.engines.stages import Acting, Counts, lines
@@ -134,6 +135,12 @@ def test_devices_of_different_types_are_refused() -> None:
 def test_ray_chooses_the_gpu_itself() -> None:
     with pytest.raises(SettingsError, match="cuda or cpu"):
         RayCluster("cuda:1")
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tempoquant.engines.ray_actors", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'tempoquant\[ray\]'"), RayCluster("cpu").open(tmp_path):
+        pass
 
 
 def wait_for_end_of(pid: int) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Sequence
@@ -90,7 +89,7 @@ class Processes(Team):
                 message = worker.connection.recv()
                 worker.busy = worker.busy and not message.ends_order
                 found.append(Event(worker.number, message.kind, message.content))
-        except (EOFError, OSError, pickle.UnpicklingError):
+        except (EOFError, OSError):
             worker.process.join()
             worker.connection.close()
             del self._workers[worker.number]
