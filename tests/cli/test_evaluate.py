@@ -67,6 +67,12 @@ def test_flags_reach_the_request(requests, quantized, tmp_path):
     assert (settings.guidance_scale, settings.flow_shift) == (2.0, 3.0)
 
 
+@pytest.mark.parametrize(("flags", "mode"), [([], "resident"), (["--memory", "lean"], "lean")])
+def test_the_memory_mode_reaches_the_request(requests, quantized, tmp_path, flags, mode):
+    run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out", *flags)
+    assert requests[0][0].memory == mode
+
+
 def test_the_models_own_settings_hold_with_its_flow_shift_made_explicit(requests, quantized, tmp_path):
     run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out")
     request = requests[0][0]

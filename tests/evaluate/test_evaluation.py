@@ -154,7 +154,7 @@ def test_the_next_run_makes_up_for_the_failure_and_generates_nothing_else(found,
 
 
 def test_metrics_can_be_taken_again_without_generating(found, request_of, monkeypatch):
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(generation, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
     complete = [item for item in found.ids if item != FAILING]
     before = evaluate(request_of(ids=complete), found.out, "cpu")
     (found.out / "metrics.jsonl").unlink()
@@ -164,6 +164,12 @@ def test_metrics_can_be_taken_again_without_generating(found, request_of, monkey
 def test_other_settings_do_not_mix_with_an_existing_evaluation(found, request_of):
     with pytest.raises(OutputError, match="differs in settings num_steps"):
         evaluate(Request(**{**vars(request_of(ids=found.ids)), "settings": SETTINGS}), found.out, "cpu")
+
+
+def test_another_memory_mode_does_not_mix_with_an_existing_evaluation(found, request_of):
+    assert found.record["settings"]["memory"] == "resident"
+    with pytest.raises(OutputError, match="differs in memory:"):
+        evaluate(request_of(ids=found.ids, memory="lean"), found.out, "cpu")
 
 
 def test_a_model_that_makes_no_video_at_all_is_an_error(request_of, tmp_path, monkeypatch):

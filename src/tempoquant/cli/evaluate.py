@@ -17,8 +17,10 @@ from tempoquant.cli.options import (
     Device,
     FlowShift,
     Frames,
+    GenerationMemory,
     GuidanceScale,
     Json,
+    MemoryMode,
     Size,
     Steps,
 )
@@ -57,6 +59,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     guidance_scale: GuidanceScale = None,
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
+    memory: GenerationMemory = MemoryMode.RESIDENT,
     device: Device = None,
     as_json: Json = False,
     json_log: JsonLogFile = None,
@@ -93,6 +96,7 @@ def command(  # noqa: PLR0913 (one argument per option)
             limit,
             overlap,
             shlex.join(["tempoquant", *sys.argv[1:]]),
+            memory.value,
         )
         record = evaluate(request, output, device, progress)
         return Outcome(record, evaluation_text(record, output))

@@ -25,6 +25,7 @@ from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls
 from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.wan import compute_dtype, default_device
 from tempoquant.progress import SILENT, Progress
@@ -42,6 +43,7 @@ class Request:
         seeds: every item is generated with each.
         ids, limit, overlap: see `benchmark_sets.select`.
         command: what the user typed, for the record.
+        memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
     """
 
     reference: Model
@@ -53,6 +55,7 @@ class Request:
     limit: int | None = None
     overlap: Overlap = Overlap.REFUSE
     command: str = ""
+    memory: Memory = "resident"
 
     def __post_init__(self) -> None:
         if self.settings.flow_shift is None:
@@ -85,7 +88,7 @@ def evaluate(request: Request, output: Path, device: str | None = None, progress
     _check_alike(request.sides)
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
-    plan = Plan.of(request.reference.folder, selection.items, request.seeds, request.settings, device)
+    plan = Plan.of(request.reference.folder, selection.items, request.seeds, request.settings, device, request.memory)
     folder = EvaluationFolder(output)
     with folder.claimed(_identity(request, plan, progress)):
         for number, model in enumerate(request.sides, start=1):
@@ -163,6 +166,7 @@ def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, 
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,
         "settings": dataclasses.asdict(plan.settings),
+        "memory": plan.memory,
         "dtype": str(compute_dtype(plan.device)).removeprefix("torch."),
         "reference": request.reference.label,
         "models": models,

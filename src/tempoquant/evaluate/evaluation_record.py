@@ -49,7 +49,7 @@ def evaluation_record(
         "settings": {
             **{name: getattr(settings, name) for name in ("height", "width", "num_frames", "num_steps", "flow_shift",
                                                           "guidance_scale", "fps")},
-            "seeds": list(plan.seeds),
+            "seeds": list(plan.seeds), "memory": plan.memory,
         },
         "environment": environment(),
         "command": request.command,

@@ -46,18 +46,18 @@ def layer_maps(
         ModelError: the reference's weights cannot be read.
     """
     maps = {}
+    device = pipeline._execution_device  # in a memory mode the weights may lie elsewhere
     on_call = progress.start("layer maps", len(calls))
     for expert, component in EXPERT_COMPONENTS.items():
         transformer = getattr(pipeline, component)
         of_expert = [call for call in calls if call.expert is expert]
         if linears := quantized_linears(transformer):
-            device = str(next(iter(linears.values())).packed.device)
-            weights = ExpertWeights(reference, expert, compute_dtype(device), device)
+            weights = ExpertWeights(reference, expert, compute_dtype(str(device)), str(device))
             watch = _Watch(linears, weights, bins[expert])
             for call in of_expert:
                 watch.bin = bins[expert].of(call.timestep)
                 with watching_outputs(linears, watch.observe):
-                    transformer(**on_device(transformer, call.inputs), return_dict=False)
+                    transformer(**on_device(transformer, call.inputs, device), return_dict=False)
                 on_call()
             maps[expert.value] = watch.map()
         else:

@@ -8,6 +8,7 @@ from typing import Any
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.schedule import Step, sampling_steps
 from tempoquant.recipe import Recipe
@@ -43,6 +44,7 @@ class Plan:
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
         boundary_ratio: of the experts.
+        memory: the memory mode of every pipeline.
     """
 
     reference: Path
@@ -53,10 +55,17 @@ class Plan:
     steps: Sequence[Step]
     bins: Mapping[Expert, TimestepBins]
     boundary_ratio: float
+    memory: Memory = "resident"
 
     @classmethod
     def of(
-        cls, reference: Path, items: Sequence[Item], seeds: Sequence[int], settings: SamplingSettings, device: str
+        cls,
+        reference: Path,
+        items: Sequence[Item],
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+        device: str,
+        memory: Memory = "resident",
     ) -> "Plan":
         """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
         steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
@@ -66,7 +75,7 @@ class Plan:
             timesteps = [float(step.timestep) for step in steps if step.expert is expert]
             bins[expert] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions(expert))
         boundary_ratio = float(read_json(reference / "model_index.json")["boundary_ratio"])
-        return cls(reference, items, seeds, settings, device, steps, bins, boundary_ratio)
+        return cls(reference, items, seeds, settings, device, steps, bins, boundary_ratio, memory)
 
     @property
     def mapped_steps(self) -> set[int]:
