@@ -15,6 +15,7 @@ from typing import Any
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap, select
 from tempoquant.evaluate.contents import calibration_prompts_of, configs_of
+from tempoquant.evaluate.disk_space import check_space
 from tempoquant.evaluate.evaluation_folder import EVALUATION, EvaluationFolder, Take, read_latents
 from tempoquant.evaluate.evaluation_record import evaluation_record
 from tempoquant.evaluate.files import read_lossless, write_text
@@ -82,7 +83,8 @@ def evaluate(request: Request, output: Path, device: str | None = None, progress
     Raises:
         CalibrationError: an item was calibrated on, or there is none.
         ModelError: a folder is no such pipeline, or a model made no video at all.
-        OutputError: the folder belongs to something else, or cannot be written.
+        OutputError: the folder belongs to something else, cannot be written, or its disk has no room for what is
+            missing.
     """
     device = device or default_device()
     _check_alike(request.sides)
@@ -91,6 +93,7 @@ def evaluate(request: Request, output: Path, device: str | None = None, progress
     plan = Plan.of(request.reference.folder, selection.items, request.seeds, request.settings, device, request.memory)
     folder = EvaluationFolder(output)
     with folder.claimed(_identity(request, plan, progress)):
+        check_space(folder, plan, [model.label for model in request.sides], not configs_of(request.reference.folder))
         for number, model in enumerate(request.sides, start=1):
             _evaluate_model(folder, plan, model, request, progress)
             record = evaluation_record(folder, plan, request, selection, request.sides[:number])
