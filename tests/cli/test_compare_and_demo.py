@@ -108,11 +108,11 @@ def evaluate_calls(monkeypatch):
         item = {"id": "a", "seed": 0, "prompt": "a red circle", "metrics": metrics, "failed": {}}
         items = [item, {**item, "id": "b", "failed": {"rtn": "it fell over"}}]
         memory = {"peak_rss_gib": 1.0, "peak_gpu_gib": None}
-        models = [
-            {"label": label, "bits_per_weight": 4.38, "memory": memory, "seconds_per_step": 0.1} for label in labels
-        ]
+        costs = {"seconds_per_step": {"median": 0.1, "low": None, "high": None, "n": 2}, "seconds_per_step_ratio": None}
+        models = [{"label": label, "bits_per_weight": 4.38, "memory": memory, "costs": costs} for label in labels]
         return {
-            "reference": "16-bit", "models": models, "items": items, "settings": {"fps": 8, "seeds": [0]}, "notes": [],
+            "reference": "16-bit", "models": models, "items": items, "notes": [],
+            "settings": {"fps": 8, "seeds": [0], "memory": "resident"},
             "benchmark": {"name": "tiny", "num_items": 2, "skipped": [], "excluded_overlap": []}, "summary": [],
             "pairs": [],
         }  # fmt: skip

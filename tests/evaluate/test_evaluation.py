@@ -2,6 +2,7 @@
 
 import functools
 import json
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,10 @@ def found(request_of, tmp_path_factory):
         patch.setattr(generation, "generate_video", failing)
         record = evaluate(request_of(ids=wanted), out, "cpu")
     return SimpleNamespace(record=record, out=out, calls=calls, ids=wanted)
+
+
+def manifest(found):
+    return [json.loads(line) for line in (found.out / "manifest.jsonl").read_text().splitlines()]
 
 
 def rows(found, metric, label):
@@ -128,6 +133,13 @@ def test_costs_and_provenance_are_there(found):
     reference, model, _ = found.record["models"]
     assert 0 < model["seconds_per_step"] < 60
     assert model["memory"]["peak_gpu_gib"] is None
+    of_items = [line["seconds_per_step"] for line in manifest(found) if line["label"] == "rtn" and "failed" not in line]
+    seconds, ratio = model["costs"]["seconds_per_step"], model["costs"]["seconds_per_step_ratio"]
+    assert (seconds["median"], seconds["n"]) == (statistics.median(of_items), 6)
+    assert seconds["low"] <= seconds["median"] <= seconds["high"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert reference["costs"]["seconds_per_step_ratio"] is None
+    assert any("whatever else runs" in note for note in found.record["notes"])
     assert (reference["bits_per_weight"], reference["recipe"]) == (16.0, None)
     assert model["recipe"]["name"] == "rtn"
     assert model["kernels"] == {"mxfp4": "reference"}
