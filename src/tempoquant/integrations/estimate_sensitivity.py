@@ -15,6 +15,11 @@ _GRAPH_WIDTHS = 40  # of what autograd keeps of a block, in hidden states of the
 _FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
 
 
+def states_bytes(cost: ExpertCosts) -> int:
+    """On the disk at most while an expert is measured: the hidden states before every block, and gradients."""
+    return (cost.num_blocks + 3) * cost.hidden_bytes // 2
+
+
 def with_sensitivity(
     planned: RunEstimate,
     source: Path,
@@ -33,7 +38,6 @@ def with_sensitivity(
     for expert, device in zip(Expert, [*devices, *devices], strict=False):
         count = min(MAX_SAMPLES, num_samples.get(expert, 0))
         cost = ExpertCosts(source, expert, recipe, count, device)
-        per_boundary = cost.hidden_bytes / 2
         computing = (cost.block_bytes + _GRAPH_WIDTHS / 11 * cost.activation_bytes) / GIB
         on_gpu = device.startswith("cuda")
         quantizing = next(stage for stage in planned.stages if stage.name.endswith(expert.value))
@@ -44,7 +48,7 @@ def with_sensitivity(
             seconds = (1 + _BACKWARD) * count * cost.num_blocks * cost.forward_operations / rate
         stages.append(StageEstimate(
             f"measure sensitivity of {expert.value}", seconds, held, computing if on_gpu else 0.0,
-            store_gib + (cost.num_blocks + 3) * per_boundary / GIB,
+            store_gib + states_bytes(cost) / GIB,
         ))  # fmt: skip
     rest = [stage for stage in planned.stages if stage not in recorded]
     return replace(planned, stages=(*recorded, *stages, *rest))

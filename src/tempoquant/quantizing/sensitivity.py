@@ -6,11 +6,14 @@ from pathlib import Path
 
 from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sensitivity import LinearsSensitivity, measure_expert, spread_out
+from tempoquant.calibrate.sensitivity import MAX_SAMPLES, LinearsSensitivity, measure_expert, spread_out
 from tempoquant.calibrate.sensitivity_file import Sensitivity, measured_settings
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import OutputError, RecipeError
+from tempoquant.integrations.block_costs import ExpertCosts
+from tempoquant.integrations.estimate import GIB
+from tempoquant.integrations.estimate_sensitivity import states_bytes
 from tempoquant.integrations.expert_weights import ExpertWeights
 from tempoquant.integrations.wan import WanExpert, compute_dtype
 from tempoquant.integrations.work_folder import write_atomically
@@ -46,7 +49,26 @@ def measure_sensitivity(
     run = prepare_run(model, recipe, None, 0, store, lora, progress)
     if not run.recipe.needs_calibration:
         raise RecipeError(f"recipe {run.recipe.name} looks at no activations: choose another.")
+    _check_space(run, Path(work), machine)
     return sensitivity_of(run, Path(store), Path(work), machine, progress)
+
+
+def _check_space(run: Run, work: Path, machine: Machine) -> None:
+    """Raise OutputError when the disk has no room for the hidden states of one expert; those of two never meet."""
+    assert run.store is not None
+    num_samples = {expert: min(MAX_SAMPLES, len(run.store.entries(expert))) for expert in Expert}
+    costs = [
+        ExpertCosts(run.source, expert, run.recipe, num, machine.devices[0]) for expert, num in num_samples.items()
+    ]
+    needed, place = max(states_bytes(cost) for cost in costs), work.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OutputError(
+            f"hidden states need {needed / GIB:.1f} GiB while sensitivity is measured, and the disk of {place} has "
+            f"{free / GIB:.1f} GiB free: free some, write the result to another disk, or record fewer samples."
+        )
 
 
 def sensitivity_in(run: Run, store: Path, work: Path, machine: Machine, progress: Progress) -> Sensitivity:
