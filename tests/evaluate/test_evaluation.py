@@ -2,6 +2,7 @@
 
 import functools
 import json
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,10 @@ def found(request_of, tmp_path_factory):
     return SimpleNamespace(record=record, out=out, calls=calls, ids=wanted)
 
 
+def manifest(found):
+    return [json.loads(line) for line in (found.out / "manifest.jsonl").read_text().splitlines()]
+
+
 def rows(found, metric, label):
     return [row for row in found.record["summary"] if (row["metric"], row["label"]) == (metric, label)]
 
@@ -116,9 +121,9 @@ def test_the_final_latent_is_that_of_the_cleanest_bin(found):
 def test_layer_maps_show_every_quantized_linear_of_both_experts(found):
     maps = found.record["models"][1]["maps"]
     assert set(maps) == {"high_noise", "low_noise"}
+    assert (maps["high_noise"]["bins"], maps["low_noise"]["bins"]) == ([[900.0, 1000.0]], [[0.0, 900.0]])
     for found_map in maps.values():
         assert len(found_map["error_db"]) == len(found_map["layers"]) == len(found_map["clip_ratio"]) >= 40
-        assert found_map["bins"] == [[0.0, 1000.0]]
         assert all(-60 < row[0] < 0 for row in found_map["error_db"])
         assert all(row == [1.0] for row in found_map["clip_ratio"])  # rtn clips nothing
     assert found.record["models"][0]["maps"] is None
@@ -128,6 +133,13 @@ def test_costs_and_provenance_are_there(found):
     reference, model, _ = found.record["models"]
     assert 0 < model["seconds_per_step"] < 60
     assert model["memory"]["peak_gpu_gib"] is None
+    of_items = [line["seconds_per_step"] for line in manifest(found) if line["label"] == "rtn" and "failed" not in line]
+    seconds, ratio = model["costs"]["seconds_per_step"], model["costs"]["seconds_per_step_ratio"]
+    assert (seconds["median"], seconds["n"]) == (statistics.median(of_items), 6)
+    assert seconds["low"] <= seconds["median"] <= seconds["high"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert reference["costs"]["seconds_per_step_ratio"] is None
+    assert any("whatever else runs" in note for note in found.record["notes"])
     assert (reference["bits_per_weight"], reference["recipe"]) == (16.0, None)
     assert model["recipe"]["name"] == "rtn"
     assert model["kernels"] == {"mxfp4": "reference"}
@@ -154,7 +166,7 @@ def test_the_next_run_makes_up_for_the_failure_and_generates_nothing_else(found,
 
 
 def test_metrics_can_be_taken_again_without_generating(found, request_of, monkeypatch):
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(generation, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
     complete = [item for item in found.ids if item != FAILING]
     before = evaluate(request_of(ids=complete), found.out, CPU)
     (found.out / "metrics.jsonl").unlink()
@@ -164,6 +176,12 @@ def test_metrics_can_be_taken_again_without_generating(found, request_of, monkey
 def test_other_settings_do_not_mix_with_an_existing_evaluation(found, request_of):
     with pytest.raises(OutputError, match="differs in settings num_steps"):
         evaluate(Request(**{**vars(request_of(ids=found.ids)), "settings": SETTINGS}), found.out, CPU)
+
+
+def test_another_memory_mode_does_not_mix_with_an_existing_evaluation(found, request_of):
+    assert found.record["settings"]["memory"] == "resident"
+    with pytest.raises(OutputError, match="differs in memory:"):
+        evaluate(request_of(ids=found.ids, memory="lean"), found.out, CPU)
 
 
 def test_a_model_that_makes_no_video_at_all_is_an_error(request_of, tmp_path, monkeypatch):

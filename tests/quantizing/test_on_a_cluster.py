@@ -1,4 +1,4 @@
-"""Quantizing on a Ray cluster of two machines: recording, measuring, the experts' blocks; one machine is lost midway."""
+"""Quantizing on a Ray cluster of two machines: recording, measuring, both experts; one machine is lost midway."""
 
 import threading
 import time

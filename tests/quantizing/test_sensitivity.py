@@ -1,11 +1,13 @@
 """A run with a budget: measured once, resumed to the same bytes, and repeated by the recipe that it stores."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import tempoquant
 from tempoquant import Recipe
+from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.checkpoint.reader import read_config
 from tempoquant.errors import CalibrationError, OutputError, RecipeError
 from tempoquant.evaluate.contents import contents_of
@@ -96,6 +98,32 @@ def test_a_file_measured_before_is_what_a_run_would_measure_and_serves_in_its_pl
         tempoquant.quantize("tiny", tmp_path / "c", recipe.replace(format="int4"), budget=BUDGET, **what)
     with pytest.raises(RecipeError, match="there to spend a budget by"):
         tempoquant.quantize("tiny", tmp_path / "c", recipe, **what)
+
+
+def test_measuring_by_itself_asks_for_room_and_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(TINY, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(TINY)), engine=CPU)
+    recipe = Recipe.load("default").replace(rank=2)
+    asked: list[int] = []
+    of_cost = measuring.states_bytes
+    monkeypatch.setattr(measuring, "states_bytes", lambda cost: asked.append(of_cost(cost)) or asked[-1])
+    taken: list[int] = []
+    commit = HiddenStates.commit
+
+    def watched(states: HiddenStates, block: int) -> None:
+        commit(states, block)
+        taken.append(sum(file.stat().st_size for file in (tmp_path / "work").rglob("*") if file.is_file()))
+
+    monkeypatch.setattr(HiddenStates, "commit", watched)
+    measure_sensitivity("tiny", tmp_path / "store", tmp_path / "work", recipe, machine=Machine(("cpu",)))
+    needed = max(asked)
+    assert needed <= max(taken) < needed + 2**12  # what is foreseen, and the headers of the files
+
+    room = shutil._ntuple_diskusage(needed, 1, needed - 1)
+    monkeypatch.setattr(measuring.shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(measuring, "measure_expert", lambda *_: pytest.fail("it began"))
+    with pytest.raises(OutputError, match=r"hidden states need 0\.0 GiB .* or record fewer samples"):
+        measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu",)))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_plan_says_that_sensitivity_is_measured_and_what_that_takes(tmp_path: Path) -> None:

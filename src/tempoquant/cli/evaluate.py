@@ -17,8 +17,10 @@ from tempoquant.cli.options import (
     Activations,
     FlowShift,
     Frames,
+    GenerationMemory,
     GuidanceScale,
     Json,
+    MemoryMode,
     Size,
     Steps,
 )
@@ -57,6 +59,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     guidance_scale: GuidanceScale = None,
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
+    memory: GenerationMemory = MemoryMode.RESIDENT,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
     address: Address = None,
@@ -96,6 +99,7 @@ def command(  # noqa: PLR0913 (one argument per option)
             limit,
             overlap,
             shlex.join(["tempoquant", *sys.argv[1:]]),
+            memory.value,
         )
         record = evaluate(request, output, workers, progress)
         return Outcome(record, evaluation_text(record, output))

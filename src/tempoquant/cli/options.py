@@ -119,6 +119,12 @@ Memory = Annotated[
     MemoryMode,
     typer.Option(help="The 16-bit pipeline: all on the device, one model there at a time, or one block of one model."),
 ]
+GenerationMemory = Annotated[
+    MemoryMode,
+    typer.Option(
+        "--memory", help="On the device: both experts, the one that runs, or its block that runs (docs/memory.md)."
+    ),
+]
 Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="EXPERT=FILE", help="high_noise=FILE or low_noise=FILE, fused into the weights."),

@@ -10,3 +10,5 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; an older PyTorch keeps it for reuse
+            torch.accelerator.empty_host_cache()

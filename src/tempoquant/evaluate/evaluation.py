@@ -15,7 +15,8 @@ from typing import Any
 from tempoquant.engines import Engine, Local
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap, select
-from tempoquant.evaluate.contents import calibration_prompts_of
+from tempoquant.evaluate.contents import calibration_prompts_of, configs_of
+from tempoquant.evaluate.disk_space import check_space
 from tempoquant.evaluate.evaluation_folder import EVALUATION, EvaluationFolder
 from tempoquant.evaluate.evaluation_record import evaluation_record
 from tempoquant.evaluate.files import write_text
@@ -24,6 +25,7 @@ from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.wan import compute_dtype, default_device
 from tempoquant.progress import SILENT, Progress
@@ -41,6 +43,7 @@ class Request:
         seeds: every item is generated with each.
         ids, limit, overlap: see `benchmark_sets.select`.
         command: what the user typed, for the record.
+        memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
     """
 
     reference: Model
@@ -52,6 +55,7 @@ class Request:
     limit: int | None = None
     overlap: Overlap = Overlap.REFUSE
     command: str = ""
+    memory: Memory = "resident"
 
     def __post_init__(self) -> None:
         if self.settings.flow_shift is None:
@@ -80,16 +84,20 @@ def evaluate(
     Raises:
         CalibrationError: an item was calibrated on, or there is none.
         ModelError: a folder is no such pipeline, or a model made no video at all.
-        OutputError: the folder belongs to something else, or cannot be written.
+        OutputError: the folder belongs to something else, cannot be written, or its disk has no room for what is
+            missing.
         TempoQuantError: the engine has no worker left.
     """
     engine, output = engine or Local((default_device(),)), output.resolve()
     _check_alike(request.sides)
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
-    plan = Plan.of(request.reference.folder, selection.items, request.seeds, request.settings, engine.device)
+    plan = Plan.of(
+        request.reference.folder, selection.items, request.seeds, request.settings, engine.device, request.memory
+    )
     folder = EvaluationFolder(output)
     with folder.claimed(_identity(request, plan, progress)), engine.open(output) as crew:
+        check_space(folder, plan, [model.label for model in request.sides], not configs_of(request.reference.folder))
         for number, model in enumerate(request.sides, start=1):
             # Where workers run, relative paths may mean something else.
             resolved = dataclasses.replace(model, folder=model.folder.resolve())
@@ -121,6 +129,7 @@ def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, 
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,
         "settings": dataclasses.asdict(plan.settings),
+        "memory": plan.memory,
         "dtype": str(compute_dtype(plan.device)).removeprefix("torch."),
         "reference": request.reference.label,
         "models": models,

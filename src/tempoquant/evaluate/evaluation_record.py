@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tempoquant.evaluate import measures
+from tempoquant.evaluate import cost_summaries, measures
 from tempoquant.evaluate.benchmark_sets import Selection
 from tempoquant.evaluate.compare import BITS_OF_16BIT
 from tempoquant.evaluate.contents import bits_per_weight, configs_of, num_weight_bytes
@@ -33,8 +33,9 @@ def evaluation_record(
     Args:
         sides: models that are evaluated already, the reference first.
     """
-    lines, labels = folder.takes(), [side.label for side in sides]
+    labels = [side.label for side in sides]
     wanted = {take for label in labels for _, take in plan.takes(label)}
+    lines = {take: line for take, line in folder.takes().items() if take in wanted}
     measured = {take: metrics for take, metrics in folder.measured().items() if take in wanted}
     settings, benchmark = plan.settings, request.benchmark
     return {
@@ -47,21 +48,22 @@ def evaluation_record(
         "settings": {
             **{name: getattr(settings, name) for name in ("height", "width", "num_frames", "num_steps", "flow_shift",
                                                           "guidance_scale", "fps")},
-            "seeds": list(plan.seeds),
+            "seeds": list(plan.seeds), "memory": plan.memory,
         },
         "environment": environment(),
         "command": request.command,
         "reference": request.reference.label,
-        "models": [_model(folder, plan, side, lines) for side in sides],
+        "models": [_model(folder, plan, side, lines, labels[0]) for side in sides],
         "items": _items(folder, plan, labels, lines, measured),
         "summary": summarize(measured, labels, plan.bin_names),
         "pairs": pairs(measured, labels, plan.bin_names),
-        "notes": [*measures.notes(settings.height, settings.width), *benchmark.notes, *_warnings(selection)],
+        "notes": [*measures.notes(settings.height, settings.width), *cost_summaries.notes(plan.device),
+                  *benchmark.notes, *_warnings(selection)],
         "vbench": None,
     }  # fmt: skip
 
 
-def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines) -> dict[str, Any]:
+def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, reference: str) -> dict[str, Any]:
     configs = configs_of(side.folder)
     costs = [line for take, line in lines.items() if take.label == side.label and not line.get("failed")]
     seconds = [line["seconds_per_step"] for line in costs if line["seconds_per_step"] is not None]
@@ -84,6 +86,7 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines) -> d
         "devices": dict(Counter(line["device"] for line in costs if "device" in line)),
         "memory": _memory(costs),
         "seconds_per_step": statistics.median(seconds) if seconds else None,
+        "costs": cost_summaries.costs_of(lines, side.label, reference),
         "maps": read_json(maps) if maps.is_file() else None,
     }  # fmt: skip
 

@@ -26,9 +26,9 @@ from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
+from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
 from tempoquant.integrations.sampling import first_frame, generate_video
 from tempoquant.integrations.schedule import load_scheduler
-from tempoquant.integrations.wan import load_pipeline
 from tempoquant.kernels.dispatch import choose
 from tempoquant.progress import Progress, Together
 
@@ -44,7 +44,8 @@ _logger = logging.getLogger(__name__)
 
 
 class LoadedOnDemand:
-    """A model's pipeline, loaded when it is first asked for: prepared, and with the reference's scheduler."""
+    """A model's pipeline, loaded when it is first asked for: in the plan's memory mode, prepared, and with the
+    reference's scheduler."""
 
     def __init__(self, model: Model, plan: Plan, device: str, progress: Progress) -> None:
         self._model, self._plan, self._device, self._progress = model, plan, device, progress
@@ -54,7 +55,7 @@ class LoadedOnDemand:
         """The pipeline. Raises ModelError and CheckpointError as loading does."""
         if self._pipeline is None:
             on_loaded = self._progress.start(f"{self._model.label}: loading", 1)
-            pipeline = load_pipeline(self._model.folder, self._device)
+            pipeline = load_in_mode(self._model.folder, self._plan.memory, self._device)
             pipeline.scheduler = load_scheduler(self._plan.reference, self._plan.settings.flow_shift)
             self._model.prepare(pipeline)
             self._pipeline = pipeline
@@ -63,6 +64,7 @@ class LoadedOnDemand:
 
     def release(self) -> None:
         """Let go of it."""
+        remove_memory_mode(self._pipeline)
         self._pipeline = None
 
 

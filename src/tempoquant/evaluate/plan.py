@@ -10,6 +10,7 @@ from PIL import Image
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.schedule import Step, sampling_steps
 from tempoquant.recipe import Recipe
@@ -49,6 +50,7 @@ class Plan:
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
         boundary_ratio: of the experts.
+        memory: the memory mode of every pipeline.
     """
 
     reference: Path
@@ -59,10 +61,17 @@ class Plan:
     steps: Sequence[Step]
     bins: Mapping[Expert, TimestepBins]
     boundary_ratio: float
+    memory: Memory = "resident"
 
     @classmethod
     def of(
-        cls, reference: Path, items: Sequence[Item], seeds: Sequence[int], settings: SamplingSettings, device: str
+        cls,
+        reference: Path,
+        items: Sequence[Item],
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+        device: str,
+        memory: Memory = "resident",
     ) -> "Plan":
         """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
         steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
@@ -76,7 +85,7 @@ class Plan:
         items = [
             item if isinstance(item.image, Image.Image) else replace(item, image=item.image.resolve()) for item in items
         ]
-        return cls(reference.resolve(), items, seeds, settings, device, steps, bins, boundary_ratio)
+        return cls(reference.resolve(), items, seeds, settings, device, steps, bins, boundary_ratio, memory)
 
     @property
     def mapped_steps(self) -> set[int]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sensitivity import LinearsSensitivity, measure_expert, spread_out
+from tempoquant.calibrate.sensitivity import MAX_SAMPLES, LinearsSensitivity, measure_expert, spread_out
 from tempoquant.calibrate.sensitivity_file import Sensitivity, measured_settings
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.engines import Crew
 from tempoquant.errors import OutputError, RecipeError
+from tempoquant.integrations.block_costs import ExpertCosts
+from tempoquant.integrations.estimate import GIB
+from tempoquant.integrations.estimate_sensitivity import states_bytes
 from tempoquant.integrations.expert_weights import ExpertWeights
 from tempoquant.integrations.lora import Lora
 from tempoquant.integrations.wan import WanExpert, compute_dtype
@@ -51,8 +54,29 @@ def measure_sensitivity(
     if not run.recipe.needs_calibration:
         raise RecipeError(f"recipe {run.recipe.name} looks at no activations: choose another.")
     work = Path(work).absolute()
+    _check_space(run, work, machine)
+    work.mkdir(parents=True, exist_ok=True)
     with machine.engine.open(work) as crew:
         return sensitivity_of(run, Path(store).absolute(), work, machine, crew, progress)
+
+
+def _check_space(run: Run, work: Path, machine: Machine) -> None:
+    """Raise OutputError when the disk has no room for the hidden states of the experts that are measured at once."""
+    assert run.store is not None
+    num_samples = {expert: min(MAX_SAMPLES, len(run.store.entries(expert))) for expert in Expert}
+    costs = [
+        ExpertCosts(run.source, expert, run.recipe, num, machine.devices[0]) for expert, num in num_samples.items()
+    ]
+    states, place = [states_bytes(cost) for cost in costs], work
+    needed = sum(states) if machine.is_side_by_side else max(states)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OutputError(
+            f"hidden states need {needed / GIB:.1f} GiB while sensitivity is measured, and the disk of {place} has "
+            f"{free / GIB:.1f} GiB free: free some, write the result to another disk, or record fewer samples."
+        )
 
 
 def sensitivity_in(run: Run, store: Path, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Sensitivity:
