@@ -2,8 +2,9 @@
 from the model's shapes by the project's own estimators, never measured."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from benchmarks.evaluation_operations import SHARE, VideoCost, video_cost
@@ -108,6 +109,7 @@ def stages(what: Evaluated, score_s: float, rates: Rates = H100_SXM, share: floa
         ]
 
 
+@cache
 def model_gib() -> float:
     """Of the 16-bit pipeline's weight files as the hub has them."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,9 +135,10 @@ def _quantizing(source: Path, name: str, size: SamplingSettings, rates: Rates) -
     return Stage(f"quantize `{name}`", everywhere, gpu, ram, left, found.peak_disk_gib - left)
 
 
-def memory_plans(size: SamplingSettings, recipes: Sequence[str] = RECIPES) -> dict[str, MemoryPlan]:
+@cache
+def memory_plans(size: SamplingSettings) -> Mapping[str, MemoryPlan]:
     """What `tempoquant plan` predicts, by recipe."""
-    return {name: plan_memory(read_configs(A14B), size, Recipe.load(name)) for name in recipes}
+    return {name: plan_memory(read_configs(A14B), size, Recipe.load(name)) for name in RECIPES}
 
 
 def _generating(what: Evaluated, cost: VideoCost) -> Iterator[Stage]:
