@@ -12,7 +12,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,17 @@ from tempoquant.integrations.residency import MEMORY_MODES
 from tempoquant.integrations.wan import default_device
 
 
-def conclude(chain: Chain, json_file: Path | None) -> None:
-    """Print the table and the JSON line."""
+def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
+    """Print the table and the JSON line. device: the first that was used; None for this machine's best."""
     evaluation = json.loads((chain.evaluation / "evaluation.json").read_text(encoding="utf-8"))
     rows = rows_of(evaluation)
     name, num_items = evaluation["benchmark"]["name"], evaluation["benchmark"]["num_items"]
     print_rows(rows, f"{chain.model}, {name}, {num_items} items")
     if protocol_of(chain.model) is not protocol_of(PUBLISHED_MODEL):
         print("This is not the published model: its numbers show that the chain runs, and check no claim.")
-    device = (chain.device or default_device()).split(",")[0]
     record: dict[str, Any] = {
         "benchmark": "reproduce", "version": tempoquant.__version__, "commit": commit_name(), "model": chain.model,
-        "machine": describe_machine(device), "settings": evaluation["settings"],
+        "machine": describe_machine(device or default_device()), "settings": evaluation["settings"],
         "excluded": evaluation["benchmark"]["excluded_overlap"], "num_items": num_items,
         "commands": [text_of(command) for command in chain.commands()], "rows": rows,
     }  # fmt: skip
@@ -57,7 +56,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vbench-python", metavar="PATH", help="of an environment that holds VBench")
     parser.add_argument("--vbench-cache", metavar="DIR", help="where VBench's weights lie")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="for everything")
-    parser.add_argument("--device", help="as the commands take it: cuda, cuda:1, cpu")
+    parser.add_argument("--device", help="as the commands take it: cuda, cpu, cuda:0,cuda:1")
+    parser.add_argument("--engine", choices=("local", "ray"), help="as the commands take it: who runs the workers")
+    parser.add_argument("--address", help="of a Ray cluster that runs already")
     parser.add_argument("--memory", choices=MEMORY_MODES, help="of recording and generating, all models alike")
     parser.add_argument("--limit", type=int, help="evaluate only so many items")
     parser.add_argument("--rtn", action="store_true", help="quantize by rounding to nearest too")
@@ -73,10 +74,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def chain_of(options: argparse.Namespace) -> Chain:
     """What the options ask for."""
-    vbench = (("--vbench-python", options.vbench_python), ("--vbench-cache", options.vbench_cache))
-    given = tuple(word for flag, value in vbench if value is not None for word in (flag, value))
-    return Chain(options.model, options.opens2v, options.work, given, options.device, options.memory, options.limit,
-                 options.rtn)  # fmt: skip
+    vbench = _given({"--vbench-python": options.vbench_python, "--vbench-cache": options.vbench_cache})
+    place = _given({"--device": options.device, "--engine": options.engine, "--address": options.address})
+    return Chain(
+        options.model, options.opens2v, options.work, vbench, place, options.memory, options.limit, options.rtn
+    )
+
+
+def _given(flags: Mapping[str, str | None]) -> tuple[str, ...]:
+    return tuple(word for flag, value in flags.items() if value is not None for word in (flag, value))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_all(chain.commands(), find_program())
     except TempoQuantError as error:
         fail(str(error), 1)
-    conclude(chain, options.json)
+    conclude(chain, options.device and options.device.split(",")[0], options.json)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The commands of `python -m benchmarks.reproduce`: the published protocol, and its counterpart for a laptop."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +57,8 @@ class Chain:
         opens2v: folder of OpenS2V-Eval; None takes the bundled model's own sets.
         work: folder for everything.
         vbench: options of `evaluate` that VBench needs; none leaves it out.
-        device, memory: as the commands take them; None leaves them to decide.
+        place: options of `record`, `quantize` and `evaluate` that say on which devices or machines.
+        memory: as the commands take it; None leaves them to decide.
         limit: items to evaluate; None takes the protocol's.
         with_floor: whether to quantize by rounding to nearest too.
     """
@@ -67,7 +67,7 @@ class Chain:
     opens2v: Path | None
     work: Path
     vbench: tuple[str, ...] = ()
-    device: str | None = None
+    place: tuple[str, ...] = ()
     memory: str | None = None
     limit: int | None = None
     with_floor: bool = False
@@ -104,14 +104,14 @@ class Chain:
         prompts = [] if self.opens2v is None else ["--calibration", str(self.calibration)]
         return [
             "record", self.model, "-o", self._path("samples"), *prompts, "--prompts",
-            str(self.protocol.num_calibrated), *self.protocol.sampling, *self._device(), *self._memory(),
+            str(self.protocol.num_calibrated), *self.protocol.sampling, *self.place, *self._memory(),
         ]  # fmt: skip
 
     def _quantize(self) -> list[list[str]]:
         commands = []
         for label in self.labels:
             store = [] if label == FLOOR else ["--store", self._path("samples")]  # rounding to nearest looks at none
-            options = [*self.protocol.recipes[label], *store, "--link", *self._device()]
+            options = [*self.protocol.recipes[label], *store, "--link", *self.place]
             commands.append(["quantize", self.model, "-o", self._path(label), *options])
         return commands
 
@@ -121,7 +121,7 @@ class Chain:
         return [
             "evaluate", self.model, *map(self._path, self.labels), "--benchmark", *benchmark, "--exclude-overlap",
             *([] if limit is None else ["--limit", str(limit)]), *self.protocol.sampling, "--seeds",
-            str(self.protocol.seed), *self._device(), *self._memory(), *self.vbench, "-o", str(self.evaluation),
+            str(self.protocol.seed), *self.place, *self._memory(), *self.vbench, "-o", str(self.evaluation),
         ]  # fmt: skip
 
     def _report(self) -> list[str]:
@@ -130,8 +130,5 @@ class Chain:
     def _path(self, name: str) -> str:
         return str(self.work / name)
 
-    def _device(self) -> Sequence[str]:
-        return [] if self.device is None else ["--device", self.device]
-
-    def _memory(self) -> Sequence[str]:
+    def _memory(self) -> list[str]:
         return [] if self.memory is None else ["--memory", self.memory]

@@ -83,11 +83,13 @@ def test_the_small_chain_differs_in_model_sizes_recipes_and_items_alone():
 
 def test_device_memory_and_vbench_reach_every_command_that_takes_them():
     commands = commands_of(
-        *OPENS2V, "--device", "cuda:1", "--memory", "swap", "--vbench-python", "p", "--vbench-cache", "c"
-    )
+        *OPENS2V, "--device", "cuda:1", "--engine", "ray", "--address", "head:6379", "--memory", "swap",
+        "--vbench-python", "p", "--vbench-cache", "c",
+    )  # fmt: skip
     for command in commands:
         told = options_of(command)
-        assert (told.get("--device") == "cuda:1") == (command[0] in ("record", "quantize", "evaluate"))
+        for flag, value in (("--device", "cuda:1"), ("--engine", "ray"), ("--address", "head:6379")):
+            assert (told.get(flag) == value) == (command[0] in ("record", "quantize", "evaluate"))
         assert (told.get("--memory") == "swap") == (command[0] in ("record", "evaluate"))
         assert (told.get("--vbench-python"), told.get("--vbench-cache")) == (
             ("p", "c") if command[0] == "evaluate" else (None, None)
