@@ -39,8 +39,8 @@ def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
     record: dict[str, Any] = {
         "benchmark": "reproduce", "version": tempoquant.__version__, "commit": commit_name(), "model": chain.model,
         "machine": describe_machine(device or default_device()), "settings": evaluation["settings"],
-        "excluded": evaluation["benchmark"]["excluded_overlap"], "num_items": num_items,
-        "commands": [text_of(command) for command in chain.commands()], "rows": rows,
+        "environment": evaluation["environment"], "excluded": evaluation["benchmark"]["excluded_overlap"],
+        "num_items": num_items, "commands": [text_of(command) for command in chain.commands()], "rows": rows,
     }  # fmt: skip
     print(json.dumps(record))
     if json_file is not None:
@@ -99,7 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_all(chain.commands(), find_program())
     except TempoQuantError as error:
         fail(str(error), 1)
-    conclude(chain, options.device and options.device.split(",")[0], options.json)
+    is_here = options.device is not None and options.engine != "ray"  # a Ray cluster's driver may have no such device
+    conclude(chain, options.device.split(",")[0] if is_here else None, options.json)
 
 
 if __name__ == "__main__":
