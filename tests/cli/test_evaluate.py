@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tempoquant.engines import Local
 from tempoquant.evaluate import evaluation as module
 from tempoquant.evaluate.benchmark_sets import Overlap
 from tests.cli.typed import assert_refused, run, split
@@ -31,8 +32,8 @@ def requests(monkeypatch):
     """What evaluation.evaluate was called with."""
     calls = []
 
-    def fake(request, output, device, progress):
-        calls.append((request, output, device))
+    def fake(request, output, engine, progress):
+        calls.append((request, output, engine))
         return RECORD
 
     monkeypatch.setattr(module, "evaluate", fake)
@@ -58,14 +59,9 @@ def test_flags_reach_the_request(requests, quantized, tmp_path):
     sizes = "--size 32x48 --guidance-scale 2 --flow-shift 3"
     result = run("evaluate", "tiny", quantized, *split(flags), *split(sizes), "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    [(request, output, device)] = requests
-    assert (output, device, request.seeds, request.ids, request.limit) == (
-        tmp_path / "out",
-        "cpu",
-        (4, 5),
-        ["a", "b"],
-        3,
-    )
+    [(request, output, engine)] = requests
+    assert (output, engine) == (tmp_path / "out", Local(("cpu",)))
+    assert (request.seeds, request.ids, request.limit) == ((4, 5), ["a", "b"], 3)
     assert request.overlap is Overlap.EXCLUDE
     settings = request.settings
     assert (settings.height, settings.width, settings.num_steps, settings.num_frames) == (32, 48, 7, 9)

@@ -17,7 +17,7 @@ from tempoquant.evaluate.files import write_lossless, write_mp4, write_png
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.quantizing import quantize
-from tests.recorded import SETTINGS, TINY
+from tests.recorded import CPU, SETTINGS, TINY
 
 STEPS = SETTINGS.replace(num_steps=2)
 LABELS = ("16-bit", "rtn")
@@ -42,7 +42,7 @@ def request_of(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(request_of, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    evaluate(request_of(limit=3), out, "cpu")
+    evaluate(request_of(limit=3), out, CPU)
     return out
 
 
@@ -101,7 +101,7 @@ def test_a_disk_without_room_is_noticed_before_any_model_is_loaded(request_of, t
     monkeypatch.setattr(disk_space, "shutil", SimpleNamespace(disk_usage=lambda _: room))
     monkeypatch.setattr(generation, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(OutputError) as refused:
-        evaluate(request_of(limit=3), tmp_path / "out", "cpu")
+        evaluate(request_of(limit=3), tmp_path / "out", CPU)
     size = f"{needed / 2**20:.1f} MiB"
     assert str(refused.value) == (
         f"6 videos are still to be generated, which with their latents take up to {size}, and the disk of "
@@ -113,7 +113,7 @@ def test_a_disk_without_room_is_noticed_before_any_model_is_loaded(request_of, t
 
 def test_a_finished_evaluation_needs_no_room(request_of, evaluated, monkeypatch):
     monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    assert evaluate(request_of(limit=3), evaluated, "cpu")["items"]
+    assert evaluate(request_of(limit=3), evaluated, CPU)["items"]
 
 
 def test_large_numbers_are_in_gib():

@@ -22,7 +22,7 @@ from tempoquant.progress import SILENT
 from tempoquant.quantizing import quantize
 from tempoquant.timesteps import Expert, TimestepBins
 from tests.integrations.test_memory_modes import hooked
-from tests.recorded import PROMPTS, SETTINGS, TINY
+from tests.recorded import CPU, PROMPTS, SETTINGS, TINY
 
 STEPS = SETTINGS.replace(num_steps=2)
 BINS = dict.fromkeys(Expert, TimestepBins())
@@ -41,7 +41,7 @@ def evaluated(rounded, tmp_path_factory):
         benchmark = load_benchmark("tiny", None, 1.0, 1)
         request = Request(Model("16-bit", TINY), [Model("rtn", rounded)], benchmark, STEPS, limit=1, memory=mode)
         out = tmp_path_factory.mktemp("evaluation") / mode
-        found[mode] = SimpleNamespace(record=evaluate(request, out, "cpu"), out=out, item=benchmark.items[0])
+        found[mode] = SimpleNamespace(record=evaluate(request, out, CPU), out=out, item=benchmark.items[0])
     return found
 
 
@@ -81,7 +81,7 @@ def test_the_record_and_the_identity_name_the_mode(evaluated):
 @pytest.mark.parametrize("mode", MEMORY_MODES)
 def test_a_released_model_has_no_mode_and_no_hook_left(mode):
     plan = Plan.of(TINY, (), (0,), STEPS, "cpu", mode)
-    model = LoadedOnDemand(Model("16-bit", TINY), plan, SILENT)
+    model = LoadedOnDemand(Model("16-bit", TINY), plan, "cpu", SILENT)
     pipeline = model()
     assert pipeline._tempoquant_memory_mode.mode == mode
     model.release()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, engine_of
 from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import (
     ActivationBits,
     Activations,
-    Device,
     FlowShift,
     Frames,
     GenerationMemory,
@@ -60,15 +60,18 @@ def command(  # noqa: PLR0913 (one argument per option)
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
     memory: GenerationMemory = MemoryMode.RESIDENT,
-    device: Device = None,
+    device: Workers = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     as_json: Json = False,
     json_log: JsonLogFile = None,
 ) -> None:
     """Generate a benchmark's videos with every model, and measure them with intervals. The same command goes on where
-    it was interrupted."""
+    it was interrupted, also on more or fewer devices."""
     if exclude_overlap and allow_overlap:
         raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
     wanted_seeds = parse_seeds(seeds)
+    workers = engine_of(engine, address, device)
     changes = {
         "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
@@ -98,7 +101,7 @@ def command(  # noqa: PLR0913 (one argument per option)
             shlex.join(["tempoquant", *sys.argv[1:]]),
             memory.value,
         )
-        record = evaluate(request, output, device, progress)
+        record = evaluate(request, output, workers, progress)
         return Outcome(record, evaluation_text(record, output))
 
     run_command(work, as_json, json_log, GOES_ON)

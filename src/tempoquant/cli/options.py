@@ -142,12 +142,6 @@ FlowShift = Annotated[float | None, typer.Option(min=1e-6, help="Flow shift of t
 Device = Annotated[
     str | None, typer.Option(callback=check_device, help="cpu, cuda, cuda:1 …; CUDA where there is one if left out.")
 ]
-Devices = Annotated[
-    str | None,
-    typer.Option(
-        "--device", metavar="D[,D]", callback=check_devices, help="cpu, cuda, or cuda:0,cuda:1: one per expert."
-    ),
-]
 Activations = Annotated[
     ActivationBits | None,
     typer.Option(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
+from tempoquant.engines.memory import free_memory
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate.contents import (
     bits_per_weight,
@@ -24,7 +25,7 @@ from tempoquant.evaluate.prompt_adherence import PromptAdherence, check_prompt, 
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult, plain
 from tempoquant.evaluate.video_metrics import Video, psnr_db, ssim
 from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
-from tempoquant.integrations.residency import Memory, free_memory
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings, generate_video, predict_noise, record_trajectory
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, default_device
 from tempoquant.progress import SILENT, Progress

@@ -1,11 +1,10 @@
 """evaluation.json: everything that an evaluation found, for programs and for the report."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from tempoquant.evaluate import cost_summaries, measures
 from tempoquant.evaluate.benchmark_sets import Selection
@@ -17,7 +16,6 @@ from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.summaries import pairs, summarize
 from tempoquant.integrations.pipeline_folder import read_json
 from tempoquant.integrations.wan import EXPERT_COMPONENTS
-from tempoquant.kernels.dispatch import choose
 
 if TYPE_CHECKING:
     from tempoquant.evaluate.evaluation import Request
@@ -69,7 +67,6 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
     configs = configs_of(side.folder)
     costs = [line for take, line in lines.items() if take.label == side.label and not line.get("failed")]
     seconds = [line["seconds_per_step"] for line in costs if line["seconds_per_step"] is not None]
-    formats = {entry.format.name: entry.format for config in configs.values() for entry in config.layers.values()}
     first = next(iter(configs.values()), None)
     calibration = None if first is None or first.calibration is None else first.calibration
     maps = folder.maps(side.label)
@@ -85,7 +82,8 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
             "prompts": [{"id": prompt["id"], "prompt": prompt["prompt"]} for prompt in calibration.prompts],
             "settings": dict(calibration.settings),
         },
-        "kernels": {name: choose(torch.device(plan.device), format).path.value for name, format in formats.items()},
+        "kernels": costs[0].get("kernels", {}) if costs else {},
+        "devices": dict(Counter(line["device"] for line in costs if "device" in line)),
         "memory": _memory(costs),
         "seconds_per_step": statistics.median(seconds) if seconds else None,
         "costs": cost_summaries.costs_of(lines, side.label, reference),

@@ -1,9 +1,11 @@
 """What every model of an evaluation generates, and how; and in which timestep bins it is judged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
@@ -15,6 +17,10 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins, expert_of
 
 
+def as_it_is(_pipeline: Any) -> None:
+    """A model that needs no preparation."""
+
+
 @dataclass(frozen=True)
 class Model:
     """One side of the comparison.
@@ -23,13 +29,13 @@ class Model:
         label: unique, fit for a folder's name.
         folder: of the pipeline.
         activation_bits: as the user wrote them; None for those of the checkpoint.
-        prepare: called with the pipeline before it runs.
+        prepare: called with the pipeline before it runs; can be pickled.
     """
 
     label: str
     folder: Path
     activation_bits: str | None = None
-    prepare: Callable[[Any], None] = lambda _pipeline: None
+    prepare: Callable[[Any], None] = as_it_is
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Plan:
         reference: folder whose scheduler all models use.
         items, seeds: every item with every seed.
         settings: flow_shift is a number.
-        device: where to run.
+        device: where to run, as workers name it.
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
         boundary_ratio: of the experts.
@@ -75,7 +81,11 @@ class Plan:
             timesteps = [float(step.timestep) for step in steps if step.expert is expert]
             bins[expert] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions(expert))
         boundary_ratio = float(read_json(reference / "model_index.json")["boundary_ratio"])
-        return cls(reference, items, seeds, settings, device, steps, bins, boundary_ratio, memory)
+        # Workers may run in another folder, where relative paths mean something else.
+        items = [
+            item if isinstance(item.image, Image.Image) else replace(item, image=item.image.resolve()) for item in items
+        ]
+        return cls(reference.resolve(), items, seeds, settings, device, steps, bins, boundary_ratio, memory)
 
     @property
     def mapped_steps(self) -> set[int]:

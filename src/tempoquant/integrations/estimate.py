@@ -126,7 +126,7 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
     side_by_side = len(devices) > 1
     store = _store_bytes(costs, recipe) if records else 0
     copied = 0 if link else _other_bytes(source)
-    stages = [_recording(source, recipe, costs, devices[0], memory, store, gemm_rates)] if records else []
+    stages = [_recording(source, recipe, costs, devices, memory, store, gemm_rates)] if records else []
     on_disk = store
     all_hidden = sum(cost.hidden_bytes for cost in costs.values()) if side_by_side else 0
     for expert, cost in costs.items():
@@ -185,13 +185,14 @@ def _recording(
     source: Path,
     recipe: Recipe,
     costs: Mapping[Expert, ExpertCosts],
-    device: str,
+    devices: Sequence[str],
     memory: str,
     store_bytes: int,
     gemm_rates: Mapping[str, float] | None,
 ) -> StageEstimate:
-    """The pipeline in memory, sampling every prompt to its end: the most that recording takes."""
-    kind = torch.device(device).type
+    """The pipeline in memory once for each device, sampling every prompt to its end: the most that recording takes."""
+    kind = torch.device(devices[0]).type
+    num_workers = min(len(devices), recipe.num_prompts)
     first = next(iter(costs.values()))
     experts = sum(cost.weight_bytes for cost in costs.values())
     others = {name: _loaded_bytes(source / name, first.dtype) for name in _others(source)}
@@ -205,14 +206,14 @@ def _recording(
         "lean": (0, max(*others.values(), one_block + first.activation_bytes, encoding)),
     }[memory]  # fmt: skip
     on_gpu = kind == "cuda"
-    ram_gib = _LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB
+    ram_gib = num_workers * (_LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB)
     seconds = None
     if gemm_rates is not None:
-        num_calls = recipe.num_prompts * (recipe.num_steps or 0) * _num_branches(recipe)
+        num_calls = math.ceil(recipe.num_prompts / num_workers) * (recipe.num_steps or 0) * _num_branches(recipe)
         passes = num_calls * first.num_blocks * first.forward_operations
         num_loads = num_calls if memory == "lean" else 2  # of one expert
         seconds = num_loads * first.weight_bytes / _READ_BYTES_PER_S + passes / (
-            _FORWARD_SHARE[kind] * gemm_rates[device]
+            _FORWARD_SHARE[kind] * gemm_rates[devices[0]]
         )
     return StageEstimate("record", seconds, ram_gib, on_device / GIB if on_gpu else 0.0, store_bytes / GIB)
 
