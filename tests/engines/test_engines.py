@@ -1,6 +1,7 @@
 """Laws of engines that do not depend on the kind: in this process, in several, on a Ray cluster of two machines."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from tempoquant.engines import Crew, Engine, Local, RayCluster
 from tempoquant.engines.crew import give_up
-from tempoquant.errors import CalibrationError, SettingsError, TempoQuantError
+from tempoquant.errors import CalibrationError, SettingsError, TempoQuantError, UnsupportedError
 from tempoquant.progress import Together
 from tests.engines.ray_cluster import RAY_IS_MISSING, two_machines
 from tests.engines.stages import Acting, Counts, lines
@@ -105,7 +106,7 @@ def test_an_item_that_was_done_when_its_worker_died_is_not_done_again(team: Crew
         is_done=lambda item: (tmp_path / item[1]).exists(),
     )  # fmt: skip
     assert done == [("do", "b")]
-    assert sorted(lines(tmp_path, "begin")) == ["begin do b", "begin die once a"]
+    assert sorted(lines(tmp_path, "begin")) == ["begin die once a", "begin do b"]
 
 
 def test_an_item_that_workers_die_of_is_given_up(team: Crew, tmp_path: Path) -> None:
@@ -134,6 +135,12 @@ def test_devices_of_different_types_are_refused() -> None:
 def test_ray_chooses_the_gpu_itself() -> None:
     with pytest.raises(SettingsError, match="cuda or cpu"):
         RayCluster("cuda:1")
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tempoquant.engines.ray_actors", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'tempoquant\[ray\]'"), RayCluster("cpu").open(tmp_path):
+        pass
 
 
 def wait_for_end_of(pid: int) -> None:

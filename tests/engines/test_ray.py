@@ -12,7 +12,7 @@ from tempoquant.errors import OutputError, SettingsError, TempoQuantError, Unsup
 from tests.engines.ray_cluster import two_machines
 from tests.engines.stages import Acting, lines
 
-ray_actors = pytest.importorskip("tempoquant.engines.ray_actors", exc_type=UnsupportedError)
+ray_actors = pytest.importorskip("tempoquant.engines.ray_actors")
 
 
 @pytest.fixture(scope="module")

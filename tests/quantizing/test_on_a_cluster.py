@@ -1,4 +1,4 @@
-"""Quantizing on a Ray cluster of two machines: recording, measuring and both experts' blocks, one machine lost midway."""
+"""Quantizing on a Ray cluster of two machines: recording, measuring, both experts; one machine is lost midway."""
 
 import threading
 import time

@@ -10,7 +10,7 @@ import torch
 
 from tempoquant.engines.crew import Alone, Crew
 from tempoquant.engines.processes import Processes
-from tempoquant.errors import SettingsError
+from tempoquant.errors import SettingsError, UnsupportedError
 
 
 class Engine(Protocol):
@@ -88,7 +88,12 @@ class RayCluster:
     @contextlib.contextmanager
     def open(self, shared: Path) -> Iterator[Crew]:
         """See `Engine.open`. Raises UnsupportedError when Ray is not installed."""
-        from tempoquant.engines.ray_actors import connected  # Ray is optional
+        try:
+            from tempoquant.engines.ray_actors import connected
+        except ImportError as error:
+            raise UnsupportedError(
+                f"Ray is not usable here ({error}): pip install 'tempoquant[ray]' on every machine."
+            ) from error
 
         with connected(self.address, self.device, shared) as team:
             yield team

@@ -1,7 +1,7 @@
 """The inside of a worker: opens stages, does one item after the other, and tells how it went."""
 
 import contextlib
-import pickle
+import copy
 import threading
 import traceback
 from collections.abc import Callable
@@ -75,9 +75,9 @@ class _Reporting:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it survives pickling, else one that says the same."""
+    """The error itself where it can be taken apart and put together again, else one that says the same."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.deepcopy(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

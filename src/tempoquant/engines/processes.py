@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Sequence
@@ -73,13 +72,14 @@ class Processes(Team):
     def dismiss(self) -> None:
         """See `Team.dismiss`."""
         for worker in self._workers.values():
-            worker.process.terminate()
+            worker.connection.close()  # at which an idle one ends by itself, and cleans up
+            if worker.busy:
+                worker.process.terminate()
         for worker in self._workers.values():
             worker.process.join(_TO_END_S)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-            worker.connection.close()
         self._workers = {}
 
     def _heard(self, worker: _Worker) -> list[Event]:
@@ -89,7 +89,7 @@ class Processes(Team):
                 message = worker.connection.recv()
                 worker.busy = worker.busy and not message.ends_order
                 found.append(Event(worker.number, message.kind, message.content))
-        except (EOFError, OSError, pickle.UnpicklingError):
+        except (EOFError, OSError):
             worker.process.join()
             worker.connection.close()
             del self._workers[worker.number]
@@ -107,8 +107,10 @@ def _serve(connection: Connection, device: str, num_threads: int) -> None:
         try:
             order = connection.recv()
         except EOFError:
+            host.close()
             return
-        host.do(order)
+        with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the next line of the loop will see
+            host.do(order)
 
 
 def _end_with_parent() -> None:

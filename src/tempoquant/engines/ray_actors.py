@@ -16,16 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from tempoquant.engines.host import Host
 from tempoquant.engines.stage import Event, Message, Order
 from tempoquant.engines.team import Team
 from tempoquant.errors import OutputError, SettingsError, TempoQuantError, UnsupportedError
-
-try:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ImportError as error:
-    raise UnsupportedError(f"Ray is not usable ({error}): pip install 'tempoquant[ray]' on every machine.") from error
 
 MOST_FAILED_STARTS = 2
 """A machine on which so many workers in a row died before they were ready is left alone."""

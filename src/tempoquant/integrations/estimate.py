@@ -21,7 +21,7 @@ from tempoquant.timesteps import Expert
 
 GIB = 2**30
 
-_QUANTIZE = "quantize "
+_QUANTIZE, MEASURE = "quantize ", "measure sensitivity of "
 
 _LIBRARIES_GIB = 0.9  # of memory, once PyTorch and diffusers are imported and have computed something
 _AUTOENCODER_BYTES_PER_PIXEL = 186  # encoding the first frames in float32, over all frames of the video
@@ -61,7 +61,7 @@ class RunEstimate:
     """The stages of a run, in order.
 
     Attributes:
-        side_by_side: whether both experts are quantized at the same time, each on its own device.
+        side_by_side: whether both experts are measured, and quantized, at the same time, each on its own device.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -88,8 +88,9 @@ class RunEstimate:
         """The stages, those in one list that run at the same time."""
         if not self.side_by_side:
             return [[stage] for stage in self.stages]
-        experts = [stage for stage in self.stages if stage.name.startswith(_QUANTIZE)]
-        return [experts, *([stage] for stage in self.stages if stage not in experts)]
+        kinds = ([stage for stage in self.stages if stage.name.startswith(kind)] for kind in (MEASURE, _QUANTIZE))
+        experts = [stages for stages in kinds if stages]
+        return [*experts, *([stage] for stage in self.stages if not any(stage in stages for stages in experts))]
 
 
 def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)

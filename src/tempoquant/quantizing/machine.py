@@ -48,6 +48,11 @@ class Machine:
         return self.cluster or Local(self.devices)
 
     @property
+    def is_side_by_side(self) -> bool:
+        """Whether both experts are worked on at once."""
+        return self.cluster is not None or len(self.devices) > 1
+
+    @property
     def hidden_ram_bytes(self) -> int:
         """`hidden_ram_gib` in bytes."""
         return round(self.hidden_ram_gib * 2**30)

@@ -168,13 +168,14 @@ class Run:
         """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
         wanted = self.recipe.samples_per_expert or 0
         num_samples = {expert: wanted if self.store is None else len(self.store.entries(expert)) for expert in Expert}
+        devices = machine.devices if machine.cluster is None else machine.devices * 2  # of two workers
         planned = estimate(
-            self.source, self.recipe, devices=machine.devices, num_samples=num_samples, records=self.records,
+            self.source, self.recipe, devices=devices, num_samples=num_samples, records=self.records,
             link=link, hidden_ram_bytes=machine.hidden_ram_bytes, memory=machine.memory, gemm_rates=gemm_rates,
         )  # fmt: skip
         if self.budget is None or self.sensitivity is not None:
             return planned
-        return with_sensitivity(planned, self.source, self.recipe, machine.devices, num_samples, gemm_rates)
+        return with_sensitivity(planned, self.source, self.recipe, devices, num_samples, gemm_rates)
 
     def check_space(self, folder: OutputFolder, machine: Machine, link: bool) -> None:
         """Raise OutputError when the disk cannot hold what is still to be written."""

@@ -55,19 +55,20 @@ def measure_sensitivity(
         raise RecipeError(f"recipe {run.recipe.name} looks at no activations: choose another.")
     work = Path(work).absolute()
     _check_space(run, work, machine)
+    work.mkdir(parents=True, exist_ok=True)
     with machine.engine.open(work) as crew:
         return sensitivity_of(run, Path(store).absolute(), work, machine, crew, progress)
 
 
 def _check_space(run: Run, work: Path, machine: Machine) -> None:
-    """Raise OutputError when the disk has no room for hidden states: of one expert, or of both, side by side."""
+    """Raise OutputError when the disk has no room for the hidden states of the experts that are measured at once."""
     assert run.store is not None
     num_samples = {expert: min(MAX_SAMPLES, len(run.store.entries(expert))) for expert in Expert}
     costs = [
         ExpertCosts(run.source, expert, run.recipe, num, machine.devices[0]) for expert, num in num_samples.items()
     ]
-    side_by_side = machine.cluster is not None or len(machine.devices) > 1
-    needed, place = (sum if side_by_side else max)(states_bytes(cost) for cost in costs), work
+    states, place = [states_bytes(cost) for cost in costs], work
+    needed = sum(states) if machine.is_side_by_side else max(states)
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
