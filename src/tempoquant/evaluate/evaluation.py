@@ -96,16 +96,17 @@ def evaluate(
         request.reference.folder, selection.items, request.seeds, request.settings, engine.device, request.memory
     )
     folder = EvaluationFolder(output)
-    with folder.claimed(_identity(request, plan, progress)), engine.open(output) as crew:
+    with folder.claimed(_identity(request, plan, progress)):
         check_space(folder, plan, [model.label for model in request.sides], not configs_of(request.reference.folder))
-        for number, model in enumerate(request.sides, start=1):
-            # Where workers run, relative paths may mean something else.
-            resolved = dataclasses.replace(model, folder=model.folder.resolve())
-            generate_missing(Generating(output, plan, resolved, model is request.reference), crew, progress)
-            measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
-            measure_missing(measuring, model, request.reference, crew, progress)
-            record = evaluation_record(folder, plan, request, selection, request.sides[:number])
-            write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+        with engine.open(output) as crew:
+            for number, model in enumerate(request.sides, start=1):
+                # Where workers run, relative paths may mean something else.
+                resolved = dataclasses.replace(model, folder=model.folder.resolve())
+                generate_missing(Generating(output, plan, resolved, model is request.reference), crew, progress)
+                measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
+                measure_missing(measuring, model, request.reference, crew, progress)
+                record = evaluation_record(folder, plan, request, selection, request.sides[:number])
+                write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
     _require_videos(record)
     return record
 
