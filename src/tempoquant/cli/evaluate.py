@@ -71,7 +71,6 @@ def command(  # noqa: PLR0913 (one argument per option)
     if exclude_overlap and allow_overlap:
         raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
     wanted_seeds = parse_seeds(seeds)
-    workers = engine_of(engine, address, device)
     changes = {
         "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
@@ -85,6 +84,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.integrations.pipeline_folder import resolve_model
         from tempoquant.integrations.sampling import default_settings
 
+        workers = engine_of(engine, address, device)
         source = resolve_model(reference)
         settings = default_settings(source).replace(**changes)
         overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE

@@ -69,7 +69,6 @@ def command(  # noqa: PLR0913 (one argument per option)
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
     }  # fmt: skip
     loras = parse_loras(lora)
-    workers = engine_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.integrations.output_folder import fingerprint
@@ -78,6 +77,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.integrations.recording_plan import ModelIdentity
         from tempoquant.integrations.residency import check_memory
 
+        workers = engine_of(engine, address, device)
         check_memory(memory.value, workers.device)
         source = resolve_model(model)
         check_pipeline_folder(source)

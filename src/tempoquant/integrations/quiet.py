@@ -1,6 +1,7 @@
 """What diffusers and transformers print by themselves: progress bars and advice."""
 
 import multiprocessing
+import os
 
 
 def quiet_libraries() -> None:
@@ -8,6 +9,8 @@ def quiet_libraries() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # for processes that start from here
+        os.environ.setdefault(name, "error")
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
