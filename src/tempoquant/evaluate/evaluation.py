@@ -23,6 +23,8 @@ from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.measures import Clip, measures, names_of, take_measures
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls
+from tempoquant.evaluate.vbench import VBenchSettings, check_vbench
+from tempoquant.evaluate.vbench_summary import scored_by_vbench
 from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
 from tempoquant.integrations.sampling import SamplingSettings
@@ -42,6 +44,7 @@ class Request:
         seeds: every item is generated with each.
         ids, limit, overlap: see `benchmark_sets.select`.
         command: what the user typed, for the record.
+        vbench: how to score the videos with VBench too; None for not at all.
     """
 
     reference: Model
@@ -53,6 +56,7 @@ class Request:
     limit: int | None = None
     overlap: Overlap = Overlap.REFUSE
     command: str = ""
+    vbench: VBenchSettings | None = None
 
     def __post_init__(self) -> None:
         if self.settings.flow_shift is None:
@@ -80,9 +84,11 @@ def evaluate(request: Request, output: Path, device: str | None = None, progress
         CalibrationError: an item was calibrated on, or there is none.
         ModelError: a folder is no such pipeline, or a model made no video at all.
         OutputError: the folder belongs to something else, or cannot be written.
+        EvaluationError: VBench was asked for and cannot run, or could score nothing.
     """
     device = device or default_device()
     _check_alike(request.sides)
+    vbench = None if request.vbench is None else check_vbench(request.vbench, device, progress)
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
     plan = Plan.of(request.reference.folder, selection.items, request.seeds, request.settings, device)
@@ -91,9 +97,16 @@ def evaluate(request: Request, output: Path, device: str | None = None, progress
         for number, model in enumerate(request.sides, start=1):
             _evaluate_model(folder, plan, model, request, progress)
             record = evaluation_record(folder, plan, request, selection, request.sides[:number])
-            write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    _require_videos(record)
+            _write(output, record)
+        _require_videos(record)
+        if vbench is not None:
+            record["vbench"] = scored_by_vbench(folder, plan, [side.label for side in request.sides], vbench, progress)
+            _write(output, record)
     return record
+
+
+def _write(output: Path, record: Mapping[str, Any]) -> None:
+    write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _evaluate_model(folder: EvaluationFolder, plan: Plan, model: Model, request: Request, progress: Progress) -> None:
