@@ -7,7 +7,7 @@ import pytest
 
 from tempoquant.errors import EvaluationError, SettingsError
 from tempoquant.evaluate.evaluation_folder import Take
-from tempoquant.evaluate.vbench import VBenchSettings, check_vbench, sha256
+from tempoquant.evaluate.vbench import VBenchSettings, check_vbench, runner_environment, sha256
 from tempoquant.evaluate.vbench_dimensions import DEFAULT, DIMENSIONS
 from tempoquant.evaluate.vbench_scores import LOG, score_missing
 from tempoquant.progress import SILENT
@@ -106,6 +106,16 @@ def test_code_that_cannot_be_imported_and_a_missing_gpu_are_in_the_same_error(tm
         error.value
     )
     assert "i2v_background needs a GPU and there is none" in str(error.value)
+
+
+def test_vbench_sees_the_gpu_that_generates_and_no_other(tmp_path, monkeypatch):
+    def seen(device):
+        return runner_environment(VBenchSettings(tmp_path), device).get("CUDA_VISIBLE_DEVICES")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (seen("cpu"), seen("cuda"), seen("cuda:1")) == (None, None, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert (seen("cuda"), seen("cuda:1"), seen("cuda:0,cuda:1")) == ("4,6", "6", "4")
 
 
 def test_every_dimension_loads_once_and_scores_every_video_with_its_prompt_and_picture(score, cache):

@@ -44,7 +44,7 @@ def test_the_code_of_every_dimension_can_be_imported(settings, tmp_path):
     for weight in DIMENSIONS["overall_consistency"].weights:
         weight.place(tmp_path).parent.mkdir(parents=True, exist_ok=True)
         weight.place(tmp_path).touch()
-    environment = runner_environment(VBenchSettings(settings.python, FLICKERING, tmp_path))
+    environment = runner_environment(VBenchSettings(settings.python, FLICKERING, tmp_path), "cpu")
     done = subprocess.run(
         runner_command(settings, "check", *DIMENSIONS), env=environment, capture_output=True, text=True, check=True
     )

@@ -29,7 +29,7 @@ def scores_of(**by_label):
 def record_of(scores, failures=(), labels=("reference", "model"), dimensions=TWO):
     weights = {name: {"a.pth": "12", f"{name}.pth": "34"} for name in dimensions}
     settings = VBenchSettings(None, dimensions, None)
-    vbench = VBench(settings, {"vbench": "0.1.5", "torch": "2", "python": "3.11"}, "cpu", weights)
+    vbench = VBench(settings, {"vbench": "0.1.5", "torch": "2", "python": "3.11"}, "cpu", {}, weights)
     return vbench_record(vbench, scores, list(failures), labels)
 
 

@@ -7,6 +7,7 @@ process that reads videos and answers with numbers (`vbench_runner`), and is nev
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,12 +59,14 @@ class VBench:
         settings: what was asked.
         versions: of "vbench", "torch" and "python" there.
         device: "cuda" or "cpu".
+        environment: variables of its processes.
         weights: SHA-256 of what a dimension reads, by dimension and path.
     """
 
     settings: VBenchSettings
     versions: Mapping[str, str]
     device: str
+    environment: Mapping[str, str]
     weights: Mapping[str, Mapping[str, str]]
 
     def made_with(self, dimension: str) -> str:
@@ -76,7 +79,7 @@ def check_vbench(settings: VBenchSettings, device: str, progress: Progress = SIL
     """Find out whether VBench can score all dimensions without downloading anything.
 
     Args:
-        device: where videos are generated; VBench runs on the GPU where that is one and VBench's torch sees one.
+        device: where videos are generated; VBench runs on that GPU if it is one and VBench's torch sees it.
 
     Raises:
         EvaluationError: the interpreter, VBench, code or weights are missing; the message lists everything that is.
@@ -84,7 +87,8 @@ def check_vbench(settings: VBenchSettings, device: str, progress: Progress = SIL
     missing = {name: _missing(name, settings.cache) for name in settings.dimensions}
     # VBench downloads what it does not find, already when the code of some dimensions is imported.
     complete = [name for name in settings.dimensions if not missing[name]]
-    found = _ask(settings, complete)
+    environment = runner_environment(settings, device)
+    found = _ask(settings, complete, environment)
     problems = [
         f"{name} cannot be imported there ({why}): {HOW_TO_INSTALL}" for name, why in found["dimensions"].items()
     ]
@@ -104,8 +108,8 @@ def check_vbench(settings: VBenchSettings, device: str, progress: Progress = SIL
     ]
     if problems:
         raise EvaluationError("VBench cannot run, and nothing was generated:\n" + "\n".join(f"- {p}" for p in problems))
-    return VBench(settings, {name: found[name] for name in ("vbench", "torch", "python")}, runs_on,
-                  _digests(settings, progress))  # fmt: skip
+    versions = {name: found[name] for name in ("vbench", "torch", "python")}
+    return VBench(settings, versions, runs_on, environment, _digests(settings, progress))
 
 
 def runner_command(settings: VBenchSettings, *arguments: str) -> list[str]:
@@ -114,10 +118,16 @@ def runner_command(settings: VBenchSettings, *arguments: str) -> list[str]:
     return [os.path.abspath(settings.python), "-I", str(files("tempoquant.evaluate") / "vbench_runner.py"), *arguments]
 
 
-def runner_environment(settings: VBenchSettings) -> dict[str, str]:
-    """Environment variables of that program."""
+def runner_environment(settings: VBenchSettings, device: str) -> dict[str, str]:
+    """Environment variables of that program: of a device such as "cuda:1" it sees that one alone, since VBench knows no
+    other name than "cuda"."""
+    visible = {}
+    if number := re.match(r"cuda:(\d+)", device):
+        names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        visible["CUDA_VISIBLE_DEVICES"] = names[int(number[1])] if names else number[1]
     return {
         **os.environ,
+        **visible,
         "VBENCH_CACHE_DIR": str(settings.cache.resolve()),
         "HF_HUB_OFFLINE": "1",
         # VBench was written when torch.load read any pickle, and some of its weights need that (amt-s.pth).
@@ -125,13 +135,13 @@ def runner_environment(settings: VBenchSettings) -> dict[str, str]:
     }
 
 
-def _ask(settings: VBenchSettings, dimensions: Sequence[str]) -> dict[str, Any]:
+def _ask(settings: VBenchSettings, dimensions: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
     """What the runner's `check` says. Raises EvaluationError where it says nothing, or that there is no VBench."""
     if not (settings.python.is_file() and os.access(settings.python, os.X_OK)):
         raise EvaluationError(f"{settings.python} is no interpreter that could run VBench: {HOW_TO_INSTALL}.")
     try:
         done = subprocess.run(
-            runner_command(settings, "check", *dimensions), env=runner_environment(settings),
+            runner_command(settings, "check", *dimensions), env=environment,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
         found = json.loads(done.stdout) if done.returncode == 0 else None

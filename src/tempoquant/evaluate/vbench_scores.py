@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
 from tempoquant.evaluate.plan import Plan
-from tempoquant.evaluate.vbench import VBench, runner_command, runner_environment, sha256
+from tempoquant.evaluate.vbench import VBench, runner_command, sha256
 from tempoquant.evaluate.vbench_dimensions import DREAMSIM_FOLDER
 from tempoquant.progress import Progress
 
@@ -56,6 +56,8 @@ def score_missing(
                 take = takes[answer["video"]] if "video" in answer else None
                 if take is None or "score" not in answer:
                     failures.append(Failure(dimension, take, answer["why"]))
+                    if take is not None:
+                        on_scored()
                     continue
                 made = {"video_sha256": digests[take], "made_with": vbench.made_with(dimension)}
                 folder.score(take, dimension, answer["score"], made)
@@ -91,7 +93,7 @@ def answers_of(
         start = functools.partial(
             subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
-        process = start(runner_command(settings, "score"), env=runner_environment(settings), cwd=cwd)
+        process = start(runner_command(settings, "score"), env=vbench.environment, cwd=cwd)
         try:
             assert process.stdin is not None and process.stdout is not None
             with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
