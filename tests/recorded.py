@@ -7,12 +7,14 @@ import torch
 
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store import SampleStore
+from tempoquant.engines import Local
 from tempoquant.integrations.prompt_sets import calibration_prompts
 from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.timesteps import Expert
 from tempoquant.tiny import weights_folder
 
+CPU = Local(("cpu",))
 TINY = weights_folder()
 SETTINGS = SamplingSettings(32, 32, 5, 4, 2.5, 5.0, 8)
 MODEL = ModelIdentity("f" * 64)

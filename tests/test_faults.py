@@ -9,6 +9,7 @@ import pytest
 
 import tempoquant
 from tempoquant import Recipe
+from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, OutputError
 from tempoquant.tiny import weights_folder
 from tests.kill_and_resume import all_bytes
@@ -84,7 +85,7 @@ def test_a_spoiled_sample_is_named_and_what_was_finished_stays(tmp_path: Path, m
     from tests.test_quantize import interrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tempoquant.quantizing.pipeline.run_all", interrupt)
+        patched.setattr("tempoquant.quantizing.pipeline.Quantizing", interrupt)
         tempoquant.quantize("tiny", tmp_path / "out", QUICK, device="cpu")
     store = tmp_path / "out.unfinished" / "store"
     file = sorted((store / "samples").glob("*.safetensors"))[-1]
@@ -104,7 +105,7 @@ def test_a_store_of_another_model_is_refused(tmp_path: Path) -> None:
 
     settings = default_settings(weights_folder()).replace(num_steps=4, num_frames=5)
     plan = RecordingPlan([held_out()], settings, 2)
-    record(weights_folder(), tmp_path / "store", plan, model=ModelIdentity("0" * 64), device="cpu")
+    record(weights_folder(), tmp_path / "store", plan, model=ModelIdentity("0" * 64), engine=Local(("cpu",)))
     assert fingerprint(weights_folder()) != "0" * 64
     with pytest.raises(CalibrationError, match="recorded from another model"):
         tempoquant.quantize("tiny", tmp_path / "out", QUICK.replace(num_steps=None, num_frames=None),

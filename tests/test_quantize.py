@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import tempoquant
 from tempoquant import Recipe
 from tempoquant.checkpoint.journal import Commit, Journal
+from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, ModelError, OutputError, RecipeError, TempoQuantError
 from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.recording import record
@@ -177,7 +178,13 @@ def test_two_devices_quantize_the_experts_in_two_processes_to_the_same_bytes(tmp
     """The same samples, and as many threads for each process as the one had."""
     settings = default_settings(weights_folder()).replace(num_steps=6, num_frames=5)
     identity = ModelIdentity(fingerprint(weights_folder()))
-    record(weights_folder(), tmp_path / "store", RecordingPlan([held_out()], settings, 6), model=identity, device="cpu")
+    record(
+        weights_folder(),
+        tmp_path / "store",
+        RecordingPlan([held_out()], settings, 6),
+        model=identity,
+        engine=Local(("cpu",)),
+    )
     before, results = torch.get_num_threads(), []
     for num_threads, device in ((1, "cpu"), (2, "cpu,cpu")):
         torch.set_num_threads(num_threads)

@@ -13,6 +13,7 @@ from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.sequential import quantize_expert
 from tempoquant.calibrate.store import SampleStore
+from tempoquant.engines import Local
 from tempoquant.formats import ScaleRule, decode, quantize_activation, to_codes, unpack, weight_scale
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
 from tempoquant.integrations.output_folder import fingerprint
@@ -42,7 +43,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     settings = default_settings(outliers_folder()).replace(num_steps=6)
     plan = RecordingPlan(prompts, settings, samples_per_expert=10)
     identity = ModelIdentity(fingerprint(outliers_folder()))
-    return record(outliers_folder(), tmp_path_factory.mktemp("store") / "store", plan, model=identity, device="cpu")
+    return record(
+        outliers_folder(), tmp_path_factory.mktemp("store") / "store", plan, model=identity, engine=Local(("cpu",))
+    )
 
 
 Inputs = Mapping[str, Sequence[tuple[CalibrationSample, torch.Tensor]]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
-from tempoquant.timesteps import Expert, TimestepBins, expert_of
+from tempoquant.timesteps import Expert, TimestepBins, expert_of, timestep_range
 
 edges = st.lists(st.integers(0, 1000), max_size=6, unique=True).map(lambda e: tuple(float(x) for x in sorted(e)))
 
@@ -25,6 +25,13 @@ def test_the_boundary_timestep_belongs_to_high_noise(boundary_ratio: float):
     assert expert_of(boundary - 1, boundary_ratio) is Expert.LOW_NOISE
     assert expert_of(1000, boundary_ratio) is Expert.HIGH_NOISE
     assert expert_of(0, boundary_ratio) is Expert.LOW_NOISE
+
+
+@given(timestep=st.floats(0, 1000, width=32), boundary_ratio=st.sampled_from([0.875, 0.9]))
+def test_every_timestep_lies_in_the_range_of_the_expert_that_runs_there(timestep: float, boundary_ratio: float):
+    low, high = timestep_range(expert_of(timestep, boundary_ratio), boundary_ratio)
+    assert low <= timestep <= high
+    assert timestep_range(Expert.LOW_NOISE, boundary_ratio)[1] == timestep_range(Expert.HIGH_NOISE, boundary_ratio)[0]
 
 
 @given(edges=edges, timestep=st.floats(0, 1000, width=32))

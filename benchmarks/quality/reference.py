@@ -16,8 +16,9 @@ from benchmarks.quality.task import Task, hash_of
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.checkpoint.files import sync
-from tempoquant.integrations.recording import SHARED_INPUTS, record_into
+from tempoquant.integrations.recording import record_into
 from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
+from tempoquant.integrations.recording_stages import SHARED_INPUTS
 from tempoquant.integrations.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt

@@ -24,3 +24,27 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Together:
+    """A progress on which all tasks of one description are one task, begun here: workers that share a job.
+
+    What a worker did before it died is counted, and counted again when another one does it: the task ends at its total.
+
+    Args:
+        description: of the tasks that become one.
+        total, done: of that one; the others' own are ignored.
+    """
+
+    def __init__(self, progress: Progress, description: str, total: int, done: int = 0) -> None:
+        self._progress, self._description, self._left = progress, description, total - done
+        self._advance_one = progress.start(description, total, done)
+
+    def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
+        """See `Progress.start`."""
+        return self._advance if description == self._description else self._progress.start(description, total, done)
+
+    def _advance(self) -> None:
+        if self._left > 0:
+            self._left -= 1
+            self._advance_one()

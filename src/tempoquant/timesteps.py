@@ -28,6 +28,12 @@ def expert_of(timestep: float, boundary_ratio: float) -> Expert:
     return Expert.HIGH_NOISE if timestep >= boundary_ratio * NUM_TRAIN_TIMESTEPS else Expert.LOW_NOISE
 
 
+def timestep_range(expert: Expert, boundary_ratio: float) -> tuple[float, float]:
+    """Lowest and highest timestep of an expert's half; the boundary stands in both, see `expert_of`."""
+    boundary, most = boundary_ratio * NUM_TRAIN_TIMESTEPS, float(NUM_TRAIN_TIMESTEPS)
+    return (boundary, most) if expert is Expert.HIGH_NOISE else (0.0, boundary)
+
+
 @functools.lru_cache(maxsize=64)
 def _on_device(edges: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """Copied once: while a CUDA graph is captured nothing may come from the host."""

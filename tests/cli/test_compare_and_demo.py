@@ -37,8 +37,8 @@ def compare_calls(monkeypatch):
     """What evaluate.compare.compare was called with; it returns made-up numbers and black videos."""
     calls = []
 
-    def fake(reference, models, task, device, progress, prepare=None):
-        calls.append((reference, dict(models), task, device))
+    def fake(reference, models, task, device, progress, prepare, memory):
+        calls.append((reference, dict(models), task, device, memory))
         videos = {label: [np.zeros((3, 64, 64, 3), np.uint8)] for label in ("16-bit", *models)}
         return module.Evidence(comparison(models), videos)
 
@@ -51,9 +51,15 @@ def test_compare_shows_a_table_and_bins(compare_calls, quantized):
     for words in ("16-bit", "4.38", "20.5 ± 0.7", "30.0", "0.900", "1 of 1", "900 … 999", "1.0 MiB"):
         assert words in shown
     assert "appearance" not in shown  # nobody measured it here
-    [(_, models, task, _)] = compare_calls
+    [(_, models, task, _, _)] = compare_calls
     assert models == {"model": quantized}
     assert (len(task.prompts), task.in_bundled_world) == (3, True)
+
+
+@pytest.mark.parametrize(("flags", "mode"), [([], "resident"), (["--memory", "swap"], "swap")])
+def test_compare_passes_the_memory_mode_on(compare_calls, quantized, flags, mode):
+    run("compare", "tiny", quantized, "--samples", 1, *flags)
+    assert compare_calls[0][-1] == mode
 
 
 def test_compare_prints_one_json_object(compare_calls, quantized):
@@ -102,11 +108,11 @@ def evaluate_calls(monkeypatch):
         item = {"id": "a", "seed": 0, "prompt": "a red circle", "metrics": metrics, "failed": {}}
         items = [item, {**item, "id": "b", "failed": {"rtn": "it fell over"}}]
         memory = {"peak_rss_gib": 1.0, "peak_gpu_gib": None}
-        models = [
-            {"label": label, "bits_per_weight": 4.38, "memory": memory, "seconds_per_step": 0.1} for label in labels
-        ]
+        costs = {"seconds_per_step": {"median": 0.1, "low": None, "high": None, "n": 2}, "seconds_per_step_ratio": None}
+        models = [{"label": label, "bits_per_weight": 4.38, "memory": memory, "costs": costs} for label in labels]
         return {
-            "reference": "16-bit", "models": models, "items": items, "settings": {"fps": 8, "seeds": [0]}, "notes": [],
+            "reference": "16-bit", "models": models, "items": items, "notes": [],
+            "settings": {"fps": 8, "seeds": [0], "memory": "resident"},
             "benchmark": {"name": "tiny", "num_items": 2, "skipped": [], "excluded_overlap": []}, "summary": [],
             "pairs": [],
         }  # fmt: skip

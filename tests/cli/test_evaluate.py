@@ -5,17 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from tempoquant.engines import Local
 from tempoquant.evaluate import evaluation as module
 from tempoquant.evaluate.benchmark_sets import Overlap
 from tempoquant.evaluate.vbench_dimensions import DEFAULT
 from tests.cli.typed import assert_refused, run, split
 
-MODEL = {"bits_per_weight": 4.25, "seconds_per_step": 0.5, "memory": {"peak_rss_gib": None, "peak_gpu_gib": None}}
+MODEL = {
+    "bits_per_weight": 4.25, "memory": {"peak_rss_gib": None, "peak_gpu_gib": {"denoising": 2.0, "decoding": 3.5}},
+    "costs": {"seconds_per_step": {"median": 0.5, "low": 0.4, "high": 0.75, "n": 24},
+              "seconds_per_step_ratio": {"median": 1.5, "low": None, "high": None, "n": 2}},
+}  # fmt: skip
 ROW = {"label": "model", "metric": "psnr_db", "words": "30.10 dB (29 to 31, n = 24)", "mean": 30.1}
 RECORD = {
     "benchmark": {"name": "tiny", "num_items": 24, "excluded_overlap": ["x"],
                   "skipped": [{"id": "bad_1", "why": "it has no prompt."}]},
-    "settings": {"seeds": [0, 1]},
+    "settings": {"seeds": [0, 1], "memory": "swap"},
     "models": [{**MODEL, "label": "16-bit"}, {**MODEL, "label": "model"}],
     "items": [{"failed": {"model": "out of memory"}}, {"failed": {}}],
     "summary": [ROW, {**ROW, "metric": "sqnr_db low_noise bin 0"}],
@@ -29,8 +34,8 @@ def requests(monkeypatch):
     """What evaluation.evaluate was called with."""
     calls = []
 
-    def fake(request, output, device, progress):
-        calls.append((request, output, device))
+    def fake(request, output, engine, progress):
+        calls.append((request, output, engine))
         return RECORD
 
     monkeypatch.setattr(module, "evaluate", fake)
@@ -41,7 +46,8 @@ def test_everything_a_person_should_know_is_shown(requests, quantized, tmp_path)
     shown = " ".join(run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
     for words in ("30.10 dB (29 to 31, n = 24)", "b is above a", "VMAF is not meaningful here.", "SQNR of the latent",
                   "1 entries skipped, such as bad_1: it has no prompt.", "1 items left out",
-                  "1 videos failed, such as one of model: out of memory", "24 items × 2 seeds"):  # fmt: skip
+                  "1 videos failed, such as one of model: out of memory", "24 items × 2 seeds",
+                  "in memory mode swap", "0.500 (0.400 to 0.750)", "1.50 × │", "3.50"):  # fmt: skip
         assert words in shown
 
 
@@ -55,18 +61,19 @@ def test_flags_reach_the_request(requests, quantized, tmp_path):
     sizes = "--size 32x48 --guidance-scale 2 --flow-shift 3"
     result = run("evaluate", "tiny", quantized, *split(flags), *split(sizes), "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    [(request, output, device)] = requests
-    assert (output, device, request.seeds, request.ids, request.limit) == (
-        tmp_path / "out",
-        "cpu",
-        (4, 5),
-        ["a", "b"],
-        3,
-    )
+    [(request, output, engine)] = requests
+    assert (output, engine) == (tmp_path / "out", Local(("cpu",)))
+    assert (request.seeds, request.ids, request.limit) == ((4, 5), ["a", "b"], 3)
     assert request.overlap is Overlap.EXCLUDE
     settings = request.settings
     assert (settings.height, settings.width, settings.num_steps, settings.num_frames) == (32, 48, 7, 9)
     assert (settings.guidance_scale, settings.flow_shift) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(("flags", "mode"), [([], "resident"), (["--memory", "lean"], "lean")])
+def test_the_memory_mode_reaches_the_request(requests, quantized, tmp_path, flags, mode):
+    run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out", *flags)
+    assert requests[0][0].memory == mode
 
 
 def test_the_models_own_settings_hold_with_its_flow_shift_made_explicit(requests, quantized, tmp_path):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tempoquant.integrations import memory_modes, sampling, wan
+from tempoquant.integrations import memory_modes, sampling
 from tests.cli.typed import assert_refused, run, split
 
 modes: list[tuple[object, ...]] = []
@@ -21,8 +21,7 @@ def generate_calls(monkeypatch, tmp_path):
             on_step()
         return np.zeros((settings.num_frames, 64, 64, 3), np.uint8)
 
-    monkeypatch.setattr(wan, "load_pipeline", lambda folder, device, dtype: "pipeline")
-    monkeypatch.setattr(memory_modes, "set_memory_mode", lambda *args: modes.append(args))
+    monkeypatch.setattr(memory_modes, "load_in_mode", lambda *args: modes.append(args))
     monkeypatch.setattr(sampling, "generate_video", fake)
     return calls
 
@@ -41,10 +40,10 @@ def test_generate_writes_a_video_with_the_settings_that_were_given(generate_call
 
 
 @pytest.mark.parametrize(("flags", "mode"), [((), "resident"), (("--memory", "lean"), "lean")])
-def test_generate_sets_the_memory_mode_before_it_samples(generate_calls, tmp_path, image, flags, mode):
+def test_generate_loads_the_model_in_the_memory_mode(generate_calls, tmp_path, image, flags, mode):
     run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
         "--steps", 1, "--frames", 1, *flags)  # fmt: skip
-    assert modes == [("pipeline", mode, "cpu")]
+    assert modes == [(tmp_path, mode, "cpu")]
     assert len(generate_calls) == 1
 
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tempoquant.calibrate.store import SampleStore
+from tempoquant.engines import Local
 from tempoquant.integrations import recording
 from tempoquant.timesteps import Expert
 from tests.cli.typed import assert_refused, run, split
@@ -63,7 +64,7 @@ def test_flags_become_the_plan(plans, tmp_path):
     assert (settings.height, settings.num_frames, settings.num_steps) == (32, 5, 4)
     assert (settings.guidance_scale, settings.flow_shift) == (4.0, 3.0)
     assert (plan.samples_per_expert, plan.seed, len(plan.prompts), plan.from_latents) == (3, 7, 2, False)
-    assert (arguments["memory"], arguments["overwrite"], arguments["device"]) == ("lean", True, "cpu")
+    assert (arguments["memory"], arguments["overwrite"], arguments["engine"]) == ("lean", True, Local(("cpu",)))
     assert len(arguments["model"].fingerprint) == 64 and arguments["model"].hub_id is None
 
 

@@ -28,6 +28,12 @@ class FakePipelines:
     def __init__(self) -> None:
         self.errors = {REFERENCE: 0.0, MODEL: 0.1}
         self.calls: list[tuple[Path, str, int]] = []
+        self.modes: list[str] = []
+        self.modes_removed: list[Path] = []
+
+    def loaded(self, folder, mode):
+        self.modes.append(mode)
+        return folder
 
     def generate_video(self, pipeline, prompt, settings, seed, negative_prompt="", on_step=None):
         from tempoquant.tiny.world import render
@@ -55,7 +61,8 @@ class FakePipelines:
 @pytest.fixture
 def fake(monkeypatch):
     pipelines = FakePipelines()
-    monkeypatch.setattr(module, "load_pipeline", lambda folder, device=None: folder)
+    monkeypatch.setattr(module, "load_in_mode", lambda folder, mode, device: pipelines.loaded(folder, mode))
+    monkeypatch.setattr(module, "remove_memory_mode", pipelines.modes_removed.append)
     monkeypatch.setattr(module, "configs_of", lambda folder: {})
     monkeypatch.setattr(module, "num_weight_bytes", lambda component: 100)
     monkeypatch.setattr(module, "calibration_prompts_of", lambda folder: [])
@@ -66,6 +73,12 @@ def fake(monkeypatch):
 
 def task(**changes: object) -> Task:
     return Task(**{"prompts": PROMPTS, "settings": SETTINGS, "seed": 5, "num_trajectories": 2, **changes})
+
+
+def test_every_pipeline_is_loaded_in_one_memory_mode_which_is_taken_off_again(fake):
+    compare(REFERENCE, {"model": MODEL}, task(), memory="lean")
+    assert fake.modes == ["lean", "lean"]
+    assert fake.modes_removed == [REFERENCE, MODEL]
 
 
 def test_both_sides_get_the_same_prompts_and_seeds(fake):

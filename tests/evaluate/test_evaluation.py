@@ -2,6 +2,7 @@
 
 import functools
 import json
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from tempoquant.evaluate.plan import Model
 from tempoquant.quantizing import quantize
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tests import opens2v_tree as tree
-from tests.recorded import SETTINGS, TINY
+from tests.recorded import CPU, SETTINGS, TINY
 
 FAILING = "humanobj_2"
 STEPS = SETTINGS.replace(num_steps=2)
@@ -56,8 +57,12 @@ def found(request_of, tmp_path_factory):
     wanted = ["singleobj_1", "singleobj_2", "singlehuman_1", "singleface_1", "multiobject_1", "humanobj_1", FAILING]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation, "generate_video", failing)
-        record = evaluate(request_of(ids=wanted), out, "cpu")
+        record = evaluate(request_of(ids=wanted), out, CPU)
     return SimpleNamespace(record=record, out=out, calls=calls, ids=wanted)
+
+
+def manifest(found):
+    return [json.loads(line) for line in (found.out / "manifest.jsonl").read_text().splitlines()]
 
 
 def rows(found, metric, label):
@@ -116,9 +121,9 @@ def test_the_final_latent_is_that_of_the_cleanest_bin(found):
 def test_layer_maps_show_every_quantized_linear_of_both_experts(found):
     maps = found.record["models"][1]["maps"]
     assert set(maps) == {"high_noise", "low_noise"}
+    assert (maps["high_noise"]["bins"], maps["low_noise"]["bins"]) == ([[900.0, 1000.0]], [[0.0, 900.0]])
     for found_map in maps.values():
         assert len(found_map["error_db"]) == len(found_map["layers"]) == len(found_map["clip_ratio"]) >= 40
-        assert found_map["bins"] == [[0.0, 1000.0]]
         assert all(-60 < row[0] < 0 for row in found_map["error_db"])
         assert all(row == [1.0] for row in found_map["clip_ratio"])  # rtn clips nothing
     assert found.record["models"][0]["maps"] is None
@@ -128,6 +133,13 @@ def test_costs_and_provenance_are_there(found):
     reference, model, _ = found.record["models"]
     assert 0 < model["seconds_per_step"] < 60
     assert model["memory"]["peak_gpu_gib"] is None
+    of_items = [line["seconds_per_step"] for line in manifest(found) if line["label"] == "rtn" and "failed" not in line]
+    seconds, ratio = model["costs"]["seconds_per_step"], model["costs"]["seconds_per_step_ratio"]
+    assert (seconds["median"], seconds["n"]) == (statistics.median(of_items), 6)
+    assert seconds["low"] <= seconds["median"] <= seconds["high"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert reference["costs"]["seconds_per_step_ratio"] is None
+    assert any("whatever else runs" in note for note in found.record["notes"])
     assert (reference["bits_per_weight"], reference["recipe"]) == (16.0, None)
     assert model["recipe"]["name"] == "rtn"
     assert model["kernels"] == {"mxfp4": "reference"}
@@ -146,30 +158,36 @@ def test_the_next_run_makes_up_for_the_failure_and_generates_nothing_else(found,
         return original(pipeline, prompt, *arguments, **named)
 
     monkeypatch.setattr(generation, "generate_video", counting)
-    record = evaluate(request_of(ids=found.ids), found.out, "cpu")
+    record = evaluate(request_of(ids=found.ids), found.out, CPU)
     assert calls == [FAILING]
     assert not any(item["failed"] for item in record["items"])
-    assert evaluate(request_of(ids=found.ids), found.out, "cpu")["summary"] == record["summary"]
+    assert evaluate(request_of(ids=found.ids), found.out, CPU)["summary"] == record["summary"]
     assert calls == [FAILING]
 
 
 def test_metrics_can_be_taken_again_without_generating(found, request_of, monkeypatch):
-    monkeypatch.setattr(generation, "load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(generation, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
     complete = [item for item in found.ids if item != FAILING]
-    before = evaluate(request_of(ids=complete), found.out, "cpu")
+    before = evaluate(request_of(ids=complete), found.out, CPU)
     (found.out / "metrics.jsonl").unlink()
-    assert evaluate(request_of(ids=complete), found.out, "cpu")["items"] == before["items"]
+    assert evaluate(request_of(ids=complete), found.out, CPU)["items"] == before["items"]
 
 
 def test_other_settings_do_not_mix_with_an_existing_evaluation(found, request_of):
     with pytest.raises(OutputError, match="differs in settings num_steps"):
-        evaluate(Request(**{**vars(request_of(ids=found.ids)), "settings": SETTINGS}), found.out, "cpu")
+        evaluate(Request(**{**vars(request_of(ids=found.ids)), "settings": SETTINGS}), found.out, CPU)
+
+
+def test_another_memory_mode_does_not_mix_with_an_existing_evaluation(found, request_of):
+    assert found.record["settings"]["memory"] == "resident"
+    with pytest.raises(OutputError, match="differs in memory:"):
+        evaluate(request_of(ids=found.ids, memory="lean"), found.out, CPU)
 
 
 def test_a_model_that_makes_no_video_at_all_is_an_error(request_of, tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "generate_video", lambda *_, **__: 1 / 0)
     with pytest.raises(ModelError, match=r"16-bit made no video.*ZeroDivisionError"):
-        evaluate(request_of(limit=1), tmp_path / "out", "cpu")
+        evaluate(request_of(limit=1), tmp_path / "out", CPU)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["items"][0]["failed"]
 
 
@@ -183,9 +201,9 @@ def test_a_model_that_was_calibrated_on_an_item_is_refused_before_any_work(round
     )  # fmt: skip
     request = Request(Model("16-bit", TINY), [Model("rtn", rounded)], BenchmarkSet("mine", (item,)), STEPS)
     with pytest.raises(CalibrationError, match="calibrated on"):
-        evaluate(request, tmp_path / "out", "cpu")
+        evaluate(request, tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
-    record = evaluate(Request(**{**vars(request), "overlap": Overlap.ALLOW}), tmp_path / "out", "cpu")
+    record = evaluate(Request(**{**vars(request), "overlap": Overlap.ALLOW}), tmp_path / "out", CPU)
     assert record["benchmark"]["overlap"] == ["x"]
     assert any("--allow-overlap" in note for note in record["notes"])
 

@@ -24,7 +24,7 @@ def finish(folder, take=TAKE):
     for kind in ("videos", "lossless"):
         folder.place(kind, take).parent.mkdir(parents=True, exist_ok=True)
         folder.place(kind, take).write_bytes(b"video")
-    folder.finish(take, {"low_noise bin 0": torch.ones(2)}, COSTS)
+    folder.note(folder.finish(take, {"low_noise bin 0": torch.ones(2)}, COSTS))
 
 
 def test_the_same_settings_are_welcome_again_and_models_and_items_may_be_added(folder):
@@ -106,7 +106,7 @@ def test_a_take_whose_video_was_removed_is_not_done(folder):
 
 
 def test_success_after_a_failure_counts(folder):
-    folder.fail(TAKE, "out of memory")
+    folder.note({**TAKE._asdict(), "failed": "out of memory"})
     assert folder.takes()[TAKE]["failed"] == "out of memory"
     finish(folder)
     assert "failed" not in folder.takes()[TAKE]

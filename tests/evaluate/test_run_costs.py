@@ -1,6 +1,9 @@
 """Costs of a generation, on the bundled model."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from tempoquant.evaluate.run_costs import PHASES, RunCosts, measuring_costs
 from tempoquant.integrations.sampling import generate_video
@@ -29,6 +32,29 @@ def test_phases_come_in_their_order_and_nothing_is_left_on_the_pipeline(pipeline
     assert watched(pipeline) == set()
     assert 0 < costs.record()["seconds_per_step"] < 60
     assert costs.record()["peak_gpu_gib"] is None
+
+
+def test_the_gpu_that_computes_is_measured_also_while_all_weights_are_in_host_memory(monkeypatch):
+    """As in the memory mode `swap` before the first expert is called. CUDA is played by functions."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 2**30 * len(asked))
+    gpu = torch.device("cuda", 1)
+
+    class Pipeline:
+        _execution_device, device = gpu, torch.device("cpu")
+        vae = SimpleNamespace(decode=lambda: None)
+        encode_prompt = prepare_latents = staticmethod(lambda: None)
+
+    pipeline = Pipeline()
+    with measuring_costs(pipeline) as costs:
+        pipeline.encode_prompt()
+        pipeline.prepare_latents()
+        pipeline.vae.decode()
+    assert set(asked) == {gpu}
+    assert tuple(costs.peak_gpu_gib) == PHASES
+    assert sorted(costs.peak_gpu_gib.values()) == list(costs.peak_gpu_gib.values()), "a phase has another one's peak"
 
 
 def test_an_error_leaves_nothing_on_the_pipeline_either(pipeline):

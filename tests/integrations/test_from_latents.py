@@ -12,7 +12,7 @@ from tempoquant.integrations.clips import clip_hash, read_clip
 from tempoquant.integrations.recording import record
 from tempoquant.integrations.schedule import sampling_steps
 from tempoquant.prompts import Prompt
-from tests.recorded import MODEL, PROMPTS, SETTINGS, TINY, plan, position, samples_of
+from tests.recorded import CPU, MODEL, PROMPTS, SETTINGS, TINY, plan, position, samples_of
 
 NUM_LATENTS = 16
 
@@ -22,7 +22,7 @@ def both(tmp_path_factory):
     """All samples of one prompt, recorded and from latents."""
     folder = tmp_path_factory.mktemp("both")
     return [
-        samples_of(record(TINY, folder / str(kind), plan(1, 100, from_latents=kind), model=MODEL, device="cpu"))
+        samples_of(record(TINY, folder / str(kind), plan(1, 100, from_latents=kind), model=MODEL, engine=CPU))
         for kind in (False, True)
     ]
 
@@ -83,14 +83,14 @@ def test_no_expert_is_loaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(expert_weights.ExpertWeights, "__init__", refuse)
     monkeypatch.setattr(residency.WanTransformer3DModel, "__init__", refuse)
-    record(TINY, tmp_path / "store", plan(1, 1, from_latents=True), model=MODEL, device="cpu")
+    record(TINY, tmp_path / "store", plan(1, 1, from_latents=True), model=MODEL, engine=CPU)
 
 
 def test_a_clip_changes_the_latents_and_is_in_the_provenance(colours, tmp_path):
     prompt = Prompt("a", PROMPTS[0].image, "go", colours / "frames")
-    moving = record(TINY, tmp_path / "a", plan(prompts=[prompt], from_latents=True), model=MODEL, device="cpu")
+    moving = record(TINY, tmp_path / "a", plan(prompts=[prompt], from_latents=True), model=MODEL, engine=CPU)
     still = plan(prompts=[Prompt("a", prompt.image, "go")], from_latents=True)
-    standing = record(TINY, tmp_path / "b", still, model=MODEL, device="cpu")
+    standing = record(TINY, tmp_path / "b", still, model=MODEL, engine=CPU)
     assert moving.provenance["videos"] == {"a": clip_hash(colours / "frames")}
     assert standing.provenance["videos"] == {}
     last = [samples_of(store)[-1].inputs["hidden_states"] for store in (moving, standing)]

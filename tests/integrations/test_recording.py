@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tempoquant.calibrate.store_writer import StoreWriter
+from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, OutputError, SettingsError
-from tempoquant.integrations import recording
+from tempoquant.integrations import recording, recording_stages
 from tempoquant.integrations.lora import Lora
 from tempoquant.integrations.recording import record, record_into
 from tempoquant.integrations.recording_plan import (
@@ -24,12 +25,24 @@ from tempoquant.integrations.wan import load_pipeline
 from tempoquant.integrations.work_folder import SUFFIX
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert
-from tests.recorded import MODEL, PROMPTS, SETTINGS, TINY, Counting, bytes_of, plan, position, samples_of, write_lora
+from tests.recorded import (
+    CPU,
+    MODEL,
+    PROMPTS,
+    SETTINGS,
+    TINY,
+    Counting,
+    bytes_of,
+    plan,
+    position,
+    samples_of,
+    write_lora,
+)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return record(TINY, tmp_path_factory.mktemp("recorded") / "store", plan(), model=MODEL, device="cpu")
+    return record(TINY, tmp_path_factory.mktemp("recorded") / "store", plan(), model=MODEL, engine=CPU)
 
 
 def test_the_calls_kept_are_those_of_the_pipelines_own_generation(store):
@@ -47,6 +60,17 @@ def test_the_calls_kept_are_those_of_the_pipelines_own_generation(store):
         for key, tensor in original.inputs.items():
             # Weights that are mapped from a file are aligned otherwise than copies, which changes the last bits.
             torch.testing.assert_close(sample.inputs[key], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_two_workers_record_what_one_records(store, tmp_path):
+    progress = Counting()
+    several = record(TINY, tmp_path / "store", plan(), model=MODEL, engine=Local(("cpu", "cpu")), progress=progress)
+    assert several.prompts == store.prompts and len(samples_of(several)) == len(samples_of(store))
+    for sample, wanted in zip(samples_of(several), samples_of(store), strict=True):
+        assert position(sample) == position(wanted)
+        for key, tensor in wanted.inputs.items():  # another number of threads, another order of summation
+            torch.testing.assert_close(sample.inputs[key], tensor, rtol=1e-3, atol=1e-3)
+    assert sorted(path.name for path in several.folder.iterdir()) == sorted(p.name for p in store.folder.iterdir())
 
 
 def test_the_store_says_where_its_samples_come_from(store):
@@ -75,7 +99,7 @@ def test_settings_that_no_recording_has_are_refused(store, settings):
 
 
 def test_lean_records_what_resident_records(store, tmp_path):
-    lean = record(TINY, tmp_path / "lean", plan(), model=MODEL, device="cpu", memory="lean")
+    lean = record(TINY, tmp_path / "lean", plan(), model=MODEL, engine=CPU, memory="lean")
     assert lean.provenance == store.provenance
     for expected, found in zip(samples_of(store), samples_of(lean), strict=True):
         assert position(expected) == position(found)
@@ -95,18 +119,18 @@ def test_a_recording_that_was_killed_goes_on_at_the_next_prompt_and_leaves_the_s
     commit = StoreWriter.commit
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StoreWriter, "commit", killed)
-        record(TINY, target, plan(), model=MODEL, device="cpu")
+        record(TINY, target, plan(), model=MODEL, engine=CPU)
     assert not target.exists()
     progress = Counting()
-    continued = record(TINY, target, plan(), model=MODEL, device="cpu", progress=progress)
+    continued = record(TINY, target, plan(), model=MODEL, engine=CPU, progress=progress)
     assert progress.tasks["Recording calibration samples"] == [8, 8]
     assert bytes_of(continued.folder) == bytes_of(store.folder)
     assert not target.with_name("store" + SUFFIX).exists()
 
 
 def test_a_finished_store_is_left_as_it_is(store, monkeypatch):
-    monkeypatch.setattr(recording, "loaded_pipeline", None)
-    assert record(TINY, store.folder, plan(), model=MODEL, device="cpu").digest == store.digest
+    monkeypatch.setattr(recording_stages, "loaded_pipeline", None)
+    assert record(TINY, store.folder, plan(), model=MODEL, engine=CPU).digest == store.digest
     assert record_into(TINY, store.folder, plan(), model=MODEL, device="cpu").digest == store.digest
 
 
@@ -123,14 +147,14 @@ def test_a_finished_store_is_left_as_it_is(store, monkeypatch):
 def test_another_recordings_store_is_refused_and_the_difference_named(store, changes, words):
     before = bytes_of(store.folder)
     with pytest.raises(OutputError, match=f"{words}.*--overwrite"):
-        record(TINY, store.folder, plan(**changes), model=MODEL, device="cpu")
+        record(TINY, store.folder, plan(**changes), model=MODEL, engine=CPU)
     assert bytes_of(store.folder) == before
 
 
 def test_overwrite_replaces_another_store(store, tmp_path):
     shutil.copytree(store.folder, tmp_path / "store")
     changed = plan(1, 1)
-    replaced = record(TINY, tmp_path / "store", changed, model=MODEL, device="cpu", overwrite=True)
+    replaced = record(TINY, tmp_path / "store", changed, model=MODEL, engine=CPU, overwrite=True)
     assert len(samples_of(replaced)) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -141,19 +165,19 @@ def test_what_is_no_store_is_refused(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("")
     with pytest.raises(OutputError, match=r"is a file|holds no store\.json"):
-        record(TINY, tmp_path / name, plan(), model=MODEL, device="cpu")
+        record(TINY, tmp_path / name, plan(), model=MODEL, engine=CPU)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "mine.txt"]
 
 
 def test_a_store_inside_the_model_is_refused():
     with pytest.raises(OutputError, match="overlap"):
-        record(TINY, TINY / "store", plan(), model=MODEL, device="cpu")
+        record(TINY, TINY / "store", plan(), model=MODEL, engine=CPU)
 
 
 def test_only_steps_and_prompts_that_are_wanted_are_sampled(tmp_path):
     progress = Counting()
     # One call of each expert, of its second step: the third step of the loop is the last one needed.
-    found = record(TINY, tmp_path / "store", plan(2, 1), model=MODEL, device="cpu", progress=progress)
+    found = record(TINY, tmp_path / "store", plan(2, 1), model=MODEL, engine=CPU, progress=progress)
     steps = [sample.step_index for sample in samples_of(found)]
     assert {sample.prompt_id for sample in samples_of(found)} == {PROMPTS[0].id}
     assert progress.tasks["Recording calibration samples"] == [max(steps) + 1] * 2
@@ -161,13 +185,13 @@ def test_only_steps_and_prompts_that_are_wanted_are_sampled(tmp_path):
 
 def test_samples_without_guidance_are_all_conditional(tmp_path):
     unguided = plan(1, 100, settings=SETTINGS.replace(guidance_scale=1.0))
-    found = samples_of(record(TINY, tmp_path / "store", unguided, model=MODEL, device="cpu"))
+    found = samples_of(record(TINY, tmp_path / "store", unguided, model=MODEL, engine=CPU))
     assert [sample.guidance_branch for sample in found] == ["conditional"] * 4  # all there are
 
 
 def test_a_lora_changes_what_comes_after_its_first_step(store, tmp_path):
     lora = Lora.load(write_lora(tmp_path / "lora.safetensors", 1.0))
-    found = record(TINY, tmp_path / "store", plan(loras={Expert.HIGH_NOISE: lora}), model=MODEL, device="cpu")
+    found = record(TINY, tmp_path / "store", plan(loras={Expert.HIGH_NOISE: lora}), model=MODEL, engine=CPU)
     assert found.provenance["loras"] == {"high_noise": lora.sha256}
     for before, after in zip(samples_of(store), samples_of(found), strict=True):
         same = torch.equal(before.inputs["hidden_states"], after.inputs["hidden_states"])
@@ -176,20 +200,20 @@ def test_a_lora_changes_what_comes_after_its_first_step(store, tmp_path):
 
 def test_a_disk_without_room_is_noticed_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(recording.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    monkeypatch.setattr(recording, "loaded_pipeline", None)
+    monkeypatch.setattr(recording_stages, "loaded_pipeline", None)
     with pytest.raises(OutputError, match=r"12 samples need 0\.0 GiB and the disk of .* has 0\.0 GiB free"):
-        record(TINY, tmp_path / "store", plan(), model=MODEL, device="cpu")
+        record(TINY, tmp_path / "store", plan(), model=MODEL, engine=CPU)
 
 
 def test_an_expert_without_a_step_is_named_before_any_work(tmp_path):
     with pytest.raises(CalibrationError, match=r"none of 1 steps .* belongs to the low_noise expert"):
-        record(TINY, tmp_path / "store", plan(settings=SETTINGS.replace(num_steps=1)), model=MODEL, device="cpu")
+        record(TINY, tmp_path / "store", plan(settings=SETTINGS.replace(num_steps=1)), model=MODEL, engine=CPU)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_swapping_on_the_cpu_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="there is no GPU here"):
-        record(TINY, tmp_path / "store", plan(), model=MODEL, device="cpu", memory="swap")
+        record(TINY, tmp_path / "store", plan(), model=MODEL, engine=CPU, memory="swap")
 
 
 def test_a_plan_of_nothing_cannot_be_made():
@@ -220,14 +244,14 @@ def test_loras_sample_in_four_steps_unless_told_otherwise():
 
 
 def test_an_input_that_is_not_finite_names_prompt_and_timestep(tmp_path, monkeypatch):
-    original = recording.sample_of
+    original = recording_stages.sample_of
 
     def broken(prompt, position, inputs):
         sample = original(prompt, position, inputs)
         sample.inputs["hidden_states"][:] = torch.nan
         return sample
 
-    monkeypatch.setattr(recording, "sample_of", broken)
+    monkeypatch.setattr(recording_stages, "sample_of", broken)
     with pytest.raises(CalibrationError, match=f"prompt '{PROMPTS[0].id}' at timestep 999: hidden_states holds NaN"):
-        record(TINY, tmp_path / "store", plan(1, 8), model=MODEL, device="cpu")
+        record(TINY, tmp_path / "store", plan(1, 8), model=MODEL, engine=CPU)
     assert not (Path(tmp_path) / "store").exists()

@@ -1,13 +1,13 @@
 """A run with a budget: measured once, resumed to the same bytes, and repeated by the recipe that it stores."""
 
-import functools
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
 
 import pytest
 
 import tempoquant
 from tempoquant import Recipe
+from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.checkpoint.reader import read_config
 from tempoquant.errors import CalibrationError, OutputError, RecipeError
 from tempoquant.evaluate.contents import contents_of
@@ -17,7 +17,8 @@ from tempoquant.integrations.recording_plan import ModelIdentity
 from tempoquant.quantizing import Budget, Machine, measure_sensitivity, pipeline
 from tempoquant.quantizing import plan as planned
 from tempoquant.quantizing import sensitivity as measuring
-from tests.recorded import TINY, bytes_of, plan
+from tempoquant.quantizing.run import Run
+from tests.recorded import CPU, TINY, bytes_of, plan
 
 QUICK = Recipe.load("default").replace(
     num_prompts=1, num_steps=4, samples_per_expert=2, rank=2, height=32, width=32, num_frames=5
@@ -53,7 +54,7 @@ def test_a_run_that_goes_on_does_not_measure_again_and_ends_with_the_same_bytes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(pipeline, "run_all", interrupted)
+        patched.setattr(pipeline, "Quantizing", interrupted)
         tempoquant.quantize("tiny", tmp_path / "out", QUICK, budget=BUDGET)
     assert sorted(p.name for p in (tmp_path / "out.unfinished").glob("*sensitivity*")) == ["sensitivity.json"]
     with pytest.raises(OutputError, match="different budget"):
@@ -71,7 +72,7 @@ def test_a_finished_run_is_known_by_its_budget(within_budget: Path) -> None:
 def test_a_file_measured_before_is_what_a_run_would_measure_and_serves_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record(TINY, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(TINY)), device="cpu")
+    record(TINY, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(TINY)), engine=CPU)
     recipe = Recipe.load("default").replace(rank=2)
     found = measure_sensitivity("tiny", tmp_path / "store", tmp_path / "work", recipe, machine=Machine(("cpu",)))
     assert list((tmp_path / "work").iterdir()) == []
@@ -80,15 +81,15 @@ def test_a_file_measured_before_is_what_a_run_would_measure_and_serves_in_its_pl
 
     recipes = []
 
-    def begin(jobs: Sequence[functools.partial], *_: object) -> None:
-        recipes.append([job.args[0].recipe for job in jobs])
+    def begin(run: Run, *_: object) -> None:
+        recipes.append(run.recipe)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "run_all", begin)
+    monkeypatch.setattr(Run, "jobs", begin)
     for name, given in (("measured", {}), ("given", {"sensitivity": file})):
         with pytest.raises(KeyboardInterrupt):
             tempoquant.quantize("tiny", tmp_path / name, recipe, store=tmp_path / "store", budget=BUDGET, **given)
-    assert recipes[0] == recipes[1] and recipes[0][0].layers
+    assert recipes[0] == recipes[1] and recipes[0].layers
     assert (tmp_path / "measured.unfinished" / "sensitivity.json").read_text() == file.read_text()
     assert not (tmp_path / "given.unfinished" / "sensitivity.json").exists()
 
@@ -97,6 +98,32 @@ def test_a_file_measured_before_is_what_a_run_would_measure_and_serves_in_its_pl
         tempoquant.quantize("tiny", tmp_path / "c", recipe.replace(format="int4"), budget=BUDGET, **what)
     with pytest.raises(RecipeError, match="there to spend a budget by"):
         tempoquant.quantize("tiny", tmp_path / "c", recipe, **what)
+
+
+def test_measuring_by_itself_asks_for_room_and_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(TINY, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(TINY)), engine=CPU)
+    recipe = Recipe.load("default").replace(rank=2)
+    asked: list[int] = []
+    of_cost = measuring.states_bytes
+    monkeypatch.setattr(measuring, "states_bytes", lambda cost: asked.append(of_cost(cost)) or asked[-1])
+    taken: list[int] = []
+    commit = HiddenStates.commit
+
+    def watched(states: HiddenStates, block: int) -> None:
+        commit(states, block)
+        taken.append(sum(file.stat().st_size for file in (tmp_path / "work").rglob("*") if file.is_file()))
+
+    monkeypatch.setattr(HiddenStates, "commit", watched)
+    measure_sensitivity("tiny", tmp_path / "store", tmp_path / "work", recipe, machine=Machine(("cpu",)))
+    needed = max(asked)
+    assert needed <= max(taken) < needed + 2**12  # what is foreseen, and the headers of the files
+
+    room = shutil._ntuple_diskusage(needed, 1, needed - 1)
+    monkeypatch.setattr(measuring.shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(measuring, "measure_expert", lambda *_: pytest.fail("it began"))
+    with pytest.raises(OutputError, match=r"hidden states need 0\.0 GiB .* or record fewer samples"):
+        measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu",)))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_plan_says_that_sensitivity_is_measured_and_what_that_takes(tmp_path: Path) -> None:

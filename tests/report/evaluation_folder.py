@@ -104,6 +104,12 @@ def _model(label: str, bits: float, num_bytes: int, worse: float | None, num_lay
         "kernels": {} if is_reference else {"nvfp4_m1": "reference"},
         "memory": {"peak_rss_gib": 1.25, "peak_gpu_gib": None},
         "seconds_per_step": 0.5 if is_reference else 0.8,
+        "costs": {
+            "seconds_per_step": {"median": 0.5 if is_reference else 0.8, "low": 0.47, "high": 0.91, "n": 6},
+            "seconds_per_step_ratio": None if is_reference else {"median": 1.6, "low": 1.25, "high": 1.75, "n": 5},
+            "peak_rss_gib": {"most": 1.25, "least": 1.125, "n": 6},
+            "peak_gpu_gib": None,
+        },
         "maps": None if is_reference else {"high_noise": _map(num_layers, [[900, 950], [950, 1000]], worse),
                                            "low_noise": _map(num_layers, [[0, 300], [300, 600], [600, 900]], worse)},
     }  # fmt: skip

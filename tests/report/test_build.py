@@ -162,6 +162,51 @@ def test_evaluations_of_other_16_bit_videos_stay_apart(evaluation, tmp_path):
     assert 'id="players-1"' in page and 'id="data-1"' in page
 
 
+def row_of(page, title):
+    """The cells of one row of the headline table, as HTML."""
+    [row] = re.findall(rf'<tr><th scope="row">{re.escape(title)}<small>.*?</tr>', page, re.DOTALL)
+    return re.findall(r"<td>.*?</td>", row, re.DOTALL)
+
+
+def test_times_have_intervals_memory_its_spread_and_a_cpu_a_warning(page_file):
+    page = page_file.read_text(encoding="utf-8")
+    reference, plain, _ = row_of(page, "Time per step")
+    assert "0.500 s" in reference and "0.800 s" in plain
+    assert "0.470 … 0.910" in plain and "6 items" in plain
+    reference, plain, _ = row_of(page, f"Time per step against {REFERENCE}")
+    assert "–" in reference and "interval" not in reference
+    assert "1.60 ×" in plain and "1.25 … 1.75" in plain and "5 items" in plain
+    assert all("1.25 GiB" in cell and "1.12 … 1.25 of 6 videos" in cell for cell in row_of(page, "Peak RAM"))
+    assert page.count("they say nothing about a GPU") == 1
+
+
+def test_on_a_gpu_every_phase_has_its_spread_and_there_is_no_warning(tmp_path):
+    document = evaluation_document(num_layers=3)
+    for item in document["items"]:
+        item |= {"videos": {}, "image": None}
+    for model in document["models"]:
+        model["memory"]["peak_gpu_gib"] = {"denoising": 9.5}
+        model["costs"]["peak_gpu_gib"] = {"denoising": {"most": 9.5, "least": 9.25, "n": 6}}
+    build_report([write_document(tmp_path / "out", document)], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all("9.50 GiB" in cell and "9.25 … 9.50 of 6 videos" in cell for cell in row_of(page, "Peak GPU, denoising"))
+    assert "they say nothing about a GPU" not in page
+
+
+def test_evaluations_of_earlier_versions_show_their_costs_without_a_spread(tmp_path):
+    document = evaluation_document(num_layers=3)
+    for item in document["items"]:
+        item |= {"videos": {}, "image": None}
+    for model in document["models"]:
+        del model["costs"]
+    build_report([write_document(tmp_path / "out", document)], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert [cell.count("interval") for title in ("Time per step", "Peak RAM") for cell in row_of(page, title)] == [
+        0
+    ] * 6
+    assert "0.800 s" in row_of(page, "Time per step")[1] and "1.25 GiB" in row_of(page, "Peak RAM")[0]
+
+
 def test_within_noise_overlap_failures_and_the_trap_are_said(page_file):
     page = page_file.read_text(encoding="utf-8")
     assert page.count('<span class="chip noise">within noise</span>') == 4  # two of them VBench's

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ _ENTRIES = "entries"  # of prompts that are finished, while others are not
 
 
 class StoreWriter:
-    """Writes a store into a folder that nobody else writes to, and continues what an earlier writer left there.
+    """Writes a store into a folder, and continues what an earlier writer left there. Several may write to one folder,
+    each other prompts; one of them finishes it.
 
     Args:
         folder: made if need be. Only what `finish` leaves in it is a store.
@@ -140,15 +142,17 @@ class StoreWriter:
         """Remove what only an unfinished store needs."""
         with _writing(self.folder):
             shutil.rmtree(self.folder / _ENTRIES, ignore_errors=True)
+            for partial in self.folder.glob("*.partial"):  # of an index that was being written at a kill
+                partial.unlink()
 
     @staticmethod
     def _entry_name(prompt_index: int) -> str:
         return f"{_ENTRIES}/{prompt_index:04d}.json"
 
     def _write(self, name: str, content: bytes) -> None:
-        """A file is either absent or whole, also after a power cut."""
+        """A file is either absent or whole, also after a power cut, and when two workers write one text."""
         file = self.folder / name
-        partial = file.with_name(file.name + ".partial")
+        partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.partial")
         with _writing(self.folder):
             with partial.open("wb") as stream:
                 stream.write(content)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tempoquant.cli.options import Activations, Device, Folder, Json, Seed
+from tempoquant.cli.options import Activations, Device, Folder, GenerationMemory, Json, MemoryMode, Seed
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 NUM_SAMPLES = 8
 
 
-def command(
+def command(  # noqa: PLR0913 (one argument per option)
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What DIR was quantized from.")],
     folder: Folder,
     samples: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = NUM_SAMPLES,
@@ -25,6 +25,7 @@ def command(
     ] = None,
     seed: Seed = 0,
     activation_bits: Activations = None,
+    memory: GenerationMemory = MemoryMode.RESIDENT,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +48,7 @@ def command(
             prepare = functools.partial(set_activation_bits, bits=activation_bits.bits,
                                         timesteps=activation_bits.timesteps)  # fmt: skip
         source = resolve_model(reference)
-        comparison = compare(source, {label: folder}, task, device, progress, prepare).comparison
+        comparison = compare(source, {label: folder}, task, device, progress, prepare, memory.value).comparison
         tables = [comparison_table(comparison), bins_table(comparison)]
         return Outcome(comparison.to_dict(), Group(*(table for table in tables if table is not None)))
 

@@ -62,9 +62,11 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
 
     Raises TempoQuantError; what was finished before stays and is found by the next run.
     """
+    from tempoquant.engines import Local
     from tempoquant.evaluate.evaluation import evaluate
     from tempoquant.evaluate.files import write_text
     from tempoquant.evaluate.results import to_json
+    from tempoquant.integrations.wan import default_device
     from tempoquant.report.build import build_report
 
     recipes = recipes_by_label(recipe)
@@ -75,7 +77,7 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
     if arguments["overwrite"]:
         shutil.rmtree(evaluation, ignore_errors=True)
     asked = request(model, {label: output / label for label in existed}, arguments["seed"])
-    found = evaluate(asked, evaluation, arguments["device"], progress)
+    found = evaluate(asked, evaluation, Local((arguments["device"] or default_device(),)), progress)
     files = {
         "page": output / "report.html",
         "video": output / "side_by_side.mp4",

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, engine_of
 from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import (
     ActivationBits,
     Activations,
-    Device,
     FlowShift,
     Frames,
+    GenerationMemory,
     GuidanceScale,
     Json,
+    MemoryMode,
     Size,
     Steps,
 )
@@ -58,7 +60,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     guidance_scale: GuidanceScale = None,
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
-    device: Device = None,
+    memory: GenerationMemory = MemoryMode.RESIDENT,
+    device: Workers = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     vbench_python: Annotated[
         Path | None,
         typer.Option(
@@ -76,12 +81,13 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
 ) -> None:
     """Generate a benchmark's videos with every model, and measure them with intervals. The same command goes on where
-    it was interrupted."""
+    it was interrupted, also on more or fewer devices."""
     if exclude_overlap and allow_overlap:
         raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
     if vbench_python is None and (vbench_dimensions or vbench_cache):
         raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
     wanted_seeds = parse_seeds(seeds)
+    workers = engine_of(engine, address, device)
     changes = {
         "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
@@ -109,9 +115,10 @@ def command(  # noqa: PLR0913 (one argument per option)
             limit,
             overlap,
             shlex.join(["tempoquant", *sys.argv[1:]]),
+            memory.value,
             vbench=_vbench(vbench_python, vbench_dimensions, vbench_cache),
         )
-        record = evaluate(request, output, device, progress)
+        record = evaluate(request, output, workers, progress)
         return Outcome(record, evaluation_text(record, output))
 
     run_command(work, as_json, json_log, GOES_ON)

@@ -35,15 +35,25 @@ def evaluation_text(record: Mapping[str, Any], output: Path) -> RenderableType:
 
 
 def _models_table(record: Mapping[str, Any]) -> Table:
-    table = Table(title="Models", title_justify="left")
-    for column in ("", "bits per weight", "s per step", "peak RSS, GiB", "peak GPU, GiB"):
+    memory_mode = record["settings"]["memory"]
+    table = Table(title=f"Models, in memory mode {memory_mode}; medians of times, largest memory", title_justify="left")
+    for column in ("", "bits per weight", "s per step", "against the reference", "peak RSS, GiB", "peak GPU, GiB"):
         table.add_column(column, justify="left" if not column else "right")
     for model in record["models"]:
-        memory = model["memory"]
+        memory, costs = model["memory"], model["costs"]
         on_gpu = max(memory["peak_gpu_gib"].values()) if memory["peak_gpu_gib"] else None
-        numbers = (model["bits_per_weight"], model["seconds_per_step"], memory["peak_rss_gib"], on_gpu)
-        table.add_row(model["label"], *("–" if number is None else f"{number:.2f}" for number in numbers))
+        times = (_median(costs["seconds_per_step"], 3), _median(costs["seconds_per_step_ratio"], 2, " ×"))
+        largest = ("–" if number is None else f"{number:.2f}" for number in (memory["peak_rss_gib"], on_gpu))
+        table.add_row(model["label"], f"{model['bits_per_weight']:.2f}", *times, *largest)
     return table
+
+
+def _median(found: Mapping[str, Any] | None, digits: int, unit: str = "") -> str:
+    """Such as "0.312 (0.305 to 0.330)"."""
+    if found is None:
+        return "–"
+    median = f"{found['median']:.{digits}f}{unit}"
+    return median if found["low"] is None else f"{median} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
 
 
 def _metrics_table(record: Mapping[str, Any]) -> Table:

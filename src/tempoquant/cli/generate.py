@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from tempoquant.cli.options import Activations, Device, FlowShift, Folder, Frames, MemoryMode, Seed, Size, Steps
+from tempoquant.cli.options import (
+    Activations,
+    Device,
+    FlowShift,
+    Folder,
+    Frames,
+    GenerationMemory,
+    MemoryMode,
+    Seed,
+    Size,
+    Steps,
+)
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
@@ -25,10 +36,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
-    memory: Annotated[
-        MemoryMode,
-        typer.Option(help="On the device: both experts, the one that runs, or its block that runs (docs/memory.md)."),
-    ] = MemoryMode.RESIDENT,
+    memory: GenerationMemory = MemoryMode.RESIDENT,
     device: Device = None,
 ) -> None:
     """Generate one video. What is not given is the model's own: size, frames, steps, guidance, flow shift."""
@@ -40,10 +48,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     def work(progress: Progress) -> Outcome:
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4
-        from tempoquant.integrations.memory_modes import set_memory_mode
+        from tempoquant.integrations.memory_modes import load_in_mode
         from tempoquant.integrations.pipeline_folder import resolve_model
         from tempoquant.integrations.sampling import default_settings, generate_video
-        from tempoquant.integrations.wan import compute_dtype, default_device, load_pipeline
+        from tempoquant.integrations.wan import default_device
         from tempoquant.prompts import Prompt, open_image
         from tempoquant.runtime.activation_bits import set_activation_bits
 
@@ -52,9 +60,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         model = resolve_model(folder)
         settings = default_settings(model).replace(**changes)
         on_loaded = progress.start("loading", 1)
-        place = device or default_device()
-        pipeline = load_pipeline(model, "cpu", compute_dtype(place))
-        set_memory_mode(pipeline, memory.value, place)
+        pipeline = load_in_mode(model, memory.value, device or default_device())
         if activation_bits is not None:
             set_activation_bits(pipeline, activation_bits.bits, activation_bits.timesteps)
         on_loaded()

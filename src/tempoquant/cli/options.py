@@ -119,6 +119,12 @@ Memory = Annotated[
     MemoryMode,
     typer.Option(help="The 16-bit pipeline: all on the device, one model there at a time, or one block of one model."),
 ]
+GenerationMemory = Annotated[
+    MemoryMode,
+    typer.Option(
+        "--memory", help="On the device: both experts, the one that runs, or its block that runs (docs/memory.md)."
+    ),
+]
 Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="EXPERT=FILE", help="high_noise=FILE or low_noise=FILE, fused into the weights."),
@@ -135,12 +141,6 @@ Frames = Annotated[int | None, typer.Option(min=1, callback=check_frames, help="
 FlowShift = Annotated[float | None, typer.Option(min=1e-6, help="Flow shift of the scheduler.")]
 Device = Annotated[
     str | None, typer.Option(callback=check_device, help="cpu, cuda, cuda:1 …; CUDA where there is one if left out.")
-]
-Devices = Annotated[
-    str | None,
-    typer.Option(
-        "--device", metavar="D[,D]", callback=check_devices, help="cpu, cuda, or cuda:0,cuda:1: one per expert."
-    ),
 ]
 Activations = Annotated[
     ActivationBits | None,

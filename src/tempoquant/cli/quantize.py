@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, cluster_of
 from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import (
     Calibration,
-    Devices,
     FlowShift,
     Frames,
     GuidanceScale,
@@ -28,6 +28,7 @@ from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
+    from tempoquant.engines import RayCluster
     from tempoquant.quantizing.machine import Machine
     from tempoquant.recipe import Recipe
 
@@ -43,7 +44,9 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     calibration: Calibration = None,
     lora: Loras = None,
-    device: Devices = None,
+    device: Workers = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     memory: Memory = MemoryMode.RESIDENT,
     hidden_ram_gib: Annotated[
         float | None, typer.Option(min=0.0, help="RAM for hidden states of each expert; the rest is read from files.")
@@ -98,9 +101,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     if store is not None:
         refuse_beside_store({"--calibration": calibration, "--num-prompts": num_prompts, "--seed": seed or None})
     loras = parse_loras(lora)
+    cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:
-        machine = machine_of(device, memory.value, hidden_ram_gib, tokens_at_once)
+        machine = machine_of(device, cluster, memory.value, hidden_ram_gib, tokens_at_once)
         what: dict[str, Any] = {
             "calibration": calibration, "store": store, "lora": loras, "machine": machine, "link": link,
         }  # fmt: skip
@@ -131,12 +135,19 @@ def refuse_beside_store(flags: dict[str, Any]) -> None:
             raise typer.BadParameter("the sample store has decided that: leave one out.", param_hint=f"'{flag}'")
 
 
-def machine_of(device: str | None, memory: Any, hidden_ram_gib: float | None, num_tokens: int | None) -> "Machine":
+def machine_of(
+    device: str | None,
+    cluster: "RayCluster | None",
+    memory: Any = "resident",
+    hidden_ram_gib: float | None = None,
+    num_tokens: int | None = None,
+) -> "Machine":
     """How this machine does it: the flags over the defaults."""
     from tempoquant.integrations.wan import default_device
     from tempoquant.quantizing.machine import Machine
 
-    machine = Machine(tuple((device or default_device()).split(",")), memory)
+    names = cluster.device if cluster else device or default_device()
+    machine = Machine(tuple(names.split(",")), memory, cluster=cluster)
     given = {"hidden_ram_gib": hidden_ram_gib, "num_tokens_at_once": num_tokens}
     return machine.replace(**{key: value for key, value in given.items() if value is not None})
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, engine_of
 from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import (
     Calibration,
-    Device,
     FlowShift,
     Frames,
     GuidanceScale,
@@ -51,7 +51,9 @@ def command(  # noqa: PLR0913 (one argument per option)
         typer.Option("--from-latents", help="Noise encoded clips ({image, prompt, video}) instead of sampling."),
     ] = False,
     seed: Seed = 0,
-    device: Device = None,
+    device: Workers = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     memory: Memory = MemoryMode.RESIDENT,
     overwrite: Overwrite = False,
     json_log: JsonLogFile = None,
@@ -67,6 +69,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
     }  # fmt: skip
     loras = parse_loras(lora)
+    workers = engine_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.integrations.output_folder import fingerprint
@@ -74,10 +77,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.integrations.recording import record
         from tempoquant.integrations.recording_plan import ModelIdentity
         from tempoquant.integrations.residency import check_memory
-        from tempoquant.integrations.wan import default_device
 
-        where = device or default_device()
-        check_memory(memory.value, where)
+        check_memory(memory.value, workers.device)
         source = resolve_model(model)
         check_pipeline_folder(source)
         drawn = {"calibration": calibration, "prompts": prompts, "seed": seed, "from_latents": from_latents}
@@ -85,7 +86,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         existed = (output / "store.json").is_file() and not overwrite
         identity = ModelIdentity(fingerprint(source, progress), hub_id_of(model), revision_of(source))
         store = record(
-            source, output, plan, model=identity, device=where, memory=memory.value, overwrite=overwrite,
+            source, output, plan, model=identity, engine=workers, memory=memory.value, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
         return describe(store, existed)

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, cluster_of
 from tempoquant.cli.json_log import JsonLogFile
-from tempoquant.cli.options import Devices, Json, Loras, Model, parse_loras
+from tempoquant.cli.options import Json, Loras, Model, parse_loras
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
@@ -28,7 +29,9 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     size_gib: Annotated[float | None, typer.Option(min=1e-6, help="The same budget, as a size on the disk.")] = None,
     lora: Loras = None,
-    device: Devices = None,
+    device: Workers = None,
+    engine: EngineOption = EngineName.LOCAL,
+    address: Address = None,
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
@@ -38,6 +41,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     have if that layer alone were rounded: low numbers hurt. Nothing is quantized.
     """
     loras = parse_loras(lora)
+    cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
@@ -52,7 +56,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         chosen = resolve_recipe(recipe, {"format": format, "rank": rank})
         spend = budget_of(bits_per_weight, size_gib, None)
         plan = BudgetPlan(resolve_model(model), chosen, spend["budget"]) if spend else None
-        machine = machine_of(device, "resident", None, None)
+        machine = machine_of(device, cluster)
         beside = output.absolute().parent if output is not None else None  # hidden states go where there is room
         with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside) as folder:
             found = measure_sensitivity(model, store, folder, chosen, lora=loras, machine=machine, progress=progress)

@@ -4,7 +4,6 @@ One pipeline is in memory at a time. What the reference did (videos, and traject
 kept on the CPU.
 """
 
-import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
+from tempoquant.engines.memory import free_memory
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate.contents import (
     bits_per_weight,
@@ -24,8 +24,10 @@ from tempoquant.evaluate.noise_prediction import call_errors, summarize
 from tempoquant.evaluate.prompt_adherence import PromptAdherence, check_prompt, parse_prompt
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult, plain
 from tempoquant.evaluate.video_metrics import Video, psnr_db, ssim
+from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings, generate_video, predict_noise, record_trajectory
-from tempoquant.integrations.wan import EXPERT_COMPONENTS, load_pipeline
+from tempoquant.integrations.wan import EXPERT_COMPONENTS, default_device
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, check_disjoint
 from tempoquant.timesteps import Expert, TimestepBins
@@ -78,6 +80,7 @@ def compare(
     device: str | None = None,
     progress: Progress = SILENT,
     prepare: Callable[[Any], None] | None = None,
+    memory: Memory = "resident",
 ) -> Evidence:
     """Generate and measure with the reference, then with each model.
 
@@ -88,6 +91,7 @@ def compare(
         device: where to run; None for CUDA where there is one, else the CPU.
         progress: told of every step and call.
         prepare: called with the pipeline of each model, not of the reference, before it runs.
+        memory: the memory mode of every pipeline.
 
     Raises:
         CalibrationError: a model was calibrated on one of the prompts.
@@ -99,20 +103,23 @@ def compare(
     is_16bit = not configs_of(reference) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
     bins = _common_bins(models.values())
-    pipeline = _load(reference, reference_label, device, progress)
+    device = device or default_device()
+    pipeline = _load(reference, reference_label, memory, device, progress)
     recorded = _record(pipeline, task, reference_label, progress)
     reference_videos = _generate(pipeline, task, reference_label, progress)
+    remove_memory_mode(pipeline)
     del pipeline
     videos: dict[str, Sequence[Video]] = {reference_label: reference_videos}
     results = []
     for label, folder in models.items():
-        _free_memory()
-        pipeline = _load(folder, label, device, progress)
+        free_memory()
+        pipeline = _load(folder, label, memory, device, progress)
         if prepare is not None:
             prepare(pipeline)
         errors = _noise_prediction(pipeline, recorded, bins, label, progress)
         videos[label] = _generate(pipeline, task, label, progress)
         results.append(_result(label, folder, errors, _judge(task, videos[label], reference_videos)))
+        remove_memory_mode(pipeline)
         del pipeline
     comparison = Comparison(
         reference=_result(reference_label, reference, (), _judge(task, reference_videos, None)),
@@ -134,9 +141,9 @@ def _common_bins(folders: Iterable[Path]) -> dict[Expert, TimestepBins]:
     return finest
 
 
-def _load(folder: Path, label: str, device: str | None, progress: Progress) -> Any:
+def _load(folder: Path, label: str, memory: Memory, device: str, progress: Progress) -> Any:
     on_loaded = progress.start(f"{label}: loading", 1)
-    pipeline = load_pipeline(folder, device)
+    pipeline = load_in_mode(folder, memory, device)
     on_loaded()
     return pipeline
 
@@ -211,10 +218,3 @@ def _result(
         noise_prediction=errors,
         videos=videos,
     )
-
-
-def _free_memory() -> None:
-    """A pipeline's modules refer to each other in circles, so that only the collector frees the last one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -21,10 +21,15 @@ def environment() -> dict[str, Any]:
         "torch": version("torch"),
         "diffusers": version("diffusers"),
         "platform": platform.platform(),
-        "cpu": _cpu(),
-        "devices": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cpu": device_name(torch.device("cpu")),
+        "devices": [device_name(torch.device("cuda", index)) for index in range(torch.cuda.device_count())],
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 
 
 def _commit() -> str | None:

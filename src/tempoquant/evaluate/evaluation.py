@@ -1,7 +1,7 @@
 """Evaluate quantized models beside their reference on a benchmark: everything is kept, and an interrupted run goes on.
 
-The reference comes first, then each model; one pipeline is in memory at a time. evaluation.json is written again after
-every model.
+The reference comes first, then each model; a worker has one pipeline in memory at a time. evaluation.json is written
+again after every model.
 """
 
 import dataclasses
@@ -12,21 +12,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tempoquant.engines import Engine, Local
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap, select
 from tempoquant.evaluate.contents import calibration_prompts_of, configs_of
-from tempoquant.evaluate.evaluation_folder import EVALUATION, EvaluationFolder, Take, read_latents
+from tempoquant.evaluate.disk_space import check_space
+from tempoquant.evaluate.evaluation_folder import EVALUATION, EvaluationFolder
 from tempoquant.evaluate.evaluation_record import evaluation_record
-from tempoquant.evaluate.files import read_lossless, write_text
-from tempoquant.evaluate.generation import LoadedOnDemand, generate_missing
-from tempoquant.evaluate.layer_maps import layer_maps
-from tempoquant.evaluate.measures import Clip, measures, names_of, take_measures
+from tempoquant.evaluate.files import write_text
+from tempoquant.evaluate.generation import Generating, generate_missing
+from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
-from tempoquant.evaluate.recorded_calls import read_calls
 from tempoquant.evaluate.vbench import VBenchSettings, check_vbench
 from tempoquant.evaluate.vbench_summary import scored_by_vbench
 from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.wan import compute_dtype, default_device
 from tempoquant.progress import SILENT, Progress
@@ -44,6 +45,7 @@ class Request:
         seeds: every item is generated with each.
         ids, limit, overlap: see `benchmark_sets.select`.
         command: what the user typed, for the record.
+        memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
         vbench: how to score the videos with VBench too; None for not at all.
     """
 
@@ -56,6 +58,7 @@ class Request:
     limit: int | None = None
     overlap: Overlap = Overlap.REFUSE
     command: str = ""
+    memory: Memory = "resident"
     vbench: VBenchSettings | None = None
 
     def __post_init__(self) -> None:
@@ -70,12 +73,14 @@ class Request:
         return [self.reference, *self.models]
 
 
-def evaluate(request: Request, output: Path, device: str | None = None, progress: Progress = SILENT) -> dict[str, Any]:
+def evaluate(
+    request: Request, output: Path, engine: Engine | None = None, progress: Progress = SILENT
+) -> dict[str, Any]:
     """Generate, measure and summarize, going on where an earlier run was interrupted.
 
     Args:
         output: a folder that is new, empty, or of an earlier run with these settings.
-        device: where to run; None for CUDA where there is one, else the CPU.
+        engine: where to run; None for CUDA where there is one, else the CPU, in this process.
 
     Returns:
         What evaluation.json holds.
@@ -83,78 +88,41 @@ def evaluate(request: Request, output: Path, device: str | None = None, progress
     Raises:
         CalibrationError: an item was calibrated on, or there is none.
         ModelError: a folder is no such pipeline, or a model made no video at all.
-        OutputError: the folder belongs to something else, or cannot be written.
+        OutputError: the folder belongs to something else, cannot be written, or its disk has no room for what is
+            missing.
+        TempoQuantError: the engine has no worker left.
         EvaluationError: VBench was asked for and cannot run, or could score nothing.
     """
-    device = device or default_device()
+    engine, output = engine or Local((default_device(),)), output.resolve()
     _check_alike(request.sides)
-    vbench = None if request.vbench is None else check_vbench(request.vbench, device, progress)
+    vbench = None if request.vbench is None else check_vbench(request.vbench, engine.device, progress)
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
-    plan = Plan.of(request.reference.folder, selection.items, request.seeds, request.settings, device)
+    plan = Plan.of(
+        request.reference.folder, selection.items, request.seeds, request.settings, engine.device, request.memory
+    )
     folder = EvaluationFolder(output)
+    labels = [side.label for side in request.sides]
     with folder.claimed(_identity(request, plan, progress)):
-        for number, model in enumerate(request.sides, start=1):
-            _evaluate_model(folder, plan, model, request, progress)
-            record = evaluation_record(folder, plan, request, selection, request.sides[:number])
-            _write(output, record)
+        with engine.open(output) as crew:
+            check_space(folder, plan, labels, not configs_of(request.reference.folder))
+            for number, model in enumerate(request.sides, start=1):
+                # Where workers run, relative paths may mean something else.
+                resolved = dataclasses.replace(model, folder=model.folder.resolve())
+                generate_missing(Generating(output, plan, resolved, model is request.reference), crew, progress)
+                measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
+                measure_missing(measuring, model, request.reference, crew, progress)
+                record = evaluation_record(folder, plan, request, selection, request.sides[:number])
+                _write(output, record)
         _require_videos(record)
-        if vbench is not None:
-            record["vbench"] = scored_by_vbench(folder, plan, [side.label for side in request.sides], vbench, progress)
+        if vbench is not None:  # once the workers have given their GPUs back
+            record["vbench"] = scored_by_vbench(folder, plan, labels, vbench, progress)
             _write(output, record)
     return record
 
 
 def _write(output: Path, record: Mapping[str, Any]) -> None:
     write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _evaluate_model(folder: EvaluationFolder, plan: Plan, model: Model, request: Request, progress: Progress) -> None:
-    is_reference = model is request.reference
-    pipeline = LoadedOnDemand(model, plan, progress)
-    generate_missing(folder, plan, model, pipeline, is_reference and not configs_of(model.folder), progress)
-    if not is_reference and not folder.maps(model.label).is_file():
-        _map_layers(folder, plan, model, pipeline, progress)
-    pipeline.release()
-    _measure_missing(folder, plan, model, request, progress)
-
-
-def _map_layers(
-    folder: EvaluationFolder, plan: Plan, model: Model, pipeline: LoadedOnDemand, progress: Progress
-) -> None:
-    """Where the reference is in 16 bits, so that its calls were kept, and the model has 4-bit linears."""
-    files = [folder.calls(take.id, take.seed) for _, take in plan.takes(model.label)]
-    calls = [call for file in files if file.is_file() for call in read_calls(file)]
-    if calls and configs_of(model.folder):
-        maps = layer_maps(pipeline(), plan.reference, calls, plan.bins, progress)
-        folder.maps(model.label).parent.mkdir(exist_ok=True)
-        write_text(folder.maps(model.label), json.dumps(maps, allow_nan=False))
-
-
-def _measure_missing(folder: EvaluationFolder, plan: Plan, model: Model, request: Request, progress: Progress) -> None:
-    """Measure every video of a model that has not been, against the reference's of the same item and seed."""
-    is_reference, settings = model is request.reference, plan.settings
-    which = measures(request.benchmark.name == "tiny", settings.height, settings.width)
-    finished = {take for take, line in folder.takes().items() if not line.get("failed")}
-    measured, wanted = folder.measured(), set(names_of(which, is_reference))
-    todo = [
-        (item.text, take, take._replace(label=request.reference.label))
-        for item, take in plan.takes(model.label)
-        if take in finished and not wanted <= measured.get(take, {}).keys()
-    ]
-    on_measured = progress.start(f"{model.label}: measuring", len(todo))
-    for text, take, of_reference in todo:
-        if is_reference:
-            folder.measure(take, take_measures(which, _clip(folder, plan, text, take), None))
-        elif of_reference in finished:
-            clips = (_clip(folder, plan, text, each) for each in (take, of_reference))
-            folder.measure(take, take_measures(which, *clips))
-        on_measured()
-
-
-def _clip(folder: EvaluationFolder, plan: Plan, text: str, take: Take) -> Clip:
-    file, latents = folder.place("lossless", take), read_latents(folder.place("latents", take))
-    return Clip(text, read_lossless(file), file, {name: latents[name] for name in plan.bin_names})
 
 
 def _check_alike(sides: Sequence[Model]) -> None:
@@ -176,6 +144,7 @@ def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, 
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,
         "settings": dataclasses.asdict(plan.settings),
+        "memory": plan.memory,
         "dtype": str(compute_dtype(plan.device)).removeprefix("torch."),
         "reference": request.reference.label,
         "models": models,

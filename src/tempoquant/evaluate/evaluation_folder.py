@@ -124,18 +124,26 @@ class EvaluationFolder:
         """Where a model's layer maps lie."""
         return self.path / "maps" / f"{label}.json"
 
-    def finish(self, take: Take, latents: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-        """A generation is complete: its video and frames are in their places already."""
+    def finish(self, take: Take, latents: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> dict[str, Any]:
+        """A generation is complete: its video and frames are in their places already. Gives its line, for `note`."""
         line = {**take._asdict(), **record}
         place = self.place("latents", take)
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(place) as temporary:
             save_file(dict(latents), temporary, metadata={"record": json.dumps(line)})
+        return line
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        """A generation ended, well or not. Only the process that claimed the folder writes in its manifest: on a shared
+        folder, machines that append to one file lose each other's lines."""
         self._append(MANIFEST, line)
 
-    def fail(self, take: Take, why: str) -> None:
-        """A generation ended in an error; the next run tries it again."""
-        self._append(MANIFEST, {**take._asdict(), "failed": why})
+    def adopt(self, take: Take) -> bool:
+        """Note a generation whose process died before it could say that it was finished; whether it was."""
+        if not all(self.place(kind, take).is_file() for kind in _KINDS):
+            return False
+        self.note(json.loads(_metadata(self.place("latents", take))["record"]))
+        return True
 
     def takes(self) -> dict[Take, dict[str, Any]]:
         """The latest manifest line of every take; those of files that were taken away are left out."""
@@ -144,7 +152,7 @@ class EvaluationFolder:
         for file in sorted((self.path / "latents").glob("*/*.safetensors")):
             if file not in noted:  # its process was killed before it could say so
                 line = json.loads(_metadata(file)["record"])
-                self._append(MANIFEST, line)
+                self.note(line)
                 lines[_take_of(line)] = line
         return {
             take: line

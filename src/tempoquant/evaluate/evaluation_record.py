@@ -1,13 +1,12 @@
 """evaluation.json: everything that an evaluation found, for programs and for the report."""
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from tempoquant.evaluate import measures
+from tempoquant.evaluate import cost_summaries, measures
 from tempoquant.evaluate.benchmark_sets import Selection
 from tempoquant.evaluate.compare import BITS_OF_16BIT
 from tempoquant.evaluate.contents import bits_per_weight, configs_of, num_weight_bytes
@@ -17,7 +16,6 @@ from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.summaries import pairs, summarize
 from tempoquant.integrations.pipeline_folder import read_json
 from tempoquant.integrations.wan import EXPERT_COMPONENTS
-from tempoquant.kernels.dispatch import choose
 
 if TYPE_CHECKING:
     from tempoquant.evaluate.evaluation import Request
@@ -35,8 +33,9 @@ def evaluation_record(
     Args:
         sides: models that are evaluated already, the reference first.
     """
-    lines, labels = folder.takes(), [side.label for side in sides]
+    labels = [side.label for side in sides]
     wanted = {take for label in labels for _, take in plan.takes(label)}
+    lines = {take: line for take, line in folder.takes().items() if take in wanted}
     measured = {take: metrics for take, metrics in folder.measured().items() if take in wanted}
     settings, benchmark = plan.settings, request.benchmark
     return {
@@ -49,25 +48,25 @@ def evaluation_record(
         "settings": {
             **{name: getattr(settings, name) for name in ("height", "width", "num_frames", "num_steps", "flow_shift",
                                                           "guidance_scale", "fps")},
-            "seeds": list(plan.seeds),
+            "seeds": list(plan.seeds), "memory": plan.memory,
         },
         "environment": environment(),
         "command": request.command,
         "reference": request.reference.label,
-        "models": [_model(folder, plan, side, lines) for side in sides],
+        "models": [_model(folder, plan, side, lines, labels[0]) for side in sides],
         "items": _items(folder, plan, labels, lines, measured),
         "summary": summarize(measured, labels, plan.bin_names),
         "pairs": pairs(measured, labels, plan.bin_names),
-        "notes": [*measures.notes(settings.height, settings.width), *benchmark.notes, *_warnings(selection)],
+        "notes": [*measures.notes(settings.height, settings.width), *cost_summaries.notes(plan.device),
+                  *benchmark.notes, *_warnings(selection)],
         "vbench": None,
     }  # fmt: skip
 
 
-def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines) -> dict[str, Any]:
+def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, reference: str) -> dict[str, Any]:
     configs = configs_of(side.folder)
     costs = [line for take, line in lines.items() if take.label == side.label and not line.get("failed")]
     seconds = [line["seconds_per_step"] for line in costs if line["seconds_per_step"] is not None]
-    formats = {entry.format.name: entry.format for config in configs.values() for entry in config.layers.values()}
     first = next(iter(configs.values()), None)
     calibration = None if first is None or first.calibration is None else first.calibration
     maps = folder.maps(side.label)
@@ -83,9 +82,11 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines) -> d
             "prompts": [{"id": prompt["id"], "prompt": prompt["prompt"]} for prompt in calibration.prompts],
             "settings": dict(calibration.settings),
         },
-        "kernels": {name: choose(torch.device(plan.device), format).path.value for name, format in formats.items()},
+        "kernels": costs[0].get("kernels", {}) if costs else {},
+        "devices": dict(Counter(line["device"] for line in costs if "device" in line)),
         "memory": _memory(costs),
         "seconds_per_step": statistics.median(seconds) if seconds else None,
+        "costs": cost_summaries.costs_of(lines, side.label, reference),
         "maps": read_json(maps) if maps.is_file() else None,
     }  # fmt: skip
 

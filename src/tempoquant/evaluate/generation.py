@@ -4,44 +4,58 @@ All models get the same image, prompt, noise, scheduler, steps, size and post-pr
 """
 
 import contextlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tempoquant.calibrate.sample import CalibrationSample
-from tempoquant.errors import OutputError, TempoQuantError
+from tempoquant.engines import Crew
+from tempoquant.engines.memory import free_memory
+from tempoquant.errors import ModelError, OutputError, TempoQuantError
 from tempoquant.evaluate.benchmark_sets import Item
+from tempoquant.evaluate.contents import configs_of
+from tempoquant.evaluate.environment import device_name
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
-from tempoquant.evaluate.files import write_lossless, write_mp4, write_png
+from tempoquant.evaluate.files import write_lossless, write_mp4, write_png, write_text
+from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.plan import Model, Plan
-from tempoquant.evaluate.recorded_calls import watched_calls, write_calls
+from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
-from tempoquant.integrations.residency import free_memory
+from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
 from tempoquant.integrations.sampling import first_frame, generate_video
 from tempoquant.integrations.schedule import load_scheduler
-from tempoquant.integrations.wan import load_pipeline
-from tempoquant.progress import Progress
+from tempoquant.kernels.dispatch import choose
+from tempoquant.progress import Progress, Together
 
 NUM_MAPPED = 2
 """The reference's calls of so many items are kept: what single layers do differs little between items."""
+
+MAPS = "maps"
+"""The item of `Generating` that is no take."""
+
+_STEPS = "generating"
 
 _logger = logging.getLogger(__name__)
 
 
 class LoadedOnDemand:
-    """A model's pipeline, loaded when it is first asked for: prepared, and with the reference's scheduler."""
+    """A model's pipeline, loaded when it is first asked for: in the plan's memory mode, prepared, and with the
+    reference's scheduler."""
 
-    def __init__(self, model: Model, plan: Plan, progress: Progress) -> None:
-        self._model, self._plan, self._progress = model, plan, progress
+    def __init__(self, model: Model, plan: Plan, device: str, progress: Progress) -> None:
+        self._model, self._plan, self._device, self._progress = model, plan, device, progress
         self._pipeline: Any = None
 
     def __call__(self) -> Any:
         """The pipeline. Raises ModelError and CheckpointError as loading does."""
         if self._pipeline is None:
             on_loaded = self._progress.start(f"{self._model.label}: loading", 1)
-            pipeline = load_pipeline(self._model.folder, self._plan.device)
+            pipeline = load_in_mode(self._model.folder, self._plan.memory, self._device)
             pipeline.scheduler = load_scheduler(self._plan.reference, self._plan.settings.flow_shift)
             self._model.prepare(pipeline)
             self._pipeline = pipeline
@@ -49,55 +63,156 @@ class LoadedOnDemand:
         return self._pipeline
 
     def release(self) -> None:
-        """Let go of it, and give its memory back."""
+        """Let go of it."""
+        remove_memory_mode(self._pipeline)
         self._pipeline = None
-        free_memory()
 
 
-def generate_missing(
-    folder: EvaluationFolder,
-    plan: Plan,
-    model: Model,
-    pipeline: Callable[[], Any],
-    keep_calls: bool,
-    progress: Progress,
-) -> None:
-    """Generate every take of a model that is not there yet.
+@dataclass(frozen=True)
+class Generating:
+    """The stage in which one model makes its videos, and its layer maps.
 
-    Args:
-        pipeline: gives the loaded pipeline; not called where nothing is missing.
-        keep_calls: whether to keep transformer calls of the first items, for the layer maps.
+    Items are takes with their benchmark items, or MAPS. The result of a take is its manifest line, of MAPS None.
+
+    Attributes:
+        path: of the evaluation folder.
+        is_reference: whether transformer calls of its first takes are kept for the other models' maps.
+    """
+
+    path: Path
+    plan: Plan
+    model: Model
+    is_reference: bool
+
+    @contextlib.contextmanager
+    def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
+        """See `Stage.open`. The pipeline is loaded at the first item."""
+        pipeline = LoadedOnDemand(self.model, self.plan, device, progress)
+        worker = _Generator(self, EvaluationFolder(self.path), device, pipeline, progress)
+        try:
+            yield lambda item: worker.map_layers() if item == MAPS else worker.take(*item)
+        finally:
+            pipeline.release()
+
+    @property
+    def keeps_calls_of(self) -> set[tuple[str, int]]:
+        """Ids and seeds. None of a quantized reference: maps show how far a linear is from the one in 16 bits."""
+        if not self.is_reference or configs_of(self.model.folder):
+            return set()
+        return {(take.id, take.seed) for _, take in self.plan.takes(self.model.label)[:NUM_MAPPED]}
+
+    @property
+    def calls_files(self) -> list[Path]:
+        """What maps are made from, of the calls that the reference made."""
+        folder = EvaluationFolder(self.path)
+        files = [folder.calls(take.id, take.seed) for _, take in self.plan.takes(self.model.label)]
+        return [file for file in files if file.is_file()]
+
+    @property
+    def lacks_maps(self) -> bool:
+        """Whether maps can be made and have not been."""
+        is_there = EvaluationFolder(self.path).maps(self.model.label).is_file()
+        return not self.is_reference and not is_there and bool(self.calls_files) and bool(configs_of(self.model.folder))
+
+
+def generate_missing(stage: Generating, crew: Crew, progress: Progress) -> None:
+    """Generate every take of a model that is not there yet, and its layer maps.
 
     Raises:
-        OutputError: a file cannot be written. Whatever else goes wrong is noted, and the next take begins.
+        OutputError: a file cannot be written. Whatever else goes wrong with a take is noted, and the next one begins.
+        ModelError, CheckpointError: the model cannot be loaded.
     """
-    wanted = plan.takes(model.label)
+    folder, plan, label = EvaluationFolder(stage.path), stage.plan, stage.model.label
+    wanted = plan.takes(label)
     done = {take for take, line in folder.takes().items() if not line.get("failed")}
     num_done = sum(take in done for _, take in wanted)
-    on_step = progress.start(
-        f"{model.label}: generating", len(wanted) * plan.settings.num_steps, num_done * plan.settings.num_steps
-    )
-    mapped = {(item.id, take.seed) for item, take in wanted[:NUM_MAPPED]} if keep_calls else set()
-    for item, take in wanted:
-        if take in done:
-            continue
-        running = pipeline()
-        steps_done = _Counter(on_step)
+    num_steps = plan.settings.num_steps
+    together = Together(progress, f"{label}: {_STEPS}", len(wanted) * num_steps, num_done * num_steps)
+    items: list[Any] = [(item, take) for item, take in wanted if take not in done]
+    if stage.lacks_maps:
+        items.append(MAPS)
+
+    def note(item: Any, line: Mapping[str, Any] | None) -> None:
+        if line is not None:
+            folder.note(line)
+            if why := line.get("failed"):
+                _logger.warning("%s, %s, seed %d failed: %s", label, line["id"], line["seed"], why)
+
+    def lose(item: Any, why: str) -> None:
+        if item == MAPS:
+            raise ModelError(f"the layer maps of {label} could not be made. {why}")
+        note(item, failed_line(item[1], why))
+
+    crew.run(
+        stage, items, progress=together, on_done=note, on_lost=lose,
+        is_done=lambda item: folder.maps(label).is_file() if item == MAPS else folder.adopt(item[1]),
+    )  # fmt: skip
+
+
+def failed_line(take: Take, why: str) -> dict[str, Any]:
+    """The manifest line of a generation that ended in an error; the next run tries it again."""
+    return {**take._asdict(), "failed": why}
+
+
+class _Generator:
+    """Does the items of `Generating` on one device."""
+
+    def __init__(
+        self, stage: Generating, folder: EvaluationFolder, device: str, pipeline: LoadedOnDemand, progress: Progress
+    ) -> None:
+        self._stage, self._folder, self._device = stage, folder, device
+        self._pipeline, self._progress = pipeline, progress
+        self._keeps_calls_of = stage.keeps_calls_of
+
+    def take(self, item: Item, take: Take) -> dict[str, Any]:
+        """Generate one video; its manifest line, which says so if it failed."""
+        pipeline, num_steps = self._pipeline(), self._stage.plan.settings.num_steps
+        steps_done = _Counter(self._progress.start(f"{take.label}: {_STEPS}", num_steps))
         try:
-            _generate(folder, plan, item, take, running, (take.id, take.seed) in mapped, steps_done)
+            line = _generate(
+                self._folder, self._stage.plan, item, take, pipeline, (take.id, take.seed) in self._keeps_calls_of,
+                self._where(), steps_done,
+            )  # fmt: skip
         except OutputError:
             raise
         except Exception as error:
-            why = str(error) if isinstance(error, TempoQuantError) else f"{type(error).__name__}: {error}"
-            _logger.warning("%s, %s, seed %d failed: %s", take.label, take.id, take.seed, why)
-            folder.fail(take, why)
+            line = failed_line(
+                take, str(error) if isinstance(error, TempoQuantError) else f"{type(error).__name__}: {error}"
+            )
             free_memory()
-        steps_done.complete(plan.settings.num_steps)
+        steps_done.complete(num_steps)
+        return line
+
+    def map_layers(self) -> None:
+        """Make the layer maps from the reference's calls."""
+        calls = [call for file in self._stage.calls_files for call in read_calls(file)]
+        plan, place = self._stage.plan, self._folder.maps(self._stage.model.label)
+        maps = layer_maps(self._pipeline(), plan.reference, calls, plan.bins, self._progress)
+        place.parent.mkdir(exist_ok=True)
+        write_text(place, json.dumps(maps, allow_nan=False))
+
+    def _where(self) -> dict[str, Any]:
+        """Which device makes a video, and by which path it multiplies each format."""
+        formats = {
+            entry.format.name: entry.format
+            for config in configs_of(self._stage.model.folder).values()
+            for entry in config.layers.values()
+        }
+        device = torch.device(self._device)
+        paths = {name: choose(device, format).path.value for name, format in formats.items()}
+        return {"device": device_name(device), "kernels": paths}
 
 
 def _generate(
-    folder: EvaluationFolder, plan: Plan, item: Item, take: Take, pipeline: Any, keep_calls: bool, on_step: "_Counter"
-) -> None:
+    folder: EvaluationFolder,
+    plan: Plan,
+    item: Item,
+    take: Take,
+    pipeline: Any,
+    keep_calls: bool,
+    where: Mapping[str, Any],
+    on_step: Callable[[], None],
+) -> dict[str, Any]:
     prompt, settings = item.prompt(), plan.settings
     latents: dict[str, torch.Tensor] = {}
     calls: list[CalibrationSample] = []
@@ -124,7 +239,7 @@ def _generate(
     write_lossless(folder.place("lossless", take), video, settings.fps)
     if calls:
         write_calls(folder.calls(take.id, take.seed), calls)
-    folder.finish(take, latents, costs.record())
+    return folder.finish(take, latents, {**costs.record(), **where})
 
 
 class _Counter:

@@ -18,7 +18,7 @@ from tempoquant.integrations.expert_weights import ExpertWeights
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, compute_dtype, on_device
 from tempoquant.progress import SILENT, Progress
 from tempoquant.runtime.convert import quantized_linears
-from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert, TimestepBins
+from tempoquant.timesteps import Expert, TimestepBins, timestep_range
 
 TOKENS_AT_ONCE = 4096
 """Rows of an output that are compared at once: a bound on memory."""
@@ -34,6 +34,7 @@ def layer_maps(
 ) -> dict[str, Any]:
     """Of each quantized expert: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins).
 
+    "bins" are pairs of timesteps, of which the outermost are the ends of the expert's own half of the trajectory.
     error_db is 10·log₁₀(error power / signal power), lower is better; None in bins without a call.
 
     Args:
@@ -46,20 +47,20 @@ def layer_maps(
         ModelError: the reference's weights cannot be read.
     """
     maps = {}
+    device = pipeline._execution_device  # in a memory mode the weights may lie elsewhere
     on_call = progress.start("layer maps", len(calls))
     for expert, component in EXPERT_COMPONENTS.items():
         transformer = getattr(pipeline, component)
         of_expert = [call for call in calls if call.expert is expert]
         if linears := quantized_linears(transformer):
-            device = str(next(iter(linears.values())).packed.device)
-            weights = ExpertWeights(reference, expert, compute_dtype(device), device)
+            weights = ExpertWeights(reference, expert, compute_dtype(str(device)), str(device))
             watch = _Watch(linears, weights, bins[expert])
             for call in of_expert:
                 watch.bin = bins[expert].of(call.timestep)
                 with watching_outputs(linears, watch.observe):
-                    transformer(**on_device(transformer, call.inputs), return_dict=False)
+                    transformer(**on_device(transformer, call.inputs, device), return_dict=False)
                 on_call()
-            maps[expert.value] = watch.map()
+            maps[expert.value] = watch.map(*timestep_range(expert, pipeline.config.boundary_ratio))
         else:
             for _ in of_expert:
                 on_call()
@@ -94,10 +95,10 @@ class _Watch:
     def _read(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return self._weights.read(name).to(x.device, x.dtype)
 
-    def map(self) -> dict[str, Any]:
-        """What was summed."""
+    def map(self, lowest: float, highest: float) -> dict[str, Any]:
+        """What was summed; the outermost bins, which are unbounded, end at these timesteps."""
         signal, error, ratio, num_calls = self._sums
-        limits = [0.0, *self._bins.edges, float(NUM_TRAIN_TIMESTEPS)]
+        limits = [lowest, *self._bins.edges, highest]
         return {
             "layers": list(self._linears),
             "bins": [list(pair) for pair in itertools.pairwise(limits)],

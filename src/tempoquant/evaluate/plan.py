@@ -1,17 +1,24 @@
 """What every model of an evaluation generates, and how; and in which timestep bins it is judged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
 from tempoquant.integrations.schedule import Step, sampling_steps
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins, expert_of
+
+
+def as_it_is(_pipeline: Any) -> None:
+    """A model that needs no preparation."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +29,13 @@ class Model:
         label: unique, fit for a folder's name.
         folder: of the pipeline.
         activation_bits: as the user wrote them; None for those of the checkpoint.
-        prepare: called with the pipeline before it runs.
+        prepare: called with the pipeline before it runs; can be pickled.
     """
 
     label: str
     folder: Path
     activation_bits: str | None = None
-    prepare: Callable[[Any], None] = lambda _pipeline: None
+    prepare: Callable[[Any], None] = as_it_is
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,11 @@ class Plan:
         reference: folder whose scheduler all models use.
         items, seeds: every item with every seed.
         settings: flow_shift is a number.
-        device: where to run.
+        device: where to run, as workers name it.
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
         boundary_ratio: of the experts.
+        memory: the memory mode of every pipeline.
     """
 
     reference: Path
@@ -53,10 +61,17 @@ class Plan:
     steps: Sequence[Step]
     bins: Mapping[Expert, TimestepBins]
     boundary_ratio: float
+    memory: Memory = "resident"
 
     @classmethod
     def of(
-        cls, reference: Path, items: Sequence[Item], seeds: Sequence[int], settings: SamplingSettings, device: str
+        cls,
+        reference: Path,
+        items: Sequence[Item],
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+        device: str,
+        memory: Memory = "resident",
     ) -> "Plan":
         """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
         steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
@@ -66,7 +81,11 @@ class Plan:
             timesteps = [float(step.timestep) for step in steps if step.expert is expert]
             bins[expert] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions(expert))
         boundary_ratio = float(read_json(reference / "model_index.json")["boundary_ratio"])
-        return cls(reference, items, seeds, settings, device, steps, bins, boundary_ratio)
+        # Workers may run in another folder, where relative paths mean something else.
+        items = [
+            item if isinstance(item.image, Image.Image) else replace(item, image=item.image.resolve()) for item in items
+        ]
+        return cls(reference.resolve(), items, seeds, settings, device, steps, bins, boundary_ratio, memory)
 
     @property
     def mapped_steps(self) -> set[int]:

@@ -63,7 +63,7 @@ class RunCosts:
 @contextlib.contextmanager
 def measuring_costs(pipeline: Any) -> Iterator[RunCosts]:
     """Within this context one generation of a Wan pipeline is measured. Nothing of it is left on the pipeline."""
-    device = torch.device(pipeline.device)
+    device = torch.device(pipeline._execution_device)  # `device` is the CPU where a memory mode keeps all weights there
     costs = RunCosts(peak_gpu_gib={} if device.type == "cuda" else None, _device=device)
     rss_is_fresh = _reset_peak_rss()
     with contextlib.ExitStack() as stack:

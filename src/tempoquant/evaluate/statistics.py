@@ -1,13 +1,14 @@
-"""Means with 95 % bootstrap intervals, of values and of paired differences.
+"""Means and medians with 95 % bootstrap intervals, of values and of paired differences.
 
 Pairs are items: both models answered the same image and prompt with the same noise, so the difference of an item has
 none of the items' own spread in it. Several seeds of one item are no independent evidence: they are averaged first.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,16 @@ class Interval:
         return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 
+@dataclass(frozen=True)
+class Median:
+    """A median and where it probably lies; `low`, `high` and `n` as of `Interval`."""
+
+    median: float
+    low: float | None
+    high: float | None
+    n: int
+
+
 def mean_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -> Interval:
     """Mean and 95 % percentile bootstrap interval; equal values give equal results.
 
@@ -53,14 +64,28 @@ def mean_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -
     """
     if not values or not all(map(math.isfinite, values)):
         raise ModelError(f"a mean needs finite values, not {list(values)}.")
-    mean = math.fsum(values) / len(values)
+    low, high = _bounds(values, np.mean, num_resamples)
+    return Interval(math.fsum(values) / len(values), low, high, len(values))
+
+
+def median_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -> Median | None:
+    """Median and 95 % percentile bootstrap interval; None for no value."""
+    if not values:
+        return None
+    low, high = _bounds(values, np.median, num_resamples)
+    return Median(statistics.median(values), low, high, len(values))
+
+
+def _bounds(
+    values: Sequence[float], statistic: Callable[..., Any], num_resamples: int
+) -> tuple[float, float] | tuple[None, None]:
     if len(values) < FEWEST_ITEMS:
-        return Interval(mean, None, None, len(values))
+        return None, None
     found = bootstrap(
-        (np.asarray(values, dtype=np.float64),), np.mean, confidence_level=CONFIDENCE, n_resamples=num_resamples,
+        (np.asarray(values, dtype=np.float64),), statistic, confidence_level=CONFIDENCE, n_resamples=num_resamples,
         method="percentile", rng=np.random.default_rng(_SEED), batch=_BATCH,
     ).confidence_interval  # fmt: skip
-    return Interval(mean, float(found.low), float(found.high), len(values))
+    return float(found.low), float(found.high)
 
 
 def paired_difference(

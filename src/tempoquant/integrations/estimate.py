@@ -21,7 +21,7 @@ from tempoquant.timesteps import Expert
 
 GIB = 2**30
 
-_QUANTIZE = "quantize "
+_QUANTIZE, MEASURE = "quantize ", "measure sensitivity of "
 
 _LIBRARIES_GIB = 0.9  # of memory, once PyTorch and diffusers are imported and have computed something
 _AUTOENCODER_BYTES_PER_PIXEL = 186  # encoding the first frames in float32, over all frames of the video
@@ -61,7 +61,7 @@ class RunEstimate:
     """The stages of a run, in order.
 
     Attributes:
-        side_by_side: whether both experts are quantized at the same time, each on its own device.
+        side_by_side: whether both experts are measured, and quantized, at the same time, each on its own device.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -88,8 +88,9 @@ class RunEstimate:
         """The stages, those in one list that run at the same time."""
         if not self.side_by_side:
             return [[stage] for stage in self.stages]
-        experts = [stage for stage in self.stages if stage.name.startswith(_QUANTIZE)]
-        return [experts, *([stage] for stage in self.stages if stage not in experts)]
+        kinds = ([stage for stage in self.stages if stage.name.startswith(kind)] for kind in (MEASURE, _QUANTIZE))
+        experts = [stages for stages in kinds if stages]
+        return [*experts, *([stage] for stage in self.stages if not any(stage in stages for stages in experts))]
 
 
 def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
@@ -126,7 +127,7 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
     side_by_side = len(devices) > 1
     store = _store_bytes(costs, recipe) if records else 0
     copied = 0 if link else _other_bytes(source)
-    stages = [_recording(source, recipe, costs, devices[0], memory, store, gemm_rates)] if records else []
+    stages = [_recording(source, recipe, costs, devices, memory, store, gemm_rates)] if records else []
     on_disk = store
     all_hidden = sum(cost.hidden_bytes for cost in costs.values()) if side_by_side else 0
     for expert, cost in costs.items():
@@ -185,13 +186,14 @@ def _recording(
     source: Path,
     recipe: Recipe,
     costs: Mapping[Expert, ExpertCosts],
-    device: str,
+    devices: Sequence[str],
     memory: str,
     store_bytes: int,
     gemm_rates: Mapping[str, float] | None,
 ) -> StageEstimate:
-    """The pipeline in memory, sampling every prompt to its end: the most that recording takes."""
-    kind = torch.device(device).type
+    """The pipeline in memory once for each device, sampling every prompt to its end: the most that recording takes."""
+    kind = torch.device(devices[0]).type
+    num_workers = min(len(devices), recipe.num_prompts)
     first = next(iter(costs.values()))
     experts = sum(cost.weight_bytes for cost in costs.values())
     others = {name: _loaded_bytes(source / name, first.dtype) for name in _others(source)}
@@ -205,14 +207,14 @@ def _recording(
         "lean": (0, max(*others.values(), one_block + first.activation_bytes, encoding)),
     }[memory]  # fmt: skip
     on_gpu = kind == "cuda"
-    ram_gib = _LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB
+    ram_gib = num_workers * (_LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB)
     seconds = None
     if gemm_rates is not None:
-        num_calls = recipe.num_prompts * (recipe.num_steps or 0) * _num_branches(recipe)
+        num_calls = math.ceil(recipe.num_prompts / num_workers) * (recipe.num_steps or 0) * _num_branches(recipe)
         passes = num_calls * first.num_blocks * first.forward_operations
         num_loads = num_calls if memory == "lean" else 2  # of one expert
         seconds = num_loads * first.weight_bytes / _READ_BYTES_PER_S + passes / (
-            _FORWARD_SHARE[kind] * gemm_rates[device]
+            _FORWARD_SHARE[kind] * gemm_rates[devices[0]]
         )
     return StageEstimate("record", seconds, ram_gib, on_device / GIB if on_gpu else 0.0, store_bytes / GIB)
 

@@ -6,13 +6,18 @@ from pathlib import Path
 
 from tempoquant.calibrate.sensitivity import MAX_SAMPLES
 from tempoquant.integrations.block_costs import ExpertCosts
-from tempoquant.integrations.estimate import GIB, RunEstimate, StageEstimate
+from tempoquant.integrations.estimate import GIB, MEASURE, RunEstimate, StageEstimate
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert
 
 _BACKWARD = 3  # passes: forward once more with autograd, then back
 _GRAPH_WIDTHS = 40  # of what autograd keeps of a block, in hidden states of the sample
 _FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
+
+
+def states_bytes(cost: ExpertCosts) -> int:
+    """On the disk at most while an expert is measured: the hidden states before every block, and gradients."""
+    return (cost.num_blocks + 3) * cost.hidden_bytes // 2
 
 
 def with_sensitivity(
@@ -29,11 +34,13 @@ def with_sensitivity(
     """
     recorded = [stage for stage in planned.stages if stage.name == "record"]
     store_gib = recorded[0].disk_gib if recorded else 0.0
+    places = dict(zip(Expert, [*devices, *devices], strict=False))
+    counts = {expert: min(MAX_SAMPLES, num_samples.get(expert, 0)) for expert in Expert}
+    costs = {expert: ExpertCosts(source, expert, recipe, counts[expert], places[expert]) for expert in Expert}
+    all_states = sum(map(states_bytes, costs.values())) if planned.side_by_side else 0
     stages = []
-    for expert, device in zip(Expert, [*devices, *devices], strict=False):
-        count = min(MAX_SAMPLES, num_samples.get(expert, 0))
-        cost = ExpertCosts(source, expert, recipe, count, device)
-        per_boundary = cost.hidden_bytes / 2
+    for expert, cost in costs.items():
+        count, device = counts[expert], places[expert]
         computing = (cost.block_bytes + _GRAPH_WIDTHS / 11 * cost.activation_bytes) / GIB
         on_gpu = device.startswith("cuda")
         quantizing = next(stage for stage in planned.stages if stage.name.endswith(expert.value))
@@ -43,8 +50,8 @@ def with_sensitivity(
             rate = gemm_rates[device] * _FORWARD_SHARE["cuda" if on_gpu else "cpu"]
             seconds = (1 + _BACKWARD) * count * cost.num_blocks * cost.forward_operations / rate
         stages.append(StageEstimate(
-            f"measure sensitivity of {expert.value}", seconds, held, computing if on_gpu else 0.0,
-            store_gib + (cost.num_blocks + 3) * per_boundary / GIB,
+            f"{MEASURE}{expert.value}", seconds, held, computing if on_gpu else 0.0,
+            store_gib + (all_states or states_bytes(cost)) / GIB,
         ))  # fmt: skip
     rest = [stage for stage in planned.stages if stage not in recorded]
     return replace(planned, stages=(*recorded, *stages, *rest))

@@ -9,6 +9,7 @@ and in tiles, its video in host memory, and compute the experts' blocks in chunk
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -23,7 +24,7 @@ from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_o
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.host_copies import OFFLOADING, OFFLOADING_HOOKS, PinnedSlabs, SideStream, stream_blocks
 from tempoquant.integrations.residency import MEMORY_MODES, Memory
-from tempoquant.integrations.wan import default_device
+from tempoquant.integrations.wan import compute_dtype, default_device, load_pipeline
 from tempoquant.timesteps import Expert
 
 TILE_PIXELS = 192
@@ -98,13 +99,28 @@ def set_memory_mode(
     """
     if mode not in MEMORY_MODES:
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
-    if (before := getattr(pipeline, _ATTRIBUTE, None)) is not None:
-        before.remove()
-        setattr(pipeline, _ATTRIBUTE, None)
+    remove_memory_mode(pipeline)
     _check(pipeline)
     in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()))
     setattr(pipeline, _ATTRIBUTE, in_force)
     return in_force
+
+
+def remove_memory_mode(pipeline: Any) -> None:
+    """Take off the memory mode that is set, if any."""
+    if (in_force := getattr(pipeline, _ATTRIBUTE, None)) is not None:
+        in_force.remove()
+        setattr(pipeline, _ATTRIBUTE, None)
+
+
+def load_in_mode(folder: Path, mode: Memory, device: str) -> WanImageToVideoPipeline:
+    """Load a pipeline to the CPU, in the dtype that the device computes in, and set its memory mode.
+
+    Raises as `load_pipeline` and `set_memory_mode` do.
+    """
+    pipeline = load_pipeline(folder, "cpu", compute_dtype(device))
+    set_memory_mode(pipeline, mode, device)
+    return pipeline
 
 
 def _check(pipeline: Any) -> None:

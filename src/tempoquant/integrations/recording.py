@@ -5,19 +5,19 @@ disk, so that a recording that was killed goes on at the next one and leaves the
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry
 from tempoquant.calibrate.store_writer import StoreWriter
-from tempoquant.errors import CalibrationError, ModelError, OutputError
+from tempoquant.engines import Crew, Engine
+from tempoquant.engines.crew import Alone
+from tempoquant.errors import CalibrationError, OutputError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.from_latents import noised_samples
 from tempoquant.integrations.pipeline_folder import read_json
 from tempoquant.integrations.recording_plan import (
-    CALIBRATION_NOISE,
     Calls,
     ModelIdentity,
     RecordingPlan,
@@ -25,25 +25,20 @@ from tempoquant.integrations.recording_plan import (
     plan_provenance,
     wanted_calls,
 )
-from tempoquant.integrations.residency import (
-    MAX_TOKENS,
-    LoadedPipeline,
-    Memory,
-    check_memory,
-    encode_texts,
-    free_memory,
-    loaded_autoencoder,
-    loaded_pipeline,
+from tempoquant.integrations.recording_stages import (
+    NOISING,
+    SAMPLING,
+    SHARED_INPUTS,
+    NoisingClips,
+    SamplingPrompts,
+    ToRecord,
 )
-from tempoquant.integrations.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
-from tempoquant.integrations.schedule import Step, sampling_steps
+from tempoquant.integrations.residency import MAX_TOKENS, Memory, check_memory
+from tempoquant.integrations.schedule import sampling_steps
 from tempoquant.integrations.wan import compute_dtype
 from tempoquant.integrations.work_folder import WorkFolder
-from tempoquant.progress import SILENT, Progress
+from tempoquant.progress import SILENT, Progress, Together
 from tempoquant.timesteps import Expert
-
-SHARED_INPUTS = {"encoder_hidden_states"}
-"""Inputs that are the same in all calls of one prompt and guidance branch."""
 
 _STORE = "store"
 
@@ -54,7 +49,7 @@ def record(
     plan: RecordingPlan,
     *,
     model: ModelIdentity,
-    device: str,
+    engine: Engine,
     memory: Memory = "resident",
     overwrite: bool = False,
     progress: Progress = SILENT,
@@ -66,6 +61,7 @@ def record(
     Args:
         source: the 16-bit pipeline.
         folder: new, empty, or an earlier store.
+        engine: where it runs; each worker has a pipeline of its own and takes one prompt after the other.
         overwrite: replace what is in `folder`, and another recording's unfinished work.
 
     Raises:
@@ -73,6 +69,7 @@ def record(
         CalibrationError: an input holds NaN or Inf, or an expert has no step.
         ModelError, SettingsError: as `loaded_pipeline` and `sampling_steps` raise them.
     """
+    device = engine.device
     check_memory(memory, device)
     folder = folder.expanduser().resolve()
     if source.resolve().is_relative_to(folder) or folder.is_relative_to(source.resolve()):
@@ -86,8 +83,10 @@ def record(
         store = _require_same(folder, facts, wanted, plan)
         work.tidy()
         return store
-    with work.owned(overwrite) as path:
-        record_into(source, path / _STORE, plan, model=model, device=device, memory=memory, progress=progress)
+    with work.owned(overwrite) as path, engine.open(path) as crew:
+        record_into(
+            source, path / _STORE, plan, model=model, device=device, memory=memory, crew=crew, progress=progress
+        )
         _appear(path / _STORE, folder, path / "replaced")
         work.remove()
     return SampleStore.open(folder)
@@ -101,9 +100,14 @@ def record_into(
     model: ModelIdentity,
     device: str,
     memory: Memory = "resident",
+    crew: Crew | None = None,
     progress: Progress = SILENT,
 ) -> SampleStore:
     """Record into a folder that is the caller's alone, and go on with what an earlier call with the same plan left.
+
+    Args:
+        device: as workers name theirs.
+        crew: who does it, each worker with a pipeline of its own; this process if left out.
 
     Raises as `record` does; finished prompts stay in the folder.
     """
@@ -117,95 +121,42 @@ def record_into(
             StoreWriter(folder, SHARED_INPUTS).tidy()
             return store
     writer = StoreWriter(folder, SHARED_INPUTS)
-    left = {index: calls for index, calls in wanted.items() if _calls_of(writer.committed(index)) != calls}
+    left = {index: calls for index, calls in wanted.items() if not _is_recorded(writer, index, calls)}
     if left:
         _check_space(source, folder, plan, left, device)
-        if plan.from_latents:
-            _noise_prompts(source, plan, steps, left, device, writer, progress)
-        else:
-            _sample_prompts(source, plan, wanted, left, device, memory, writer, progress)
-        free_memory()  # only here has everybody let go of the pipeline
+        _record_left(source.absolute(), folder.absolute(), plan, wanted, left, memory, crew or Alone(device), progress)
     schedule = {expert: [float(step.timestep) for step in steps if step.expert is expert] for expert in Expert}
     return writer.finish(facts, schedule, sorted(wanted))
 
 
-def _sample_prompts(
+def _record_left(
     source: Path,
+    folder: Path,
     plan: RecordingPlan,
     wanted: Wanted,
     left: Wanted,
-    device: str,
     memory: Memory,
-    writer: StoreWriter,
+    crew: Crew,
     progress: Progress,
 ) -> None:
-    """Run the pipeline for each prompt that is left, up to its last step that is wanted."""
-    on_loaded = progress.start("Loading the 16-bit pipeline", 1)
-    texts = [text for index in left for text in (plan.prompts[index].text, "")]
-    with loaded_pipeline(source, device, memory, texts, plan.loras) as loaded:
-        on_loaded()
+    stage: SamplingPrompts | NoisingClips
+    if plan.from_latents:
+        stage = NoisingClips(source, folder, plan, tuple(left))
+        together = Together(progress, NOISING, len(wanted), len(wanted) - len(left))
+    else:
+        stage = SamplingPrompts(source, folder, plan, memory, tuple(left))
         num_steps = {index: 1 + max(step for step, _ in calls) for index, calls in wanted.items()}
         done = sum(num for index, num in num_steps.items() if index not in left)
-        advance = progress.start("Recording calibration samples", sum(num_steps.values()), done)
-        for index, calls in left.items():
-            _sample_prompt(loaded, plan, index, calls, writer, advance)
-            writer.commit(index)
+        together = Together(progress, SAMPLING, sum(num_steps.values()), done)
+    items = [ToRecord(index, calls) for index, calls in left.items()]
+    crew.run(
+        stage, items, progress=together,
+        is_done=lambda item: _is_recorded(StoreWriter(folder, SHARED_INPUTS), item.prompt_index, item.calls),
+    )  # fmt: skip
 
 
-def _sample_prompt(
-    loaded: LoadedPipeline,
-    plan: RecordingPlan,
-    index: int,
-    calls: Calls,
-    writer: StoreWriter,
-    advance: Callable[[], None],
-) -> None:
-    prompt, pipeline = plan.prompts[index], loaded.pipeline
-    left = set(calls)
-
-    def keep(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
-        call = (position.step_index, position.guidance_branch)
-        if call in left:
-            writer.add(index, sample_of(prompt, position, inputs))
-            left.remove(call)
-
-    with watching_trajectory(pipeline, keep) as step_done:
-
-        def after_step() -> None:
-            step_done()
-            advance()
-            pipeline._interrupt = not left  # the pipeline's own way to end early
-
-        seed = CALIBRATION_NOISE + plan.seed + index
-        sample_latents(pipeline, prompt, plan.settings, seed, loaded.texts(prompt.text), on_step=after_step)
-    if left:
-        raise ModelError(
-            f"the pipeline did not make the calls {sorted(left)} of prompt {prompt.id!r}: its scheduler takes other "
-            "steps when it runs; use UniPCMultistepScheduler."
-        )
-
-
-def _noise_prompts(
-    source: Path,
-    plan: RecordingPlan,
-    steps: list[Step],
-    left: Wanted,
-    device: str,
-    writer: StoreWriter,
-    progress: Progress,
-) -> None:
-    """Noise each prompt's clip to its timesteps that are wanted. Text encoder first, then the autoencoder alone."""
-    advance = progress.start("Encoding clips", 1 + len(left))
-    embeddings = encode_texts(source, [text for index in left for text in (plan.prompts[index].text, "")], device)
-    advance()
-    with loaded_autoencoder(source, device) as pipeline:
-        for index, calls in left.items():
-            prompt, seed = plan.prompts[index], CALIBRATION_NOISE + plan.seed + index
-            texts = {"conditional": embeddings[prompt.text], "unconditional": embeddings[""]}
-            for sample in noised_samples(pipeline, prompt, plan.settings, seed, steps, calls, texts):
-                writer.add(index, sample)
-            writer.commit(index)
-            advance()
+def _is_recorded(writer: StoreWriter, index: int, calls: Calls) -> bool:
+    return _calls_of(writer.committed(index)) == calls
 
 
 def _calls_of(entries: Iterable[SampleEntry] | None) -> Calls:

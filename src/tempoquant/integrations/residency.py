@@ -5,7 +5,6 @@ experts under the same file names. It reads each block from the expert's own fil
 """
 
 import contextlib
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import transformers
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from torch import nn
 
+from tempoquant.engines.memory import free_memory
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, components_of
@@ -118,13 +118,6 @@ def loaded_autoencoder(folder: Path, device: str) -> Iterator[WanImageToVideoPip
     parts = dict.fromkeys(("text_encoder", "tokenizer", "transformer", "transformer_2"))
     pipeline = load_parts(folder, compute_dtype(device), **parts).to(device)
     yield pipeline
-
-
-def free_memory() -> None:
-    """Give memory of dropped models back: their modules refer to each other in circles, so only the collector can."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def load_parts(folder: Path, dtype: torch.dtype, **parts: nn.Module | None) -> WanImageToVideoPipeline:

@@ -249,4 +249,5 @@ def record_trajectory(
 def predict_noise(pipeline: WanImageToVideoPipeline, sample: CalibrationSample) -> torch.Tensor:
     """Run one recorded call through the pipeline's own expert: the noise prediction, on the CPU."""
     transformer = getattr(pipeline, EXPERT_COMPONENTS[sample.expert])
-    return transformer(**on_device(transformer, sample.inputs), return_dict=False)[0].cpu()
+    inputs = on_device(transformer, sample.inputs, pipeline._execution_device)
+    return transformer(**inputs, return_dict=False)[0].cpu()

@@ -125,10 +125,16 @@ def linear_shapes(folder: Path, expert: Expert) -> dict[str, tuple[int, int]]:
     }
 
 
-def on_device(transformer: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Inputs on the transformer's device, floats in the dtype it computes in."""
+def on_device(
+    transformer: nn.Module, inputs: dict[str, torch.Tensor], device: torch.device | None = None
+) -> dict[str, torch.Tensor]:
+    """Inputs where the transformer computes, floats in the dtype it computes in.
+
+    Args:
+        device: None for where its weights are. In a memory mode that may be host memory, while it computes elsewhere.
+    """
     weight = transformer.get_parameter("patch_embedding.weight")
-    moved = {key: value.to(weight.device) for key, value in inputs.items()}
+    moved = {key: value.to(device or weight.device) for key, value in inputs.items()}
     return {k: v.to(weight.dtype) if v.is_floating_point() and k != "timestep" else v for k, v in moved.items()}
 
 

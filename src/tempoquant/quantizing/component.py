@@ -1,5 +1,6 @@
 """One expert: its blocks quantized one after the other, each committed as it is finished."""
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
@@ -81,6 +82,18 @@ def quantize_component(
             map_large_blocks()
             _Component(job, machine, progress).quantize(on_block)
         shutil.rmtree(_hidden(job), ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizing:
+    """The stage in which experts are quantized; its items are jobs, of whatever device the worker has."""
+
+    machine: Machine
+
+    @contextlib.contextmanager
+    def open(self, device: str, progress: Progress) -> Iterator[Callable[[ComponentJob], None]]:
+        """See `Stage.open`."""
+        yield lambda job: quantize_component(dataclasses.replace(job, device=device), self.machine, progress)
 
 
 def _hidden(job: ComponentJob) -> Path:

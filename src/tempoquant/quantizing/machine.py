@@ -7,6 +7,7 @@ from typing import Any
 
 from tempoquant.calibrate.hidden_states import DEFAULT_RAM_BYTES
 from tempoquant.calibrate.token_chunks import DEFAULT_TOKENS
+from tempoquant.engines import Engine, Local, RayCluster
 from tempoquant.errors import SettingsError
 from tempoquant.integrations.residency import Memory
 
@@ -16,10 +17,12 @@ class Machine:
     """How a run uses its machine.
 
     Attributes:
-        devices: one for both experts, or one for each, which are then quantized side by side.
+        devices: one for both experts, or one for each, which are then quantized side by side. On a cluster, one as its
+            workers name it.
         memory: where the 16-bit pipeline lives while it records: "resident", "swap" or "lean".
         hidden_ram_gib: hidden states are kept in RAM up to this much for each expert, and mapped from files beyond it.
         num_tokens_at_once: tokens that statistics are gathered from at once.
+        cluster: where workers are, if not here.
 
     Raises:
         SettingsError: a value makes no sense.
@@ -29,6 +32,7 @@ class Machine:
     memory: Memory = "resident"
     hidden_ram_gib: float = DEFAULT_RAM_BYTES / 2**30
     num_tokens_at_once: int = DEFAULT_TOKENS
+    cluster: RayCluster | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.devices) <= 2:
@@ -37,6 +41,16 @@ class Machine:
             raise SettingsError(f"hidden states cannot have {self.hidden_ram_gib} GiB of RAM.")
         if self.num_tokens_at_once < 1:
             raise SettingsError(f"at least one token is worked on at once, not {self.num_tokens_at_once}.")
+
+    @property
+    def engine(self) -> Engine:
+        """Where the work runs."""
+        return self.cluster or Local(self.devices)
+
+    @property
+    def is_side_by_side(self) -> bool:
+        """Whether both experts are worked on at once."""
+        return self.cluster is not None or len(self.devices) > 1
 
     @property
     def hidden_ram_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """quantize: a 16-bit pipeline in, a 4-bit pipeline out."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from tempoquant.integrations.estimate import RunEstimate, measure_gemm_rate
@@ -9,10 +9,9 @@ from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.output_folder import OutputFolder
 from tempoquant.integrations.residency import check_memory
 from tempoquant.integrations.wan import compute_dtype, default_device
-from tempoquant.parallel import run_all
-from tempoquant.progress import SILENT, Progress
+from tempoquant.progress import SILENT, Progress, Together
 from tempoquant.quantizing.budget import Budget
-from tempoquant.quantizing.component import FINISHED_BLOCKS, quantize_component
+from tempoquant.quantizing.component import FINISHED_BLOCKS, Quantizing
 from tempoquant.quantizing.machine import Machine
 from tempoquant.quantizing.run import prepare_run
 from tempoquant.quantizing.sensitivity import sensitivity_in
@@ -80,17 +79,18 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     if folder.is_finished():
         unfinished.tidy()
         return folder.path
-    with unfinished.owned(overwrite) as work:
+    with unfinished.owned(overwrite) as place, machine.engine.open(place) as crew:
+        work = place.absolute()  # workers may run in another folder
         run.check_space(folder, machine, link)
-        samples = run.record(work, machine, progress)
+        samples = run.record(work, machine, crew, progress)
         if run.budget is not None:
             assert samples is not None  # a budget needs a recipe that is calibrated
-            run = run.spend(sensitivity_in(run, samples, work, machine, progress))
+            run = run.spend(sensitivity_in(run, samples, work, machine, crew, progress))
         jobs = run.jobs(work, folder, samples, machine)
         num_blocks = {job.expert: run.num_blocks(job.expert) for job in jobs}
         finished = sum(num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs)
-        blocks = _AllBlocks(progress, sum(num_blocks.values()), finished)
-        run_all([functools.partial(quantize_component, job, machine) for job in jobs], len(machine.devices), blocks)
+        blocks = Together(progress, FINISHED_BLOCKS, sum(num_blocks.values()), finished)
+        crew.run(Quantizing(machine), jobs, progress=blocks)
         card = functools.partial(model_card, source=run.source, settings=run.recipe.to_dict(), hub_id=run.hub_id)
         folder.complete(work, run.source, link, card, run.sampling, progress)
         unfinished.remove()
@@ -120,6 +120,8 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
     check_memory(machine.memory, machine.devices[0])
     run = prepare_run(model, recipe, calibration, 0, store, lora, progress, identify=False)
     run = run.within(budget, None if sensitivity is None else Path(sensitivity))
+    if machine.cluster is not None:  # how fast its machines are is not known here
+        return run.estimate(machine, link)
     rates = {device: measure_gemm_rate(device, compute_dtype(device)) for device in dict.fromkeys(machine.devices)}
     return run.estimate(machine, link, rates)
 
@@ -129,15 +131,3 @@ def _machine(device: str | None, machine: Machine | None) -> Machine:
         return machine or Machine((default_device(),))
     devices = tuple(device.split(","))
     return Machine(devices) if machine is None else machine.replace(devices=devices)
-
-
-class _AllBlocks:
-    """A progress on which the finished blocks of both experts are one task, whose time left comes from blocks."""
-
-    def __init__(self, progress: Progress, num_blocks: int, num_finished: int) -> None:
-        self._progress = progress
-        self._advance = progress.start(FINISHED_BLOCKS, num_blocks, num_finished)
-
-    def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `Progress.start`."""
-        return self._advance if description == FINISHED_BLOCKS else self._progress.start(description, total, done)

@@ -11,6 +11,7 @@ from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_index import INDEX_NAME
 from tempoquant.checkpoint.files import sha256_of
+from tempoquant.engines import Crew
 from tempoquant.errors import CalibrationError, RecipeError
 from tempoquant.integrations.estimate import RunEstimate, check_disk, estimate
 from tempoquant.integrations.estimate_sensitivity import with_sensitivity
@@ -132,10 +133,10 @@ class Run:
         """Whether this run records samples of its own."""
         return bool(self.prompts)
 
-    def record(self, work: Path, machine: Machine, progress: Progress) -> Path | None:
+    def record(self, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Path | None:
         """The folder of the samples to calibrate on, recorded now unless they were given; None without calibration."""
         if self.store is not None:
-            return self.store.folder
+            return self.store.folder.absolute()
         if not self.records:
             return None
         if (work / _STORE / INDEX_NAME).is_file():  # this very run's: the work folder belongs to no other
@@ -149,32 +150,32 @@ class Run:
         model = ModelIdentity(self.model_fingerprint, self.hub_id, revision_of(self.source))
         record_into(
             self.source, work / _STORE, plan, model=model, device=machine.devices[0], memory=machine.memory,
-            progress=progress,
+            crew=crew, progress=progress,
         )  # fmt: skip
         return work / _STORE
 
     def jobs(self, work: Path, folder: OutputFolder, store: Path | None, machine: Machine) -> list[ComponentJob]:
         """One for each expert."""
-        devices = machine.devices * 2
         return [
             ComponentJob(
                 self.source, expert, self.recipe, store, None if expert not in self.loras else self.loras[expert].file,
-                work, folder.component(work, component), device,
+                work, folder.component(work, component), machine.devices[0],
             )
-            for (expert, component), device in zip(EXPERT_COMPONENTS.items(), devices, strict=False)
+            for expert, component in EXPERT_COMPONENTS.items()
         ]  # fmt: skip
 
     def estimate(self, machine: Machine, link: bool, gemm_rates: Mapping[str, float] | None = None) -> RunEstimate:
         """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
         wanted = self.recipe.samples_per_expert or 0
         num_samples = {expert: wanted if self.store is None else len(self.store.entries(expert)) for expert in Expert}
+        devices = machine.devices if machine.cluster is None else machine.devices * 2  # of two workers
         planned = estimate(
-            self.source, self.recipe, devices=machine.devices, num_samples=num_samples, records=self.records,
+            self.source, self.recipe, devices=devices, num_samples=num_samples, records=self.records,
             link=link, hidden_ram_bytes=machine.hidden_ram_bytes, memory=machine.memory, gemm_rates=gemm_rates,
         )  # fmt: skip
         if self.budget is None or self.sensitivity is not None:
             return planned
-        return with_sensitivity(planned, self.source, self.recipe, machine.devices, num_samples, gemm_rates)
+        return with_sensitivity(planned, self.source, self.recipe, devices, num_samples, gemm_rates)
 
     def check_space(self, folder: OutputFolder, machine: Machine, link: bool) -> None:
         """Raise OutputError when the disk cannot hold what is still to be written."""
@@ -200,7 +201,7 @@ def prepare_run(
     Raises TempoQuantError for whatever would fail later.
     """
     recipe = Recipe.load(recipe)
-    source = resolve_model(model)
+    source = resolve_model(model).absolute()  # workers may run in another folder
     check_pipeline_folder(source)
     loras = load_loras(source, lora or {})
     own = default_settings(source)
@@ -240,7 +241,7 @@ def load_loras(source: Path, lora: Mapping[str, str | Path]) -> dict[Expert, Lor
         if name not in {expert.value for expert in Expert}:
             raise RecipeError(f"a LoRA belongs to high_noise or low_noise, not {name!r}.")
         expert = Expert(name)
-        loras[expert] = Lora.load(Path(file))
+        loras[expert] = Lora.load(Path(file).absolute())
         loras[expert].check_fits({key: form.shape for key, (_, form) in expert_forms(source, expert).items()})
     return loras
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2.filters import do_filesizeformat
 
+from tempoquant.evaluate.cost_summaries import ON_CPU
 from tempoquant.report.merge import Part
 from tempoquant.report.metrics import (
     AGAINST,
@@ -21,7 +22,10 @@ from tempoquant.report.metrics import (
     signed_minus,
 )
 
-NO_INTERVAL = "Size is counted, memory the largest and time the median of all videos: these have no interval."
+NO_INTERVAL = (
+    "Time is a median over items with the interval of that. Memory is the largest of all videos, with the least and "
+    "the largest under it; size is counted: these have no interval."
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Cell:
     words: str = ""
     within_noise: bool | None = None
     num_items: int | None = None
+
+
+CellOf = Callable[[Mapping[str, Any]], Cell | str | None]
+"""Of a model: a cell, or the text of one that says nothing else, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def headline(part: Part) -> list[Group]:
         Group("Quality of the video alone", _quality(part, lambda metric: metric.family == ALONE), TRAP),
         Group("Size", _size(part)),
         Group("Memory", _memory(part)),
-        Group("Speed", _speed(part)),
+        Group("Speed", _speed(part), "" if _ran_on_a_gpu(part) else ON_CPU),
     ]
     return [group for group in groups if group.rows]
 
@@ -138,44 +146,72 @@ def _size(part: Part) -> tuple[Row, ...]:
 def _memory(part: Part) -> tuple[Row, ...]:
     memories = [model.get("memory") or {} for model in part.models.values()]
     stages = dict.fromkeys(stage for memory in memories for stage in memory.get("peak_gpu_gib") or {})
-    rows: list[tuple[str, str, Callable[[Mapping[str, Any]], str | None]]] = [
+    rows: list[tuple[str, str, CellOf]] = [
         ("Peak RAM", "Largest resident set of the process, of all videos.",
-         lambda model: _gib((model.get("memory") or {}).get("peak_rss_gib"))),
+         lambda model: _largest((model.get("memory") or {}).get("peak_rss_gib"), _costs(model, "peak_rss_gib"))),
     ]  # fmt: skip
     for stage in stages:
         rows.append((f"Peak GPU, {stage}", "Largest allocation of that stage.", _gpu_stage(stage)))
     return _rows(part, *rows)
 
 
-def _gpu_stage(stage: str) -> Callable[[Mapping[str, Any]], str | None]:
-    return lambda model: _gib(((model.get("memory") or {}).get("peak_gpu_gib") or {}).get(stage))
+def _gpu_stage(stage: str) -> CellOf:
+    return lambda model: _largest(
+        ((model.get("memory") or {}).get("peak_gpu_gib") or {}).get(stage), _costs(model, "peak_gpu_gib").get(stage)
+    )
+
+
+def _ran_on_a_gpu(part: Part) -> bool:
+    return any((model.get("memory") or {}).get("peak_gpu_gib") for model in part.models.values())
+
+
+def _costs(model: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What is known of a cost's spread; nothing in evaluations of earlier versions."""
+    return (model.get("costs") or {}).get(name) or {}
+
+
+def _largest(gib: float | None, spread: Mapping[str, Any] | None) -> Cell | None:
+    if gib is None:
+        return None
+    between = f"{spread['least']:.2f} … {spread['most']:.2f} of {spread['n']} videos" if spread else ""
+    return Cell(f"{gib:.2f} GiB", between)
+
+
+def _time(found: Mapping[str, Any], digits: int, unit: str) -> Cell | None:
+    """A median over items."""
+    if not found:
+        return None
+    interval = "too few for an interval"
+    if found["low"] is not None:
+        interval = f"{found['low']:.{digits}f} … {found['high']:.{digits}f}"
+    return Cell(f"{found['median']:.{digits}f}{unit}", interval, num_items=found["n"])
 
 
 def _speed(part: Part) -> tuple[Row, ...]:
     return _rows(
         part,
-        ("Time per step", "One denoising step, both calls of guidance included; median of all videos.",
-         lambda model: _number(model.get("seconds_per_step"), 3, " s")),
+        ("Time per step", "One denoising step, both calls of guidance included.",
+         lambda model: _time(_costs(model, "seconds_per_step"), 3, " s")
+         or _number(model.get("seconds_per_step"), 3, " s")),
+        (f"Time per step against {part.reference}", "Of the same item, then the median; above 1 is slower.",
+         lambda model: _time(_costs(model, "seconds_per_step_ratio"), 2, " ×")),
         ("Kernels", "What ran the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
          lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items())),
     )  # fmt: skip
 
 
-def _rows(part: Part, *rows: tuple[str, str, Callable[[Mapping[str, Any]], str | None]]) -> tuple[Row, ...]:
+def _rows(part: Part, *rows: tuple[str, str, CellOf]) -> tuple[Row, ...]:
     made = []
-    for title, explanation, text_of in rows:
-        texts: Sequence[str | None] = [text_of(part.models[label]) for label in part.labels]
-        if any(texts):
-            made.append(Row(title, explanation, tuple(Cell(text or NOT_MEASURED) for text in texts)))
+    for title, explanation, cell_of in rows:
+        found = [cell_of(part.models[label]) for label in part.labels]
+        if any(found):
+            cells = (each if isinstance(each, Cell) else Cell(each or NOT_MEASURED) for each in found)
+            made.append(Row(title, explanation, tuple(cells)))
     return tuple(made)
 
 
 def _number(value: float | None, digits: int, unit: str = "") -> str | None:
     return None if value is None else f"{value:.{digits}f}{unit}"
-
-
-def _gib(value: float | None) -> str | None:
-    return _number(value, 2, " GiB")
 
 
 def _bytes(value: int | None) -> str | None:

@@ -1,0 +1,181 @@
+"""What the published evaluation costs, before anybody pays for it: operations, hours, memory and storage, computed from
+the model's shapes and never measured. Prints the Markdown of docs/reproduce.md and docs/many_machines.md.
+
+    python -m benchmarks.evaluation_cost one-machine                    # stage by stage on one H100
+    python -m benchmarks.evaluation_cost many-machines --gpus 8 64      # 180 items × 3 seeds × 3 models
+    python -m benchmarks.evaluation_cost one-machine --share 0.3        # under another assumption
+
+Every assumption is an option or stands in the text that is printed.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from benchmarks.evaluation_operations import PUBLISHED_SECONDS, SHARE, published_share, video_cost, video_tokens
+from benchmarks.evaluation_scaling import Cluster, ModelLoad, model_loads, scale_plan, storage_gib
+from benchmarks.evaluation_stages import (
+    LOAD_BYTES_PER_S,
+    NUM_CALIBRATION_PROMPTS,
+    PRODUCT_SHARE,
+    PUBLISHED,
+    RECIPES,
+    Evaluated,
+    Stage,
+    memory_plans,
+    model_gib,
+    stages,
+    take_bytes,
+)
+from tempoquant.integrations.estimate import GIB
+from tempoquant.integrations.residency import MEMORY_MODES
+from tempoquant.integrations.sampling import SamplingSettings
+
+NUM_ITEMS = 180  # of OpenS2V-Eval
+GPUS = (1, 8, 64, 180, 540)
+WRITE_S, SCORE_S = 2.8, 16.6
+"""Processor seconds of writing and of measuring one video of 480 × 832 and 61 frames: measured on one core of an AMD
+EPYC by `python -m benchmarks.scoring_time`."""
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
+
+
+def video_text(size: SamplingSettings, share: float) -> str:
+    """One video's operations and seconds."""
+    cost = video_cost(size, share=share)
+    parts = {"linears of the blocks": cost.linears, "attention": cost.attention, "autoencoder": cost.autoencoder}
+    rows = [[name, f"{operations / 1e15:.1f}"] for name, operations in parts.items()]
+    rows.append(["**together**", f"**{cost.operations / 1e15:.1f}**"])
+    sentences = (
+        f"{size.height} × {size.width}, {size.num_frames} frames, {video_tokens(size):,} tokens, "
+        f"{size.num_steps} steps, both guidance branches.",
+        f"At {share:.0%} of an H100's datasheet rates it takes {cost.seconds_16bit:.0f} s in 16 bits and "
+        f"{cost.seconds_4bit:.0f} s in four ({cost.speedup:.2f} times as fast: attention stays in 16 bits).",
+        f"Wan's published {PUBLISHED_SECONDS:.0f} s for 81 frames on an H100 amount to {published_share():.0%}.",
+    )
+    return f"{markdown(['one video', 'PFLOP'], rows)}\n\n{' '.join(sentences)}"
+
+
+def stages_text(what: Evaluated, share: float, score_s: float) -> str:
+    """A row for each stage on one GPU."""
+    found = stages(what, score_s, share=share)
+    left = sum(stage.disk_gib for stage in found)
+    need = model_gib() + left + max(stage.passing_gib for stage in found)
+    rows = [_stage_row(stage) for stage in found]
+    hours = [f"**{sum(stage.hours[mode] for stage in found):.1f}**" for mode in ("resident", "lean")]
+    rows.append(["**all**", *hours, "–", "–", "–", "–", f"**{left:.1f}**", "–"])
+    gpu = [f"GPU, `{mode}`" for mode in MEMORY_MODES]
+    headings = ["stage", "hours", "hours, `lean`", *gpu, "RAM, `swap`", "disk, stays", "disk, goes"]
+    changes = "; ".join(
+        f"`{name}` {', '.join(f'{mode} −{plan.reduction(mode):.1%}' for mode in MEMORY_MODES)}"
+        for name, plan in memory_plans(what.size).items()
+    )
+    sentences = (
+        f"Memory and disk in GiB; {what.num_items} items, {what.num_seeds} seed(s), {NUM_CALIBRATION_PROMPTS} prompts "
+        "to calibrate on.",
+        f"The 16-bit model's files take {model_gib():.1f} GiB more, so the disk needs {need:.0f} GiB.",
+        f"Predicted change of a video's peak GPU memory, same mode on both sides: {changes}.",
+    )
+    return f"{markdown(headings, rows)}\n\n{' '.join(sentences)}"
+
+
+def _stage_row(stage: Stage) -> list[str]:
+    hours = [f"{stage.hours[mode]:.1f}" for mode in ("resident", "lean")]
+    gpu = [f"{stage.gpu_gib[mode]:.1f}" if stage.gpu_gib else "–" for mode in MEMORY_MODES]
+    ram = f"{stage.ram_gib['swap']:.0f}" if stage.ram_gib else "–"
+    disk = [f"{gib:.1f}" if gib else "–" for gib in (stage.disk_gib, stage.passing_gib)]
+    return [stage.name, *hours, *gpu, ram, *disk]
+
+
+def scaling_text(what: Evaluated, gpus: Sequence[int], share: float, cpu_s: tuple[float, float]) -> str:
+    """Hours by number of GPUs, then what storage and RAM must give."""
+    loads = model_loads(what)
+    alone = scale_plan(what, Cluster(1), loads, cpu_s, share=share)
+    rows = []
+    for number in gpus:
+        plan = scale_plan(what, Cluster(number), loads, cpu_s, share=share)
+        parts = (plan.load, plan.generate, plan.tail, plan.measure_alone, plan.measure_spread)
+        for_all = [
+            (plan.total(spread), alone.total(spread) / (number * plan.total(spread))) for spread in (False, True)
+        ]
+        rows.append([f"{number}", *(f"{hours:.2f}" for hours in parts),
+                     *(f"**{hours:.1f}** ({efficiency:.0%})" for hours, efficiency in for_all)])  # fmt: skip
+    headings = ["GPUs", "load", "generate", "last round", "measure, one process", "measure, all workers",
+                "all, measured by one", "all, measured by all"]  # fmt: skip
+    table = markdown(headings, rows)
+    words = "Hours; in brackets the share of N times one GPU's speed."
+    return "\n\n".join([table, words, _storage_text(what, loads), _nodes_text(what, loads, gpus, share, cpu_s[0])])
+
+
+def _storage_text(what: Evaluated, loads: Sequence[ModelLoad]) -> str:
+    kinds = storage_gib(what, len(loads))
+    each = ", ".join(f"{size / 1e6:.1f} MB `{kind}`" for kind, size in take_bytes(what.size).items())
+    together = ", ".join(f"{gib:.0f} GiB `{kind}`" for kind, gib in kinds.items())
+    return (
+        f"{what.num_items} items × {what.num_seeds} seeds × {len(loads)} models are {len(loads) * what.takes:,} takes "
+        f"of at most {each}: {together}, {sum(kinds.values()):.0f} GiB at the most."
+    )
+
+
+def _nodes_text(
+    what: Evaluated, loads: Sequence[ModelLoad], gpus: Sequence[int], share: float, write_s: float
+) -> str:  # fmt: skip
+    seconds = video_cost(what.size, share=share).seconds_4bit + write_s
+    rows, sixteen_bit, four_bit = [], loads[0], loads[-1]
+    for cluster in map(Cluster, gpus):
+        written = cluster.gpus * sum(take_bytes(what.size).values()) / seconds
+        rows.append([f"{cluster.gpus}", f"{cluster.nodes}", f"{cluster.nodes * sixteen_bit.disk / 1e12:.2f}",
+                     f"{cluster.read_s(sixteen_bit.disk) / 60:.1f}", f"{written / 1e6:.0f}"])  # fmt: skip
+    headings = ["GPUs", "nodes", "16-bit model read, TB", "minutes", "takes written, MB/s"]
+    some, workers = Cluster(1), Cluster.gpus_per_node
+    ram = [f"{workers * model.host / GIB:.0f}" for model in (sixteen_bit, four_bit)]
+    pinned = [f"{workers * model.pinned / GIB:.0f}" for model in (sixteen_bit, four_bit)]
+    sentences = (
+        f"The shared folder gives {some.storage_bytes_per_s / 1e9:g} GB/s to all nodes and "
+        f"{some.node_bytes_per_s / 1e9:g} GB/s to one (assumed); a node reads a model once, for its {workers} workers.",
+        f"{workers} workers that load the 16-bit model at once hold {ram[0]} GiB of RAM, and in `swap` and `lean` keep "
+        f"{pinned[0]} GiB page-locked; with `{RECIPES[-1]}` it is {ram[1]} and {pinned[1]} GiB.",
+    )
+    return f"{markdown(headings, rows)}\n\n{' '.join(sentences)}"
+
+
+def assumptions_text(share: float, cpu_s: tuple[float, float]) -> str:
+    """What all of it rests on."""
+    return (
+        f"**Computed, not measured.** Assumed: {share:.0%} of an H100 SXM's datasheet rates (989 TFLOP/s in BF16, 1979 "
+        f"in FP8, 3.35 TB/s) for a video; {PRODUCT_SHARE:.0%} for large products, which the estimates of recording "
+        f"and quantizing start from; copies of `lean` hidden behind computing; models read and cast at "
+        f"{LOAD_BYTES_PER_S / 1e9:g} GB/s a worker; {cpu_s[0]:g} s of a CPU core to write a video and {cpu_s[1]:g} s "
+        "to measure one (measured, on an AMD EPYC); an MP4 at most a tenth of the raw frames. VBench is not in it."
+    )
+
+
+def text_of(
+    table: str, items: int | None = None, seeds: int | None = None, gpus: Sequence[int] = GPUS, share: float = SHARE
+) -> str:
+    """What is printed."""
+    cpu_s = (WRITE_S, SCORE_S)
+    if table == "one-machine":
+        what = Evaluated(items or NUM_ITEMS - NUM_CALIBRATION_PROMPTS, seeds or 1, PUBLISHED)
+        parts = [video_text(what.size, share), stages_text(what, share, SCORE_S)]
+    else:
+        parts = [scaling_text(Evaluated(items or NUM_ITEMS, seeds or 3, PUBLISHED), gpus, share, cpu_s)]
+    return "\n\n".join([*parts, assumptions_text(share, cpu_s)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("one-machine", "many-machines"))
+    parser.add_argument("--items", type=int, help="on one machine 168, all but the calibrated; on many 180")
+    parser.add_argument("--seeds", type=int, help="how many: on one machine 1, on many 3")
+    parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS))
+    parser.add_argument("--share", type=float, default=SHARE, help="of the GPU's datasheet rates that a video reaches")
+    arguments = parser.parse_args()
+    print(text_of(arguments.table, arguments.items, arguments.seeds, arguments.gpus, arguments.share))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""One process for each device of this machine."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from tempoquant.engines.host import Host
+from tempoquant.engines.stage import Event, Order
+from tempoquant.engines.team import Team
+
+_TO_END_S = 5.0
+
+
+@dataclass
+class _Worker:
+    number: int
+    device: int
+    process: BaseProcess
+    connection: Any
+    busy: bool = False
+
+
+class Processes(Team):
+    """A worker for each device, with its share of the CPU's threads. They are started by spawning: callers that are
+    scripts need `if __name__ == "__main__":`."""
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        super().__init__()
+        self._devices = tuple(devices)
+        self._num_threads = max(1, torch.get_num_threads() // len(devices))
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: dict[int, _Worker] = {}
+
+    def recruit(self, num_items: int) -> None:
+        """See `Team.recruit`."""
+        taken = {worker.device for worker in self._workers.values()}
+        for index, device in enumerate(self._devices):
+            if index not in taken and len(self._workers) < num_items:
+                here, there = self._context.Pipe()
+                process = self._context.Process(target=_serve, args=(there, device, self._num_threads), daemon=True)
+                process.start()
+                there.close()  # or its end would not be heard
+                number = self.next_number()
+                self._workers[number] = _Worker(number, index, process, here)
+
+    def idle(self) -> list[int]:
+        """See `Team.idle`."""
+        return [worker.number for worker in self._workers.values() if not worker.busy]
+
+    def give(self, worker: int, order: Order) -> None:
+        """See `Team.give`."""
+        self._workers[worker].busy = True
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._workers[worker].connection.send(order)
+
+    def events(self, timeout_s: float) -> list[Event]:
+        """See `Team.events`."""
+        by_connection = {worker.connection: worker for worker in self._workers.values()}
+        ready = multiprocessing.connection.wait(list(by_connection), timeout_s)
+        return [event for connection in ready for event in self._heard(by_connection[connection])]
+
+    def dismiss(self) -> None:
+        """See `Team.dismiss`."""
+        for worker in self._workers.values():
+            worker.connection.close()  # at which an idle one ends by itself, and cleans up
+            if worker.busy:
+                worker.process.terminate()
+        for worker in self._workers.values():
+            worker.process.join(_TO_END_S)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers = {}
+
+    def _heard(self, worker: _Worker) -> list[Event]:
+        found = []
+        try:
+            while worker.connection.poll():
+                message = worker.connection.recv()
+                worker.busy = worker.busy and not message.ends_order
+                found.append(Event(worker.number, message.kind, message.content))
+        except (EOFError, OSError):
+            worker.process.join()
+            worker.connection.close()
+            del self._workers[worker.number]
+            found.append(Event(worker.number, "died", _why(worker.process.exitcode)))
+        return found
+
+
+def _serve(connection: Connection, device: str, num_threads: int) -> None:
+    """What a worker process does: orders in, messages out, until nobody holds the other end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(num_threads)
+    host = Host(device, connection.send)
+    while True:
+        try:
+            order = connection.recv()
+        except EOFError:
+            host.close()
+            return
+        with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the next line of the loop will see
+            host.do(order)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, and they must not work on beside the run that follows."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _why(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return (
+            f"A worker process was killed (signal {-exit_code}), as happens when memory runs out: fewer devices at "
+            "once need less."
+        )
+    return f"A worker process ended by itself (exit code {exit_code})."

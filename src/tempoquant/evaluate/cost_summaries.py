@@ -1,0 +1,69 @@
+"""What a model's videos cost, with what is known of their spread: seconds a step, and memory.
+
+Times are medians over items with 95 % bootstrap intervals; those of a model and of the reference are paired by item,
+which takes out what an item costs in both. Memory is no sample of anything: its largest video counts, the least is
+told beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tempoquant.evaluate.evaluation_folder import Take
+from tempoquant.evaluate.statistics import Median, mean_by_item, median_interval
+
+Lines = Mapping[Take, Mapping[str, Any]]
+
+ON_CPU = (
+    "Times were taken on a CPU, where whatever else runs slows a video down, and where 4-bit linears are computed by "
+    "the kernels' definition in plain PyTorch: they say nothing about a GPU."
+)
+
+
+def costs_of(lines: Lines, label: str, reference: str) -> dict[str, Any]:
+    """Plain values, None for what was not measured.
+
+    "seconds_per_step" is {"median", "low", "high", "n"} over items (the seeds of one averaged first),
+    "seconds_per_step_ratio" the same of model over reference, item by item, above 1 slower; None for the reference.
+    "peak_rss_gib" is {"most", "least", "n"} over videos, "peak_gpu_gib" that by phase.
+
+    Args:
+        lines: of the manifest, by take.
+    """
+    finished = {take: line for take, line in lines.items() if not line.get("failed")}
+    of_model = [line for take, line in finished.items() if take.label == label]
+    seconds, of_reference = _seconds(finished, label), _seconds(finished, reference)
+    ratios = [value / of_reference[item] for item, value in seconds.items() if of_reference.get(item)]
+    phases = dict.fromkeys(phase for line in of_model for phase in line["peak_gpu_gib"] or {})
+    on_gpu = {
+        phase: _spread([line["peak_gpu_gib"][phase] for line in of_model if phase in (line["peak_gpu_gib"] or {})])
+        for phase in phases
+    }
+    return {
+        "seconds_per_step": _plain(median_interval(list(seconds.values()))),
+        "seconds_per_step_ratio": None if label == reference else _plain(median_interval(ratios)),
+        "peak_rss_gib": _spread([line["peak_rss_gib"] for line in of_model if line["peak_rss_gib"] is not None]),
+        "peak_gpu_gib": on_gpu or None,
+    }
+
+
+def notes(device: str) -> list[str]:
+    """What readers of the times should know."""
+    return [ON_CPU] if torch.device(device).type == "cpu" else []
+
+
+def _seconds(lines: Lines, label: str) -> dict[str, float]:
+    return mean_by_item(
+        (take.id, line["seconds_per_step"])
+        for take, line in lines.items()
+        if take.label == label and line["seconds_per_step"] is not None
+    )
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any] | None:
+    return {"most": max(values), "least": min(values), "n": len(values)} if values else None
+
+
+def _plain(found: Median | None) -> dict[str, Any] | None:
+    return None if found is None else {"median": found.median, "low": found.low, "high": found.high, "n": found.n}

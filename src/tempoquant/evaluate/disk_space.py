@@ -1,0 +1,101 @@
+"""Whether the disk has room for what an evaluation is going to keep, asked before anything is generated.
+
+Every number is a bound: lossless video of noise takes more than its raw size, and tests hold the bounds to noise.
+"""
+
+import shutil
+from collections.abc import Sequence
+
+from tempoquant.errors import OutputError
+from tempoquant.evaluate.evaluation_folder import EvaluationFolder
+from tempoquant.evaluate.generation import NUM_MAPPED
+from tempoquant.evaluate.plan import Plan
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
+from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.residency import MAX_TOKENS
+from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.integrations.wan import compute_dtype
+from tempoquant.timesteps import Expert
+
+_LOSSLESS_SHARE = 1.2  # FFV1 of its raw size: noise takes 1.11, of black and white 1.14
+_MP4_BYTES_PER_PIXEL = 1.0  # x264 at our quality: 0.75 of noise, 0.85 of black and white; of films under a tenth
+_CONTAINER_BYTES, _FRAME_BYTES = 4096, 512  # of Matroska and MP4: headers and indices, and what each frame adds
+_TAKE_BYTES = 2**14  # lines in the manifest, the metrics and evaluation.json; a file's header
+_MODEL_BYTES = 2**20  # layer maps, once by themselves and once in evaluation.json
+
+
+def check_space(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], keeps_calls: bool) -> None:
+    """Raise OutputError when what is still to be generated may need more than the disk has free.
+
+    Args:
+        folder: claimed.
+        labels: of all models, the reference first.
+        keeps_calls: whether the reference's transformer calls are kept for layer maps.
+    """
+    missing = _missing_takes(folder, plan, labels)
+    needed, free = missing_bytes(folder, plan, labels, keeps_calls), shutil.disk_usage(folder.path).free
+    if needed > free:
+        raise OutputError(
+            f"{missing} videos are still to be generated, which with their latents take up to {_size(needed)}, and the "
+            f"disk of {folder.path} has {_size(free)} free: free some, give another folder with -o, or ask for fewer "
+            "items or seeds."
+        )
+
+
+def missing_bytes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], keeps_calls: bool) -> int:
+    """At most so much will be added to the folder; 0 once every take is there. Arguments as of `check_space`."""
+    num_missing = _missing_takes(folder, plan, labels)
+    if not num_missing:
+        return 0
+    settings = plan.settings
+    images = sum(not folder.image(item.id).is_file() for item in plan.items)
+    mapped = [take for _, take in plan.takes(labels[0])[:NUM_MAPPED]] if keeps_calls else []
+    calls = sum(not folder.calls(take.id, take.seed).is_file() for take in mapped)
+    return round(
+        num_missing * (_latents_bytes(plan) + video_bytes(settings) + _TAKE_BYTES)
+        + images * image_bytes(settings)
+        + calls * _calls_bytes(plan)
+        + len(labels) * _MODEL_BYTES
+    )
+
+
+def video_bytes(settings: SamplingSettings) -> float:
+    """Of one video at most, as FFV1 and as H.264."""
+    pixels = settings.num_frames * settings.height * settings.width
+    containers = 2 * (_CONTAINER_BYTES + settings.num_frames * _FRAME_BYTES)
+    return pixels * (3 * _LOSSLESS_SHARE + _MP4_BYTES_PER_PIXEL) + containers
+
+
+def image_bytes(settings: SamplingSettings) -> float:
+    """Of one first frame at most, as PNG: deflate stores what it cannot compress, and each row has a filter's byte."""
+    return 1.01 * settings.height * (3 * settings.width + 1) + _CONTAINER_BYTES
+
+
+def _missing_takes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str]) -> int:
+    done = {take for take, line in folder.takes().items() if not line.get("failed")}
+    return sum(take not in done for label in labels for _, take in plan.takes(label))
+
+
+def _positions(settings: SamplingSettings) -> int:
+    """Of a latent: Wan's autoencoder takes four frames, eight rows and eight columns together."""
+    return ((settings.num_frames - 1) // 4 + 1) * (settings.height // 8) * (settings.width // 8)
+
+
+def _latents_bytes(plan: Plan) -> int:
+    """Of one take: a float32 latent after each timestep bin."""
+    return len(plan.bin_names) * _positions(plan.settings) * _config(plan)["out_channels"] * 4
+
+
+def _calls_bytes(plan: Plan) -> int:
+    """Of one take: latents with their condition and the text, in the dtype the experts compute in; a timestep."""
+    config = _config(plan)
+    values = _positions(plan.settings) * config["in_channels"] + MAX_TOKENS * config["text_dim"]
+    return len(plan.mapped_steps) * (values * compute_dtype(plan.device).itemsize + 8) + _TAKE_BYTES
+
+
+def _config(plan: Plan) -> dict[str, int]:
+    return dict(read_json(plan.reference / EXPERT_COMPONENTS[Expert.HIGH_NOISE] / "config.json"))
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
