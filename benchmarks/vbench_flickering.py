@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tempoquant.cli.progress import RichProgress
-from tempoquant.cli.running import quiet_libraries
 from tempoquant.evaluate.files import write_lossless, write_mp4
 from tempoquant.evaluate.vbench import VBench, VBenchSettings, check_vbench
 from tempoquant.evaluate.vbench_scores import answers_of
 from tempoquant.evaluate.video_metrics import Video, temporal_flickering
 from tempoquant.integrations.prompt_sets import evaluation_prompts
+from tempoquant.integrations.quiet import quiet_libraries
 from tempoquant.integrations.sampling import default_settings, generate_video
 from tempoquant.integrations.wan import load_pipeline
 from tempoquant.progress import Progress

@@ -40,6 +40,14 @@ def test_items_that_one_side_lacks_are_no_pair():
     assert (found["seconds_per_step"]["n"], found["seconds_per_step_ratio"]["n"]) == (5, 2)
 
 
+def test_times_of_different_devices_are_no_pair():
+    lines = lines_of([1.0] * 3, "16-bit") | lines_of([4.0] * 3)
+    for take, found in lines.items():
+        found["device"] = "B" if take == Take("16-bit", "item 0", 0) else "A"
+    found = costs_of(lines, "ours", "16-bit")
+    assert (found["seconds_per_step"]["n"], found["seconds_per_step_ratio"]["n"]) == (3, 2)
+
+
 def test_memory_is_the_most_and_the_least_of_all_videos_by_phase():
     lines = lines_of([1.0], rss=2.0, gpu={"denoising": 3.0, "decoding": 1.0})
     lines[Take("ours", "b", 0)] = line(1.0, rss=None, gpu={"denoising": 5.0})

@@ -123,6 +123,9 @@ def test_measuring_by_itself_asks_for_room_and_takes_no_more(tmp_path: Path, mon
     monkeypatch.setattr(measuring, "measure_expert", lambda *_: pytest.fail("it began"))
     with pytest.raises(OutputError, match=r"hidden states need 0\.0 GiB .* or record fewer samples"):
         measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu",)))
+    room = shutil._ntuple_diskusage(needed, 1, needed)  # enough for one expert, not for two side by side
+    with pytest.raises(OutputError, match="hidden states need"):
+        measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu", "cpu")))
     assert not (tmp_path / "new").exists()
 
 

@@ -59,6 +59,8 @@ def run_command(
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
+            from tempoquant.integrations.quiet import quiet_libraries
+
             quiet_libraries()
             with contextlib.ExitStack() as stack:
                 progress: Progress = stack.enter_context(RichProgress())
@@ -91,16 +93,6 @@ def run_command(
             typer.echo(to_json(outcome.record))
         else:
             _stdout().print(outcome.text)
-
-
-def quiet_libraries() -> None:
-    """Silence the progress bars and the advice of diffusers and transformers; their errors still arrive."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def _stdout() -> Console:

@@ -1,8 +1,8 @@
 """What a model's videos cost, with what is known of their spread: seconds a step, and memory.
 
 Times are medians over items with 95 % bootstrap intervals; those of a model and of the reference are paired by item,
-which takes out what an item costs in both. Memory is no sample of anything: its largest video counts, the least is
-told beside it.
+which takes out what an item costs in both; pairs are of one kind of device. Memory is no sample of anything: its
+largest video counts, the least is told beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,15 +34,20 @@ def costs_of(lines: Lines, label: str, reference: str) -> dict[str, Any]:
     finished = {take: line for take, line in lines.items() if not line.get("failed")}
     of_model = [line for take, line in finished.items() if take.label == label]
     seconds, of_reference = _seconds(finished, label), _seconds(finished, reference)
-    ratios = [value / of_reference[item] for item, value in seconds.items() if of_reference.get(item)]
+    ratios = mean_by_item(
+        (item, value / of_reference[item, device])
+        for (item, device), value in seconds.items()
+        if of_reference.get((item, device))
+    )
+    by_item = mean_by_item((item, value) for (item, _), value in seconds.items())
     phases = dict.fromkeys(phase for line in of_model for phase in line["peak_gpu_gib"] or {})
     on_gpu = {
         phase: _spread([line["peak_gpu_gib"][phase] for line in of_model if phase in (line["peak_gpu_gib"] or {})])
         for phase in phases
     }
     return {
-        "seconds_per_step": _plain(median_interval(list(seconds.values()))),
-        "seconds_per_step_ratio": None if label == reference else _plain(median_interval(ratios)),
+        "seconds_per_step": _plain(median_interval(list(by_item.values()))),
+        "seconds_per_step_ratio": None if label == reference else _plain(median_interval(list(ratios.values()))),
         "peak_rss_gib": _spread([line["peak_rss_gib"] for line in of_model if line["peak_rss_gib"] is not None]),
         "peak_gpu_gib": on_gpu or None,
     }
@@ -53,9 +58,10 @@ def notes(device: str) -> list[str]:
     return [ON_CPU] if torch.device(device).type == "cpu" else []
 
 
-def _seconds(lines: Lines, label: str) -> dict[str, float]:
+def _seconds(lines: Lines, label: str) -> dict[tuple[str, str | None], float]:
+    """By item and kind of device, the mean over its seeds."""
     return mean_by_item(
-        (take.id, line["seconds_per_step"])
+        ((take.id, line.get("device")), line["seconds_per_step"])
         for take, line in lines.items()
         if take.label == label and line["seconds_per_step"] is not None
     )

@@ -104,8 +104,8 @@ def evaluate(
     folder = EvaluationFolder(output)
     labels = [side.label for side in request.sides]
     with folder.claimed(_identity(request, plan, progress)):
+        check_space(folder, plan, labels, not configs_of(request.reference.folder))
         with engine.open(output) as crew:
-            check_space(folder, plan, labels, not configs_of(request.reference.folder))
             for number, model in enumerate(request.sides, start=1):
                 # Where workers run, relative paths may mean something else.
                 resolved = dataclasses.replace(model, folder=model.folder.resolve())

@@ -27,6 +27,7 @@ from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
 from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
+from tempoquant.integrations.quiet import quiet_workers
 from tempoquant.integrations.sampling import first_frame, generate_video
 from tempoquant.integrations.schedule import load_scheduler
 from tempoquant.kernels.dispatch import choose
@@ -87,6 +88,7 @@ class Generating:
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
         """See `Stage.open`. The pipeline is loaded at the first item."""
+        quiet_workers()
         pipeline = LoadedOnDemand(self.model, self.plan, device, progress)
         worker = _Generator(self, EvaluationFolder(self.path), device, pipeline, progress)
         try:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.errors import ModelError
 from tempoquant.integrations.from_latents import noised_samples
+from tempoquant.integrations.quiet import quiet_workers
 from tempoquant.integrations.recording_plan import CALIBRATION_NOISE, Calls, RecordingPlan
 from tempoquant.integrations.residency import (
     LoadedPipeline,
@@ -57,6 +58,7 @@ class SamplingPrompts:
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[ToRecord], None]]:
         """See `Stage.open`. Raises as `loaded_pipeline`."""
+        quiet_workers()
         on_loaded = progress.start("Loading the 16-bit pipeline", 1)
         writer = StoreWriter(self.folder, SHARED_INPUTS)
         with loaded_pipeline(
@@ -84,6 +86,7 @@ class NoisingClips:
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[ToRecord], None]]:
         """See `Stage.open`. Text encoder first, then the autoencoder alone."""
+        quiet_workers()
         plan, writer = self.plan, StoreWriter(self.folder, SHARED_INPUTS)
         on_encoded = progress.start("Encoding texts", 1)
         embeddings = encode_texts(self.source, _texts(plan, self.indices), device)

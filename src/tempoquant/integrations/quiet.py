@@ -1,0 +1,19 @@
+"""What diffusers and transformers print by themselves: progress bars and advice."""
+
+import multiprocessing
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and the advice of diffusers and transformers; their errors still arrive."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def quiet_workers() -> None:
+    """The same in a worker process, whose bars would cross those of its parent and of other workers."""
+    if multiprocessing.parent_process() is not None:
+        quiet_libraries()
