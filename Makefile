@@ -1,10 +1,14 @@
 # Every target makes its own virtual environment in .venv and installs what it needs, at the pinned versions.
 PYTHON ?= python3
 BIN := .venv/bin
+# VBench's own environment: torch as you have it (say, VBENCH_TORCH="torch==2.13.0+cu130 torchvision==0.28.0+cu130").
+VBENCH_PYTHON ?= $(PYTHON)
+VBENCH_TORCH ?= torch==2.13.0 torchvision==0.28.0
+VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-check
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-scale bench-memory bench-gpu bench-peers clean
+.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -58,8 +62,13 @@ bench-gpu: .venv/.installed  ## The kernels' times on this machine's GPU beside 
 bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.
 	$(BIN)/python -m benchmarks.peers runs/peers
 
+vbench-env: .venv-vbench/.installed  ## Install VBench into .venv-vbench, for `tempoquant evaluate --vbench-python`: a minute or two, Python 3.10 or 3.11.
+
+bench-vbench: .venv/.installed .venv-vbench/.installed  ## VBench's own temporal flickering beside ours, without and with H.264.
+	$(BIN)/python -m benchmarks.vbench_flickering .venv-vbench/bin/python
+
 clean:  ## Remove the virtual environments and every cache.
-	rm -rf .venv .venv-peers build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-vbench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: pip runs again only when the requirements change.
@@ -82,3 +91,11 @@ clean:  ## Remove the virtual environments and every cache.
 .venv/.installed-check: .venv/bin/python $(REQUIREMENTS)
 	$(PIP_INSTALL) -e '.[check]'
 	@touch $@ .venv/.installed
+
+# torch with what it asks for, then the list, which is complete: VBench asks for more than these dimensions need.
+.venv-vbench/.installed: benchmarks/vbench-requirements.txt
+	$(VBENCH_PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 11) else "VBench needs Python 3.10 or 3.11: name one with VBENCH_PYTHON=")'
+	$(VBENCH_PYTHON) -m venv --clear .venv-vbench
+	$(VBENCH_PIP) $(VBENCH_TORCH) -c benchmarks/vbench-requirements.txt
+	$(VBENCH_PIP) --no-deps -r benchmarks/vbench-requirements.txt
+	@touch $@

@@ -1,12 +1,14 @@
 """`evaluate`, with a made-up evaluation in place of models."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tempoquant.engines import Local
 from tempoquant.evaluate import evaluation as module
 from tempoquant.evaluate.benchmark_sets import Overlap
+from tempoquant.evaluate.vbench_dimensions import DEFAULT
 from tests.cli.typed import assert_refused, run, split
 
 MODEL = {
@@ -109,3 +111,41 @@ def test_bad_input_is_refused_before_any_work(requests, quantized, tmp_path, fla
 def test_the_same_folder_twice_is_refused(requests, quantized, tmp_path):
     result = run("evaluate", "tiny", quantized, quantized, "--benchmark", "tiny", "-o", tmp_path / "out")
     assert_refused(result, 1, "would both be called")
+
+
+def test_vbench_reaches_the_request_and_its_flags_go_together(requests, quantized, tmp_path):
+    arguments = ["evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out"]
+    run(*arguments)
+    run(*arguments, "--vbench-python", "venv/bin/python")
+    wanted = "--vbench-dimensions dynamic_degree,i2v_subject --vbench-cache weights"
+    run(*arguments, "--vbench-python", "venv/bin/python", *split(wanted))
+    without, default, chosen = (request.vbench for request, _, _ in requests)
+    assert without is None
+    assert (default.python, default.dimensions) == (Path("venv/bin/python"), DEFAULT)
+    assert (list(chosen.dimensions), chosen.cache) == (["dynamic_degree", "i2v_subject"], Path("weights"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ("--vbench-dimensions dynamic_degree", 2, "go with --vbench-python"),
+        ("--vbench-python p --vbench-dimensions camera_motion", 1, "cannot be scored here"),
+    ],
+)
+def test_vbench_flags_that_make_no_sense_are_refused(requests, quantized, tmp_path, flags, code, words):
+    arguments = ["evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out"]
+    assert_refused(run(*arguments, *split(flags)), code, words)
+
+
+def test_vbenchs_numbers_failures_and_trap_are_shown(requests, quantized, tmp_path, monkeypatch):
+    row = {"label": "model", "metric": "vbench_raw_mean", "words": "0.6123, 0.0100 below the reference"}
+    failed = [
+        {"dimension": "dynamic_degree", "why": "OSError: unreadable"},
+        {"dimension": "i2v_subject", "label": "model", "id": "cup", "seed": 3, "why": "ValueError: no frame"},
+    ]
+    monkeypatch.setitem(RECORD, "vbench", {"version": "0.1.5", "summary": [row], "failed": failed})
+    shown = " ".join(run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
+    for words in ("VBench 0.1.5", "VBench, raw mean", "0.6123, 0.0100 below", "score collapsed videos high",
+                  "dynamic_degree failed (all that was left): OSError: unreadable",
+                  "i2v_subject failed (model, cup, seed 3): ValueError: no frame"):  # fmt: skip
+        assert words in shown

@@ -21,6 +21,7 @@ from tests.report.evaluation_folder import (
     REFERENCE,
     TUNED,
     evaluation_document,
+    vbench_document,
     write_evaluation,
 )
 
@@ -129,6 +130,28 @@ def test_evaluations_of_the_same_16_bit_videos_become_one(evaluation, tmp_path):
     assert part.notes == document["notes"]
 
 
+def test_merged_vbench_scores_keep_their_labels_and_other_dimensions_are_warned_of(evaluation, tmp_path):
+    parts = {}
+    for name, changes in (("same", {}), ("other", {"dimensions": ["motion_smoothness"]})):
+        scores = {REFERENCE: (0.91, None), PLAIN: (0.8, 0.1)}
+        failure = {"dimension": "motion_smoothness", "id": "x", "seed": 0}
+        failed = [{**failure, "label": REFERENCE, "why": "not of this part"},
+                  {**failure, "label": PLAIN, "why": "no frame"}]  # fmt: skip
+        document = {**evaluation_document(), "vbench": vbench_document(scores, failed=failed, **changes)}
+        folder = tmp_path / name
+        folder.mkdir()
+        for media in ("videos", "items"):
+            (folder / media).symlink_to(evaluation / media)
+        (parts[name],) = merge([read_evaluation(evaluation), read_evaluation(write_document(folder, document))])
+    for name, part in parts.items():
+        assert list(part.vbench) == [REFERENCE, PLAIN, TUNED, f"{PLAIN} ({name})"]
+        drops = {row["label"]: row["mean"] for row in part.vbench_summary if row["metric"] == "vbench_relative_drop"}
+        assert drops == {PLAIN: 0.033, TUNED: 0.011, f"{PLAIN} ({name})": 0.1}
+        assert "VBench's motion smoothness failed: no frame" in part.notes
+        assert not any("not of this part" in note for note in part.notes)
+        assert any("their VBench means do not compare" in note for note in part.notes) == (name == "other")
+
+
 def test_evaluations_of_other_16_bit_videos_stay_apart(evaluation, tmp_path):
     other = write_evaluation(tmp_path / "other")
     reference = other / f"videos/{REFERENCE}/{IDENTICAL}-0.mp4"
@@ -186,11 +209,11 @@ def test_evaluations_of_earlier_versions_show_their_costs_without_a_spread(tmp_p
 
 def test_within_noise_overlap_failures_and_the_trap_are_said(page_file):
     page = page_file.read_text(encoding="utf-8")
-    assert page.count('<span class="chip noise">within noise</span>') == 2
+    assert page.count('<span class="chip noise">within noise</span>') == 4  # two of them VBench's
     assert 'Δ −0.0020</span><span class="interval">−0.0024 … −0.0016<' in page
     assert "Overlap with calibration." in page and f'<tr class="overlap"><td>{OVERLAP}' in page
     assert "NaN in the decoded video" in page
-    assert "0.8900<span" in page and "subject consistency" in page  # VBench, normalised
+    assert "0.8800<span" in page and "subject consistency" in page and "lost 3.30 %" in page  # VBench
     assert "A trap." in page and "collapsed video" in page
 
 
@@ -206,6 +229,8 @@ def test_within_noise_overlap_failures_and_the_trap_are_said(page_file):
         ({"models": [{"label": REFERENCE, "folder": ""}] * 2}, "two models have one label"),
         ({"models": [{"label": REFERENCE, "folder": ""}]}, "none of the models"),
         ({"items": evaluation_document()["items"][:1] * 2}, "occurs twice"),
+        ({"vbench": {REFERENCE: {"raw": {}}}}, "lacks vbench.version"),
+        ({"vbench": vbench_document({"nobody": (0.9, None)})}, "VBench speaks of 'nobody'"),
     ],
 )
 def test_a_document_that_makes_no_sense_is_refused(tmp_path, change, words):

@@ -67,6 +67,21 @@ def test_a_heat_map_is_read_with_the_arrow_keys(page_file, open_page):
     assert page.locator("[data-map-live]").inner_text() == read
 
 
+def test_vbench_stands_after_the_measures_against_16_bit_with_the_trap_and_falls_where_they_fall(page_file, open_page):
+    page = open_page(page_file).page
+    headline = page.locator("table.headline").first
+    groups = [text.strip() for text in headline.locator("tr.group").all_inner_texts()]
+    assert groups[:2] == ["Quality against 16-bit", "VBench"]
+    body = headline.locator("tbody", has=page.locator("tr.group", has_text="VBench"))
+    titles = [text.splitlines()[0].strip() for text in body.locator("th[scope=row]").all_inner_texts()]
+    assert titles == ["VBench raw mean ↑", "VBench relative drop ↓"]
+    cells = body.locator("tr", has_text="VBench relative drop").locator("td")
+    assert [text.split("\n")[0].strip() for text in cells.all_inner_texts()] == ["–", "3.30 %", "1.10 %"]
+    assert "collapsed video" in body.locator("tr.warning").inner_text()
+    table = page.get_by_role("region", name="VBench scores")
+    assert table.locator("tr.sum td").nth(1).inner_text().split() == ["0.9150", "0.8950", "lost", "3.30", "%"]
+
+
 def test_an_evaluation_of_nothing_but_failures_opens(tmp_path, open_page):
     """What evaluate leaves when it is interrupted after the reference, and nothing could be measured."""
     document = evaluation_document()

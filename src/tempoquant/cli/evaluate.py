@@ -29,6 +29,7 @@ from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
     from tempoquant.evaluate.plan import Model
+    from tempoquant.evaluate.vbench import VBenchSettings
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -63,6 +64,19 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
     address: Address = None,
+    vbench_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Score the videos with VBench too, by the interpreter of its own environment (`make vbench-env`).",
+        ),
+    ] = None,
+    vbench_dimensions: Annotated[
+        str | None, typer.Option(metavar="NAME[,NAME]", help="Only these of VBench's scores.")
+    ] = None,
+    vbench_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="VBench's weights. Default: $VBENCH_CACHE_DIR, ~/.cache/vbench.")
+    ] = None,
     as_json: Json = False,
     json_log: JsonLogFile = None,
 ) -> None:
@@ -70,6 +84,8 @@ def command(  # noqa: PLR0913 (one argument per option)
     it was interrupted, also on more or fewer devices."""
     if exclude_overlap and allow_overlap:
         raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
+    if vbench_python is None and (vbench_dimensions or vbench_cache):
+        raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
     wanted_seeds = parse_seeds(seeds)
     changes = {
         "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
@@ -100,6 +116,7 @@ def command(  # noqa: PLR0913 (one argument per option)
             overlap,
             shlex.join(["tempoquant", *sys.argv[1:]]),
             memory.value,
+            vbench=_vbench(vbench_python, vbench_dimensions, vbench_cache),
         )
         record = evaluate(request, output, workers, progress)
         return Outcome(record, evaluation_text(record, output))
@@ -114,6 +131,16 @@ def _reference_label(source: Path, models: Sequence["Model"]) -> str:
     taken = {model.label for model in models}
     names = ("reference", "the-reference") if configs_of(source) else ("16-bit", "reference", "the-reference")
     return next(name for name in names if name not in taken)
+
+
+def _vbench(python: Path | None, dimensions: str | None, cache: Path | None) -> "VBenchSettings | None":
+    """Raises SettingsError for a dimension that cannot be scored."""
+    from tempoquant.evaluate.vbench import VBenchSettings, default_cache
+    from tempoquant.evaluate.vbench_dimensions import DEFAULT
+
+    if python is None:
+        return None
+    return VBenchSettings(python, DEFAULT if dimensions is None else dimensions.split(","), cache or default_cache())
 
 
 def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> list["Model"]:

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tempoquant.cli.vbench_table import vbench_text
 from tempoquant.evaluate.evaluation_folder import EVALUATION
 from tempoquant.evaluate.measures import METRICS
 from tempoquant.evaluate.summaries import metric_of
@@ -19,6 +20,8 @@ def evaluation_text(record: Mapping[str, Any], output: Path) -> RenderableType:
     shown = [row for row in record["pairs"] if " " not in row["metric"]]
     if shown:
         parts.append(_pairs_table(shown))
+    if record.get("vbench") is not None:
+        parts.extend(vbench_text(record["vbench"], output))
     benchmark, failed = record["benchmark"], [why for item in record["items"] for why in item["failed"].items()]
     if benchmark["skipped"]:
         first = benchmark["skipped"][0]

@@ -23,6 +23,8 @@ from tempoquant.evaluate.files import write_text
 from tempoquant.evaluate.generation import Generating, generate_missing
 from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
+from tempoquant.evaluate.vbench import VBenchSettings, check_vbench
+from tempoquant.evaluate.vbench_summary import scored_by_vbench
 from tempoquant.integrations.output_folder import fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
 from tempoquant.integrations.residency import Memory
@@ -44,6 +46,7 @@ class Request:
         ids, limit, overlap: see `benchmark_sets.select`.
         command: what the user typed, for the record.
         memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
+        vbench: how to score the videos with VBench too; None for not at all.
     """
 
     reference: Model
@@ -56,6 +59,7 @@ class Request:
     overlap: Overlap = Overlap.REFUSE
     command: str = ""
     memory: Memory = "resident"
+    vbench: VBenchSettings | None = None
 
     def __post_init__(self) -> None:
         if self.settings.flow_shift is None:
@@ -87,17 +91,20 @@ def evaluate(
         OutputError: the folder belongs to something else, cannot be written, or its disk has no room for what is
             missing.
         TempoQuantError: the engine has no worker left.
+        EvaluationError: VBench was asked for and cannot run, or could score nothing.
     """
     engine, output = engine or Local((default_device(),)), output.resolve()
     _check_alike(request.sides)
+    vbench = None if request.vbench is None else check_vbench(request.vbench, engine.device, progress)
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
     plan = Plan.of(
         request.reference.folder, selection.items, request.seeds, request.settings, engine.device, request.memory
     )
     folder = EvaluationFolder(output)
+    labels = [side.label for side in request.sides]
     with folder.claimed(_identity(request, plan, progress)):
-        check_space(folder, plan, [model.label for model in request.sides], not configs_of(request.reference.folder))
+        check_space(folder, plan, labels, not configs_of(request.reference.folder))
         with engine.open(output) as crew:
             for number, model in enumerate(request.sides, start=1):
                 # Where workers run, relative paths may mean something else.
@@ -106,9 +113,16 @@ def evaluate(
                 measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
                 measure_missing(measuring, model, request.reference, crew, progress)
                 record = evaluation_record(folder, plan, request, selection, request.sides[:number])
-                write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
-    _require_videos(record)
+                _write(output, record)
+        _require_videos(record)
+        if vbench is not None:  # once the workers have given their GPUs back
+            record["vbench"] = scored_by_vbench(folder, plan, labels, vbench, progress)
+            _write(output, record)
     return record
+
+
+def _write(output: Path, record: Mapping[str, Any]) -> None:
+    write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _check_alike(sides: Sequence[Model]) -> None:

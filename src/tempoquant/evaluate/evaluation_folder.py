@@ -10,6 +10,7 @@
     latents/LABEL/ID-SEED.safetensors      the latent at the end of each timestep bin; written last
     calls/ID-SEED.safetensors              transformer calls of the reference, for the layer maps
     maps/LABEL.json                        layer maps
+    vbench/scores.jsonl                    a line for each video and dimension that VBench scored
 
 A generation is finished when its latents are there: they carry its manifest line, and come after all else in one
 rename. A process that is killed between that rename and the manifest loses nothing.
@@ -33,6 +34,7 @@ from tempoquant.errors import OutputError
 from tempoquant.evaluate.files import whole_file, write_text
 
 SETTINGS, MANIFEST, METRICS, EVALUATION = "settings.json", "manifest.jsonl", "metrics.jsonl", "evaluation.json"
+SCORES = "vbench/scores.jsonl"
 _KINDS = {"videos": ".mp4", "lossless": ".mkv", "latents": ".safetensors"}
 _MAY_GROW = ("items", "models")
 _LONGEST_NAME = 80
@@ -168,6 +170,15 @@ class EvaluationFolder:
     def measure(self, take: Take, metrics: Mapping[str, Any]) -> None:
         """Keep what was measured."""
         self._append(METRICS, {**take._asdict(), "metrics": dict(metrics)})
+
+    def scored(self) -> list[tuple[Take, dict[str, Any]]]:
+        """Every line of VBench's scores, in the order in which they were made."""
+        return [(_take_of(line), line) for line in self._lines(SCORES)]
+
+    def score(self, take: Take, dimension: str, score: float, made: Mapping[str, str]) -> None:
+        """Keep what VBench gave a video, with what it was made of."""
+        (self.path / SCORES).parent.mkdir(exist_ok=True)
+        self._append(SCORES, {**take._asdict(), "dimension": dimension, "score": score, **made})
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         """One line in one write, on the disk when this returns."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from tempoquant.errors import ModelError
@@ -22,6 +23,7 @@ NUM_RESAMPLES = 9999
 FEWEST_ITEMS = 5
 """For an interval: of three items the least resampled mean alone has a chance of 3⁻³, more than a tail's 2.5 %."""
 _SEED = 0
+_BATCH = 1000  # resamples at once, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _bounds(
         return None, None
     found = bootstrap(
         (np.asarray(values, dtype=np.float64),), statistic, confidence_level=CONFIDENCE, n_resamples=num_resamples,
-        method="percentile", rng=np.random.default_rng(_SEED), batch=1000,
+        method="percentile", rng=np.random.default_rng(_SEED), batch=_BATCH,
     ).confidence_interval  # fmt: skip
     return float(found.low), float(found.high)
 
@@ -92,6 +94,30 @@ def paired_difference(
     """Second minus first, over the items that both have; None where there is none."""
     both = [key for key in first if key in second]
     return mean_interval([second[key] - first[key] for key in both], num_resamples) if both else None
+
+
+def resampled_interval(
+    statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]], n: int, num_resamples: int = NUM_RESAMPLES
+) -> Interval:
+    """A statistic of n items, with the 95 % percentile bootstrap interval over them.
+
+    Args:
+        statistic: takes indices of items, (…, n), and gives a number for each row of them.
+
+    There is no interval below FEWEST_ITEMS, and none where a resample has no finite value.
+    """
+    value = float(statistic(np.arange(n)))
+    if n < FEWEST_ITEMS:
+        return Interval(value, None, None, n)
+    generator = np.random.default_rng(_SEED)
+    values = np.concatenate([
+        statistic(generator.integers(n, size=(min(_BATCH, num_resamples - begin), n)))
+        for begin in range(0, num_resamples, _BATCH)
+    ])  # fmt: skip
+    if not np.isfinite(values).all():
+        return Interval(value, None, None, n)
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(value, float(low), float(high), n)
 
 
 def mean_by_item(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:

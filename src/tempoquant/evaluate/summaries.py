@@ -25,23 +25,36 @@ def summarize(measured: Measured, labels: Sequence[str], bins: Sequence[str]) ->
     rows = []
     for label, name in itertools.product(labels, _names(bins)):
         values, of_reference = _by_item(measured, label, name), _by_item(measured, labels[0], name)
-        if of_reference:
-            values = {key: value for key, value in values.items() if key in of_reference}
-        if not values:
-            continue
-        metric = metric_of(name)
-        mean = mean_interval(list(values.values()))
-        found = mean if label == labels[0] else paired_difference(of_reference, values) or mean
-        row = {"label": label, "metric": name, "mean": mean.mean, "reference_mean": None, "difference": None,
-               "low": found.low, "high": found.high, "n": found.n, "within_noise": None}  # fmt: skip
-        if found is mean:
-            words = _mean_words(metric, mean)
-        else:
-            both = [value for key, value in of_reference.items() if key in values]
-            row.update(reference_mean=mean_interval(both).mean, difference=found.mean, within_noise=found.holds_zero)
-            words = f"{_number(metric, mean.mean)}, {_difference_words(metric, found, 'the reference')}"
-        rows.append({**row, "words": words})
+        row = summary_row(label, name, metric_of(name), values, None if label == labels[0] else of_reference)
+        if row is not None:
+            rows.append(row)
     return rows
+
+
+def summary_row(
+    label: str, name: str, metric: Metric, values: Mapping[str, float], of_reference: Mapping[str, float] | None
+) -> dict[str, Any] | None:
+    """One row of `summarize`; None where there is nothing.
+
+    Args:
+        values: by item.
+        of_reference: the same of the reference, empty where it has none of this metric; None for the reference itself.
+    """
+    if of_reference:
+        values = {key: value for key, value in values.items() if key in of_reference}
+    if not values:
+        return None
+    mean = mean_interval(list(values.values()))
+    difference = paired_difference(of_reference, values) if of_reference else None
+    found = difference or mean
+    row = {"label": label, "metric": name, "mean": mean.mean, "reference_mean": None, "difference": None,
+           "low": found.low, "high": found.high, "n": found.n, "within_noise": None}  # fmt: skip
+    words = _mean_words(metric, mean)
+    if of_reference and difference is not None:
+        both = [value for key, value in of_reference.items() if key in values]
+        row.update(reference_mean=mean_interval(both).mean, difference=found.mean, within_noise=found.holds_zero)
+        words = f"{_number(metric, mean.mean)}, {_difference_words(metric, found, 'the reference')}"
+    return {**row, "words": words}
 
 
 def pairs(measured: Measured, labels: Sequence[str], bins: Sequence[str]) -> list[dict[str, Any]]:

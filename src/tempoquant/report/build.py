@@ -116,7 +116,7 @@ def _hash(text: str) -> str:
 def _context(part: Part, payload: dict[str, Any]) -> dict[str, Any]:
     """What the template says about one part."""
     bits = {label: part.models[label].get("bits_per_weight") for label in part.labels}
-    used = dict.fromkeys(row["metric"].partition(" ")[0] for row in part.summary)
+    used = dict.fromkeys(row["metric"].partition(" ")[0] for row in [*part.summary, *part.vbench_summary])
     return {
         "part": part,
         "payload": payload,

@@ -27,6 +27,14 @@ _SHAPE: dict[str, Any] = {
 }
 """What a page cannot do without: names to a type, an object, or a list of one of them. More keys are welcome."""
 
+_VBENCH: dict[str, Any] = {
+    "version": str,
+    "dimensions": [str],
+    "models": dict,
+    "summary": [{"label": str, "metric": str, "words": str}],
+}
+"""The same of its key `vbench`, which may be null."""
+
 _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", _NUMBER: "a number"}
 
 
@@ -80,6 +88,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     if schema != SCHEMA:
         raise EvaluationError(f"{file} has schema {schema}, and this version reads {SCHEMA}: use the version it is of.")
     _check_shape(document, _SHAPE, file, "")
+    if document.get("vbench") is not None:
+        _check_shape(document["vbench"], _VBENCH, file, "vbench")
     _check_meaning(document, file)
     return Evaluation(folder, document)
 
@@ -123,6 +133,8 @@ def _used_labels(document: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         for part in ("videos", "metrics", "failed"):
             yield from ((f"item {item['id']!r}", label) for label in item[part])
     yield from (("the summary", row["label"]) for row in document["summary"])
+    vbench = document.get("vbench") or {"models": {}, "summary": []}
+    yield from (("VBench", label) for label in [*vbench["models"], *(row["label"] for row in vbench["summary"])])
     yield from (("a pair", row.get(side)) for row in document.get("pairs") or [] for side in ("first", "second"))
 
 

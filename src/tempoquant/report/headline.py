@@ -1,6 +1,6 @@
 """The headline table: quality, size, memory and speed, a column per model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from tempoquant.report.metrics import (
     ALONE,
     NOT_MEASURED,
     TRAP,
+    VBENCH,
     WORLD,
     Metric,
     is_part,
@@ -75,6 +76,7 @@ def headline(part: Part) -> list[Group]:
     """Groups of rows; what no model has a number for is left out."""
     groups = [
         Group(f"Quality {AGAINST}", _quality(part, lambda metric: metric.family == AGAINST)),
+        Group("VBench", _quality(part, lambda metric: metric.family == VBENCH, rows=part.vbench_summary), TRAP),
         Group("Prompt followed", _quality(part, lambda metric: metric.family == WORLD)),
         Group("Quality of the video alone", _quality(part, lambda metric: metric.family == ALONE), TRAP),
         Group("Size", _size(part)),
@@ -90,16 +92,22 @@ def by_bin(part: Part) -> list[Group]:
     return [Group("After each timestep bin", rows)] if rows else []
 
 
-def _quality(part: Part, wanted: Callable[[Metric], bool], parts: bool = False) -> tuple[Row, ...]:
-    rows = []
-    for key in sorted(dict.fromkeys(row["metric"] for row in part.summary), key=place_of):
+def _quality(
+    part: Part,
+    wanted: Callable[[Metric], bool],
+    parts: bool = False,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[Row, ...]:
+    """Of the part's summary, or of other rows like those."""
+    summary, made = part.summary if rows is None else rows, []
+    for key in sorted(dict.fromkeys(row["metric"] for row in summary), key=place_of):
         metric = metric_of(key)
         if is_part(key) == parts and wanted(metric):
-            found = {row["label"]: row for row in part.summary if row["metric"] == key}
+            found = {row["label"]: row for row in summary if row["metric"] == key}
             cells = tuple(_quality_cell(metric, label, found, part.reference) for label in part.labels)
             arrow = {1: " ↑", -1: " ↓", 0: ""}[metric.better]
-            rows.append(Row(metric.title + arrow, metric.explanation, cells))
-    return tuple(rows)
+            made.append(Row(metric.title + arrow, metric.explanation, cells))
+    return tuple(made)
 
 
 def _quality_cell(metric: Metric, label: str, rows: Mapping[str, Mapping[str, Any]], reference: str) -> Cell:

@@ -47,7 +47,8 @@ class Part:
         environments: each with its folder.
         notes: without repetitions.
         overlap, excluded, skipped: of all evaluations.
-        vbench: by label; empty where VBench did not run.
+        vbench: VBench's scores by label, with what made them; empty where VBench did not run.
+        vbench_summary: rows like those of the summary.
     """
 
     benchmark: Mapping[str, Any]
@@ -64,6 +65,7 @@ class Part:
     excluded: list[str]
     skipped: list[Any]
     vbench: dict[str, Any]
+    vbench_summary: list[dict[str, Any]]
 
     @property
     def reference(self) -> str:
@@ -121,6 +123,7 @@ def _part_of(evaluation: Evaluation) -> Part:
         excluded=[],
         skipped=list(document["benchmark"]["skipped"]),
         vbench={},
+        vbench_summary=[],
     )
     _take(part, evaluation, names)
     return part
@@ -158,8 +161,8 @@ def _take(part: Part, evaluation: Evaluation, names: Mapping[str, str]) -> None:
     overlap = document["benchmark"]["overlap"]
     part.overlap += [item for item in overlap if item not in part.overlap]
     part.excluded += [item for item in document["benchmark"]["excluded_overlap"] if item not in part.excluded]
-    scores = document.get("vbench") or {}
-    part.vbench |= {names[label]: score for label, score in scores.items() if label in names}
+    if document.get("vbench"):
+        _take_vbench(part, document["vbench"], names)
     items = {(item.id, item.seed): item for item in part.items}
     for found in document["items"]:
         item = items[found["id"], found["seed"]]
@@ -171,6 +174,24 @@ def _take(part: Part, evaluation: Evaluation, names: Mapping[str, str]) -> None:
                 item.metrics[name] = flat_metrics(found["metrics"][label])
             if label in found["failed"]:
                 item.failed[name] = str(found["failed"][label])
+
+
+def _take_vbench(part: Part, found: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Scores of other dimensions, or by other weights, stand beside the first ones with a warning."""
+    made_by = {"version": found["version"], "dimensions": found["dimensions"], "weights": found.get("weights") or []}
+    first = next(iter(part.vbench.items()), None)
+    scores = {names[label]: {**score, "made_by": made_by} for label, score in found["models"].items() if label in names}
+    if first is not None and first[1]["made_by"] != made_by:
+        part.notes.append(
+            f"VBench scored {', '.join(scores)} with another version, other weights or other dimensions than "
+            f"{first[0]}: their VBench means do not compare."
+        )
+    part.vbench |= scores
+    part.vbench_summary += [{**row, "label": names[row["label"]]} for row in found["summary"] if row["label"] in names]
+    for failure in found.get("failed") or []:
+        note = f"VBench's {failure['dimension'].replace('_', ' ')} failed: {failure['why']}"
+        if failure.get("label") is None or failure["label"] in names:
+            part.notes += [note] if note not in part.notes else []
 
 
 def _new_item(item: Mapping[str, Any], evaluation: Evaluation) -> Item:

@@ -7,7 +7,8 @@ from typing import Any
 AGAINST = "against 16-bit"
 ALONE = "of the video alone"
 WORLD = "of the prompt"
-"""Families. AGAINST compares each frame with the reference's of the same seed, ALONE never sees a reference."""
+VBENCH = "by VBench"
+"""Families. AGAINST compares each frame with the reference's of the same seed; ALONE and VBENCH see no reference."""
 
 NOT_MEASURED = "–"
 
@@ -27,7 +28,7 @@ class Metric:
         title, unit: for people; the unit is empty where there is none.
         digits: after the point.
         better: 1 when more is better, -1 when less is, 0 when only the distance from the reference counts.
-        family: AGAINST, ALONE or WORLD.
+        family: AGAINST, ALONE, WORLD or VBENCH.
         explanation: one or two sentences.
     """
 
@@ -80,6 +81,25 @@ _KNOWN = [
            "Share of videos in which the object moves as the prompt says, told by the bundled world's own rules."),
     Metric("appearance_kept", "Appearance kept", "%", 0, 1, WORLD,
            "Share of videos in which the object keeps its colour and shape, told by the bundled world's own rules."),
+    Metric("vbench_raw_mean", "VBench raw mean", "", 4, 1, VBENCH,
+           "Mean over the dimensions below as they are: the VBench average of papers that take the same ones."),
+    Metric("vbench_relative_drop", "VBench relative drop", "%", 2, -1, VBENCH,
+           "Share of 16-bit's score that was lost, mean over the dimensions."),
+    Metric("vbench_normalised_mean", "VBench normalised mean", "", 4, 1, VBENCH,
+           "Mean with the bounds and weights of VBench's leaderboard; dynamic degree counts half."),
+    *(Metric(f"vbench_{name}", f"VBench {name.replace('_', ' ')}", "", 4, 1, VBENCH, explanation)
+      for name, explanation in (
+          ("subject_consistency", "How alike frames are to DINO. A still picture scores 1."),
+          ("background_consistency", "How alike frames are to CLIP. A still picture scores 1."),
+          ("motion_smoothness", "How well every second frame follows from its neighbours. A still picture scores 1."),
+          ("dynamic_degree", "Share of videos with much motion, of whatever kind; more is not better by itself."),
+          ("aesthetic_quality", "LAION's guess of how beautiful people find a frame."),
+          ("imaging_quality", "MUSIQ's guess of how clean a frame is: noise, blur, exposure."),
+          ("overall_consistency", "How well ViCLIP finds the prompt in the video."),
+          ("temporal_flickering", "How little neighbouring frames differ, of the compressed video."),
+          ("i2v_subject", "How alike the frames are to the given picture, to DINO. A still picture scores 1."),
+          ("i2v_background", "How alike the frames are to the given picture, to DreamSim. A still picture scores 1."),
+      )),
 ]  # fmt: skip
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _KNOWN}
 SORT_ORDER = ("psnr_db", "vmaf", "ssim", "final_latent_db")

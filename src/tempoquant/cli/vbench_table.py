@@ -1,0 +1,46 @@
+"""What VBench said, for people."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tempoquant.evaluate.vbench_scores import LOG
+from tempoquant.evaluate.vbench_summary import METRICS
+
+TRAP = (
+    "VBench's consistency, smoothness and flickering score collapsed videos high: read them beside PSNR, SSIM and VMAF "
+    "against the reference."
+)
+
+
+def vbench_text(found: Mapping[str, Any], output: Path) -> Iterator[RenderableType]:
+    """A row for each model's metric, what failed, and the trap.
+
+    Args:
+        found: the key `vbench` of evaluation.json.
+        output: the evaluation's folder.
+    """
+    table = Table(title=f"VBench {found['version']}; 95 % bootstrap intervals", title_justify="left")
+    for column in ("metric", "model", "mean, or difference"):
+        table.add_column(column)
+    names = [name for name in METRICS if any(row["metric"] == name for row in found["summary"])]
+    for name in names:
+        title = METRICS[name].words
+        for row in found["summary"]:
+            if row["metric"] == name:
+                table.add_row(title, row["label"], row["words"])
+                title = ""
+        table.add_section()
+    yield table
+    for failure in found["failed"]:
+        which = (
+            f"{failure['label']}, {failure['id']}, seed {failure['seed']}" if "id" in failure else "all that was left"
+        )
+        yield Text(f"VBench's {failure['dimension']} failed ({which}): {failure['why']}", style="bold red")
+    if found["failed"]:
+        yield f"VBench's own words are in {output / LOG}. The same command tries again what failed."
+    yield TRAP
