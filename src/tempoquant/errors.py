@@ -9,6 +9,7 @@
     ├── CheckpointError    a quantized checkpoint is truncated, altered, or of an unknown version
     ├── EvaluationError    an evaluation's results are missing, damaged, or of an unknown version
     ├── OutputError        the output folder or file cannot be written as asked
+    ├── DeviceError        a GPU stopped working in the middle of it
     └── UnsupportedError   the operation cannot be right on a 4-bit layer (fuse_lora, fuse_qkv_projections)
 
 Each message is one sentence or two: what was wrong, where, with which numbers, and what to do about it.
@@ -49,6 +50,10 @@ class EvaluationError(TempoQuantError):
 
 class OutputError(TempoQuantError):
     """The output folder or file cannot be written as asked."""
+
+
+class DeviceError(TempoQuantError):
+    """A GPU stopped working, and the process that used it can do no more with it."""
 
 
 class UnsupportedError(TempoQuantError):

@@ -82,7 +82,8 @@ def _load_file(file: Path) -> list[Prompt]:
         if video is not None and not video.exists():
             raise CalibrationError(f"{where}: there is no video {video}.")
         id = str(record.get("id", f"{file.stem}-{number}"))
-        prompts.append(Prompt(id, open_image(image_path, where), text, video))
+        # Resolved, since clips are read later, maybe by a process that runs in another folder.
+        prompts.append(Prompt(id, open_image(image_path, where), text, video and video.resolve()))
     return prompts
 
 

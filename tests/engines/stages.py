@@ -51,6 +51,7 @@ class Acting:
             raise OSError(28, "No space left on device", name)
         elif action == "die" or (action == "die once" and not file.exists()):
             file.touch()
+            time.sleep(1.5)  # until it is heard that the stage is open
             os.kill(os.getpid(), signal.SIGKILL)
         return f"{name} {os.getpid()}"
 

@@ -138,7 +138,7 @@ def test_ray_chooses_the_gpu_itself() -> None:
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tempoquant.engines.ray_actors", None)
+    monkeypatch.setitem(sys.modules, "tempoquant.engines.ray_cluster", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'tempoquant\[ray\]'"), RayCluster("cpu").open(tmp_path):
         pass
 

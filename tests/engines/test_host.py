@@ -15,6 +15,7 @@ def ending_of(folder: Path, action: str) -> Message:
     """The last message of an item, as it arrives elsewhere."""
     said: list[Message] = []
     Host("cpu", said.append).do(Order(1, Acting(folder), (action, "name")))
+    assert said[0] == Message("opened")
     assert [message.ends_order for message in said] == [False] * (len(said) - 1) + [True]
     return Message(*pickle.loads(pickle.dumps(said[-1])))
 
@@ -48,7 +49,7 @@ def test_an_error_that_cannot_travel_is_told_in_words(tmp_path: Path) -> None:
 def test_a_stage_that_does_not_open_is_an_error_of_its_item(tmp_path: Path) -> None:
     said: list[Message] = []
     Host("cpu", said.append).do(Order(1, Acting(tmp_path / "missing"), ("do", "name")))
-    assert [message.kind for message in said] == ["error"]
+    assert [message.kind for message in said] == ["unopened"]
 
 
 def test_a_stage_stays_open_until_the_next_one(tmp_path: Path) -> None:
@@ -63,4 +64,4 @@ def test_a_stage_stays_open_until_the_next_one(tmp_path: Path) -> None:
 def test_progress_comes_before_the_end(tmp_path: Path, action: str) -> None:
     said: list[Message] = []
     Host("cpu", said.append).do(Order(1, Acting(tmp_path), (action, "name")))
-    assert [message.kind for message in said[:4]] == ["start", "advance", "advance", "advance"]
+    assert [message.kind for message in said[1:5]] == ["start", "advance", "advance", "advance"]

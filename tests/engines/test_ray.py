@@ -1,5 +1,7 @@
 """What goes wrong on a Ray cluster, and what is said about it."""
 
+import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +10,12 @@ from typing import Any
 import pytest
 
 from tempoquant.engines import RayCluster
-from tempoquant.errors import OutputError, SettingsError, TempoQuantError, UnsupportedError
+from tempoquant.errors import SettingsError, TempoQuantError, UnsupportedError
 from tests.engines.ray_cluster import two_machines
 from tests.engines.stages import Acting, lines
 
 ray_actors = pytest.importorskip("tempoquant.engines.ray_actors")
+ray_cluster = pytest.importorskip("tempoquant.engines.ray_cluster")
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +37,97 @@ def test_where_there_is_no_cluster_the_message_says_how_to_start_one(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # or a cluster of somebody else's would be found
-    with pytest.raises(SettingsError, match=words), RayCluster("cpu", address).open(tmp_path):
-        pass
+    with RayCluster("cpu", address).open(tmp_path) as crew:
+        crew.run(Acting(tmp_path), [])  # nothing to do needs no cluster
+        with pytest.raises(SettingsError, match=words):
+            crew.run(Acting(tmp_path), [("do", "a")])
 
 
 def test_a_cluster_without_a_gpu_is_refused_for_cuda(cluster: Any, tmp_path: Path) -> None:
-    with (
-        pytest.raises(SettingsError, match="has a GPU: give --device cpu"),
-        RayCluster("cuda", cluster.address).open(tmp_path),
-    ):
-        pass
+    words = "has a GPU: give --device cpu"
+    with RayCluster("cuda", cluster.address).open(tmp_path) as crew, pytest.raises(SettingsError, match=words):
+        crew.run(Acting(tmp_path), [("do", "a")])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_machine_with_another_version_is_refused(cluster: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
-        monkeypatch.setattr(ray_actors, "version", lambda name: "99.0")
-        with pytest.raises(UnsupportedError, match=r"has tempoquant 0.*, this machine 99\.0: install the same"):
-            crew.run(Acting(tmp_path), [("do", "a")])
+class Stranger:
+    """A membership that some machine does not fulfil."""
+
+    def __init__(self, shared: Path, why: str, nodes: str | None = None) -> None:
+        self.token_file, self.token = shared / "token", ""
+        self.why, self.nodes = why, nodes
+
+    def objection(self) -> str | None:
+        import ray
+
+        return self.why if self.nodes in (None, ray.get_runtime_context().get_node_id()) else None
 
 
-def test_a_machine_that_does_not_see_the_folder_is_refused(cluster: Any, tmp_path: Path) -> None:
+def test_what_is_asked_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    member = ray_cluster.Membership.of_here(tmp_path)
+    monkeypatch.setattr(ray_cluster, "_ANSWER_S", 0.3)
+    assert f"does not see {tmp_path}: write the results (-o)" in str(member.objection())
+    member.token_file.write_text(member.token)
+    assert member.objection() is None
+    older = dataclasses.replace(member, versions={**member.versions, "torch": "1.0"})
+    assert re.fullmatch(r"has torch 2.*, and the machine that started this 1\.0: install the same\.", older.objection())
+    assert "other source files" in str(dataclasses.replace(member, source="0" * 64).objection())
+
+
+def test_a_machine_that_is_not_as_it_has_to_be_is_an_error_at_the_start(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = Stranger(tmp_path, "has torch 1.0.")
+    monkeypatch.setattr(ray_cluster.Membership, "of_here", lambda shared: stranger)
+    words = r"^\d.* has torch 1\.0\."
+    with RayCluster("cpu", cluster.address).open(tmp_path) as crew, pytest.raises(UnsupportedError, match=words):
+        crew.run(Acting(tmp_path), [("do", "a")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_joins_later_and_is_not_gets_no_work(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = cluster.add_node(num_cpus=1)
+    stranger = Stranger(tmp_path, "has torch 1.0.", joined.node_id)
+    monkeypatch.setattr(ray_cluster.Membership, "of_here", lambda shared: stranger)
+    monkeypatch.setattr(ray_actors.RayActors, "_num_places", lambda self, node: int(self.can_use(node)), raising=True)
+    monkeypatch.setattr(
+        ray_actors.RayActors, "can_use", lambda self, node: node["NodeID"] != joined.node_id or self._has_been_ready,
+        raising=False,
+    )  # fmt: skip
+    done = []
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
-        (tmp_path / ".seen-by-every-worker").unlink()
-        with pytest.raises(OutputError, match=f"does not see {tmp_path}: choose a folder that all machines"):
-            crew.run(Acting(tmp_path), [("do", "a")])
-    assert not (tmp_path / "log.txt").exists()
+        items = [("slow", str(number)) for number in range(12)]
+        crew.run(Acting(tmp_path), items, on_done=lambda item, _: done.append(item))
+        assert crew._team.failures[joined.node_id] == ray_actors.MOST_FAILURES
+    assert sorted(done) == sorted(items)
+    cluster.remove_node(joined)
+
+
+def test_a_machine_that_others_use_is_not_waited_for(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray_actors, "_START_S", 4.0)
+    monkeypatch.setattr(ray_actors, "_LOOK_S", 1.0)
+    with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
+        crew._team = crew._join()
+        first = next(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        somebody = ray_actors.NodeAffinitySchedulingStrategy(first, soft=False)
+        holder = ray.remote(Holder).options(num_cpus=1, scheduling_strategy=somebody).remote()
+        ray.get(holder.hold.remote())
+        crew.run(Acting(tmp_path), [("do", "a")])
+        ray.kill(holder)
+    assert lines(tmp_path, "begin") == ["begin do a"]
+
+
+class Holder:
+    """Somebody else's work."""
+
+    def hold(self) -> None:
+        """Be there."""
 
 
 def test_machines_that_join_later_get_work_and_workers_are_not_made_without_need(cluster: Any, tmp_path: Path) -> None:

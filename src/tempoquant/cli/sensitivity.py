@@ -55,10 +55,14 @@ def command(  # noqa: PLR0913 (one argument per option)
 
         chosen = resolve_recipe(recipe, {"format": format, "rank": rank})
         spend = budget_of(bits_per_weight, size_gib, None)
+        if cluster is not None and output is None:
+            raise typer.BadParameter(
+                "hidden states go beside it, to a folder that the cluster's machines share.", param_hint="'--output'"
+            )
         plan = BudgetPlan(resolve_model(model), chosen, spend["budget"]) if spend else None
         machine = machine_of(device, cluster)
         beside = output.absolute().parent if output is not None else None  # hidden states go where there is room
-        with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside) as folder:
+        with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside, ignore_cleanup_errors=True) as folder:
             found = measure_sensitivity(model, store, folder, chosen, lora=loras, machine=machine, progress=progress)
         if output is not None:
             write_atomically(output, found.to_json())

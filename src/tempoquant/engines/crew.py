@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tempoquant.engines.memory import free_memory
+from tempoquant.engines.memory import free_memory, selected
 from tempoquant.engines.stage import Stage
 from tempoquant.errors import TempoQuantError
 from tempoquant.progress import SILENT, Progress
@@ -75,7 +75,7 @@ class Alone(Crew):
         if not (listed := list(items)):
             return
         try:
-            with stage.open(self._device, progress) as work:
+            with selected(self._device), stage.open(self._device, progress) as work:
                 for item in listed:
                     on_done(item, work(item))
             del work  # it may refer to a model

@@ -72,7 +72,7 @@ class RayCluster:
 
     Attributes:
         device: "cuda" or "cpu".
-        address: as `ray start` printed it, or "ray://HOST:PORT"; None for the cluster that this machine belongs to.
+        address: HOST:PORT, as `ray start` printed it; None for the cluster that this machine belongs to.
 
     Raises:
         SettingsError: the device names one GPU, which only Ray can choose.
@@ -89,11 +89,11 @@ class RayCluster:
     def open(self, shared: Path) -> Iterator[Crew]:
         """See `Engine.open`. Raises UnsupportedError when Ray is not installed."""
         try:
-            from tempoquant.engines.ray_actors import connected
+            from tempoquant.engines.ray_cluster import connected
         except ImportError as error:
             raise UnsupportedError(
                 f"Ray is not usable here ({error}): pip install 'tempoquant[ray]' on every machine."
             ) from error
 
-        with connected(self.address, self.device, shared) as team:
-            yield team
+        with connected(self.address, self.device, shared) as crew:
+            yield crew

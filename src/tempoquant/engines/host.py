@@ -2,16 +2,21 @@
 
 import contextlib
 import copy
+import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from tempoquant.engines.memory import free_memory
+from tempoquant.engines.memory import free_memory, is_device_lost
 from tempoquant.engines.stage import Message, Order
-from tempoquant.errors import TempoQuantError
+from tempoquant.errors import DeviceError, TempoQuantError
+
+DEVICE_LOST = 70
+"""Exit code of a worker whose device stopped working."""
 
 
 class Host:
@@ -30,13 +35,25 @@ class Host:
         self._work: Callable[[Any], Any] | None = None
 
     def do(self, order: Order) -> None:
-        """Do an item, and send how it ended. Nothing is raised."""
+        """Do an item, and send how it ended. Nothing is raised.
+
+        A worker whose device stopped working ends its process: another one may find it working again.
+        """
+        ending = "unopened"
         try:
-            result = self._stage(order)(order.item)
+            work = self._stage(order)
+            self._say(Message("opened"))
+            ending = "error"
+            result = work(order.item)
+        except DeviceError as error:
+            _end(error)
         except (TempoQuantError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            self._say(Message("error", _portable(error)))
-        except Exception as error:  # a bug: its traceback would be lost with this process
-            self._say(Message("error", RuntimeError(f"{error}\n{traceback.format_exc()}")))
+            self._say(Message(ending, _portable(error)))
+        except Exception as error:
+            if is_device_lost(error):
+                _end(error)
+            # A bug: its traceback would be lost with this process.
+            self._say(Message(ending, RuntimeError(f"{error}\n{traceback.format_exc()}")))
         else:
             self._say(Message("done", result))
 
@@ -72,6 +89,11 @@ class _Reporting:
         self._num_tasks += 1
         self._say(Message("start", (task, description, total, done)))
         return lambda: self._say(Message("advance", task))
+
+
+def _end(error: Exception) -> NoReturn:
+    print(error, file=sys.stderr, flush=True)
+    os._exit(DEVICE_LOST)
 
 
 def _portable(error: Exception) -> Exception:

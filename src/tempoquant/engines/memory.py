@@ -1,6 +1,8 @@
-"""Memory of models that nobody needs any more."""
+"""Devices: which one is in use, whether it still works, and memory that nobody needs any more."""
 
+import contextlib
 import gc
+from collections.abc import Iterator
 
 import torch
 
@@ -12,3 +14,22 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
         if hasattr(torch.accelerator, "empty_host_cache"):  # page-locked memory; an older PyTorch keeps it for reuse
             torch.accelerator.empty_host_cache()
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether a GPU failed so that this process can do nothing more with it; want of memory is no such failure."""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        return False
+    # PyTorch gave the error a class of its own only lately.
+    has_class = type(error).__name__ == "AcceleratorError"
+    return has_class or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+
+
+@contextlib.contextmanager
+def selected(device: str) -> Iterator[None]:
+    """Within this context a GPU is the current one: libraries make streams and page-lock memory there."""
+    if torch.device(device).type == "cuda":
+        with torch.cuda.device(device):
+            yield
+    else:
+        yield

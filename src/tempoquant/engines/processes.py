@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tempoquant.engines.host import Host
+from tempoquant.engines.host import DEVICE_LOST, Host
+from tempoquant.engines.memory import selected
 from tempoquant.engines.stage import Event, Order
 from tempoquant.engines.team import Team
 
@@ -45,17 +46,23 @@ class Processes(Team):
         """See `Team.recruit`."""
         taken = {worker.device for worker in self._workers.values()}
         for index, device in enumerate(self._devices):
-            if index not in taken and len(self._workers) < num_items:
+            if index not in taken and self.is_usable(index) and len(self._workers) < num_items:
                 here, there = self._context.Pipe()
                 process = self._context.Process(target=_serve, args=(there, device, self._num_threads), daemon=True)
                 process.start()
                 there.close()  # or its end would not be heard
                 number = self.next_number()
                 self._workers[number] = _Worker(number, index, process, here)
+        if not self._workers:
+            raise self.last_failure
 
     def idle(self) -> list[int]:
         """See `Team.idle`."""
         return [worker.number for worker in self._workers.values() if not worker.busy]
+
+    def place(self, worker: int) -> int:
+        """See `Team.place`."""
+        return self._workers[worker].device
 
     def give(self, worker: int, order: Order) -> None:
         """See `Team.give`."""
@@ -69,18 +76,26 @@ class Processes(Team):
         ready = multiprocessing.connection.wait(list(by_connection), timeout_s)
         return [event for connection in ready for event in self._heard(by_connection[connection])]
 
+    def end(self, worker: int) -> None:
+        """See `Team.end`."""
+        self._end([self._workers.pop(worker)])
+
     def dismiss(self) -> None:
         """See `Team.dismiss`."""
-        for worker in self._workers.values():
+        workers, self._workers = list(self._workers.values()), {}
+        self._end(workers)
+
+    @staticmethod
+    def _end(workers: Sequence[_Worker]) -> None:
+        for worker in workers:
             worker.connection.close()  # at which an idle one ends by itself, and cleans up
             if worker.busy:
                 worker.process.terminate()
-        for worker in self._workers.values():
+        for worker in workers:
             worker.process.join(_TO_END_S)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-        self._workers = {}
 
     def _heard(self, worker: _Worker) -> list[Event]:
         found = []
@@ -88,12 +103,12 @@ class Processes(Team):
             while worker.connection.poll():
                 message = worker.connection.recv()
                 worker.busy = worker.busy and not message.ends_order
-                found.append(Event(worker.number, message.kind, message.content))
+                found.append(Event(worker.number, worker.device, message.kind, message.content))
         except (EOFError, OSError):
             worker.process.join()
             worker.connection.close()
             del self._workers[worker.number]
-            found.append(Event(worker.number, "died", _why(worker.process.exitcode)))
+            found.append(Event(worker.number, worker.device, "died", _why(worker.process.exitcode)))
         return found
 
 
@@ -103,14 +118,15 @@ def _serve(connection: Connection, device: str, num_threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
     host = Host(device, connection.send)
-    while True:
-        try:
-            order = connection.recv()
-        except EOFError:
-            host.close()
-            return
-        with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the next line of the loop will see
-            host.do(order)
+    with selected(device):
+        while True:
+            try:
+                order = connection.recv()
+            except EOFError:
+                host.close()
+                return
+            with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the loop's next line will see
+                host.do(order)
 
 
 def _end_with_parent() -> None:
@@ -127,4 +143,6 @@ def _why(exit_code: int | None) -> str:
             f"A worker process was killed (signal {-exit_code}), as happens when memory runs out: fewer devices at "
             "once need less."
         )
+    if exit_code == DEVICE_LOST:
+        return "A worker's GPU stopped working."
     return f"A worker process ended by itself (exit code {exit_code})."

@@ -1,6 +1,6 @@
 """What a worker does, and what it and its employer say to each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -35,7 +35,13 @@ class Order(NamedTuple):
 
 
 class Message(NamedTuple):
-    """From a worker. kind: start, advance, done or error; the last two end an order."""
+    """From a worker.
+
+    Attributes:
+        kind: "start" and "advance" are of progress; "opened" says that a stage is open; "unopened", "done" and "error"
+            end an order.
+        content: a task, a result or an exception.
+    """
 
     kind: str
     content: Any = None
@@ -43,13 +49,18 @@ class Message(NamedTuple):
     @property
     def ends_order(self) -> bool:
         """Whether the worker is free again."""
-        return self.kind in ("done", "error")
+        return self.kind in ("unopened", "done", "error")
 
 
 class Event(NamedTuple):
-    """What an employer hears: a worker's message, or of its death. kind: of `Message`, or "died", whose content says
-    why in words."""
+    """What an employer hears: a worker's message, or of its death.
+
+    Attributes:
+        place: as of `Team.place`.
+        kind: of `Message`, or "died", whose content says why in words.
+    """
 
     worker: int
+    place: Hashable
     kind: str
     content: Any = None

@@ -1,31 +1,43 @@
 """Workers elsewhere: items are pulled one by one, so that whoever is fast does more, and a death costs only the item in
-hand."""
+hand.
+
+What goes wrong is blamed on the item, on the place (a device, a machine), or on the work as a whole:
+
+- an item in whose course two workers died, or that failed twice for want of disk or memory, is given up;
+- a place where workers die or cannot open the stage, twice in a row, gets no more of them in this stage;
+- an error that TempoQuant raises on purpose, or a bug, would come everywhere: it ends the run.
+"""
 
 import abc
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from tempoquant.engines.crew import Crew, give_up, never, nothing
 from tempoquant.engines.stage import Event, Order, Stage
+from tempoquant.errors import TempoQuantError
 from tempoquant.progress import SILENT, Progress
 
-MOST_DEATHS = 2
-"""An item in whose course so many workers died is given up: it is the item, more likely than the workers."""
+MOST_FAILURES = 2
+"""Of an item, and in a row of a place."""
+
+MOST_LOST = 3
+"""So many items given up one after the other, and nothing done in between: it is not the items."""
 
 _POLL_S = 0.2
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Task:
-    """An item on its way."""
+    """An item on its way. avoid: where it has failed already, so that it had better go elsewhere."""
 
     item: Any
-    num_deaths: int = 0
+    num_failures: int = 0
+    avoid: Hashable = None
 
 
 class Team(Crew):
@@ -34,20 +46,34 @@ class Team(Crew):
 
     def __init__(self) -> None:
         self._num_stages = self._num_workers = 0
+        self.failures: Counter[Hashable] = Counter()
+        """In a row, by place, in this stage."""
+        self.last_failure: Exception = TempoQuantError("there is no worker.")
 
     def next_number(self) -> int:
         """Of the worker that begins now."""
         self._num_workers += 1
         return self._num_workers
 
+    def is_usable(self, place: Hashable) -> bool:
+        """Whether a worker may be started there."""
+        return self.failures[place] < MOST_FAILURES
+
     @abc.abstractmethod
     def recruit(self, num_items: int) -> None:
-        """Start workers where one is missing, as far as there are items for them. Raises TempoQuantError where none
-        can be had."""
+        """Start workers in usable places that have none, as far as there are items for them.
+
+        Raises:
+            Exception: `last_failure`, or what else says why no worker is left and none can be had.
+        """
 
     @abc.abstractmethod
     def idle(self) -> list[int]:
         """Workers that wait for an order."""
+
+    @abc.abstractmethod
+    def place(self, worker: int) -> Hashable:
+        """The device or machine that a worker has: another one there would share its fate."""
 
     @abc.abstractmethod
     def give(self, worker: int, order: Order) -> None:
@@ -58,8 +84,12 @@ class Team(Crew):
         """What was heard of workers, each one's in its order, waiting for the first event at most so long."""
 
     @abc.abstractmethod
+    def end(self, worker: int) -> None:
+        """End a worker, whatever it is doing; nothing is heard of it any more."""
+
+    @abc.abstractmethod
     def dismiss(self) -> None:
-        """End every worker, whatever it is doing. `recruit` would start new ones."""
+        """End every worker. `recruit` would start new ones."""
 
     def run(
         self,
@@ -72,54 +102,116 @@ class Team(Crew):
         on_lost: Callable[[Any, str], None] = give_up,
     ) -> None:
         """See `Crew.run`."""
+        self.failures.clear()
+        self._num_stages += 1
         try:
-            self._run(stage, deque(_Task(item) for item in items), _Watcher(progress), on_done, is_done, on_lost)
+            _Run(self, self._num_stages, stage, items, progress, on_done, is_done, on_lost).loop()
         except BaseException:
             self.dismiss()  # whoever is still at work would answer to the next stage
             raise
 
-    def _run(
+
+class _Run:
+    """One stage's items on their way through a team."""
+
+    def __init__(
         self,
+        team: Team,
+        number: int,
         stage: Stage,
-        waiting: deque[_Task],
-        watcher: "_Watcher",
+        items: Iterable[Any],
+        progress: Progress,
         on_done: Callable[[Any, Any], None],
         is_done: Callable[[Any], bool],
         on_lost: Callable[[Any, str], None],
     ) -> None:
-        in_hand: dict[int, _Task] = {}
-        told: set[int] = set()
-        self._num_stages += 1
-        while waiting or in_hand:
-            self.recruit(len(waiting) + len(in_hand))
-            for worker in self.idle():
-                if waiting:
-                    in_hand[worker] = waiting.popleft()
-                    known = worker in told
-                    self.give(worker, Order(self._num_stages, None if known else stage, in_hand[worker].item))
-                    told.add(worker)
-            for event in self.events(_POLL_S):
-                if event.kind == "done":
-                    on_done(in_hand.pop(event.worker).item, event.content)
-                elif event.kind == "error":
-                    raise event.content
-                elif event.kind == "died":
-                    watcher.forget(event.worker)
-                    task = in_hand.pop(event.worker, None)
-                    if task is not None and not is_done(task.item) and not _given_up(task, event.content, on_lost):
-                        _logger.warning("%s Another worker takes over.", event.content)
-                        waiting.appendleft(task)
-                else:
-                    watcher.pass_on(event)
+        self._team, self._number, self._stage = team, number, stage
+        self._on_done, self._is_done, self._on_lost = on_done, is_done, on_lost
+        self._waiting = deque(_Task(item) for item in items)
+        self._in_hand: dict[int, _Task] = {}
+        self._opened: set[int] = set()
+        self._num_lost = 0
+        self._watcher = _Watcher(progress)
+
+    def loop(self) -> None:
+        """Until every item is done or given up."""
+        while self._waiting or self._in_hand:
+            self._team.recruit(len(self._waiting) + len(self._in_hand))
+            self._hand_out()
+            for event in self._team.events(_POLL_S):
+                self._hear(event)
+
+    def _hand_out(self) -> None:
+        """To every idle worker the first item that has not failed in its place; such a one only where nobody is at work
+        who could take it."""
+        for is_picky in (True, False):
+            for worker in self._team.idle():
+                place = self._team.place(worker)
+                wanted = (task for task in self._waiting if not is_picky or task.avoid != place)
+                if (is_picky or not self._in_hand) and (task := next(wanted, None)) is not None:
+                    self._waiting.remove(task)
+                    self._in_hand[worker] = task
+                    stage = None if worker in self._opened else self._stage
+                    self._team.give(worker, Order(self._number, stage, task.item))
+
+    def _hear(self, event: Event) -> None:
+        if event.kind == "opened":
+            self._opened.add(event.worker)
+        elif event.kind == "done":
+            self._team.failures[event.place] = self._num_lost = 0
+            self._on_done(self._in_hand.pop(event.worker).item, event.content)
+        elif event.kind == "error":
+            self._fail(event, event.content)
+        elif event.kind == "unopened":
+            self._waiting.appendleft(self._in_hand.pop(event.worker))
+            if isinstance(event.content, TempoQuantError) and not self._opened:
+                raise event.content  # it would come everywhere; later, it is this place that differs
+            self._blame(event, event.content)
+        elif event.kind == "died":
+            self._watcher.forget(event.worker)
+            self._die(event)
+        else:
+            self._watcher.pass_on(event)
+
+    def _fail(self, event: Event, error: Exception) -> None:
+        """An item raised. For want of disk or memory, it may do better elsewhere, or later."""
+        task = self._in_hand.pop(event.worker)
+        task.num_failures += 1
+        if isinstance(error, TempoQuantError) or not _is_of_machine(error) or task.num_failures >= MOST_FAILURES:
+            raise error
+        task.avoid = event.place
+        self._waiting.appendleft(task)
+        self._blame(event, error)
+
+    def _die(self, event: Event) -> None:
+        task = self._in_hand.pop(event.worker, None)
+        self._blame(event, TempoQuantError(f"{event.content} The same command goes on from what is finished."))
+        if task is None or self._is_done(task.item):
+            return
+        task.num_failures += event.worker in self._opened  # before, it had not come to the item
+        if task.num_failures < MOST_FAILURES:
+            task.avoid = event.place
+            self._waiting.appendleft(task)
+            return
+        self._num_lost += 1
+        if self._num_lost >= MOST_LOST:
+            raise self._team.last_failure
+        self._team.failures.clear()  # it was the item
+        self._on_lost(task.item, f"{MOST_FAILURES} workers died of the same work. {event.content}")
+
+    def _blame(self, event: Event, error: Exception) -> None:
+        """A place; the last one whose fault it was says why, when none is left."""
+        self._team.failures[event.place] += 1
+        self._team.last_failure = error
+        usable = self._team.is_usable(event.place)
+        _logger.warning("%s %s", error, "Trying again." if usable else "No more work goes there in this stage.")
+        if not usable and event.kind != "died":
+            self._team.end(event.worker)
 
 
-def _given_up(task: _Task, why: str, on_lost: Callable[[Any, str], None]) -> bool:
-    """A worker died with it in hand: whether that was once too often."""
-    task.num_deaths += 1
-    if task.num_deaths < MOST_DEATHS:
-        return False
-    on_lost(task.item, f"{MOST_DEATHS} workers died of the same work. {why}")
-    return True
+def _is_of_machine(error: Exception) -> bool:
+    """Whether disk or memory is to blame."""
+    return isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 class _Watcher:

@@ -25,7 +25,7 @@ from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.vbench import VBenchSettings, check_vbench
 from tempoquant.evaluate.vbench_summary import scored_by_vbench
-from tempoquant.integrations.output_folder import fingerprint
+from tempoquant.integrations.output_folder import fingerprint, outline
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
 from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings
@@ -109,7 +109,9 @@ def evaluate(
             for number, model in enumerate(request.sides, start=1):
                 # Where workers run, relative paths may mean something else.
                 resolved = dataclasses.replace(model, folder=model.folder.resolve())
-                generate_missing(Generating(output, plan, resolved, model is request.reference), crew, progress)
+                is_reference = model is request.reference
+                generating = Generating(output, plan, resolved, is_reference, outline(resolved.folder))
+                generate_missing(generating, crew, progress)
                 measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
                 measure_missing(measuring, model, request.reference, crew, progress)
                 record = evaluation_record(folder, plan, request, selection, request.sides[:number])

@@ -182,9 +182,13 @@ class EvaluationFolder:
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         """One line in one write, on the disk when this returns."""
+        line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
         handle = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(handle, (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            before = os.fstat(handle).st_size
+            if os.write(handle, line) < len(line):
+                os.ftruncate(handle, before)  # or the next line would be glued to this one
+                raise OutputError(f"{self.path / name} cannot grow: is the disk full? Free some, and run it again.")
             os.fsync(handle)
         finally:
             os.close(handle)

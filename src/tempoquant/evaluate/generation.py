@@ -15,8 +15,8 @@ import torch
 
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.engines import Crew
-from tempoquant.engines.memory import free_memory
-from tempoquant.errors import ModelError, OutputError, TempoQuantError
+from tempoquant.engines.memory import free_memory, is_device_lost
+from tempoquant.errors import DeviceError, ModelError, OutputError, TempoQuantError
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.contents import configs_of
 from tempoquant.evaluate.environment import device_name
@@ -27,6 +27,7 @@ from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
 from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
+from tempoquant.integrations.output_folder import outline
 from tempoquant.integrations.quiet import quiet_workers
 from tempoquant.integrations.sampling import first_frame, generate_video
 from tempoquant.integrations.schedule import load_scheduler
@@ -38,6 +39,8 @@ NUM_MAPPED = 2
 
 MAPS = "maps"
 """The item of `Generating` that is no take."""
+
+NO_MAPS = "there are no layer maps of %s yet, the next run tries again: %s"
 
 _STEPS = "generating"
 
@@ -73,25 +76,31 @@ class LoadedOnDemand:
 class Generating:
     """The stage in which one model makes its videos, and its layer maps.
 
-    Items are takes with their benchmark items, or MAPS. The result of a take is its manifest line, of MAPS None.
+    Items are takes with their benchmark items, or MAPS. The result of a take is its manifest line, of MAPS None, or why
+    there are none.
 
     Attributes:
         path: of the evaluation folder.
         is_reference: whether transformer calls of its first takes are kept for the other models' maps.
+        outline: of the model's folder as the driver sees it.
     """
 
     path: Path
     plan: Plan
     model: Model
     is_reference: bool
+    outline: str
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
-        """See `Stage.open`. The pipeline is loaded at the first item."""
+        """See `Stage.open`. Raises ModelError for a copy of the model that differs from the driver's."""
         quiet_workers()
+        if outline(self.model.folder) != self.outline:
+            raise ModelError(f"{self.model.folder} is not on every machine what it is on the one that started this.")
         pipeline = LoadedOnDemand(self.model, self.plan, device, progress)
         worker = _Generator(self, EvaluationFolder(self.path), device, pipeline, progress)
         try:
+            pipeline()  # where that fails it is not an item's fault
             yield lambda item: worker.map_layers() if item == MAPS else worker.take(*item)
         finally:
             pipeline.release()
@@ -101,7 +110,7 @@ class Generating:
         """Ids and seeds. None of a quantized reference: maps show how far a linear is from the one in 16 bits."""
         if not self.is_reference or configs_of(self.model.folder):
             return set()
-        return {(take.id, take.seed) for _, take in self.plan.takes(self.model.label)[:NUM_MAPPED]}
+        return {(item.id, self.plan.seeds[0]) for item in self.plan.items[:NUM_MAPPED]}
 
     @property
     def calls_files(self) -> list[Path]:
@@ -134,16 +143,19 @@ def generate_missing(stage: Generating, crew: Crew, progress: Progress) -> None:
     if stage.lacks_maps:
         items.append(MAPS)
 
-    def note(item: Any, line: Mapping[str, Any] | None) -> None:
-        if line is not None:
+    def note(item: Any, line: Any) -> None:
+        if item == MAPS and line is not None:
+            _logger.warning(NO_MAPS, label, line)
+        elif item != MAPS:
             folder.note(line)
             if why := line.get("failed"):
                 _logger.warning("%s, %s, seed %d failed: %s", label, line["id"], line["seed"], why)
 
     def lose(item: Any, why: str) -> None:
         if item == MAPS:
-            raise ModelError(f"the layer maps of {label} could not be made. {why}")
-        note(item, failed_line(item[1], why))
+            _logger.warning(NO_MAPS, label, why)
+        else:
+            note(item, failed_line(item[1], why))
 
     crew.run(
         stage, items, progress=together, on_done=note, on_lost=lose,
@@ -178,20 +190,22 @@ class _Generator:
         except OutputError:
             raise
         except Exception as error:
-            line = failed_line(
-                take, str(error) if isinstance(error, TempoQuantError) else f"{type(error).__name__}: {error}"
-            )
+            line = failed_line(take, _why(error))
             free_memory()
         steps_done.complete(num_steps)
         return line
 
-    def map_layers(self) -> None:
-        """Make the layer maps from the reference's calls."""
-        calls = [call for file in self._stage.calls_files for call in read_calls(file)]
+    def map_layers(self) -> str | None:
+        """Make the layer maps from the reference's calls; why they cannot be made. The videos do not depend on them."""
         plan, place = self._stage.plan, self._folder.maps(self._stage.model.label)
-        maps = layer_maps(self._pipeline(), plan.reference, calls, plan.bins, self._progress)
+        try:
+            calls = [call for file in self._stage.calls_files for call in read_calls(file)]
+            maps = layer_maps(self._pipeline(), plan.reference, calls, plan.bins, self._progress)
+        except Exception as error:
+            return _why(error)
         place.parent.mkdir(exist_ok=True)
         write_text(place, json.dumps(maps, allow_nan=False))
+        return None
 
     def _where(self) -> dict[str, Any]:
         """Which device makes a video, and by which path it multiplies each format."""
@@ -242,6 +256,16 @@ def _generate(
     if calls:
         write_calls(folder.calls(take.id, take.seed), calls)
     return folder.finish(take, latents, {**costs.record(), **where})
+
+
+def _why(error: Exception) -> str:
+    """In words. Raises DeviceError where whatever comes next on this device would fail too."""
+    if isinstance(error, TempoQuantError):
+        return str(error)
+    why = f"{type(error).__name__}: {error}"
+    if is_device_lost(error):
+        raise DeviceError(f"the GPU stopped working ({why}). The same command goes on from there.") from error
+    return why
 
 
 class _Counter:

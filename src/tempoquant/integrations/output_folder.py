@@ -89,6 +89,17 @@ def fingerprint(folder: Path, progress: Progress = SILENT) -> str:
     return digest.hexdigest()
 
 
+def outline(folder: Path) -> str:
+    """SHA-256 over names and sizes of the files of a pipeline's components, and over its .json: reads no weights."""
+    digest = hashlib.sha256()
+    for name in sorted(components_of(folder)):
+        for file in sorted((folder / name).rglob("*")):
+            if file.is_file() and not file.name.startswith("."):
+                content = sha256_of(file) if file.suffix == ".json" else ""
+                digest.update(f"{file.relative_to(folder).as_posix()}:{file.stat().st_size}:{content}\n".encode())
+    return digest.hexdigest()
+
+
 def _content_hash(file: Path) -> str:
     """SHA-256 of a file. The hub's cache names large files by theirs, which saves reading them."""
     target = file.resolve()

@@ -27,7 +27,8 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
 FINISHED_BLOCKS = "Blocks finished"
-_DYING_S = 30.0
+_DYING_S = 120.0
+"""A worker that was killed ends soon; the lock of a machine that is gone lasts as long as its lease (NFS: 90 s)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def quantize_component(
     """
     try:
         owned = FileLock(job.work / f"{job.expert.value}.lock", timeout=_DYING_S).acquire()
-    except Timeout as error:  # the worker of a run that was killed: it ends by itself, soon
+    except Timeout as error:
         raise OutputError(f"another process is still quantizing {job.expert.value} in {job.work}: stop it.") from error
     with owned:
         if job.target.is_dir():

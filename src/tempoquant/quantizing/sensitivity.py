@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert
 
 SENSITIVITY_NAME = "sensitivity.json"
+_FOLDER = ".sensitivity"
 
 
 def measure_sensitivity(
@@ -95,6 +97,8 @@ def sensitivity_in(run: Run, store: Path, work: Path, machine: Machine, crew: Cr
 
 def sensitivity_of(run: Run, store: Path, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Sensitivity:
     """Measure both experts, each on the device of the worker that takes it."""
+    for left in work.glob(f"*{_FOLDER}"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     files = {expert: lora.file for expert, lora in run.loras.items()}
     stage = MeasuringSensitivity(run.source, run.recipe, files, store, work, machine.num_tokens_at_once)
     found: dict[Expert, list[LinearsSensitivity]] = {}
@@ -128,12 +132,12 @@ class MeasuringSensitivity:
         yield lambda expert: self._measure(expert, device, progress)
 
     def _measure(self, expert: Expert, device: str, progress: Progress) -> list[LinearsSensitivity]:
-        folder = self.work / f"{expert.value}.sensitivity"
+        # Of a name of its own: a machine that was cut off may still be at work beside the one that took over.
+        folder = self.work / f"{expert.value}.{uuid.uuid4().hex[:8]}{_FOLDER}"
         lora = None if expert not in self.loras else Lora.load(self.loras[expert])
         model = WanExpert(ExpertWeights(self.source, expert, compute_dtype(device), device, lora))
         samples = spread_out(SampleStore.open(self.store).samples(expert), self.recipe)
         try:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
             folder.mkdir(parents=True)
             return measure_expert(
                 model, samples, self.recipe, HiddenStates(folder / "states"), HiddenStates(folder / "gradients"),
