@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from tempoquant.errors import CalibrationError, ModelError, OutputError, SettingsError
+from tempoquant.errors import CalibrationError, DeviceError, ModelError, OutputError, SettingsError
 from tempoquant.evaluate import generation
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Item, Overlap
 from tempoquant.evaluate.benchmark_sets.opens2v import load_opens2v
@@ -189,6 +189,31 @@ def test_a_model_that_makes_no_video_at_all_is_an_error(request_of, tmp_path, mo
     with pytest.raises(ModelError, match=r"16-bit made no video.*ZeroDivisionError"):
         evaluate(request_of(limit=1), tmp_path / "out", CPU)
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["items"][0]["failed"]
+
+
+def test_maps_that_cannot_be_made_stop_nothing_and_are_made_by_the_next_run(request_of, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "layer_maps", lambda *_: 1 / 0)
+        record = evaluate(request_of(limit=1), tmp_path / "out", CPU)
+    assert record["models"][1]["maps"] is None and record["items"][0]["metrics"]["rtn"]
+    monkeypatch.setattr(generation, "generate_video", lambda *_, **__: pytest.fail("a video was generated again"))
+    assert evaluate(request_of(limit=1), tmp_path / "out", CPU)["models"][1]["maps"]
+
+
+def test_a_gpu_that_stops_working_fails_no_item(request_of, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(generation, "generate_video", broken)
+    with pytest.raises(DeviceError, match=r"the GPU stopped working \(RuntimeError: CUDA error"):
+        evaluate(request_of(limit=1), tmp_path / "out", CPU)
+    assert not (tmp_path / "out" / "manifest.jsonl").exists()
+
+
+def test_a_copy_of_the_model_that_differs_is_refused_where_it_is(request_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "outline", lambda folder: "another")
+    with pytest.raises(ModelError, match="is not on every machine what it is"):
+        evaluate(request_of(limit=1), tmp_path / "out", CPU)
 
 
 def test_a_model_that_was_calibrated_on_an_item_is_refused_before_any_work(rounded, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -140,3 +141,17 @@ def test_any_id_makes_a_safe_name_of_its_own(text):
 
 def test_settings_are_plain_json(folder):
     assert json.loads((folder.path / "settings.json").read_text()) == IDENTITY
+
+
+def test_a_line_that_finds_no_room_leaves_no_half_of_itself(folder, monkeypatch):
+    finish(folder)
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda handle, content: write(handle, content[:10]))
+        with pytest.raises(OutputError, match="is the disk full"):
+            folder.measure(TAKE, {"psnr_db": 30.0})
+        with pytest.raises(OutputError, match="is the disk full"):
+            folder.note({**TAKE._asdict(), "failed": "x"})
+    folder.measure(TAKE, {"psnr_db": 31.0})
+    assert folder.measured() == {TAKE: {"psnr_db": 31.0}}
+    assert set(folder.takes()) == {TAKE}

@@ -81,6 +81,7 @@ class EvaluationFolder:
                 self._settle(identity)
                 self._tidy()
                 yield
+                self._tidy()  # workers may have been killed
         except Timeout:
             raise OutputError(
                 f"another evaluation is writing to {self.path}: wait for it, or choose another."
