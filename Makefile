@@ -16,8 +16,8 @@ help:  ## Show this list.
 demo: .venv/.installed  ## Quantize the bundled model, run it beside the original, and write what you should look at.
 	$(BIN)/tempoquant demo
 
-test: .venv/.installed-test  ## Run the tests.
-	$(BIN)/python -m pytest
+test: .venv/.installed-test  ## Run the tests, in two processes of one thread each: ten minutes on two cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 browser:  ## Install Debian's Chromium, which the tests of the report need (root or sudo); without it they are skipped.
 	.ci/install-chromium
