@@ -11,7 +11,7 @@ from tempoquant.evaluate.benchmark_sets import load_benchmark
 from tempoquant.evaluate.evaluation import Request, evaluate
 from tempoquant.evaluate.evaluation_folder import read_latents
 from tempoquant.evaluate.files import read_lossless
-from tempoquant.evaluate.generation import LoadedOnDemand
+from tempoquant.evaluate.generation import loaded_model
 from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.integrations.memory_modes import load_in_mode, set_memory_mode
@@ -81,10 +81,8 @@ def test_the_record_and_the_identity_name_the_mode(evaluated):
 @pytest.mark.parametrize("mode", MEMORY_MODES)
 def test_a_released_model_has_no_mode_and_no_hook_left(mode):
     plan = Plan.of(TINY, (), (0,), STEPS, "cpu", mode)
-    model = LoadedOnDemand(Model("16-bit", TINY), plan, "cpu", SILENT)
-    pipeline = model()
-    assert pipeline._tempoquant_memory_mode.mode == mode
-    model.release()
+    with loaded_model(Model("16-bit", TINY), plan, "cpu", SILENT) as pipeline:
+        assert pipeline._tempoquant_memory_mode.mode == mode
     assert hooked(pipeline) == []
     assert pipeline._tempoquant_memory_mode is None
 

@@ -47,29 +47,21 @@ _STEPS = "generating"
 _logger = logging.getLogger(__name__)
 
 
-class LoadedOnDemand:
-    """A model's pipeline, loaded when it is first asked for: in the plan's memory mode, prepared, and with the
-    reference's scheduler."""
+@contextlib.contextmanager
+def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> Iterator[Any]:
+    """A model's pipeline within this context: in the plan's memory mode, prepared, and with the reference's scheduler.
 
-    def __init__(self, model: Model, plan: Plan, device: str, progress: Progress) -> None:
-        self._model, self._plan, self._device, self._progress = model, plan, device, progress
-        self._pipeline: Any = None
-
-    def __call__(self) -> Any:
-        """The pipeline. Raises ModelError and CheckpointError as loading does."""
-        if self._pipeline is None:
-            on_loaded = self._progress.start(f"{self._model.label}: loading", 1)
-            pipeline = load_in_mode(self._model.folder, self._plan.memory, self._device)
-            pipeline.scheduler = load_scheduler(self._plan.reference, self._plan.settings.flow_shift)
-            self._model.prepare(pipeline)
-            self._pipeline = pipeline
-            on_loaded()
-        return self._pipeline
-
-    def release(self) -> None:
-        """Let go of it."""
-        remove_memory_mode(self._pipeline)
-        self._pipeline = None
+    Raises ModelError and CheckpointError as loading does.
+    """
+    on_loaded = progress.start(f"{model.label}: loading", 1)
+    pipeline = load_in_mode(model.folder, plan.memory, device)
+    try:
+        pipeline.scheduler = load_scheduler(plan.reference, plan.settings.flow_shift)
+        model.prepare(pipeline)
+        on_loaded()
+        yield pipeline
+    finally:
+        remove_memory_mode(pipeline)
 
 
 @dataclass(frozen=True)
@@ -93,17 +85,17 @@ class Generating:
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
-        """See `Stage.open`. Raises ModelError for a copy of the model that differs from the driver's."""
+        """See `Stage.open`. The model is loaded here: where that fails it is not an item's fault.
+
+        Raises:
+            ModelError: this machine's copy of the model differs from the driver's.
+        """
         quiet_workers()
         if outline(self.model.folder) != self.outline:
             raise ModelError(f"{self.model.folder} is not on every machine what it is on the one that started this.")
-        pipeline = LoadedOnDemand(self.model, self.plan, device, progress)
-        worker = _Generator(self, EvaluationFolder(self.path), device, pipeline, progress)
-        try:
-            pipeline()  # where that fails it is not an item's fault
+        with loaded_model(self.model, self.plan, device, progress) as pipeline:
+            worker = _Generator(self, device, pipeline, progress)
             yield lambda item: worker.map_layers() if item == MAPS else worker.take(*item)
-        finally:
-            pipeline.release()
 
     @property
     def keeps_calls_of(self) -> set[tuple[str, int]]:
@@ -171,21 +163,19 @@ def failed_line(take: Take, why: str) -> dict[str, Any]:
 class _Generator:
     """Does the items of `Generating` on one device."""
 
-    def __init__(
-        self, stage: Generating, folder: EvaluationFolder, device: str, pipeline: LoadedOnDemand, progress: Progress
-    ) -> None:
-        self._stage, self._folder, self._device = stage, folder, device
+    def __init__(self, stage: Generating, device: str, pipeline: Any, progress: Progress) -> None:
+        self._stage, self._folder, self._device = stage, EvaluationFolder(stage.path), device
         self._pipeline, self._progress = pipeline, progress
         self._keeps_calls_of = stage.keeps_calls_of
 
     def take(self, item: Item, take: Take) -> dict[str, Any]:
         """Generate one video; its manifest line, which says so if it failed."""
-        pipeline, num_steps = self._pipeline(), self._stage.plan.settings.num_steps
+        num_steps = self._stage.plan.settings.num_steps
         steps_done = _Counter(self._progress.start(f"{take.label}: {_STEPS}", num_steps))
         try:
             line = _generate(
-                self._folder, self._stage.plan, item, take, pipeline, (take.id, take.seed) in self._keeps_calls_of,
-                self._where(), steps_done,
+                self._folder, self._stage.plan, item, take, self._pipeline,
+                (take.id, take.seed) in self._keeps_calls_of, self._where(), steps_done,
             )  # fmt: skip
         except OutputError:
             raise
@@ -200,7 +190,7 @@ class _Generator:
         plan, place = self._stage.plan, self._folder.maps(self._stage.model.label)
         try:
             calls = [call for file in self._stage.calls_files for call in read_calls(file)]
-            maps = layer_maps(self._pipeline(), plan.reference, calls, plan.bins, self._progress)
+            maps = layer_maps(self._pipeline, plan.reference, calls, plan.bins, self._progress)
         except Exception as error:
             return _why(error)
         place.parent.mkdir(exist_ok=True)
