@@ -1,7 +1,8 @@
 """Workers as their employer sees them, and the simplest kind: this very process."""
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tempoquant.engines.memory import free_memory, selected
@@ -24,10 +25,21 @@ def give_up(_item: Any, why: str) -> None:
     raise TempoQuantError(f"{why} The same command goes on from what is finished.")
 
 
+@dataclass(frozen=True)
+class Job:
+    """A stage's items, at least one, and what is to happen with them. Attributes as the arguments of `Crew.run`."""
+
+    stage: Stage
+    items: Sequence[Any]
+    progress: Progress
+    on_done: Callable[[Any, Any], None]
+    is_done: Callable[[Any], bool]
+    on_lost: Callable[[Any, str], None]
+
+
 class Crew(abc.ABC):
     """One worker or several, each taking one item at a time."""
 
-    @abc.abstractmethod
     def run(
         self,
         stage: Stage,
@@ -53,6 +65,12 @@ class Crew(abc.ABC):
             Exception: what an item raised. Other items in hand are abandoned: items must survive being killed.
             TempoQuantError: no worker can be had.
         """
+        if listed := list(items):
+            self.work_off(Job(stage, listed, progress, on_done, is_done, on_lost))
+
+    @abc.abstractmethod
+    def work_off(self, job: Job) -> None:
+        """Do a job, as `run` promises."""
 
 
 class Alone(Crew):
@@ -61,23 +79,12 @@ class Alone(Crew):
     def __init__(self, device: str) -> None:
         self._device = device
 
-    def run(
-        self,
-        stage: Stage,
-        items: Iterable[Any],
-        *,
-        progress: Progress = SILENT,
-        on_done: Callable[[Any, Any], None] = nothing,
-        is_done: Callable[[Any], bool] = never,
-        on_lost: Callable[[Any, str], None] = give_up,
-    ) -> None:
-        """See `Crew.run`."""
-        if not (listed := list(items)):
-            return
+    def work_off(self, job: Job) -> None:
+        """See `Crew.work_off`."""
         try:
-            with selected(self._device), stage.open(self._device, progress) as work:
-                for item in listed:
-                    on_done(item, work(item))
+            with selected(self._device), job.stage.open(self._device, job.progress) as work:
+                for item in job.items:
+                    job.on_done(item, work(item))
             del work  # it may refer to a model
         finally:
             free_memory()

@@ -6,16 +6,15 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from tempoquant.engines.crew import Crew
+from tempoquant.engines.crew import Crew, Job
 from tempoquant.errors import SettingsError
 
 _ANSWER_S = 10.0
@@ -84,12 +83,11 @@ class Connected(Crew):
         self._address, self._device, self._shared, self._undo = address, device, shared.resolve(), undo
         self._team: Crew | None = None
 
-    def run(self, stage: Any, items: Iterable[Any], **how: Any) -> None:
-        """See `Crew.run`."""
-        if listed := list(items):
-            if self._team is None:
-                self._team = self._join()
-            self._team.run(stage, listed, **how)
+    def work_off(self, job: Job) -> None:
+        """See `Crew.work_off`."""
+        if self._team is None:
+            self._team = self._join()
+        self._team.work_off(job)
 
     def _join(self) -> Crew:
         from tempoquant.engines.ray_actors import RayActors

@@ -11,14 +11,14 @@ What goes wrong is blamed on the item, on the place (a device, a machine), or on
 import abc
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from tempoquant.engines.crew import Crew, give_up, never, nothing
-from tempoquant.engines.stage import Event, Order, Stage
+from tempoquant.engines.crew import Crew, Job
+from tempoquant.engines.stage import Event, Order
 from tempoquant.errors import TempoQuantError
-from tempoquant.progress import SILENT, Progress
+from tempoquant.progress import Progress
 
 MOST_FAILURES = 2
 """Of an item, and in a row of a place."""
@@ -42,7 +42,7 @@ class _Task:
 
 class Team(Crew):
     """Workers that have numbers, which no two of them ever share. What a kind of them has to know is in the abstract
-    methods; `run` is the same for all."""
+    methods; what is done with them is the same for all."""
 
     def __init__(self) -> None:
         self._num_stages = self._num_workers = 0
@@ -91,47 +91,27 @@ class Team(Crew):
     def dismiss(self) -> None:
         """End every worker. `recruit` would start new ones."""
 
-    def run(
-        self,
-        stage: Stage,
-        items: Iterable[Any],
-        *,
-        progress: Progress = SILENT,
-        on_done: Callable[[Any, Any], None] = nothing,
-        is_done: Callable[[Any], bool] = never,
-        on_lost: Callable[[Any, str], None] = give_up,
-    ) -> None:
-        """See `Crew.run`."""
+    def work_off(self, job: Job) -> None:
+        """See `Crew.work_off`."""
         self.failures.clear()
         self._num_stages += 1
         try:
-            _Run(self, self._num_stages, stage, items, progress, on_done, is_done, on_lost).loop()
+            _Run(self, self._num_stages, job).loop()
         except BaseException:
             self.dismiss()  # whoever is still at work would answer to the next stage
             raise
 
 
 class _Run:
-    """One stage's items on their way through a team."""
+    """A job on its way through a team."""
 
-    def __init__(
-        self,
-        team: Team,
-        number: int,
-        stage: Stage,
-        items: Iterable[Any],
-        progress: Progress,
-        on_done: Callable[[Any, Any], None],
-        is_done: Callable[[Any], bool],
-        on_lost: Callable[[Any, str], None],
-    ) -> None:
-        self._team, self._number, self._stage = team, number, stage
-        self._on_done, self._is_done, self._on_lost = on_done, is_done, on_lost
-        self._waiting = deque(_Task(item) for item in items)
+    def __init__(self, team: Team, number: int, job: Job) -> None:
+        self._team, self._number, self._job = team, number, job
+        self._waiting = deque(_Task(item) for item in job.items)
         self._in_hand: dict[int, _Task] = {}
         self._opened: set[int] = set()
         self._num_lost = 0
-        self._watcher = _Watcher(progress)
+        self._watcher = _Watcher(job.progress)
 
     def loop(self) -> None:
         """Until every item is done or given up."""
@@ -151,7 +131,7 @@ class _Run:
                 if (is_picky or not self._in_hand) and (task := next(wanted, None)) is not None:
                     self._waiting.remove(task)
                     self._in_hand[worker] = task
-                    stage = None if worker in self._opened else self._stage
+                    stage = None if worker in self._opened else self._job.stage
                     self._team.give(worker, Order(self._number, stage, task.item))
 
     def _hear(self, event: Event) -> None:
@@ -159,7 +139,7 @@ class _Run:
             self._opened.add(event.worker)
         elif event.kind == "done":
             self._team.failures[event.place] = self._num_lost = 0
-            self._on_done(self._in_hand.pop(event.worker).item, event.content)
+            self._job.on_done(self._in_hand.pop(event.worker).item, event.content)
         elif event.kind == "error":
             self._fail(event, event.content)
         elif event.kind == "unopened":
@@ -186,7 +166,7 @@ class _Run:
     def _die(self, event: Event) -> None:
         task = self._in_hand.pop(event.worker, None)
         self._blame(event, TempoQuantError(f"{event.content} The same command goes on from what is finished."))
-        if task is None or self._is_done(task.item):
+        if task is None or self._job.is_done(task.item):
             return
         task.num_failures += event.worker in self._opened  # before, it had not come to the item
         if task.num_failures < MOST_FAILURES:
@@ -197,7 +177,7 @@ class _Run:
         if self._num_lost >= MOST_LOST:
             raise self._team.last_failure
         self._team.failures.clear()  # it was the item
-        self._on_lost(task.item, f"{MOST_FAILURES} workers died of the same work. {event.content}")
+        self._job.on_lost(task.item, f"{MOST_FAILURES} workers died of the same work. {event.content}")
 
     def _blame(self, event: Event, error: Exception) -> None:
         """A place; the last one whose fault it was says why, when none is left."""
