@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tempoquant
+from benchmarks.json_line import publish
 from benchmarks.scale import commit_name, describe_machine
 
 COLUMNS = {
@@ -130,10 +131,7 @@ def main() -> None:
     print_table(rows, f"{arguments.model}, {items} held-out items, seeds {arguments.seeds}; 95 % bootstrap intervals")
     record = {"benchmark": "acceptance", "version": tempoquant.__version__, "commit": commit_name(),
               "machine": describe_machine("cpu"), "commands": taken, "num_items": items, "rows": rows}  # fmt: skip
-    print(json.dumps(record))
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+    publish(record, arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ printed: operations, bytes, and the least times at the rates of an H100's datash
 """
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from rich.console import Console
 
 import tempoquant
+from benchmarks.json_line import publish
 from benchmarks.kernels_roofline import H100_SXM, Rates
 from benchmarks.kernels_tables import block_table, measured_table, roofline_table
 from benchmarks.registry import BLOCK_LINEARS, VIDEO_TOKENS, Shape, inputs_of_block, shapes_of_block
@@ -107,11 +107,7 @@ def main() -> int:
         return 0
     with torch.no_grad():
         record = describe() | measure(arguments.tokens, torch.device("cuda"), arguments.graph, console)
-    line = json.dumps(record)
-    print(line)
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+    publish(record, arguments.json)
     return 1 if has_wrong_rows(record) else 0
 
 

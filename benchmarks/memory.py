@@ -11,7 +11,6 @@ the GPU in "resident", which takes 80 GB; 128 GiB of RAM hold all modes. Without
 
 import argparse
 import gc
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tempoquant
+from benchmarks.json_line import publish
 from benchmarks.memory_model import TEXT, entering_phases, random_pipeline
 from benchmarks.scale import commit_name, describe_machine
 from tempoquant.cli.memory_table import memory_record, memory_tables
@@ -159,10 +159,7 @@ def main() -> None:
         for part in memory_tables(plan, None):
             Console(width=140).print(part)
         print("There is no GPU here: nothing was measured.")
-    print(json.dumps(record))
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+    publish(record, arguments.json)
 
 
 if __name__ == "__main__":

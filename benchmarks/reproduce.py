@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tempoquant
+from benchmarks.json_line import publish
 from benchmarks.reproduce_items import write_calibration
 from benchmarks.reproduce_plan import PUBLISHED_MODEL, Chain, protocol_of
 from benchmarks.reproduce_run import fail, find_program, run_all, text_of
@@ -42,10 +43,7 @@ def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
         "environment": evaluation["environment"], "excluded": evaluation["benchmark"]["excluded_overlap"],
         "num_items": num_items, "commands": [text_of(command) for command in chain.commands()], "rows": rows,
     }  # fmt: skip
-    print(json.dumps(record))
-    if json_file is not None:
-        with json_file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+    publish(record, json_file)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

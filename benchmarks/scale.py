@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tempoquant
+from benchmarks.json_line import publish
 from benchmarks.scale_model import CONFIG, write_expert, write_samples
 from tempoquant.cli.progress import duration_text
 from tempoquant.integrations.estimate import measure_gemm_rate
@@ -171,10 +172,7 @@ def main() -> None:
               "recipe": arguments.recipe, "device": arguments.device, "machine": machine, "rows": rows,
               "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
     print_table(rows, machine)
-    print(json.dumps(record))
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+    publish(record, arguments.json)
 
 
 if __name__ == "__main__":

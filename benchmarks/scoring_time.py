@@ -9,7 +9,6 @@ ffmpeg, so it says how many cores a machine needs and not how long one waits.
 """
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 import tempoquant
+from benchmarks.json_line import publish
 from benchmarks.scale import commit_name, describe_machine
 from tempoquant.cli.options import parse_size
 from tempoquant.evaluate.files import read_lossless, write_lossless, write_mp4
@@ -87,10 +87,7 @@ def main() -> None:
     record = {"benchmark": "scoring_time", "version": tempoquant.__version__, "commit": commit_name(),
               "machine": describe_machine("cpu"), "row": row}  # fmt: skip
     print(f"Processor seconds a video: {row['write_s']:.1f} to write, {row['score_s']:.1f} to measure.")
-    print(json.dumps(record))
-    if arguments.json is not None:
-        with arguments.json.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+    publish(record, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the exit status is 1; what H.264 adds is measured, since VBench scores a model's
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+import tempoquant
+from benchmarks.json_line import publish
+from benchmarks.scale import commit_name, describe_machine
 from tempoquant.cli.progress import RichProgress
 from tempoquant.evaluate.files import write_lossless, write_mp4
 from tempoquant.evaluate.vbench import VBench, VBenchSettings, check_vbench
@@ -98,7 +100,9 @@ def main() -> None:
         print(f"{row.clip:<24}{row.ours:>14.6f}{apart:>+16.1e}{row.h264:>16.6f}{gap:>+16.6f}")
     worst = max(abs(row.lossless - row.ours) for row in rows)
     print(f"largest difference on the same frames: {worst:.1e} (allowed: {TOLERANCE:.0e})")
-    print(json.dumps({"benchmark": "vbench_flickering", "results": [row._asdict() for row in rows]}))
+    publish({"benchmark": "vbench_flickering", "version": tempoquant.__version__, "commit": commit_name(),
+             "vbench": vbench.versions, "machine": describe_machine("cpu"),
+             "results": [row._asdict() for row in rows]})  # fmt: skip
     sys.exit(0 if worst <= TOLERANCE else 1)
 
 
