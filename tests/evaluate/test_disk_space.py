@@ -72,10 +72,8 @@ def test_what_is_there_is_not_counted_again(evaluated, tmp_path):
     second_seed = missing(evaluated, seeds=(0, 1))
     calls_and_images = nothing + second_seed - everything
     assert 0 < second_seed < nothing < everything
-    # Of the first item's two seeds, which are the takes whose calls are kept, one has them; all images are there.
-    assert calls_and_images == pytest.approx(
-        len(LABELS) * disk_space._MODEL_BYTES + disk_space._calls_bytes(plan_of()), abs=1
-    )
+    # Calls are kept of the first seed alone, which has them; all images are there.
+    assert calls_and_images == pytest.approx(len(LABELS) * disk_space._MODEL_BYTES, abs=1)
 
 
 @pytest.mark.parametrize("size", [(16, 16, 1), (32, 48, 5), (16, 16, 81), (240, 416, 9)])
@@ -118,3 +116,10 @@ def test_a_finished_evaluation_needs_no_room(request_of, evaluated, monkeypatch)
 
 def test_large_numbers_are_in_gib():
     assert (disk_space._size(3 * 2**29), disk_space._size(2**20)) == ("1.5 GiB", "1.0 MiB")
+
+
+def test_calls_are_kept_of_two_items_however_many_seeds_there_are():
+    first, second, *_ = ITEMS
+    for seeds in ((0,), (5, 6, 7)):
+        assert plan_of(seeds=seeds).mapped_takes == {(first.id, seeds[0]), (second.id, seeds[0])}
+    assert plan_of(items=[first], seeds=(5, 6, 7)).mapped_takes == {(first.id, 5)}

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tempoquant.cli.tables import metrics_table
 from tempoquant.cli.vbench_table import vbench_text
 from tempoquant.evaluate.evaluation_folder import EVALUATION
 from tempoquant.evaluate.measures import METRICS
@@ -59,19 +60,12 @@ def _median(found: Mapping[str, Any] | None, digits: int, unit: str = "") -> str
 def _metrics_table(record: Mapping[str, Any]) -> Table:
     """A row for each model's metric."""
     count = f"{record['benchmark']['num_items']} items × {len(record['settings']['seeds'])} seeds"
-    table = Table(title=f"{record['benchmark']['name']}, {count}; 95 % bootstrap intervals", title_justify="left")
-    for column in ("metric", "model", "mean, or difference"):
-        table.add_column(column)
     order = list(METRICS)
     names = dict.fromkeys(row["metric"] for row in record["summary"])
-    for name in sorted(names, key=lambda name: order.index(name.partition(" ")[0])):
-        title = metric_of(name).words
-        for row in record["summary"]:
-            if row["metric"] == name:
-                table.add_row(title, row["label"], row["words"])
-                title = ""
-        table.add_section()
-    return table
+    in_order = sorted(names, key=lambda name: order.index(name.partition(" ")[0]))
+    words = {name: metric_of(name).words for name in in_order}
+    title = f"{record['benchmark']['name']}, {count}; 95 % bootstrap intervals"
+    return metrics_table(title, words, record["summary"])
 
 
 def _pairs_table(rows: list[dict[str, Any]]) -> Table:

@@ -1,5 +1,8 @@
 """Tables for people: what `compare` and `demo` measured, what `inspect` found."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from rich.table import Table
 
 from tempoquant.evaluate.contents import Contents, ExpertContents
@@ -121,3 +124,21 @@ def _text(summary: Summary | None, digits: int = 1) -> str:
 def _share(summary: Summary | None) -> str:
     """A share of videos as a count, such as "5 of 6"."""
     return NOT_MEASURED if summary is None else f"{round(summary.mean * summary.num_values)} of {summary.num_values}"
+
+
+def metrics_table(title: str, words: Mapping[str, str], summary: Iterable[Mapping[str, Any]]) -> Table:
+    """A section for each metric, a row in it for each model.
+
+    Args:
+        words: what each metric is called, by its name, in the order of the table.
+        summary: rows of evaluation.json's `summary`.
+    """
+    table = Table(title=title, title_justify="left")
+    for column in ("metric", "model", "mean, or difference"):
+        table.add_column(column)
+    for name, heading in words.items():
+        of_metric = [row for row in summary if row["metric"] == name]
+        for number, row in enumerate(of_metric):
+            table.add_row("" if number else heading, row["label"], row["words"])
+        table.add_section()
+    return table

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from tempoquant.cli.tables import metrics_table
 from tempoquant.evaluate.vbench_scores import LOG
 from tempoquant.evaluate.vbench_summary import METRICS
 
@@ -24,18 +24,9 @@ def vbench_text(found: Mapping[str, Any], output: Path) -> Iterator[RenderableTy
         found: the key `vbench` of evaluation.json.
         output: the evaluation's folder.
     """
-    table = Table(title=f"VBench {found['version']}; 95 % bootstrap intervals", title_justify="left")
-    for column in ("metric", "model", "mean, or difference"):
-        table.add_column(column)
-    names = [name for name in METRICS if any(row["metric"] == name for row in found["summary"])]
-    for name in names:
-        title = METRICS[name].words
-        for row in found["summary"]:
-            if row["metric"] == name:
-                table.add_row(title, row["label"], row["words"])
-                title = ""
-        table.add_section()
-    yield table
+    there = {row["metric"] for row in found["summary"]}
+    words = {name: metric.words for name, metric in METRICS.items() if name in there}
+    yield metrics_table(f"VBench {found['version']}; 95 % bootstrap intervals", words, found["summary"])
     for failure in found["failed"]:
         which = (
             f"{failure['label']}, {failure['id']}, seed {failure['seed']}" if "id" in failure else "all that was left"

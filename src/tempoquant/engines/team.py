@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tempoquant.engines.crew import Crew, Job
 from tempoquant.engines.stage import Event, Order
 from tempoquant.errors import TempoQuantError
@@ -144,7 +146,7 @@ class _Run:
             self._fail(event, event.content)
         elif event.kind == "unopened":
             self._waiting.appendleft(self._in_hand.pop(event.worker))
-            if isinstance(event.content, TempoQuantError) and not self._opened:
+            if not _is_of_machine(event.content) and not self._opened:
                 raise event.content  # it would come everywhere; later, it is this place that differs
             self._blame(event, event.content)
         elif event.kind == "died":
@@ -157,7 +159,7 @@ class _Run:
         """An item raised. For want of disk or memory, it may do better elsewhere, or later."""
         task = self._in_hand.pop(event.worker)
         task.num_failures += 1
-        if isinstance(error, TempoQuantError) or not _is_of_machine(error) or task.num_failures >= MOST_FAILURES:
+        if not _is_of_machine(error) or task.num_failures >= MOST_FAILURES:
             raise error
         task.avoid = event.place
         self._waiting.appendleft(task)
@@ -191,7 +193,7 @@ class _Run:
 
 def _is_of_machine(error: Exception) -> bool:
     """Whether disk or memory is to blame."""
-    return isinstance(error, OSError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
 
 
 class _Watcher:

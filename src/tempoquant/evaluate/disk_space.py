@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from tempoquant.errors import OutputError
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder
-from tempoquant.evaluate.generation import NUM_MAPPED
 from tempoquant.evaluate.plan import Plan
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.pipeline_folder import read_json
@@ -49,8 +48,7 @@ def missing_bytes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], k
         return 0
     settings = plan.settings
     images = sum(not folder.image(item.id).is_file() for item in plan.items)
-    mapped = [take for _, take in plan.takes(labels[0])[:NUM_MAPPED]] if keeps_calls else []
-    calls = sum(not folder.calls(take.id, take.seed).is_file() for take in mapped)
+    calls = sum(not folder.calls(*mapped).is_file() for mapped in plan.mapped_takes) if keeps_calls else 0
     return round(
         num_missing * (_latents_bytes(plan) + video_bytes(settings) + _TAKE_BYTES)
         + images * image_bytes(settings)

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tempoquant.engines import Engine, Local
+from tempoquant.engines import Crew, Engine, Local
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap, select
 from tempoquant.evaluate.contents import calibration_prompts_of, configs_of
@@ -107,13 +107,7 @@ def evaluate(
         check_space(folder, plan, labels, not configs_of(request.reference.folder))
         with engine.open(output) as crew:
             for number, model in enumerate(request.sides, start=1):
-                # Where workers run, relative paths may mean something else.
-                resolved = dataclasses.replace(model, folder=model.folder.resolve())
-                is_reference = model is request.reference
-                generating = Generating(output, plan, resolved, is_reference, outline(resolved.folder))
-                generate_missing(generating, crew, progress)
-                measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
-                measure_missing(measuring, model, request.reference, crew, progress)
+                _evaluate_model(output, plan, model, request, crew, progress)
                 record = evaluation_record(folder, plan, request, selection, request.sides[:number])
                 _write(output, record)
         _require_videos(record)
@@ -125,6 +119,16 @@ def evaluate(
 
 def _write(output: Path, record: Mapping[str, Any]) -> None:
     write_text(output / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _evaluate_model(output: Path, plan: Plan, model: Model, request: Request, crew: Crew, progress: Progress) -> None:
+    # Where workers run, relative paths may mean something else.
+    resolved = dataclasses.replace(model, folder=model.folder.resolve())
+    is_reference = model is request.reference
+    generating = Generating(output, plan, resolved, is_reference, outline(resolved.folder))
+    generate_missing(generating, crew, progress)
+    measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
+    measure_missing(measuring, model, request.reference, crew, progress)
 
 
 def _check_alike(sides: Sequence[Model]) -> None:

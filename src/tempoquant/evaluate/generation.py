@@ -34,9 +34,6 @@ from tempoquant.integrations.schedule import load_scheduler
 from tempoquant.kernels.dispatch import choose
 from tempoquant.progress import Progress, Together
 
-NUM_MAPPED = 2
-"""The reference's calls of so many items are kept: what single layers do differs little between items."""
-
 MAPS = "maps"
 """The item of `Generating` that is no take."""
 
@@ -102,7 +99,7 @@ class Generating:
         """Ids and seeds. None of a quantized reference: maps show how far a linear is from the one in 16 bits."""
         if not self.is_reference or configs_of(self.model.folder):
             return set()
-        return {(item.id, self.plan.seeds[0]) for item in self.plan.items[:NUM_MAPPED]}
+        return self.plan.mapped_takes
 
     @property
     def calls_files(self) -> list[Path]:

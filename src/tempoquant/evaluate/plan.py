@@ -16,6 +16,9 @@ from tempoquant.integrations.schedule import Step, sampling_steps
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins, expert_of
 
+NUM_MAPPED = 2
+"""The reference's calls of so many items are kept: what single layers do differs little between items."""
+
 
 def as_it_is(_pipeline: Any) -> None:
     """A model that needs no preparation."""
@@ -94,6 +97,11 @@ class Plan:
         for index, step in enumerate(self.steps):
             by_bin.setdefault(self.bin_name(float(step.timestep)), []).append(index)
         return {indices[len(indices) // 2] for indices in by_bin.values()}
+
+    @property
+    def mapped_takes(self) -> set[tuple[str, int]]:
+        """Ids and seeds of the generations whose transformer calls layer maps are made from."""
+        return {(item.id, self.seeds[0]) for item in self.items[:NUM_MAPPED]}
 
     def bin_name(self, timestep: float) -> str:
         """Such as "high_noise bin 0", the cleanest of its expert."""
