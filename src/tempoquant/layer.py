@@ -11,6 +11,19 @@ from tempoquant.timesteps import TimestepBins
 
 
 @dataclass(frozen=True)
+class HardlySeen:
+    """Input features of a layer that were all but silent in calibration.
+
+    Attributes:
+        num_features: how many.
+        amplification: how many times as large as elsewhere smoothing makes an ordinary value in one of them.
+    """
+
+    num_features: int
+    amplification: float
+
+
+@dataclass(frozen=True)
 class LowRankBranch:
     """The 16-bit path beside the 4-bit product, y += (x · downᵀ) · upᵀ, reading the *raw* x.
 

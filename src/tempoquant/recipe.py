@@ -68,7 +68,10 @@ class Recipe:
         rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
         deflation: choose the branch for weight and input together, and take it out of the input before rounding.
         rotation: mix smoothed features in blocks of sixteen (Hadamard), so that none stands out of its group.
+        prior_fraction: share of white noise at the input's typical energy in each feature's mean square, in [0, 1), and
+            a quarter of it in covariance and Hessian: what calibration hardly saw counts for something.
         centring: take the input's mean off before it is quantized; the bias gives it back.
+        centring_by_bin: with one mean, and one bias, for each timestep bin.
         gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
         act_order: GPTQ rounds features by falling mean square of their input, instead of as they stand.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
@@ -98,7 +101,9 @@ class Recipe:
     rank: int = 0
     deflation: bool = False
     rotation: bool = False
+    prior_fraction: float = 0.0
     centring: bool = False
+    centring_by_bin: bool = False
     gptq: bool = False
     act_order: bool = False
     damping_fraction: float = 0.01
@@ -129,6 +134,8 @@ class Recipe:
             self.smoothing_alpha is None or 0 <= self.smoothing_alpha <= 1,
             f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
         )
+        _require(0 <= self.prior_fraction < 1, f"prior_fraction lies in [0, 1), not {self.prior_fraction}")
+        _require(self.centring or not self.centring_by_bin, "centring_by_bin says how to centre: it needs centring")
         _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
         ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
         _require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")

@@ -5,7 +5,7 @@ import torch
 
 from tempoquant.errors import RecipeError
 from tempoquant.formats import FORMATS, MXFP4, NVFP4, Format, group_amax
-from tempoquant.methods import smoothing_factor, svdquant
+from tempoquant.methods import fit_scale_range, smoothing_factor, svdquant
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,15 +34,20 @@ def test_a_rank_above_the_smaller_side_is_refused() -> None:
         svdquant(random(64, 128), None, 65)
 
 
+def fitted(factor: torch.Tensor, amax: torch.Tensor, format: Format) -> torch.Tensor:
+    """As if every feature's root mean square were a third of its largest magnitude, in the only timestep bin."""
+    return fit_scale_range(factor, amax, amax.unsqueeze(0) / 3, format)
+
+
 def test_alpha_half_gives_input_and_weight_the_same_range() -> None:
     weight, amax = random(64, 32), random(32, seed=2).exp()
-    factor = smoothing_factor(amax, weight.abs().amax(0), 0.5, MXFP4).float()
+    factor = smoothing_factor(amax, weight.abs().amax(0), 0.5)
     torch.testing.assert_close(amax / factor, (weight * factor).abs().amax(0), rtol=2**-6, atol=0)
 
 
 def test_alpha_zero_leaves_the_input_to_the_weight() -> None:
     weight, amax = random(64, 32), random(32, seed=2).exp()
-    factor = smoothing_factor(amax, weight.abs().amax(0), 0.0, MXFP4).float()
+    factor = smoothing_factor(amax, weight.abs().amax(0), 0.0)
     torch.testing.assert_close((weight * factor).abs().amax(0), torch.ones(32), rtol=2**-7, atol=0)
 
 
@@ -50,7 +55,7 @@ def test_alpha_zero_leaves_the_input_to_the_weight() -> None:
 def test_a_dead_feature_has_a_finite_positive_factor(format: Format) -> None:
     weight, amax = random(64, 64), random(64, seed=2).exp()
     amax[3], weight[:, 5] = 0, 0
-    factor = smoothing_factor(amax, weight.abs().amax(0), 0.5, format)
+    factor = fitted(smoothing_factor(amax, weight.abs().amax(0), 0.5), amax, format)
     assert factor.dtype == torch.bfloat16
     assert bool((torch.isfinite(factor) & (factor > 0)).all())
 
@@ -58,7 +63,8 @@ def test_a_dead_feature_has_a_finite_positive_factor(format: Format) -> None:
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
 def test_nvfp4_activation_scales_stay_inside_e4m3_whatever_the_input_size(size: float) -> None:
     x, weight = random(200, 64, seed=3) * size, random(64, 64)
-    factor = smoothing_factor(x.abs().amax(0), weight.abs().amax(0), 0.5, NVFP4).float()
+    amax = x.abs().amax(0)
+    factor = fitted(smoothing_factor(amax, weight.abs().amax(0), 0.5), amax, NVFP4).float()
     scales = group_amax(x / factor, NVFP4) / NVFP4.top_level
     assert scales.max() <= 448 / 2 * 1.01  # room for a clip ratio of 2
     assert scales.min() > 2**-6  # a normal number
@@ -66,7 +72,8 @@ def test_nvfp4_activation_scales_stay_inside_e4m3_whatever_the_input_size(size: 
 
 def test_the_free_gain_of_nvfp4_is_a_power_of_two() -> None:
     weight_amax, amax = random(64, 64).abs().amax(0), random(64, seed=2).exp()
-    of_nvfp4, of_mxfp4 = (smoothing_factor(amax, weight_amax, 0.5, format).float() for format in (NVFP4, MXFP4))
+    factor = smoothing_factor(amax, weight_amax, 0.5)
+    of_nvfp4, of_mxfp4 = (fitted(factor, amax, format).float() for format in (NVFP4, MXFP4))
     ratio = of_nvfp4 / of_mxfp4
     assert torch.equal(ratio, ratio[0].expand(64))
     assert float(torch.frexp(ratio[0]).mantissa) == 0.5

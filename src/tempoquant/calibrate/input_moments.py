@@ -1,8 +1,8 @@
-"""InputMoments: range, mean and covariance of an input, gathered a few thousand tokens at a time."""
+"""InputMoments: range, means and covariance of an input, gathered a few thousand tokens at a time."""
 
 import torch
 
-from tempoquant.methods import HessianAccumulator
+from tempoquant.methods import HessianAccumulator, add_prior_, certain_mean, prior
 
 
 class InputMoments:
@@ -10,73 +10,153 @@ class InputMoments:
 
     Args:
         in_features: width of the input.
-        centred: whether `amax` and the covariance are about the mean; otherwise about zero.
+        device: where sums are kept.
+        centred: whether ranges and moments are about the mean; otherwise about zero.
         with_covariance: whether to gather it: (in, in) float32 numbers.
+        num_bins: timestep bins that tokens come from.
+        by_bin: whether each timestep bin has a mean of its own, about which its tokens are taken.
+        prior_fraction: share of a prior in each feature's mean square, in [0, 1), see `methods.prior`; covariance and
+            Hessian have a quarter of it.
     """
 
     def __init__(
-        self, in_features: int, device: torch.device | str = "cpu", centred: bool = False, with_covariance: bool = False
+        self,
+        in_features: int,
+        device: torch.device | str = "cpu",
+        centred: bool = False,
+        with_covariance: bool = False,
+        num_bins: int = 1,
+        by_bin: bool = False,
+        prior_fraction: float = 0.0,
     ) -> None:
-        self._centred = centred
-        self._lowest = torch.full((in_features,), torch.inf, device=device)
+        self._centred, self._by_bin, self._prior_fraction = centred, by_bin, prior_fraction
+        self._lowest = torch.full((num_bins, in_features), torch.inf, device=device)
         self._highest = -self._lowest
-        self._sum = torch.zeros(in_features, dtype=torch.float64, device=device)
+        self._sum = torch.zeros(num_bins, in_features, dtype=torch.float64, device=device)
         self._sum_of_squares = torch.zeros_like(self._sum)
-        self._num_tokens = 0
+        self._num_tokens = torch.zeros(num_bins, 1, dtype=torch.float64, device=device)
         self._products = HessianAccumulator(in_features, device) if with_covariance else None
         # Sums are of differences from here, near the mean: squares of a mean far from zero would drown the rest.
         self._origin: torch.Tensor | None = None
 
-    def add(self, x: torch.Tensor, extremes: torch.Tensor) -> None:
+    def add(self, x: torch.Tensor, extremes: torch.Tensor, timestep_bin: int = 0) -> None:
         """Take in tokens (tokens, in) of any float dtype; extremes: (2, in) float32, their smallest and largest."""
         if self._origin is None:
             mean = x.sum(0, dtype=torch.float64) / len(x)
-            self._origin = mean.float() if self._centred else torch.zeros_like(self._lowest)
+            self._origin = mean.float() if self._centred else torch.zeros_like(self._lowest[0])
         shifted = x.float() - self._origin if self._centred else x.float()
         sums, squares = shifted.sum(0, dtype=torch.float64), shifted.square().sum(0, dtype=torch.float64)
         if self._products is not None:
             self._products.add(shifted)  # the first sum that changes: it is all that may not fit in memory
-        self._lowest = torch.minimum(self._lowest, extremes[0])
-        self._highest = torch.maximum(self._highest, extremes[1])
-        self._sum += sums
-        self._sum_of_squares += squares
-        self._num_tokens += len(x)
+        self._lowest[timestep_bin] = torch.minimum(self._lowest[timestep_bin], extremes[0])
+        self._highest[timestep_bin] = torch.maximum(self._highest[timestep_bin], extremes[1])
+        self._sum[timestep_bin] += sums
+        self._sum_of_squares[timestep_bin] += squares
+        self._num_tokens[timestep_bin] += len(x)
 
     @property
-    def mean(self) -> torch.Tensor:
-        """(in,) float32: what inputs are centred about; zero when they are not."""
+    def means(self) -> torch.Tensor:
+        """(num_bins, in) float32: what the inputs of each timestep bin are centred about; zero when they are not."""
         if not self._centred or self._origin is None:
             return torch.zeros_like(self._lowest)
         return (self._origin.double() + self._from_origin).float()
 
     @property
     def amax(self) -> torch.Tensor:
-        """(in,) float32: largest distance from the mean, or from zero."""
-        mean = self.mean
-        return torch.maximum(self._highest - mean, mean - self._lowest).clamp(min=0)
+        """(in,) float32: largest distance from the mean of its bin, or from zero."""
+        means = self.means
+        distance = torch.maximum(self._highest - means, means - self._lowest).clamp(min=0)
+        return distance.amax(0)
 
     @property
     def rms(self) -> torch.Tensor:
-        """(in,) float32: root mean square of the distance from the mean, or from zero."""
-        square = self._sum_of_squares / max(self._num_tokens, 1)
-        if self._centred:
-            square = square - self._from_origin.square()
-        return square.clamp(min=0).sqrt().float()
+        """(in,) float32: root mean square of the distance from the mean of its bin, or from zero; with the prior."""
+        share = prior.share(self._prior_fraction, self._total)
+        return ((1 - share) * self._variance + share * self._prior_energy).sqrt().float()
+
+    @property
+    def plain_rms(self) -> torch.Tensor:
+        """(in,) float32: the same without the prior."""
+        return self._variance.sqrt().float()
+
+    @property
+    def typical(self) -> float:
+        """Root mean square of an ordinary feature, see `methods.prior.typical_energy`."""
+        return float(prior.typical_energy(self._variance, self._about_zero, self._total).sqrt())
+
+    @property
+    def rms_by_bin(self) -> torch.Tensor:
+        """(num_bins, in) float32: the same of each timestep bin, as its tokens are; NaN where there are none."""
+        return (self._square_sums / self._num_tokens).clamp(min=0).sqrt().float()
+
+    def add_prior_(
+        self, moments: torch.Tensor, smoothing_factor: torch.Tensor | None, rotated: bool = False
+    ) -> torch.Tensor:
+        """Mix a covariance or Hessian (in, in) of smoothed inputs with the prior's share, in place; it is returned."""
+        share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total)
+        energy = self._prior_energy.float()
+        energy = energy if smoothing_factor is None else energy / smoothing_factor.float().square()
+        return add_prior_(moments, energy, share, rotated)
 
     def take_covariance(self, smoothing_factor: torch.Tensor | None) -> torch.Tensor:
-        """(in, in) float32: mean of x̃ᵀx̃ about the mean or zero, of the smoothed input. Its memory is handed over.
+        """(in, in) float32: mean of x̃ᵀx̃ about the mean of its bin, or zero, of the smoothed input; with the prior. Its
+        memory is handed over.
 
         Raises HessianError before any token has come.
         """
         assert self._products is not None
         covariance = self._products.take()
         if self._centred:
-            covariance.addr_(difference := self._from_origin.float(), difference, alpha=-1)
+            shares = self._num_tokens / self._num_tokens.sum()
+            own = self._sum / self._num_tokens.clamp(min=1)
+            for share, mean, centre in zip(shares, own.float(), self._from_origin.float(), strict=True):
+                covariance.addr_(mean, mean, alpha=-float(share))
+                covariance.addr_(mean - centre, mean - centre, alpha=float(share))
         if smoothing_factor is not None:
             covariance.div_(smoothing_factor.float()).div_(smoothing_factor.float().unsqueeze(1))
-        return covariance
+        return self.add_prior_(covariance, smoothing_factor)
+
+    @property
+    def _total(self) -> float:
+        return float(self._num_tokens.sum())
+
+    @property
+    def _prior_energy(self) -> torch.Tensor:
+        return prior.prior_energy(self._variance, self._about_zero, self._total)
 
     @property
     def _from_origin(self) -> torch.Tensor:
-        """(in,) float64: how far the mean lies from the origin."""
-        return self._sum / max(self._num_tokens, 1)
+        """(num_bins, in) float64: how far what each bin is centred about lies from the origin.
+
+        It is the mean; with a prior, what of the mean is certain.
+        """
+        sums, squares, num_tokens = self._sum, self._sum_of_squares, self._num_tokens
+        if not self._by_bin:
+            sums, squares, num_tokens = (each.sum(0, keepdim=True) for each in (sums, squares, num_tokens))
+        mean = sums / num_tokens.clamp(min=1)
+        if self._prior_fraction and self._origin is not None:
+            variance = (squares / num_tokens.clamp(min=1) - mean.square()).clamp(min=0)
+            mean = certain_mean(mean + self._origin, variance, num_tokens) - self._origin
+        return mean.expand_as(self._sum)
+
+    @property
+    def _about_zero(self) -> torch.Tensor:
+        """(in,) float64: mean square of each feature."""
+        squares = self._sum_of_squares.sum(0)
+        if self._origin is not None:
+            origin = self._origin.double()
+            squares = squares + 2 * origin * self._sum.sum(0) + self._total * origin.square()
+        return (squares / max(self._total, 1)).clamp(min=0)
+
+    @property
+    def _square_sums(self) -> torch.Tensor:
+        """(num_bins, in) float64: squares of the distances from the centre, or from zero, summed over tokens."""
+        if not self._centred:
+            return self._sum_of_squares
+        centre = self._from_origin
+        return self._sum_of_squares - 2 * centre * self._sum + self._num_tokens * centre.square()
+
+    @property
+    def _variance(self) -> torch.Tensor:
+        """(in,) float64: mean square of the distance from the centre, or from zero, without the prior."""
+        return (self._square_sums.sum(0) / max(self._total, 1)).clamp(min=0)

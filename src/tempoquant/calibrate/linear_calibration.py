@@ -8,6 +8,7 @@ Clip ratios follow at the end, from the tokens kept and the rounded weights. A r
 it. Most recipes give each linear an input calibration of its own; one that shares smoothing gives q, k and v one.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.input_moments import InputMoments
+from tempoquant.calibrate.input_smoothing import hardly_seen, smoothing_of
+from tempoquant.calibrate.input_transform import InputTransform
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import CalibrationError, HessianError, ModelError
@@ -28,13 +31,11 @@ from tempoquant.formats import (
     from_codes,
     pack,
     quantize_activation,
-    rotate,
     scale_to_bytes,
     weight_scale,
 )
-from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.layer import HardlySeen, LowRankBranch, QuantizedLayer
 from tempoquant.methods import (
-    Deflation,
     Feedback,
     HessianAccumulator,
     act_order,
@@ -44,7 +45,6 @@ from tempoquant.methods import (
     feedback_matrix,
     gptq,
     round_to_nearest,
-    smoothing_factor,
     split,
     svdquant,
 )
@@ -69,12 +69,14 @@ def phases_of(recipe: Recipe) -> list[Phase]:
 
 class NamedLayer(NamedTuple):
     """name: in the expert. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32.
-    bias_change: (out,) float32, what the layer's bias has more than the linear's; None for nothing."""
+    bias_change: (out,) or (num_bins, out) float32, what the layer's bias has more than the linear's; None for nothing.
+    hardly_seen: features that calibration hardly saw; None for none."""
 
     name: str
     layer: QuantizedLayer
     needed_float64: bool
     bias_change: torch.Tensor | None
+    hardly_seen: HardlySeen | None = None
 
 
 class _Rounded(NamedTuple):
@@ -117,11 +119,14 @@ class InputCalibration:
         self._rule = ScaleRule(recipe.activation_scale_rule)
         self._rank = recipe.rank if rank is None else rank
         self._deflates = recipe.deflation and self._rank > 0
-        self._moments = InputMoments(first.shape[1], first.device, recipe.centring, with_covariance=self._deflates)
+        self._by_bin = recipe.centring_by_bin and bins.num_bins > 1
+        self._moments = InputMoments(
+            first.shape[1], first.device, recipe.centring, self._deflates, bins.num_bins, self._by_bin,
+            recipe.prior_fraction,
+        )  # fmt: skip
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(bins.num_bins)]
-        self._factor: torch.Tensor | None = None
-        self._deflation: Deflation | None = None
-        self._offset: torch.Tensor | None = None
+        self._transform = InputTransform(recipe.rotation)
+        self._hardly_seen: HardlySeen | None = None
         self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
 
     def observe(self, phase: Phase, x: torch.Tensor, timestep_bin: int, *, in_statistics: bool = True) -> None:
@@ -135,7 +140,7 @@ class InputCalibration:
             self._chunks.each(x, lambda rows: self._gather_range(rows, timestep_bin, in_statistics))
             self._keep_tokens(x, timestep_bin)
         elif in_statistics:
-            self._chunks.each(x, self._gather_hessian)
+            self._chunks.each(x, lambda rows: self._gather_hessian(rows, timestep_bin))
 
     def settle(self, phase: Phase) -> None:
         """End a phase: compute what the next one needs."""
@@ -143,20 +148,29 @@ class InputCalibration:
             return
         self._settle_smoothing()
         if self._deflates:
-            weights = [self._smoothed_weight(linear) for linear in self._linears.values()]
-            covariance = self._moments.take_covariance(self._factor)
-            self._deflation = deflation_of(covariance, weights, self._factor, self._rank, self._recipe.rotation)
+            factor = self._transform.smoothing_factor
+            weights = [self._transform.smoothed(linear.weight) for linear in self._linears.values()]
+            covariance = self._moments.take_covariance(factor)
+            deflation = deflation_of(covariance, weights, factor, self._rank, self._recipe.rotation)
+            self._transform = dataclasses.replace(self._transform, deflation=deflation)
         self._settle_offset()
 
     def _settle_smoothing(self) -> None:
-        if self._recipe.smoothing_alpha is not None:
-            self._factor = self._smoothing_factor(self._recipe.smoothing_alpha)
+        weights = [linear.weight.detach() for linear in self._linears.values()]
+        factor = smoothing_of(self._moments, weights, self._recipe, self._format)
+        self._transform = dataclasses.replace(self._transform, smoothing_factor=factor)
+        self._hardly_seen = hardly_seen(self._moments, weights, self._recipe)
 
     def _settle_offset(self) -> None:
         """Once it is known what else comes off the input."""
         if self._recipe.centring:
-            self._offset = None
-            self._offset = self._prepare(self._moments.mean).to(torch.bfloat16)
+            offset = self._transform.uncentred(self._means).to(torch.bfloat16)
+            self._transform = dataclasses.replace(self._transform, input_offset=offset)
+
+    @property
+    def _means(self) -> torch.Tensor:
+        """(in,) float32, or (num_bins, in) where each timestep bin has its own."""
+        return self._moments.means if self._by_bin else self._moments.means[0]
 
     def finish(self, watch: Stopwatch | None = None) -> list[NamedLayer]:
         """The linears in four bits; the calibration is used up.
@@ -165,16 +179,20 @@ class InputCalibration:
         """
         watch = watch or Stopwatch()
         with watch("smoothing, branch, rounding"):
-            diagonal = None if self._hessian is None else self._hessian.diagonal
-            feedback = None if self._hessian is None else self._feedback(self._hessian)
+            hessian = None if self._hessian is None else self._hessian.take()
             self._hessian = None  # the largest thing this object holds
+            if hessian is not None:
+                self._moments.add_prior_(hessian, self._transform.smoothing_factor, self._recipe.rotation)
+            diagonal = None if hessian is None else hessian.diagonal().clone()
+            feedback = None if hessian is None else self._feedback(hessian)
+            del hessian
             rounded = {name: self._round(linear, feedback, diagonal) for name, linear in self._linears.items()}
             needed_float64 = feedback is not None and feedback.needed_float64
             feedback = None
         with watch("clip search"):
             clip_ratio = self._search_clip_ratio(list(rounded.values()))
         return [NamedLayer(name, self._layer(self._linears[name].bias, result, clip_ratio), needed_float64,
-                           result.bias_change)
+                           result.bias_change, self._hardly_seen)
                 for name, result in rounded.items()]  # fmt: skip
 
     def _keep_tokens(self, x: torch.Tensor, timestep_bin: int) -> None:
@@ -193,42 +211,18 @@ class InputCalibration:
                 "itself runs without overflow in this dtype."
             )
         if in_statistics:
-            self._moments.add(x, extremes)
+            self._moments.add(x, extremes, timestep_bin)
 
-    def _gather_hessian(self, x: torch.Tensor) -> None:
+    def _gather_hessian(self, x: torch.Tensor, timestep_bin: int) -> None:
         # All that may run out of memory comes before anything changes, so that the piece can be taken in again.
-        rounded = quantize_activation(self._prepare(x.float()), self._format, self._rule)
+        rounded = quantize_activation(self._transform(x.float(), timestep_bin), self._format, self._rule)
         if self._hessian is not None:
             self._hessian.add(rounded)
 
-    def _smoothing_factor(self, alpha: float) -> torch.Tensor:
-        weights = [linear.weight.detach() for linear in self._linears.values()]
-        amax = torch.stack([weight.abs().amax(0).float() for weight in weights]).amax(0)
-        activation_rms = weight_rms = None
-        if self._recipe.smoothing_statistic == "rms":
-            activation_rms = self._moments.rms
-            squares = torch.stack([weight.float().square().sum(0) for weight in weights]).sum(0)
-            weight_rms = torch.sqrt(squares / sum(len(weight) for weight in weights))
-        return smoothing_factor(self._moments.amax, amax, alpha, self._format, activation_rms, weight_rms)
-
-    def _prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """What is rounded, of raw inputs (…, in) float32, as `w4a4_linear` has it."""
-        smoothed = self._rotate(x if self._factor is None else x / self._factor.float())
-        if self._deflation is not None:
-            smoothed = smoothed - x @ self._deflation.down.float().T @ self._deflation.deflation.float().T
-        return smoothed if self._offset is None else smoothed - self._offset.float()
-
-    def _rotate(self, x: torch.Tensor) -> torch.Tensor:
-        return rotate(x) if self._recipe.rotation else x
-
-    def _smoothed_weight(self, linear: nn.Linear) -> torch.Tensor:
-        weight = linear.weight.detach().float()
-        return weight if self._factor is None else weight * self._factor.float()
-
-    def _feedback(self, hessian: HessianAccumulator) -> Feedback:
+    def _feedback(self, hessian: torch.Tensor) -> Feedback:
         try:
-            order = act_order(hessian.diagonal) if self._recipe.act_order else None
-            feedback = feedback_matrix(hessian.take(), self._recipe.damping_fraction, order)
+            order = act_order(hessian.diagonal()) if self._recipe.act_order else None
+            feedback = feedback_matrix(hessian, self._recipe.damping_fraction, order)
         except HessianError as error:
             raise HessianError(f"{self.name}: {error}") from error
         if feedback.needed_float64:
@@ -242,24 +236,27 @@ class InputCalibration:
             codes = round_to_nearest(residual, scale, self._format)
         else:
             codes = gptq(residual, feedback, scale, self._format, self._recipe.block_size)
-        bias_change = None if self._offset is None else self._missing_at_the_mean(linear, branch, residual)
+        is_centred = self._transform.input_offset is not None
+        bias_change = self._missing_at_the_mean(linear, branch, residual) if is_centred else None
         return _Rounded(codes, scale, branch, bias_change)
 
     def _missing_at_the_mean(
         self, linear: nn.Linear, branch: LowRankBranch | None, residual: torch.Tensor
     ) -> torch.Tensor:
-        """(out,) float32: what the stored layer's output lacks for the mean input, before the residual is rounded."""
-        mean = self._moments.mean
-        missing = linear.weight.detach().float() @ mean - residual @ self._prepare(mean)
-        return missing if branch is None else missing - branch.up.float() @ (branch.down.float() @ mean)
+        """(out,) or (num_bins, out) float32: what the stored layer's output lacks for the mean input, before the
+        residual is rounded."""
+        mean = self._means
+        missing = mean @ linear.weight.detach().float().T - self._transform.of_means(mean) @ residual.T
+        return missing if branch is None else missing - mean @ branch.down.float().T @ branch.up.float().T
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         """The branch, and what is left of the weight for four bits, rotated if the input is."""
-        if self._deflation is None:
-            branch, residual = svdquant(linear.weight.detach().float(), self._factor, self._rank)
-            return branch, self._rotate(residual)
-        up, residual = split(self._smoothed_weight(linear), self._factor, self._deflation, self._recipe.rotation)
-        return LowRankBranch(up, *self._deflation), residual
+        factor, deflation = self._transform.smoothing_factor, self._transform.deflation
+        if deflation is None:
+            branch, residual = svdquant(linear.weight.detach().float(), factor, self._rank)
+            return branch, self._transform.rotate(residual)
+        up, residual = split(self._transform.smoothed(linear.weight), factor, deflation, self._recipe.rotation)
+        return LowRankBranch(up, *deflation), residual
 
     def _search_clip_ratio(self, rounded: Sequence[_Rounded]) -> torch.Tensor:
         """(num_bins,) float32. Linears that share an input share the ratio of the least error of all together."""
@@ -270,7 +267,7 @@ class InputCalibration:
         for result in rounded:
             residual = from_codes(result.codes, result.scale.effective, self._format)
             for timestep_bin, kept in enumerate(self._kept):
-                tokens = self._prepare(torch.cat(kept).float())
+                tokens = self._transform(torch.cat(kept).float(), timestep_bin)
                 errors[timestep_bin] += clip_errors(tokens, residual, self._format, self._rule, candidates)
         return best_clip_ratio(errors, candidates)
 
@@ -282,12 +279,12 @@ class InputCalibration:
             packed=pack(rounded.codes, self._format),
             scale=scale_to_bytes(rounded.scale.group, self._format),
             tensor_scale=rounded.scale.tensor if self._format.has_tensor_scale else None,
-            smoothing_factor=self._factor,
+            smoothing_factor=self._transform.smoothing_factor,
             branch=rounded.branch,
             bias=changed_bias(bias, rounded.bias_change),
             clip_ratio=clip_ratio,
             bins=self._bins,
-            input_offset=self._offset,
+            input_offset=self._transform.input_offset,
             rotated=self._recipe.rotation,
         )
 

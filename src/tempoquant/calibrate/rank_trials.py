@@ -4,6 +4,7 @@ Everything is as `InputCalibration` does it, but for GPTQ and clip ratios: weigh
 the errors of every rank, and it is their proportions that a budget is spent by.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -46,10 +47,10 @@ class RankTrials(InputCalibration):
     def settle(self, phase: Phase) -> None:
         """End a phase: what all ranks have in common."""
         self._settle_smoothing()
-        weights = {linear: self._smoothed_weight(linear) for linear in self._linears.values()}
+        weights = {linear: self._transform.smoothed(linear.weight) for linear in self._linears.values()}
         most = max(self._ranks)
         if self._deflates:
-            self._covariance = self._moments.take_covariance(self._factor)
+            self._covariance = self._moments.take_covariance(self._transform.smoothing_factor)
             self._directions = leading_directions(self._covariance, list(weights.values()), most)
         elif most:
             self._factors = {linear: truncated_svd(weight, most) for linear, weight in weights.items()}
@@ -88,23 +89,23 @@ class RankTrials(InputCalibration):
     def _try(self, rank: int) -> None:
         self._rank = rank
         if self._deflates:
-            self._deflation = None
+            deflation = None
             if rank:
-                self._deflation = deflation_by(
-                    self._directions[:rank], self._covariance, self._factor, self._recipe.rotation
-                )
+                factor, rotated = self._transform.smoothing_factor, self._recipe.rotation
+                deflation = deflation_by(self._directions[:rank], self._covariance, factor, rotated)
+            self._transform = dataclasses.replace(self._transform, deflation=deflation)
         self._settle_offset()
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         if self._deflates and self._rank:
             return super()._split(linear)
-        weight = linear.weight.detach().float()
+        weight, factor = linear.weight.detach().float(), self._transform.smoothing_factor
         if not self._rank:
-            branch, residual = svdquant(weight, self._factor, 0)
+            branch, residual = svdquant(weight, factor, 0)
         else:
             up, down = self._factors[linear]
-            branch, residual = split_by(up[:, : self._rank], down[: self._rank], weight, self._factor)
-        return branch, self._rotate(residual)
+            branch, residual = split_by(up[:, : self._rank], down[: self._rank], weight, factor)
+        return branch, self._transform.rotate(residual)
 
 
 def moved_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:

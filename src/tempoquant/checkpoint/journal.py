@@ -13,8 +13,9 @@ from typing import Any
 
 from tempoquant.checkpoint import files
 from tempoquant.checkpoint.files import sync
-from tempoquant.checkpoint.schema import LayerEntry
+from tempoquant.checkpoint.schema import LayerEntry, hardly_seen_from_dict, hardly_seen_to_dict
 from tempoquant.errors import CheckpointError, OutputError
+from tempoquant.layer import HardlySeen
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Commit:
         shards: weight files, in the order of their numbers.
         layers: the 4-bit layers in them.
         notes: what the run wants remembered.
+        hardly_seen: layers among them whose calibration hardly saw some features.
     """
 
     shards: tuple[Shard, ...] = ()
     layers: Mapping[str, LayerEntry] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    hardly_seen: Mapping[str, HardlySeen] = field(default_factory=dict)
 
 
 class Journal:
@@ -91,6 +94,7 @@ class Journal:
             ],
             "layers": {name: entry.to_dict() for name, entry in commit.layers.items()},
             "notes": list(commit.notes),
+            "hardly_seen": hardly_seen_to_dict(commit.hardly_seen),
         }
         partial = self._folder / "commit.partial"
         partial.write_text(json.dumps(record), encoding="utf-8")
@@ -123,6 +127,6 @@ def _read(file: Path) -> Commit:
         record: dict[str, Any] = files.read_json(file)
         shards = tuple(Shard(tuple(s["tensors"]), s["num_bytes"], s["sha256"]) for s in record["shards"])
         layers = {name: LayerEntry.from_dict(entry) for name, entry in record["layers"].items()}
-        return Commit(shards, layers, tuple(record["notes"]))
+        return Commit(shards, layers, tuple(record["notes"]), hardly_seen_from_dict(record["hardly_seen"]))
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(f"{file} is damaged ({error}): remove {file.parent}, and this expert starts over.") from error

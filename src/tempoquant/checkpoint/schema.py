@@ -5,13 +5,15 @@ names the key and the remedy, never a guess. docs/checkpoint.md documents each k
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.layer import HardlySeen
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
@@ -141,6 +143,7 @@ class ComponentConfig:
         notes: what the run wants remembered, such as a Hessian that needed float64.
         weight_sha256: hexadecimal SHA-256 of each weight file; empty when the writer did not know them (diffusers'
             own save_pretrained rewrites the files, so a hash of the old ones must not survive it).
+        hardly_seen: layers with input features that were all but silent in calibration, by name.
     """
 
     expert: Expert
@@ -151,6 +154,7 @@ class ComponentConfig:
     calibration: Calibration | None = None
     notes: tuple[str, ...] = ()
     weight_sha256: Mapping[str, str] = field(default_factory=dict)
+    hardly_seen: Mapping[str, HardlySeen] = field(default_factory=dict)
 
     def to_dict(self, with_hashes: bool = True) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""
@@ -165,6 +169,8 @@ class ComponentConfig:
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "notes": list(self.notes),
         }
+        if self.hardly_seen:
+            config["hardly_seen"] = hardly_seen_to_dict(self.hardly_seen)
         if with_hashes and self.weight_sha256:
             config["weight_sha256"] = dict(sorted(self.weight_sha256.items()))
         return config
@@ -190,7 +196,7 @@ def _parse(config: Any) -> ComponentConfig:
     _check_keys(config, {
         "quant_method", "format_version", "library_version", "expert", "timestep_edges", "layers", "recipe",
         "calibration", "notes",
-    }, optional={"weight_sha256"})  # fmt: skip
+    }, optional={"weight_sha256", "hardly_seen"})  # fmt: skip
     _check_text("library_version", config["library_version"])
     experts = [expert.value for expert in Expert]
     _require(config["expert"] in experts, "expert", f"is one of {experts}", config["expert"])
@@ -210,6 +216,7 @@ def _parse(config: Any) -> ComponentConfig:
         calibration=None if calibration is None else Calibration.from_dict(calibration),
         notes=tuple(config["notes"]),
         weight_sha256=_hashes(config.get("weight_sha256", {})),
+        hardly_seen=hardly_seen_from_dict(config.get("hardly_seen", {})),
     )
 
 
@@ -253,6 +260,24 @@ def _of_this_version(entry: Any, version: int) -> Any:
 
 
 _ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3}
+
+
+def hardly_seen_to_dict(layers: Mapping[str, HardlySeen]) -> dict[str, Any]:
+    """Plain JSON values, the inverse of `hardly_seen_from_dict`."""
+    return {name: asdict(seen) for name, seen in sorted(layers.items())}
+
+
+def hardly_seen_from_dict(layers: Any) -> dict[str, HardlySeen]:
+    """Check and take apart. Raises CheckpointError that names the key."""
+    _require(isinstance(layers, dict) and len(layers) <= MAX_LAYERS, "hardly_seen", "is an object", layers)
+    for name, seen in layers.items():
+        check_name(name)
+        _check_keys(seen, set(HardlySeen.__dataclass_fields__))
+        count, factor = seen["num_features"], seen["amplification"]
+        _require(type(count) is int and 0 < count <= MAX_FEATURES, "num_features", "is a count above 0", count)
+        is_number = type(factor) in (int, float) and 0 < factor < math.inf
+        _require(is_number, "amplification", "is a finite number above 0", factor)
+    return {name: HardlySeen(**seen) for name, seen in layers.items()}
 
 
 def _hashes(hashes: Any) -> dict[str, str]:

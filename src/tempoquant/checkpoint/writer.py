@@ -22,7 +22,7 @@ from tempoquant.checkpoint.schema import Calibration, ComponentConfig, LayerEntr
 from tempoquant.checkpoint.shards import DEFAULT_SHARD_BYTES, ShardWriter, disk_errors
 from tempoquant.checkpoint.tensors import entry_of, to_stored
 from tempoquant.errors import CheckpointError, OutputError
-from tempoquant.layer import QuantizedLayer
+from tempoquant.layer import HardlySeen, QuantizedLayer
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
@@ -66,6 +66,7 @@ class ComponentWriter:
         self._journal = journal
         self.layers: dict[str, LayerEntry] = {}
         self._notes: tuple[str, ...] = ()
+        self._hardly_seen: dict[str, HardlySeen] = {}
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise OutputError(f"{self.folder} exists and is not empty: remove it or choose another folder.")
         with disk_errors(self.folder):
@@ -82,6 +83,7 @@ class ComponentWriter:
         for commit in commits:
             self.layers |= commit.layers
             self._notes += commit.notes
+            self._hardly_seen |= commit.hardly_seen
         self._committed = _Counts(len(commits), len(shards), len(self.layers))
 
     def __enter__(self) -> "ComponentWriter":
@@ -101,16 +103,23 @@ class ComponentWriter:
         if self._journal is None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def commit(self, notes: tuple[str, ...] = ()) -> None:
-        """Make all that was added so far outlive this process, in one step. Needs a journal."""
+    def commit(self, notes: tuple[str, ...] = (), hardly_seen: Mapping[str, HardlySeen] | None = None) -> None:
+        """Make all that was added so far outlive this process, in one step. Needs a journal.
+
+        Args:
+            notes: what the run wants remembered.
+            hardly_seen: layers whose calibration hardly saw some features.
+        """
         if self._journal is None:
             raise ValueError("a writer without a journal cannot commit")
         self._out.flush()
         done, shards = self._committed, self._out.shards
         layers = dict(list(self.layers.items())[done.layers :])
+        seen = dict(hardly_seen or {})
         with disk_errors(self.folder):
-            self._journal.add(done.commits, Commit(tuple(shards[done.shards :]), layers, notes))
+            self._journal.add(done.commits, Commit(tuple(shards[done.shards :]), layers, notes, seen))
         self._notes += notes
+        self._hardly_seen |= seen
         self._committed = _Counts(done.commits + 1, len(shards), len(self.layers))
 
     def add_layer(self, name: str, layer: QuantizedLayer) -> None:
@@ -148,7 +157,7 @@ class ComponentWriter:
         """
         config = ComponentConfig(
             self._expert, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
-            calibration, self._notes + notes, self._out.name_shards(),
+            calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen,
         )  # fmt: skip
         # Through JSON and the reader's own checks: what cannot be read back must not be written.
         plain = json.loads(json.dumps(config.to_dict()))

@@ -20,7 +20,7 @@ def command(
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
 
-        from tempoquant.cli.tables import contents_table
+        from tempoquant.cli.tables import contents_table, hardly_seen_lines
         from tempoquant.evaluate.contents import contents_of
         from tempoquant.evaluate.results import plain
 
@@ -29,7 +29,7 @@ def command(
         notes = [f"{expert.expert.value}: {note}" for expert in contents.experts for note in expert.notes]
         shown = {**contents.recipe, "layers": f"{len(contents.recipe['layers'])} rules"}
         settings = ", ".join(f"{key} {value}" for key, value in shown.items() if key != "name")
-        lines = [f"Recipe: {settings}", *notes]
+        lines = [f"Recipe: {settings}", *hardly_seen_lines(contents), *notes]
         if verify:
             record["verified_files"] = verify_folder(folder, progress)
             lines.append(f"Verified: {len(record['verified_files'])} files.")

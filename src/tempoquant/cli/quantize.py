@@ -182,7 +182,7 @@ def quantize_and_describe(
     """Quantize, then say what came out: the folder's contents, and whether a finished one was already there."""
     from rich.console import Group
 
-    from tempoquant.cli.tables import contents_table
+    from tempoquant.cli.tables import contents_table, hardly_seen_lines
     from tempoquant.evaluate.contents import contents_of
     from tempoquant.evaluate.results import plain
     from tempoquant.quantizing import quantize
@@ -192,7 +192,8 @@ def quantize_and_describe(
     contents = contents_of(folder)
     words = f"{folder} was already finished." if was_there else f"Written to {folder}."
     return Outcome(
-        {"output": str(folder), "existed": was_there, **plain(contents)}, Group(contents_table(contents), words)
+        {"output": str(folder), "existed": was_there, **plain(contents)},
+        Group(contents_table(contents), *hardly_seen_lines(contents), words),
     )
 
 

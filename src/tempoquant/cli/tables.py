@@ -77,6 +77,23 @@ def contents_table(contents: Contents) -> Table:
     return table
 
 
+def hardly_seen_lines(contents: Contents) -> list[str]:
+    """A sentence for each expert with input features that calibration hardly saw."""
+    lines = []
+    for expert in contents.experts:
+        if not (layers := expert.hardly_seen):
+            continue
+        count = sum(seen.num_features for seen in layers.values())
+        most = max(layers, key=lambda name: layers[name].num_features)
+        factor = max(seen.amplification for seen in layers.values())
+        lines.append(
+            f"{expert.expert.value}: calibration hardly saw {count} input features of {len(layers)} layers, most in "
+            f"{most} ({layers[most].num_features}). The quantizer sees an ordinary value in one up to {factor:.3g} times "
+            "as large. Calibrate with more prompts to see more."
+        )
+    return lines
+
+
 def format_bytes(num_bytes: int) -> str:
     """Such as "12.4 MiB"."""
     value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]

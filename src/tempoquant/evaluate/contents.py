@@ -15,6 +15,7 @@ from tempoquant.checkpoint.files import CONFIG_NAME, open_weights, read_forms, w
 from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.errors import CheckpointError
 from tempoquant.integrations.nunchaku_lite import ExportedConfig, exported_config, is_exported
+from tempoquant.layer import HardlySeen
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert
 
 CLIP_RATIO_SUFFIX = ".clip_ratio"
@@ -69,6 +70,7 @@ class ExpertContents:
         bins: from clean to noisy.
         layers: every 4-bit layer by name.
         notes: what the run wanted remembered.
+        hardly_seen: layers with input features that calibration hardly saw, by name.
     """
 
     expert: Expert
@@ -82,6 +84,7 @@ class ExpertContents:
     bins: tuple[BinContents, ...]
     layers: Mapping[str, LayerContents]
     notes: tuple[str, ...]
+    hardly_seen: Mapping[str, HardlySeen]
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,7 @@ def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents
             for name, entry in config.layers.items()
         },
         notes=config.notes,
+        hardly_seen={} if isinstance(config, ExportedConfig) else config.hardly_seen,
     )
 
 

@@ -143,17 +143,20 @@ class _Component:
 
     def _commit(self, writer: ComponentWriter, block: QuantizedBlock) -> None:
         """Store a block whole: its 4-bit layers, and the rest of it as it is in the files."""
-        for name, layer, _, bias_change in block.layers:
-            stored = self._weights.read(f"{name}.bias") if f"{name}.bias" in self._weights else None
-            writer.add_layer(name, dataclasses.replace(layer, bias=changed_bias(stored, bias_change)))
+        for named in block.layers:
+            stored = self._weights.read(f"{named.name}.bias") if f"{named.name}.bias" in self._weights else None
+            bias = changed_bias(stored, named.bias_change)
+            writer.add_layer(named.name, dataclasses.replace(named.layer, bias=bias))
         prefix = f"blocks.{block.index}."
         rest = self._weights.stored(
             lambda name: name.startswith(prefix) and name.rpartition(".")[0] not in writer.layers
         )
         for name, tensor in rest:
             writer.add_tensor(name, tensor)
-        writer.commit(tuple(f"the Hessian of {layer.name} was positive definite in float64 only"
-                            for layer in block.layers if layer.needed_float64))  # fmt: skip
+        notes = tuple(f"the Hessian of {named.name} was positive definite in float64 only"
+                      for named in block.layers if named.needed_float64)  # fmt: skip
+        seen = {named.name: named.hardly_seen for named in block.layers if named.hardly_seen is not None}
+        writer.commit(notes, seen)
 
     def _calibration(self) -> Calibration | None:
         if self._store is None:

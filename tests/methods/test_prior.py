@@ -1,0 +1,62 @@
+"""Laws of the prior: what it costs at most, what it bounds, and that it looks the same in every basis."""
+
+import pytest
+import torch
+
+from tempoquant.formats import rotate
+from tempoquant.methods import add_prior_, certain_mean
+from tempoquant.methods.prior import prior_energy, share, typical_energy
+
+WIDTH = 64
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+SPREADS = {
+    "all alike": torch.ones(WIDTH, dtype=torch.float64),
+    "many orders of magnitude": torch.logspace(-12, 6, WIDTH, dtype=torch.float64),
+    "one loud": torch.where(torch.arange(WIDTH) == 7, 2.5e7, 1.0).double(),
+    "one in ten alive": (torch.arange(WIDTH) % 10 == 0).double(),
+}
+
+
+@pytest.mark.parametrize("variance", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize("fraction", [0.01, 0.125, 0.5])
+def test_the_sum_of_root_mean_squares_grows_by_the_root_of_the_fraction_at_most(
+    variance: torch.Tensor, fraction: float
+) -> None:
+    """Balanced smoothing leaves an error in proportion to that sum, squared, so this is all the prior can cost."""
+    mixed = (1 - fraction) * variance + fraction * typical_energy(variance, variance, 1e9)
+    assert mixed.sqrt().sum() <= (1 + fraction**0.5) * variance.sqrt().sum() * (1 + 1e-6)
+
+
+def test_a_mean_counts_in_the_priors_energy_and_a_huge_one_only_so_far() -> None:
+    variance = torch.ones(WIDTH, dtype=torch.float64)
+    means = torch.tensor([0.0, 2.0, 1000.0]).double()
+    about_zero = variance.clone()
+    about_zero[:3] += means.square()
+    energy = prior_energy(variance, about_zero, 1e9)
+    torch.testing.assert_close(energy[:3], torch.tensor([1.0, 5.0, 17.0]).double(), rtol=1e-3, atol=0)
+
+
+def test_without_a_fraction_there_is_no_prior_however_few_the_tokens() -> None:
+    assert share(0.0, 1) == 0 and share(0.125, 0) == 1 and share(0.125, 1e12) == pytest.approx(0.125)
+    moments = random(WIDTH, WIDTH)
+    assert torch.equal(add_prior_(moments.clone(), torch.ones(WIDTH).double(), 0.0, True), moments)
+
+
+def test_rotated_moments_with_a_prior_are_those_of_the_prior_rotated() -> None:
+    """Mixing before the rotation and after it is the same."""
+    x, energy = random(500, WIDTH), random(WIDTH, seed=1).exp()
+    plain, turned = x.T @ x / 500, rotate(x).T @ rotate(x) / 500
+    wanted = rotate(rotate(add_prior_(plain, energy, 0.25)).mT).mT
+    torch.testing.assert_close(add_prior_(turned, energy, 0.25, rotated=True), wanted)
+
+
+def test_a_mean_is_believed_as_far_as_it_is_above_its_own_error() -> None:
+    count, variance = torch.tensor([[100.0]]).double(), torch.ones(1, 3).double()
+    means = torch.tensor([[0.0, 0.05, 10.0]]).double()
+    believed = certain_mean(means, variance, count)[0]
+    assert believed[0] == 0 and believed[1] < 0.2 * 0.05 and believed[2] > 0.99 * 10
