@@ -1,8 +1,9 @@
-"""Laws of every recipe of ours in every format: whatever calibration has not seen, it is not worse than rounding.
+"""Laws of our recipes in every format: whatever calibration has not seen, they are not worse than rounding.
 
-Small layers, GELU-like and Gaussian inputs, each fault of calibration in a few draws. On held-out tokens the error is at
-most half a decibel above that of rounding to nearest in the same format, over all tokens and in the worst token. Full
-recipes keep to that beside the published recipe too; recipes for other engines' kernels take nothing off the input.
+Small layers, GELU-like and Gaussian inputs, each fault of calibration in a few draws. On held-out tokens the error is
+at most half a decibel above that of rounding to nearest in the same format, over all tokens and in the worst token.
+Over all tokens full recipes keep to that beside the published recipe too. Recipes for other engines' kernels, which
+take nothing off the input, are held to rounding.
 """
 
 import functools
@@ -86,7 +87,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {  # and on how many tokens it is calibra
     "a handful of tokens": (nothing, 8),
     "one token": (nothing, 1),
 }
-OURS = {"default": 0.5, "nunchaku_int4": math.inf}  # and how much worse than the published recipe they may be
+OTHER_ENGINES = {"int4": "nunchaku_int4", "nvfp4": "nunchaku_nvfp4"}
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 each_format = pytest.mark.parametrize("format", FORMATS)
 
@@ -126,7 +127,7 @@ def mean_errors_db(recipe: str, format: str, fault: str, is_gelu: bool) -> tuple
 @pytest.mark.parametrize("is_gelu", [False, True], ids=["gaussian", "gelu"])
 def test_no_recipe_of_ours_is_worse_than_rounding_or_the_published_one(format: str, fault: str, is_gelu: bool) -> None:
     rounding, published = (mean_errors_db(name, format, fault, is_gelu) for name in ("rtn", "paper"))
-    for name, above_published in OURS.items():
+    for name in ("default", OTHER_ENGINES.get(format, "default")):
         over_all, worst = mean_errors_db(name, format, fault, is_gelu)
         assert over_all <= rounding[0] + ALLOWED_DB and worst <= rounding[1] + ALLOWED_DB, name
-        assert over_all <= published[0] + above_published, name
+        assert name != "default" or over_all <= published[0] + ALLOWED_DB

@@ -1,6 +1,7 @@
 """Streaming does not move the default recipe either: a plain implementation of it, in float64 and with hooks on the
 whole model in memory, makes nearly the same layers."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -45,11 +46,28 @@ def stored(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.bfloat16).double()
 
 
+def prior(x: torch.Tensor) -> torch.Tensor:
+    """(in,): energy of each feature in the prior."""
+    variance, energy = x.var(0, correction=0), x.square().mean(0)
+    typical = ((len(x) * variance + 8 * energy) / (len(x) + 8)).sqrt().mean() ** 2
+    return typical + typical / (typical + 64 * variance) * torch.minimum(energy - variance, 16 * typical)
+
+
+def share(fraction: float, x: torch.Tensor) -> float:
+    return 1 - (1 - fraction) * len(x) / (len(x) + 8)
+
+
 def smoothing(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    centred, rows = x - x.mean(0), torch.cat(weights)
-    factor = (centred.square().mean(0).sqrt() / rows.square().mean(0).sqrt()).sqrt()
+    centred, rows, fraction = x - x.mean(0), torch.cat(weights), RECIPE.prior_fraction
+    of_prior = share(fraction, x)
+    energy = (1 - of_prior) * centred.square().mean(0) + of_prior * prior(x)
+    columns = rows.square().mean(0).sqrt()
+    columns = ((1 - fraction) * columns.square() + fraction * columns.mean() ** 2).sqrt()
+    factor = (energy.sqrt() / columns).sqrt()
     largest = (centred.abs().amax(0) / factor).max() / FORMAT.top_level
-    return stored(factor * 2.0 ** torch.ceil(torch.log2(largest / 224)))
+    typical = (centred / factor).square().mean().sqrt() * 2 / FORMAT.top_level
+    middle = (largest.log2() + typical.log2()) / 2 - math.log2(448 * 2.0**-6) / 2
+    return stored(factor * 2.0 ** torch.maximum((middle + 0.5).floor(), torch.log2(largest / 224).ceil()))
 
 
 def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, Plain]:
@@ -57,7 +75,8 @@ def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, P
     factor = smoothing(x, list(weights.values()))
     smoothed = {name: weight * factor for name, weight in weights.items()}
     centred = (x - x.mean(0)) / factor
-    covariance = centred.T @ centred / len(x)
+    of_prior = share(RECIPE.prior_fraction / 4, x)
+    covariance = (1 - of_prior) * centred.T @ centred / len(x) + of_prior * torch.diag(prior(x) / factor.square())
     grams = sum(weight.T @ weight for weight in smoothed.values())
     _, vectors = torch.linalg.eigh(covariance / covariance.trace() + grams / grams.trace())
     down = stored(vectors[:, -RECIPE.rank :].T / factor)
@@ -67,7 +86,8 @@ def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, P
     left = x / factor @ rotation - x @ down.T @ deflation.T
     offset = stored(left.mean(0))
     seen = quantize_activation(left - offset, FORMAT, RULE)
-    hessian = seen.T @ seen / len(seen)
+    noise = rotation @ torch.diag(prior(x) / factor.square()) @ rotation
+    hessian = (1 - of_prior) * seen.T @ seen / len(seen) + of_prior * noise
     order = hessian.diagonal().argsort(descending=True)
     made = {}
     for name, weight in smoothed.items():

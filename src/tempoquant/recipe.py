@@ -135,7 +135,6 @@ class Recipe:
             f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
         )
         _require(0 <= self.prior_fraction < 1, f"prior_fraction lies in [0, 1), not {self.prior_fraction}")
-        _require(self.centring or not self.centring_by_bin, "centring_by_bin says how to centre: it needs centring")
         _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
         ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
         _require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")

@@ -32,13 +32,15 @@ def test_the_sum_of_root_mean_squares_grows_by_the_root_of_the_fraction_at_most(
     assert mixed.sqrt().sum() <= (1 + fraction**0.5) * variance.sqrt().sum() * (1 + 1e-6)
 
 
-def test_a_mean_counts_in_the_priors_energy_and_a_huge_one_only_so_far() -> None:
+def test_the_mean_of_a_constant_counts_in_the_priors_energy_and_that_of_a_feature_that_moves_hardly() -> None:
     variance = torch.ones(WIDTH, dtype=torch.float64)
-    means = torch.tensor([0.0, 2.0, 1000.0]).double()
+    variance[:3] = 1e-9
+    means = torch.tensor([0.0, 2.0, 1000.0, 2.0]).double()
     about_zero = variance.clone()
-    about_zero[:3] += means.square()
-    energy = prior_energy(variance, about_zero, 1e9)
-    torch.testing.assert_close(energy[:3], torch.tensor([1.0, 5.0, 17.0]).double(), rtol=1e-3, atol=0)
+    about_zero[:4] += means.square()
+    energy = prior_energy(variance, about_zero, 1e9) / typical_energy(variance, about_zero, 1e9)
+    torch.testing.assert_close(energy[:3], torch.tensor([1.0, 5.4, 17.0]).double(), rtol=0.05, atol=0)
+    assert energy[3] < 1.1
 
 
 def test_without_a_fraction_there_is_no_prior_however_few_the_tokens() -> None:
@@ -56,7 +58,13 @@ def test_rotated_moments_with_a_prior_are_those_of_the_prior_rotated() -> None:
 
 
 def test_a_mean_is_believed_as_far_as_it_is_above_its_own_error() -> None:
-    count, variance = torch.tensor([[100.0]]).double(), torch.ones(1, 3).double()
-    means = torch.tensor([[0.0, 0.05, 10.0]]).double()
-    believed = certain_mean(means, variance, count)[0]
-    assert believed[0] == 0 and believed[1] < 0.2 * 0.05 and believed[2] > 0.99 * 10
+    variance = torch.ones(1, WIDTH).double()
+    for size, count, low, high in (
+        (0.01, 100, 0.0, 0.1),
+        (1.0, 1, 0.0, 0.1),
+        (1.0, 8, 0.7, 0.9),
+        (10.0, 100, 0.999, 1),
+    ):
+        mean = torch.full((1, WIDTH), size).double()
+        believed = certain_mean(mean, variance if count > 1 else 0 * variance, torch.tensor([[count]]).double()) / mean
+        assert low <= float(believed[0, 0]) <= high

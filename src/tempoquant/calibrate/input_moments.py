@@ -2,7 +2,7 @@
 
 import torch
 
-from tempoquant.methods import HessianAccumulator, add_prior_, certain_mean, prior
+from tempoquant.methods import HessianAccumulator, add_prior_, certain_mean, prior, prior_energy, typical_energy
 
 
 class InputMoments:
@@ -82,7 +82,7 @@ class InputMoments:
     @property
     def typical(self) -> float:
         """Root mean square of an ordinary feature, see `methods.prior.typical_energy`."""
-        return float(prior.typical_energy(self._variance, self._about_zero, self._total).sqrt())
+        return float(typical_energy(self._variance, self._about_zero, self._total).sqrt())
 
     @property
     def rms_by_bin(self) -> torch.Tensor:
@@ -94,8 +94,8 @@ class InputMoments:
     ) -> torch.Tensor:
         """Mix a covariance or Hessian (in, in) of smoothed inputs with the prior's share, in place; it is returned."""
         share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total)
-        energy = self._prior_energy.float()
-        energy = energy if smoothing_factor is None else energy / smoothing_factor.float().square()
+        energy = self._prior_energy
+        energy = energy if smoothing_factor is None else energy / smoothing_factor.double().square()
         return add_prior_(moments, energy, share, rotated)
 
     def take_covariance(self, smoothing_factor: torch.Tensor | None) -> torch.Tensor:
@@ -122,7 +122,7 @@ class InputMoments:
 
     @property
     def _prior_energy(self) -> torch.Tensor:
-        return prior.prior_energy(self._variance, self._about_zero, self._total)
+        return prior_energy(self._variance, self._about_zero, self._total)
 
     @property
     def _from_origin(self) -> torch.Tensor:

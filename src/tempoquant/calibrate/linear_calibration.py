@@ -119,7 +119,7 @@ class InputCalibration:
         self._rule = ScaleRule(recipe.activation_scale_rule)
         self._rank = recipe.rank if rank is None else rank
         self._deflates = recipe.deflation and self._rank > 0
-        self._by_bin = recipe.centring_by_bin and bins.num_bins > 1
+        self._by_bin = recipe.centring and recipe.centring_by_bin and bins.num_bins > 1
         self._moments = InputMoments(
             first.shape[1], first.device, recipe.centring, self._deflates, bins.num_bins, self._by_bin,
             recipe.prior_fraction,

@@ -88,8 +88,8 @@ def hardly_seen_lines(contents: Contents) -> list[str]:
         factor = max(seen.amplification for seen in layers.values())
         lines.append(
             f"{expert.expert.value}: calibration hardly saw {count} input features of {len(layers)} layers, most in "
-            f"{most} ({layers[most].num_features}). The quantizer sees an ordinary value in one up to {factor:.3g} times "
-            "as large. Calibrate with more prompts to see more."
+            f"{most} ({layers[most].num_features}). An ordinary value in one reaches the quantizer up to {factor:.3g} "
+            "times as large as elsewhere. Calibrate with more prompts to see more."
         )
     return lines
 

@@ -14,8 +14,11 @@ PSEUDO_TOKENS = 8
 MATRIX_FRACTION = 0.25
 """Share of the prior in a covariance or Hessian, relative to that in a feature's energy: what is correlated in
 calibration is worth more to a regression than to smoothing (docs/log.md)."""
+
+_STEADY = 1 / 64
 _WIDEST_MOVE = 16.0
-"""A mean counts in the prior's energy up to this many times the typical one: a constant may become another."""
+"""A constant may become another: the square of its mean counts in the prior's energy, up to 16 times the typical one.
+A feature whose variance is above 1/64 of the typical one has been seen to move, and its mean counts less and less."""
 
 
 def share(fraction: float, num_tokens: float) -> float:
@@ -40,28 +43,31 @@ def typical_energy(variance: torch.Tensor, about_zero: torch.Tensor, num_tokens:
 
 
 def prior_energy(variance: torch.Tensor, about_zero: torch.Tensor, num_tokens: float) -> torch.Tensor:
-    """Compute each feature's mean square in the prior: the typical energy, and what the feature's mean has.
+    """Compute each feature's mean square in the prior: the typical one, and the mean's where the feature never moves.
 
     Returns:
         (in,) float64; arguments as for `typical_energy`.
     """
     typical = typical_energy(variance, about_zero, num_tokens)
-    return typical + (about_zero - variance).clamp(min=0).clamp(max=_WIDEST_MOVE * typical)
+    never_moves = _STEADY * typical / (_STEADY * typical + variance).clamp(min=torch.finfo(torch.float64).tiny)
+    return typical + never_moves * torch.minimum((about_zero - variance).clamp(min=0), _WIDEST_MOVE * typical)
 
 
 def certain_mean(mean: torch.Tensor, variance: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
-    """Shrink means by what of them may be chance: mean · mean² / (mean² + error²).
+    """Shrink the mean of very few tokens toward zero, by the square of the share of its energy that is chance.
 
-    error² is the variance of a mean of so many tokens, times PSEUDO_TOKENS, which count in the variance too.
+    That share (James and Stein 1961) is the tokens' variance, over their number, over the mean's energy. PSEUDO_TOKENS
+    tokens about zero count in the variance, so that the mean of one token is hardly believed. Its square is felt with
+    few tokens only: from a hundred on, the mean stays as it is.
 
     Args:
-        mean, variance: (…, in) float64, of each feature.
-        num_tokens: broadcastable to them; where it is 0 the result is 0.
+        mean, variance: (bins, in) float64, of each feature.
+        num_tokens: (bins, 1) float64; where it is 0 the result is 0.
     """
-    spread = with_pseudo_tokens(variance, variance + mean.square(), num_tokens)
-    error = PSEUDO_TOKENS * spread / num_tokens.clamp(min=1)
-    certain = mean.square() / (mean.square() + error).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(num_tokens > 0, mean * certain, torch.zeros_like(mean))
+    energy = mean.square().mean(-1, keepdim=True)
+    spread = with_pseudo_tokens(variance.mean(-1, keepdim=True), variance.mean(-1, keepdim=True) + energy, num_tokens)
+    chance = spread / (num_tokens * energy).clamp(min=torch.finfo(torch.float64).tiny)
+    return mean * torch.where(num_tokens > 0, 1 - chance.clamp(max=1).square(), 0)
 
 
 def with_pseudo_tokens(spread: torch.Tensor, pseudo: torch.Tensor, num_tokens: torch.Tensor | float) -> torch.Tensor:
@@ -73,7 +79,7 @@ def add_prior_(moments: torch.Tensor, energy: torch.Tensor, fraction: float, rot
     """Mix a covariance or Hessian (in, in) with uncorrelated features, in place.
 
     Args:
-        energy: (in,) float32, mean square of each feature of the prior.
+        energy: (in,) float32 or float64, mean square of each feature of the prior.
         fraction: the prior's share.
         rotated: whether `moments` are of features rotated in blocks (and `energy` of those before).
 
@@ -84,10 +90,10 @@ def add_prior_(moments: torch.Tensor, energy: torch.Tensor, fraction: float, rot
         return moments
     moments.mul_(1 - fraction)
     if not rotated:
-        moments.diagonal().add_(energy, alpha=fraction)
+        moments.diagonal().add_(energy.to(moments.dtype), alpha=fraction)
         return moments
     blocks = rotate(rotate(energy.unflatten(0, (-1, ROTATION_SIZE)).diag_embed()).mT)
     for number, block in enumerate(blocks):
         inside = slice(number * ROTATION_SIZE, (number + 1) * ROTATION_SIZE)
-        moments[inside, inside].add_(block, alpha=fraction)
+        moments[inside, inside].add_(block.to(moments.dtype), alpha=fraction)
     return moments
