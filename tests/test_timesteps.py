@@ -101,3 +101,19 @@ def test_repeated_timesteps_are_not_separated():
 def test_rising_timesteps_are_refused():
     with pytest.raises(RecipeError, match="fall"):
         TimestepBins.from_step_fractions([100, 200], (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "edges"),
+    [
+        ([50, 150, 250, 350], (100, 200, 300)),
+        ([50, 250, 350], (100, 300)),
+        ([50], ()),
+        ([350], ()),
+        ([50, 60, 350], (100,)),
+        ([150, 250], (200,)),
+        ([], ()),
+    ],
+)
+def test_a_bin_without_samples_joins_a_neighbour(timesteps: list[float], edges: tuple[float, ...]) -> None:
+    assert TimestepBins((100, 200, 300)).joined(timesteps).edges == edges

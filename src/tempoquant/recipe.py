@@ -2,7 +2,6 @@
 in the checkpoint. How a machine does the work (device, memory) is no part of it."""
 
 import dataclasses
-import fnmatch
 import math
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import tomli_w
 
 from tempoquant.errors import RecipeError
 from tempoquant.formats.format import Format, ScaleRule, get_format
+from tempoquant.layer_rule import KEEP_16BIT, LayerRule, require
 from tempoquant.timesteps import Expert
 
 if sys.version_info >= (3, 11):
@@ -22,34 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KEEP_16BIT = "16bit"
 MAX_EXPONENT_OFFSET = 8
-
-
-@dataclass(frozen=True)
-class LayerRule:
-    """Gives the layers whose name matches `pattern` (shell wildcards) a format or a rank of their own, or keeps them in
-    16 bits; what it leaves out is the recipe's.
-
-    A pattern is tried against `blocks.0.attn1.to_q` and against `high_noise.blocks.0.attn1.to_q`.
-    """
-
-    pattern: str
-    format: str | None = None
-    rank: int | None = None
-
-    def __post_init__(self) -> None:
-        where, rank = f"a layer rule for {self.pattern!r}", self.rank
-        _require(isinstance(self.pattern, str), f"a layer rule's pattern is a text, not {self.pattern!r}")
-        _require(self.format is not None or rank is not None, f"{where} says nothing: give it a format or a rank")
-        _require(rank is None or (type(rank) is int and rank >= 0), f"{where}: rank is a count, not {rank!r}")
-        _require(rank is None or self.format != KEEP_16BIT, f"{where}: a layer in {KEEP_16BIT} has no rank")
-        if self.format not in (None, KEEP_16BIT):
-            get_format(str(self.format))
-
-    def matches(self, layer_name: str, expert: Expert) -> bool:
-        names = (layer_name, f"{expert.value}.{layer_name}")
-        return any(fnmatch.fnmatchcase(name, self.pattern) for name in names)
 
 
 @dataclass(frozen=True)
@@ -67,6 +40,7 @@ class Recipe:
         smoothing_statistic: what a feature's range is: its largest magnitude, "amax", or its root mean square, "rms".
         rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
         deflation: choose the branch for weight and input together, and take it out of the input before rounding.
+        deflation_by_bin: take it out by a regression of each timestep bin's own.
         rotation: mix smoothed features in blocks of sixteen (Hadamard), so that none stands out of its group.
         prior_fraction: share of white noise at the input's typical energy in each feature's mean square, in [0, 1), and
             a quarter of it in covariance and Hessian: what calibration hardly saw counts for something.
@@ -100,6 +74,7 @@ class Recipe:
     smoothing_statistic: str = "amax"
     rank: int = 0
     deflation: bool = False
+    deflation_by_bin: bool = False
     rotation: bool = False
     prior_fraction: float = 0.0
     centring: bool = False
@@ -129,41 +104,45 @@ class Recipe:
         get_format(self.format)
         for rule in (self.weight_scale_rule, self.activation_scale_rule):
             rules = [known.value for known in ScaleRule]
-            _require(rule in rules, f"a scale rule is one of {rules}, not {rule!r}")
-        _require(
+            require(rule in rules, f"a scale rule is one of {rules}, not {rule!r}")
+        require(
             self.smoothing_alpha is None or 0 <= self.smoothing_alpha <= 1,
             f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
         )
-        _require(0 <= self.prior_fraction < 1, f"prior_fraction lies in [0, 1), not {self.prior_fraction}")
-        _require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
+        require(0 <= self.prior_fraction < 1, f"prior_fraction lies in [0, 1), not {self.prior_fraction}")
+        require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
         ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
-        _require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
-        _require(
+        require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
+        require(
+            not self.deflation_by_bin or (self.deflation and self.centring == self.centring_by_bin),
+            "deflation_by_bin needs deflation, and centring_by_bin where there is centring",
+        )
+        require(
             0 < self.damping_fraction < math.inf, f"damping_fraction is above 0 and finite, not {self.damping_fraction}"
         )
-        _require(
+        require(
             bool(self.exponent_offsets) and all(abs(k) <= MAX_EXPONENT_OFFSET for k in self.exponent_offsets),
             f"exponent_offsets are one or more of ±{MAX_EXPONENT_OFFSET}, not {self.exponent_offsets}",
         )
-        _require(
+        require(
             all(c * 2.0**k <= 2 and c > 0 for c in self.clip_ratios for k in self.exponent_offsets),
             f"clip ratio · 2^offset lies in (0, 2]; {self.clip_ratios} · 2^{self.exponent_offsets} does not",
         )
-        _require(
+        require(
             len(self.keep_16bit_blocks) == 2 and min(self.keep_16bit_blocks) >= 0,
             f"keep_16bit_blocks is two counts, first and last, not {self.keep_16bit_blocks}",
         )
         for fractions in (self.bin_fractions_high_noise, self.bin_fractions_low_noise):
             ascending = list(fractions) == sorted(set(fractions)) and all(0 < f < 1 for f in fractions)
-            _require(ascending, f"bin fractions ascend strictly inside (0, 1), not {fractions}")
+            require(ascending, f"bin fractions ascend strictly inside (0, 1), not {fractions}")
         for key, known in (("statistics_branches", ("both", "conditional")), ("block_inputs", ("16bit", "quantized")),
                            ("smoothing_statistic", ("amax", "rms"))):  # fmt: skip
-            _require(getattr(self, key) in known, f"{key} is one of {known}, not {getattr(self, key)!r}")
+            require(getattr(self, key) in known, f"{key} is one of {known}, not {getattr(self, key)!r}")
         counts = ("block_size", "clip_search_tokens_per_bin", "num_prompts", "samples_per_expert",
                   "num_steps", "height", "width", "num_frames", "flow_shift", "guidance_scale")  # fmt: skip
         for key in counts:
             value = getattr(self, key)
-            _require(value is None or 0 < value < math.inf, f"{key} is above 0 and finite, not {value}")
+            require(value is None or 0 < value < math.inf, f"{key} is above 0 and finite, not {value}")
 
     @property
     def default_format(self) -> Format:
@@ -264,11 +243,6 @@ def builtin_recipes() -> list[str]:
     """Names of the recipes inside the package."""
     folder = resources.files("tempoquant") / "recipes"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise RecipeError(sentence + ".")
 
 
 def _plain(value: Any) -> Any:

@@ -70,6 +70,18 @@ class TimestepBins:
         """The bins of a tensor of timesteps; same shape, int64."""
         return torch.bucketize(timestep.float(), _on_device(self.edges, timestep.device), right=True)
 
+    def joined(self, timesteps: Sequence[float]) -> "TimestepBins":
+        """Join every bin that holds none of `timesteps` with its noisier neighbour, or the noisiest with its other one.
+
+        A schedule that calibration samples only in part then has as many bins as samples can tell apart.
+        """
+        edges: list[float] = []
+        for edge in self.edges:
+            lowest = edges[-1] if edges else float("-inf")
+            if any(lowest <= t < edge for t in timesteps) and any(t >= edge for t in timesteps):
+                edges.append(edge)
+        return TimestepBins(tuple(edges))
+
     @classmethod
     def from_step_fractions(cls, timesteps: Sequence[float], fractions: Sequence[float]) -> "TimestepBins":
         """Turn bins given by step position into edges for the schedule that was used.

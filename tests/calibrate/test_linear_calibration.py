@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, Phase, changed_bias, phases_of
+from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, changed_bias
+from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.formats import FORMATS, quantize_activation, rotate
 from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w4a4_linear
 from tempoquant.layer import QuantizedLayer

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tempoquant import quantize_linear
-from tempoquant.calibrate.linear_calibration import Phase
+from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.rank_trials import RankTrials, moved_power
 from tempoquant.recipe import Recipe
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from tempoquant.calibrate.linear_calibration import InputCalibration, Phase
+from tempoquant.calibrate.linear_calibration import InputCalibration
+from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.methods import HessianAccumulator
 from tempoquant.recipe import Recipe

@@ -61,9 +61,9 @@ def test_a_mean_is_believed_as_far_as_it_is_above_its_own_error() -> None:
     variance = torch.ones(1, WIDTH).double()
     for size, count, low, high in (
         (0.01, 100, 0.0, 0.1),
-        (1.0, 1, 0.0, 0.1),
-        (1.0, 8, 0.7, 0.9),
-        (10.0, 100, 0.999, 1),
+        (1.0, 1, 0.0, 0.25),
+        (1.0, 8, 0.9, 1),
+        (3.0, 100, 0.9999, 1),
     ):
         mean = torch.full((1, WIDTH), size).double()
         believed = certain_mean(mean, variance if count > 1 else 0 * variance, torch.tensor([[count]]).double()) / mean

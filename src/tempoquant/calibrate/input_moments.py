@@ -98,6 +98,17 @@ class InputMoments:
         energy = energy if smoothing_factor is None else energy / smoothing_factor.double().square()
         return add_prior_(moments, energy, share, rotated)
 
+    def with_prior(
+        self, seen: torch.Tensor, directions: torch.Tensor, factor: torch.Tensor, scale: float = 1.0
+    ) -> torch.Tensor:
+        """Mix directions (rank, in) times a covariance of smoothed inputs, `seen`, with the prior's share.
+
+        Args:
+            scale: energy of these inputs over that of all.
+        """
+        share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total)
+        return (1 - share) * seen + share * scale * directions * (self._prior_energy / factor.double().square()).float()
+
     def take_covariance(self, smoothing_factor: torch.Tensor | None) -> torch.Tensor:
         """(in, in) float32: mean of x̃ᵀx̃ about the mean of its bin, or zero, of the smoothed input; with the prior. Its
         memory is handed over.

@@ -26,23 +26,25 @@ class InputTransform:
 
     def __call__(self, x: torch.Tensor, timestep_bin: int = 0) -> torch.Tensor:
         """Compute what is rounded of raw inputs (…, in) float32 of one timestep bin."""
-        x = self.uncentred(x)
+        x = self.uncentred(x, timestep_bin)
         if self.input_offset is None:
             return x
         offset = self.input_offset if self.input_offset.dim() == 1 else self.input_offset[timestep_bin]
         return x - offset.float()
 
     def of_means(self, means: torch.Tensor) -> torch.Tensor:
-        """Compute the same of the means (num_bins, in) float32, each in its timestep bin."""
-        means = self.uncentred(means)
-        return means if self.input_offset is None else means - self.input_offset.float()
+        """Compute the same of means (num_bins, in) float32, each in its timestep bin; (in,) for one of all bins."""
+        by_bin = [self(mean, number) for number, mean in enumerate(means.reshape(-1, means.shape[-1]))]
+        return torch.stack(by_bin).reshape(means.shape)
 
-    def uncentred(self, x: torch.Tensor) -> torch.Tensor:
+    def uncentred(self, x: torch.Tensor, timestep_bin: int = 0) -> torch.Tensor:
         """Compute the same without the offset: (…, in) float32."""
         smoothed = self.rotate(x if self.smoothing_factor is None else x / self.smoothing_factor.float())
         if self.deflation is None:
             return smoothed
-        return smoothed - x @ self.deflation.down.float().T @ self.deflation.deflation.float().T
+        down, deflation = self.deflation
+        deflation = deflation if deflation.dim() == 2 else deflation[timestep_bin]
+        return smoothed - x @ down.float().T @ deflation.float().T
 
     def rotate(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate (…, in) in blocks, where the input is."""

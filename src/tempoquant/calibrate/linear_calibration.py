@@ -1,26 +1,29 @@
-"""Linears that read one input, on their way to four bits: they watch it in up to two phases.
+"""Linears that read one input, on their way to four bits: they watch it in up to three phases.
 
-    range     range, mean, covariance of the input     →  smoothing factor, input offset, what the branch takes out
-              evenly spaced tokens of each bin         →  kept for the clip search
-    hessian   mean of xᵀx of what is rounded           →  codes (GPTQ)
+    range        range, means, covariance of the input    →  smoothing factor, input offsets, what the branch takes out
+                 evenly spaced tokens of each bin         →  kept for the clip search
+    regression   what the branch tells of each bin        →  what it takes out in each, where that is by bin
+    hessian      mean of xᵀx of what is rounded           →  codes (GPTQ)
 
 Clip ratios follow at the end, from the tokens kept and the rounded weights. A recipe that does not need a phase skips
 it. Most recipes give each linear an input calibration of its own; one that shares smoothing gives q, k and v one.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from tempoquant.calibrate.bin_regressions import BinRegressions
 from tempoquant.calibrate.input_moments import InputMoments
 from tempoquant.calibrate.input_smoothing import hardly_seen, smoothing_of
 from tempoquant.calibrate.input_transform import InputTransform
+from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import CalibrationError, HessianError, ModelError
@@ -52,19 +55,6 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
 
 _logger = logging.getLogger(__name__)
-
-
-class Phase(Enum):
-    """What the inputs are watched for."""
-
-    RANGE = "range"
-    HESSIAN = "hessian"
-
-
-def phases_of(recipe: Recipe) -> list[Phase]:
-    """The phases a recipe needs, in order."""
-    wanted = {Phase.RANGE: recipe.watches_range, Phase.HESSIAN: recipe.gptq}
-    return [phase for phase, needed in wanted.items() if needed]
 
 
 class NamedLayer(NamedTuple):
@@ -126,6 +116,7 @@ class InputCalibration:
         )  # fmt: skip
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(bins.num_bins)]
         self._transform = InputTransform(recipe.rotation)
+        self._regressions: BinRegressions | None = None
         self._hardly_seen: HardlySeen | None = None
         self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
 
@@ -139,11 +130,18 @@ class InputCalibration:
         if phase is Phase.RANGE:
             self._chunks.each(x, lambda rows: self._gather_range(rows, timestep_bin, in_statistics))
             self._keep_tokens(x, timestep_bin)
-        elif in_statistics:
+        elif in_statistics and phase is Phase.REGRESSION and self._regressions is not None:
+            self._chunks.each(x, functools.partial(self._regressions.add, timestep_bin=timestep_bin))
+        elif in_statistics and phase is Phase.HESSIAN:
             self._chunks.each(x, lambda rows: self._gather_hessian(rows, timestep_bin))
 
     def settle(self, phase: Phase) -> None:
         """End a phase: compute what the next one needs."""
+        if phase is Phase.REGRESSION and self._regressions is not None:
+            deflation = self._regressions.deflation(self._moments, self._recipe.rotation)
+            self._regressions = None
+            self._transform = dataclasses.replace(self._transform, deflation=deflation)
+            self._settle_offset()
         if phase is not Phase.RANGE:
             return
         self._settle_smoothing()
@@ -153,6 +151,8 @@ class InputCalibration:
             covariance = self._moments.take_covariance(factor)
             deflation = deflation_of(covariance, weights, factor, self._rank, self._recipe.rotation)
             self._transform = dataclasses.replace(self._transform, deflation=deflation)
+            if self._recipe.deflation_by_bin and self._bins.num_bins > 1:
+                self._regressions = BinRegressions(deflation, factor, self._moments.means)
         self._settle_offset()
 
     def _settle_smoothing(self) -> None:
@@ -164,7 +164,8 @@ class InputCalibration:
     def _settle_offset(self) -> None:
         """Once it is known what else comes off the input."""
         if self._recipe.centring:
-            offset = self._transform.uncentred(self._means).to(torch.bfloat16)
+            uncentred = dataclasses.replace(self._transform, input_offset=None)
+            offset = uncentred.of_means(self._means).to(torch.bfloat16)
             self._transform = dataclasses.replace(self._transform, input_offset=offset)
 
     @property
@@ -247,7 +248,10 @@ class InputCalibration:
         residual is rounded."""
         mean = self._means
         missing = mean @ linear.weight.detach().float().T - self._transform.of_means(mean) @ residual.T
-        return missing if branch is None else missing - mean @ branch.down.float().T @ branch.up.float().T
+        if branch is None:
+            return missing
+        hidden = mean @ branch.down.float().T
+        return missing - (branch.up.float() @ hidden.unsqueeze(-1)).squeeze(-1)
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         """The branch, and what is left of the weight for four bits, rotated if the input is."""

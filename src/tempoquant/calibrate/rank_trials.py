@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from tempoquant.calibrate.linear_calibration import InputCalibration, Phase
+from tempoquant.calibrate.linear_calibration import InputCalibration
+from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.formats import Format
 from tempoquant.kernels.reference import w4a4_linear

@@ -19,7 +19,7 @@ from tempoquant.calibrate.capture import watching_gradients, watching_inputs
 from tempoquant.calibrate.expert_model import BlockCall, Choice, ExpertModel, linear_groups, linear_of
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.linear_calibration import Phase
+from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.rank_trials import RankTrials
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.token_chunks import TokenChunks

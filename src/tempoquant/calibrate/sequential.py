@@ -14,7 +14,8 @@ from tempoquant.calibrate.capture import computing_with, watching_inputs
 from tempoquant.calibrate.expert_model import BlockCall, Choice, ExpertModel, linear_groups, linear_of
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, Phase, phases_of
+from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
+from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks

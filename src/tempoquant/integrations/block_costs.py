@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from tempoquant.calibrate.linear_calibration import phases_of
+from tempoquant.calibrate.phases import phases_of
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs, stored_as
 from tempoquant.errors import ModelError

@@ -26,7 +26,8 @@ class Deflation(NamedTuple):
 
     Attributes:
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor, so h = x · downᵀ reads the raw input.
-        deflation: (in, rank) bfloat16; h · deflationᵀ is taken off the smoothed input, or of the rotated one.
+        deflation: (in, rank) bfloat16, or (num_bins, in, rank), one for each timestep bin; h · deflationᵀ is taken off
+            the smoothed input, or the rotated one.
     """
 
     down: torch.Tensor
@@ -86,12 +87,25 @@ def deflation_by(
     factor = 1.0 if smoothing_factor is None else smoothing_factor.float()
     down = (directions / factor).to(torch.bfloat16).contiguous()
     stored = down.float() * factor
-    seen = product(stored, covariance)  # (rank, in): covariance of h and x̃
+    return Deflation(down, regression(product(stored, covariance), stored, rotated))
+
+
+def regression(seen: torch.Tensor, stored: torch.Tensor, rotated: bool = False) -> torch.Tensor:
+    """Compute V, what h tells of the smoothed input, from the covariance of both.
+
+    Args:
+        seen: (rank, in) float32, mean of hᵀx̃.
+        stored: (rank, in) float32, the directions as the branch reads the smoothed input.
+        rotated: as for `deflation_of`.
+
+    Returns:
+        (in, rank) bfloat16.
+    """
     within = (seen @ stored.T).double()
     within.diagonal().add_(1e-7 * within.diagonal().mean() + torch.finfo(torch.float32).tiny)
     deflation = torch.linalg.solve(within, seen.double())
     deflation = (rotate(deflation) if rotated else deflation).T
-    return Deflation(down, deflation.to(torch.bfloat16).contiguous())
+    return deflation.to(torch.bfloat16).contiguous()
 
 
 def split(
@@ -104,14 +118,16 @@ def split(
         rotated: as it was for `deflation_of`.
 
     Returns:
-        up (out, rank) bfloat16, and residual_weight (out, in) float32, which acts on what is left of the input, rotated
-        with it.
+        up (out, rank) bfloat16, or (num_bins, out, rank), and residual_weight (out, in) float32, which acts on what is
+        left of the input, rotated with it.
     """
     stored = shared.down.float() * (1.0 if smoothing_factor is None else smoothing_factor.float())
     taken = torch.linalg.solve(stored @ stored.T, product(stored, weight)).T
     residual = weight - taken @ stored
     residual = rotate(residual) if rotated else residual
-    up = taken + product(residual, shared.deflation.float().T)
+    by_bin = shared.deflation.reshape(-1, *shared.deflation.shape[-2:])
+    up = torch.stack([taken + product(residual, each.float().T) for each in by_bin])
+    up = up.reshape(*shared.deflation.shape[:-2], *taken.shape)
     return up.to(torch.bfloat16).contiguous(), residual
 
 

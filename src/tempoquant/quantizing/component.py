@@ -112,7 +112,11 @@ class _Component:
         self._store = None if job.store is None else SampleStore.open(job.store)
         fractions = job.recipe.bin_fractions(job.expert)
         schedule = () if self._store is None else self._store.schedule(job.expert)
-        self._bins = TimestepBins.from_step_fractions(schedule, fractions)
+        bins = TimestepBins.from_step_fractions(schedule, fractions)
+        # A clip search needs samples of every bin, and says so; a mean does not.
+        if self._store is not None and not job.recipe.clip_ratios:
+            bins = bins.joined([entry.timestep for entry in self._store.entries(job.expert)])
+        self._bins = bins
 
     def quantize(self, on_block: Callable[[QuantizedBlock], None]) -> None:
         job = self._job

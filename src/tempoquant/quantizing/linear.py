@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tempoquant.calibrate.linear_calibration import InputCalibration, phases_of
+from tempoquant.calibrate.linear_calibration import InputCalibration
+from tempoquant.calibrate.phases import phases_of
 from tempoquant.errors import CalibrationError
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.linear import QuantizedLinear

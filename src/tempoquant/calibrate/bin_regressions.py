@@ -1,0 +1,49 @@
+"""BinRegressions: the deflation of each timestep bin, by the directions that all bins share."""
+
+import torch
+
+from tempoquant.calibrate.input_moments import InputMoments
+from tempoquant.methods import Deflation, regression
+from tempoquant.methods.prior import PSEUDO_TOKENS
+
+
+class BinRegressions:
+    """Gathers what the branch's h = x · downᵀ tells of the smoothed input in each timestep bin, about the bin's mean.
+
+    Of a covariance only its product with the directions is kept, (rank, in) for each bin.
+
+    Args:
+        shared: the deflation of all bins together; its directions stay.
+        smoothing_factor: (in,) bfloat16, or None.
+        means: (num_bins, in) float32, of each bin.
+    """
+
+    def __init__(self, shared: Deflation, smoothing_factor: torch.Tensor | None, means: torch.Tensor) -> None:
+        self._down, self._means = shared.down, means
+        self._factor = means.new_ones(means.shape[1]) if smoothing_factor is None else smoothing_factor.float()
+        self._seen = means.new_zeros(len(means), *shared.down.shape)
+        self._num_tokens = [0] * len(means)
+
+    def add(self, x: torch.Tensor, timestep_bin: int) -> None:
+        """Take in raw tokens (tokens, in) of one bin."""
+        centred = x.float() - self._means[timestep_bin]
+        self._seen[timestep_bin] += (centred @ self._down.float().T).T @ (centred / self._factor)
+        self._num_tokens[timestep_bin] += len(x)
+
+    def deflation(self, moments: InputMoments, rotated: bool) -> Deflation:
+        """Compute the regression of each bin: (num_bins, in, rank).
+
+        Each bin's covariance is mixed with that of all bins, scaled to its energy, as if PSEUDO_TOKENS of its tokens
+        were theirs. A bin without tokens has theirs alone.
+        """
+        stored = self._down.float() * self._factor
+        pooled = self._seen.sum(0) / max(sum(self._num_tokens), 1)
+        pooled = moments.with_prior(pooled, stored, self._factor)
+        found = []
+        for seen, count in zip(self._seen, self._num_tokens, strict=True):
+            own = seen / max(count, 1)
+            energies = [float(((each @ stored.T).diagonal()).sum()) for each in (own, pooled)]
+            scale = energies[0] / energies[1] if count and energies[1] > 0 else 1.0
+            mixed = (count * own + PSEUDO_TOKENS * scale * pooled) / (count + PSEUDO_TOKENS)
+            found.append(regression(moments.with_prior(mixed, stored, self._factor, scale), stored, rotated))
+        return Deflation(self._down, torch.stack(found))
