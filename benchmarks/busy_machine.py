@@ -1,7 +1,7 @@
 """What other work on the machine does to a command: its time alone, and beside as many busy processes as it has cores.
 
     python -m benchmarks.busy_machine                                # quantizes `tiny` by rounding to nearest: minutes
-    python -m benchmarks.busy_machine --repeat 3 demo                # or any other command, without -o
+    python -m benchmarks.busy_machine --repeat 3 demo -o OUT         # or any other command; OUT is a new path each time
 
 Three ways for OpenMP's threads to wait for each other: asleep, as the command has it; spinning, as the runtime has it
 by itself; and with nobody to wait for. Their order turns with each repetition, and medians count.
@@ -25,7 +25,7 @@ from benchmarks.json_line import publish
 from benchmarks.scale import commit_name, describe_machine
 from tempoquant_command import USERS
 
-COMMAND = ("quantize", "tiny", "--recipe", "rtn")
+COMMAND = ("quantize", "tiny", "--recipe", "rtn", "-o", "OUT")
 WAYS: dict[str, dict[str, str]] = {
     "asleep": {},
     "spinning": {"GOMP_SPINCOUNT": "300000"},  # GNU's own default; any word of a user's makes the command say nothing
@@ -51,7 +51,7 @@ def run(command: Sequence[str], way: Mapping[str, str]) -> tuple[float, float]:
     """Seconds on the clock and of the processor. Raises SystemExit with the command's exit code when it fails."""
     clean = {name: value for name, value in os.environ.items() if name not in (*USERS, "OMP_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = [*command, "-o", str(Path(scratch) / "out")]
+        arguments = [word.replace("OUT", str(Path(scratch) / "out")) for word in command]
         begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-c", _PROGRAM, *arguments], env={**clean, **way}, stdout=subprocess.DEVNULL, check=False
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--others", type=int, default=os.cpu_count(), help="processes that never rest (one a core)")
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="of tempoquant, without -o")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="of tempoquant; OUT in it is a new path")
     arguments = parser.parse_args()
     command = arguments.command or COMMAND
     rows = measure(command, arguments.repeat, arguments.others)
