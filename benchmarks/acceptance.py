@@ -37,7 +37,7 @@ COLUMNS = {
 
 LABELS = ("rtn", "paper", "ours")
 
-_PROGRAM = "from tempoquant.cli import app; app()"  # what the command `tempoquant` runs, in this Python
+_PROGRAM = "from tempoquant_command import main; main()"  # what the command `tempoquant` runs, in this Python
 
 
 def commands(work: Path, arguments: argparse.Namespace) -> list[list[str]]:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import torch
+
+from tempoquant_command import wait_patiently
+
+wait_patiently()  # said before torch is imported, as the command does
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():  # read when triton is imported, which diffusers does: so it is said here, at once
     os.environ["TRITON_INTERPRET"] = "1"

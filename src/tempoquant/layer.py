@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 
 from tempoquant.errors import CheckpointError
-from tempoquant.formats import Format, ScaleRule, rotate
-from tempoquant.kernels.reference import LinearTensors, dequantize_residual
+from tempoquant.formats import Format, ScaleRule
+from tempoquant.kernels.reference import LinearTensors, dequantize_residual, effective_weight
 from tempoquant.timesteps import TimestepBins
 
 
@@ -129,15 +129,7 @@ class QuantizedLayer:
 
     def dequantize(self) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32."""
-        residual = dequantize_residual(self.tensors, self.format)
-        weight = rotate(residual) if self.rotated else residual
-        weight = weight if self.smoothing_factor is None else weight / self.smoothing_factor.float()
-        if self.branch is None:
-            return weight
-        up = self.branch.up.float()
-        if self.branch.deflation is not None:
-            up = up - residual @ self.branch.deflation.float()
-        return weight + up @ self.branch.down.float()
+        return effective_weight(self.tensors, self.format)
 
     def effective_bias(self) -> torch.Tensor | None:
         """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing."""

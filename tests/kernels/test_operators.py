@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import Path, forced
+from tempoquant.kernels.input_gradient import _input_gradient
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
@@ -74,3 +75,36 @@ def test_a_compiled_model_gives_the_same_and_is_not_compiled_again_over_changing
             for timestep, y in zip((100.0, 450.0, 550.0, 900.0), wanted, strict=True):
                 torch.testing.assert_close(compiled(x, torch.tensor([timestep])), y)
     assert not torch.equal(wanted[0], wanted[1]) and not torch.equal(wanted[2], wanted[3])
+
+
+@each_path
+def test_a_linear_trains_with_the_value_of_its_kernels_and_the_dequantized_gradient(path, format):
+    module = linear(format)
+    x = random(2, 3, 3 * format.group_size).bfloat16().to(DEVICE)
+    grad_y = random(2, 3, module.out_features, seed=1).bfloat16().to(DEVICE)
+    with forced(path):
+        wanted = module(x)
+        y = module(x.requires_grad_())
+    y.backward(grad_y)
+    assert torch.equal(y, wanted) and torch.equal(x.grad, grad_y @ module.dequantize().bfloat16())
+
+
+def test_a_compiled_linear_trains_as_one_that_is_not():
+    torch.compiler.reset()
+    module = linear(NVFP4_M1)
+    x = random(2, 3, 3 * NVFP4_M1.group_size).bfloat16().to(DEVICE).requires_grad_()
+    with forced(Path.FP8):
+        module(x).sum().backward()
+        wanted, x.grad = x.grad, None
+        torch.compile(module, backend="aot_eager", fullgraph=True)(x).sum().backward()
+    assert torch.equal(x.grad, wanted)
+
+
+def test_the_operator_of_the_gradient_returns_what_its_fake_kernel_says():
+    tensors = linear(NVFP4_M1)._tensors()
+    grad_y = random(2, 3, tensors.packed.shape[0]).bfloat16().to(DEVICE)
+    torch.library.opcheck(
+        _input_gradient,
+        (grad_y, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, tensors.up,
+         tensors.down, tensors.deflation, tensors.rotated, NVFP4_M1.name), test_utils=CHECKS,
+    )  # fmt: skip

@@ -65,7 +65,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
 
     use_keep_in_fp32_modules = True  # norms and modulation as diffusers keeps them in an unquantized model
     is_serializable = True
-    is_trainable = False
+    is_trainable = True  # a LoRA on top, not the 4-bit layers themselves: `runtime.straight_through`
     is_compileable = True
 
     def __init__(self, quantization_config: TempoQuantConfig, **kwargs: Any) -> None:

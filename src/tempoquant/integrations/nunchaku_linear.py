@@ -13,6 +13,7 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format, group_amax, nearest_level
 from tempoquant.kernels.reference import LinearTensors, dequantize_residual
 from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.runtime.straight_through import straight_through
 
 E4M3_MAX = 448.0
 
@@ -61,6 +62,7 @@ def nunchaku_linear(x: torch.Tensor, tensors: LinearTensors, format: Format) -> 
 class NunchakuLinear(QuantizedLinear):
     """A QuantizedLinear that computes what the target computes: no clip ratio, the kernels' rounding of activations."""
 
+    @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x. Raises UnsupportedError for activations of 8 bits."""
         if self.clock.eight_bit_timesteps is not None:

@@ -5,11 +5,27 @@ tensors on the device "meta" by the very function that makes the launch of a run
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 NATIVE_FP8 = 89  # the compute capability, ten times the major plus the minor, from which on FP8 converts in hardware
+
+
+_Tensor = TypeVar("_Tensor", torch.Tensor, torch.Tensor | None)
+
+
+def with_rows(matrix: _Tensor) -> _Tensor:
+    """The matrix itself where the elements of each row lie side by side in memory, wherever rows lie; else a copy.
+
+    Kernels take a stride between rows, and none within them.
+    """
+    return matrix if matrix is None or matrix.stride(-1) == 1 else matrix.contiguous()
+
+
+def dense(tensor: _Tensor) -> _Tensor:
+    """The tensor itself where it lies without gaps and in order, for kernels that take no stride of it; else a copy."""
+    return None if tensor is None else tensor.contiguous()
 
 
 class Launch(NamedTuple):

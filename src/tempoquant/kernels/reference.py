@@ -58,6 +58,19 @@ def dequantize_residual(tensors: LinearTensors, format: Format, dtype: torch.dty
     return from_codes(unpack(tensors.packed, format), scale.to(dtype), format)
 
 
+def effective_weight(tensors: LinearTensors, format: Format) -> torch.Tensor:
+    """The dense weight that a layer stands for, smoothing, rotation and branch included: (out, in) float32."""
+    residual = dequantize_residual(tensors, format)
+    weight = rotate(residual) if tensors.rotated else residual
+    weight = weight if tensors.smoothing_factor is None else weight / tensors.smoothing_factor.float()
+    if tensors.up is None or tensors.down is None:
+        return weight
+    up = tensors.up.float()
+    if tensors.deflation is not None:
+        up = up - residual @ tensors.deflation.float()
+    return weight + up @ tensors.down.float()
+
+
 def w4a4_linear(
     x: torch.Tensor,
     tensors: LinearTensors,
@@ -67,6 +80,8 @@ def w4a4_linear(
     eight_bits: torch.Tensor | bool = False,
 ) -> torch.Tensor:
     """The exact 4-bit linear. Long inputs are computed some tokens at a time, for rounding takes memory.
+
+    Rounding has no gradient: `runtime.straight_through` gives a layer the one that training wants.
 
     Args:
         x: (…, in), any float dtype.
@@ -96,8 +111,6 @@ def w4a4_linear(
     if x.dim() < 2 or x.numel() // x.shape[-1] * widest <= NUMBERS_AT_ONCE:
         return compute(x, clip_ratio, eight_bits)
     chunks = _token_chunks(x, widest, clip_ratio, eight_bits)
-    if x.requires_grad and torch.is_grad_enabled():
-        return torch.cat([compute(*chunk) for _, chunk in chunks], dim=-2)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     for tokens, chunk in chunks:
         y[..., tokens, :] = compute(*chunk)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from tempoquant.formats import FORMATS, Format, ScaleGrid, scale_from_bytes
 from tempoquant.kernels.fp8_window import FP8_TOP_EXPONENT, check_fp8, check_int8, dtypes_of
-from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
+from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense
 from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_bits import power_of_two, to_bfloat16
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
@@ -85,13 +85,13 @@ def expand_launch(
 ) -> Launch:
     """The launch that expands a weight into `values` (out, in): FP8 where `row_scale` (out,) is given, or by dtype."""
     num_rows, half = tensors.packed.shape
-    grid = format.scale_grid
+    grid, scale = format.scale_grid, dense(tensors.scale)
     return Launch(
         _expand_kernel,
         (triton.cdiv(num_rows, BLOCK_ROWS),),
         {
-            "packed": tensors.packed,
-            "scale": tensors.scale.view(torch.int16) if grid is ScaleGrid.BF16 else tensors.scale,
+            "packed": dense(tensors.packed),
+            "scale": scale.view(torch.int16) if grid is ScaleGrid.BF16 else scale,
             "tensor_scale": tensors.tensor_scale,
             "values": values,
             "row_scale": row_scale,

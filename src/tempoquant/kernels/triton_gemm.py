@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
+from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.triton_tile import ROWS_AT_ONCE, finish, place_of_tile, rank_blocks, row_starts
 
 try:
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What is multiplied, and what follows. Elements of a row are contiguous.
+    """What is multiplied, and what follows. `multiply` copies what does not lie as its kernel reads it.
 
     values: (tokens, in) and weight: (out, in), both 8-bit floats or both bfloat16. row_scale: (tokens,) float32, or
     None. column_scale: (out,) float32 of any stride, or None. hidden: (tokens, rank) and up: (out, rank) bfloat16, or
@@ -49,6 +49,14 @@ class Product(NamedTuple):
     hidden: torch.Tensor | None
     up: torch.Tensor | None
     bias: torch.Tensor | None
+
+    def laid_out(self) -> "Product":
+        """The same numbers where the kernel reads them: copied what does not lie so."""
+        column_scale = self.column_scale  # read by its stride
+        return Product(
+            with_rows(self.values), with_rows(self.weight), dense(self.row_scale), column_scale, with_rows(self.hidden),
+            with_rows(self.up), dense(self.bias),
+        )  # fmt: skip
 
 
 @triton.jit
@@ -151,7 +159,8 @@ def can_describe(operands: tuple[torch.Tensor, ...], capability: int) -> bool:
 
 
 def _is_aligned(matrix: torch.Tensor) -> bool:
-    return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
+    overlaps = matrix.stride(0) < matrix.shape[1]  # one row stands for all
+    return not overlaps and matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
 
 
 def gemm_launch(product: Product, y: torch.Tensor, tile: Tile, capability: int, is_described: bool) -> Launch:
@@ -209,6 +218,7 @@ def multiply(
     Returns:
         (tokens, out).
     """
+    product = product.laid_out()
     values, weight = product.values, product.weight
     y = new_output(values, len(weight), dtype)
     if y.numel() == 0:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from tempoquant.errors import UnsupportedError
-from tempoquant.kernels.launch import Launch, NamedLaunches
+from tempoquant.kernels.launch import Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.triton_gemm import (
     Tile,
@@ -127,7 +127,8 @@ def int8_multiply(
     Returns:
         (tokens, out). Raises UnsupportedError for groups of fewer than 32 or of more than 256.
     """
-    values = quantized.values
+    values, codes, up, bias = with_rows(quantized.values), with_rows(codes), with_rows(up), dense(bias)
+    quantized = quantized._replace(values=values, hidden=with_rows(quantized.hidden))
     group = values.shape[1] // scale.shape[1]
     if not MIN_GROUP <= group <= _LARGEST_SUM // 128**2:
         raise UnsupportedError(f"the INT8 product takes groups of 32 to 255, not of {group}: use the path bf16.")

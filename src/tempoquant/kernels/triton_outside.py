@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
+from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
 from tempoquant.kernels.triton_gemm import is_interpreted, new_output
@@ -125,11 +125,14 @@ def replace_outside_rows(
 
     Args:
         y: (tokens, out), contiguous, changed in place.
-        quantized: contiguous values; those of an outside row are what `triton_quantize_outside` wrote.
+        quantized: its values of an outside row are what `triton_quantize_outside` wrote.
 
     Returns:
         y.
     """
+    values, hidden, outside = dense(quantized.values), with_rows(quantized.hidden), dense(quantized.outside)
+    quantized = quantized._replace(values=values, hidden=hidden, outside=outside)
+    weight, row_scale, up, bias = with_rows(weight), dense(row_scale), with_rows(up), dense(bias)
     if is_interpreted():  # which cuts bfloat16 off instead of rounding
         rows = new_output(quantized.values, len(weight), y.dtype)
         outside_launch(quantized, weight, row_scale, up, bias, rows).run()

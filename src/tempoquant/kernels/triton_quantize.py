@@ -20,7 +20,7 @@ import triton
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.kernels.fp8_window import check_fp8, check_int8, dtypes_of
-from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches
+from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_quantize_kernel import quantize_kernel
@@ -41,10 +41,12 @@ def quantize_launch(
 ) -> Launch:
     """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which path."""
     num_tokens, in_features = x.shape
-    factor = tensors.smoothing_factor
+    x = with_rows(x)
+    factor = dense(tensors.smoothing_factor)
     output = OUTPUTS[result.values.dtype]
-    deflation = None if result.hidden is None else tensors.deflation
-    flags = eight_bits if isinstance(eight_bits, torch.Tensor) else None
+    hidden = with_rows(result.hidden)
+    deflation = None if hidden is None else dense(tensors.deflation)
+    flags = dense(eight_bits) if isinstance(eight_bits, torch.Tensor) else None
     rank = 0 if deflation is None else deflation.shape[1]
     block_rows, block_columns, num_warps = _block(rank)
     return Launch(
@@ -52,12 +54,12 @@ def quantize_launch(
         (triton.cdiv(num_tokens, block_rows),),
         {
             "x": x,
-            "hidden": result.hidden,
+            "hidden": hidden,
             "smoothing_factor": factor,
             "reciprocal_factor": None if factor is None else factor.float().reciprocal(),
             "deflation": deflation,
-            "input_offset": tensors.input_offset,
-            "clip_ratio": clip_ratio,
+            "input_offset": dense(tensors.input_offset),
+            "clip_ratio": dense(clip_ratio),
             "eight_bits": flags,
             "values": result.values,
             "scale": result.scale,
@@ -66,7 +68,7 @@ def quantize_launch(
             "IN_FEATURES": in_features,
             "rank": rank,
             "x_row_stride": x.stride(0),
-            "hidden_row_stride": 0 if result.hidden is None else result.hidden.stride(0),
+            "hidden_row_stride": 0 if hidden is None else hidden.stride(0),
             "rows_per_clip_ratio": _rows_per_entry(num_tokens, clip_ratio),
             "rows_per_flag": 1 if flags is None else _rows_per_entry(num_tokens, flags),
             "FORMAT": rounding_of(format, rule),
@@ -125,7 +127,7 @@ def quantize_to_fp8(
     """The input of a linear for FP8 tensor cores: `values · scale[:, None]` is what the reference multiplies.
 
     Args:
-        x: (tokens, in), bfloat16, float16 or float32, features contiguous.
+        x: (tokens, in), bfloat16, float16 or float32; read where it lies if features lie side by side.
         hidden: (tokens, rank) bfloat16, x · downᵀ; None without a branch.
         clip_ratio: (batches,) float32 on the device; token t has that of batch t // (tokens / batches).
         eight_bits: which batches round to 8 bits, (batches,) bool on the device; True for all; None for none.

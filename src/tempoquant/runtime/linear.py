@@ -23,6 +23,7 @@ from tempoquant.layer import QuantizedLayer
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.packed_weight import PackedWeight
 from tempoquant.runtime.shared_input import SharedInput
+from tempoquant.runtime.straight_through import straight_through
 
 
 class QuantizedLinear(nn.Linear):
@@ -130,8 +131,9 @@ class QuantizedLinear(nn.Linear):
         finally:
             self.clock.restore(before)
 
+    @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, …, in) to (batch, …, out), in the dtype of x."""
+        """(batch, …, in) to (batch, …, out), in the dtype of x; the gradient is that of the dequantized layer."""
         entry = self.entry
         clip_ratio = self.clock.select(self.clip_ratio.view(torch.float32), x)
         eight_bits = self.clock.eight_bits(x)
@@ -139,9 +141,7 @@ class QuantizedLinear(nn.Linear):
             path = operators.path_of(x.device.type, x.device.index, entry.format.name)
             if path == dispatch.Path.FP8 and not self.fits_fp8:
                 path = dispatch.Path.BF16.value
-            if path == dispatch.Path.REFERENCE or x.dtype == torch.float64 or (
-                x.requires_grad and torch.is_grad_enabled()  # through the branch, which the kernels do not follow
-            ):  # fmt: skip
+            if path == dispatch.Path.REFERENCE or x.dtype == torch.float64:
                 return w4a4_linear(x, self._tensors(), entry.format, entry.activation_scale_rule, clip_ratio,
                                    False if eight_bits is None else eight_bits)  # fmt: skip
             return self._forward_by_kernels(x, clip_ratio, eight_bits, path)

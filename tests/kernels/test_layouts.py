@@ -1,0 +1,89 @@
+"""Where an operator's arguments lie in memory changes nothing: with gaps, or one row or number for all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
+from tempoquant.kernels import operators
+from tempoquant.kernels.dispatch import Path, forced
+from tests.kernels.products import DEVICE
+from tests.kernels.test_paths import linear, random
+
+POISON = 0x7F  # NaN in FP8, 127 in bytes, 3.4e38 in wider floats
+
+
+def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
+    wide = torch.empty(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype, device=tensor.device)
+    wide.view(torch.uint8).fill_(POISON)
+    wide[..., ::2] = tensor
+    return wide[..., ::2]
+
+
+def one_for_all_rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1].expand(tensor.shape)
+
+
+def one_for_all_columns(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[..., :1].expand(tensor.shape)
+
+
+each_layout = pytest.mark.parametrize("lay_out", [with_gaps, one_for_all_rows, one_for_all_columns])
+each_path = pytest.mark.parametrize(
+    ("path", "format"), [(Path.FP8, NVFP4_M1), (Path.FP8, MXFP4), (Path.BF16, NVFP4_M1), (Path.INT8, INT4)]
+)
+
+
+def relaid(argument: Any, lay_out: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return lay_out(argument) if isinstance(argument, torch.Tensor) and argument.numel() > 1 else argument
+
+
+def assert_the_same(operator: Any, arguments: tuple[Any, ...], lay_out: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Of arguments laid out so, and of the same numbers in order."""
+    moved = [relaid(argument, lay_out) for argument in arguments]
+    plain = [each.contiguous() if isinstance(each, torch.Tensor) else each for each in moved]
+    assert any(isinstance(each, torch.Tensor) and not each.is_contiguous() for each in moved)
+    found, wanted = operator(*moved), operator(*plain)
+    for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (found, wanted)), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@each_path
+@each_layout
+def test_quantizing_reads_its_arguments_wherever_they_lie(
+    path: Path, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    tensors = linear(format)._tensors()
+    x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
+    hidden = random(6, tensors.deflation.shape[1], seed=1).bfloat16().to(DEVICE)
+    ratios, flags = torch.tensor([0.7, 1.0], device=DEVICE), torch.tensor([True, False], device=DEVICE)
+    arguments = (x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, ratios, flags,
+                 tensors.rotated, format.name, "least_error", path.value)  # fmt: skip
+    assert_the_same(operators._quantize_input, arguments, lay_out)
+
+
+@each_path
+@each_layout
+def test_multiplying_reads_its_arguments_wherever_they_lie(
+    path: Path, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    tensors = linear(format)._tensors()
+    x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
+    x[::2, : format.group_size] *= 2.0**-20  # in MXFP4 outside of FP8
+    source = operators.Source(x, ScaleRule.CEIL, torch.ones(1, device=DEVICE), None)
+    quantized = operators.quantize_input(source, tensors, format, path.value)
+    arguments = (*quantized, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.up, tensors.bias,
+                 format.name, torch.bfloat16, path.value)  # fmt: skip
+    assert_the_same(operators._multiply, arguments, lay_out)
+
+
+@each_path
+def test_a_linear_takes_one_batch_entry_whose_features_lie_apart(path: Path, format: Format) -> None:
+    module = linear(format)
+    x = random(1, 3 * format.group_size, 5).bfloat16().to(DEVICE).transpose(1, 2)
+    with forced(path):
+        assert torch.equal(module(x), module(x.contiguous()))
