@@ -43,7 +43,8 @@ def hooked(pipeline: WanImageToVideoPipeline) -> list[str]:
         for component in ("text_encoder", "vae", "transformer", "transformer_2")
         for name, module in getattr(pipeline, component).named_modules()
         if "forward" in module.__dict__ or hasattr(module, "_hf_hook")
-        or any("BinClock" not in str(hook) for hook in module._forward_pre_hooks.values()) or module._forward_hooks
+        or any("BinClock" not in str(hook)
+               for hooks in (module._forward_pre_hooks, module._forward_hooks) for hook in hooks.values())
     ]  # fmt: skip
 
 

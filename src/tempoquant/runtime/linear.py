@@ -6,7 +6,7 @@ accelerate leaves buffers on the accelerator when it offloads a module.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,18 +117,12 @@ class QuantizedLinear(nn.Linear):
         """The effective weight, branch and smoothing included: (out, in) float32."""
         return self.to_layer().dequantize()
 
-    @contextlib.contextmanager
-    def at_timestep(self, timestep: torch.Tensor | float) -> Iterator[None]:
+    def at_timestep(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
         """Within this context a layer that stands alone runs with the clip ratio of `timestep`'s bin.
 
         In a model the clock is shared: there, call the model, which sets it from its own `timestep`.
         """
-        before = self.clock.state()
-        self.clock.set(timestep)
-        try:
-            yield
-        finally:
-            self.clock.restore(before)
+        return self.clock.at(timestep)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x."""

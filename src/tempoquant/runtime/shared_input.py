@@ -2,25 +2,31 @@
 
 q, k and v of an attention are called one after the other with the same tensor. The first to see it quantizes it, the
 others take what it made, and the last one lets go of it, so that it does not lie in memory while attention runs.
+Threads that run one model share nothing.
 """
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from tempoquant.kernels.quantized_input import QuantizedInput
 
 
-class SharedInput:
-    """What linears that read one input made of it last.
+class SharedInput(threading.local):
+    """What linears that read one input made of it last, in this thread. A copy, pickled or not, holds nothing.
 
     Attributes:
         num_linears: how many share it.
     """
 
-    def __init__(self, num_linears: int) -> None:
+    def __init__(self, num_linears: int) -> None:  # which every thread runs again
         self.num_linears = num_linears
         self.forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.num_linears,)
 
     def forget(self) -> None:
         """Let go of the input and of what was made of it."""
