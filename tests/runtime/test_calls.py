@@ -149,6 +149,17 @@ def test_a_call_that_is_refused_ends_too(model: Any) -> None:
         model(**inputs() | {"timestep": torch.ones(1, 16)})
 
 
+def test_a_call_keeps_the_activation_bits_that_it_began_with(model: Any) -> None:
+    linear, x = model.blocks[0].attn1.to_q, torch.randn(1, 3, 128)
+    with linear.at_timestep(900.0):
+        in_eight = linear(x)
+        set_activation_bits(model, 4)
+        assert torch.equal(linear(x), in_eight)
+    with linear.at_timestep(900.0):
+        assert not torch.equal(linear(x), in_eight)
+    set_activation_bits(model, 8, (0.0, 910.0))
+
+
 def test_a_copy_made_during_a_call_is_in_none(model: Any) -> None:
     with model.blocks[0].attn1.to_q.at_timestep(900.0):
         assert copy.deepcopy(model).blocks[0].attn1.to_q.clock.call is None
