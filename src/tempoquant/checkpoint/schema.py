@@ -16,7 +16,7 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
 QUANT_METHOD = "tempoquant"
-FORMAT_VERSION = 3  # 1 knew neither deflation nor centring, 2 no rotation
+FORMAT_VERSION = 4  # 1 knew neither deflation nor centring, 2 no rotation, 3 no tensors by timestep bin
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
 MAX_FEATURES = 2**20
@@ -24,7 +24,6 @@ MAX_LAYERS = 100_000
 MAX_EDGES = 1000
 MAX_TEXT = 4096  # characters of a name, note or hash
 MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
-
 
 REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or upgrade tempoquant."
 
@@ -48,6 +47,8 @@ class LayerEntry:
         deflated: whether the branch is taken out of the input.
         centred: whether there is an input offset; then there is a bias.
         rotated: whether the smoothed input and the residual weight are rotated in blocks.
+        centred_by_bin: whether input offset and bias differ by timestep bin.
+        deflated_by_bin: whether the branch's up and deflation differ by timestep bin; then an input offset does too.
     """
 
     format: Format
@@ -60,6 +61,8 @@ class LayerEntry:
     deflated: bool = False
     centred: bool = False
     rotated: bool = False
+    centred_by_bin: bool = False
+    deflated_by_bin: bool = False
 
     def __post_init__(self) -> None:
         for key in ("in_features", "out_features"):
@@ -73,13 +76,16 @@ class LayerEntry:
         _require(self.rank > 0 or not self.deflated, "deflated", "needs a rank above 0", self.deflated)
         _require(self.bias is not None or not self.centred, "centred", "needs a bias", self.centred)
         _require(self.bias is None or self.bias in BIAS_DTYPES, "bias", f"is null or one of {BIAS_DTYPES}", self.bias)
+        _require(self.centred or not self.centred_by_bin, "centred_by_bin", "needs centred", True)
+        fits = not self.deflated_by_bin or (self.deflated and self.centred_by_bin == self.centred)
+        _require(fits, "deflated_by_bin", "needs deflated, and centred_by_bin where centred", True)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": self.format.name, "activation_scale_rule": self.activation_scale_rule.value,
             "in_features": self.in_features, "out_features": self.out_features, "rank": self.rank,
-            "smoothed": self.smoothed, "deflated": self.deflated, "centred": self.centred,
-            "rotated": self.rotated, "bias": self.bias,
+            "smoothed": self.smoothed, "deflated": self.deflated, "deflated_by_bin": self.deflated_by_bin,
+            "centred": self.centred, "centred_by_bin": self.centred_by_bin, "rotated": self.rotated, "bias": self.bias,
         }  # fmt: skip
 
     @classmethod
@@ -87,7 +93,7 @@ class LayerEntry:
         _check_keys(entry, set(cls.__dataclass_fields__))
         for key in ("in_features", "out_features", "rank"):
             _require(type(entry[key]) is int, key, "is a whole number", entry[key])
-        for key in ("smoothed", "deflated", "centred", "rotated"):
+        for key in ("smoothed", "deflated", "centred", "rotated", "centred_by_bin", "deflated_by_bin"):
             _require(type(entry[key]) is bool, key, "is true or false", entry[key])
         rules = [rule.value for rule in ScaleRule]
         for key, known in (
@@ -252,7 +258,7 @@ def _of_this_version(entry: Any, version: int) -> Any:
     return {**entry, **dict.fromkeys(added, False)}
 
 
-_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3}
+_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3, "centred_by_bin": 4, "deflated_by_bin": 4}
 
 
 def _hashes(hashes: Any) -> dict[str, str]:

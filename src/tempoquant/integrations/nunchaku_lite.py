@@ -46,6 +46,10 @@ def require_exportable(name: str, entry: LayerEntry) -> None:
     what: str | None = None
     if entry.format.name not in FORMATS:
         what = f"is in {entry.format.name}, and {TARGET} has {' and '.join(FORMATS)} only"
+    elif entry.deflated_by_bin:
+        what = f"has a deflation for each timestep bin (deflation_by_bin = true), and {TARGET} knows no timestep"
+    elif entry.centred_by_bin:
+        what = f"has an input offset for each timestep bin (centring_by_bin = true), and {TARGET} knows no timestep"
     elif entry.deflated:
         what = f"has deflation (deflation = true), which {TARGET} cannot hold"
     elif entry.rotated:

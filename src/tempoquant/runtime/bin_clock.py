@@ -132,6 +132,18 @@ class BinClock:
         low, high = self.eight_bit_timesteps
         return Call(bins, (timestep >= low) & (timestep < high))
 
+    def rows(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The timestep bin of each row of x (batch, …, in): (1 or batch,) int64, on its device; None with a single bin.
+
+        Raises TempoQuantError outside of a call, UnsupportedError where rows and timesteps do not match.
+        """
+        if self.bins.num_bins == 1:
+            return None
+        call = self.call
+        if call is None or call.bins is None:
+            raise TempoQuantError(f"this layer has {self.bins.num_bins} timestep bins and none is current: {_REMEDY}")
+        return _by_row(call.bins.to(x.device), x).reshape(-1)
+
     def select(self, clip_ratio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The clip ratio of each row of the batch.
 
@@ -142,12 +154,8 @@ class BinClock:
         Returns:
             (1 or batch, 1, …) float32, of x's number of dimensions; (1,) with a single bin.
         """
-        if self.bins.num_bins == 1:
-            return clip_ratio
-        call = self.call
-        if call is None or call.bins is None:
-            raise TempoQuantError(f"this layer has {self.bins.num_bins} timestep bins and none is current: {_REMEDY}")
-        return _by_row(clip_ratio[call.bins.to(clip_ratio.device)], x)
+        rows = self.rows(x)
+        return clip_ratio if rows is None else _by_row(clip_ratio[rows.to(clip_ratio.device)], x)
 
     def eight_bits(self, x: torch.Tensor) -> torch.Tensor | None:
         """Which rows of the batch have 8-bit activations: (1 or batch, 1, …) bool; None where all have four."""

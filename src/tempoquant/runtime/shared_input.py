@@ -31,10 +31,12 @@ class SharedInput(threading.local):
     def forget(self) -> None:
         """Let go of the input and of what was made of it."""
         self._x: torch.Tensor | None = None
-        self._quantized: QuantizedInput | None = None
+        self._quantized: tuple[QuantizedInput, ...] | None = None
         self._version, self._num_waiting = 0, 0
 
-    def quantized(self, x: torch.Tensor, quantize: Callable[[torch.Tensor], QuantizedInput]) -> QuantizedInput:
+    def quantized(
+        self, x: torch.Tensor, quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]]
+    ) -> tuple[QuantizedInput, ...]:
         """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
 
         A graph that is being compiled cannot ask whether x changed: there the same tensor is taken to be unchanged, as
