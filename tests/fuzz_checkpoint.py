@@ -34,7 +34,7 @@ from tempoquant.errors import TempoQuantError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.runtime.convert import quantized_linears
 from tests.checkpoint_damage import MUTATIONS, Mutation, mutate_index
-from tests.quantized_wan import quantize_all, tiny_wan, write_component
+from tests.quantized_wan import by_bin, quantize_all, tiny_wan, write_component
 
 SECONDS_PER_CASE = 20
 SOURCE = Path(files.__file__).parents[1]
@@ -60,6 +60,7 @@ class Fuzzer:
         self.root = root
         model = tiny_wan(num_layers=1, width=64)
         layers = quantize_all(model, "mixed", rank=2)
+        layers |= {name: by_bin(layer) for name, layer in layers.items() if ".attn2." in name}
         whole = write_component(root / "pristine" / "whole", model, layers)
         sharded = write_component(root / "pristine" / "sharded", model, layers, max_shard_bytes=60_000)
         self.pristine = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, sharded)]

@@ -1,6 +1,7 @@
 """Tiny random Wan experts, quantized by rounding with a random branch and smoothing: enough to fill every tensor that a
 checkpoint can hold. What is tested with them is storage and plumbing, never quality."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -64,9 +65,11 @@ def quantize(
     seed: int = 0,
     deflated: bool = True,
     centred: bool = True,
+    centred_by_bin: bool = False,
+    deflated_by_bin: bool = False,
 ) -> QuantizedLayer:
     """Round a linear to nearest, with a random branch, random smoothing, a random
-    input offset, and clip ratios that differ by bin."""
+    input offset, and clip ratios that differ by bin; with `…_by_bin` see `by_bin`."""
     generator = torch.Generator().manual_seed(seed)
     fmt = FORMATS[format]
     weight = linear.weight.detach().float()
@@ -86,7 +89,7 @@ def quantize(
     if centred:  # as in a quantized model: there always is a bias then, in float32
         bias = torch.randn(linear.out_features, generator=generator) if bias is None else bias.float()
     scale = weight_scale(weight, fmt, ScaleRule.FLOOR)
-    return QuantizedLayer(
+    layer = QuantizedLayer(
         format=fmt,
         activation_scale_rule=ScaleRule.CEIL,
         packed=pack(to_codes(weight, scale.effective, fmt), fmt),
@@ -99,6 +102,26 @@ def quantize(
         bins=bins,
         input_offset=offset.to(torch.bfloat16) if centred else None,
     )
+    return by_bin(layer, centred_by_bin, deflated_by_bin, seed=seed) if centred_by_bin or deflated_by_bin else layer
+
+
+def by_bin(
+    layer: QuantizedLayer, centred: bool = True, deflated: bool = True, spread: float = 1.0, seed: int = 0
+) -> QuantizedLayer:
+    """A layer with an offset and a bias, and a deflation and an up, for each of its bins: random around its own, as far
+    as `spread` says; 0 leaves all bins equal."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+
+    def around(tensor: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(layer.bins.num_bins, *tensor.shape, generator=generator)
+        return (tensor.float() + spread * tensor.float().std() * noise).to(tensor.dtype)
+
+    offset, bias, branch = layer.input_offset, layer.bias, layer.branch
+    if centred and offset is not None and bias is not None:
+        offset, bias = around(offset), around(bias)
+    if deflated and branch is not None and branch.deflation is not None:
+        branch = LowRankBranch(around(branch.up), branch.down, around(branch.deflation))
+    return dataclasses.replace(layer, input_offset=offset, bias=bias, branch=branch)
 
 
 def quantize_all(model: nn.Module, format: str = "mxfp4", **kwargs: Any) -> dict[str, QuantizedLayer]:

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from tempoquant.checkpoint.tensors import entry_of, num_replacing_bytes
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
 from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w4a4_linear
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
+from tests.quantized_wan import by_bin
 
 THREE_BINS = TimestepBins((300.0, 600.0))
 each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
@@ -66,6 +68,55 @@ def test_bits_per_weight_count_everything_that_replaces_the_weight(
     extra_bits += 32 if FORMATS[name].has_tensor_scale else 0
     wanted = bits_per_code_and_scale + extra_bits / (out_features * in_features)
     assert layer.bits_per_weight == pytest.approx(wanted, rel=1e-12)
+
+
+def test_of_tensors_by_bin_all_count_but_the_bias_that_was_there_before():
+    plain = make_layer(MXFP4, 96, 256, 16, bins=THREE_BINS, deflation=True, offset=True)
+    centred, both = by_bin(plain, deflated=False), by_bin(plain)
+    assert centred.num_bytes - plain.num_bytes == 2 * (2 * 256 + 4 * 96)
+    assert both.num_bytes - centred.num_bytes == 2 * 2 * 16 * (256 + 96)
+    assert all(num_replacing_bytes(entry_of(each), 3) == each.num_bytes for each in (plain, centred, both))
+
+
+def test_the_layer_of_a_bin_shares_memory_and_has_one_bin():
+    layer = by_bin(make_layer(rank=4, bins=THREE_BINS, deflation=True, offset=True))
+    for i in range(3):
+        one = layer.at_bin(i)
+        assert one.bins == TimestepBins() and one.clip_ratio.tolist() == [layer.clip_ratio[i]]
+        assert one.packed is layer.packed and one.bias.data_ptr() == layer.bias[i].data_ptr()
+        assert torch.equal(layer.dequantize(i), one.dequantize())
+        assert torch.equal(layer.effective_bias(i), one.effective_bias())
+
+
+def test_what_differs_by_bin_is_not_to_be_had_without_saying_which():
+    plain = make_layer(rank=4, bins=THREE_BINS, deflation=True, offset=True)
+    centred, both = by_bin(plain, deflated=False), by_bin(plain)
+    assert torch.equal(centred.dequantize(), plain.dequantize()), "centring leaves the weight alone"
+    for ask in (both.dequantize, both.effective_bias, centred.effective_bias, lambda: centred.tensors):
+        with pytest.raises(CheckpointError, match=r"differs? by timestep bin: ask for"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"input_offset": torch.zeros(3, 128)}, "input offset and bias are by timestep bin together"),
+        ({"bias": torch.zeros(3, 8)}, "input offset and bias are by timestep bin together"),
+        ({"bias": torch.zeros(2, 8), "input_offset": torch.zeros(2, 128)}, "is of 2 bins, not 3"),
+        ({"branch": LowRankBranch(torch.zeros(3, 8, 4), torch.zeros(4, 128), torch.zeros(3, 128, 4))},
+         "deflation by timestep bin needs an input offset by timestep bin"),
+    ],
+)  # fmt: skip
+def test_tensors_by_bin_that_do_not_fit_together_are_refused(changes, words):
+    layer = make_layer(rank=4, bins=THREE_BINS, deflation=True, offset=True)
+    with pytest.raises(CheckpointError, match=words):
+        QuantizedLayer(**{**vars(layer), **changes})
+
+
+@pytest.mark.parametrize("deflation", [None, torch.zeros(128, 4), torch.zeros(2, 128, 4)])
+def test_up_and_deflation_are_by_bin_together(deflation):
+    with pytest.raises(CheckpointError, match="up and deflation are by timestep bin together"):
+        LowRankBranch(torch.zeros(3, 8, 4), torch.zeros(4, 128), deflation)
 
 
 def test_shapes_are_read_off_the_packed_weight():

@@ -65,11 +65,11 @@ class _Watch:
     def observe(self, name: str, x: torch.Tensor) -> None:
         """Take in the input of a 16-bit linear, (…, in)."""
         linear, layer = self.linears[name], self._quantized[name]
-        layer.clock.set(self.timestep)
-        clip_ratio = layer.clock.select(layer.to_layer().clip_ratio, x).mean()
         # Not linear(x), which would be watched in its turn.
         wanted = functional.linear(x, linear.weight, linear.bias).double()
-        error = layer(x).double() - wanted
+        with layer.at_timestep(self.timestep):
+            clip_ratio = layer.clock.select(layer.to_layer().clip_ratio, x).mean()
+            error = layer(x).double() - wanted
         found = torch.stack([wanted.square().sum(), error.square().sum(), clip_ratio, torch.ones_like(clip_ratio)])
         self._sums[:, list(self.linears).index(name), self._bins.of(self.timestep)] += found.double().cpu()
 

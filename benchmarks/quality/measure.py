@@ -133,9 +133,10 @@ def quantize(task: Task, reference: Reference, recipe: Recipe, expert: Expert, p
 
 
 def num_stored_bytes(layer: QuantizedLayer, had_bias: bool) -> int:
-    """Every byte a checkpoint stores in place of a 16-bit weight; a bias counts where the 16-bit layer had none."""
-    stored = to_stored(layer, "the layer")
-    return sum(tensor.nbytes for name, tensor in stored.items() if name != "bias" or not had_bias)
+    """Every byte a checkpoint stores in place of a 16-bit weight; one bias counts where the 16-bit layer had none."""
+    stored = sum(tensor.nbytes for tensor in to_stored(layer, "the layer").values())
+    bias = layer.at_bin(0).bias
+    return stored - (bias.nbytes if had_bias and bias is not None else 0)
 
 
 def bits_per_weight(experts: Mapping[Expert, QuantizedExpert]) -> float:

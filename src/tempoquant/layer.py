@@ -1,6 +1,6 @@
 """QuantizedLayer and LowRankBranch: the values that methods make, checkpoints store and the runtime runs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,10 +28,10 @@ class LowRankBranch:
     """The 16-bit path beside the 4-bit product, y += (x · downᵀ) · upᵀ, reading the *raw* x.
 
     Attributes:
-        up: (out, rank) bfloat16.
+        up: (out, rank) bfloat16, or (num_bins, out, rank) with a deflation by timestep bin.
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor.
-        deflation: (in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is taken off the smoothed, rotated input
-            before it is quantized.
+        deflation: (in, rank) or (num_bins, in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is taken off the
+            smoothed, rotated input before it is quantized.
     """
 
     up: torch.Tensor
@@ -39,25 +39,42 @@ class LowRankBranch:
     deflation: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.up.shape[1] != self.down.shape[0]:
+        if self.up.shape[-1] != self.down.shape[0]:
             raise CheckpointError(f"branch ranks differ: up {tuple(self.up.shape)}, down {tuple(self.down.shape)}.")
-        if self.deflation is not None and self.deflation.shape != self.down.T.shape:
+        if self.deflation is not None and self.deflation.shape[-2:] != self.down.T.shape:
             raise CheckpointError(
                 f"deflation is {tuple(self.deflation.shape)}, not down's {tuple(self.down.shape)} turned."
             )
+        if self.up.shape[:-2] != (() if self.deflation is None else self.deflation.shape[:-2]):
+            raise CheckpointError("a branch's up and deflation are by timestep bin together, or neither is.")
 
     @property
     def rank(self) -> int:
-        return self.up.shape[1]
+        return self.up.shape[-1]
+
+    @property
+    def is_by_bin(self) -> bool:
+        """Whether up and deflation differ by timestep bin."""
+        return self.up.dim() == 3
+
+    def at_bin(self, timestep_bin: int) -> "LowRankBranch":
+        """The branch of one bin, sharing memory."""
+        if not self.is_by_bin or self.deflation is None:
+            return self
+        return LowRankBranch(self.up[timestep_bin], self.down, self.deflation[timestep_bin])
 
     def product(self) -> torch.Tensor:
-        """up · down, (out, in) float32."""
+        """up · down, (out, in) float32; by bin, (num_bins, out, in)."""
         return self.up.float() @ self.down.float()
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
     """One linear in four bits. `runtime.linear.QuantizedLinear` runs it.
+
+    Beside clip_ratio, what is centred (input_offset with bias) and what is deflated (branch.deflation with branch.up)
+    may differ by timestep bin. A deflation by bin needs an offset by bin, where there is one: what deflation leaves of
+    the input's mean is the bin's own.
 
     Attributes:
         format: of weight and activations.
@@ -67,9 +84,10 @@ class QuantizedLayer:
         tensor_scale: () float32, formats with a tensor scale only.
         smoothing_factor: (in,) bfloat16, or None.
         branch: the low-rank branch, or None.
-        input_offset: (in,) bfloat16, taken off the smoothed, rotated, deflated input before it is quantized; None for
-            nothing.
-        bias: (out,), or None; with an input_offset it holds what the offset took away.
+        input_offset: (in,) or (num_bins, in) bfloat16, taken off the smoothed, rotated, deflated input before it is
+            quantized; None for nothing.
+        bias: (out,), or None; with an input_offset it holds what the offset took away, and is (num_bins, out) where
+            that is by bin.
         clip_ratio: (num_bins,) float32.
         bins: the timestep bins that clip_ratio belongs to.
         rotated: whether the smoothed input and the residual weight are rotated in blocks (`formats.rotation`).
@@ -93,6 +111,13 @@ class QuantizedLayer:
             raise CheckpointError(f"{self.bins.num_bins} bins need as many clip ratios, not {self.clip_ratio.numel()}.")
         if self.input_offset is not None and self.bias is None:
             raise CheckpointError("an input offset needs a bias that gives back what it takes away.")
+        if self.bias is not None and (self.bias.dim() == 2) != self.is_centred_by_bin:
+            raise CheckpointError("input offset and bias are by timestep bin together, or neither is.")
+        if self.is_deflated_by_bin and self.input_offset is not None and not self.is_centred_by_bin:
+            raise CheckpointError("a deflation by timestep bin needs an input offset by timestep bin.")
+        for name, tensor in self._by_bin().items():
+            if tensor.shape[0] != self.bins.num_bins:
+                raise CheckpointError(f"{name} by timestep bin is of {tensor.shape[0]} bins, not {self.bins.num_bins}.")
 
     @property
     def in_features(self) -> int:
@@ -107,8 +132,31 @@ class QuantizedLayer:
         return self.branch.rank if self.branch is not None else 0
 
     @property
+    def is_centred_by_bin(self) -> bool:
+        """Whether input_offset and bias differ by timestep bin."""
+        return self.input_offset is not None and self.input_offset.dim() == 2
+
+    @property
+    def is_deflated_by_bin(self) -> bool:
+        """Whether the branch's up and deflation differ by timestep bin."""
+        return self.branch is not None and self.branch.is_by_bin
+
+    def at_bin(self, timestep_bin: int) -> "QuantizedLayer":
+        """What the layer is in one timestep bin: a layer of a single bin, sharing memory."""
+        offset, bias = self.input_offset, self.bias
+        if offset is not None and bias is not None and self.is_centred_by_bin:
+            offset, bias = offset[timestep_bin], bias[timestep_bin]
+        branch = None if self.branch is None else self.branch.at_bin(timestep_bin)
+        clip_ratio = self.clip_ratio[timestep_bin].reshape(1)
+        return replace(self, clip_ratio=clip_ratio, bins=TimestepBins(), branch=branch, input_offset=offset, bias=bias)
+
+    @property
     def tensors(self) -> LinearTensors:
-        """What the kernels read."""
+        """What the kernels read. Raises CheckpointError where it differs by timestep bin: ask `at_bin` for it."""
+        if by_bin := self._by_bin():
+            raise CheckpointError(
+                f"{' and '.join(by_bin)} of this layer differ by timestep bin: ask for those of one bin, at_bin(i)."
+            )
         branch = self.branch
         up, down, deflation = (None,) * 3 if branch is None else (branch.up, branch.down, branch.deflation)
         return LinearTensors(
@@ -118,21 +166,44 @@ class QuantizedLayer:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything that replaces the 16-bit weight (so not the bias, which was there before)."""
-        stored = [*self.tensors._replace(bias=None), self.clip_ratio]
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored if isinstance(tensor, torch.Tensor))
+        """Bytes of everything that replaces the 16-bit weight: not of a bias, for one was there before, but of all
+        others that a bias by timestep bin holds."""
+        stored = [self.packed, self.scale, self.tensor_scale, self.smoothing_factor, self.clip_ratio, self.input_offset]
+        if self.branch is not None:
+            stored += [self.branch.up, self.branch.down, self.branch.deflation]
+        if self.bias is not None and self.is_centred_by_bin:
+            stored.append(self.bias[1:])
+        return sum(tensor.nbytes for tensor in stored if tensor is not None)
 
     @property
     def bits_per_weight(self) -> float:
-        """Codes, scales, smoothing, branch, offset and clip ratios, over the number of weights."""
+        """`num_bytes` in bits, over the number of weights."""
         return 8 * self.num_bytes / (self.out_features * self.in_features)
 
-    def dequantize(self) -> torch.Tensor:
-        """The effective weight, branch and smoothing included: (out, in) float32."""
-        return effective_weight(self.tensors, self.format)
+    def dequantize(self, timestep_bin: int | None = None) -> torch.Tensor:
+        """The effective weight, branch and smoothing included: (out, in) float32.
 
-    def effective_bias(self) -> torch.Tensor | None:
-        """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing."""
-        if self.bias is None or self.input_offset is None:
-            return None if self.bias is None else self.bias.float()
-        return self.bias.float() - dequantize_residual(self.tensors, self.format) @ self.input_offset.float()
+        Raises CheckpointError when it differs by timestep bin and none is given.
+        """
+        if timestep_bin is None and self.is_deflated_by_bin:
+            raise CheckpointError("the weight of this layer differs by timestep bin: ask for that of one.")
+        return effective_weight(self.at_bin(timestep_bin or 0).tensors, self.format)
+
+    def effective_bias(self, timestep_bin: int | None = None) -> torch.Tensor | None:
+        """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing.
+
+        Raises CheckpointError when it differs by timestep bin and none is given.
+        """
+        if timestep_bin is None and self.is_centred_by_bin:
+            raise CheckpointError("the bias of this layer differs by timestep bin: ask for that of one.")
+        layer = self.at_bin(timestep_bin or 0)
+        if layer.bias is None or layer.input_offset is None:
+            return None if layer.bias is None else layer.bias.float()
+        return layer.bias.float() - dequantize_residual(layer.tensors, self.format) @ layer.input_offset.float()
+
+    def _by_bin(self) -> dict[str, torch.Tensor]:
+        """The tensors that differ by timestep bin, all but the clip ratio."""
+        by_bin = {"input_offset": self.input_offset, "bias": self.bias} if self.is_centred_by_bin else {}
+        if self.branch is not None and self.branch.is_by_bin:
+            by_bin |= {"up": self.branch.up, "deflation": self.branch.deflation}
+        return {name: tensor for name, tensor in by_bin.items() if tensor is not None}

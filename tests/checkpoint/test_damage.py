@@ -14,11 +14,12 @@ from tempoquant.checkpoint import check_tensors, read_config, read_layer, read_m
 from tempoquant.checkpoint.files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from tempoquant.checkpoint.tensors import KEYS
 from tempoquant.errors import CheckpointError
-from tests.quantized_wan import quantize_all, tiny_wan, write_component
+from tests.quantized_wan import by_bin, quantize_all, tiny_wan, write_component
 
 MODEL = tiny_wan(num_layers=1)
 MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, to_k mxfp4, to_v nvfp4, to_out.0 nvfp4_m1
-NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())}
+NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())} | {"by bin": "blocks.0.ffn.net.2"}
+MIXED[NAMES["by bin"]] = by_bin(MIXED[NAMES["by bin"]])
 
 
 @pytest.fixture
@@ -98,6 +99,15 @@ DAMAGE: dict[str, tuple[str, str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "bias is bfloat16": ("mxfp4", "bias", lambda t: t.bfloat16()),
     "bias is too short": ("mxfp4", "bias", lambda t: t[:-1].contiguous()),
     "bias is a scalar": ("mxfp4", "bias", lambda t: t[0].clone()),
+    "bias is by bin": ("mxfp4", "bias", lambda t: t.repeat(3, 1)),
+    "bias of one bin": ("by bin", "bias", lambda t: t[0].clone()),
+    "bias lacks a bin": ("by bin", "bias", lambda t: t[:-1].contiguous()),
+    "bias of a bin is infinite": ("by bin", "bias", lambda t: torch.cat([t[:-1], torch.inf * t[-1:]])),
+    "input offset lacks a bin": ("by bin", "input_offset", lambda t: t[:-1].contiguous()),
+    "input offset is transposed": ("by bin", "input_offset", lambda t: t.T.contiguous()),
+    "up has a bin too many": ("by bin", "up", lambda t: torch.cat([t, t[:1]])),
+    "deflation of one bin": ("by bin", "deflation", lambda t: t[0].clone()),
+    "down is by bin": ("by bin", "down", lambda t: t.repeat(3, 1, 1)),
 }
 
 

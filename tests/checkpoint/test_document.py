@@ -12,16 +12,16 @@ from torch import nn
 from tempoquant.checkpoint.tensors import KEYS
 from tempoquant.formats import FORMATS, INT4, MXFP4, unpack
 from tests.checkpoint.test_schema import CONFIG, ENTRY
-from tests.quantized_wan import quantize, write_component
+from tests.quantized_wan import by_bin, quantize, write_component
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "checkpoint.md").read_text(encoding="utf-8")
 
 
-def read_weight(folder: Path, name: str) -> np.ndarray:
+def read_weight(folder: Path, name: str, *timestep_bin: int) -> np.ndarray:
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
-    return names["read_weight"](folder, name)
+    return names["read_weight"](folder, name, *timestep_bin)
 
 
 class Model(nn.Module):
@@ -55,6 +55,16 @@ def test_the_documents_reader_decodes_every_format(
             torch.testing.assert_close(found, layer.dequantize(), rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(found, layer.dequantize())
+
+
+def test_the_documents_reader_decodes_the_weight_of_each_timestep_bin(tmp_path: Path) -> None:
+    model = Model()
+    layers = {name: by_bin(quantize(getattr(model, name), "int4")) for name in ("a", "b")}
+    folder = write_component(tmp_path / "c", model, layers)
+    for name, layer in layers.items():
+        for timestep_bin in range(3):
+            found = torch.from_numpy(read_weight(folder, name, timestep_bin))
+            torch.testing.assert_close(found, layer.dequantize(timestep_bin), rtol=1e-5, atol=1e-5)
 
 
 def test_the_documents_table_of_nibbles_is_the_packing() -> None:

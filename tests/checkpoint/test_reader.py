@@ -1,5 +1,6 @@
 """Laws of the reader: what was written is what is read, bit for bit."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,24 @@ from tempoquant.checkpoint import (
     verify_hashes,
 )
 from tempoquant.checkpoint.files import CONFIG_NAME, WEIGHTS_NAME
+from tempoquant.checkpoint.tensors import entry_of, to_stored
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import FORMATS
 from tempoquant.layer import QuantizedLayer
 from tempoquant.timesteps import TimestepBins
-from tests.quantized_wan import BINS, CALIBRATION, RECIPE, quantize_all, tiny_wan, write_component
+from tests.quantized_wan import BINS, CALIBRATION, RECIPE, by_bin, quantize_all, tiny_wan, write_component
 
 MODEL = tiny_wan(num_layers=1)
 MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, to_k mxfp4, to_v nvfp4, to_out.0 nvfp4_m1
+MIXED["blocks.0.attn2.to_q"] = by_bin(MIXED["blocks.0.attn2.to_q"])
 NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())}
 
 
 def same(a: QuantizedLayer, b: QuantizedLayer) -> bool:
     """Equal to the last bit and in every dtype."""
-    assert a.rotated == b.rotated
-    pairs = [*zip(a.tensors[:-1], b.tensors[:-1], strict=True), (a.clip_ratio, b.clip_ratio)]
-    tensors_agree = all(
-        x is y is None or (x is not None and y is not None and x.dtype == y.dtype and torch.equal(x, y))
-        for x, y in pairs
-    )
-    rest = (a.format, a.activation_scale_rule, a.bins) == (b.format, b.activation_scale_rule, b.bins)
-    return tensors_agree and rest
+    pairs = list(zip(to_stored(a, "a").values(), to_stored(b, "b").values(), strict=True))
+    tensors_agree = all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
+    return tensors_agree and (entry_of(a), a.bins) == (entry_of(b), b.bins)
 
 
 @pytest.fixture
@@ -60,6 +58,9 @@ def sharded(tmp_path: Path) -> Path:
         ({"rank": 0, "smoothed": False}, TimestepBins()),
         ({"rank": 0, "smoothed": False, "centred": False}, TimestepBins()),
         ({"rank": 128}, BINS),
+        ({"centred_by_bin": True}, BINS),
+        ({"centred_by_bin": True, "deflated_by_bin": True}, BINS),
+        ({"centred": False, "deflated_by_bin": True}, TimestepBins()),
     ],
     ids=str,
 )
@@ -75,6 +76,18 @@ def test_a_component_read_and_written_again_is_the_same_bytes(tmp_path: Path, fo
     again = write_component(tmp_path / "again", MODEL, dict(iter_layers(folder)))
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_component_of_version_3_is_read_without_tensors_by_bin(tmp_path: Path) -> None:
+    layers = quantize_all(MODEL, "mixed")
+    old = write_component(tmp_path / "component", MODEL, layers)
+    config = read_model_config(old)
+    config["quantization_config"]["format_version"] = 3
+    for entry in config["quantization_config"]["layers"].values():
+        del entry["centred_by_bin"], entry["deflated_by_bin"]
+    (old / CONFIG_NAME).write_text(json.dumps(config))
+    check_tensors(old)
+    assert all(same(layer, layers[name]) for name, layer in iter_layers(old))
 
 
 def test_one_layer_is_read_from_shards(sharded: Path) -> None:

@@ -89,17 +89,18 @@ def test_a_newer_version_says_upgrade_before_anything_else_is_looked_at() -> Non
         ComponentConfig.from_dict({"quant_method": "tempoquant", "format_version": FORMAT_VERSION + 1, "new": []})
 
 
-SINCE = {1: ("deflated", "centred", "rotated"), 2: ("rotated",)}
+BY_BIN = ("centred_by_bin", "deflated_by_bin")
+SINCE = {1: ("deflated", "centred", "rotated", *BY_BIN), 2: ("rotated", *BY_BIN), 3: BY_BIN}
 """Version to what it did not know."""
 
 
 def of_version(version: int) -> dict[str, Any]:
-    """The config as it was written before deflation, centring and rotation were known."""
+    """The config as it was written before deflation, centring, rotation and tensors by timestep bin were known."""
     config = plain() | {"format_version": version}
     for entry in config["layers"].values():
         for key in SINCE[version]:
             del entry[key]
-    for key in ("deflation", "centring", "smoothing_statistic", "act_order", "rotation")[0 if version == 1 else 3 :]:
+    for key in ("deflation", "centring", "smoothing_statistic", "act_order", "rotation")[{1: 0, 2: 3, 3: 5}[version] :]:
         config["recipe"].pop(key, None)
     return config
 
@@ -114,7 +115,15 @@ def test_an_old_version_is_read_as_having_nothing_that_it_did_not_know(version: 
 
 @pytest.mark.parametrize(
     ("version", "keys"),
-    [(1, ("deflated",)), (1, ("centred",)), (1, ("deflated", "centred")), (1, ("rotated",)), (2, ("rotated",))],
+    [
+        (1, ("deflated",)),
+        (1, ("centred",)),
+        (1, ("deflated", "centred")),
+        (1, ("rotated",)),
+        (2, ("rotated",)),
+        (3, ("centred_by_bin",)),
+        (3, ("deflated_by_bin",)),
+    ],
 )
 def test_an_old_version_cannot_say_what_it_did_not_know(version: int, keys: tuple[str, ...]) -> None:
     config = of_version(version)
@@ -165,6 +174,14 @@ WRONG = [
     ("layers/blocks.0.ffn.net.2/deflated", 1),
     ("layers/blocks.0.ffn.net.2/centred", None),
     ("layers/blocks.0.ffn.net.2/bias", None),  # centred
+    ("layers/blocks.0.ffn.net.2/centred_by_bin", 1),
+    ("layers/blocks.0.ffn.net.2/deflated_by_bin", "all"),
+    ("layers/blocks.0.ffn.net.2/deflated_by_bin", True),  # centred, and not by bin
+    ("layers/blocks.0.ffn.net.2", ENTRY.to_dict() | {"centred": False, "centred_by_bin": True}),
+    (
+        "layers/blocks.0.ffn.net.2",
+        ENTRY.to_dict() | {"deflated": False, "centred_by_bin": True, "deflated_by_bin": True},
+    ),
     ("layers/blocks.0.ffn.net.2/bias", "float8_e4m3fn"),
     ("layers/blocks.0.ffn.net.2/bias", True),
     ("layers/blocks.0.ffn.net.2/zero_point", 0),
@@ -210,9 +227,12 @@ def test_provenance_of_absurd_size_is_refused() -> None:
 @pytest.mark.parametrize("rule", ScaleRule)
 @pytest.mark.parametrize("deflated", [False, True])
 @pytest.mark.parametrize(("centred", "bias"), [(False, None), (False, "bfloat16"), (True, "float32")])
+@pytest.mark.parametrize("by_bin", [False, True])
 def test_an_entry_survives_json(
-    format: Format, rule: ScaleRule, deflated: bool, centred: bool, bias: str | None
+    format: Format, rule: ScaleRule, deflated: bool, centred: bool, bias: str | None, by_bin: bool
 ) -> None:
-    rank = 2 if deflated else 0
-    entry = LayerEntry(format, rule, 128, 3, rank, smoothed=False, bias=bias, deflated=deflated, centred=centred)
+    entry = LayerEntry(
+        format, rule, 128, 3, rank=2 if deflated else 0, smoothed=False, bias=bias, deflated=deflated, centred=centred,
+        centred_by_bin=by_bin and centred, deflated_by_bin=by_bin and deflated,
+    )  # fmt: skip
     assert LayerEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry

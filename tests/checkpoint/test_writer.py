@@ -191,6 +191,8 @@ def changed(**changes: Any) -> Any:
         lambda: changed(input_offset=torch.ones(128)),
         lambda: changed(input_offset=torch.ones(64).bfloat16()),
         lambda: changed(input_offset=torch.full((128,), torch.inf).bfloat16()),
+        lambda: changed(input_offset=torch.ones(3, 64).bfloat16(), bias=torch.ones(3, 64)),
+        lambda: changed(input_offset=torch.ones(3, 128).bfloat16(), bias=torch.ones(3, 128)),
         lambda: changed(bias=torch.full((64,), torch.inf)),
         lambda: changed(bias=torch.ones(64, dtype=torch.float64)),
         lambda: changed(scale=torch.full_like(LAYER.scale, 255)),

@@ -17,6 +17,7 @@ def write_quantized_folder(folder: Path, format: str = "mixed") -> Path:
         model = quantized_wan.tiny_wan(seed)
         layers = quantized_wan.quantize_all(model, format, bins=BINS[expert])
         del layers[KEPT_16BIT]
+        layers["blocks.0.ffn.net.2"] = quantized_wan.by_bin(layers["blocks.0.ffn.net.2"])
         with ComponentWriter(
             folder / component, expert=expert, bins=BINS[expert], recipe=quantized_wan.RECIPE
         ) as writer:

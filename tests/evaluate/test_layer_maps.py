@@ -8,7 +8,7 @@ from tempoquant.evaluate.layer_error import sqnr_db
 from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.integrations.sampling import record_trajectory
 from tempoquant.integrations.wan import load_pipeline
-from tempoquant.runtime.convert import install_layers
+from tempoquant.runtime.convert import install_layers, quantized_linears
 from tempoquant.timesteps import Expert, TimestepBins
 from tests.quantized_wan import BINS, quantize_all
 from tests.recorded import PROMPTS, SETTINGS, TINY
@@ -50,7 +50,7 @@ def test_bins_without_a_call_are_none_and_no_hook_is_left(calls, quantized):
     assert found["bins"] == [[0.0, 1.0], [1.0, 900.0]]
     assert all(row[0] is None and row[1] is not None for row in found["error_db"])
     assert all(row[0] is None and 0 < row[1] <= 2 for row in found["clip_ratio"])
-    assert not any(module._forward_hooks for module in quantized.transformer_2.modules())
+    assert not any(linear._forward_hooks for linear in quantized_linears(quantized.transformer_2).values())
 
 
 def test_an_expert_in_16_bits_has_no_map(calls, quantized):

@@ -17,7 +17,8 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # products of other heights may sum in a
 
 
 def quantized(model: nn.Module) -> nn.Module:
-    install_layers(model, quantize_all(model, "mixed"), BINS, torch.float32)
+    layers = quantize_all(model, "mixed", centred_by_bin=True, deflated_by_bin=True)
+    install_layers(model, layers, BINS, torch.float32)
     return model
 
 

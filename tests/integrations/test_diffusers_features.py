@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from tempoquant.errors import UnsupportedError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.runtime.convert import quantized_linears
-from tests.quantized_wan import generate, load, quantize_all, run, tiny_wan, write_component, write_pipeline
+from tests.quantized_wan import by_bin, generate, load, quantize_all, run, tiny_wan, write_component, write_pipeline
 
 register()
 MODEL = tiny_wan(num_layers=1)
 LAYERS = quantize_all(MODEL, "mixed")
+LAYERS["blocks.0.attn2.to_q"] = by_bin(LAYERS["blocks.0.attn2.to_q"])
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tempoquant.integrations.diffusers_loader import TempoQuantConfig, register
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tests.quantized_wan import (
     BINS,
+    by_bin,
     generate,
     load,
     model_config,
@@ -33,6 +34,7 @@ from tests.quantized_wan import (
 register()
 MODEL = tiny_wan(num_layers=1)
 LAYERS = quantize_all(MODEL, "mixed")
+LAYERS["blocks.0.attn2.to_q"] = by_bin(LAYERS["blocks.0.attn2.to_q"])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -146,11 +148,19 @@ def test_weights_stay_packed_in_memory(folder: Path) -> None:
     assert held < 0.75 * dense  # whose other half is the 16-bit rest: embeddings, which are large at this width
 
 
-def test_dequantize_gives_linears_of_the_effective_weights(folder: Path) -> None:
-    dense = load(folder, torch.float32).dequantize()
+def test_dequantize_gives_linears_of_the_effective_weights(tmp_path: Path) -> None:
+    layers = quantize_all(MODEL, "mixed")
+    dense = load(write_component(tmp_path / "c", MODEL, layers), torch.float32).dequantize()
     assert not quantized_linears(dense)
     linear = dense.blocks[0].attn1.to_q
-    assert type(linear) is nn.Linear and torch.equal(linear.weight, LAYERS["blocks.0.attn1.to_q"].dequantize())
+    assert type(linear) is nn.Linear and torch.equal(linear.weight, layers["blocks.0.attn1.to_q"].dequantize())
+
+
+def test_dequantizing_a_layer_with_tensors_by_bin_is_refused_and_changes_nothing(folder: Path) -> None:
+    loaded = load(folder)
+    with pytest.raises(UnsupportedError, match=r"attn2\.to_q has other tensors .* centring_by_bin = false"):
+        loaded.dequantize()
+    assert quantized_linears(loaded).keys() == LAYERS.keys() and torch.equal(run(loaded), run(load(folder)))
 
 
 # The pipeline.
@@ -213,5 +223,5 @@ def test_the_written_config_loads_without_a_warning(folder: Path, capfd: pytest.
 def test_layers_read_by_the_reader_are_those_that_diffusers_loads(folder: Path) -> None:
     loaded = quantized_linears(load(folder))
     for name, layer in iter_layers(folder):
-        assert torch.equal(loaded[name].dequantize(), layer.dequantize())
+        assert all(torch.equal(loaded[name].dequantize(i), layer.dequantize(i)) for i in range(BINS.num_bins))
     assert model_config(MODEL).items() <= read_model_config(folder).items()

@@ -37,7 +37,7 @@ def num_bytes(module: nn.Module) -> int:
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory) -> Path:
-    return write_pipeline(tmp_path_factory.mktemp("q") / "pipeline")
+    return write_pipeline(tmp_path_factory.mktemp("q") / "pipeline", centred_by_bin=True, deflated_by_bin=True)
 
 
 @pytest.fixture(scope="module")

@@ -165,6 +165,7 @@ def test_a_folder_with_something_else_in_it_is_refused(quantized, tmp_path):
     [
         ("int4", {"deflated": True}, "deflation = true"),
         ("nvfp4", {"centred": True}, "centring = true"),
+        ("nvfp4", {"centred": True, "centred_by_bin": True}, "centring_by_bin = true"),
         ("mxfp4", {}, "mxfp4"),
     ],
 )

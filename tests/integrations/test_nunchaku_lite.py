@@ -116,6 +116,8 @@ def test_column_scales_of_another_program_are_refused():
     [
         ({"deflated": True}, "deflation = true"),
         ({"centred": True}, "centring = true"),
+        ({"centred": True, "centred_by_bin": True}, "centring_by_bin = true"),
+        ({"deflated": True, "deflated_by_bin": True}, "deflation_by_bin = true"),
         ({"activation_scale_rule": ScaleRule.LEAST_ERROR}, "activation_scale_rule"),
         ({"format": FORMATS["mxfp4"]}, "mxfp4"),
         ({"format": FORMATS["nvfp4_m1"]}, "nvfp4_m1"),

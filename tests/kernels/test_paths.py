@@ -1,5 +1,7 @@
 """Every path computes what the reference defines: a whole linear, with everything that it may have, on each of them."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -13,8 +15,10 @@ from tempoquant.kernels.reference import dequantize_residual, quantizer_input, r
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.shared_input import SharedInput
+from tempoquant.timesteps import TimestepBins
 from tests.kernels.products import DEVICE
 from tests.kernels.test_reference import layer_tensors, random
+from tests.quantized_wan import by_bin
 
 PATHS = [
     *((Path.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),
@@ -122,6 +126,20 @@ def test_shared_inputs_give_the_same_result(path: Path, format: Format) -> None:
         alone = [one(x), other(x)]
         one.shared_input = other.shared_input = SharedInput(2)
         assert all(torch.equal(a, b) for a, b in zip(alone, [one(x), other(x)], strict=True))
+
+
+@pytest.mark.parametrize(("path", "format"), [(Path.FP8, MXFP4), (Path.BF16, NVFP4_M1), (Path.INT8, INT4)])
+def test_rows_of_a_batch_are_computed_with_the_tensors_of_their_own_bins(path: Path, format: Format) -> None:
+    layer, bins = linear(format).to_layer(), TimestepBins((500.0,))
+    layer = by_bin(dataclasses.replace(layer, bins=bins, clip_ratio=torch.tensor([0.9, 0.7])), seed=1)
+    module = QuantizedLinear.from_layer(layer).to(DEVICE)
+    x = random(2, 5, 3 * format.group_size).bfloat16().to(DEVICE)
+    with forced(path):
+        with module.at_timestep(torch.tensor([900.0, 100.0])):
+            y = module(x)
+        for row, timestep_bin in enumerate((1, 0)):
+            alone = QuantizedLinear.from_layer(layer.at_bin(timestep_bin)).to(DEVICE)
+            assert torch.equal(y[row : row + 1], alone(x[row : row + 1]))
 
 
 @each_path

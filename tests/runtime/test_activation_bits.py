@@ -43,8 +43,8 @@ def test_rows_of_a_batch_have_the_bits_of_their_own_timesteps(bins: TimestepBins
     linear = model.blocks[0].ffn.net[2]
     x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(0))
     layer = linear.to_layer()
-    linear.clock.set(torch.tensor([910.0, 930.0, 990.0]))
-    y = linear(x)
+    with linear.at_timestep(torch.tensor([910.0, 930.0, 990.0])):
+        y = linear(x)
     for row, timestep in enumerate((910.0, 930.0, 990.0)):
         clip_ratio = layer.clip_ratio[bins.of(timestep)]
         wanted = w4a4_linear(x[row], layer.tensors, layer.format, layer.activation_scale_rule, clip_ratio, row == 1)

@@ -49,28 +49,31 @@ def test_rows_with_their_own_timesteps_equal_separate_calls() -> None:
             assert difference < 0.01  # matrix products may sum a larger batch in another order, in bfloat16
 
 
+def current(clock: BinClock) -> list[int] | None:
+    return None if clock.call is None or clock.call.bins is None else clock.call.bins.tolist()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_rows_of_a_layer_with_their_own_timesteps_equal_separate_calls(format: str) -> None:
     linear = quantized(format=format).blocks[0].ffn.net[2]
     x = torch.randn(3, 5, 256, generator=torch.Generator().manual_seed(0))
-    linear.clock.set(torch.tensor(TIMESTEPS))
-    together = linear(x)
+    with linear.at_timestep(torch.tensor(TIMESTEPS)):
+        together = linear(x)
     for i, timestep in enumerate(TIMESTEPS):
-        linear.clock.set(timestep)
-        torch.testing.assert_close(together[i], linear(x)[i], rtol=1e-5, atol=1e-5)
-        other = linear(x)[(i + 1) % 3]
+        with linear.at_timestep(timestep):
+            torch.testing.assert_close(together[i], linear(x)[i], rtol=1e-5, atol=1e-5)
+            other = linear(x)[(i + 1) % 3]
         assert (together[(i + 1) % 3] - other).norm() > 1e-3 * other.norm(), "bins make a difference"
 
 
 def test_one_timestep_serves_every_row() -> None:
     model = quantized()
-    clock = next(iter(quantized_linears(model).values())).clock
-    x = torch.randn(3, 5, 128)
-    clock.set(930.0)
     linear = model.blocks[0].attn1.to_q
-    expected = linear(x)
-    clock.set(torch.tensor([930.0, 931.0, 932.0]))
-    assert torch.equal(linear(x), expected)
+    x = torch.randn(3, 5, 128)
+    with linear.at_timestep(930.0):
+        expected = linear(x)
+    with linear.at_timestep(torch.tensor([930.0, 931.0, 932.0])):
+        assert torch.equal(linear(x), expected)
 
 
 def test_the_timestep_may_be_positional() -> None:
@@ -86,29 +89,30 @@ def test_the_timestep_may_be_positional() -> None:
 def test_an_edge_belongs_to_the_noisier_bin() -> None:
     clock = BinClock(BINS)
     for timestep, expected in ((0.0, 0), (917.4, 0), (917.5, 1), (958.25, 2), (1000.0, 2)):
-        clock.set(timestep)
-        assert clock.current is not None and clock.current.tolist() == [expected]
+        with clock.at(timestep):
+            assert current(clock) == [expected]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float32])
 def test_the_timesteps_dtype_does_not_matter(dtype: torch.dtype) -> None:
     clock = BinClock(BINS)
-    clock.set(torch.tensor([918, 959, 917], dtype=dtype))
-    assert clock.current is not None and clock.current.tolist() == [1, 2, 0]
+    with clock.at(torch.tensor([918, 959, 917], dtype=dtype)):
+        assert current(clock) == [1, 2, 0]
 
 
 def test_one_timestep_per_token_is_refused_by_several_bins_only() -> None:
     with pytest.raises(UnsupportedError, match="one per token"):
-        BinClock(BINS).set(torch.ones(1, 16))
-    BinClock(TimestepBins()).set(torch.ones(1, 16))
+        BinClock(BINS).at(torch.ones(1, 16))
+    with BinClock(TimestepBins()).at(torch.ones(1, 16)):
+        pass
 
 
 def test_rows_and_timesteps_that_do_not_match_are_refused() -> None:
     model = quantized()
     linear = model.blocks[0].attn2.to_k
-    linear.clock.set(torch.tensor([900.0, 990.0]))
     for shape in ((3, 5, 128), (2, 128), (128,), (1, 5, 128)):
-        with pytest.raises(UnsupportedError, match="2 timesteps do not match"):
+        timesteps = torch.tensor([900.0, 990.0])
+        with linear.at_timestep(timesteps), pytest.raises(UnsupportedError, match="2 timesteps do not match"):
             linear(torch.randn(shape))
 
 
@@ -117,8 +121,6 @@ def test_two_models_in_turn_do_not_disturb_each_other() -> None:
     alone = [run(high, timestep=930.0), run(low, timestep=600.0)]
     run(high, timestep=930.0)
     run(low, timestep=100.0)
-    high_linear = high.blocks[0].attn1.to_q
-    assert high_linear.clock.current.tolist() == [1] and low.blocks[0].attn1.to_q.clock.current.tolist() == [0]
     assert torch.equal(run(high, timestep=930.0), alone[0]) and torch.equal(run(low, timestep=600.0), alone[1])
 
 
@@ -129,7 +131,6 @@ def test_a_copy_has_a_clock_of_its_own_shared_by_its_layers() -> None:
     run(twin, timestep=990.0)
     clocks = [{id(linear.clock) for linear in quantized_linears(m).values()} for m in (model, twin)]
     assert len(clocks[0]) == len(clocks[1]) == 1 and clocks[0] != clocks[1]
-    assert model.blocks[0].attn1.to_q.clock.current.tolist() == [0]
     assert torch.equal(run(twin, timestep=930.0), run(model, timestep=930.0))
 
 

@@ -167,17 +167,18 @@ def test_a_layer_needs_a_clock_with_its_bins() -> None:
 def test_a_copy_is_independent() -> None:
     module = linear()
     twin = copy.deepcopy(module)
-    module.clock.set(900.0)
-    twin.clock.set(990.0)
-    assert module.clock is not twin.clock and not torch.equal(module(X), twin(X))
+    with module.at_timestep(900.0), twin.at_timestep(990.0):
+        assert module.clock is not twin.clock and not torch.equal(module(X), twin(X))
     twin.packed.zero_()
     assert module.packed.any()
 
 
 def test_a_module_survives_pickle() -> None:
     module = linear()
-    module.clock.set(930.0)
-    assert torch.equal(pickle.loads(pickle.dumps(module))(X), module(X))
+    with module.at_timestep(930.0):
+        twin = pickle.loads(pickle.dumps(module))
+        with twin.at_timestep(930.0):
+            assert torch.equal(twin(X), module(X))
 
 
 def test_repr_says_what_the_layer_is() -> None:

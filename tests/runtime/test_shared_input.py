@@ -47,10 +47,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return noted
 
 
-def quantized(alike: bool = True, bins: TimestepBins | None = None) -> Any:
+def quantized(alike: bool = True, bins: TimestepBins | None = None, **has: bool) -> Any:
     bins = bins or TimestepBins()
     model = tiny_wan(0, num_layers=1)
-    layers = quantize_all(model, "mxfp4", bins=bins)
+    layers = quantize_all(model, "mxfp4", bins=bins, **has)
     install_layers(model, layers, bins)
     if alike:
         for first, *others in GROUPS:
@@ -67,6 +67,19 @@ def test_linears_of_one_input_quantize_it_once_with_the_same_result(calls: list[
     calls.clear()
     assert share_inputs(model, GROUPS) == 3
     assert torch.equal(run(model), apart) and len(calls) == 7
+
+
+def test_rows_with_tensors_of_their_own_bins_are_shared_row_by_row(calls: list[Any]) -> None:
+    model = quantized(bins=BINS, centred_by_bin=True, deflated_by_bin=True)
+    rows = {"batch": 2, "timestep": torch.tensor([900.0, 990.0])}
+    apart = run(model, **rows)
+    assert len(calls) == 2 * 10
+    calls.clear()
+    assert share_inputs(model, GROUPS) == 3
+    assert torch.equal(run(model, **rows), apart) and len(calls) == 2 * 7
+    k = model.blocks[0].attn1.to_k
+    k.input_offset = nn.Parameter(k.input_offset + 1, requires_grad=False)
+    assert share_inputs(model, GROUPS) == 1, "another offset in some bin is another input"
 
 
 def test_linears_that_quantize_differently_do_not_share(calls: list[Any]) -> None:

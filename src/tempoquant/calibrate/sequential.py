@@ -209,10 +209,10 @@ class _ExpertRun:
                  for together in self._model.shared_inputs(index) for each in together}  # fmt: skip
 
         def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
-            clip_ratio = float(layer.clip_ratio[current[-1].timestep_bin])
+            of_bin = layer.at_bin(current[-1].timestep_bin)
             rows = x.reshape(-1, x.shape[-1]).split(self._chunks.num_tokens)
-            rule = layer.activation_scale_rule
-            results = [w4a4_linear(part, layer.tensors, layer.format, rule, clip_ratio) for part in rows]
+            tensors, rule, clip_ratio = of_bin.tensors, of_bin.activation_scale_rule, float(of_bin.clip_ratio)
+            results = [w4a4_linear(part, tensors, of_bin.format, rule, clip_ratio) for part in rows]
             return torch.cat(results).unflatten(0, x.shape[:-1])
 
         forwards = {block.get_submodule(each): functools.partial(compute, by_name[name])

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tempoquant.checkpoint.schema import MAX_JSON_BYTES, damaged
+from tempoquant.checkpoint.checks import damaged
+from tempoquant.checkpoint.schema import MAX_JSON_BYTES
 from tempoquant.checkpoint.tensors import StoredAs
 from tempoquant.errors import CheckpointError
 

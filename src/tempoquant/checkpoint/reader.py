@@ -8,7 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 from tempoquant.checkpoint import files
-from tempoquant.checkpoint.schema import ComponentConfig, damaged
+from tempoquant.checkpoint.checks import damaged
+from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.checkpoint.tensors import (
     OWN_KEYS,
     StoredAs,

@@ -7,10 +7,11 @@ names the key and the remedy, never a guess. docs/checkpoint.md documents each k
 import json
 import math
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tempoquant.checkpoint.checks import REMEDY, check_keys, check_name, check_text, damaged, require, shorten
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.layer import HardlySeen
@@ -18,22 +19,13 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
 QUANT_METHOD = "tempoquant"
-FORMAT_VERSION = 3  # 1 knew neither deflation nor centring, 2 no rotation
+FORMAT_VERSION = 4  # 1 knew neither deflation nor centring, 2 no rotation, 3 no tensors by timestep bin
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
 MAX_FEATURES = 2**20
 MAX_LAYERS = 100_000
 MAX_EDGES = 1000
-MAX_TEXT = 4096  # characters of a name, note or hash
 MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
-
-
-REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or upgrade tempoquant."
-
-
-def damaged(what: str) -> CheckpointError:
-    """The error for content that this TempoQuant would not write; `what` is a sentence without its full stop."""
-    return CheckpointError(f"{what}. {REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,8 @@ class LayerEntry:
         deflated: whether the branch is taken out of the input.
         centred: whether there is an input offset; then there is a bias.
         rotated: whether the smoothed input and the residual weight are rotated in blocks.
+        centred_by_bin: whether input offset and bias differ by timestep bin.
+        deflated_by_bin: whether the branch's up and deflation differ by timestep bin; then an input offset does too.
     """
 
     format: Format
@@ -62,42 +56,47 @@ class LayerEntry:
     deflated: bool = False
     centred: bool = False
     rotated: bool = False
+    centred_by_bin: bool = False
+    deflated_by_bin: bool = False
 
     def __post_init__(self) -> None:
         for key in ("in_features", "out_features"):
-            _require(0 < getattr(self, key) <= MAX_FEATURES, key, f"lies in 1 … {MAX_FEATURES}", getattr(self, key))
-        _require(
+            require(0 < getattr(self, key) <= MAX_FEATURES, key, f"lies in 1 … {MAX_FEATURES}", getattr(self, key))
+        require(
             self.in_features % self.format.group_size == 0, "in_features",
             f"is a multiple of {self.format.name}'s group size {self.format.group_size}", self.in_features,
         )  # fmt: skip
         limit = min(self.in_features, self.out_features)
-        _require(0 <= self.rank <= limit, "rank", f"lies in 0 … min(in, out) = {limit}", self.rank)
-        _require(self.rank > 0 or not self.deflated, "deflated", "needs a rank above 0", self.deflated)
-        _require(self.bias is not None or not self.centred, "centred", "needs a bias", self.centred)
-        _require(self.bias is None or self.bias in BIAS_DTYPES, "bias", f"is null or one of {BIAS_DTYPES}", self.bias)
+        require(0 <= self.rank <= limit, "rank", f"lies in 0 … min(in, out) = {limit}", self.rank)
+        require(self.rank > 0 or not self.deflated, "deflated", "needs a rank above 0", self.deflated)
+        require(self.bias is not None or not self.centred, "centred", "needs a bias", self.centred)
+        require(self.bias is None or self.bias in BIAS_DTYPES, "bias", f"is null or one of {BIAS_DTYPES}", self.bias)
+        require(self.centred or not self.centred_by_bin, "centred_by_bin", "needs centred", True)
+        fits = not self.deflated_by_bin or (self.deflated and self.centred_by_bin == self.centred)
+        require(fits, "deflated_by_bin", "needs deflated, and centred_by_bin where centred", True)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": self.format.name, "activation_scale_rule": self.activation_scale_rule.value,
             "in_features": self.in_features, "out_features": self.out_features, "rank": self.rank,
-            "smoothed": self.smoothed, "deflated": self.deflated, "centred": self.centred,
-            "rotated": self.rotated, "bias": self.bias,
+            "smoothed": self.smoothed, "deflated": self.deflated, "deflated_by_bin": self.deflated_by_bin,
+            "centred": self.centred, "centred_by_bin": self.centred_by_bin, "rotated": self.rotated, "bias": self.bias,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, entry: Any) -> "LayerEntry":
-        _check_keys(entry, set(cls.__dataclass_fields__))
+        check_keys(entry, set(cls.__dataclass_fields__))
         for key in ("in_features", "out_features", "rank"):
-            _require(type(entry[key]) is int, key, "is a whole number", entry[key])
-        for key in ("smoothed", "deflated", "centred", "rotated"):
-            _require(type(entry[key]) is bool, key, "is true or false", entry[key])
+            require(type(entry[key]) is int, key, "is a whole number", entry[key])
+        for key in ("smoothed", "deflated", "centred", "rotated", "centred_by_bin", "deflated_by_bin"):
+            require(type(entry[key]) is bool, key, "is true or false", entry[key])
         rules = [rule.value for rule in ScaleRule]
         for key, known in (
             ("format", sorted(FORMATS)),
             ("activation_scale_rule", rules),
             ("bias", [None, *BIAS_DTYPES]),
         ):
-            _require(entry[key] in known, key, f"is one of {known}", entry[key])
+            require(entry[key] in known, key, f"is one of {known}", entry[key])
         rule = ScaleRule(entry["activation_scale_rule"])
         return cls(**{**entry, "format": FORMATS[entry["format"]], "activation_scale_rule": rule})
 
@@ -119,13 +118,13 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, record: Any) -> "Calibration":
-        _check_keys(record, {"prompts", "settings"})
-        _require(isinstance(record["prompts"], list), "prompts", "is a list", record["prompts"])
+        check_keys(record, {"prompts", "settings"})
+        require(isinstance(record["prompts"], list), "prompts", "is a list", record["prompts"])
         for prompt in record["prompts"]:
-            _check_keys(prompt, {"id", "prompt", "image_sha256"})
+            check_keys(prompt, {"id", "prompt", "image_sha256"})
             for key, value in prompt.items():
-                _require(isinstance(value, str), key, "is a text", value)
-        _require(isinstance(record["settings"], dict), "settings", "is an object", record["settings"])
+                require(isinstance(value, str), key, "is a text", value)
+        require(isinstance(record["settings"], dict), "settings", "is an object", record["settings"])
         return cls(tuple(record["prompts"]), record["settings"])
 
 
@@ -189,24 +188,24 @@ class ComponentConfig:
 
 
 def _parse(config: Any) -> ComponentConfig:
-    _require(isinstance(config, dict), "quantization_config", "is an object", config)
+    require(isinstance(config, dict), "quantization_config", "is an object", config)
     method = config.get("quant_method")
-    _require(method == QUANT_METHOD, "quant_method", f"is {QUANT_METHOD!r}", method)
+    require(method == QUANT_METHOD, "quant_method", f"is {QUANT_METHOD!r}", method)
     _check_version(config.get("format_version"))
-    _check_keys(config, {
+    check_keys(config, {
         "quant_method", "format_version", "library_version", "expert", "timestep_edges", "layers", "recipe",
         "calibration", "notes",
     }, optional={"weight_sha256", "hardly_seen"})  # fmt: skip
-    _check_text("library_version", config["library_version"])
+    check_text("library_version", config["library_version"])
     experts = [expert.value for expert in Expert]
-    _require(config["expert"] in experts, "expert", f"is one of {experts}", config["expert"])
-    _require(isinstance(config["recipe"], dict), "recipe", "is an object", config["recipe"])
-    _require(isinstance(config["notes"], list), "notes", "is a list of texts", config["notes"])
+    require(config["expert"] in experts, "expert", f"is one of {experts}", config["expert"])
+    require(isinstance(config["recipe"], dict), "recipe", "is an object", config["recipe"])
+    require(isinstance(config["notes"], list), "notes", "is a list of texts", config["notes"])
     for note in config["notes"]:
-        _check_text("notes", note)
+        check_text("notes", note)
     calibration = config["calibration"]
     size = len(json.dumps(calibration))
-    _require(size <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", size)
+    require(size <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", size)
     return ComponentConfig(
         expert=Expert(config["expert"]),
         bins=_bins(config["timestep_edges"]),
@@ -221,7 +220,7 @@ def _parse(config: Any) -> ComponentConfig:
 
 
 def _check_version(version: Any) -> None:
-    _require(type(version) is int and version > 0, "format_version", "is a whole number above 0", version)
+    require(type(version) is int and version > 0, "format_version", "is a whole number above 0", version)
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"format_version is {version}, newer than the {FORMAT_VERSION} this TempoQuant reads: upgrade tempoquant."
@@ -230,15 +229,15 @@ def _check_version(version: Any) -> None:
 
 def _bins(edges: Any) -> TimestepBins:
     is_list = isinstance(edges, list) and len(edges) <= MAX_EDGES
-    _require(is_list, "timestep_edges", f"is a list of at most {MAX_EDGES}", edges)
+    require(is_list, "timestep_edges", f"is a list of at most {MAX_EDGES}", edges)
     for edge in edges:
-        _require(type(edge) in (int, float), "timestep_edges", "holds numbers", edge)
+        require(type(edge) in (int, float), "timestep_edges", "holds numbers", edge)
     return TimestepBins(tuple(float(edge) for edge in edges))
 
 
 def _layers(layers: Any, version: int) -> dict[str, LayerEntry]:
     is_table = isinstance(layers, dict) and len(layers) <= MAX_LAYERS
-    _require(is_table, "layers", f"is an object of at most {MAX_LAYERS}", layers)
+    require(is_table, "layers", f"is an object of at most {MAX_LAYERS}", layers)
     parsed = {}
     for name, entry in layers.items():
         check_name(name)
@@ -255,11 +254,11 @@ def _of_this_version(entry: Any, version: int) -> Any:
     if version >= FORMAT_VERSION or not isinstance(entry, dict):
         return entry
     if newer := [key for key in added if key in entry]:
-        raise damaged(f"unknown key {_shorten(newer[0])} in format version {version}")
+        raise damaged(f"unknown key {shorten(newer[0])} in format version {version}")
     return {**entry, **dict.fromkeys(added, False)}
 
 
-_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3}
+_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3, "centred_by_bin": 4, "deflated_by_bin": 4}
 
 
 def hardly_seen_to_dict(layers: Mapping[str, HardlySeen]) -> dict[str, Any]:
@@ -269,51 +268,20 @@ def hardly_seen_to_dict(layers: Mapping[str, HardlySeen]) -> dict[str, Any]:
 
 def hardly_seen_from_dict(layers: Any) -> dict[str, HardlySeen]:
     """Check and take apart. Raises CheckpointError that names the key."""
-    _require(isinstance(layers, dict) and len(layers) <= MAX_LAYERS, "hardly_seen", "is an object", layers)
+    require(isinstance(layers, dict) and len(layers) <= MAX_LAYERS, "hardly_seen", "is an object", layers)
     for name, seen in layers.items():
         check_name(name)
-        _check_keys(seen, set(HardlySeen.__dataclass_fields__))
+        check_keys(seen, set(HardlySeen.__dataclass_fields__))
         count, factor = seen["num_features"], seen["amplification"]
-        _require(type(count) is int and 0 < count <= MAX_FEATURES, "num_features", "is a count above 0", count)
+        require(type(count) is int and 0 < count <= MAX_FEATURES, "num_features", "is a count above 0", count)
         is_number = type(factor) in (int, float) and 0 < factor < math.inf
-        _require(is_number, "amplification", "is a finite number above 0", factor)
+        require(is_number, "amplification", "is a finite number above 0", factor)
     return {name: HardlySeen(**seen) for name, seen in layers.items()}
 
 
 def _hashes(hashes: Any) -> dict[str, str]:
-    _require(isinstance(hashes, dict), "weight_sha256", "is an object", hashes)
+    require(isinstance(hashes, dict), "weight_sha256", "is an object", hashes)
     for file, digest in hashes.items():
         is_digest = isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)
-        _require(bool(is_digest), f"weight_sha256[{file!r}]", "is 64 hexadecimal digits", digest)
+        require(bool(is_digest), f"weight_sha256[{file!r}]", "is 64 hexadecimal digits", digest)
     return hashes
-
-
-def check_name(name: Any) -> None:
-    """Raise CheckpointError unless `name` is a dotted module name of sensible length."""
-    is_dotted = isinstance(name, str) and len(name) <= MAX_TEXT and re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII)
-    _require(bool(is_dotted), "layers", "is keyed by dotted module names", name)
-
-
-def _check_text(key: str, value: Any) -> None:
-    is_text = isinstance(value, str) and len(value) <= MAX_TEXT
-    _require(is_text, key, f"is a text of at most {MAX_TEXT} characters", value)
-
-
-def _check_keys(record: Any, required: Set[str], optional: Set[str] = frozenset()) -> None:
-    _require(isinstance(record, dict), "an entry", "is an object", record)
-    missing, unknown = sorted(required - set(record)), sorted(set(record) - required - optional, key=str)
-    if missing:
-        raise damaged(f"{missing[0]!r} is missing")
-    if unknown:
-        raise damaged(f"unknown key {_shorten(unknown[0])}")
-
-
-def _require(condition: bool, key: str, rule: str, value: Any) -> None:
-    if not condition:
-        raise damaged(f"{key} {rule}, not {_shorten(value)}")
-
-
-def _shorten(value: Any) -> str:
-    """A value for a message: one line, bounded, whatever it holds."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from tempoquant.checkpoint.schema import REMEDY, LayerEntry, damaged
+from tempoquant.checkpoint.checks import REMEDY, damaged
+from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import check_scale_bytes
 from tempoquant.layer import LowRankBranch, QuantizedLayer
@@ -52,13 +53,25 @@ def stored_as(entry: LayerEntry, num_bins: int) -> dict[str, StoredAs]:
         table["input_offset"] = StoredAs(torch.bfloat16, (columns,))
     if entry.bias is not None:
         table["bias"] = StoredAs(getattr(torch, entry.bias), (rows,))
+    for key in keys_by_bin(entry):
+        table[key] = StoredAs(table[key].dtype, (num_bins, *table[key].shape))
     return {key: table[key] for key in KEYS if key in table}
 
 
+def keys_by_bin(entry: LayerEntry) -> tuple[str, ...]:
+    """The tensors that a layer has once for each timestep bin, along their first dimension; all but the clip ratio."""
+    centred = ("input_offset", "bias") if entry.centred_by_bin else ()
+    return (*(("up", "deflation") if entry.deflated_by_bin else ()), *centred)
+
+
 def num_replacing_bytes(entry: LayerEntry, num_bins: int) -> int:
-    """Bytes of everything that replaces the 16-bit weight (so not the bias, which was there before)."""
-    forms = [form for key, form in stored_as(entry, num_bins).items() if key != "bias"]
-    return sum(math.prod(form.shape) * form.dtype.itemsize for form in forms)
+    """Bytes of everything that replaces the 16-bit weight: not of a bias, for one was there before, but of all others
+    that a bias by timestep bin holds."""
+    stored = stored_as(entry, num_bins)
+    sizes = {key: math.prod(form.shape) * form.dtype.itemsize for key, form in stored.items()}
+    if "bias" in sizes:
+        sizes["bias"] -= sizes["bias"] // (num_bins if entry.centred_by_bin else 1)
+    return sum(sizes.values())
 
 
 def entry_of(layer: QuantizedLayer) -> LayerEntry:
@@ -73,6 +86,8 @@ def entry_of(layer: QuantizedLayer) -> LayerEntry:
         deflated=layer.rank > 0 and layer.branch is not None and layer.branch.deflation is not None,
         centred=layer.input_offset is not None,
         rotated=layer.rotated,
+        centred_by_bin=layer.is_centred_by_bin,
+        deflated_by_bin=layer.rank > 0 and layer.is_deflated_by_bin,
         bias=None if layer.bias is None else str(layer.bias.dtype).removeprefix("torch."),
     )
 

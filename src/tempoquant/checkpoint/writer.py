@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from tempoquant.checkpoint import files
+from tempoquant.checkpoint.checks import check_name
 from tempoquant.checkpoint.journal import Commit, Journal
-from tempoquant.checkpoint.schema import Calibration, ComponentConfig, LayerEntry, check_name
+from tempoquant.checkpoint.schema import Calibration, ComponentConfig, LayerEntry
 from tempoquant.checkpoint.shards import DEFAULT_SHARD_BYTES, ShardWriter, disk_errors
 from tempoquant.checkpoint.tensors import entry_of, to_stored
 from tempoquant.errors import CheckpointError, OutputError

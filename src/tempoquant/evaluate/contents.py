@@ -65,7 +65,7 @@ class ExpertContents:
         num_16bit_linears: linears of blocks that stayed in 16 bits.
         formats: format name to number of layers.
         ranks: rank of the low-rank branch to number of layers.
-        bits_per_weight: of the 4-bit layers; codes, scales, smoothing, branch and clip ratios, not the bias.
+        bits_per_weight: of the 4-bit layers; all that replaces their weights, as `num_replacing_bytes` counts it.
         num_bytes: of the component's weight files.
         bins: from clean to noisy.
         layers: every 4-bit layer by name.

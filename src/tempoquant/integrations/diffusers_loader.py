@@ -19,9 +19,10 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from tempoquant.checkpoint import files
+from tempoquant.checkpoint.checks import damaged
 from tempoquant.checkpoint.reader import check_forms
-from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig, damaged
-from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, stored_as
+from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig
+from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, keys_by_bin, stored_as
 from tempoquant.errors import UnsupportedError
 from tempoquant.integrations.wan_blocks import sharing_an_input
 from tempoquant.runtime.convert import quantized_linears, replace_linears
@@ -164,7 +165,16 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         return state_dict, {}
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading."""
+        """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading.
+
+        Raises UnsupportedError when weight or bias of a layer differ by timestep bin; nothing is replaced then.
+        """
+        for name, entry in self.component.layers.items():
+            if keys_by_bin(entry):
+                raise UnsupportedError(
+                    f"{name} has other tensors in each timestep bin, and a 16-bit linear has one weight and one bias: "
+                    "keep the model in four bits, or quantize with centring_by_bin = false, deflation_by_bin = false."
+                )
         for name, linear in quantized_linears(model).items():
             model.set_submodule(name, _dense(linear))
         return model

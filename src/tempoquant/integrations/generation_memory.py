@@ -17,7 +17,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tempoquant.checkpoint.schema import LayerEntry
-from tempoquant.checkpoint.tensors import stored_as
+from tempoquant.checkpoint.tensors import keys_by_bin, stored_as
 from tempoquant.errors import ModelError
 from tempoquant.integrations.allocations import peak_bytes
 from tempoquant.integrations.block_costs import Linear, foreseen_entry
@@ -148,8 +148,8 @@ def denoising_bytes(
 class _ForeseenLinear(nn.Module):
     """A 4-bit linear as kernels run it: it allocates and does not compute.
 
-    Beside its output: the rounded input and the weight, both expanded to what is multiplied, and the input's product
-    with the branch.
+    Beside its output: the rounded input and the weight, both expanded to what is multiplied, the input's product
+    with the branch, and what it has by timestep bin, taken out of the other bins'.
     """
 
     def __init__(self, entry: LayerEntry, kernels: Kernels) -> None:
@@ -161,6 +161,8 @@ class _ForeseenLinear(nn.Module):
         shapes = [(*tokens, entry.in_features), (entry.out_features, entry.in_features)]
         scratch = [x.new_empty((*shape, self._num_bytes), dtype=torch.uint8) for shape in shapes]
         scratch.append(x.new_empty((*tokens, entry.rank)))
+        of_one_bin = stored_as(entry, 1)
+        scratch += [x.new_empty(of_one_bin[key].shape, dtype=of_one_bin[key].dtype) for key in keys_by_bin(entry)]
         return x.new_empty((*tokens, entry.out_features))
 
 

@@ -84,7 +84,7 @@ pipeline = WanImageToVideoPipeline.from_pretrained("this folder")
 |---|---|---|---|---|
 {rows}
 
-Bits a weight count codes, scales, smoothing factors, branch and clip ratios. To measure the quality against the 16-bit
+Bits a weight count everything that is stored in place of the 16-bit weights. To measure the quality against the 16-bit
 model on your own prompts: `tempoquant compare REFERENCE THIS_FOLDER --samples-from prompts.jsonl`.
 
 ## Recipe

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tempoquant.checkpoint.schema import ComponentConfig, LayerEntry, damaged
+from tempoquant.checkpoint.checks import damaged
+from tempoquant.checkpoint.schema import ComponentConfig, LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs
 from tempoquant.errors import CheckpointError, UnsupportedError
 from tempoquant.formats import INT4, NVFP4, Format, ScaleRule, scale_from_bytes, scale_to_bytes
@@ -46,6 +47,10 @@ def require_exportable(name: str, entry: LayerEntry) -> None:
     what: str | None = None
     if entry.format.name not in FORMATS:
         what = f"is in {entry.format.name}, and {TARGET} has {' and '.join(FORMATS)} only"
+    elif entry.deflated_by_bin:
+        what = f"has a deflation for each timestep bin (deflation_by_bin = true), and {TARGET} knows no timestep"
+    elif entry.centred_by_bin:
+        what = f"has an input offset for each timestep bin (centring_by_bin = true), and {TARGET} knows no timestep"
     elif entry.deflated:
         what = f"has deflation (deflation = true), which {TARGET} cannot hold"
     elif entry.rotated:

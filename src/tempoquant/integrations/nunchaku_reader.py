@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tempoquant.checkpoint import files, read_model_config
-from tempoquant.checkpoint.schema import LayerEntry, damaged
+from tempoquant.checkpoint.checks import damaged
+from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs, check_form, check_presence, to_stored
 from tempoquant.errors import CheckpointError
 from tempoquant.integrations.nunchaku_linear import NunchakuLinear

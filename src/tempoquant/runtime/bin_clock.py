@@ -1,12 +1,16 @@
 """BinClock: tells every QuantizedLinear of one model which timestep bin is current, and how wide activations are then.
 
-Set once per call of the model, from its own `timestep` argument. The bins stay in a tensor and clip ratios are gathered
-with it, so a compiled model is not compiled again when the bin changes. There is one clock per model and no global one:
-models, and copies of a model, do not disturb each other.
+Set for each call of the model, from its own `timestep` argument, and for the thread that the call runs in: threads that
+share a model do not see each other's timesteps. The bins stay in a tensor and clip ratios are gathered with it, so a
+compiled model is not compiled again when the bin changes. There is one clock per model and no global one: models, and
+copies of a model, do not disturb each other.
 """
 
+import contextlib
 import inspect
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,48 +20,69 @@ from tempoquant.runtime.shared_input import SharedInput
 from tempoquant.timesteps import TimestepBins
 
 
+class Call(NamedTuple):
+    """What one call of a model tells its layers.
+
+    Attributes:
+        bins: (1,) or (batch,) int64, the bin of each row of the batch; None with a single bin.
+        is_eight: (1,) or (batch,) bool, which rows have 8-bit activations; None where all have four.
+    """
+
+    bins: torch.Tensor | None = None
+    is_eight: torch.Tensor | None = None
+
+
+class _ThisThread(threading.local):
+    """The calls that this thread is in, innermost last. A copy, pickled or not, begins outside of every call."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
 class BinClock:
-    """The current timestep bin of one model.
+    """The timestep bins of one model, and in each of its calls the current one.
 
     Attributes:
         bins: the model's timestep bins.
-        current: (1,) or (batch,) int64, the bin of each row of the batch; None before the first call, and always None
-            with a single bin.
         eight_bit_timesteps: activations have eight bits where low ≤ timestep < high (W4A8), and four elsewhere; None
-            for four everywhere.
-        shared_inputs: of the model's linears; what one of them was left holding goes at the next call.
+            for four everywhere. A call keeps what it began with.
+        shared_inputs: of the model's linears; what one of them holds goes when a call begins or ends.
     """
 
     def __init__(self, bins: TimestepBins) -> None:
         self.bins = bins
-        self.current: torch.Tensor | None = None
         self.eight_bit_timesteps: tuple[float, float] | None = None
         self.shared_inputs: list[SharedInput] = []
-        self._is_eight: torch.Tensor | None = None
+        self._this_thread = _ThisThread()
         self._position = -1
 
-    def set(self, timestep: torch.Tensor | float) -> None:
-        """Make the bins of `timestep` current: a number, or a tensor with one element or one per row of the batch.
+    @property
+    def call(self) -> Call | None:
+        """The innermost call that this thread is in; None outside of every call."""
+        calls = self._this_thread.calls
+        return calls[-1] if calls else None
+
+    def at(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
+        """A context in which `timestep` is current: a number, or a tensor with one element or one per row of the batch.
 
         Where the timestep matters, a tensor of two or more dimensions (one timestep per token) raises UnsupportedError.
         """
-        if self.bins.num_bins == 1 and self.eight_bit_timesteps is None:
-            return
-        if not isinstance(timestep, torch.Tensor):
-            timestep = torch.tensor(float(timestep))
-        if timestep.dim() > 1:
-            raise UnsupportedError(
-                f"timestep has shape {tuple(timestep.shape)}, one per token: give one per call or per row of the batch."
-            )
-        timestep = timestep.reshape(-1)
-        if self.bins.num_bins > 1:
-            self.current = self.bins.of_tensor(timestep)
-        if self.eight_bit_timesteps is not None:
-            low, high = self.eight_bit_timesteps
-            self._is_eight = (timestep >= low) & (timestep < high)
+        return self.during(self._call_at(timestep))
+
+    @contextlib.contextmanager
+    def during(self, call: Call) -> Iterator[None]:
+        """Within this context this thread is in `call`."""
+        self._begin(call)
+        try:
+            yield
+        finally:
+            self._end()
 
     def attach(self, model: nn.Module) -> None:
-        """Have `model` set the clock before each of its calls. Raises ModelError when it takes no `timestep`."""
+        """Have every call of `model` set the clock. Raises ModelError when it takes no `timestep`."""
         parameters = list(inspect.signature(type(model).forward).parameters)
         if "timestep" not in parameters:
             raise ModelError(
@@ -65,11 +90,59 @@ class BinClock:
             )
         self._position = parameters.index("timestep") - 1  # self is not among the arguments that a hook sees
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward, always_call=True)
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._begin(Call())  # before anything may raise: _after_forward ends it in every case
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._position]
+        self._this_thread.calls[-1] = self._call_at(timestep)
+        if getattr(model, "gradient_checkpointing", False) and not torch.compiler.is_compiling():
+            checkpointing: Any = model._gradient_checkpointing_func  # as diffusers and transformers call it
+            if not isinstance(checkpointing, _CheckpointingInCall):
+                model._gradient_checkpointing_func = _CheckpointingInCall(self, checkpointing)  # type: ignore[assignment]
+
+    def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._end()
+
+    def _begin(self, call: Call) -> None:
+        self._forget_inputs()
+        self._this_thread.calls.append(call)
+
+    def _end(self) -> None:
+        self._forget_inputs()
+        self._this_thread.calls.pop()
+
+    def _forget_inputs(self) -> None:
         for shared in self.shared_inputs:
             shared.forget()
-        self.set(kwargs["timestep"] if "timestep" in kwargs else args[self._position])
+
+    def _call_at(self, timestep: torch.Tensor | float) -> Call:
+        if self.bins.num_bins == 1 and self.eight_bit_timesteps is None:
+            return Call()
+        if not isinstance(timestep, torch.Tensor):
+            timestep = torch.tensor(float(timestep))
+        if timestep.dim() > 1:
+            raise UnsupportedError(
+                f"timestep has shape {tuple(timestep.shape)}, one per token: give one per call or per row of the batch."
+            )
+        timestep = timestep.reshape(-1)
+        bins = self.bins.of_tensor(timestep) if self.bins.num_bins > 1 else None
+        if self.eight_bit_timesteps is None:
+            return Call(bins)
+        low, high = self.eight_bit_timesteps
+        return Call(bins, (timestep >= low) & (timestep < high))
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The timestep bin of each row of x (batch, …, in): (1 or batch,) int64, on its device; None with a single bin.
+
+        Raises TempoQuantError outside of a call, UnsupportedError where rows and timesteps do not match.
+        """
+        if self.bins.num_bins == 1:
+            return None
+        call = self.call
+        if call is None or call.bins is None:
+            raise TempoQuantError(f"this layer has {self.bins.num_bins} timestep bins and none is current: {_REMEDY}")
+        return _by_row(call.bins.to(x.device), x).reshape(-1)
 
     def select(self, clip_ratio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """The clip ratio of each row of the batch.
@@ -81,27 +154,36 @@ class BinClock:
         Returns:
             (1 or batch, 1, …) float32, of x's number of dimensions; (1,) with a single bin.
         """
-        if self.bins.num_bins == 1:
-            return clip_ratio
-        if self.current is None:
-            raise TempoQuantError(f"this layer has {self.bins.num_bins} timestep bins and none is current: {_REMEDY}")
-        return _by_row(clip_ratio[self.current.to(clip_ratio.device)], x)
+        rows = self.rows(x)
+        return clip_ratio if rows is None else _by_row(clip_ratio[rows.to(clip_ratio.device)], x)
 
     def eight_bits(self, x: torch.Tensor) -> torch.Tensor | None:
         """Which rows of the batch have 8-bit activations: (1 or batch, 1, …) bool; None where all have four."""
-        if self.eight_bit_timesteps is None:
-            return None
-        if self._is_eight is None:
+        call = self.call
+        if call is None and self.eight_bit_timesteps is not None:
             raise TempoQuantError(f"activations have eight bits at some timesteps, and none is current: {_REMEDY}")
-        return _by_row(self._is_eight.to(x.device), x)
+        return None if call is None or call.is_eight is None else _by_row(call.is_eight.to(x.device), x)
 
-    def state(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What `set` changed, for `restore`."""
-        return self.current, self._is_eight
 
-    def restore(self, state: tuple[torch.Tensor | None, torch.Tensor | None]) -> None:
-        """Go back to a `state`."""
-        self.current, self._is_eight = state
+class _CheckpointingInCall:
+    """A model's gradient checkpointing: a block's second forward, of the backward pass, is in the call of its first.
+
+    The backward pass comes after the call, perhaps after others, and on a GPU in a thread of its own.
+    """
+
+    def __init__(self, clock: BinClock, checkpointing: Callable[..., Any]) -> None:
+        self._clock, self._checkpointing = clock, checkpointing
+
+    def __call__(self, module: nn.Module, *args: Any) -> Any:
+        call = self._clock.call
+        if call is None or torch.compiler.is_compiling():  # a graph has the bins among the inputs of its second forward
+            return self._checkpointing(module, *args)
+
+        def run(*args: Any) -> Any:
+            with self._clock.during(call):
+                return module(*args)
+
+        return self._checkpointing(run, *args)
 
 
 _REMEDY = "call the whole model, or the layer inside `with layer.at_timestep(t):`."

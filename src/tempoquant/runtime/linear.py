@@ -6,14 +6,14 @@ accelerate leaves buffers on the accelerator when it offloads a module.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from tempoquant.checkpoint.schema import LayerEntry
-from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, stored_as, to_stored
+from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, keys_by_bin, stored_as, to_stored
 from tempoquant.errors import CheckpointError
 from tempoquant.kernels import dispatch, operators
 from tempoquant.kernels.fp8_window import fp8_exact_rows
@@ -24,6 +24,18 @@ from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.packed_weight import PackedWeight
 from tempoquant.runtime.shared_input import SharedInput
 from tempoquant.runtime.straight_through import straight_through
+
+
+class _Run(NamedTuple):
+    """What is computed at once: rows of a batch that have the same tensors.
+
+    x: (rows, …, in). clip_ratio: as `BinClock.select` gives it. eight_bits: as `BinClock.eight_bits`.
+    """
+
+    x: torch.Tensor
+    tensors: LinearTensors
+    clip_ratio: torch.Tensor
+    eight_bits: torch.Tensor | None
 
 
 class QuantizedLinear(nn.Linear):
@@ -61,6 +73,7 @@ class QuantizedLinear(nn.Linear):
         self.entry, self.clock, self.compute_dtype = entry, clock, compute_dtype
         self.shared_input: SharedInput | None = None
         self._fits_fp8: bool | None = None
+        self._keys_by_bin = keys_by_bin(entry)
         table = stored_as(entry, clock.bins.num_bins)
         for key in KEYS:
             form = table.get(key)
@@ -97,7 +110,7 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything that replaces the 16-bit weight; the bias is not part of it."""
+        """Bytes of everything that replaces the 16-bit weight, as `QuantizedLayer.num_bytes` counts them."""
         return self.to_layer().num_bytes
 
     @property
@@ -111,55 +124,69 @@ class QuantizedLinear(nn.Linear):
         A weight in MXFP4 may have a row that spans more octaves: it runs in bfloat16.
         """
         if self._fits_fp8 is None:
-            self._fits_fp8 = bool(fp8_exact_rows(self._tensors(), self.entry.format).all())
+            weight = self.to_layer().at_bin(0).tensors  # codes and scales are those of every bin
+            self._fits_fp8 = bool(fp8_exact_rows(weight, self.entry.format).all())
         return self._fits_fp8
 
-    def dequantize(self) -> torch.Tensor:
-        """The effective weight, branch and smoothing included: (out, in) float32."""
-        return self.to_layer().dequantize()
+    def dequantize(self, timestep_bin: int | None = None) -> torch.Tensor:
+        """The effective weight, branch and smoothing included: (out, in) float32; see `QuantizedLayer.dequantize`."""
+        return self.to_layer().dequantize(timestep_bin)
 
-    @contextlib.contextmanager
-    def at_timestep(self, timestep: torch.Tensor | float) -> Iterator[None]:
+    def at_timestep(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
         """Within this context a layer that stands alone runs with the clip ratio of `timestep`'s bin.
 
         In a model the clock is shared: there, call the model, which sets it from its own `timestep`.
         """
-        before = self.clock.state()
-        self.clock.set(timestep)
-        try:
-            yield
-        finally:
-            self.clock.restore(before)
+        return self.clock.at(timestep)
 
     @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x; the gradient is that of the dequantized layer."""
         entry = self.entry
-        clip_ratio = self.clock.select(self.clip_ratio.view(torch.float32), x)
-        eight_bits = self.clock.eight_bits(x)
+        runs = self._runs(x)
         with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
             path = operators.path_of(x.device.type, x.device.index, entry.format.name)
             if path == dispatch.Path.FP8 and not self.fits_fp8:
                 path = dispatch.Path.BF16.value
             if path == dispatch.Path.REFERENCE or x.dtype == torch.float64:
-                return w4a4_linear(x, self._tensors(), entry.format, entry.activation_scale_rule, clip_ratio,
-                                   False if eight_bits is None else eight_bits)  # fmt: skip
-            return self._forward_by_kernels(x, clip_ratio, eight_bits, path)
+                return _together([
+                    w4a4_linear(run.x, run.tensors, entry.format, entry.activation_scale_rule, run.clip_ratio,
+                                False if run.eight_bits is None else run.eight_bits) for run in runs
+                ])  # fmt: skip
+            return self._forward_by_kernels(x, runs, path)
 
-    def _forward_by_kernels(
-        self, x: torch.Tensor, clip_ratio: torch.Tensor, eight_bits: torch.Tensor | None, path: str
-    ) -> torch.Tensor:
-        tensors, entry = self._tensors(), self.entry
-        flags = None if eight_bits is None else eight_bits.reshape(-1)
-        rows = x.reshape(-1, entry.in_features)
-        source = operators.Source(rows, entry.activation_scale_rule, clip_ratio.reshape(-1), flags)
+    def _forward_by_kernels(self, x: torch.Tensor, runs: list[_Run], path: str) -> torch.Tensor:
+        entry = self.entry
 
-        def quantize(_: torch.Tensor) -> QuantizedInput:
-            return operators.quantize_input(source, tensors, entry.format, path)
+        def quantize(_: torch.Tensor) -> tuple[QuantizedInput, ...]:
+            return tuple(operators.quantize_input(self._source(run), run.tensors, entry.format, path) for run in runs)
 
         quantized = quantize(x) if self.shared_input is None else self.shared_input.quantized(x, quantize)
-        y = operators.multiply(quantized, tensors, entry.format, x.dtype, path)
+        y = _together([operators.multiply(each, run.tensors, entry.format, x.dtype, path)
+                       for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
         return y.reshape(*x.shape[:-1], entry.out_features)
+
+    def _source(self, run: _Run) -> operators.Source:
+        flags = None if run.eight_bits is None else run.eight_bits.reshape(-1)
+        rows = run.x.reshape(-1, self.entry.in_features)
+        return operators.Source(rows, self.entry.activation_scale_rule, run.clip_ratio.reshape(-1), flags)
+
+    def _runs(self, x: torch.Tensor) -> list[_Run]:
+        """The batch at once, unless it has tensors by timestep bin and a timestep for each row: then row by row."""
+        clip_ratio, eight_bits = self.clock.select(self.clip_ratio.view(torch.float32), x), self.clock.eight_bits(x)
+        bins = self.clock.rows(x) if self._keys_by_bin else None
+        if bins is None or bins.shape[0] == 1:
+            return [_Run(x, self._tensors(bins), clip_ratio, eight_bits)]
+        rows = [slice(row, row + 1) for row in range(bins.shape[0])]
+        return [_Run(x[row], self._tensors(bins[row]), clip_ratio[row], None if eight_bits is None else eight_bits[row])
+                for row in rows]  # fmt: skip
+
+    def weight_tensors(self, x: torch.Tensor) -> list[LinearTensors]:
+        """What makes the weight for inputs x: one for the batch, or one for each row where rows have weights apart."""
+        bins = self.clock.rows(x) if self._keys_by_bin else None
+        if bins is None:
+            return [self._tensors()]
+        return [self._tensors(row) for row in (bins if "up" in self._keys_by_bin else bins[:1]).split(1)]
 
     def extra_repr(self) -> str:
         entry = self.entry
@@ -169,20 +196,29 @@ class QuantizedLinear(nn.Linear):
             f"format={entry.format.name}, rank={entry.rank}{smoothed}, timestep_bins={self.clock.bins.num_bins}"
         )
 
-    def _tensors(self) -> LinearTensors:
+    def _tensors(self, bins: torch.Tensor | None = None) -> LinearTensors:
+        """What the kernels read in one timestep bin, (1,) int64; None does without tensors by bin, or with one bin."""
         tensor_scale, smoothing_factor = self.tensor_scale, self.smoothing_factor
         return LinearTensors(
             packed=self.packed,
             scale=self.scale,
             tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
             smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
-            up=self.up,
+            up=self._of_bin("up", bins),
             down=self.down,
-            deflation=self.deflation,
-            input_offset=self.input_offset,
-            bias=self.bias,
+            deflation=self._of_bin("deflation", bins),
+            input_offset=self._of_bin("input_offset", bins),
+            bias=self._of_bin("bias", bins),
             rotated=self.entry.rotated,
         )
+
+    def _of_bin(self, key: str, bins: torch.Tensor | None) -> torch.Tensor | None:
+        tensor: torch.Tensor | None = getattr(self, key)
+        if tensor is None or key not in self._keys_by_bin:
+            return tensor
+        # The bin's number stays on the device: nothing waits for it.
+        (of_bin,) = (tensor if bins is None else tensor.index_select(0, bins)).unbind()
+        return of_bin
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self._fits_fp8 = None  # other numbers, another answer
@@ -198,3 +234,7 @@ class QuantizedLinear(nn.Linear):
             return fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.is_floating_point() else fn(tensor)
 
         return super()._apply(keep_dtype, recurse)
+
+
+def _together(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

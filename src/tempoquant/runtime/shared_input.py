@@ -2,33 +2,41 @@
 
 q, k and v of an attention are called one after the other with the same tensor. The first to see it quantizes it, the
 others take what it made, and the last one lets go of it, so that it does not lie in memory while attention runs.
+Threads that run one model share nothing.
 """
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from tempoquant.kernels.quantized_input import QuantizedInput
 
 
-class SharedInput:
-    """What linears that read one input made of it last.
+class SharedInput(threading.local):
+    """What linears that read one input made of it last, in this thread. A copy, pickled or not, holds nothing.
 
     Attributes:
         num_linears: how many share it.
     """
 
-    def __init__(self, num_linears: int) -> None:
+    def __init__(self, num_linears: int) -> None:  # which every thread runs again
         self.num_linears = num_linears
         self.forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.num_linears,)
 
     def forget(self) -> None:
         """Let go of the input and of what was made of it."""
         self._x: torch.Tensor | None = None
-        self._quantized: QuantizedInput | None = None
+        self._quantized: tuple[QuantizedInput, ...] | None = None
         self._version, self._num_waiting = 0, 0
 
-    def quantized(self, x: torch.Tensor, quantize: Callable[[torch.Tensor], QuantizedInput]) -> QuantizedInput:
+    def quantized(
+        self, x: torch.Tensor, quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]]
+    ) -> tuple[QuantizedInput, ...]:
         """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
 
         A graph that is being compiled cannot ask whether x changed: there the same tensor is taken to be unchanged, as

@@ -37,14 +37,18 @@ def straight_through(forward: _Forward) -> _Forward:
                 )
         if not x.requires_grad:
             return forward(self, x)
-        read = self._tensors()._replace(input_offset=None, bias=None)
-        return _StraightThrough.apply(x, functools.partial(forward, self), self.entry.format.name, *read)
+        read = [tensors._replace(input_offset=None, bias=None) for tensors in self.weight_tensors(x)]
+        every = [tensor for tensors in read for tensor in tensors]
+        return _StraightThrough.apply(x, functools.partial(forward, self), self.entry.format.name, *every)
 
     return with_gradient
 
 
 class _StraightThrough(torch.autograd.Function):
-    """x ↦ forward(x), whose backward pass reads the layer's stored tensors and nothing of what was computed."""
+    """x ↦ forward(x), whose backward pass reads the layer's stored tensors and nothing of what was computed.
+
+    They are those of the whole batch, or one after the other those of each of its rows.
+    """
 
     @staticmethod
     def forward(x: torch.Tensor, forward: Any, format: str, *tensors: Any) -> torch.Tensor:
@@ -52,8 +56,9 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        _, _, ctx.format, *tensors, ctx.rotated = inputs
-        ctx.save_for_backward(*tensors)
+        _, _, ctx.format, *tensors = inputs
+        ctx.rotated = tensors[-1]
+        ctx.save_for_backward(*[each for each in tensors if not isinstance(each, bool)])
 
     @staticmethod
     def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
@@ -62,6 +67,10 @@ class _StraightThrough(torch.autograd.Function):
                 "the gradient through a 4-bit layer is an estimate and has no gradient of its own: call backward or "
                 "torch.autograd.grad with create_graph=False."
             )
-        tensors = LinearTensors._make((*ctx.saved_tensors, ctx.rotated))
-        grad_x = input_gradient(grad_y, tensors, get_format(ctx.format))
-        return grad_x, *[None] * (2 + len(tensors))
+        size = len(LinearTensors._fields) - 1
+        saved = [ctx.saved_tensors[start : start + size] for start in range(0, len(ctx.saved_tensors), size)]
+        rows = grad_y.split(1) if len(saved) > 1 else [grad_y]
+        parts = [input_gradient(each, LinearTensors._make((*tensors, ctx.rotated)), get_format(ctx.format))
+                 for each, tensors in zip(rows, saved, strict=True)]  # fmt: skip
+        grad_x = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return grad_x, *[None] * (2 + len(saved) * (size + 1))
