@@ -131,3 +131,24 @@ def test_no_recipe_of_ours_is_worse_than_rounding_or_the_published_one(format: s
         over_all, worst = mean_errors_db(name, format, fault, is_gelu)
         assert over_all <= rounding[0] + ALLOWED_DB and worst <= rounding[1] + ALLOWED_DB, name
         assert name != "default" or over_all <= published[0] + ALLOWED_DB
+
+
+@each_format
+@pytest.mark.parametrize("is_gelu", [False, True], ids=["gaussian", "gelu"])
+@pytest.mark.parametrize("changes", [{}, {"deflation_by_bin": True}], ids=["default", "deflation by bin"])
+def test_a_quiet_timestep_bin_beside_a_loud_one_is_not_worse_than_rounding(
+    format: str, is_gelu: bool, changes: dict[str, bool]
+) -> None:
+    weight, calibration, held_out = layer("nothing wrong", is_gelu, 0)
+    sizes, half = {0: 0.01, 1: 10.0}, NUM_TOKENS // 2
+    by_bin = {number: calibration[number * half :][:half] * size for number, size in sizes.items()}
+    worst = []
+    for recipe in (Recipe.load("rtn"), Recipe.load("default").replace(rank=RANK, **changes)):
+        quantized = quantize_linear(weight, None, by_bin, recipe.replace(format=format))
+        for number, size in sizes.items():
+            x = held_out * size
+            with quantized.at_timestep(250.0 + 500 * number):
+                errors = (quantized(x) - x @ weight.T).square().sum(1) / (x @ weight.T).square().sum(1)
+            worst.append((10 * float(errors.mean().log10()), 10 * float(errors.max().log10())))
+    for rounding, ours in zip(worst[:2], worst[2:], strict=True):
+        assert ours[0] <= rounding[0] and ours[1] <= rounding[1] + ALLOWED_DB
