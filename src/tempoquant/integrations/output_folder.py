@@ -18,7 +18,7 @@ from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_ma
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.pipeline_folder import components_of
-from tempoquant.integrations.sampling import SAMPLING_FILE
+from tempoquant.integrations.sampling_file import SAMPLING_FILE
 from tempoquant.integrations.work_folder import WorkFolder, write_atomically
 from tempoquant.progress import SILENT, Progress
 
