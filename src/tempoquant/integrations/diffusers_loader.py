@@ -164,7 +164,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
                 _ = linear.fits_fp8
         return model
 
-    def _dequantize(self, model: nn.Module) -> nn.Module:
+    def _dequantize(self, model: Any) -> Any:
         """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading.
 
         The config forgets that there was a quantization, so that the model is saved as what it is now. Raises
