@@ -11,6 +11,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from peft import LoraConfig
 
+import tempoquant
 from tempoquant.errors import ModelError, OutputError, TempoQuantError, UnsupportedError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.integrations.sampling import SamplingSettings, default_settings
@@ -67,6 +68,8 @@ def test_a_dequantized_pipeline_is_saved_as_a_16_bit_one(pipeline: Path, tmp_pat
         wanted, found = getattr(pipe, name).state_dict(), getattr(again, name).state_dict()
         assert found.keys() == wanted.keys() and all(torch.equal(found[key], wanted[key]) for key in wanted)
         assert found["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
+    once_more = tempoquant.quantize(tmp_path / "dense", tmp_path / "quantized", "rtn")
+    assert (once_more / "sampling.json").is_file() and default_settings(once_more) == default_settings(pipeline)
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Path], Any], dict[str, Any], str]] = {
