@@ -1,8 +1,10 @@
 """LoRAs are in the weights before they are quantized, and change how calibration and the result sample."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from tempoquant import Recipe
 from tempoquant.checkpoint import read_config
 from tempoquant.errors import ModelError, RecipeError
 from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.sampling import default_settings
+from tempoquant.progress import SILENT
+from tempoquant.quantizing.run import prepare_run
 from tempoquant.tiny import weights_folder
 from tests.test_quantize import all_tensors
 
@@ -46,17 +51,44 @@ def test_quantizing_with_a_lora_is_quantizing_the_model_it_is_fused_into(tmp_pat
         assert changes == any(not torch.equal(one[name], none[name]) for name in one)
 
 
-def test_a_lora_changes_the_sampler_of_calibration_and_result(tmp_path: Path, lora: Path) -> None:
+def test_a_lora_of_few_steps_changes_the_sampler_of_calibration_and_result(tmp_path: Path, lora: Path) -> None:
+    distilled = Path(shutil.copy(lora, tmp_path / "lora_4steps.safetensors"))
     recipe = Recipe.load("svdquant").replace(rank=0, num_prompts=1, num_frames=5)
-    folder = tempoquant.quantize("tiny", tmp_path / "out", recipe, lora={"high_noise": lora})
-    config = read_config(folder / "transformer")
+    folder = tempoquant.quantize("tiny", tmp_path / "out", recipe, lora={"high_noise": (distilled, 0.5)})
+    config, own = read_config(folder / "transformer"), default_settings(weights_folder())
     assert config.calibration is not None
     for settings in (config.calibration.settings, json.loads((folder / "sampling.json").read_text())):
         assert (settings["num_steps"], settings["guidance_scale"], settings["flow_shift"]) == (4, 1.0, 5.0)
-    assert config.notes == (f"the LoRA lora.safetensors (SHA-256 {Lora.load(lora).sha256}) is in the weights",)
-    assert read_config(folder / "transformer_2").notes == ()
-    asked = tempoquant.quantize("tiny", tmp_path / "asked", recipe.replace(num_steps=6), lora={"high_noise": lora})
-    assert json.loads((asked / "sampling.json").read_text())["num_steps"] == 6
+    assert default_settings(folder) == own.replace(num_steps=4, guidance_scale=1.0, flow_shift=5.0), "the rest stays"
+    note = f"the LoRA lora_4steps.safetensors (SHA-256 {Lora.load(lora).sha256}) is in the weights with strength 0.5"
+    assert config.notes == (note,) and read_config(folder / "transformer_2").notes == ()
+    asked = sampling_of(recipe.replace(num_steps=6), {"high_noise": distilled})
+    assert asked == dataclasses.asdict(own.replace(num_steps=6, guidance_scale=1.0, flow_shift=5.0))
+
+
+def sampling_of(recipe: Recipe, lora: dict[str, Any]) -> dict[str, Any] | None:
+    return prepare_run("tiny", recipe, None, 0, None, lora, SILENT, identify=False).sampling
+
+
+def test_any_other_lora_leaves_the_sampler_to_the_model_or_to_who_asks(lora: Path) -> None:
+    own, recipe = default_settings(weights_folder()), Recipe.load("svdquant").replace(num_frames=5)
+    assert sampling_of(recipe, {}) is sampling_of(recipe, {"high_noise": lora}) is None
+    asked = sampling_of(recipe.replace(num_steps=4, guidance_scale=1.0), {"high_noise": lora})
+    assert asked == dataclasses.asdict(own.replace(num_steps=4, guidance_scale=1.0))
+
+
+def test_several_loras_with_strengths_are_in_the_weights(tmp_path: Path, lora: Path) -> None:
+    """Half of one and half of its copy are the whole."""
+    other = Path(shutil.copy(lora, tmp_path / "other.safetensors"))
+    once = tempoquant.quantize("tiny", tmp_path / "once", "rtn", lora={"high_noise": lora})
+    halves = tempoquant.quantize("tiny", tmp_path / "halves", "rtn", lora={"high_noise": [(lora, 0.5), (other, 0.5)]})
+    one, two = (all_tensors(folder / "transformer") for folder in (once, halves))
+    target = "condition_embedder.text_embedder.linear_1.weight"
+    torch.testing.assert_close(two[target].float(), one[target].float(), rtol=2**-7, atol=1e-6)
+    with pytest.raises(tempoquant.TempoQuantError, match="different lora"):
+        tempoquant.quantize("tiny", tmp_path / "halves", "rtn", lora={"high_noise": [(lora, 0.5), (other, 0.25)]})
+    with pytest.raises(RecipeError, match="is given twice for high_noise"):
+        tempoquant.quantize("tiny", tmp_path / "out", "rtn", lora={"high_noise": [lora, (lora, 0.5)]})
 
 
 def test_a_lora_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, lora: Path) -> None:

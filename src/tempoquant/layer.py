@@ -183,19 +183,20 @@ class QuantizedLayer:
     def dequantize(self, timestep_bin: int | None = None) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32.
 
-        Raises CheckpointError when it differs by timestep bin and none is given.
+        Without a bin it is the mean over timestep bins. They differ only by what was lost when weights were rounded.
         """
         if timestep_bin is None and self.is_deflated_by_bin:
-            raise CheckpointError("the weight of this layer differs by timestep bin: ask for that of one.")
+            return torch.stack([self.dequantize(each) for each in range(self.bins.num_bins)]).mean(0)
         return effective_weight(self.at_bin(timestep_bin or 0).tensors, self.format)
 
     def effective_bias(self, timestep_bin: int | None = None) -> torch.Tensor | None:
         """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing.
 
-        Raises CheckpointError when it differs by timestep bin and none is given.
+        Without a bin it is the mean over timestep bins, as for the weight.
         """
         if timestep_bin is None and self.is_centred_by_bin:
-            raise CheckpointError("the bias of this layer differs by timestep bin: ask for that of one.")
+            of_bins = [self.at_bin(each).effective_bias() for each in range(self.bins.num_bins)]
+            return torch.stack([bias for bias in of_bins if bias is not None]).mean(0)
         layer = self.at_bin(timestep_bin or 0)
         if layer.bias is None or layer.input_offset is None:
             return None if layer.bias is None else layer.bias.float()

@@ -49,7 +49,7 @@ def test_generate_loads_the_model_in_the_memory_mode(generate_calls, tmp_path, i
 
 def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_path, image):
     own = sampling.SamplingSettings(32, 32, 9, 3, 2.0, 4.0, 6)
-    (tmp_path / sampling.SAMPLING_FILE).write_text(json.dumps(own.__dict__))
+    (tmp_path / "sampling.json").write_text(json.dumps(own.__dict__))
     run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--steps", 4)
     assert generate_calls[0][1] == own.replace(num_steps=4)
 

@@ -18,12 +18,12 @@ def test_version_and_help():
 def test_quantize_passes_everything_on(quantize_calls, tmp_path):
     (tmp_path / "lora.safetensors").touch()
     flags = split("--calibration p.jsonl --device cpu,cpu --seed 3 --overwrite --link --recipe svdquant --memory lean")
-    flags += ["--lora", f"low_noise={tmp_path / 'lora.safetensors'}"]
+    flags += ["--lora", f"low_noise={tmp_path / 'lora.safetensors'}:0.5"]
     flags += split("--hidden-ram-gib 0.5 --tokens-at-once 100")
     assert run("quantize", "tiny", "-o", tmp_path / "out", *flags).exit_code == 0
     arguments = {
         "calibration": "p.jsonl", "seed": 3, "overwrite": True, "link": True, "store": None,
-        "lora": {"low_noise": tmp_path / "lora.safetensors"},
+        "lora": {"low_noise": [(tmp_path / "lora.safetensors", 0.5)]},
         "machine": Machine(("cpu", "cpu"), "lean", hidden_ram_gib=0.5, num_tokens_at_once=100),
     }  # fmt: skip
     assert quantize_calls == [("tiny", tmp_path / "out", Recipe.load("svdquant"), arguments)]

@@ -68,13 +68,22 @@ def test_flags_become_the_plan(plans, tmp_path):
     assert len(arguments["model"].fingerprint) == 64 and arguments["model"].hub_id is None
 
 
-def test_a_lora_brings_its_four_steps_and_says_so(plans, tmp_path):
-    file = write_lora(tmp_path / "lora.safetensors", 0.1)
+def test_a_lora_of_four_steps_brings_them_and_says_so(plans, tmp_path):
+    file = write_lora(tmp_path / "lora_4steps.safetensors", 0.1)
     result = run("record", "tiny", "-o", tmp_path / "store", "--lora", f"low_noise={file}", "--flow-shift", 4)
     [(plan, _)] = plans
     assert (plan.settings.num_steps, plan.settings.guidance_scale, plan.settings.flow_shift) == (4, 1.0, 4.0)
     assert set(plan.loras) == {Expert.LOW_NOISE}
-    assert "Sampling as the 4-step LoRAs do: num_steps 4, guidance_scale 1." in result.stderr
+    assert "sampling with num_steps 4, guidance_scale 1, flow_shift 4." in result.stderr
+
+
+def test_another_lora_leaves_the_sampler_and_says_so(plans, tmp_path):
+    file = write_lora(tmp_path / "style.safetensors", 0.1)
+    result = run("record", "tiny", "-o", tmp_path / "store", "--lora", f"low_noise={file}:0.5")
+    [(plan, _)] = plans
+    assert (plan.settings.num_steps, plan.settings.guidance_scale) == (20, 2.5)
+    assert [lora.strength for lora in plan.loras[Expert.LOW_NOISE].loras] == [0.5]
+    assert "sampling with the model's own steps and guidance" in " ".join(result.stderr.split())
 
 
 def test_twelve_prompts_are_the_default(plans, tmp_path):
@@ -101,7 +110,7 @@ def test_record_refuses_bad_flags_before_any_work(tmp_path, monkeypatch, flags, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_loras_for_one_expert_are_refused(tmp_path):
+def test_one_lora_twice_for_one_expert_is_refused(tmp_path):
     file = write_lora(tmp_path / "lora.safetensors", 0.1)
-    both = ["--lora", f"high_noise={file}", "--lora", f"high_noise={file}"]
-    assert_refused(run("record", "tiny", "-o", tmp_path / "store", *both), 2, "high_noise has two LoRAs")
+    both = ["--lora", f"high_noise={file}", "--lora", f"high_noise={file}:0.5"]
+    assert_refused(run("record", "tiny", "-o", tmp_path / "store", *both), 1, "is given twice for high_noise")

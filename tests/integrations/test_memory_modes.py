@@ -1,17 +1,19 @@
 """Laws of memory modes: the same video, what should be away is away, and a pipeline is plain again afterwards."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 import tempoquant
 from tempoquant.errors import SettingsError, UnsupportedError
 from tempoquant.integrations import chunked_blocks, host_copies
 from tempoquant.integrations.host_copies import is_watched, unobtrusive
+from tempoquant.integrations.lifted_verbs import EXPERT_VERBS, PIPELINE_VERBS
 from tempoquant.integrations.memory_modes import set_memory_mode
 from tempoquant.integrations.sampling import generate_video
 from tempoquant.integrations.wan import load_pipeline
@@ -26,6 +28,11 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def pipeline() -> WanImageToVideoPipeline:
     return load_pipeline(TINY, "cpu")
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("pipeline") / "quantized", centred_by_bin=True)
 
 
 @pytest.fixture
@@ -78,9 +85,8 @@ def test_a_mode_changes_no_bit_of_the_video(plain, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_quantized_experts_give_the_same_latents(tmp_path, mode):
-    folder = write_pipeline(tmp_path / "q", centred_by_bin=True)
-    pipeline = WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.bfloat16)
+def test_quantized_experts_give_the_same_latents(quantized, mode):
+    pipeline = WanImageToVideoPipeline.from_pretrained(quantized, dtype=torch.bfloat16)
     before = generate(pipeline)
     in_force = tempoquant.set_memory_mode(pipeline, mode, "cpu")
     blocks = [*pipeline.transformer.blocks, *pipeline.transformer_2.blocks]
@@ -200,18 +206,54 @@ def test_a_call_that_fails_spoils_nothing(plain, copying, mode):
         assert abs(after.astype(int) - before.astype(int)).max() <= 1
 
 
-def test_a_lora_loaded_into_swapped_experts_is_refused_until_the_mode_is_set_again(plain):
-    set_memory_mode(plain, "swap", "cpu")
-    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "ffn.net.2"])
-    plain.transformer.add_adapter(config, "one")
+def lora(rows: int = 128) -> dict[str, torch.Tensor]:
+    """A LoRA of one 4-bit layer and one 16-bit layer of the quantized experts; other `rows` do not fit them."""
+    generator = torch.Generator().manual_seed(0)
+    modules = {"blocks.0.attn1.to_q": (rows, 128), "proj_out": (64, 128)}
+    return {
+        f"transformer.{name}.lora_{half}.weight": torch.randn(*shape, generator=generator)
+        for name, (out, width) in modules.items() for half, shape in (("A", (2, width)), ("B", (out, 2)))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lora_goes_into_a_mode_and_out_of_it(quantized, copying, mode):
+    pipeline = WanImageToVideoPipeline.from_pretrained(quantized, dtype=torch.bfloat16)
+    before = generate(pipeline)
+    for name in ("transformer", "transformer_2"):
+        pipeline.load_lora_weights(lora(), adapter_name="x", load_into_transformer_2=name == "transformer_2")
+    adapted = generate(pipeline)
+    assert not torch.equal(adapted, before)
+    set_memory_mode(pipeline, mode, "cpu")
+    assert torch.equal(generate(pipeline), adapted), "loaded first, the mode set afterwards"
+    pipeline.unload_lora_weights()
+    assert torch.equal(generate(pipeline), before) and hasattr(pipeline.vae, "_hf_hook")
+    pipeline.load_lora_weights(lora(), adapter_name="x")
+    pipeline.transformer_2.load_lora_adapter(lora(), adapter_name="x")
+    assert torch.equal(generate(pipeline), adapted) and hasattr(pipeline.vae, "_hf_hook")
+    pipeline.set_adapters(["x"], [0.0])
+    assert torch.equal(generate(pipeline), before)
+    with pytest.raises(UnsupportedError, match="keep LoRA adapters loaded"):
+        pipeline.fuse_lora(components=["transformer"])
+    pipeline.delete_adapters("x")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        pipeline.load_lora_weights(lora(rows=64), adapter_name="y")
+    assert torch.equal(generate(pipeline), before) and hasattr(pipeline.vae, "_hf_hook")
+    set_memory_mode(pipeline, mode, "cpu").remove()
+    assert not {*PIPELINE_VERBS} & {*vars(pipeline)} and not {*EXPERT_VERBS} & {*vars(pipeline.transformer)}
+
+
+@pytest.mark.parametrize("mode", ("swap", "lean"))
+def test_other_weights_that_nobody_spoke_of_are_refused_until_the_mode_is_set_again(quantized, mode):
+    pipeline = WanImageToVideoPipeline.from_pretrained(quantized, dtype=torch.bfloat16)
+    set_memory_mode(pipeline, mode, "cpu")
+    inject_adapter_in_model(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q"]), pipeline.transformer)
     with pytest.raises(UnsupportedError, match="set the mode again after loading"):
-        generate_video(plain, PROMPTS[0], SETTINGS, 0)
-    set_memory_mode(plain, "resident", "cpu").remove()
-    expected = generate_video(plain, PROMPTS[0], SETTINGS, 0)
-    set_memory_mode(plain, "swap", "cpu")
-    assert (generate_video(plain, PROMPTS[0], SETTINGS, 0) == expected).all()
-    plain.transformer.delete_adapters("one")
-    plain.transformer.unload_lora()
+        generate(pipeline)
+    set_memory_mode(pipeline, "resident", "cpu").remove()
+    expected = generate(pipeline)
+    set_memory_mode(pipeline, mode, "cpu")
+    assert torch.equal(generate(pipeline), expected)
 
 
 def test_setting_a_mode_takes_the_one_before_off(plain):

@@ -11,12 +11,11 @@ from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, OutputError, SettingsError
 from tempoquant.integrations import recording, recording_stages
-from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.lora import Lora, LoraSum
 from tempoquant.integrations.recording import record, record_into
 from tempoquant.integrations.recording_plan import (
     CALIBRATION_NOISE,
     default_samples_per_expert,
-    lightning_settings,
     resolve_recipe,
     stored_settings,
 )
@@ -191,7 +190,7 @@ def test_samples_without_guidance_are_all_conditional(tmp_path):
 
 def test_a_lora_changes_what_comes_after_its_first_step(store, tmp_path):
     lora = Lora.load(write_lora(tmp_path / "lora.safetensors", 1.0))
-    found = record(TINY, tmp_path / "store", plan(loras={Expert.HIGH_NOISE: lora}), model=MODEL, engine=CPU)
+    found = record(TINY, tmp_path / "store", plan(loras={Expert.HIGH_NOISE: LoraSum((lora,))}), model=MODEL, engine=CPU)
     assert found.provenance["loras"] == {"high_noise": lora.sha256}
     for before, after in zip(samples_of(store), samples_of(found), strict=True):
         same = torch.equal(before.inputs["hidden_states"], after.inputs["hidden_states"])
@@ -235,12 +234,6 @@ def test_a_resolved_recipe_leaves_nothing_of_sampling_to_the_model():
     assert recipe.samples_per_expert == 2**20 // 8
     assert resolve_recipe(recipe, SamplingSettings()) == recipe
     assert resolve_recipe(Recipe("rtn"), SETTINGS) == Recipe("rtn")
-
-
-def test_loras_sample_in_four_steps_unless_told_otherwise():
-    assert lightning_settings({}) == {"num_steps": 4, "guidance_scale": 1.0, "flow_shift": 5.0}
-    asked = {"num_steps": 8, "guidance_scale": None, "height": 32}
-    assert lightning_settings(asked) == {"num_steps": 8, "guidance_scale": 1.0, "flow_shift": 5.0, "height": 32}
 
 
 def test_an_input_that_is_not_finite_names_prompt_and_timestep(tmp_path, monkeypatch):

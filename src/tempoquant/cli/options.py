@@ -87,24 +87,6 @@ class MemoryMode(str, Enum):
     LEAN = "lean"
 
 
-_EXPERTS = ("high_noise", "low_noise")
-
-
-def parse_loras(texts: list[str] | None) -> dict[str, Path]:
-    """Read texts such as "high_noise=FILE": expert to file. Raises typer.BadParameter for anything else."""
-    loras: dict[str, Path] = {}
-    for text in texts or []:
-        expert, _, file = text.partition("=")
-        if expert not in _EXPERTS or not file:
-            raise typer.BadParameter(f"{text!r} is not high_noise=FILE or low_noise=FILE.", param_hint="'--lora'")
-        if expert in loras:
-            raise typer.BadParameter(f"{expert} has two LoRAs: give one.", param_hint="'--lora'")
-        if not Path(file).is_file():
-            raise typer.BadParameter(f"there is no LoRA file {file}.", param_hint="'--lora'")
-        loras[expert] = Path(file)
-    return loras
-
-
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="tiny, tiny-outliers, a diffusers folder, or a hub id.")]
 Calibration = Annotated[
     str | None,
@@ -124,10 +106,6 @@ GenerationMemory = Annotated[
     typer.Option(
         "--memory", help="On the device: both experts, the one that runs, or its block that runs (docs/memory.md)."
     ),
-]
-Loras = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="EXPERT=FILE", help="high_noise=FILE or low_noise=FILE, fused into the weights."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]

@@ -7,13 +7,13 @@ import typer
 
 from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, cluster_of
 from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.lora_options import Loras, parse_loras
 from tempoquant.cli.options import (
     Calibration,
     FlowShift,
     Frames,
     GuidanceScale,
     Json,
-    Loras,
     Memory,
     MemoryMode,
     Model,
@@ -22,7 +22,6 @@ from tempoquant.cli.options import (
     Seed,
     Size,
     Steps,
-    parse_loras,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress

@@ -7,13 +7,13 @@ import typer
 
 from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, engine_of
 from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.lora_options import Loras, parse_loras
 from tempoquant.cli.options import (
     Calibration,
     FlowShift,
     Frames,
     GuidanceScale,
     Json,
-    Loras,
     Memory,
     MemoryMode,
     Model,
@@ -22,7 +22,6 @@ from tempoquant.cli.options import (
     Seed,
     Size,
     Steps,
-    parse_loras,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
@@ -61,7 +60,8 @@ def command(  # noqa: PLR0913 (one argument per option)
 ) -> None:
     """Record calibration samples: run the 16-bit pipeline on prompts and keep some of its transformer calls.
 
-    What is not given is the model's own: size, frames, steps, guidance, flow shift; with --lora the 4-step sampler.
+    What is not given is the model's own: size, frames, steps, guidance, flow shift; with --lora, the sampler of files
+    that say for how many steps they are ("4steps" in their name).
     Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
     """
     changes = {
@@ -99,30 +99,29 @@ def make_plan(
     source: Path,
     drawn: dict[str, Any],
     changes: dict[str, Any],
-    loras: dict[str, Path],
+    loras: dict[str, list[tuple[Path, float]]],
     samples_per_expert: int | None,
 ) -> "RecordingPlan":
-    """What to record: the model's own settings, those of the 4-step LoRAs where LoRAs are given, then the flags.
+    """What to record: the model's own settings, those of LoRAs that say for how many steps they are, then the flags.
 
     Raises CalibrationError for missing prompts, SettingsError for wrong settings, ModelError for a bad LoRA file.
     """
+    from tempoquant.integrations.expert_loras import load_loras, sampler_with, sampler_words
     from tempoquant.integrations.prompt_sets import calibration_prompts
-    from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert, lightning_settings
+    from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert
     from tempoquant.integrations.sampling import default_settings
-    from tempoquant.quantizing.run import load_loras
 
-    if loras:
-        asked, changes = changes, lightning_settings(changes)
-        if added := {key: value for key, value in changes.items() if asked.get(key) is None}:
-            words = ", ".join(f"{key} {value:g}" for key, value in added.items())
-            typer.echo(f"Sampling as the 4-step LoRAs do: {words}.", err=True)
+    fused = load_loras(source, loras)
+    if fused:
+        changes = sampler_with(fused, changes)
+        typer.echo(f"With LoRAs in the weights, sampling with {sampler_words(changes)}.", err=True)
     settings = default_settings(source).replace(**changes)
     return RecordingPlan(
         prompts=calibration_prompts(model, drawn["calibration"], drawn["prompts"]),
         settings=settings,
         samples_per_expert=samples_per_expert or default_samples_per_expert(settings),
         seed=drawn["seed"],
-        loras=load_loras(source, loras),
+        loras=fused,
         from_latents=drawn["from_latents"],
     )
 

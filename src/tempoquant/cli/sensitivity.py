@@ -8,7 +8,8 @@ import typer
 
 from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, cluster_of
 from tempoquant.cli.json_log import JsonLogFile
-from tempoquant.cli.options import Json, Loras, Model, parse_loras
+from tempoquant.cli.lora_options import Loras, parse_loras
+from tempoquant.cli.options import Json, Model
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_module_tensor_to_device
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
@@ -22,9 +23,12 @@ from tempoquant.checkpoint import files
 from tempoquant.checkpoint.checks import damaged
 from tempoquant.checkpoint.reader import check_forms
 from tempoquant.checkpoint.schema import QUANT_METHOD, ComponentConfig
-from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, keys_by_bin, stored_as
+from tempoquant.checkpoint.tensors import StoredAs, check_form, check_values, stored_as
 from tempoquant.errors import UnsupportedError
+from tempoquant.integrations.sampling_file import take_sampling_along
+from tempoquant.integrations.saving import guard_saving, require_weights
 from tempoquant.integrations.wan_blocks import sharing_an_input
+from tempoquant.integrations.whole_or_not import guard_adapters
 from tempoquant.runtime.convert import quantized_linears, replace_linears
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.share_inputs import share_inputs
@@ -79,6 +83,9 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         self.component = quantization_config.component
         self.compute_dtype = torch.float32
         self.loaded_keys: set[str] = set()
+        self.folder: Path | None = None
+        guard_adapters()
+        guard_saving()
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Raises UnsupportedError for weights left on the disk: diffusers casts what it puts there."""
@@ -101,7 +108,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
             odd = sorted(set(forms) ^ set(loaded_keys))[0]
             raise damaged(f"{paths[0].parent}: tensor {odd} is either missing or not in the index")
         check_forms(forms, self.component)
-        self.loaded_keys = set(loaded_keys)
+        self.loaded_keys, self.folder = set(loaded_keys), paths[0].parent
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
@@ -115,6 +122,8 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         unknown = [key for key in unknown if not any(re.search(pattern, key) for pattern in ignored)]
         if unknown:
             raise damaged(f"the weights hold {unknown[0]}, which the model that config.json describes does not have")
+        if self.folder is not None:
+            take_sampling_along(model, self.folder)
 
     def check_if_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
@@ -156,27 +165,17 @@ class TempoQuantQuantizer(DiffusersQuantizer):
                 _ = linear.fits_fp8
         return model
 
-    def get_state_dict_and_metadata(
-        self, state_dict: dict[str, Any], safe_serialization: bool = False
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Called by save_pretrained. Raises UnsupportedError for pickled weights, which could not be loaded again."""
-        if not safe_serialization:
-            raise UnsupportedError("a 4-bit component is saved as safetensors only: leave safe_serialization as it is.")
-        return state_dict, {}
-
-    def _dequantize(self, model: nn.Module) -> nn.Module:
+    def _dequantize(self, model: Any) -> Any:
         """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading.
 
-        Raises UnsupportedError when weight or bias of a layer differ by timestep bin; nothing is replaced then.
+        The config forgets that there was a quantization, so that the model is saved as what it is now. Raises
+        UnsupportedError where weights are offloaded; the model is then unchanged.
         """
-        for name, entry in self.component.layers.items():
-            if keys_by_bin(entry):
-                raise UnsupportedError(
-                    f"{name} has other tensors in each timestep bin, and a 16-bit linear has one weight and one bias: "
-                    "keep the model in four bits, or quantize with centring_by_bin = false, deflation_by_bin = false."
-                )
+        require_weights(model, "dequantized")
         for name, linear in quantized_linears(model).items():
             model.set_submodule(name, _dense(linear))
+        left = {key: value for key, value in model.config.items() if key != "quantization_config"}
+        model._internal_dict = FrozenDict(left)  # register_to_config can only add
         return model
 
 

@@ -34,13 +34,12 @@ class ExpertSwap:
         foresee: Callable[[Expert, float, int], Expert | None],
     ) -> None:
         self._foresee = foresee
-        self._experts = experts
         self._parts = {expert: _parts(model, stream) for expert, model in experts.items()}
-        self._num_tensors = {expert: len(tensors_of(model)) for expert, model in experts.items()}
         self._calls_so_far: tuple[Expert, float, int] | None = None
         self._next: Expert | None = None
         self._handles: list[Any] = []
         for expert, model in experts.items():
+            self._handles.append(model.register_forward_pre_hook(requiring_same_weights(expert, model)))
             begin = model.register_forward_pre_hook(_before_call(self._begin, expert), with_kwargs=True)
             self._handles.append(begin)
             for index, module in enumerate((model, *model.blocks)):
@@ -63,12 +62,7 @@ class ExpertSwap:
         self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
     def _begin(self, expert: Expert, timestep: float) -> None:
-        """Before a call: make room, bring what is missing, and foresee who comes next. Raises UnsupportedError."""
-        if len(tensors_of(self._experts[expert])) != self._num_tensors[expert]:
-            raise UnsupportedError(
-                f"the {expert.value} expert has got other weights since the memory mode was set (a LoRA, perhaps): "
-                "set the mode again after loading."
-            )
+        """Before a call: make room, bring what is missing, and foresee who comes next."""
         for other, parts in self._parts.items():
             if other is not expert:
                 _leave(parts)
@@ -113,6 +107,20 @@ def _before_call(begin: Callable[[Expert, float], None], expert: Expert) -> Call
         begin(expert, float(timestep.flatten()[0]))
 
     return hook
+
+
+def requiring_same_weights(expert: Expert, model: nn.Module) -> Callable[..., None]:
+    """A hook before the model's calls that raises UnsupportedError once it has other weights than now."""
+    known = tensors_of(model).keys()
+
+    def check(*_: Any) -> None:
+        if tensors_of(model).keys() != known:
+            raise UnsupportedError(
+                f"the {expert.value} expert has got other weights since the memory mode was set (by peft, perhaps): "
+                "set the mode again after loading."
+            )
+
+    return unobtrusive(check)
 
 
 def _parts(model: Any, stream: SideStream) -> list[HostCopy]:

@@ -17,7 +17,7 @@ from tempoquant.integrations.pipeline_folder import read_json
 from tempoquant.timesteps import Expert
 
 if TYPE_CHECKING:
-    from tempoquant.integrations.lora import Lora
+    from tempoquant.integrations.lora import LoraSum
 
 EXPERT_COMPONENTS = {Expert.HIGH_NOISE: "transformer", Expert.LOW_NOISE: "transformer_2"}
 _BLOCKS = "blocks."
@@ -30,14 +30,14 @@ class ExpertWeights:
         folder: of the pipeline.
         dtype: to compute in; modules that diffusers keeps in float32 stay there.
         device: where tensors go.
-        lora: added to the weights, in float32, as they are read.
+        lora: LoRAs that are added to the weights, in float32, as they are read.
 
     Raises:
-        ModelError: files are missing, damaged or pickled, or the LoRA is for another model.
+        ModelError: files are missing, damaged or pickled, or a LoRA is for another model.
     """
 
     def __init__(
-        self, folder: Path, expert: Expert, dtype: torch.dtype, device: str, lora: "Lora | None" = None
+        self, folder: Path, expert: Expert, dtype: torch.dtype, device: str, lora: "LoraSum | None" = None
     ) -> None:
         self.expert, self.dtype, self.device = expert, dtype, device
         self.component = folder / EXPERT_COMPONENTS[expert]
@@ -95,7 +95,7 @@ class ExpertWeights:
         return torch.float32 if kept else self.dtype
 
     def read(self, name: str) -> torch.Tensor:
-        """One weight, in memory of its own, in its stored dtype, the LoRA in it. Raises ModelError for NaN and Inf."""
+        """One weight, in memory of its own, in its stored dtype, the LoRAs in it. Raises ModelError for NaN and Inf."""
         file, form = self._forms[name]
         try:
             # Opened anew each time: what a mapping has touched counts as memory in use until it is closed.

@@ -6,8 +6,9 @@ and in tiles, its video in host memory, and compute the experts' blocks in chunk
 *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from torch import nn
 
 from tempoquant.errors import ModelError, SettingsError, UnsupportedError
 from tempoquant.integrations.chunked_blocks import chunk_blocks
-from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_of
+from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_of, requiring_same_weights
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.host_copies import OFFLOADING, OFFLOADING_HOOKS, PinnedSlabs, SideStream, stream_blocks
+from tempoquant.integrations.lifted_verbs import EXPERT_VERBS, PIPELINE_VERBS, lift_for
 from tempoquant.integrations.residency import MEMORY_MODES, Memory
 from tempoquant.integrations.wan import compute_dtype, default_device, load_pipeline
 from tempoquant.timesteps import Expert
@@ -46,7 +48,35 @@ class MemoryMode:
     def __init__(self, pipeline: WanImageToVideoPipeline, mode: Memory, device: torch.device) -> None:
         self.mode = mode
         self.swap: ExpertSwap | None = None
-        self._undo = ExitStack()
+        self._pipeline, self._device = pipeline, device
+        self._undo, self._verbs = ExitStack(), ExitStack()
+        self._is_lifted = False
+        self._set()
+        self._verbs.push(lift_for(pipeline, PIPELINE_VERBS, self._lifted))
+        for name in EXPERT_COMPONENTS.values():
+            self._verbs.push(lift_for(getattr(pipeline, name), EXPERT_VERBS, self._lifted))
+
+    def remove(self) -> None:
+        """Leave a plain pipeline: no hooks, in "resident" with experts on the device, else all on the CPU."""
+        self._verbs.close()
+        self._undo.close()
+
+    @contextlib.contextmanager
+    def _lifted(self) -> Iterator[None]:
+        """Within this context the pipeline is plain, as it is after `remove`."""
+        if self._is_lifted:  # one verb calls another
+            yield
+            return
+        self._is_lifted = True
+        self._undo.close()
+        try:
+            yield
+        finally:
+            self._is_lifted = False
+            self._set()
+
+    def _set(self) -> None:
+        pipeline, device = self._pipeline, self._device
         experts = {expert: getattr(pipeline, name) for expert, name in EXPERT_COMPONENTS.items()}
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
@@ -60,10 +90,6 @@ class MemoryMode:
                 undo.callback(_use_autoencoder(pipeline.vae, experts, device))
             undo.callback(self._place(pipeline, experts, stream))
             self._undo = undo.pop_all()
-
-    def remove(self) -> None:
-        """Leave a plain pipeline: no hooks, in "resident" with experts on the device, else all on the CPU."""
-        self._undo.close()
 
     def _place(
         self, pipeline: WanImageToVideoPipeline, experts: dict[Expert, nn.Module], stream: SideStream
@@ -185,6 +211,9 @@ def _use_autoencoder(vae: Any, experts: dict[Expert, nn.Module], device: torch.d
 def _offload_blocks(experts: dict[Expert, nn.Module], device: torch.device) -> Callable[[], None]:
     """By diffusers, to RAM. (Its offloading to disk mixes up the files of two experts.)"""
     streams = device.type == "cuda"
+    handles = [
+        model.register_forward_pre_hook(requiring_same_weights(expert, model)) for expert, model in experts.items()
+    ]
     for model in experts.values():
         if streams:  # it page-locks each tensor by itself, unless it is so already
             slabs = PinnedSlabs()
@@ -196,6 +225,8 @@ def _offload_blocks(experts: dict[Expert, nn.Module], device: torch.device) -> C
         )  # fmt: skip
 
     def undo() -> None:
+        for handle in handles:
+            handle.remove()
         for model in experts.values():
             registry = HookRegistry.check_if_exists_or_initialize(model)
             for name in OFFLOADING_HOOKS:

@@ -18,7 +18,7 @@ from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_ma
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.pipeline_folder import components_of
-from tempoquant.integrations.sampling import SAMPLING_FILE
+from tempoquant.integrations.sampling_file import SAMPLING_FILE, stated_sampling
 from tempoquant.integrations.work_folder import WorkFolder, write_atomically
 from tempoquant.progress import SILENT, Progress
 
@@ -207,6 +207,9 @@ class OutputFolder:
             for name in _ROOT_FILES:
                 if (source / name).is_file():
                     _copy(source / name, result / name)
+            stated = stated_sampling(source, _EXPERTS)  # in the experts' configs, after diffusers saved the source
+            if sampling is None and stated is not None and not (result / SAMPLING_FILE).is_file():
+                sampling = stated[1]
             if sampling is not None:
                 write_atomically(result / SAMPLING_FILE, json.dumps(dict(sampling), indent=1) + "\n")
             (result / "README.md").write_text(card(result), encoding="utf-8")

@@ -21,14 +21,11 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert
 
 if TYPE_CHECKING:
-    from tempoquant.integrations.lora import Lora
+    from tempoquant.integrations.lora import LoraSum
 
 CALIBRATION_NOISE = 2**31
 """Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before.
 torch's generator on the CPU reads the lowest 32 bits of a seed: a larger number would add nothing."""
-
-LIGHTNING_SETTINGS: Mapping[str, Any] = {"num_steps": 4, "guidance_scale": 1.0, "flow_shift": 5.0}
-"""How the Wan2.2-Lightning LoRAs sample: four steps, two in each expert, without guidance."""
 
 MIN_SAMPLES_PER_EXPERT = 32
 VIDEO_TOKENS_PER_EXPERT = 2**20
@@ -79,7 +76,7 @@ class RecordingPlan:
     settings: SamplingSettings
     samples_per_expert: int
     seed: int = 0
-    loras: Mapping[Expert, "Lora"] = field(default_factory=dict)
+    loras: Mapping[Expert, "LoraSum"] = field(default_factory=dict)
     from_latents: bool = False
 
     def __post_init__(self) -> None:
@@ -126,18 +123,6 @@ def default_samples_per_expert(settings: SamplingSettings) -> int:
     """As many calls as hold about a million video tokens, and at least 32: 33 at 480×832 and 81 frames."""
     num_tokens = ((settings.num_frames - 1) // 4 + 1) * (settings.height // 16) * (settings.width // 16)
     return max(MIN_SAMPLES_PER_EXPERT, math.ceil(VIDEO_TOKENS_PER_EXPERT / num_tokens))
-
-
-def lightning_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What LoRAs change about sampling, as the LoRAs people give to this model are those that distil it to four steps.
-
-    Args:
-        given: num_steps, guidance_scale and flow_shift as the user or the recipe says; None or absent where none does.
-
-    Returns:
-        `given`, with LIGHTNING_SETTINGS in the places that nobody decided.
-    """
-    return {**LIGHTNING_SETTINGS, **{key: value for key, value in given.items() if value is not None}}
 
 
 def wanted_calls(plan: RecordingPlan, steps: Sequence[Step]) -> Wanted:

@@ -23,7 +23,7 @@ from tempoquant.integrations.wan import LOADING_ERRORS, compute_dtype, require_c
 from tempoquant.timesteps import Expert
 
 if TYPE_CHECKING:
-    from tempoquant.integrations.lora import Lora
+    from tempoquant.integrations.lora import LoraSum
 
 Memory = Literal["resident", "swap", "lean"]
 MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
@@ -69,7 +69,7 @@ def loaded_pipeline(
     device: str,
     memory: Memory = "resident",
     texts: Sequence[str] = (),
-    loras: Mapping[Expert, "Lora"] | None = None,
+    loras: Mapping[Expert, "LoraSum"] | None = None,
 ) -> Iterator[LoadedPipeline]:
     """A 16-bit pipeline within this context. Once nobody refers to it any more, `free_memory` gives its memory back.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.sampling_file import stated_sampling
 from tempoquant.integrations.schedule import shifted
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Expert
 
-SAMPLING_FILE = "sampling.json"
 _SIZE_STEP = 16  # eight pixels a latent, two latents a patch
 _MAX_SEED = 2**32 - 1  # torch reads no more of it on the CPU: larger seeds would repeat smaller ones
 
@@ -73,19 +72,20 @@ class SamplingSettings:
 
 
 def default_settings(folder: Path) -> SamplingSettings:
-    """The model's own settings: `sampling.json` beside model_index.json, or else those of Wan2.2-I2V-A14B.
+    """The model's own settings: what `stated_sampling` finds, or else those of Wan2.2-I2V-A14B.
 
-    A flow shift that the file leaves open is the stored scheduler's.
+    A flow shift that is left open there is the stored scheduler's.
 
     Raises:
         ModelError: the file is not what `SamplingSettings` takes.
     """
-    file = folder / SAMPLING_FILE
-    if not file.is_file():
+    stated = stated_sampling(folder, tuple(EXPERT_COMPONENTS.values()))
+    if stated is None:
         return SamplingSettings()
+    file, values = stated
     try:
-        settings = SamplingSettings(**json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, SettingsError) as error:
+        settings = SamplingSettings(**values)
+    except (TypeError, SettingsError) as error:
         raise ModelError(f"{file} is not a valid sampling file ({error}): remove or repair it.") from error
     if settings.flow_shift is not None:
         return settings

@@ -19,7 +19,7 @@ from tempoquant.checkpoint.schema import Calibration
 from tempoquant.checkpoint.writer import ComponentWriter
 from tempoquant.errors import OutputError
 from tempoquant.integrations.expert_weights import ExpertWeights
-from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.lora import LoraSum
 from tempoquant.integrations.wan import WanExpert, compute_dtype
 from tempoquant.progress import SILENT, Progress
 from tempoquant.quantizing.machine import Machine
@@ -40,7 +40,7 @@ class ComponentJob:
         expert: which of the two.
         recipe: resolved.
         store: folder of the calibration samples; None for a recipe that needs none.
-        lora: fused into the weights, or None.
+        lora: the LoRAs that are fused into the weights, or None.
         work: folder of unfinished work.
         target: folder that the component appears in.
         device: to compute on.
@@ -50,7 +50,7 @@ class ComponentJob:
     expert: Expert
     recipe: Recipe
     store: Path | None
-    lora: Path | None
+    lora: LoraSum | None
     work: Path
     target: Path
     device: str
@@ -106,9 +106,8 @@ class _Component:
 
     def __init__(self, job: ComponentJob, machine: Machine, progress: Progress) -> None:
         self._job, self._machine, self._progress = job, machine, progress
-        lora = None if job.lora is None else Lora.load(job.lora)
-        self._weights = ExpertWeights(job.source, job.expert, compute_dtype(job.device), job.device, lora)
-        self._lora_note = () if lora is None else (f"the LoRA {lora.name} (SHA-256 {lora.sha256}) is in the weights",)
+        self._weights = ExpertWeights(job.source, job.expert, compute_dtype(job.device), job.device, job.lora)
+        self._lora_notes = () if job.lora is None else job.lora.notes
         self._store = None if job.store is None else SampleStore.open(job.store)
         fractions = job.recipe.bin_fractions(job.expert)
         schedule = () if self._store is None else self._store.schedule(job.expert)
@@ -134,7 +133,7 @@ class _Component:
                     del block  # or its layers would be in memory until the next block is done
             for name, tensor in self._weights.stored(lambda name: not name.startswith("blocks.")):
                 writer.add_tensor(name, tensor)
-            writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._lora_note)
+            writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._lora_notes)
 
     def _blocks(self, model: WanExpert, done: int) -> Iterator[QuantizedBlock]:
         samples = [] if self._store is None else self._store.samples(self._job.expert)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tempoquant.integrations.estimate import RunEstimate, measure_gemm_rate
+from tempoquant.integrations.expert_loras import LoraFiles
 from tempoquant.integrations.model_card import model_card
 from tempoquant.integrations.output_folder import OutputFolder
 from tempoquant.integrations.residency import check_memory
@@ -27,7 +28,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     seed: int = 0,
     *,
     store: str | Path | None = None,
-    lora: Mapping[str, str | Path] | None = None,
+    lora: Mapping[str, LoraFiles] | None = None,
     machine: Machine | None = None,
     budget: Budget | None = None,
     sensitivity: str | Path | None = None,
@@ -49,8 +50,9 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
             (call from under `if __name__ == "__main__":` then); None for CUDA where there is one.
         seed: of the calibration's noise. Same seed, machine and thread count: same bytes.
         store: folder that `record` wrote; None to record now. Prompts, seed and sampling are then the store's.
-        lora: "high_noise" and "low_noise" to LoRA files that are fused into the experts before they are quantized.
-            Calibration then samples as the 4-step LoRAs do, and so does the result.
+        lora: "high_noise" and "low_noise" to what is fused into the experts before they are quantized: a LoRA file, a
+            file and its strength, or several of these. Calibration samples as LoRAs that say for how many steps they
+            were distilled do ("4steps" in the file's or folder's name), or else as ever; and so does the result.
         machine: further settings of how this machine does it; its devices are used where `device` is None.
         budget: bits per weight or a size for both experts, in place of the recipe's rank: it is spent on the branches,
             and on layers in 16 bits, of those layers whose rounding the noise prediction feels most. Layers that a rule
@@ -104,7 +106,7 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
     device: str | None = None,
     *,
     store: str | Path | None = None,
-    lora: Mapping[str, str | Path] | None = None,
+    lora: Mapping[str, LoraFiles] | None = None,
     machine: Machine | None = None,
     budget: Budget | None = None,
     sensitivity: str | Path | None = None,

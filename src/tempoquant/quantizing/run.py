@@ -15,8 +15,9 @@ from tempoquant.engines import Crew
 from tempoquant.errors import CalibrationError, RecipeError
 from tempoquant.integrations.estimate import RunEstimate, check_disk, estimate
 from tempoquant.integrations.estimate_sensitivity import with_sensitivity
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, expert_forms
-from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.expert_loras import LoraFiles, load_loras, sampler_with, sampler_words
+from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
+from tempoquant.integrations.lora import LoraSum
 from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, resolve_model, revision_of
 from tempoquant.integrations.prompt_sets import calibration_prompts
@@ -25,7 +26,6 @@ from tempoquant.integrations.recording_plan import (
     ModelIdentity,
     RecordingPlan,
     calibration_settings,
-    lightning_settings,
     resolve_recipe,
     stored_settings,
 )
@@ -43,6 +43,7 @@ from tempoquant.timesteps import Expert
 _logger = logging.getLogger(__name__)
 
 _STORE = "store"
+_SAMPLER = ("num_steps", "guidance_scale", "flow_shift")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Run:
         settings: how calibration samples, or sampled.
         prompts: to record; none when a store is given, or none is needed.
         store: the sample store that was given.
-        loras: expert to the file that is fused into it.
+        loras: expert to what is fused into it.
         seed: of the calibration's noise.
         model_fingerprint: of the source's files.
         budget: that ranks and 16-bit layers are spent by, or None.
@@ -69,7 +70,7 @@ class Run:
     settings: SamplingSettings
     prompts: Sequence[Prompt]
     store: SampleStore | None
-    loras: Mapping[Expert, Lora]
+    loras: Mapping[Expert, LoraSum]
     seed: int
     model_fingerprint: str
     budget: Budget | None = None
@@ -117,12 +118,12 @@ class Run:
     @property
     def sampling(self) -> dict[str, Any] | None:
         """How the result should sample, where fused LoRAs changed that; None to leave it as the source says."""
-        if not self.loras:
-            return None
-        settings = self.settings
-        if self.store is not None and self.store.provenance["from_latents"]:  # nobody sampled: nothing says how to
-            settings = settings.replace(**lightning_settings({}))
-        return dataclasses.asdict(settings)
+        own = default_settings(self.source)
+        if self.store is not None and self.store.provenance["from_latents"]:  # nobody sampled: the LoRAs say how to
+            settings = own.replace(**sampler_with(self.loras, {}))
+        else:
+            settings = own.replace(**{key: getattr(self.settings, key) for key in _SAMPLER})
+        return dataclasses.asdict(settings) if self.loras and settings != own else None
 
     def num_blocks(self, expert: Expert) -> int:
         """How many blocks an expert has."""
@@ -158,8 +159,8 @@ class Run:
         """One for each expert."""
         return [
             ComponentJob(
-                self.source, expert, self.recipe, store, None if expert not in self.loras else self.loras[expert].file,
-                work, folder.component(work, component), machine.devices[0],
+                self.source, expert, self.recipe, store, self.loras.get(expert), work,
+                folder.component(work, component), machine.devices[0],
             )
             for expert, component in EXPERT_COMPONENTS.items()
         ]  # fmt: skip
@@ -189,7 +190,7 @@ def prepare_run(
     calibration: str | Path | None,
     seed: int,
     store: str | Path | None,
-    lora: Mapping[str, str | Path] | None,
+    lora: Mapping[str, LoraFiles] | None,
     progress: Progress,
     identify: bool = True,
 ) -> Run:
@@ -206,12 +207,11 @@ def prepare_run(
     loras = load_loras(source, lora or {})
     own = default_settings(source)
     if loras:
-        asked = {key: getattr(recipe, key) for key in ("num_steps", "guidance_scale", "flow_shift")}
-        sampler = lightning_settings(asked)
+        sampler = sampler_with(loras, {key: getattr(recipe, key) for key in _SAMPLER})
         own = own.replace(**sampler)
         if store is None:
             _logger.warning(
-                "with LoRAs, calibration samples as the 4-step LoRAs do, and so will the result: %s", sampler
+                "with LoRAs in the weights, calibration samples with %s; so will the result", sampler_words(sampler)
             )
     opened = None if store is None else SampleStore.open(Path(store))
     if opened is not None and calibration is not None:
@@ -232,18 +232,6 @@ def prepare_run(
     if opened is not None:
         _require_same_model(opened, identified, loras)
     return Run(source, hub_id_of(model), recipe, settings, prompts, opened, loras, seed, identified)
-
-
-def load_loras(source: Path, lora: Mapping[str, str | Path]) -> dict[Expert, Lora]:
-    """The LoRA of each expert by its name. Raises RecipeError for an unknown expert, ModelError for a LoRA unfit."""
-    loras = {}
-    for name, file in lora.items():
-        if name not in {expert.value for expert in Expert}:
-            raise RecipeError(f"a LoRA belongs to high_noise or low_noise, not {name!r}.")
-        expert = Expert(name)
-        loras[expert] = Lora.load(Path(file).absolute())
-        loras[expert].check_fits({key: form.shape for key, (_, form) in expert_forms(source, expert).items()})
-    return loras
 
 
 _SAMPLING = ("num_steps", "flow_shift", "guidance_scale", "height", "width", "num_frames")
@@ -270,7 +258,7 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
     return recipe.replace(**recorded, samples_per_expert=num_samples, num_prompts=len(store.prompts)), settings
 
 
-def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expert, Lora]) -> None:
+def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expert, LoraSum]) -> None:
     """Raise CalibrationError when the samples come from another model, or from other LoRAs."""
     if store.provenance["model"]["fingerprint"] != identified:
         raise CalibrationError(

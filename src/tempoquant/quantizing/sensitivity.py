@@ -18,8 +18,9 @@ from tempoquant.errors import OutputError, RecipeError
 from tempoquant.integrations.block_costs import ExpertCosts
 from tempoquant.integrations.estimate import GIB
 from tempoquant.integrations.estimate_sensitivity import states_bytes
+from tempoquant.integrations.expert_loras import LoraFiles
 from tempoquant.integrations.expert_weights import ExpertWeights
-from tempoquant.integrations.lora import Lora
+from tempoquant.integrations.lora import LoraSum
 from tempoquant.integrations.wan import WanExpert, compute_dtype
 from tempoquant.integrations.work_folder import write_atomically
 from tempoquant.progress import SILENT, Progress
@@ -38,7 +39,7 @@ def measure_sensitivity(
     work: str | Path,
     recipe: str | Path | Recipe = "default",
     *,
-    lora: Mapping[str, str | Path] | None = None,
+    lora: Mapping[str, LoraFiles] | None = None,
     machine: Machine,
     progress: Progress = SILENT,
 ) -> Sensitivity:
@@ -99,8 +100,7 @@ def sensitivity_of(run: Run, store: Path, work: Path, machine: Machine, crew: Cr
     """Measure both experts, each on the device of the worker that takes it."""
     for left in work.glob(f"*{_FOLDER}"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    files = {expert: lora.file for expert, lora in run.loras.items()}
-    stage = MeasuringSensitivity(run.source, run.recipe, files, store, work, machine.num_tokens_at_once)
+    stage = MeasuringSensitivity(run.source, run.recipe, run.loras, store, work, machine.num_tokens_at_once)
     found: dict[Expert, list[LinearsSensitivity]] = {}
     crew.run(stage, list(Expert), progress=progress, on_done=found.__setitem__)
     experts = {expert: found[expert] for expert in Expert}
@@ -113,14 +113,14 @@ class MeasuringSensitivity:
 
     Attributes:
         source: folder of the 16-bit pipeline.
-        loras: expert to the file that is fused into it.
+        loras: expert to what is fused into it.
         store: folder of the calibration samples.
         work: folder for hidden states.
     """
 
     source: Path
     recipe: Recipe
-    loras: Mapping[Expert, Path]
+    loras: Mapping[Expert, LoraSum]
     store: Path
     work: Path
     num_tokens_at_once: int
@@ -134,8 +134,7 @@ class MeasuringSensitivity:
     def _measure(self, expert: Expert, device: str, progress: Progress) -> list[LinearsSensitivity]:
         # Of a name of its own: a machine that was cut off may still be at work beside the one that took over.
         folder = self.work / f"{expert.value}.{uuid.uuid4().hex[:8]}{_FOLDER}"
-        lora = None if expert not in self.loras else Lora.load(self.loras[expert])
-        model = WanExpert(ExpertWeights(self.source, expert, compute_dtype(device), device, lora))
+        model = WanExpert(ExpertWeights(self.source, expert, compute_dtype(device), device, self.loras.get(expert)))
         samples = spread_out(SampleStore.open(self.store).samples(expert), self.recipe)
         try:
             folder.mkdir(parents=True)

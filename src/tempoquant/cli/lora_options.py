@@ -1,0 +1,76 @@
+"""The option `--lora`: which LoRA files are fused into which expert, and how strongly."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_EXPERTS = ("high_noise", "low_noise")
+_FORM = "high_noise=FILE or low_noise=FILE, or several such as high_noise=FILE:0.8,FILE"
+
+Loras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
+        help="Fused into the weights of high_noise or low_noise; each with a strength, 1 if left out.",
+    ),
+]  # fmt: skip
+
+
+def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
+    """Read texts such as "high_noise=a.safetensors:0.8,b.safetensors": expert to files and strengths, in order.
+
+    A path may hold commas and colons, as long as one reading alone names files that are there.
+
+    Raises:
+        typer.BadParameter: an unknown expert, a file that is missing, a text that can be read in two ways.
+    """
+    loras: dict[str, list[tuple[Path, float]]] = {}
+    for text in texts or []:
+        expert, _, files = text.partition("=")
+        if expert not in _EXPERTS or not files:
+            raise _wrong(f"{text!r} is not {_FORM}.")
+        readings = list(_readings(files))
+        if not readings:
+            raise _wrong(f"there is no LoRA file {_first_missing(files)}.")
+        if len(readings) > 1:
+            ways = " or ".join(" and ".join(f"{file} (strength {s:g})" for file, s in way) for way in readings[:2])
+            raise _wrong(f"{files!r} can be read as {ways}: rename a file, or give each a --lora of its own.")
+        loras.setdefault(expert, []).extend(readings[0])
+    return loras
+
+
+def _readings(text: str) -> Iterator[list[tuple[Path, float]]]:
+    """Every way to read a text as files that are there, with their strengths."""
+    parts = text.split(",")
+    for count in range(1, len(parts) + 1):
+        rest = ",".join(parts[count:])
+        for first in _one(",".join(parts[:count])):
+            if count == len(parts):
+                yield [first]
+            else:
+                yield from ([first, *others] for others in _readings(rest))
+
+
+def _one(text: str) -> Iterator[tuple[Path, float]]:
+    if Path(text).is_file():
+        yield Path(text), 1.0
+    file, _, strength = text.rpartition(":")
+    if file and (value := _number(strength)) is not None and Path(file).is_file():
+        yield Path(file), value
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _first_missing(text: str) -> str:
+    return next(part for part in text.split(",") if not list(_one(part)))
+
+
+def _wrong(words: str) -> typer.BadParameter:
+    return typer.BadParameter(words, param_hint="'--lora'")
