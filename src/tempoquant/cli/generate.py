@@ -51,6 +51,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.integrations.memory_modes import load_in_mode
         from tempoquant.integrations.pipeline_folder import resolve_model
         from tempoquant.integrations.sampling import default_settings, generate_video
+        from tempoquant.integrations.schedule import sampling_steps
         from tempoquant.integrations.wan import default_device
         from tempoquant.prompts import Prompt, open_image
         from tempoquant.runtime.activation_bits import set_activation_bits
@@ -59,6 +60,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         item = Prompt(image.stem, open_image(image), prompt)
         model = resolve_model(folder)
         settings = default_settings(model).replace(**changes)
+        sampling_steps(model, settings.num_steps, settings.flow_shift)  # refuses a scheduler before anything is loaded
         on_loaded = progress.start("loading", 1)
         pipeline = load_in_mode(model, memory.value, device or default_device())
         if activation_bits is not None:

@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
-from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.schedule import shifted
+from tempoquant.integrations.schedule import flow_shift_of, load_scheduler, shifted
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Expert
@@ -78,7 +77,7 @@ def default_settings(folder: Path) -> SamplingSettings:
     A flow shift that the file leaves open is the stored scheduler's.
 
     Raises:
-        ModelError: the file is not what `SamplingSettings` takes.
+        ModelError: the file is not what `SamplingSettings` takes, or the scheduler does not load.
     """
     file = folder / SAMPLING_FILE
     if not file.is_file():
@@ -89,14 +88,14 @@ def default_settings(folder: Path) -> SamplingSettings:
         raise ModelError(f"{file} is not a valid sampling file ({error}): remove or repair it.") from error
     if settings.flow_shift is not None:
         return settings
-    return settings.replace(flow_shift=read_json(folder / "scheduler" / "scheduler_config.json").get("flow_shift"))
+    return settings.replace(flow_shift=flow_shift_of(load_scheduler(folder, None)))
 
 
 def use_flow_shift(pipeline: WanImageToVideoPipeline, flow_shift: float | None) -> None:
     """Give the pipeline's own scheduler a flow shift; None leaves it as stored.
 
     Raises:
-        ModelError: the scheduler has none.
+        ModelError: the scheduler has none, or it moves no timestep.
     """
     pipeline.scheduler = shifted(pipeline.scheduler, flow_shift)
 
