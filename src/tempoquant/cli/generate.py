@@ -48,12 +48,13 @@ def command(  # noqa: PLR0913 (one argument per option)
     def work(progress: Progress) -> Outcome:
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4
+        from tempoquant.images import open_image
         from tempoquant.integrations.memory_modes import load_in_mode
         from tempoquant.integrations.pipeline_folder import resolve_model
         from tempoquant.integrations.sampling import default_settings, generate_video
         from tempoquant.integrations.schedule import sampling_steps
         from tempoquant.integrations.wan import default_device
-        from tempoquant.prompts import Prompt, open_image
+        from tempoquant.prompts import Prompt
         from tempoquant.runtime.activation_bits import set_activation_bits
 
         check_place(output, ".mp4")

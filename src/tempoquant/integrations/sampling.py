@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.images import as_seen
 from tempoquant.integrations.schedule import flow_shift_of, load_scheduler, shifted
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
 from tempoquant.prompts import Prompt
@@ -144,8 +145,8 @@ def sample_latents(
 
 
 def first_frame(prompt: Prompt, settings: SamplingSettings) -> Image.Image:
-    """A prompt's image, cropped to the video's aspect ratio."""
-    return ImageOps.fit(prompt.image.convert("RGB"), (settings.width, settings.height))
+    """A prompt's image as a person sees it, cropped to the video's aspect ratio. Raises CalibrationError for none."""
+    return ImageOps.fit(as_seen(prompt.image), (settings.width, settings.height))
 
 
 def generate_video(
