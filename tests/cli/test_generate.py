@@ -56,6 +56,12 @@ def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_pat
     assert generate_calls[0][1] == own.replace(num_steps=4)
 
 
+def test_generate_says_when_it_falls_back_on_the_published_settings(generate_calls, tmp_path, image, caplog):
+    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--frames", 1)
+    [line] = caplog.messages
+    assert "has no sampling.json, so height 480, width 832, num_steps 40" in line and "num_frames" not in line
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

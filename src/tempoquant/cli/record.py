@@ -23,6 +23,7 @@ from tempoquant.cli.options import (
     Size,
     Steps,
     parse_loras,
+    sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
@@ -64,10 +65,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     What is not given is the model's own: size, frames, steps, guidance, flow shift; with --lora the 4-step sampler.
     Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
     """
-    changes = {
-        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
-        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
-    }  # fmt: skip
+    changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
     loras = parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
@@ -108,7 +106,7 @@ def make_plan(
     """
     from tempoquant.integrations.prompt_sets import calibration_prompts
     from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert, lightning_settings
-    from tempoquant.integrations.sampling import default_settings
+    from tempoquant.integrations.sampling import settings_of
     from tempoquant.quantizing.run import load_loras
 
     if loras:
@@ -116,7 +114,7 @@ def make_plan(
         if added := {key: value for key, value in changes.items() if asked.get(key) is None}:
             words = ", ".join(f"{key} {value:g}" for key, value in added.items())
             typer.echo(f"Sampling as the 4-step LoRAs do: {words}.", err=True)
-    settings = default_settings(source).replace(**changes)
+    settings = settings_of(source, changes)
     return RecordingPlan(
         prompts=calibration_prompts(model, drawn["calibration"], drawn["prompts"]),
         settings=settings,

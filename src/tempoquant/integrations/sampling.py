@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Expert
 
+_logger = logging.getLogger(__name__)
+
 SAMPLING_FILE = "sampling.json"
+_FALLBACKS = ("height", "width", "num_frames", "num_steps", "guidance_scale", "flow_shift")
 _SIZE_STEP = 16  # eight pixels a latent, two latents a patch
 _MAX_SEED = 2**32 - 1  # torch reads no more of it on the CPU: larger seeds would repeat smaller ones
 
@@ -90,6 +94,27 @@ def default_settings(folder: Path) -> SamplingSettings:
     if settings.flow_shift is not None:
         return settings
     return settings.replace(flow_shift=flow_shift_of(load_scheduler(folder, None)))
+
+
+def settings_of(folder: Path, changes: Mapping[str, Any]) -> SamplingSettings:
+    """The model's own settings with some of them changed; None leaves one as it is.
+
+    Raises as `default_settings` does, and SettingsError for a value that no model can run.
+    """
+    settings = default_settings(folder).replace(**changes)
+    warn_of_published(folder, settings, changes)
+    return settings
+
+
+def warn_of_published(folder: Path, settings: SamplingSettings, given: Mapping[str, Any]) -> None:
+    """Log which settings are the published ones, because neither the model nor `given` (None for no) says them."""
+    left = [name for name in _FALLBACKS if given.get(name) is None]
+    if left and not (folder / SAMPLING_FILE).is_file():
+        _logger.warning(
+            "%s has no %s, so %s are those that Wan2.2-I2V-A14B was published with: --size, --frames, --steps, "
+            "--guidance-scale and --flow-shift change them.",
+            folder, SAMPLING_FILE, ", ".join(f"{name} {getattr(settings, name):g}" for name in left),
+        )  # fmt: skip
 
 
 def use_flow_shift(pipeline: WanImageToVideoPipeline, flow_shift: float | None) -> None:

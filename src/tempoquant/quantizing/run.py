@@ -29,7 +29,7 @@ from tempoquant.integrations.recording_plan import (
     resolve_recipe,
     stored_settings,
 )
-from tempoquant.integrations.sampling import SamplingSettings, default_settings
+from tempoquant.integrations.sampling import SamplingSettings, default_settings, warn_of_published
 from tempoquant.integrations.wan import check_recipe_fits, compute_dtype, linear_shapes
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt, provenance
@@ -116,12 +116,14 @@ class Run:
 
     @property
     def sampling(self) -> dict[str, Any] | None:
-        """How the result should sample, where fused LoRAs changed that; None to leave it as the source says."""
-        if not self.loras:
-            return None
+        """How the result should sample, where fused LoRAs or a given store's samples were drawn otherwise than the
+        source says; None to leave it as it says."""
         settings = self.settings
-        if self.store is not None and self.store.provenance["from_latents"]:  # nobody sampled: nothing says how to
-            settings = settings.replace(**lightning_settings({}))
+        if self.loras:
+            if self.store is not None and self.store.provenance["from_latents"]:  # nobody sampled: nothing says how to
+                settings = settings.replace(**lightning_settings({}))
+        elif self.store is None or settings == default_settings(self.source):
+            return None
         return dataclasses.asdict(settings)
 
     def num_blocks(self, expert: Expert) -> int:
@@ -204,11 +206,11 @@ def prepare_run(
     source = resolve_model(model).absolute()  # workers may run in another folder
     check_pipeline_folder(source)
     loras = load_loras(source, lora or {})
-    own = default_settings(source)
+    own, given = default_settings(source), {key: getattr(recipe, key) for key in _SAMPLING}
     if loras:
         asked = {key: getattr(recipe, key) for key in ("num_steps", "guidance_scale", "flow_shift")}
         sampler = lightning_settings(asked)
-        own = own.replace(**sampler)
+        own, given = own.replace(**sampler), {**given, **sampler}
         if store is None:
             _logger.warning(
                 "with LoRAs, calibration samples as the 4-step LoRAs do, and so will the result: %s", sampler
@@ -223,6 +225,7 @@ def prepare_run(
         recipe = resolve_recipe(recipe, own)
         settings = calibration_settings(recipe, own)
         if recipe.needs_calibration:
+            warn_of_published(source, settings, given)
             path = None if calibration is None else str(calibration)
             prompts = calibration_prompts(str(model), path, recipe.num_prompts)
     check_recipe_fits(source, recipe)
