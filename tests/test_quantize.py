@@ -196,6 +196,7 @@ def test_two_devices_quantize_the_experts_in_two_processes_to_the_same_bytes(tmp
         finally:
             torch.set_num_threads(before)
     assert all_bytes(results[0]) == all_bytes(results[1])
+    assert default_settings(results[0]) == settings != default_settings(weights_folder())  # the store's, remembered
 
 
 def test_an_error_in_one_of_two_processes_is_raised_here(tmp_path: Path) -> None:

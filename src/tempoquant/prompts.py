@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tempoquant.errors import CalibrationError
+from tempoquant.images import as_seen, open_image
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Prompt:
 
     Attributes:
         id: names the prompt in provenance and results.
-        image: the first frame, RGB.
+        image: the first frame, of any mode; what counts is what a person sees, see `images.as_seen`.
         text: what should happen.
         video: a file or a folder of frames that begins with the image; None where there is none. Only recording from
             latents looks at it.
@@ -33,7 +34,7 @@ class Prompt:
     @property
     def image_hash(self) -> str:
         """SHA-256 of the image's size and RGB bytes (not of its file, so a re-encoded copy is still found)."""
-        rgb = self.image.convert("RGB")
+        rgb = as_seen(self.image)
         return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 
@@ -85,17 +86,6 @@ def _load_file(file: Path) -> list[Prompt]:
         # Resolved, since clips are read later, maybe by a process that runs in another folder.
         prompts.append(Prompt(id, open_image(image_path, where), text, video and video.resolve()))
     return prompts
-
-
-def open_image(path: str | Path, where: str = "--image") -> Image.Image:
-    """One RGB image. Raises CalibrationError, beginning with `where`, when it is missing or unreadable."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise CalibrationError(f"{where}: there is no image {path}.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CalibrationError(f"{where}: {path} cannot be read as an image ({error}).") from error
 
 
 class Identified(Protocol):

@@ -12,9 +12,11 @@ from tempoquant.evaluate import evaluation
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
 from tempoquant.evaluate.files import write_lossless
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
+from tempoquant.integrations.sampling import SamplingSettings, default_settings
 from tempoquant.report import build
 from tempoquant.timesteps import Expert
-from tests.cli.typed import assert_refused, run
+from tempoquant.tiny import weights_folder
+from tests.cli.typed import assert_refused, run, split
 
 
 def comparison(models: dict[str, Path]) -> Comparison:
@@ -54,6 +56,32 @@ def test_compare_shows_a_table_and_bins(compare_calls, quantized):
     [(_, models, task, _, _)] = compare_calls
     assert models == {"model": quantized}
     assert (len(task.prompts), task.in_bundled_world) == (3, True)
+
+
+def test_compare_generates_as_the_flags_say_and_else_as_the_model(compare_calls, quantized):
+    flags = split("--size 32x48 --frames 5 --steps 2 --guidance-scale 1 --flow-shift 3")
+    for each in (flags, []):
+        assert run("compare", "tiny", quantized, "--samples", 1, *each).exit_code == 0
+    asked, own = (call[2].settings for call in compare_calls)
+    assert asked == SamplingSettings(32, 48, 5, 2, 1.0, 3.0, own.fps)
+    assert own == default_settings(weights_folder())
+
+
+def test_compare_says_when_it_falls_back_on_the_published_settings(compare_calls, quantized, tmp_path, image, caplog):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "p.jsonl").write_text(json.dumps({"image": image.name, "prompt": "a cat"}))
+    arguments = ["compare", tmp_path / "model", quantized, "--samples", 1, "--samples-from", tmp_path / "p.jsonl"]
+    assert run(*arguments, "--frames", 5).exit_code == 0
+    [line] = caplog.messages
+    assert (
+        "model has no sampling.json, so height 480, width 832, num_steps 40, guidance_scale 3.5, flow_shift 5 are"
+        in line
+    )
+    run(*arguments, *split("--size 32x32 --frames 5 --steps 2 --guidance-scale 1 --flow-shift 3"))
+    assert len(caplog.messages) == 1  # nothing was left to fall back on
+    (tmp_path / "model" / "sampling.json").write_text('{"height": 32}')
+    run(*arguments)
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(("flags", "mode"), [([], "resident"), (["--memory", "swap"], "swap")])

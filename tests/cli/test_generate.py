@@ -2,8 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from diffusers import DDIMScheduler
 
-from tempoquant.integrations import memory_modes, sampling
+from tempoquant.integrations import memory_modes, sampling, schedule
 from tests.cli.typed import assert_refused, run, split
 
 modes: list[tuple[object, ...]] = []
@@ -23,6 +24,7 @@ def generate_calls(monkeypatch, tmp_path):
 
     monkeypatch.setattr(memory_modes, "load_in_mode", lambda *args: modes.append(args))
     monkeypatch.setattr(sampling, "generate_video", fake)
+    monkeypatch.setattr(schedule, "sampling_steps", lambda *_: [])
     return calls
 
 
@@ -54,6 +56,12 @@ def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_pat
     assert generate_calls[0][1] == own.replace(num_steps=4)
 
 
+def test_generate_says_when_it_falls_back_on_the_published_settings(generate_calls, tmp_path, image, caplog):
+    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--frames", 1)
+    [line] = caplog.messages
+    assert "has no sampling.json, so height 480, width 832, num_steps 40" in line and "num_frames" not in line
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -69,6 +77,14 @@ def test_generate_refuses_bad_input(generate_calls, tmp_path, image, changes, wo
     flags = [each for pair in options.items() for each in pair]
     assert_refused(run("generate", tmp_path, *flags), 1, words)
     assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_generate_refuses_a_scheduler_without_a_flow_shift_before_a_model_is_loaded(monkeypatch, tmp_path, image):
+    monkeypatch.setattr(memory_modes, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "model_index.json").write_text('{"scheduler": ["diffusers", "DDIMScheduler"], "boundary_ratio": 0.9}')
+    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    arguments = ["--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--flow-shift", 3]
+    assert_refused(run("generate", tmp_path, *arguments), 1, "the pipeline's DDIMScheduler has no flow shift")
 
 
 def test_generate_without_a_prompt_is_a_usage_error(tmp_path, image):

@@ -66,6 +66,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(module, "configs_of", lambda folder: {})
     monkeypatch.setattr(module, "num_weight_bytes", lambda component: 100)
     monkeypatch.setattr(module, "calibration_prompts_of", lambda folder: [])
+    monkeypatch.setattr(module, "sampling_steps", lambda *_: [])
     for name in ("generate_video", "record_trajectory", "predict_noise"):
         monkeypatch.setattr(module, name, getattr(pipelines, name))
     return pipelines

@@ -4,11 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 
 from tempoquant.errors import ModelError
-from tempoquant.integrations.sampling import record_trajectory
-from tempoquant.integrations.schedule import sampling_steps
+from tempoquant.integrations.sampling import default_settings, record_trajectory
+from tempoquant.integrations.schedule import flow_shift_of, sampling_steps, shifted
 from tempoquant.integrations.wan import load_pipeline
 from tempoquant.timesteps import Expert
 from tests.recorded import PROMPTS, SETTINGS, TINY
@@ -68,3 +78,60 @@ def test_a_scheduler_that_does_not_load_is_named(tmp_path, name):
     (tmp_path / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.9, "scheduler": ["diffusers", name]}))
     with pytest.raises(ModelError, match=f"scheduler does not load as a {name}"):
         sampling_steps(tmp_path, 4, 5.0)
+
+
+FLOW_SCHEDULERS = [
+    UniPCMultistepScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, DEISMultistepScheduler,
+    SASolverScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler,
+]  # fmt: skip
+WANS = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+
+
+def timesteps_of(scheduler) -> list[float]:
+    scheduler.set_timesteps(6)
+    return scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("kind", FLOW_SCHEDULERS)
+def test_a_flow_shift_reaches_a_scheduler_that_took_the_place_of_another(kind):
+    argument = "shift" if kind.__name__.startswith("FlowMatch") else "flow_shift"
+    swapped = kind.from_config(WANS.config)  # what guides to Wan do: the config keeps UniPC's flow_shift
+    asked = shifted(swapped, 12.0)
+    assert type(asked) is kind and flow_shift_of(asked) == 12.0
+    assert timesteps_of(asked) == timesteps_of(kind.from_config(WANS.config, **{argument: 12.0}))
+    assert timesteps_of(asked) != timesteps_of(swapped)
+    assert shifted(asked, 12.0) is asked and shifted(asked, None) is asked
+
+
+def test_a_shift_that_was_set_by_hand_is_seen():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    scheduler.set_shift(3.0)  # leaves the config as it was
+    assert timesteps_of(shifted(scheduler, 1.0)) == timesteps_of(FlowMatchEulerDiscreteScheduler(shift=1.0))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        (LCMScheduler.from_config(WANS.config), "LCMScheduler has no flow shift: leave --flow-shift out"),
+        (UniPCMultistepScheduler.from_config(WANS.config, use_flow_sigmas=False), "UniPC.* moves no timestep"),
+        (UniPCMultistepScheduler.from_config(WANS.config, use_beta_sigmas=True), "UniPC.* moves no timestep"),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), "Euler.*: set use_dynamic_shifting to false"),
+        (UniPCMultistepScheduler.from_config(WANS.config, use_dynamic_shifting=True), "set use_dynamic_shifting"),
+    ],
+    ids=["none", "no flow sigmas", "other sigmas", "dynamic Euler", "dynamic UniPC"],
+)
+def test_a_scheduler_that_no_flow_shift_reaches_is_refused_by_its_name(scheduler, words):
+    with pytest.raises(ModelError, match=words):
+        shifted(scheduler, 12.0)
+
+
+def test_a_flow_shift_that_does_nothing_may_stay_what_it_is():
+    scheduler = UniPCMultistepScheduler(flow_shift=5.0)
+    assert shifted(scheduler, 5.0) is scheduler
+
+
+def test_the_shift_that_a_sampling_file_leaves_open_is_the_one_its_scheduler_uses(tmp_path):
+    folder = write_folder(tmp_path, FlowMatchEulerDiscreteScheduler.from_config(WANS.config, shift=3.0))
+    (folder / "sampling.json").write_text('{"flow_shift": null}')
+    assert default_settings(folder).flow_shift == 3.0
+    assert sampling_steps(folder, 6, None) == sampling_steps(folder, 6, 3.0)

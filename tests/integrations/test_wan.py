@@ -114,5 +114,5 @@ def test_a_truncated_text_encoder_is_one_sentence(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(weights_folder(), tmp_path / "model"))
     file = folder / "text_encoder" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="does not load"):
+    with pytest.raises(ModelError, match=r"text_encoder.*is not a whole safetensors file"):
         load_pipeline(folder, "cpu")

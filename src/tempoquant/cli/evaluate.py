@@ -23,6 +23,7 @@ from tempoquant.cli.options import (
     MemoryMode,
     Size,
     Steps,
+    sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
@@ -87,10 +88,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     if vbench_python is None and (vbench_dimensions or vbench_cache):
         raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
     wanted_seeds = parse_seeds(seeds)
-    changes = {
-        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
-        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
-    }  # fmt: skip
+    changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.cli.evaluation_tables import evaluation_text
@@ -98,11 +96,11 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.evaluate.evaluation import Request, evaluate
         from tempoquant.evaluate.plan import Model
         from tempoquant.integrations.pipeline_folder import resolve_model
-        from tempoquant.integrations.sampling import default_settings
+        from tempoquant.integrations.sampling import settings_of
 
         workers = engine_of(engine, address, device)
         source = resolve_model(reference)
-        settings = default_settings(source).replace(**changes)
+        settings = settings_of(source, changes)
         overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE
         models = _models(folders, activation_bits)
         request = Request(

@@ -16,6 +16,7 @@ from tempoquant.cli.options import (
     Seed,
     Size,
     Steps,
+    sampling_changes,
 )
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
@@ -40,25 +41,25 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Device = None,
 ) -> None:
     """Generate one video. What is not given is the model's own: size, frames, steps, guidance, flow shift."""
-    changes = {
-        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
-        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
-    }  # fmt: skip
+    changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4
+        from tempoquant.images import open_image
         from tempoquant.integrations.memory_modes import load_in_mode
         from tempoquant.integrations.pipeline_folder import resolve_model
-        from tempoquant.integrations.sampling import default_settings, generate_video
+        from tempoquant.integrations.sampling import generate_video, settings_of
+        from tempoquant.integrations.schedule import sampling_steps
         from tempoquant.integrations.wan import default_device
-        from tempoquant.prompts import Prompt, open_image
+        from tempoquant.prompts import Prompt
         from tempoquant.runtime.activation_bits import set_activation_bits
 
         check_place(output, ".mp4")
         item = Prompt(image.stem, open_image(image), prompt)
         model = resolve_model(folder)
-        settings = default_settings(model).replace(**changes)
+        settings = settings_of(model, changes)
+        sampling_steps(model, settings.num_steps, settings.flow_shift)  # refuses a scheduler before anything is loaded
         on_loaded = progress.start("loading", 1)
         pipeline = load_in_mode(model, memory.value, device or default_device())
         if activation_bits is not None:

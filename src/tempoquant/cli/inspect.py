@@ -25,6 +25,7 @@ def command(
         from tempoquant.evaluate.results import plain
 
         contents = contents_of(folder)
+        check_sound(folder)
         record: dict[str, Any] = plain(contents)
         notes = [f"{expert.expert.value}: {note}" for expert in contents.experts for note in expert.notes]
         shown = {**contents.recipe, "layers": f"{len(contents.recipe['layers'])} rules"}
@@ -38,16 +39,38 @@ def command(
     run_command(work, as_json)
 
 
+def check_sound(folder: Path) -> None:
+    """Check what manifest, configs, indexes and headers tell of a quantized pipeline.
+
+    A folder without model_index.json holds experts alone: then they are what can be checked.
+    Raises CheckpointError or ModelError for the first damage.
+    """
+    from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest
+    from tempoquant.errors import CheckpointError
+    from tempoquant.evaluate.contents import quantized_components
+    from tempoquant.integrations.component_files import check_quantized
+    from tempoquant.integrations.pipeline_folder import check_pipeline_folder
+
+    if (folder / MANIFEST_NAME).is_file() and (missing := missing_files(folder, read_manifest(folder))):
+        raise CheckpointError(f"{folder / missing[0]} is missing: fetch the folder again.")
+    if (folder / "model_index.json").is_file():
+        check_pipeline_folder(folder)
+        return
+    for component in quantized_components(folder).values():
+        check_quantized(component)
+
+
 def verify_folder(folder: Path, progress: Progress) -> list[str]:
     """Check the hash of every file, and every tensor of both experts; the files that agree.
 
     A folder put together by hand has no manifest: then the experts' own weight files are what can be checked.
-    Raises CheckpointError for the first damage.
+    Raises CheckpointError or ModelError for the first damage.
     """
     from tempoquant.checkpoint import verify_hashes
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, verify_manifest
     from tempoquant.evaluate.contents import check_component, config_of, quantized_components
 
+    check_sound(folder)
     components = quantized_components(folder)
     advance = progress.start("verifying", len(components) + 1)
     verified = set(verify_manifest(folder)) if (folder / MANIFEST_NAME).is_file() else set()

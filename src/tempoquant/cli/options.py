@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,6 +85,20 @@ class MemoryMode(str, Enum):
     RESIDENT = "resident"
     SWAP = "swap"
     LEAN = "lean"
+
+
+def sampling_changes(
+    size: FrameSize | None,
+    frames: int | None,
+    steps: int | None,
+    guidance_scale: float | None,
+    flow_shift: float | None,
+) -> dict[str, Any]:
+    """What the flags say of sampling, by the names of `SamplingSettings`; None for what they leave to the model."""
+    return {
+        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
+        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
+    }  # fmt: skip
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="tiny, tiny-outliers, a diffusers folder, or a hub id.")]

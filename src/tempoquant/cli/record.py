@@ -22,6 +22,7 @@ from tempoquant.cli.options import (
     Seed,
     Size,
     Steps,
+    sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
@@ -64,10 +65,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     that say for how many steps they are ("4steps" in their name).
     Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
     """
-    changes = {
-        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
-        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
-    }  # fmt: skip
+    changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
     loras = parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
@@ -109,13 +107,13 @@ def make_plan(
     from tempoquant.integrations.expert_loras import load_loras, sampler_with, sampler_words
     from tempoquant.integrations.prompt_sets import calibration_prompts
     from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert
-    from tempoquant.integrations.sampling import default_settings
+    from tempoquant.integrations.sampling import settings_of
 
     fused = load_loras(source, loras)
     if fused:
         changes = sampler_with(fused, changes)
         typer.echo(f"With LoRAs in the weights, sampling with {sampler_words(changes)}.", err=True)
-    settings = default_settings(source).replace(**changes)
+    settings = settings_of(source, changes)
     return RecordingPlan(
         prompts=calibration_prompts(model, drawn["calibration"], drawn["prompts"]),
         settings=settings,

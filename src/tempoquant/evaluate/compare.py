@@ -27,6 +27,7 @@ from tempoquant.evaluate.video_metrics import Video, psnr_db, ssim
 from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
 from tempoquant.integrations.residency import Memory
 from tempoquant.integrations.sampling import SamplingSettings, generate_video, predict_noise, record_trajectory
+from tempoquant.integrations.schedule import sampling_steps
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, default_device
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, check_disjoint
@@ -100,6 +101,7 @@ def compare(
     """
     for folder in (reference, *models.values()):
         check_disjoint(task.prompts, calibration_prompts_of(folder))
+        sampling_steps(folder, task.settings.num_steps, task.settings.flow_shift)  # refuses a scheduler before loading
     is_16bit = not configs_of(reference) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
     bins = _common_bins(models.values())

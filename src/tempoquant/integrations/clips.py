@@ -11,8 +11,9 @@ from PIL import Image, ImageOps
 
 from tempoquant.checkpoint.files import sha256_of
 from tempoquant.errors import CalibrationError
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.prompts import Prompt, open_image
+from tempoquant.images import as_seen, open_image
+from tempoquant.integrations.sampling import SamplingSettings, first_frame
+from tempoquant.prompts import Prompt
 
 _NUMBERS = re.compile(r"(\d+)")
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -37,7 +38,7 @@ def read_clip(prompt: Prompt, settings: SamplingSettings) -> list[Image.Image]:
     """
     size = (settings.width, settings.height)
     if prompt.video is None:
-        return [ImageOps.fit(prompt.image.convert("RGB"), size)] * settings.num_frames
+        return [first_frame(prompt, settings)] * settings.num_frames
     frames: list[Image.Image] = []
     for frame in _frames(prompt.video):
         frames.append(ImageOps.fit(frame, size))
@@ -57,7 +58,7 @@ def _frames(video: Path) -> Iterator[Image.Image]:
     try:
         frame: Any
         for frame in imageio.imiter(video, plugin=plugin):
-            yield Image.fromarray(frame).convert("RGB")
+            yield as_seen(Image.fromarray(frame))
     except (OSError, ValueError, TypeError, RuntimeError, IndexError, SyntaxError) as error:
         raise CalibrationError(f"{video} cannot be read as a video ({error}): give an mp4, a gif or frames.") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.errors import ModelError
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json, resolve_model
+from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, read_json, resolve_model
 from tempoquant.timesteps import Expert
 
 A14B = "wan2.2-i2v-a14b"
@@ -52,14 +52,16 @@ def read_configs(model: str) -> PipelineConfigs:
     """The configs of a bundled model, a folder, a hub id (its JSON files are fetched), or `wan2.2-i2v-a14b`.
 
     Raises:
-        ModelError: there is no such model, it is of another class, or a config is missing or malformed.
+        ModelError: there is no such model, it is of another class, a config is missing or malformed, or a folder with
+            weights lacks some.
         CheckpointError: a quantized expert's config is not one that this TempoQuant reads.
     """
     if model == A14B:
         disk = dict.fromkeys(EXPERT_COMPONENTS.values(), _EXPERT_DISK_BYTES)
         return PipelineConfigs(model, dict.fromkeys(Expert, _EXPERT), _TEXT_ENCODER, {}, disk_bytes=disk)
     folder = resolve_model(model, configs_only=True)
-    check_pipeline_folder(folder)
+    # A folder without any weights holds configs to plan by, and the hub's cache what was fetched of a model so far.
+    check_pipeline_folder(folder, weights=hub_id_of(model) is None and any(folder.glob("*/*.safetensors")))
     experts, quantized = {}, {}
     for expert, component in EXPERT_COMPONENTS.items():
         config = _config(folder / component)
@@ -79,12 +81,13 @@ def _config(component: Path) -> dict[str, Any]:
 
 
 def _disk_bytes(component: Path) -> int | None:
-    """Of the weights: the files' own, or what their index says; None where neither is there."""
-    files = list(component.glob("*.safetensors"))
-    if files:
-        return sum(file.stat().st_size for file in files)
+    """Of the weights: what their index says, or the files' own; None where neither is there.
+
+    The index comes first, since the hub's cache may hold some of its shards only.
+    """
     for index in component.glob("*.index.json"):
         size = read_json(index).get("metadata", {}).get("total_size")
         if isinstance(size, int):
             return size
-    return None
+    files = [file for file in component.glob("*.safetensors") if file.is_file()]
+    return sum(file.stat().st_size for file in files) if files else None

@@ -1,17 +1,20 @@
 """Pipeline folders: where a named model lies, whether it is a two-expert Wan pipeline, and that loading it is safe."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import ModelError
+from tempoquant.integrations.component_files import check_component
 
 _PIPELINE_CLASS = "WanImageToVideoPipeline"
 _TRANSFORMER_CLASS = "WanTransformer3DModel"
 _LIBRARIES = {"diffusers", "transformers"}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONFIGS = ["*.json"]
-_ALL_FILES = [*_CONFIGS, "*.safetensors", "*.model", "*.txt", "*.md"]
+_SMALL_FILES = [*_CONFIGS, "*.model", "*.txt", "*.md"]
+_ALL_FILES = [*_SMALL_FILES, "*.safetensors"]
 BUNDLED_MODELS = ("tiny", "tiny-outliers")
 
 
@@ -22,7 +25,8 @@ def resolve_model(model: str | Path, configs_only: bool = False) -> Path:
         configs_only: fetch no weights.
 
     Raises:
-        ModelError: there is no such model, or it cannot be fetched.
+        ModelError: there is no such model, it cannot be fetched, or its configs are not those of a Wan pipeline, which
+            is seen before its weights are fetched.
     """
     if str(model) == "tiny":
         from tempoquant.tiny import weights_folder
@@ -39,6 +43,8 @@ def resolve_model(model: str | Path, configs_only: bool = False) -> Path:
         raise ModelError(
             f"there is no model folder {model}: give {', '.join(BUNDLED_MODELS)}, a diffusers folder, or a hub id."
         )
+    if not configs_only:  # what a few kilobytes tell is told before a hundred gigabytes are fetched
+        check_pipeline_folder(_fetch(str(model), _SMALL_FILES), weights=False)
     return _fetch(str(model), _CONFIGS if configs_only else _ALL_FILES)
 
 
@@ -100,8 +106,18 @@ def components_of(folder: Path) -> dict[str, tuple[str, str]]:
     return components
 
 
-def check_pipeline_folder(folder: Path) -> None:
-    """Raise ModelError unless the folder is a two-expert Wan image-to-video pipeline in safetensors files."""
+def check_pipeline_folder(folder: Path, weights: bool = True) -> None:
+    """Check that a folder is a two-expert Wan image-to-video pipeline, and that all of it is there and whole.
+
+    Reads configs, indexes and the headers of safetensors files, no weight.
+
+    Args:
+        weights: False where only configs were fetched.
+
+    Raises:
+        ModelError: it is not; the message names the file, what is wrong with it, and the remedy.
+        CheckpointError: the same of a component that is quantized.
+    """
     if not folder.is_dir():
         raise ModelError(f"there is no folder {folder}.")
     index = read_json(folder / "model_index.json")
@@ -118,11 +134,16 @@ def check_pipeline_folder(folder: Path) -> None:
             )
     if not isinstance(index.get("boundary_ratio"), int | float):
         raise ModelError(f"{folder} has no boundary_ratio: a two-expert Wan2.2 pipeline needs one.")
+    for file in folder.glob("*.json"):
+        if not file.exists():
+            raise ModelError(f"{file} is a link to {os.readlink(file)}, which is not there: fetch the model again.")
     for name in components:
-        _check_component_files(folder / name)
+        _refuse_pickles(folder / name)
+    for name, (library, class_name) in components.items():
+        check_component(folder / name, library, class_name, weights)
 
 
-def _check_component_files(component: Path) -> None:
+def _refuse_pickles(component: Path) -> None:
     if not component.is_dir():
         raise ModelError(f"component {component} is named in model_index.json but missing.")
     names = [entry.name for entry in component.iterdir()]

@@ -14,7 +14,7 @@ from tempoquant.calibrate.store_index import BRANCHES
 from tempoquant.errors import CalibrationError, SettingsError
 from tempoquant.integrations.clips import clip_hash
 from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.integrations.schedule import Step, load_scheduler
+from tempoquant.integrations.schedule import Step, flow_shift_of, load_scheduler
 from tempoquant.integrations.wan import compute_dtype
 from tempoquant.prompts import Prompt, provenance
 from tempoquant.recipe import Recipe
@@ -143,12 +143,11 @@ def wanted_calls(plan: RecordingPlan, steps: Sequence[Step]) -> Wanted:
 def plan_provenance(source: Path, plan: RecordingPlan, model: ModelIdentity, device: str) -> dict[str, Any]:
     """What store.json says of where its samples come from; the same plan, model and dtype give the same."""
     scheduler = load_scheduler(source, plan.settings.flow_shift)
-    flow_shift = next((scheduler.config[key] for key in ("flow_shift", "shift") if key in scheduler.config), None)
     videos = {p.id: clip_hash(p.video) for p in plan.prompts if p.video is not None} if plan.from_latents else {}
     loras = {} if plan.from_latents else {expert.value: lora.sha256 for expert, lora in plan.loras.items()}
     return {
         "model": dataclasses.asdict(model),
-        "scheduler": {"class": type(scheduler).__name__, "flow_shift": flow_shift},
+        "scheduler": {"class": type(scheduler).__name__, "flow_shift": flow_shift_of(scheduler)},
         "settings": dataclasses.asdict(plan.settings),
         "seed": plan.seed,
         "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),

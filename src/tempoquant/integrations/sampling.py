@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from PIL import Image, ImageOps
 from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
-from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.sampling_file import stated_sampling
-from tempoquant.integrations.schedule import shifted
+from tempoquant.images import as_seen
+from tempoquant.integrations.sampling_file import SAMPLING_FILE, stated_sampling
+from tempoquant.integrations.schedule import flow_shift_of, load_scheduler, shifted
 from tempoquant.integrations.wan import EXPERT_COMPONENTS, on_device
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Expert
 
+_logger = logging.getLogger(__name__)
+
+_FALLBACKS = ("height", "width", "num_frames", "num_steps", "guidance_scale", "flow_shift")
 _SIZE_STEP = 16  # eight pixels a latent, two latents a patch
 _MAX_SEED = 2**32 - 1  # torch reads no more of it on the CPU: larger seeds would repeat smaller ones
 
@@ -77,7 +81,7 @@ def default_settings(folder: Path) -> SamplingSettings:
     A flow shift that is left open there is the stored scheduler's.
 
     Raises:
-        ModelError: the file is not what `SamplingSettings` takes.
+        ModelError: the file is not what `SamplingSettings` takes, or the scheduler does not load.
     """
     stated = stated_sampling(folder, tuple(EXPERT_COMPONENTS.values()))
     if stated is None:
@@ -89,14 +93,35 @@ def default_settings(folder: Path) -> SamplingSettings:
         raise ModelError(f"{file} is not a valid sampling file ({error}): remove or repair it.") from error
     if settings.flow_shift is not None:
         return settings
-    return settings.replace(flow_shift=read_json(folder / "scheduler" / "scheduler_config.json").get("flow_shift"))
+    return settings.replace(flow_shift=flow_shift_of(load_scheduler(folder, None)))
+
+
+def settings_of(folder: Path, changes: Mapping[str, Any]) -> SamplingSettings:
+    """The model's own settings with some of them changed; None leaves one as it is.
+
+    Raises as `default_settings` does, and SettingsError for a value that no model can run.
+    """
+    settings = default_settings(folder).replace(**changes)
+    warn_of_published(folder, settings, changes)
+    return settings
+
+
+def warn_of_published(folder: Path, settings: SamplingSettings, given: Mapping[str, Any]) -> None:
+    """Log which settings are the published ones, because neither the model nor `given` (None for no) says them."""
+    left = [name for name in _FALLBACKS if given.get(name) is None]
+    if left and stated_sampling(folder, tuple(EXPERT_COMPONENTS.values())) is None:
+        _logger.warning(
+            "%s has no %s, so %s are those that Wan2.2-I2V-A14B was published with: --size, --frames, --steps, "
+            "--guidance-scale and --flow-shift change them.",
+            folder, SAMPLING_FILE, ", ".join(f"{name} {getattr(settings, name):g}" for name in left),
+        )  # fmt: skip
 
 
 def use_flow_shift(pipeline: WanImageToVideoPipeline, flow_shift: float | None) -> None:
     """Give the pipeline's own scheduler a flow shift; None leaves it as stored.
 
     Raises:
-        ModelError: the scheduler has none.
+        ModelError: the scheduler has none, or it moves no timestep.
     """
     pipeline.scheduler = shifted(pipeline.scheduler, flow_shift)
 
@@ -145,8 +170,8 @@ def sample_latents(
 
 
 def first_frame(prompt: Prompt, settings: SamplingSettings) -> Image.Image:
-    """A prompt's image, cropped to the video's aspect ratio."""
-    return ImageOps.fit(prompt.image.convert("RGB"), (settings.width, settings.height))
+    """A prompt's image as a person sees it, cropped to the video's aspect ratio. Raises CalibrationError for none."""
+    return ImageOps.fit(as_seen(prompt.image), (settings.width, settings.height))
 
 
 def generate_video(

@@ -29,7 +29,7 @@ from tempoquant.integrations.recording_plan import (
     resolve_recipe,
     stored_settings,
 )
-from tempoquant.integrations.sampling import SamplingSettings, default_settings
+from tempoquant.integrations.sampling import SamplingSettings, default_settings, warn_of_published
 from tempoquant.integrations.wan import check_recipe_fits, compute_dtype, linear_shapes
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt, provenance
@@ -117,13 +117,18 @@ class Run:
 
     @property
     def sampling(self) -> dict[str, Any] | None:
-        """How the result should sample, where fused LoRAs changed that; None to leave it as the source says."""
+        """How the result should sample, where fused LoRAs or a given store's samples were drawn otherwise than the
+        source says; None to leave it as it says."""
         own = default_settings(self.source)
-        if self.store is not None and self.store.provenance["from_latents"]:  # nobody sampled: the LoRAs say how to
-            settings = own.replace(**sampler_with(self.loras, {}))
-        else:
+        if self.store is not None:
+            settings = self.settings
+            if self.loras and self.store.provenance["from_latents"]:  # nobody sampled: the LoRAs say how to
+                settings = settings.replace(**sampler_with(self.loras, {}))
+        elif self.loras:
             settings = own.replace(**{key: getattr(self.settings, key) for key in _SAMPLER})
-        return dataclasses.asdict(settings) if self.loras and settings != own else None
+        else:
+            return None
+        return None if settings == own else dataclasses.asdict(settings)
 
     def num_blocks(self, expert: Expert) -> int:
         """How many blocks an expert has."""
@@ -205,10 +210,10 @@ def prepare_run(
     source = resolve_model(model).absolute()  # workers may run in another folder
     check_pipeline_folder(source)
     loras = load_loras(source, lora or {})
-    own = default_settings(source)
+    own, given = default_settings(source), {key: getattr(recipe, key) for key in _SAMPLING}
     if loras:
         sampler = sampler_with(loras, {key: getattr(recipe, key) for key in _SAMPLER})
-        own = own.replace(**sampler)
+        own, given = own.replace(**sampler), {**given, **sampler}
         if store is None:
             _logger.warning(
                 "with LoRAs in the weights, calibration samples with %s; so will the result", sampler_words(sampler)
@@ -223,6 +228,7 @@ def prepare_run(
         recipe = resolve_recipe(recipe, own)
         settings = calibration_settings(recipe, own)
         if recipe.needs_calibration:
+            warn_of_published(source, settings, given)
             path = None if calibration is None else str(calibration)
             prompts = calibration_prompts(str(model), path, recipe.num_prompts)
     check_recipe_fits(source, recipe)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tempoquant.prompts import Prompt, open_image
+from tempoquant.images import open_image
+from tempoquant.prompts import Prompt
 
 
 @dataclass(frozen=True)
