@@ -1,4 +1,4 @@
-"""The layers that are quantized, as the matrices they are: linears, 1×1 convolutions, and 3×3 convolutions by im2col."""
+"""The layers that are quantized, as the matrices they are: linears, 1×1 convolutions, 3×3 convolutions by im2col."""
 
 from collections.abc import Iterator
 

@@ -43,7 +43,7 @@ def quantize(row: Row, denoiser: Denoiser, calibration: Samples) -> Layers:
 
 @torch.no_grad()
 def errors_of_network(denoiser: Denoiser, layers: Layers, held_out: Samples) -> tuple[list[float], list[float]]:
-    """With all quantized layers in place, on what the network at full precision is given: (network's, denoised field's)."""
+    """Of the network's output and of the denoised field, with all quantized layers in place, at each noise level."""
     quantized = copy.deepcopy(denoiser)
     for name, layer in quantized_layers(denoiser):
         quantized.set_submodule(name, as_matrix(layer, layers[name]))

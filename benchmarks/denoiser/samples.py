@@ -1,7 +1,7 @@
 """What layers read at each noise level: on terrain fields of the denoiser's own making, with noise added again.
 
-The denoiser turns pure noise of sigma 80 into a field in one step; these fields, of random difficulty, are the clean ones.
-Each part, to calibrate on and to judge on, has fields and noise of its own.
+The denoiser turns pure noise of sigma 80 into a field in one step; these fields, of random difficulty, are the clean
+ones. Each seed has fields and noise of its own.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """A real pretrained denoiser in PyTorch: the U-Net of adaptive-terrain-diffusion 0.4.1, whose weights are an ONNX file.
 
-Ten million parameters, distilled to one step as a consistency model (arXiv 2303.01469) with EDM's preconditioning (arXiv
-2206.00364). It turns a noisy field of terrain heights into a clean one, at any noise from sigma 0.002 to 80. Modules carry
-the names that the ONNX file gives its weights.
+Ten million parameters, distilled to one step as a consistency model (arXiv 2303.01469), preconditioned as there and in
+EDM (arXiv 2206.00364). It turns a noisy field of terrain heights into a clean one, at any noise from sigma 0.002 to 80.
+Modules carry the names that the ONNX file gives their weights.
 """
 
 import math
@@ -128,9 +128,9 @@ class UNet(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The whole of it: (batch, 1, 128, 128) noisy fields, (batch,) sigmas and (batch,) difficulties in [0, 1] to clean fields.
+    """The whole of it: noisy fields, their sigmas and difficulties in [0, 1] to clean fields, values in [−1, 1].
 
-    Values of clean fields lie in [−1, 1].
+    Fields are (batch, 1, 128, 128), sigmas and difficulties (batch,), all float32.
     """
 
     def __init__(self) -> None:
@@ -201,6 +201,6 @@ def hold_to_onnx_runtime(denoiser: Denoiser, model: bytes, sigmas: Sequence[floa
     if not errors.max() <= TOLERANCE:
         raise ModelError(
             f"the U-Net in PyTorch differs from ONNX Runtime by {errors.max():.2g} at sigma "
-            f"{sigmas[int(errors.argmax())]:.3g}, by more than {TOLERANCE:g}: nothing measured on it would mean anything."
+            f"{sigmas[int(errors.argmax())]:.3g}, and {TOLERANCE:g} is allowed: what is measured on it says nothing."
         )
     return float(errors.max())
