@@ -124,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if arguments.figure:
             shown = [result for result in results if result["row"] in FIGURE]
             if not shown:
-                raise TempoQuantError(f"--figure shows {', '.join(FIGURE)}: none of them is among the rows.")
+                raise TempoQuantError(f"--figure shows {'; '.join(FIGURE)}: none of them is among the rows.")
             draw_error_against_sigma(shown, arguments.figure)
     except TempoQuantError as error:
         sys.exit(str(error))

@@ -21,7 +21,6 @@ class RowFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._commit = folder, commit()
-        folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, row: Row, seed: int, of_any_sources: bool = False) -> dict[str, Any] | None:
         """The result of this row and seed; None when there is none that stands."""
@@ -34,6 +33,7 @@ class RowFiles:
 
     def save(self, row: Row, seed: int, measured: Mapping[str, Any]) -> None:
         """Keep a result."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         record = {"settings": _settings(row), "seed": seed, "commit": self._commit, **measured}
         write_json(self._file(row, seed), record)
 

@@ -54,5 +54,5 @@ def select(rows: Sequence[Row], patterns: Sequence[str] | None) -> list[Row]:
     """Rows whose label matches one of the patterns; all without. Raises RecipeError for a pattern that matches none."""
     for pattern in patterns or ():
         if not fnmatch.filter([row.label for row in rows], pattern):
-            raise RecipeError(f"no row is called {pattern!r}; rows are {', '.join(row.label for row in rows)}.")
+            raise RecipeError(f"no row is called {pattern!r}; rows are {'; '.join(row.label for row in rows)}.")
     return [row for row in rows if patterns is None or any(fnmatch.fnmatchcase(row.label, p) for p in patterns)]
