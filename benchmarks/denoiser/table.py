@@ -64,7 +64,7 @@ def draw_error_against_sigma(results: Sequence[Mapping[str, Any]], file: Path) -
 
 def _table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
     counts = sorted({result["network"]["n"] for result in results})
-    caption = f"Lower is better; mean ± standard deviation over {', '.join(map(str, counts))} seeds."
+    caption = f"Lower is better; mean ± standard deviation over seeds, n = {', '.join(map(str, counts))}."
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("")
     return table
