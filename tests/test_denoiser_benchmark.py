@@ -3,7 +3,9 @@
 import contextlib
 import io
 import sys
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,7 +137,9 @@ def test_rows_have_names_of_their_own_and_the_figure_shows_some_of_them():
         select(all_rows(), ["rtn", "theirs"])
 
 
-def test_a_result_stands_for_the_same_recipe_and_the_same_committed_sources(tmp_path, monkeypatch):
+def test_a_result_stands_for_the_same_recipe_and_the_same_committed_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def files(commit: str) -> RowFiles:
         monkeypatch.setattr(results, "commit", lambda: commit)
         return RowFiles(tmp_path / "results")
@@ -184,6 +188,15 @@ def test_at_the_least_sigma_the_denoised_field_is_the_noisy_one(denoiser: Denois
     assert torch.equal(denoiser.denoised(torch.full_like(noisy, 1e6), noisy, sigma), noisy)
 
 
+@pytest.mark.parametrize("names", [[], ["a.onnx", "b.onnx"]])
+def test_a_wheel_without_one_onnx_file_is_refused(names: list[str], tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
+        for name in ["METADATA", *names]:
+            archive.writestr(name, "")
+    with pytest.raises(ModelError, match=f"some.whl holds {len(names)} ONNX files, not one"):
+        unet.onnx_file(tmp_path / "some.whl")
+
+
 def test_a_norm_is_found_by_the_name_of_its_node():
     nodes = {
         "/model/input_blocks.5/input_blocks.5.0/in_layers.0/Mul": "model.input_blocks.5.0.in_layers.0",
@@ -223,7 +236,7 @@ def test_a_port_that_differs_at_one_sigma_is_refused(denoiser: Denoiser, monkeyp
         (["no.whl", "--seeds", "0"], "at least one seed is needed, not 0"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_sentence(words, sentence, tmp_path):
+def test_what_cannot_be_measured_is_refused_in_one_sentence(words: list[str], sentence: str, tmp_path: Path):
     with pytest.raises(SystemExit, match=sentence):
         main([*words, "--work", str(tmp_path / "work")])
     assert not any(tmp_path.iterdir())

