@@ -234,6 +234,11 @@ def test_a_port_that_differs_at_one_sigma_is_refused(denoiser: Denoiser, monkeyp
         (["no.whl"], r"no\.whl is no wheel: `make bench-denoiser` fetches it"),
         (["no.whl", "--report"], "holds no finished row yet"),
         (["no.whl", "--seeds", "0"], "at least one seed is needed, not 0"),
+        (
+            ["no.whl", "--report", "--json", "nowhere/line.json"],
+            "nowhere/line.json cannot be written: there is no folder",
+        ),
+        (["no.whl", "--report", "--rows", "theirs"], "no row is called 'theirs'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_sentence(words: list[str], sentence: str, tmp_path: Path):

@@ -58,7 +58,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     """Raise TempoQuantError, before minutes of work, for what would fail after them."""
     if arguments.seeds < 1:
         raise TempoQuantError(f"at least one seed is needed, not {arguments.seeds}.")
@@ -68,6 +68,11 @@ def check(arguments: argparse.Namespace) -> None:
     for module in [*needed, *(["matplotlib"] if arguments.figure else [])]:
         if importlib.util.find_spec(module) is None:
             raise TempoQuantError(f"{module} is not installed: pip install 'tempoquant[bench]'.")
+    for file in (arguments.figure, arguments.json):
+        if file is not None and not file.parent.is_dir():
+            raise TempoQuantError(f"{file} cannot be written: there is no folder {file.parent}.")
+    if arguments.figure and not any(row.label in FIGURE for row in rows):
+        raise TempoQuantError(f"--figure shows {'; '.join(FIGURE)}: none of them is among the rows.")
 
 
 def measure_rows(rows: Sequence[Row], files: RowFiles, arguments: argparse.Namespace, console: Console) -> None:
@@ -114,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments, progress = parse(words), Console(stderr=True)
     try:
         rows = select(all_rows(), arguments.rows)
-        check(arguments)
+        check(rows, arguments)
         files = RowFiles(arguments.work / "results")
         if not arguments.report:
             measure_rows(rows, files, arguments, progress)
@@ -122,10 +127,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if not results:
             raise TempoQuantError(f"{arguments.work} holds no finished row yet: run it without --report.")
         if arguments.figure:
-            shown = [result for result in results if result["row"] in FIGURE]
-            if not shown:
-                raise TempoQuantError(f"--figure shows {'; '.join(FIGURE)}: none of them is among the rows.")
-            draw_error_against_sigma(shown, arguments.figure)
+            draw_error_against_sigma([result for result in results if result["row"] in FIGURE], arguments.figure)
     except TempoQuantError as error:
         sys.exit(str(error))
     console = Console(width=180)

@@ -54,7 +54,7 @@ def draw_error_against_sigma(results: Sequence[Mapping[str, Any]], file: Path) -
         axes.errorbar(SIGMAS, means, yerr=deviations, label=result["row"], marker="o", capsize=3)
     axes.set(
         xscale="log", xlabel="sigma of the noise", ylabel="relative error of the network's output, %",
-        title=f"A pretrained U-Net in four bits, seeds: {results[0]['network']['n']}",
+        title="A pretrained U-Net in four bits, mean ± standard deviation over seeds",
     )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
