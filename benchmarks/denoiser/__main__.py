@@ -116,7 +116,7 @@ def load_checked(wheel: Path, console: Console) -> Denoiser:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
-    arguments, progress = parse(words), Console(stderr=True)
+    arguments, progress = parse(words), Console(stderr=True, soft_wrap=True)
     try:
         rows = select(all_rows(), arguments.rows)
         check(rows, arguments)
