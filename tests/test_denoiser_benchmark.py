@@ -21,7 +21,7 @@ from benchmarks.denoiser.measure import errors_of_layers, errors_of_network
 from benchmarks.denoiser.results import RowFiles, combine
 from benchmarks.denoiser.rows import FIGURE, Row, all_rows, select
 from benchmarks.denoiser.samples import NUM_SIGMAS, SIGMAS, Samples, by_bin, take, timestep_of
-from benchmarks.denoiser.table import layer_table, network_table
+from benchmarks.denoiser.table import PANELS, kind_table, sigma_table
 from benchmarks.denoiser.unet import Denoiser, hold_to_onnx_runtime
 from tempoquant import quantize_linear
 from tempoquant.errors import ModelError, RecipeError
@@ -167,16 +167,18 @@ def record(network: float, layer: float) -> dict[str, Any]:
 
 def text_of(result: dict[str, Any]) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(network_table([result]), layer_table([result]))
+    console.print(*(sigma_table([result], what) for what in PANELS), kind_table([result]))
     return console.export_text()
 
 
 def test_a_row_shows_mean_and_deviation_over_seeds_and_its_worst_layer():
-    result = combine(ROW, [record(0.1, 0.3), record(0.3, 0.5)])
-    assert result["network"] == {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5), "n": 2}
+    result = combine(ROW, [record(0.11, 0.3), record(0.33, 0.5)])
+    assert result["network"] == {"mean": pytest.approx(0.22), "deviation": pytest.approx(0.22 / 2**0.5), "n": 2}
+    at_each = [(0.3 + 0.5) / 2 + 0.1, 0.5 + 0.1 + 0.2]  # over four layers and two seeds
+    assert [found["mean"] for found in result["single_layer_at_each_sigma"]] == pytest.approx([e / 4 for e in at_each])
     assert result["worst_layer"] == {"name": "model.output_blocks.0.0.skip_connection", "error": pytest.approx(0.45)}
     text = text_of(result)
-    assert text.count("20.0") == NUM_SIGMAS + 1 and "20.0 ± 14.1" in text and "n = 2" in text
+    assert text.count("22.0") == NUM_SIGMAS + 1 and "22.0 ± 15.6" in text and "n = 2" in text
     assert all(f"{sigma:.2g}" in text for sigma in SIGMAS)
     assert "45.0 ± 7.1" in text and "output_blocks.0.0.skip_connection" in text
     alone = text_of(combine(ROW, [record(0.07, 0.3)]))

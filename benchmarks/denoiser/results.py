@@ -54,13 +54,15 @@ def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": statistics.fmean(record["seconds"] for record in records),
         "commits": sorted({record["commit"] for record in records}),
     }  # fmt: skip
-    for what in ("network", "denoised"):
-        at_each = zip(*(record[what] for record in records), strict=True)
-        result[what] = summary([statistics.fmean(record[what]) for record in records])
-        result[f"{what}_at_each_sigma"] = [summary(values) for values in at_each]
+    found = {what: [record[what] for record in records] for what in ("network", "denoised")}
+    found["single_layer"] = [[statistics.fmean(at) for at in zip(*r["layers"].values(), strict=True)] for r in records]
+    for what, errors in found.items():  # of each seed, at each sigma
+        result[what] = summary([statistics.fmean(of_seed) for of_seed in errors])
+        result[f"{what}_at_each_sigma"] = [summary(values) for values in zip(*errors, strict=True)]
     kinds = dict.fromkeys(map(kind_of, layers))
     result["kinds"] = {kind: summary([_mean_of_kind(record, kind) for record in records]) for kind in kinds}
-    return {**result, "worst_layer": {"name": worst, "error": layers[worst]}, "layers": layers}
+    result["worst_layer"] = {"name": worst, "error": layers[worst]}
+    return {**result, "layers": {name: float(f"{error:.4g}") for name, error in layers.items()}}
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
