@@ -12,8 +12,8 @@ outputs or more: 94 % of the weights. The rest, which makes the embedding or is 
 
 Errors are norm over norm, on what the network at full precision is given, with fields and noise that calibration never
 saw; a seed changes them all. They are the U-Net's own: at sigma 0.002 the denoised field does not depend on it at all.
-The network magnifies differences in the last bit: of one recipe summed in two orders (ours with 1 bin and with 8) it makes
-errors some points apart. Single layers tell recipes apart more sharply.
+The network magnifies differences in the last bit: one recipe, summed in another order, makes errors some points apart.
+Single layers tell recipes apart more sharply.
 """
 
 import argparse
