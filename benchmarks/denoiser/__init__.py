@@ -1,0 +1,1 @@
+"""Recipes on a real pretrained denoiser, whose activations change along its trajectory."""
