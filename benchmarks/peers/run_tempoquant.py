@@ -9,12 +9,12 @@ from benchmarks.peers.job import STORE
 from benchmarks.peers.wan_peer import Quantized, Storage, Task, run_peer
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sequential import quantize_expert
-from tempoquant.calibrate.store import SampleStore
+from tempoquant.calibrate.store import SampleStore, bins_of
 from tempoquant.integrations.expert_weights import ExpertWeights
 from tempoquant.integrations.wan import WanExpert
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import install_layers
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import Expert
 
 
 def quantize(task: Task) -> Quantized:
@@ -24,7 +24,7 @@ def quantize(task: Task) -> Quantized:
     if row.rank is not None:
         recipe = recipe.replace(rank=row.rank)
     store = SampleStore.open(job.work / STORE)
-    bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions(expert))
+    bins = bins_of(store, recipe, expert)
     weights = WanExpert(ExpertWeights(job.model, expert, torch.float32, "cpu"))
     with TemporaryDirectory() as scratch:
         blocks = quantize_expert(weights, store.samples(expert), recipe, bins, HiddenStates(Path(scratch)))

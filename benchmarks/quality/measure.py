@@ -17,6 +17,7 @@ from benchmarks.quality.reference import Reference, generate
 from benchmarks.quality.task import Task
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.store import bins_of
 from tempoquant.checkpoint.tensors import to_stored
 from tempoquant.evaluate.layer_error import sqnr_db
 from tempoquant.evaluate.noise_prediction import CallError, call_errors
@@ -115,7 +116,7 @@ def measure(
 
 def quantize(task: Task, reference: Reference, recipe: Recipe, expert: Expert, progress: Progress) -> QuantizedExpert:
     """One expert from its files and the seed's calibration samples."""
-    bins = TimestepBins.from_step_fractions(reference.store.schedule(expert), recipe.bin_fractions(expert))
+    bins = bins_of(reference.store, recipe, expert)
     samples = reference.store.samples(expert) if recipe.needs_calibration else []
     weights = ExpertWeights(task.source, expert, compute_dtype(task.device), task.device)
     with tempfile.TemporaryDirectory() as scratch:

@@ -33,7 +33,9 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
 
 WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "without least-error scales": {"weight_scale_rule": "floor", "activation_scale_rule": "ceil"},
-    "without centring": {"centring": False},
+    "without centring": {"centring": False, "centring_by_bin": False},
+    "with one mean for all timesteps": {"centring_by_bin": False},
+    "without a prior": {"prior_fraction": 0.0},
     "without smoothing by rms": {"smoothing_statistic": "amax"},
     "without deflation": {"deflation": False},
     "without rotation": {"rotation": False},

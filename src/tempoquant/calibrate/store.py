@@ -16,11 +16,26 @@ from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry, StoreIndex, damaged
 from tempoquant.checkpoint.files import read_json, require_inside, sha256_of
 from tempoquant.errors import CalibrationError, CheckpointError
-from tempoquant.timesteps import Expert
+from tempoquant.recipe import Recipe
+from tempoquant.timesteps import Expert, TimestepBins
 
 MAX_FILE_BYTES = 2**32  # of one sample or text, over a hundred times what Wan2.2 has
 _MAX_LENGTH = 2**24  # of one dimension
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
+
+
+def bins_of(store: "SampleStore", recipe: Recipe, expert: Expert) -> TimestepBins:
+    """The timestep bins of a recipe on the schedule that a store was recorded with.
+
+    Bins that no sample reaches are joined to their neighbours. Only a recipe with a clip search keeps them: it needs
+    samples of every bin, and says so.
+    """
+    bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions(expert))
+    if recipe.clip_ratios:
+        return bins
+    both = recipe.statistics_branches == "both"
+    seen = [entry.timestep for entry in store.entries(expert) if both or entry.guidance_branch == "conditional"]
+    return bins.joined(seen)
 
 
 class SampleStore:

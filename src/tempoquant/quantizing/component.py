@@ -12,7 +12,7 @@ from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.linear_calibration import changed_bias
 from tempoquant.calibrate.sequential import QuantizedBlock, quantize_expert
-from tempoquant.calibrate.store import SampleStore
+from tempoquant.calibrate.store import SampleStore, bins_of
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.checkpoint.journal import Journal
 from tempoquant.checkpoint.schema import Calibration
@@ -109,13 +109,7 @@ class _Component:
         self._weights = ExpertWeights(job.source, job.expert, compute_dtype(job.device), job.device, job.lora)
         self._lora_notes = () if job.lora is None else job.lora.notes
         self._store = None if job.store is None else SampleStore.open(job.store)
-        fractions = job.recipe.bin_fractions(job.expert)
-        schedule = () if self._store is None else self._store.schedule(job.expert)
-        bins = TimestepBins.from_step_fractions(schedule, fractions)
-        # A clip search needs samples of every bin, and says so; a mean does not.
-        if self._store is not None and not job.recipe.clip_ratios:
-            bins = bins.joined([entry.timestep for entry in self._store.entries(job.expert)])
-        self._bins = bins
+        self._bins = TimestepBins() if self._store is None else bins_of(self._store, job.recipe, job.expert)
 
     def quantize(self, on_block: Callable[[QuantizedBlock], None]) -> None:
         job = self._job
