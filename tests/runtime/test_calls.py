@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -66,7 +67,8 @@ def test_threads_share_no_quantized_input() -> None:
     shared, x = SharedInput(2), torch.ones(1, 4)
 
     def quantized(number: float) -> float:
-        return float(shared.quantized(x, lambda x: QuantizedInput(x * number, None, None, None)).values.sum())
+        [made] = shared.quantized(x, lambda x: (QuantizedInput(x * number, None, None, None),))
+        return float(made.values.sum())
 
     assert quantized(1.0) == 4.0
     with ThreadPoolExecutor(1) as thread:
@@ -74,6 +76,14 @@ def test_threads_share_no_quantized_input() -> None:
         shared.forget()
         assert thread.submit(quantized, 3.0).result() == 8.0
     assert quantized(5.0) == 20.0
+
+
+def test_a_shared_input_survives_pickle_and_copies_hold_nothing() -> None:
+    shared, x = SharedInput(2), torch.ones(1, 4)
+    shared.quantized(x, lambda x: (QuantizedInput(x, None, None, None),))
+    for twin in (pickle.loads(pickle.dumps(shared)), copy.deepcopy(shared)):
+        twice = twin.quantized(x, lambda x: (QuantizedInput(2 * x, None, None, None),))
+        assert twin.num_linears == 2 and torch.equal(twice[0].values, 2 * x)
 
 
 def gradient(model: Any, between: Callable[[], Any] = lambda: None) -> torch.Tensor:
@@ -128,7 +138,7 @@ def test_a_call_that_raises_midway_leaves_nothing_behind(model: Any) -> None:
     linear, shared, held = model.blocks[0].attn1.to_q, SharedInput(2), []
 
     def hold_and_raise(module: nn.Module, args: tuple[Any, ...]) -> None:
-        shared.quantized(args[0], lambda x: QuantizedInput(x, None, None, None))
+        shared.quantized(args[0], lambda x: (QuantizedInput(x, None, None, None),))
         held.append(weakref.ref(args[0]))
         raise ValueError("midway")
 

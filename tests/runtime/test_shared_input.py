@@ -132,7 +132,7 @@ def test_the_last_linear_lets_go_of_the_input() -> None:
     shared, x = SharedInput(3), torch.randn(2, 4)
     held = weakref.ref(x)
     for _ in range(3):
-        shared.quantized(x, lambda x: QuantizedInput(x, None, None, None))
+        shared.quantized(x, lambda x: (QuantizedInput(x, None, None, None),))
     del x
     gc.collect()
     assert held() is None

@@ -77,7 +77,7 @@ class RankTrials(InputCalibration):
         for rank in self._ranks:
             self._try(rank)
             for name, linear in self._linears.items():
-                layer = self._layer(linear.bias, self._round(linear, None, None), torch.ones(1))
+                layer = self._layer(linear.bias, self._round(linear, None, None), torch.ones(1)).at_bin(0)
                 output = w4a4_linear(tokens, layer.tensors, layer.format, layer.activation_scale_rule, 1.0)
                 bias = None if linear.bias is None else linear.bias.float()
                 error = output - nn.functional.linear(tokens, linear.weight.float(), bias)
