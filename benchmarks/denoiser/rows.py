@@ -40,9 +40,12 @@ def all_rows() -> list[Row]:
         Row("paper, one clip ratio", paper, 1),
         Row("paper, 3 bins", paper, 3),
         Row("ours, 1 bin", ours, 1),
+        Row("ours, 3 bins", ours, 3),
         Row("ours, 8 bins", ours, 8),
+        Row("ours without a prior, 8 bins", ours.replace(prior_fraction=0.0), 8),
+        Row("ours, deflation by bin, 3 bins", ours.replace(deflation_by_bin=True), 3),
     ]
-    wide = [Row(f"{row.label}, rank 16", row.recipe, row.num_bins, 16) for row in (rows[4], rows[6])]
+    wide = [Row(f"{row.label}, rank 16", row.recipe, row.num_bins, 16) for row in (rows[4], rows[7])]
     return rows + wide
 
 
