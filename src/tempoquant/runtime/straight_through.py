@@ -68,7 +68,8 @@ class _StraightThrough(torch.autograd.Function):
                 "torch.autograd.grad with create_graph=False."
             )
         size = len(LinearTensors._fields) - 1
-        saved = [ctx.saved_tensors[start : start + size] for start in range(0, len(ctx.saved_tensors), size)]
+        tensors_of_all = ctx.saved_tensors  # asked for once: checkpointing gives them out a single time
+        saved = [tensors_of_all[start : start + size] for start in range(0, len(tensors_of_all), size)]
         rows = grad_y.split(1) if len(saved) > 1 else [grad_y]
         parts = [input_gradient(each, LinearTensors._make((*tensors, ctx.rotated)), get_format(ctx.format))
                  for each, tensors in zip(rows, saved, strict=True)]  # fmt: skip
