@@ -66,21 +66,26 @@ def test_the_size_of_a_quantized_component_is_known_before_it_is_written(recipe,
 
 
 @pytest.mark.parametrize("name", ["default", "mxfp4", "int4"])
-def test_the_size_foreseen_counts_deflation_offset_and_a_wider_bias(name, tmp_path):
-    recipe = Recipe.load(name).replace(rank=4)
+@pytest.mark.parametrize("by_bin", [{}, {"centred_by_bin": True}, {"centred_by_bin": True, "deflated_by_bin": True}])
+def test_the_size_foreseen_counts_deflation_offset_and_a_wider_bias(name, by_bin, tmp_path):
+    recipe = Recipe.load(name).replace(
+        rank=4, centring_by_bin="centred_by_bin" in by_bin, deflation_by_bin="deflated_by_bin" in by_bin
+    )
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    model, bins = tiny_wan(num_layers=1), TimestepBins()
-    layers = quantize_all(model, recipe.format, rank=4, bins=bins)
+    num_bins = len(recipe.bin_fractions(Expert.HIGH_NOISE)) + 1
+    model, bins = tiny_wan(num_layers=1), TimestepBins(tuple(100.0 * i for i in range(1, num_bins)))
+    layers = quantize_all(model, recipe.format, rank=4, bins=bins, **by_bin)
     folder = write_component(tmp_path / "component", model, layers, bins)
     written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     foreseen = ExpertCosts(tmp_path / "model", Expert.HIGH_NOISE, recipe, 0, "cpu").output_bytes
     assert abs(foreseen - written) < 64 * 200  # tensors, as above
-    plain = ExpertCosts(
-        tmp_path / "model", Expert.HIGH_NOISE, recipe.replace(deflation=False, centring=False), 0, "cpu"
-    ).output_bytes
+    without = recipe.replace(deflation=False, centring=False, centring_by_bin=False, deflation_by_bin=False)
+    plain = ExpertCosts(tmp_path / "model", Expert.HIGH_NOISE, without, 0, "cpu").output_bytes
     linears = list(layers.values())
     inputs, outputs = sum(x.in_features for x in linears), sum(x.out_features for x in linears)
-    headers = foreseen - plain - (2 * 4 * inputs + 2 * inputs + 2 * outputs)
+    centred, deflated = (num_bins if key in by_bin else 1 for key in ("centred_by_bin", "deflated_by_bin"))
+    branch = 2 * 4 * (inputs + outputs) * deflated - 2 * 4 * outputs
+    headers = foreseen - plain - (branch + 2 * inputs * centred + 4 * outputs * centred - 2 * outputs)
     assert 0 < headers < 2 * 300 * len(linears)
 
 

@@ -112,7 +112,7 @@ class ExpertCosts:
         for name, linear in self._quantized():
             weight, bias = self._forms[f"{name}.weight"], self._forms.get(f"{name}.bias")
             dtype = None if bias is None else str(bias.dtype).removeprefix("torch.")
-            stored = stored_as(foreseen_entry(self._recipe, linear, dtype), num_bins)
+            stored = stored_as(foreseen_entry(self._recipe, linear, dtype, num_bins), num_bins)
             total += sum(_num_bytes(form) + HEADER_BYTES for form in stored.values())
             total -= _num_bytes(weight) + (0 if bias is None else _num_bytes(bias))
         return total
@@ -244,12 +244,15 @@ class ExpertCosts:
         return list(by_input.values())
 
 
-def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None) -> LayerEntry:
+def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_bins: int) -> LayerEntry:
     """What the checkpoint will say of a linear; bias_dtype: of its 16-bit bias, None for no bias."""
+    deflated, has_bins = recipe.deflation and linear.rank > 0, num_bins > 1
     return LayerEntry(
         linear.format, ScaleRule(recipe.activation_scale_rule), linear.in_features, linear.out_features, linear.rank,
         recipe.smoothing_alpha is not None, "float32" if recipe.centring else bias_dtype,
-        recipe.deflation and linear.rank > 0, recipe.centring,
+        deflated, recipe.centring, recipe.rotation,
+        centred_by_bin=recipe.centring and recipe.centring_by_bin and has_bins,
+        deflated_by_bin=deflated and recipe.deflation_by_bin and has_bins,
     )  # fmt: skip
 
 

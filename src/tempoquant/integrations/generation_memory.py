@@ -79,7 +79,7 @@ class ExpertBytes:
 def foreseen_layers(config: Mapping[str, Any], expert: Expert, recipe: Recipe) -> QuantizedLayers:
     """What quantizing an expert with a recipe will give. Raises RecipeError for a rank or group that does not fit."""
     model = empty_expert(config)
-    entries = {}
+    entries, num_bins = {}, len(recipe.bin_fractions(expert)) + 1
     for name, linear in model.named_modules():
         if not name.startswith("blocks.") or not isinstance(linear, nn.Linear):
             continue
@@ -87,8 +87,8 @@ def foreseen_layers(config: Mapping[str, Any], expert: Expert, recipe: Recipe) -
         if format is not None:
             shape = Linear(format, linear.out_features, linear.in_features, 0, recipe.rank_of(name, expert))
             bias = None if linear.bias is None else str(_16_BIT).removeprefix("torch.")
-            entries[name] = foreseen_entry(recipe, shape, bias)
-    return QuantizedLayers(entries, len(recipe.bin_fractions(expert)) + 1)
+            entries[name] = foreseen_entry(recipe, shape, bias, num_bins)
+    return QuantizedLayers(entries, num_bins)
 
 
 def empty_expert(config: Mapping[str, Any], num_blocks: int | None = None) -> Any:

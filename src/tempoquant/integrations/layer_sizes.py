@@ -60,7 +60,7 @@ class LayerSizes:
         format = self._format(name)
         assert format is not None  # a layer kept in 16 bits has no rank
         linear = Linear(format, out_features, in_features, 0, rank)
-        entry = foreseen_entry(self._recipe, linear, dtype)
+        entry = foreseen_entry(self._recipe, linear, dtype, self._num_bins)
         stored = sum(_num_bytes(form) + HEADER_BYTES for form in stored_as(entry, self._num_bins).values())
         return LayerSize(num_replacing_bytes(entry, self._num_bins), stored + HEADER_BYTES * len(own))
 
