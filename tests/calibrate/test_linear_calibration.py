@@ -107,6 +107,9 @@ def test_a_changed_bias_is_float32_and_an_unchanged_one_as_stored() -> None:
     assert changed_bias(stored, None) is stored and changed_bias(None, None) is None
     assert torch.equal(changed_bias(None, change), change)
     assert torch.equal(changed_bias(stored, change), stored.float() + change)
+    by_bin = torch.stack([change, 2 * change])
+    assert torch.equal(changed_bias(stored, by_bin), (stored.float() + by_bin).half())
+    assert torch.equal(changed_bias(None, 1e5 * by_bin), 1e5 * by_bin), "float16 cannot hold it"
 
 
 def test_the_hessian_is_of_what_the_layer_really_rounds() -> None:

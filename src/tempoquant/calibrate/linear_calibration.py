@@ -39,18 +39,9 @@ from tempoquant.formats import (
 )
 from tempoquant.layer import HardlySeen, LowRankBranch, QuantizedLayer
 from tempoquant.methods import (
-    Feedback,
-    HessianAccumulator,
-    act_order,
-    best_clip_ratio,
-    clip_errors,
-    deflation_of,
-    feedback_matrix,
-    gptq,
-    round_to_nearest,
-    split,
-    svdquant,
-)
+    Feedback, HessianAccumulator, act_order, best_clip_ratio, clip_errors, deflation_of, feedback_matrix, gptq,
+    round_to_nearest, split, svdquant,
+)  # fmt: skip
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
 
@@ -294,7 +285,14 @@ class InputCalibration:
 
 
 def changed_bias(bias: torch.Tensor | None, change: torch.Tensor | None) -> torch.Tensor | None:
-    """A bias with what centring adds to it, then in float32; as it is without."""
+    """A bias with what centring adds to it, then in float32; as it is without.
+
+    One for each timestep bin, (num_bins, out), is in float16, as long as that holds it: there are several of them.
+    """
     if change is None:
         return bias
-    return change if bias is None else bias.float() + change
+    changed = change if bias is None else bias.float() + change
+    if changed.dim() == 1:
+        return changed
+    narrow = changed.to(torch.float16)
+    return narrow if bool(torch.isfinite(narrow).all()) else changed

@@ -247,11 +247,13 @@ class ExpertCosts:
 def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_bins: int) -> LayerEntry:
     """What the checkpoint will say of a linear; bias_dtype: of its 16-bit bias, None for no bias."""
     deflated, has_bins = recipe.deflation and linear.rank > 0, num_bins > 1
+    by_bin = recipe.centring and recipe.centring_by_bin and has_bins
+    changed = "float16" if by_bin else "float32"  # as `changed_bias` makes it
     return LayerEntry(
         linear.format, ScaleRule(recipe.activation_scale_rule), linear.in_features, linear.out_features, linear.rank,
-        recipe.smoothing_alpha is not None, "float32" if recipe.centring else bias_dtype,
+        recipe.smoothing_alpha is not None, changed if recipe.centring else bias_dtype,
         deflated, recipe.centring, recipe.rotation,
-        centred_by_bin=recipe.centring and recipe.centring_by_bin and has_bins,
+        centred_by_bin=by_bin,
         deflated_by_bin=deflated and recipe.deflation_by_bin and has_bins,
     )  # fmt: skip
 
