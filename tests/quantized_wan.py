@@ -102,7 +102,11 @@ def quantize(
         bins=bins,
         input_offset=offset.to(torch.bfloat16) if centred else None,
     )
-    return by_bin(layer, centred_by_bin, deflated_by_bin, seed=seed) if centred_by_bin or deflated_by_bin else layer
+    if not (centred_by_bin or deflated_by_bin):
+        return layer
+    layer = by_bin(layer, centred_by_bin, deflated_by_bin, seed=seed)
+    narrow = layer.bias.half() if centred_by_bin and layer.bias is not None else layer.bias  # as a recipe makes it
+    return dataclasses.replace(layer, bias=narrow)
 
 
 def by_bin(
