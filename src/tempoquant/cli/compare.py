@@ -60,7 +60,9 @@ def command(  # noqa: PLR0913 (one argument per option)
 
         from tempoquant.cli.tables import bins_table, comparison_table
         from tempoquant.evaluate.compare import compare
+        from tempoquant.integrations.cpu_threads import suited_threads
         from tempoquant.integrations.pipeline_folder import resolve_model
+        from tempoquant.integrations.wan import default_device
         from tempoquant.runtime.activation_bits import set_activation_bits
 
         task = held_out_task(reference, samples, samples_from, seed, changes)
@@ -72,7 +74,8 @@ def command(  # noqa: PLR0913 (one argument per option)
             prepare = functools.partial(set_activation_bits, bits=activation_bits.bits,
                                         timesteps=activation_bits.timesteps)  # fmt: skip
         source = resolve_model(reference)
-        comparison = compare(source, {label: folder}, task, device, progress, prepare, memory.value).comparison
+        with suited_threads(source, device or default_device()):
+            comparison = compare(source, {label: folder}, task, device, progress, prepare, memory.value).comparison
         tables = [comparison_table(comparison), bins_table(comparison)]
         return Outcome(comparison.to_dict(), Group(*(table for table in tables if table is not None)))
 

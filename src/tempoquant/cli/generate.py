@@ -47,6 +47,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4
         from tempoquant.images import open_image
+        from tempoquant.integrations.cpu_threads import suited_threads
         from tempoquant.integrations.memory_modes import load_in_mode
         from tempoquant.integrations.pipeline_folder import resolve_model
         from tempoquant.integrations.sampling import generate_video, settings_of
@@ -67,7 +68,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         on_loaded()
         on_step = progress.start("generating", settings.num_steps)
         try:
-            video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)
+            with suited_threads(model, device or default_device()):
+                video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)
         except ValueError as error:  # the pipeline's own checks of sizes and texts
             raise ModelError(f"the pipeline refuses these settings: {error}") from error
         write_mp4(output, video, settings.fps)

@@ -26,6 +26,7 @@ from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
+from tempoquant.integrations.cpu_threads import suited_threads
 from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
 from tempoquant.integrations.output_folder import outline
 from tempoquant.integrations.quiet import quiet_workers
@@ -56,7 +57,8 @@ def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> I
         pipeline.scheduler = load_scheduler(plan.reference, plan.settings.flow_shift)
         model.prepare(pipeline)
         on_loaded()
-        yield pipeline
+        with suited_threads(plan.reference, device):
+            yield pipeline
     finally:
         remove_memory_mode(pipeline)
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from tempoquant.engines.memory import free_memory
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.integrations.cpu_threads import suited_threads
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
 from tempoquant.integrations.pipeline_folder import check_pipeline_folder, components_of
 from tempoquant.integrations.wan import LOADING_ERRORS, compute_dtype, require_complete
@@ -106,7 +107,8 @@ def loaded_pipeline(
         else:
             pipeline.to(device)
     try:
-        yield LoadedPipeline(pipeline, embeddings)
+        with suited_threads(folder, device):
+            yield LoadedPipeline(pipeline, embeddings)
     finally:
         if memory == "swap":
             pipeline.remove_all_hooks()

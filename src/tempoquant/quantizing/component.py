@@ -18,6 +18,7 @@ from tempoquant.checkpoint.journal import Journal
 from tempoquant.checkpoint.schema import Calibration
 from tempoquant.checkpoint.writer import ComponentWriter
 from tempoquant.errors import OutputError
+from tempoquant.integrations.cpu_threads import suited_threads
 from tempoquant.integrations.expert_weights import ExpertWeights
 from tempoquant.integrations.lora import LoraSum
 from tempoquant.integrations.wan import WanExpert, compute_dtype
@@ -81,7 +82,8 @@ def quantize_component(
             job.journal.remove()
         else:
             map_large_blocks()
-            _Component(job, machine, progress).quantize(on_block)
+            with suited_threads(job.source, job.device):
+                _Component(job, machine, progress).quantize(on_block)
         shutil.rmtree(_hidden(job), ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.engines import Crew
 from tempoquant.errors import OutputError, RecipeError
 from tempoquant.integrations.block_costs import ExpertCosts
+from tempoquant.integrations.cpu_threads import suited_threads
 from tempoquant.integrations.estimate import GIB
 from tempoquant.integrations.estimate_sensitivity import states_bytes
 from tempoquant.integrations.expert_loras import LoraFiles
@@ -129,7 +130,8 @@ class MeasuringSensitivity:
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Expert], list[LinearsSensitivity]]]:
         """See `Stage.open`."""
         map_large_blocks()
-        yield lambda expert: self._measure(expert, device, progress)
+        with suited_threads(self.source, device):
+            yield lambda expert: self._measure(expert, device, progress)
 
     def _measure(self, expert: Expert, device: str, progress: Progress) -> list[LinearsSensitivity]:
         # Of a name of its own: a machine that was cut off may still be at work beside the one that took over.

@@ -1,0 +1,42 @@
+"""How many threads a model computes on without a GPU."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from tempoquant.integrations.pipeline_folder import read_json
+from tempoquant.integrations.wan import EXPERT_COMPONENTS
+
+SMALL_WIDTH = 1024
+"""Below it a product takes microseconds, less than two threads take to share it while other work has a core."""
+
+
+@contextlib.contextmanager
+def suited_threads(folder: Path, device: str) -> Iterator[None]:
+    """Within this context a small model computes on one thread; a large one, or one on a GPU, on as many as before.
+
+    One thread sums in one order, so a small model's results do not depend on how many cores a machine has. Whoever
+    sets OMP_NUM_THREADS has chosen, and nothing changes.
+
+    Args:
+        folder: of the pipeline.
+        device: where it computes.
+    """
+    before = torch.get_num_threads()
+    if torch.device(device).type == "cpu" and "OMP_NUM_THREADS" not in os.environ and _is_small(folder):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _is_small(folder: Path) -> bool:
+    file = folder / next(iter(EXPERT_COMPONENTS.values())) / "config.json"
+    if not file.is_file():
+        return False  # whoever loads the model says what is missing
+    config = read_json(file)
+    return bool(config["num_attention_heads"] * config["attention_head_dim"] < SMALL_WIDTH)
