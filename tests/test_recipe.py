@@ -265,3 +265,15 @@ def test_a_missing_file_and_broken_files_are_named(tmp_path: Path):
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=r"broken\.toml"):
             Recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    ("width", "num_bins", "by_bin"), [(256, 4, False), (1024, 4, True), (1024, 8, False), (5120, 8, True)]
+)
+def test_a_mean_for_each_bin_is_for_layers_where_it_takes_a_small_part(width: int, num_bins: int, by_bin: bool):
+    assert Recipe.load("default").suited_to(width, width, num_bins).centring_by_bin is by_bin
+
+
+def test_a_deflation_by_bin_keeps_its_means_by_bin_whatever_they_take():
+    recipe = Recipe.load("default").replace(deflation_by_bin=True)
+    assert recipe.suited_to(64, 64, 8) == recipe

@@ -23,6 +23,8 @@ else:
     import tomli as tomllib
 
 MAX_EXPONENT_OFFSET = 8
+MOST_BY_BIN = 1 / 32
+"""Of a layer's codes: what means and biases by timestep bin may take. Four bins do from a width of 1024 on."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Recipe:
         prior_fraction: share of white noise at the input's typical energy in each feature's mean square, in [0, 1), and
             a quarter of it in covariance and Hessian: what calibration hardly saw counts for something.
         centring: take the input's mean off before it is quantized; the bias gives it back.
-        centring_by_bin: with one mean, and one bias, for each timestep bin.
+        centring_by_bin: with one mean, and one bias, for each timestep bin, in layers wide enough (see `suited_to`).
         gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
         act_order: GPTQ rounds features by falling mean square of their input, instead of as they stand.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
@@ -183,6 +185,17 @@ class Recipe:
     def rule_of(self, layer_name: str, expert: Expert) -> LayerRule | None:
         """The exception that holds for a layer, or None."""
         return next((rule for rule in self.layers if rule.matches(layer_name, expert)), None)
+
+    def suited_to(self, in_features: int, out_features: int, num_bins: int) -> "Recipe":
+        """The recipe for a linear of this size: without means by bin where they are too large a part of it.
+
+        A mean and a bias for each bin are 2 · (in + out) bytes of the in · out / 2 that codes take. In narrow layers a
+        higher rank gains more for the same bytes. A deflation by bin was asked for whatever it takes, and needs them.
+        """
+        share = 4 * num_bins * (1 / in_features + 1 / out_features)
+        if not self.centring_by_bin or self.deflation_by_bin or share <= MOST_BY_BIN:
+            return self
+        return self.replace(centring_by_bin=False)
 
     def replace(self, **changes: Any) -> "Recipe":
         """A copy with some settings changed, checked again."""

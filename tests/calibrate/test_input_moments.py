@@ -154,6 +154,6 @@ def test_the_prior_weighs_more_where_there_are_fewer_tokens() -> None:
 
 def test_the_mean_of_one_token_is_hardly_believed_and_that_of_a_constant_is() -> None:
     x = tokens(5.0)
-    assert bool((by_bin([x[:1]], 0.125).means.abs() < 0.2 * x[:1].abs()).all())
+    assert bool((by_bin([x[:1]], 0.125).means.abs() < 0.22 * x[:1].abs()).all())
     constant = torch.full((NUM_TOKENS, WIDTH), 5.0)
     torch.testing.assert_close(by_bin([constant], 0.125).means[0], constant[0], rtol=1e-3, atol=0)

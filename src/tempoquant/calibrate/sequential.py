@@ -175,13 +175,15 @@ class _ExpertRun:
         return linear_groups(self._model, index, self._recipe)
 
     def _calibrations(self, index: int, block: nn.Module) -> dict[tuple[str, ...], InputCalibration]:
-        return {
-            group: InputCalibration(
-                {self._model.name_of(index, name): linear_of(block, name) for name in group},
-                choice.format, self._recipe, self._bins, self._calls_per_bin, self._chunks, choice.rank,
+        found = {}
+        for group, choice in self._groups(index).items():
+            linears = {self._model.name_of(index, name): linear_of(block, name) for name in group}
+            narrowest = min(linears.values(), key=lambda linear: linear.out_features)
+            recipe = self._recipe.suited_to(narrowest.in_features, narrowest.out_features, self._bins.num_bins)
+            found[group] = InputCalibration(
+                linears, choice.format, recipe, self._bins, self._calls_per_bin, self._chunks, choice.rank
             )
-            for group, choice in self._groups(index).items()
-        }  # fmt: skip
+        return found
 
     @contextlib.contextmanager
     def _watching(

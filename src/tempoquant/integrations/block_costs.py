@@ -246,6 +246,7 @@ class ExpertCosts:
 
 def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_bins: int) -> LayerEntry:
     """What the checkpoint will say of a linear; bias_dtype: of its 16-bit bias, None for no bias."""
+    recipe = recipe.suited_to(linear.in_features, linear.out_features, num_bins)
     deflated, has_bins = recipe.deflation and linear.rank > 0, num_bins > 1
     by_bin = recipe.centring and recipe.centring_by_bin and has_bins
     changed = "float16" if by_bin else "float32"  # as `changed_bias` makes it
