@@ -155,7 +155,8 @@ def test_how_the_calls_are_cut_hardly_changes_what_is_shared(parts: int) -> None
         ({}, [Phase.RANGE, Phase.HESSIAN]),
         ({"gptq": False}, [Phase.RANGE]),
         ({"smoothing_alpha": None, "centring": False}, [Phase.RANGE, Phase.HESSIAN]),
-        ({"smoothing_alpha": None, "deflation": False, "centring": False}, [Phase.HESSIAN]),
+        ({"smoothing_alpha": None, "deflation": False, "centring": False}, [Phase.RANGE, Phase.HESSIAN]),
+        ({"smoothing_alpha": None, "deflation": False, "centring": False, "prior_fraction": 0.0}, [Phase.HESSIAN]),
     ],
 )
 def test_a_recipe_has_the_phases_that_it_needs(changes: dict, phases: list[Phase]) -> None:
