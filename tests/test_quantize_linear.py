@@ -47,6 +47,18 @@ def test_every_step_of_the_paper_gains_on_held_out_inputs(format: str) -> None:
     assert errors[4] < errors[3] + 0.05, errors  # the clip search does not lose
 
 
+def test_gptq_gains_beside_a_prior_when_nothing_else_needs_the_range_of_the_inputs() -> None:
+    weight, bias, _, _ = layer_problem()
+    generator = torch.Generator().manual_seed(1)
+    few = torch.randn(8, 128, generator=generator)  # what is correlated is what GPTQ gains by
+    x, held_out = torch.randn(1200, 8, generator=generator).matmul(few).split(600)
+    rounded, beside = (
+        error_db(quantize_linear(weight, bias, x, each), weight, bias, held_out)
+        for each in (recipe("rtn", rank=0), recipe("rtn", rank=0, gptq=True, prior_fraction=0.125))
+    )
+    assert beside < rounded - 1, (rounded, beside)
+
+
 def test_a_full_rank_branch_reproduces_the_layer_to_the_precision_of_bfloat16() -> None:
     weight, bias, x, held_out = layer_problem()
     layer = quantize_linear(weight, bias, x, recipe("svdquant", rank=96))

@@ -159,7 +159,10 @@ class Recipe:
     @property
     def watches_range(self) -> bool:
         """Whether anything needs the inputs' range, mean or covariance, or tokens of them."""
-        return self.smoothing_alpha is not None or self.deflation or self.centring or bool(self.clip_ratios)
+        has_prior = self.gptq and self.prior_fraction > 0  # whose energy is that of the inputs
+        return (
+            self.smoothing_alpha is not None or self.deflation or self.centring or has_prior or bool(self.clip_ratios)
+        )
 
     def bin_fractions(self, expert: Expert) -> tuple[float, ...]:
         return self.bin_fractions_high_noise if expert is Expert.HIGH_NOISE else self.bin_fractions_low_noise

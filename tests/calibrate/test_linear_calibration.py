@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer, changed_bias
+from tempoquant.calibrate.changed_bias import changed_bias
+from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
 from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.formats import FORMATS, quantize_activation, rotate
 from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w4a4_linear
@@ -102,7 +103,7 @@ def test_without_centring_the_bias_stays_as_it_is_and_so_does_its_absence() -> N
         assert named.layer.bias is None if source.bias is None else torch.equal(named.layer.bias, source.bias)
 
 
-def test_a_changed_bias_is_float32_and_an_unchanged_one_as_stored() -> None:
+def test_a_changed_bias_is_float32_or_by_bin_float16_and_an_unchanged_one_as_stored() -> None:
     stored, change = random(8).bfloat16(), random(8, seed=1)
     assert changed_bias(stored, None) is stored and changed_bias(None, None) is None
     assert torch.equal(changed_bias(None, change), change)
@@ -155,7 +156,8 @@ def test_how_the_calls_are_cut_hardly_changes_what_is_shared(parts: int) -> None
         ({}, [Phase.RANGE, Phase.HESSIAN]),
         ({"gptq": False}, [Phase.RANGE]),
         ({"smoothing_alpha": None, "centring": False}, [Phase.RANGE, Phase.HESSIAN]),
-        ({"smoothing_alpha": None, "deflation": False, "centring": False}, [Phase.HESSIAN]),
+        ({"smoothing_alpha": None, "deflation": False, "centring": False}, [Phase.RANGE, Phase.HESSIAN]),
+        ({"smoothing_alpha": None, "deflation": False, "centring": False, "prior_fraction": 0.0}, [Phase.HESSIAN]),
     ],
 )
 def test_a_recipe_has_the_phases_that_it_needs(changes: dict, phases: list[Phase]) -> None:

@@ -33,6 +33,8 @@ def test_it_fits_the_model_and_the_settings_that_errors_depend_on() -> None:
     other = OURS.replace(format="int4", layers=(LayerRule("*", rank=3),))
     with pytest.raises(CalibrationError, match="a recipe of other format and layers"):
         FOUND.require_fits("f" * 64, other, Path("s.json"))
+    with pytest.raises(CalibrationError, match="a recipe of other rotation and prior_fraction"):
+        FOUND.require_fits("f" * 64, OURS.replace(rotation=False, prior_fraction=0.0), Path("s.json"))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.bin_regressions import BinRegressions
+from tempoquant.calibrate.changed_bias import changed_bias
 from tempoquant.calibrate.input_moments import InputMoments
 from tempoquant.calibrate.input_smoothing import hardly_seen, smoothing_of
 from tempoquant.calibrate.input_transform import InputTransform
@@ -291,17 +292,3 @@ class InputCalibration:
             input_offset=self._transform.input_offset,
             rotated=self._recipe.rotation,
         )
-
-
-def changed_bias(bias: torch.Tensor | None, change: torch.Tensor | None) -> torch.Tensor | None:
-    """A bias with what centring adds to it, then in float32; as it is without.
-
-    One for each timestep bin, (num_bins, out), is in float16, as long as that holds it: there are several of them.
-    """
-    if change is None:
-        return bias
-    changed = change if bias is None else bias.float() + change
-    if changed.dim() == 1:
-        return changed
-    narrow = changed.to(torch.float16)
-    return narrow if bool(torch.isfinite(narrow).all()) else changed

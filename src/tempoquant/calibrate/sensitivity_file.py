@@ -22,7 +22,8 @@ from tempoquant.timesteps import Expert
 _VERSION_KEY, _VERSION = "tempoquant_sensitivity", 1
 _SETTINGS = (
     "format", "layers", "keep_16bit_blocks", "weight_scale_rule", "activation_scale_rule", "smoothing_alpha",
-    "smoothing_statistic", "deflation", "centring", "share_smoothing", "statistics_branches",
+    "smoothing_statistic", "deflation", "rotation", "prior_fraction", "centring", "share_smoothing",
+    "statistics_branches",
 )  # fmt: skip
 """Settings that errors depend on. The rank is not among them: several are measured, whatever the recipe's own is."""
 

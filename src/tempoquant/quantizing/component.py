@@ -8,9 +8,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tempoquant.calibrate.changed_bias import changed_bias
 from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.linear_calibration import changed_bias
 from tempoquant.calibrate.sequential import QuantizedBlock, quantize_expert
 from tempoquant.calibrate.store import SampleStore, bins_of
 from tempoquant.calibrate.token_chunks import TokenChunks

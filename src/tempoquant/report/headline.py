@@ -135,7 +135,7 @@ def _bare(metric: Metric, value: float) -> str:
 def _size(part: Part) -> tuple[Row, ...]:
     return _rows(
         part,
-        ("Bits per weight", "Codes, scales, smoothing, branch and clip ratios over the number of weights.",
+        ("Bits per weight", "Of everything that is stored in place of the 4-bit layers' weights.",
          lambda model: _number(model.get("bits_per_weight"), 2)),
         ("On disk", "The two experts.", lambda model: _bytes(model.get("num_bytes"))),
         ("Activations", "Bits of the inputs of 4-bit linears; 8@LOW-HIGH at these timesteps, 4 at the others.",

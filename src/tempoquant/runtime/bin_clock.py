@@ -1,9 +1,9 @@
 """BinClock: tells every QuantizedLinear of one model which timestep bin is current, and how wide activations are then.
 
 Set for each call of the model, from its own `timestep` argument, and for the thread that the call runs in: threads that
-share a model do not see each other's timesteps. The bins stay in a tensor and clip ratios are gathered with it, so a
-compiled model is not compiled again when the bin changes. There is one clock per model and no global one: models, and
-copies of a model, do not disturb each other.
+share a model do not see each other's timesteps. The bins stay in a tensor, by which a layer picks what it has for each,
+so a compiled model is not compiled again when the bin changes. There is one clock per model and no global one: models,
+and copies of a model, do not disturb each other.
 """
 
 import contextlib

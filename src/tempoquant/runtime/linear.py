@@ -133,7 +133,7 @@ class QuantizedLinear(nn.Linear):
         return self.to_layer().dequantize(timestep_bin)
 
     def at_timestep(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
-        """Within this context a layer that stands alone runs with the clip ratio of `timestep`'s bin.
+        """Within this context a layer that stands alone runs with what it has for `timestep`'s bin.
 
         In a model the clock is shared: there, call the model, which sets it from its own `timestep`.
         """
