@@ -148,7 +148,8 @@ class InputMoments:
         if self._prior_fraction and self._origin is not None:
             variance = (squares / num_tokens.clamp(min=1) - mean.square()).clamp(min=0)
             mean = certain_mean(mean + self._origin, variance, num_tokens) - self._origin
-        return mean.expand_as(self._sum)
+        pooled = self._sum.sum(0) / max(self._total, 1)
+        return torch.where(num_tokens > 0, mean, pooled).expand_as(self._sum)  # a bin without tokens: that of all
 
     @property
     def _about_zero(self) -> torch.Tensor:

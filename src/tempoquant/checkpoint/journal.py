@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tempoquant.checkpoint import files
+from tempoquant.checkpoint.checks import REMEDY
 from tempoquant.checkpoint.files import sync
 from tempoquant.checkpoint.schema import LayerEntry, hardly_seen_from_dict, hardly_seen_to_dict
 from tempoquant.errors import CheckpointError, OutputError
@@ -129,4 +130,7 @@ def _read(file: Path) -> Commit:
         layers = {name: LayerEntry.from_dict(entry) for name, entry in record["layers"].items()}
         return Commit(shards, layers, tuple(record["notes"]), hardly_seen_from_dict(record["hardly_seen"]))
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{file} is damaged ({error}): remove {file.parent}, and this expert starts over.") from error
+        raise OutputError(
+            f"{file} is damaged, or of another version of TempoQuant ({str(error).removesuffix(REMEDY).strip()}): "
+            f"remove {file.parent}, and this expert starts over."
+        ) from error

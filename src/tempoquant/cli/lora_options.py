@@ -31,6 +31,8 @@ def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
         expert, _, files = text.partition("=")
         if expert not in _EXPERTS or not files:
             raise _wrong(f"{text!r} is not {_FORM}.")
+        if "" in files.split(","):
+            raise _wrong(f"{text!r} has a comma with no file beside it.")
         readings = list(_readings(files))
         if not readings:
             raise _wrong(f"there is no LoRA file {_first_missing(files)}.")
