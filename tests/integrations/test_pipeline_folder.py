@@ -103,6 +103,19 @@ def test_a_model_without_a_boundary_is_refused(folder: Path) -> None:
         check_pipeline_folder(folder)
 
 
+@pytest.mark.parametrize("ratio", [0, 1.5, -0.1, float("nan"), True])
+def test_a_boundary_that_leaves_an_expert_no_timesteps_is_refused(folder: Path, ratio: float) -> None:
+    change_index(folder, boundary_ratio=ratio)
+    with pytest.raises(ModelError, match="lies between 0 and 1"):
+        check_pipeline_folder(folder)
+
+
+def test_a_pipeline_with_a_timestep_for_each_token_is_refused(folder: Path) -> None:
+    change_index(folder, expand_timesteps=True)
+    with pytest.raises(ModelError, match="a timestep for each token"):
+        check_pipeline_folder(folder)
+
+
 @pytest.mark.parametrize("configs_only", [True, False])
 def test_weights_are_fetched_only_where_they_are_wanted(monkeypatch, folder: Path, configs_only: bool) -> None:
     asked: list[list[str]] = []

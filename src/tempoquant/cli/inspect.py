@@ -50,11 +50,13 @@ def check_sound(folder: Path) -> None:
     from tempoquant.evaluate.contents import quantized_components
     from tempoquant.integrations.component_files import check_quantized
     from tempoquant.integrations.pipeline_folder import check_pipeline_folder
+    from tempoquant.integrations.sampling import default_settings
 
     if (folder / MANIFEST_NAME).is_file() and (missing := missing_files(folder, read_manifest(folder))):
         raise CheckpointError(f"{folder / missing[0]} is missing: fetch the folder again.")
     if (folder / "model_index.json").is_file():
         check_pipeline_folder(folder)
+        default_settings(folder)
         return
     for component in quantized_components(folder).values():
         check_quantized(component)

@@ -132,8 +132,18 @@ def check_pipeline_folder(folder: Path, weights: bool = True) -> None:
             raise ModelError(
                 f"{folder} has no {_TRANSFORMER_CLASS} as {name}: a two-expert Wan2.2 pipeline needs both."
             )
-    if not isinstance(index.get("boundary_ratio"), int | float):
+    ratio = index.get("boundary_ratio")
+    if not isinstance(ratio, int | float):
         raise ModelError(f"{folder} has no boundary_ratio: a two-expert Wan2.2 pipeline needs one.")
+    if isinstance(ratio, bool) or not 0 < ratio < 1:
+        raise ModelError(
+            f"the boundary_ratio of {folder} is {ratio}: it lies between 0 and 1, so that each expert has timesteps."
+        )
+    if index.get("expand_timesteps"):
+        raise ModelError(
+            f"{folder} has a timestep for each token (expand_timesteps): only pipelines with one for each call are "
+            "supported."
+        )
     for file in folder.glob("*.json"):
         if not file.exists():
             raise ModelError(f"{file} is a link to {os.readlink(file)}, which is not there: fetch the model again.")
