@@ -98,7 +98,7 @@ def test_one_that_joins_later_and_is_not_gets_no_work(
     )  # fmt: skip
     done = []
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
-        items = [("slow", str(number)) for number in range(12)]
+        items = [("slow", str(number)) for number in range(20)]
         crew.run(Acting(tmp_path), items, on_done=lambda item, _: done.append(item))
         assert crew._team.failures[joined.node_id] == ray_actors.MOST_FAILURES
     assert sorted(done) == sorted(items)
@@ -143,7 +143,7 @@ def test_machines_that_join_later_get_work_and_workers_are_not_made_without_need
 
         (tmp_path / "more").mkdir()
         stage = Acting(tmp_path / "more")
-        crew.run(stage, [("do", "first")] + [("slow", str(number)) for number in range(12)], on_done=join)
+        crew.run(stage, [("do", "first")] + [("slow", str(number)) for number in range(20)], on_done=join)
     assert len({line for line in (tmp_path / "more" / "log.txt").read_text().splitlines() if "open" in line}) == 3
     cluster.remove_node(joined[0])
 
