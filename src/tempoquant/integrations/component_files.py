@@ -19,7 +19,6 @@ from tempoquant.checkpoint.reader import check_forms
 from tempoquant.checkpoint.schema import QUANT_METHOD
 from tempoquant.errors import CheckpointError, ModelError
 from tempoquant.integrations.nunchaku_lite import is_exported
-from tempoquant.integrations.nunchaku_reader import ExportedComponent
 
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _AGAIN = "fetch the model again"
@@ -66,6 +65,8 @@ def check_component(component: Path, library: str, class_name: str, weights: boo
 def check_quantized(component: Path) -> None:
     """Hold the headers of a quantized or exported component against its config. Raises CheckpointError."""
     if is_exported(read_object(component / CONFIG_NAME)):
+        from tempoquant.integrations.nunchaku_reader import ExportedComponent  # imports models of diffusers
+
         ExportedComponent(component)
     else:
         check_forms({name: form for name, (_, form) in component_forms(component).items()}, read_config(component))
