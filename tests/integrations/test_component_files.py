@@ -66,6 +66,16 @@ def move_a_tensor(file: Path) -> None:
     write_index(file, {**places, first: places[second]})
 
 
+def set_value(file: Path, **values: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def write_pieces(file: Path, content: bytes) -> None:
+    """Write the vocabulary that T5's tokenizer has beside its tokenizer.json."""
+    set_value(file.parents[1] / "model_index.json", tokenizer=["transformers", "T5TokenizerFast"])
+    file.write_bytes(content)
+
+
 def dangle(file: Path) -> None:
     file.unlink()
     file.symlink_to("../../blobs/pruned")
@@ -95,6 +105,20 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     ("vae/config.json", lambda file: file.write_text('{"z_dim": "many"}'), "does not describe a AutoencoderKLWan"),
     ("scheduler/scheduler_config.json", Path.unlink, "scheduler_config.json is missing"),
     ("tokenizer/tokenizer.json", Path.unlink, "tokenizer holds none of .*tokenizer.json"),
+    ("tokenizer/tokenizer.json", lambda file: cut(file, 0), "tokenizer/tokenizer.json is empty"),
+    ("tokenizer/tokenizer.json", lambda file: cut(file, -9), "tokenizer/tokenizer.json is not a tokenizer"),
+    ("tokenizer/tokenizer.json", lambda file: file.write_text("{}"), "tokenizer/tokenizer.json is not a tokenizer"),
+    ("tokenizer/spiece.model", lambda file: write_pieces(file, b""), "tokenizer/spiece.model is empty"),
+    ("tokenizer/spiece.model", lambda file: write_pieces(file, b"version https://git-lfs.github.com"), "Git LFS"),
+    ("tokenizer/tokenizer_config.json", lambda file: cut(file, 7), "tokenizer_config.json is not readable JSON"),
+    ("tokenizer/special_tokens_map.json", lambda file: file.write_text(""), "special_tokens_map.json is not readable"),
+    ("scheduler/scheduler_config.json", lambda file: cut(file, -3), "scheduler_config.json is not readable JSON"),
+    ("scheduler/scheduler_config.json", lambda file: file.write_text('{"num_train_timesteps": "many"}'),
+     "scheduler_config.json does not describe a UniPC"),
+    ("vae/config.json", lambda file: set_value(file, latents_mean=[0.0] * 3), "vae/config.json .* latents_mean has 3 "),
+    ("vae/config.json", lambda file: set_value(file, latents_std=[1.0] * 17), "vae/config.json .* latents_std has 17 "),
+    ("vae/config.json", lambda file: set_value(file, latents_std=[0.0] * 16), "latents_std holds something other"),
+    ("vae/config.json", lambda file: set_value(file, latents_mean=0.0), "latents_mean has no list"),
 ]  # fmt: skip
 
 
@@ -148,6 +172,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SHOWN_DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     (VAE, Path.unlink, "is missing"),
     ("tokenizer/tokenizer.json", Path.unlink, "is missing"),
+    ("tokenizer/tokenizer.json", lambda file: cut(file, 0), "tokenizer.json is empty"),
     (VAE, lambda file: change(file, lambda t: t.update({"decoder.conv_in.bias": torch.ones(3)})),
      "decoder.conv_in.bias"),
     ("transformer", lambda folder: cut(next(folder.glob("*.safetensors")), -1), "not a whole"),

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from tempoquant.integrations.nunchaku_lite import is_exported
 
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _AGAIN = "fetch the model again"
+_TOKENIZER_NAME = "tokenizer.json"
+_POINTER = b"version https://git-lfs"
+_NOT_DESCRIBED = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError)
 
 
 class _Parameter(NamedTuple):
@@ -86,12 +90,41 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def _check_small_files(component: Path, kind: Any) -> None:
-    """Raise ModelError for a scheduler without its config, or a tokenizer without any vocabulary."""
+    """Raise ModelError unless a scheduler, tokenizer or processor has its files, each of which can be read."""
+    needed = set(getattr(kind, "vocab_files_names", {}).values())
+    if hasattr(kind, "get_image_processor_dict"):
+        needed = {"preprocessor_config.json", "processor_config.json"}
+    if needed and not any((component / name).is_file() for name in needed):
+        raise ModelError(f"{component} holds none of {', '.join(sorted(needed))}: {_AGAIN}.")
+    for file in sorted(component / name for name in needed if (component / name).is_file()):
+        with file.open("rb") as opened:
+            start = opened.read(len(_POINTER))
+        if start in (b"", _POINTER):
+            raise ModelError(f"{file} is empty, or a pointer that Git LFS left in its place: {_AGAIN}.")
+    for file in sorted(component.glob("*.json")):
+        if file.name == _TOKENIZER_NAME:
+            _check_tokenizer(file)
+        else:
+            read_object(file)
     if issubclass(kind, ConfigMixin):
-        read_object(component / kind.config_name)
-    vocabularies = set(getattr(kind, "vocab_files_names", {}).values())
-    if vocabularies and not any((component / name).is_file() for name in vocabularies):
-        raise ModelError(f"{component} holds none of {', '.join(sorted(vocabularies))}: {_AGAIN}.")
+        try:
+            kind.from_config(read_object(component / kind.config_name))
+        except _NOT_DESCRIBED as error:
+            raise _not_described(component / kind.config_name, kind, error) from error
+
+
+def _check_tokenizer(file: Path) -> None:
+    """Raise ModelError unless the library that reads tokenizer.json can."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # it raises nothing narrower
+        raise ModelError(f"{file} is not a tokenizer that can be read ({error}): {_AGAIN}.") from error
+
+
+def _not_described(file: Path, kind: Any, error: Exception) -> ModelError:
+    return ModelError(f"{file} does not describe a {kind.__name__}: {error}")
 
 
 def _check_against_model(
@@ -102,18 +135,21 @@ def _check_against_model(
     is_ours = isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
     if section is not None and not is_ours:
         return  # what tensors of others' formats mean is theirs to say
-    described = _described(kind, json.dumps(config))
+    try:
+        described = _described(kind, json.dumps(config))
+    except _NOT_DESCRIBED as error:
+        raise _not_described(component / CONFIG_NAME, kind, error) from error
     if is_ours:
         described = _without_layers(component, described)
         if all(shape is not None for shape in stored.values()):
             check_quantized(component)
-    error = CheckpointError if is_ours else ModelError
+    refusal = CheckpointError if is_ours else ModelError
     missing = [name for name, parameter in described.items() if not parameter.aliases & stored.keys()]
     if missing:
-        raise error(f"{component} lacks {len(missing)} weight(s), such as {missing[0]}: {_AGAIN}.")
+        raise refusal(f"{component} lacks {len(missing)} weight(s), such as {missing[0]}: {_AGAIN}.")
     for name, shape in stored.items():
         if shape is not None and name in described and described[name].shape != shape:
-            raise error(
+            raise refusal(
                 f"{name} in {component} is {list(shape)}, but {list(described[name].shape)} in the model that "
                 f"{CONFIG_NAME} describes: {_AGAIN}."
             )
@@ -134,17 +170,16 @@ def _without_layers(component: Path, described: Mapping[str, _Parameter]) -> dic
 
 @functools.lru_cache(maxsize=16)
 def _described(kind: Any, config: str) -> Mapping[str, _Parameter]:
-    """Every parameter and buffer of the model that a config (JSON) describes. Raises ModelError when it describes none.
+    """Every parameter and buffer of the model that a config (JSON) describes. Raises one of `_NOT_DESCRIBED`.
 
     Not kept for their numbers: they are on the meta device. A command asks for the same few models again and again.
     """
-    try:
-        with torch.device("meta"):
-            values = json.loads(config)
-            is_diffusers = issubclass(kind, ConfigMixin)
-            model = kind.from_config(values) if is_diffusers else kind(kind.config_class.from_dict(values))
-    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise ModelError(f"{CONFIG_NAME} does not describe a {kind.__name__}: {error}") from error
+    with torch.device("meta"):
+        values = json.loads(config)
+        is_diffusers = issubclass(kind, ConfigMixin)
+        model = kind.from_config(values) if is_diffusers else kind(kind.config_class.from_dict(values))
+    if is_diffusers:
+        _check_statistics(model.config)
     names: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(name)
@@ -153,6 +188,21 @@ def _described(kind: Any, config: str) -> Mapping[str, _Parameter]:
         name: _Parameter(tuple(tensor.shape), aliases.get(name, frozenset({name})))
         for name, tensor in model.state_dict().items()
     }
+
+
+def _check_statistics(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless an autoencoder has a mean and a deviation of each latent channel, if it has any."""
+    channels = config.get("z_dim")
+    for key in ("latents_mean", "latents_std"):
+        values = config.get(key)
+        if channels is None or values is None:
+            continue
+        if not isinstance(values, list | tuple) or len(values) != channels:
+            count = len(values) if isinstance(values, list | tuple) else "no list of"
+            raise ValueError(f"{key} has {count} numbers for z_dim = {channels} channels; {_AGAIN}.")
+        usable = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        if not usable or (key == "latents_std" and min(values) <= 0):
+            raise ValueError(f"{key} holds something other than finite numbers, above 0 for a deviation; {_AGAIN}.")
 
 
 class _WeightFiles:
