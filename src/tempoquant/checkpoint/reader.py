@@ -105,8 +105,8 @@ def verify_hashes(folder: str | Path, config: ComponentConfig | None = None) -> 
     config = config or read_config(folder)
     if not config.weight_sha256:
         raise CheckpointError(
-            f"{folder} holds no hashes (diffusers' save_pretrained drops them, since it rewrites the files): "
-            "check_tensors is what can be checked."
+            f"{folder} holds no hashes to compare its files with (diffusers' save_pretrained drops them, since it "
+            "rewrites the files): `tempoquant inspect` without --verify compares the files' headers with the config."
         )
     names = {file.name for file in files.weight_files(folder)}
     if names != set(config.weight_sha256):
