@@ -26,6 +26,10 @@ _logger = logging.getLogger(__name__)
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 _INTEGERS = {"I16", "I32", "I64"}
 
+MAX_STRENGTH = 100.0
+"""Of either sign. Useful strengths lie around 1, and sliders made for more reach a few tens: beyond is a slip."""
+_MOST_ADDED = torch.finfo(torch.float16).max  # to one weight; those of networks are a thousandth of it
+
 
 @dataclass(frozen=True)
 class Change:
@@ -47,6 +51,16 @@ class Change:
             return up
         down = weights.get_tensor(self.down).to(device, torch.float32)
         return (up.flatten(1) @ down.flatten(1)).reshape(self.shape)
+
+    def bound(self, weights: Any) -> float:
+        """What no entry of the difference is larger than, without the product: by Cauchy and Schwarz."""
+        up = weights.get_tensor(self.up).float()
+        if not up.numel():
+            return 0.0
+        if self.down is None:
+            return abs(self.factor) * float(up.abs().max())
+        down = weights.get_tensor(self.down).float()
+        return abs(self.factor) * float(up.flatten(1).norm(dim=1).max() * down.flatten(1).norm(dim=0).max())
 
 
 @dataclass(frozen=True)
@@ -80,16 +94,20 @@ class Lora:
         Raises:
             ModelError: the file is missing, pickled or truncated; it holds no LoRA, a key that is not understood, NaN
                 or Inf; a pair is incomplete, or its ranks differ; its alpha is stated twice, or not a number; the
-                strength is no finite number, or 0.
+                strength is 0, not finite or beyond `MAX_STRENGTH`; what it adds is more than float16 holds.
         """
         if not file.is_file():
             raise ModelError(f"there is no LoRA file {file}.")
-        if not math.isfinite(strength) or strength == 0:
-            raise ModelError(f"{file.name} with strength {strength:g}: give a finite number that is not 0.")
+        if not 0 < abs(strength) <= MAX_STRENGTH:
+            raise ModelError(
+                f"{file.name} with strength {strength:g}: give a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g} "
+                "that is not 0."
+            )
         try:
             with open_weights(file) as weights:
                 changes = _read_changes(file, weights)
                 _require_finite(file, weights)
+                _require_moderate(file, weights, changes, strength)
                 num_steps = stated_steps(file, weights.metadata() or {})
             return cls(file, sha256_of(file), changes, num_steps, strength)
         except (CheckpointError, SafetensorError, OSError) as error:
@@ -192,7 +210,10 @@ class LoraSum:
         fused = total.to(tensor.dtype)
         if not bool(torch.isfinite(fused).all()):
             names = " and ".join(lora.name for lora in concerned)
-            raise ModelError(f"{name} overflows {tensor.dtype} when {names} is added: the LoRA is damaged.")
+            raise ModelError(
+                f"{name} overflows {tensor.dtype} when {names} is added: give a smaller strength, or fetch the LoRA "
+                "again."
+            )
         return fused
 
 
@@ -264,3 +285,19 @@ def _require_finite(file: Path, weights: Any) -> None:
             raise ModelError(f"{file}: {key} is stored as {dtype}, but a LoRA is stored in 16 bits or more.")
         if not bool(torch.isfinite(weights.get_tensor(key)).all()):
             raise ModelError(f"{file}: {key} holds NaN or Inf: fetch the file again.")
+
+
+def _require_moderate(file: Path, weights: Any, changes: Mapping[str, tuple[Change, ...]], strength: float) -> None:
+    """Raise ModelError unless everything that is added to a weight is a number that float16 holds, too.
+
+    Products are computed only where the norms of their rows and columns do not rule it out: for no LoRA that works.
+    """
+    for name, change in ((name, change) for name, each in changes.items() for change in each):
+        if abs(strength) * change.bound(weights) <= _MOST_ADDED:
+            continue
+        added = abs(strength) * float(change.delta(weights, torch.device("cpu")).abs().amax())
+        if not added <= _MOST_ADDED:
+            raise ModelError(
+                f"{file.name} with strength {strength:g} adds {added:.3g} to a weight in {name}, more than float16 "
+                "holds: give a smaller strength, or fetch the file again."
+            )
