@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
 from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4, ScaleRule
-from tempoquant.recipe import KEEP_16BIT, LayerRule, Recipe, builtin_recipes
+from tempoquant.recipe import KEEP_16BIT, NEEDS, LayerRule, Recipe, builtin_recipes
 from tempoquant.timesteps import Expert
 
 if sys.version_info >= (3, 11):
@@ -39,7 +39,7 @@ recipes = st.builds(
     rank=st.integers(1, 512),
     deflation=st.booleans(),
     centring=st.booleans(),
-    gptq=st.booleans(),
+    gptq=st.just(True),  # without which act_order is refused
     act_order=st.booleans(),
     damping_fraction=st.floats(1e-6, 1),
     clip_ratios=st.lists(st.floats(0.1, 1.0), max_size=4).map(tuple),
@@ -272,6 +272,14 @@ def test_a_missing_file_and_broken_files_are_named(tmp_path: Path):
 )
 def test_a_mean_for_each_bin_is_for_layers_where_it_takes_a_small_part(width: int, num_bins: int, by_bin: bool):
     assert Recipe.load("default").suited_to(width, width, num_bins).centring_by_bin is by_bin
+
+
+@pytest.mark.parametrize(("switch", "needed"), NEEDS.items())
+def test_a_switch_that_does_nothing_by_itself_is_refused(switch: str, needed: str):
+    with pytest.raises(
+        RecipeError, match=f"{switch} does nothing without {needed}: set {needed} = true, or {switch} ="
+    ):
+        Recipe.load("default").replace(**{"deflation_by_bin": switch == "deflation_by_bin", needed: False})
 
 
 def test_a_deflation_by_bin_keeps_its_means_by_bin_whatever_they_take():

@@ -40,7 +40,7 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "without deflation": {"deflation": False},
     "without rotation": {"rotation": False},
     "without shared inputs": {"share_smoothing": False},
-    "without GPTQ": {"gptq": False},
+    "without GPTQ": {"gptq": False, "act_order": False},
     "without act-order": {"act_order": False},
     "with one clip ratio, searched": {**_PAPERS_SEARCH, "bin_fractions_high_noise": (), "bin_fractions_low_noise": ()},
     "with a clip ratio per bin, searched": _PAPERS_SEARCH,

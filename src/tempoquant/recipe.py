@@ -23,6 +23,8 @@ else:
     import tomli as tomllib
 
 MAX_EXPONENT_OFFSET = 8
+NEEDS = {"centring_by_bin": "centring", "deflation_by_bin": "deflation", "act_order": "gptq"}
+"""Switches, each with the one that it says more about."""
 MOST_BY_BIN = 1 / 32
 """Of a layer's codes: what means and biases by timestep bin may take. Four bins do from a width of 1024 on."""
 
@@ -115,10 +117,11 @@ class Recipe:
         require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
         ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
         require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
-        require(
-            not self.deflation_by_bin or (self.deflation and self.centring == self.centring_by_bin),
-            "deflation_by_bin needs deflation, and centring_by_bin where there is centring",
-        )
+        for switch, needed in NEEDS.items():
+            given = not getattr(self, switch) or getattr(self, needed)
+            require(given, f"{switch} does nothing without {needed}: set {needed} = true, or {switch} = false")
+        is_same = self.centring == self.centring_by_bin
+        require(is_same or not self.deflation_by_bin, "deflation_by_bin needs centring_by_bin where there is centring")
         require(
             0 < self.damping_fraction < math.inf, f"damping_fraction is above 0 and finite, not {self.damping_fraction}"
         )

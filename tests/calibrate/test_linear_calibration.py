@@ -13,6 +13,7 @@ from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
 
+UNCENTRED = {"centring": False, "centring_by_bin": False}
 DEFAULT = Recipe.load("default").replace(rank=4)
 IN, NUM_TOKENS = 128, 1200
 BFLOAT16_UNIT = 2.0**-8
@@ -95,7 +96,7 @@ def test_the_bias_gives_back_what_the_offset_takes_away(bias: bool) -> None:
 
 
 def test_without_centring_the_bias_stays_as_it_is_and_so_does_its_absence() -> None:
-    recipe = DEFAULT.replace(centring=False)
+    recipe = DEFAULT.replace(**UNCENTRED)
     for bias in (False, True):
         source = linear(96, 10, bias)
         named = calibrate({"q": source}, recipe)["q"]
@@ -117,7 +118,9 @@ def test_the_hessian_is_of_what_the_layer_really_rounds() -> None:
     """GPTQ's codes beat rounding on what meets them: the quantized, deflated, centred input."""
     source = linear(96, 10)
     x = inputs()
-    layers = [calibrate({"q": source}, DEFAULT.replace(gptq=gptq), x)["q"].layer for gptq in (True, False)]
+    layers = [
+        calibrate({"q": source}, DEFAULT.replace(gptq=gptq, act_order=gptq), x)["q"].layer for gptq in (True, False)
+    ]
     errors = []
     for layer in layers:
         _, not_rounded = parts_of(layer, x)
@@ -154,10 +157,10 @@ def test_how_the_calls_are_cut_hardly_changes_what_is_shared(parts: int) -> None
     ("changes", "phases"),
     [
         ({}, [Phase.RANGE, Phase.HESSIAN]),
-        ({"gptq": False}, [Phase.RANGE]),
-        ({"smoothing_alpha": None, "centring": False}, [Phase.RANGE, Phase.HESSIAN]),
-        ({"smoothing_alpha": None, "deflation": False, "centring": False}, [Phase.RANGE, Phase.HESSIAN]),
-        ({"smoothing_alpha": None, "deflation": False, "centring": False, "prior_fraction": 0.0}, [Phase.HESSIAN]),
+        ({"gptq": False, "act_order": False}, [Phase.RANGE]),
+        ({"smoothing_alpha": None, **UNCENTRED}, [Phase.RANGE, Phase.HESSIAN]),
+        ({"smoothing_alpha": None, "deflation": False, **UNCENTRED}, [Phase.RANGE, Phase.HESSIAN]),
+        ({"smoothing_alpha": None, "deflation": False, **UNCENTRED, "prior_fraction": 0.0}, [Phase.HESSIAN]),
     ],
 )
 def test_a_recipe_has_the_phases_that_it_needs(changes: dict, phases: list[Phase]) -> None:

@@ -22,7 +22,7 @@ from tempoquant.errors import CalibrationError
 from tempoquant.recipe import LayerRule, Recipe
 from tests.calibrate.test_sequential import BINS, ToyExpert, sample, samples
 
-RECIPE = Recipe.load("default").replace(rank=4, gptq=False)
+RECIPE = Recipe.load("default").replace(rank=4, gptq=False, act_order=False)
 LINEARS = [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "gate", "down")]
 
 
@@ -120,7 +120,9 @@ def test_linears_that_share_an_input_stand_together_where_they_share_a_rank(tmp_
     assert apart == [[name] for name in LINEARS]
 
 
-@pytest.mark.parametrize("changes", [{}, {"deflation": False}, {"centring": False, "smoothing_alpha": None}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"deflation": False}, {"centring": False, "centring_by_bin": False, "smoothing_alpha": None}]
+)
 def test_a_larger_rank_leaves_less_error(changes: dict, tmp_path: Path) -> None:
     for layer in measured(tmp_path, samples(), RECIPE.replace(**changes)).values():
         assert layer.errors[0] > layer.errors[16] > 0

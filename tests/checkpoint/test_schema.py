@@ -11,7 +11,7 @@ from tempoquant.checkpoint import FORMAT_VERSION, ComponentConfig, LayerEntry
 from tempoquant.checkpoint.schema import MAX_EDGES, MAX_FEATURES
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule
-from tempoquant.recipe import Recipe, builtin_recipes
+from tempoquant.recipe import NEEDS, Recipe, builtin_recipes
 from tempoquant.timesteps import Expert, TimestepBins
 from tests.quantized_wan import BINS, CALIBRATION, RECIPE
 
@@ -103,6 +103,13 @@ def of_version(version: int) -> dict[str, Any]:
     for key in ("deflation", "centring", "smoothing_statistic", "act_order", "rotation")[{1: 0, 2: 3, 3: 5}[version] :]:
         config["recipe"].pop(key, None)
     return config
+
+
+@pytest.mark.parametrize(("switch", "needed"), NEEDS.items())
+def test_a_stored_switch_that_did_nothing_is_read_as_off(switch: str, needed: str) -> None:
+    config = plain()
+    config["recipe"] |= {switch: True, needed: False}
+    assert getattr(ComponentConfig.from_dict(config).recipe, switch) is False
 
 
 @pytest.mark.parametrize("version", SINCE)

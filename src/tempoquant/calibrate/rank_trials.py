@@ -39,7 +39,7 @@ class RankTrials(InputCalibration):
         self, linears: Mapping[str, nn.Linear], format: Format, recipe: Recipe, ranks: Sequence[int],
         chunks: TokenChunks | None = None,
     ) -> None:  # fmt: skip
-        plain = recipe.replace(gptq=False, clip_ratios=())
+        plain = recipe.replace(gptq=False, act_order=False, clip_ratios=())
         super().__init__(linears, format, plain, TimestepBins(), [1], chunks, max(ranks))
         self._ranks, self.names = ranks, tuple(linears)
         self._covariance = self._directions = torch.empty(0)

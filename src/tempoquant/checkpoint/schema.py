@@ -15,7 +15,7 @@ from tempoquant.checkpoint.checks import REMEDY, check_keys, check_name, check_t
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.layer import HardlySeen
-from tempoquant.recipe import Recipe
+from tempoquant.recipe import NEEDS, Recipe
 from tempoquant.timesteps import Expert, TimestepBins
 
 QUANT_METHOD = "tempoquant"
@@ -210,13 +210,19 @@ def _parse(config: Any) -> ComponentConfig:
         expert=Expert(config["expert"]),
         bins=_bins(config["timestep_edges"]),
         layers=_layers(config["layers"], config["format_version"]),
-        recipe=Recipe.from_dict(config["recipe"], "recipe"),
+        recipe=_recipe(config["recipe"]),
         library_version=config["library_version"],
         calibration=None if calibration is None else Calibration.from_dict(calibration),
         notes=tuple(config["notes"]),
         weight_sha256=_hashes(config.get("weight_sha256", {})),
         hardly_seen=hardly_seen_from_dict(config.get("hardly_seen", {})),
     )
+
+
+def _recipe(settings: dict[str, Any]) -> Recipe:
+    """The recipe; one that was written before recipes refused them may have switches that did nothing."""
+    idle = {key for key, needed in NEEDS.items() if settings.get(key) is True and settings.get(needed, False) is False}
+    return Recipe.from_dict({key: value for key, value in settings.items() if key not in idle}, "recipe")
 
 
 def _check_version(version: Any) -> None:
