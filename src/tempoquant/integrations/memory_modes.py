@@ -25,6 +25,7 @@ from tempoquant.integrations.expert_swap import ExpertSwap, next_expert, parts_o
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
 from tempoquant.integrations.host_copies import OFFLOADING, OFFLOADING_HOOKS, PinnedSlabs, SideStream, stream_blocks
 from tempoquant.integrations.lifted_verbs import EXPERT_VERBS, PIPELINE_VERBS, lift_for
+from tempoquant.integrations.one_at_a_time import Turn, one_at_a_time
 from tempoquant.integrations.residency import MEMORY_MODES, Memory
 from tempoquant.integrations.wan import compute_dtype, default_device, load_pipeline
 from tempoquant.timesteps import Expert
@@ -89,6 +90,9 @@ class MemoryMode:
             if pipeline.vae is not None:
                 undo.callback(_use_autoencoder(pipeline.vae, experts, device))
             undo.callback(self._place(pipeline, experts, stream))
+            models = [model for model in (*experts.values(), pipeline.text_encoder) if model is not None]
+            coding = [(pipeline.vae, verb) for verb in ("encode", "decode")] if pipeline.vae is not None else []
+            undo.push(one_at_a_time(Turn(), models, coding))
             self._undo = undo.pop_all()
 
     def _place(
