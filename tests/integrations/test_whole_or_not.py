@@ -104,6 +104,47 @@ def test_an_adapter_of_16_bit_layers_fuses_beside_another_one_of_4_bit_layers(fo
     torch.testing.assert_close(run(model, torch.float32), before, rtol=1e-4, atol=1e-4)
 
 
+AGAIN: list[Callable[[Any], None]] = [
+    lambda model: model.fuse_lora(adapter_names=["x"]),
+    lambda model: model.fuse_lora(adapter_names=["x"]),
+    lambda model: model.set_adapters(["x", "y"], [0.5, 2.0]),
+    lambda model: model.fuse_lora(adapter_names=["z"]),
+    lambda model: model.unfuse_lora(),
+    lambda model: model.unfuse_lora(),
+    lambda model: model.fuse_lora(lora_scale=0.5, adapter_names=["x"]),
+    lambda model: model.set_adapters(["x", "y", "z"]),
+    lambda model: model.fuse_lora(adapter_names=["z", "x"]),
+    lambda model: model.unfuse_lora(),
+    lambda model: model.delete_adapters("z"),
+    lambda model: model.fuse_lora(adapter_names=["x"]),
+]
+
+
+def test_fusing_again_does_to_16_bit_layers_what_it_does_in_a_16_bit_model(folder: Path) -> None:
+    models = [load(folder, torch.float32), load(folder, torch.float32).dequantize()]
+    for model in models:
+        torch.manual_seed(0)
+        model.add_adapter(config("proj_out", "time_proj"), "x")
+        model.add_adapter(config("to_q"), "y")
+        model.add_adapter(config("proj_out"), "z")
+        model.set_adapters(["x", "y", "z"])
+    for step in AGAIN:
+        for model in models:
+            step(model)
+        ours, theirs = ({name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)
+                         and not name.endswith("to_q")} for model in models)  # fmt: skip
+        assert len(ours) == 2 and ours.keys() == theirs.keys()
+        for name, layer in ours.items():
+            assert torch.equal(layer.get_base_layer().weight, theirs[name].get_base_layer().weight)
+            assert layer.merged_adapters == theirs[name].merged_adapters and layer.scaling == theirs[name].scaling
+    merged, weights = models[0].proj_out.merged_adapters, models[0].proj_out.get_base_layer().weight.clone()
+    for _ in range(2):
+        with pytest.raises(UnsupportedError, match="'y' changes 4-bit layers"):
+            models[0].fuse_lora()
+    assert models[0].proj_out.merged_adapters == merged == ["x"]
+    assert torch.equal(models[0].proj_out.get_base_layer().weight, weights)
+
+
 def test_a_dequantized_model_fuses(folder: Path) -> None:
     model = load(folder, torch.float32)
     model.add_adapter(config(), "x")
