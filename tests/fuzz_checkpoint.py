@@ -34,7 +34,8 @@ from tempoquant.errors import TempoQuantError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.runtime.convert import quantized_linears
 from tests.checkpoint_damage import MUTATIONS, Mutation, mutate_index
-from tests.quantized_wan import by_bin, quantize_all, tiny_wan, write_component
+from tests.quantized_wan import quantize_all, tiny_wan, write_component
+from tests.random_layers import by_bin
 
 SECONDS_PER_CASE = 20
 SOURCE = Path(files.__file__).parents[1]

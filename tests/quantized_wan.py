@@ -1,7 +1,5 @@
-"""Tiny random Wan experts, quantized by rounding with a random branch and smoothing: enough to fill every tensor that a
-checkpoint can hold. What is tested with them is storage and plumbing, never quality."""
+"""Tiny random Wan experts with random layers: enough to fill every tensor that a checkpoint can hold."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,13 +13,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from tempoquant.checkpoint import Calibration, ComponentWriter
-from tempoquant.formats import FORMATS, ScaleRule, pack, scale_to_bytes, to_codes, weight_scale
-from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.formats import FORMATS
+from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import Expert, TimestepBins
+from tests.random_layers import BINS, random_layer
 
 RECIPE = Recipe(name="test", rank=4, smoothing_alpha=0.5)
-BINS = TimestepBins((917.5, 958.25))
 PROMPT = {"id": "a", "prompt": "a cat walks", "image_sha256": "0" * 64}
 CALIBRATION = Calibration((PROMPT,), {"num_steps": 4, "seed": 0})
 BLOCK_LINEARS = (
@@ -56,84 +54,12 @@ def inputs(batch: int = 1, timestep: Any = 900.0, seed: int = 1, dtype: torch.dt
     }
 
 
-def quantize(
-    linear: nn.Linear,
-    format: str = "mxfp4",
-    bins: TimestepBins = BINS,
-    rank: int = 4,
-    smoothed: bool = True,
-    seed: int = 0,
-    deflated: bool = True,
-    centred: bool = True,
-    centred_by_bin: bool = False,
-    deflated_by_bin: bool = False,
-) -> QuantizedLayer:
-    """Round a linear to nearest, with a random branch, random smoothing, a random
-    input offset, and clip ratios that differ by bin; with `…_by_bin` see `by_bin`."""
-    generator = torch.Generator().manual_seed(seed)
-    fmt = FORMATS[format]
-    weight = linear.weight.detach().float()
-    smoothing, branch = None, None
-    if smoothed:
-        smoothing = (torch.rand(linear.in_features, generator=generator) + 0.5).to(torch.bfloat16)
-        weight = weight * smoothing.float()
-    if rank:
-        up = 0.1 * torch.randn(linear.out_features, rank, generator=generator)
-        down = 0.1 * torch.randn(rank, linear.in_features, generator=generator)
-        deflation = 0.1 * torch.randn(linear.in_features, rank, generator=generator)
-        branch = LowRankBranch(
-            up.to(torch.bfloat16), down.to(torch.bfloat16), deflation.to(torch.bfloat16) if deflated else None
-        )
-    offset = 0.1 * torch.randn(linear.in_features, generator=generator)
-    bias = None if linear.bias is None else linear.bias.detach().clone()
-    if centred:  # as in a quantized model: there always is a bias then, in float32
-        bias = torch.randn(linear.out_features, generator=generator) if bias is None else bias.float()
-    scale = weight_scale(weight, fmt, ScaleRule.FLOOR)
-    layer = QuantizedLayer(
-        format=fmt,
-        activation_scale_rule=ScaleRule.CEIL,
-        packed=pack(to_codes(weight, scale.effective, fmt), fmt),
-        scale=scale_to_bytes(scale.group, fmt),
-        tensor_scale=scale.tensor.clone() if fmt.has_tensor_scale else None,
-        smoothing_factor=smoothing,
-        branch=branch,
-        bias=bias,
-        clip_ratio=0.5 + torch.rand(bins.num_bins, generator=generator),
-        bins=bins,
-        input_offset=offset.to(torch.bfloat16) if centred else None,
-    )
-    if not (centred_by_bin or deflated_by_bin):
-        return layer
-    layer = by_bin(layer, centred_by_bin, deflated_by_bin, seed=seed)
-    narrow = layer.bias.half() if centred_by_bin and layer.bias is not None else layer.bias  # as a recipe makes it
-    return dataclasses.replace(layer, bias=narrow)
-
-
-def by_bin(
-    layer: QuantizedLayer, centred: bool = True, deflated: bool = True, spread: float = 1.0, seed: int = 0
-) -> QuantizedLayer:
-    """A layer with an offset and a bias, and a deflation and an up, for each of its bins: random around its own, as far
-    as `spread` says; 0 leaves all bins equal."""
-    generator = torch.Generator().manual_seed(seed + 1000)
-
-    def around(tensor: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(layer.bins.num_bins, *tensor.shape, generator=generator)
-        return (tensor.float() + spread * tensor.float().std() * noise).to(tensor.dtype)
-
-    offset, bias, branch = layer.input_offset, layer.bias, layer.branch
-    if centred and offset is not None and bias is not None:
-        offset, bias = around(offset), around(bias)
-    if deflated and branch is not None and branch.deflation is not None:
-        branch = LowRankBranch(around(branch.up), branch.down, around(branch.deflation))
-    return dataclasses.replace(layer, input_offset=offset, bias=bias, branch=branch)
-
-
 def quantize_all(model: nn.Module, format: str = "mxfp4", **kwargs: Any) -> dict[str, QuantizedLayer]:
     """Every linear of every block; `format` may be "mixed", for all of them in turn."""
     names = [f"blocks.{i}.{linear}" for i in range(len(model.blocks)) for linear in BLOCK_LINEARS]
     formats = sorted(FORMATS) if format == "mixed" else [format]
     return {
-        name: quantize(model.get_submodule(name), formats[i % len(formats)], seed=i, **kwargs)
+        name: random_layer(model.get_submodule(name), formats[i % len(formats)], seed=i, **kwargs)
         for i, name in enumerate(names)
     }
 

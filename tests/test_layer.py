@@ -10,14 +10,10 @@ from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
-from tests.quantized_wan import by_bin
+from tests.random_layers import by_bin, random
 
 THREE_BINS = TimestepBins((300.0, 600.0))
 each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_layer(

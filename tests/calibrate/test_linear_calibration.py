@@ -12,15 +12,12 @@ from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
+from tests.random_layers import random
 
 UNCENTRED = {"centring": False, "centring_by_bin": False}
 DEFAULT = Recipe.load("default").replace(rank=4)
 IN, NUM_TOKENS = 128, 1200
 BFLOAT16_UNIT = 2.0**-8
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs(seed: int = 0, mean: float = 2.0) -> torch.Tensor:

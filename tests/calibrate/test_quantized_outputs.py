@@ -13,7 +13,7 @@ from tempoquant.recipe import Recipe
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tests.calibrate.test_sequential import BINS, ToyExpert, samples
-from tests.quantized_wan import by_bin
+from tests.random_layers import by_bin
 
 RECIPE = Recipe.load("default").replace(rank=2, block_inputs="quantized")
 

@@ -14,7 +14,8 @@ from tempoquant.checkpoint import check_tensors, read_config, read_layer, read_m
 from tempoquant.checkpoint.files import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME
 from tempoquant.checkpoint.tensors import KEYS
 from tempoquant.errors import CheckpointError
-from tests.quantized_wan import by_bin, quantize_all, tiny_wan, write_component
+from tests.quantized_wan import quantize_all, tiny_wan, write_component
+from tests.random_layers import by_bin
 
 MODEL = tiny_wan(num_layers=1)
 MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, to_k mxfp4, to_v nvfp4, to_out.0 nvfp4_m1

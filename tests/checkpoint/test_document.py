@@ -12,7 +12,8 @@ from torch import nn
 from tempoquant.checkpoint.tensors import KEYS
 from tempoquant.formats import FORMATS, INT4, MXFP4, unpack
 from tests.checkpoint.test_schema import CONFIG, ENTRY
-from tests.quantized_wan import by_bin, quantize, write_component
+from tests.quantized_wan import write_component
+from tests.random_layers import by_bin, random_layer
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "checkpoint.md").read_text(encoding="utf-8")
 
@@ -44,7 +45,7 @@ def test_the_documents_reader_decodes_every_format(
 ) -> None:
     model = Model()
     layers = {
-        name: quantize(getattr(model, name), format, rank=rank, smoothed=smoothed, deflated=deflated)
+        name: random_layer(getattr(model, name), format, rank=rank, smoothed=smoothed, deflated=deflated)
         for name in ("a", "b")
     }
     folder = write_component(tmp_path / "c", model, layers)
@@ -59,7 +60,7 @@ def test_the_documents_reader_decodes_every_format(
 
 def test_the_documents_reader_decodes_the_weight_of_each_timestep_bin(tmp_path: Path) -> None:
     model = Model()
-    layers = {name: by_bin(quantize(getattr(model, name), "int4")) for name in ("a", "b")}
+    layers = {name: by_bin(random_layer(getattr(model, name), "int4")) for name in ("a", "b")}
     folder = write_component(tmp_path / "c", model, layers)
     for name, layer in layers.items():
         for timestep_bin in range(3):

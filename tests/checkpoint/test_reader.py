@@ -23,7 +23,8 @@ from tempoquant.errors import CheckpointError
 from tempoquant.formats import FORMATS
 from tempoquant.layer import QuantizedLayer
 from tempoquant.timesteps import TimestepBins
-from tests.quantized_wan import BINS, CALIBRATION, RECIPE, by_bin, quantize_all, tiny_wan, write_component
+from tests.quantized_wan import BINS, CALIBRATION, RECIPE, quantize_all, tiny_wan, write_component
+from tests.random_layers import by_bin
 
 MODEL = tiny_wan(num_layers=1)
 MIXED = quantize_all(MODEL, "mixed")  # attn1.to_q is int4, to_k mxfp4, to_v nvfp4, to_out.0 nvfp4_m1

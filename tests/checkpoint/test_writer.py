@@ -23,9 +23,10 @@ from tempoquant.checkpoint.files import INDEX_NAME, WEIGHTS_NAME
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.layer import LowRankBranch
 from tempoquant.timesteps import Expert, TimestepBins
-from tests.quantized_wan import BINS, RECIPE, quantize, quantize_all, tiny_wan, write_component
+from tests.quantized_wan import BINS, RECIPE, quantize_all, tiny_wan, write_component
+from tests.random_layers import random_layer
 
-LAYER = quantize(torch.nn.Linear(128, 64))
+LAYER = random_layer(torch.nn.Linear(128, 64))
 
 
 def writer(folder: Path, **kwargs: Any) -> ComponentWriter:

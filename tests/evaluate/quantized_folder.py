@@ -5,6 +5,7 @@ from pathlib import Path
 from tempoquant.checkpoint import ComponentWriter
 from tempoquant.timesteps import Expert, TimestepBins
 from tests import quantized_wan
+from tests.random_layers import by_bin
 
 COMPONENTS = {Expert.HIGH_NOISE: "transformer", Expert.LOW_NOISE: "transformer_2"}
 BINS = {Expert.HIGH_NOISE: quantized_wan.BINS, Expert.LOW_NOISE: TimestepBins((500.0,))}
@@ -17,7 +18,7 @@ def write_quantized_folder(folder: Path, format: str = "mixed") -> Path:
         model = quantized_wan.tiny_wan(seed)
         layers = quantized_wan.quantize_all(model, format, bins=BINS[expert])
         del layers[KEPT_16BIT]
-        layers["blocks.0.ffn.net.2"] = quantized_wan.by_bin(layers["blocks.0.ffn.net.2"])
+        layers["blocks.0.ffn.net.2"] = by_bin(layers["blocks.0.ffn.net.2"])
         with ComponentWriter(
             folder / component, expert=expert, bins=BINS[expert], recipe=quantized_wan.RECIPE
         ) as writer:

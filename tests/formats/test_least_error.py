@@ -20,6 +20,7 @@ from tempoquant.formats import (
     to_codes,
     weight_scale,
 )
+from tests.random_layers import random
 
 LEAST = ScaleRule.LEAST_ERROR
 NUM_GROUPS = 3
@@ -27,14 +28,13 @@ each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 clip_ratios = st.sampled_from([0.7, 1.0, 1.3])
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
+def with_tails(*shape: int, seed: int = 0) -> torch.Tensor:
     """Float64 numbers with tails, but no group so far from its neighbours that a window of scales would matter."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).pow(3)
+    return random(*shape, seed=seed, dtype=torch.float64).pow(3)
 
 
 def importances(in_features: int, seed: int = 1) -> torch.Tensor:
-    return random(in_features, seed=seed).tanh().mul(3).exp()  # from 1/20 to 20
+    return with_tails(in_features, seed=seed).tanh().mul(3).exp()  # from 1/20 to 20
 
 
 def group_errors(x: torch.Tensor, rounded: torch.Tensor, format: Format) -> torch.Tensor:
@@ -58,7 +58,7 @@ def tried(x: torch.Tensor, format: Format, clip_ratio: float) -> list[torch.Tens
 def test_no_candidate_leaves_a_group_less_error_and_so_not_the_first(
     format: Format, seed: int, clip_ratio: float
 ) -> None:
-    x = random(8, NUM_GROUPS * format.group_size, seed=seed)
+    x = with_tails(8, NUM_GROUPS * format.group_size, seed=seed)
     chosen = group_errors(x, quantize_activation(x, format, LEAST, clip_ratio), format)
     for rounded in tried(x, format, clip_ratio):
         assert bool((chosen <= group_errors(x, rounded, format) * (1 + 1e-12)).all())
@@ -67,7 +67,7 @@ def test_no_candidate_leaves_a_group_less_error_and_so_not_the_first(
 @each_format
 @given(seed=st.integers(0, 10**6), clip_ratio=clip_ratios)
 def test_an_activation_is_what_trying_each_candidate_gives(format: Format, seed: int, clip_ratio: float) -> None:
-    x = random(8, NUM_GROUPS * format.group_size, seed=seed)
+    x = with_tails(8, NUM_GROUPS * format.group_size, seed=seed)
     candidates = tried(x, format, clip_ratio)
     best = first_of_the_least([group_errors(x, rounded, format) for rounded in candidates])
     per_number = best.repeat_interleave(format.group_size, -1).unsqueeze(0)
@@ -91,7 +91,7 @@ def weight_scales_by_trying(weight: torch.Tensor, format: Format, feature_weight
 @each_format
 @given(seed=st.integers(0, 10**6))
 def test_the_scales_of_a_weight_are_what_trying_each_candidate_gives(format: Format, seed: int) -> None:
-    weight = random(8, NUM_GROUPS * format.group_size, seed=seed)
+    weight = with_tails(8, NUM_GROUPS * format.group_size, seed=seed)
     importance = importances(weight.shape[1], seed + 1)
     plain, weighted = weight_scale(weight, format, LEAST), weight_scale(weight, format, LEAST, importance)
     assert torch.equal(plain.group, weight_scales_by_trying(weight, format, torch.ones_like(importance)))
@@ -101,7 +101,7 @@ def test_the_scales_of_a_weight_are_what_trying_each_candidate_gives(format: For
 
 @each_format
 def test_what_an_error_counts_for_decides_and_a_common_factor_does_not(format: Format) -> None:
-    weight = random(200, NUM_GROUPS * format.group_size)
+    weight = with_tails(200, NUM_GROUPS * format.group_size)
     importance = importances(weight.shape[1])
     plain, weighted = (weight_scale(weight, format, LEAST, w).group for w in (None, importance))
     assert not torch.equal(plain, weighted)
@@ -111,7 +111,7 @@ def test_what_an_error_counts_for_decides_and_a_common_factor_does_not(format: F
 
 @each_format
 def test_features_that_count_for_nothing_may_be_anything_small(format: Format) -> None:
-    weight = random(50, NUM_GROUPS * format.group_size)
+    weight = with_tails(50, NUM_GROUPS * format.group_size)
     matters = torch.arange(weight.shape[1]) % 3 != 0
     other = torch.where(matters | (weight.abs() > 0.1), weight, weight / 2)  # below every group's largest magnitude
     assert not torch.equal(other, weight)
@@ -139,7 +139,7 @@ def test_of_scales_with_equal_errors_the_first_is_taken() -> None:
 
 @each_format
 def test_choices_do_not_depend_on_what_else_is_in_the_batch(format: Format) -> None:
-    x = random(2, 5, NUM_GROUPS * format.group_size).float()
+    x = with_tails(2, 5, NUM_GROUPS * format.group_size).float()
     importance = importances(x.shape[-1]).float()
     together, weights = quantize_activation(x, format, LEAST), weight_scale(x[0], format, LEAST, importance)
     for i, j in np.ndindex(2, 5):
@@ -162,7 +162,7 @@ def nearest_level_in_numpy(scaled: np.ndarray, format: Format) -> np.ndarray:
 @each_format
 def test_another_program_that_sums_by_halves_in_float32_chooses_the_same(format: Format) -> None:
     """Many groups, so that some candidates all but tie and the order of the sum decides."""
-    x = random(3000, NUM_GROUPS * format.group_size).float()
+    x = with_tails(3000, NUM_GROUPS * format.group_size).float()
     amax = group_amax(x, format)
     grouped = x.unflatten(-1, (-1, format.group_size)).numpy()
     best_error, best = None, None

@@ -18,13 +18,10 @@ from tempoquant.formats import (
     to_codes,
     weight_scale,
 )
+from tests.random_layers import random
 
 each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 each_rule = pytest.mark.parametrize("rule", ScaleRule)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @each_format

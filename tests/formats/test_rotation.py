@@ -5,10 +5,7 @@ import torch
 from scipy.linalg import hadamard
 
 from tempoquant.formats import FORMATS, NVFP4_M1, ROTATION_SIZE, ScaleRule, quantize_activation, rotate
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.random_layers import random
 
 
 def test_each_block_is_multiplied_by_sylvesters_matrix() -> None:

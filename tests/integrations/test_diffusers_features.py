@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from tempoquant.errors import UnsupportedError
 from tempoquant.integrations.diffusers_loader import register
 from tempoquant.runtime.convert import quantized_linears
-from tests.quantized_wan import by_bin, generate, load, quantize_all, run, tiny_wan, write_component, write_pipeline
+from tests.quantized_wan import generate, load, quantize_all, run, tiny_wan, write_component, write_pipeline
+from tests.random_layers import by_bin
 
 register()
 MODEL = tiny_wan(num_layers=1)

@@ -19,7 +19,6 @@ from tempoquant.integrations.diffusers_loader import TempoQuantConfig, register
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tests.quantized_wan import (
     BINS,
-    by_bin,
     generate,
     load,
     model_config,
@@ -30,6 +29,7 @@ from tests.quantized_wan import (
     write_component,
     write_pipeline,
 )
+from tests.random_layers import by_bin
 
 register()
 MODEL = tiny_wan(num_layers=1)

@@ -21,6 +21,7 @@ from tempoquant.integrations.nunchaku_reader import ExportedComponent
 from tempoquant.integrations.wan import load_pipeline
 from tests import quantized_wan
 from tests.integrations.test_nunchaku_lite import each_format
+from tests.random_layers import random_layer
 
 COMPONENTS = ("transformer", "transformer_2")
 OTHERS = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
@@ -182,7 +183,7 @@ def test_mixed_formats_are_refused(tmp_path):
     source = write(tmp_path / "quantized", "int4")
     model = quantized_wan.tiny_pipeline().transformer
     layers = quantized_wan.quantize_all(model, "int4", deflated=False, centred=False)
-    layers[NAMES[3]] = quantized_wan.quantize(model.get_submodule(NAMES[3]), "nvfp4", deflated=False, centred=False)
+    layers[NAMES[3]] = random_layer(model.get_submodule(NAMES[3]), "nvfp4", deflated=False, centred=False)
     shutil.rmtree(source / "transformer")
     quantized_wan.write_component(source / "transformer", model, layers)
     with pytest.raises(UnsupportedError, match="one format for all layers"):

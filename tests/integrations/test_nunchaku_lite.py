@@ -22,7 +22,7 @@ from tempoquant.integrations.nunchaku_lite import (
 )
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
-from tests import quantized_wan
+from tests.random_layers import random_layer
 
 RANK = 16
 BF16_ROUNDING = 2.0**-8  # the largest relative error of rounding to eight significant bits
@@ -34,7 +34,7 @@ def layer(format: str = "int4", bias: bool = True, shape: tuple[int, int] = (256
     """One that can be exported, with three bins of random clip ratios; shape is (out, in)."""
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=bias)
-    return quantized_wan.quantize(linear, format, **{"deflated": False, "centred": False, **kwargs})
+    return random_layer(linear, format, **{"deflated": False, "centred": False, **kwargs})
 
 
 def entry(**changes: object) -> LayerEntry:

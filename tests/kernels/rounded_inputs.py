@@ -8,6 +8,7 @@ from tempoquant.kernels.fp8_window import dtypes_of
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_quantize import quantize_to_bf16, quantize_to_fp8, quantize_to_int8
+from tests.random_layers import random
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUANTIZE = {torch.float8_e4m3fn: quantize_to_fp8, torch.bfloat16: quantize_to_bf16, torch.int8: quantize_to_int8}
@@ -18,10 +19,6 @@ each_output = pytest.mark.parametrize(
     ids=[f"{format.name}-{str(dtype).removeprefix('torch.')}" for format, dtype in OUTPUTS],
 )
 each_rule = pytest.mark.parametrize("rule", ScaleRule)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def layer(in_features: int, *, rank: int = 0, smoothing: bool = True, offset: bool = True) -> LinearTensors:

@@ -18,7 +18,7 @@ from tempoquant.runtime.shared_input import SharedInput
 from tempoquant.timesteps import TimestepBins
 from tests.kernels.products import DEVICE
 from tests.kernels.test_reference import layer_tensors, random
-from tests.quantized_wan import by_bin
+from tests.random_layers import by_bin
 
 PATHS = [
     *((Path.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),

@@ -18,15 +18,12 @@ from tempoquant.formats import (
 )
 from tempoquant.kernels import reference
 from tempoquant.kernels.reference import LinearTensors, dequantize_residual, w4a4_linear
+from tests.random_layers import random
 
 NUM_TOKENS, OUT, RANK = 7, 6, 3
 FLOAT32_UNIT, BFLOAT16_UNIT = 2.0**-24, 2.0**-9
 each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 each_rule = pytest.mark.parametrize("rule", ScaleRule)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def layer_tensors(

@@ -10,7 +10,8 @@ import triton.language as tl
 
 from tempoquant.formats import INT4, ScaleRule
 from tempoquant.kernels.triton_rounding import divide, over_scale, rounding_of, sum_by_halves
-from tests.kernels.rounded_inputs import DEVICE, random
+from tests.kernels.rounded_inputs import DEVICE
+from tests.random_layers import random
 
 FORMAT = rounding_of(INT4, ScaleRule.CEIL)
 

@@ -7,12 +7,9 @@ from hypothesis import strategies as st
 
 from tempoquant.formats import FORMATS, MXFP4, NVFP4, Format, ScaleRule, quantize_activation
 from tempoquant.methods import best_clip_ratio, clip_errors
+from tests.random_layers import random
 
 CANDIDATES = (0.6, 0.8, 1.0, 1.2)
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def errors(x: torch.Tensor, residual: torch.Tensor | None = None, format: Format = NVFP4) -> torch.Tensor:

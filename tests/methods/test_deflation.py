@@ -7,13 +7,10 @@ from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
 from tempoquant.methods import Deflation, deflation, deflation_of, split
+from tests.random_layers import random
 
 BFLOAT16_UNIT = 2.0**-8  # the largest relative error of rounding to it
 IN, OUT, RANK = 96, 64, 8
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs(in_features: int = IN, num_tokens: int = 800, seed: int = 0) -> torch.Tensor:

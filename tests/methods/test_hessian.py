@@ -7,10 +7,7 @@ from hypothesis import strategies as st
 
 from tempoquant.errors import HessianError
 from tempoquant.methods import HessianAccumulator, feedback_matrix
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+from tests.random_layers import random
 
 
 def hard_hessian() -> torch.Tensor:

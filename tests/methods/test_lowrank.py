@@ -4,10 +4,7 @@ import pytest
 import torch
 
 from tempoquant.methods import truncated_svd
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.random_layers import random
 
 
 def with_outliers(out_features: int, in_features: int) -> torch.Tensor:

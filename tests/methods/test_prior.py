@@ -6,12 +6,9 @@ import torch
 from tempoquant.formats import rotate
 from tempoquant.methods import add_prior_, certain_mean
 from tempoquant.methods.prior import prior_energy, share, typical_energy
+from tests.random_layers import random
 
 WIDTH = 64
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 SPREADS = {
@@ -45,13 +42,13 @@ def test_the_mean_of_a_constant_counts_in_the_priors_energy_and_that_of_a_featur
 
 def test_without_a_fraction_there_is_no_prior_however_few_the_tokens() -> None:
     assert share(0.0, 1) == 0 and share(0.125, 0) == 1 and share(0.125, 1e12) == pytest.approx(0.125)
-    moments = random(WIDTH, WIDTH)
+    moments = random(WIDTH, WIDTH).double()
     assert torch.equal(add_prior_(moments.clone(), torch.ones(WIDTH).double(), 0.0, True), moments)
 
 
 def test_rotated_moments_with_a_prior_are_those_of_the_prior_rotated() -> None:
     """Mixing before the rotation and after it is the same."""
-    x, energy = random(500, WIDTH), random(WIDTH, seed=1).exp()
+    x, energy = random(500, WIDTH).double(), random(WIDTH, seed=1).double().exp()
     plain, turned = x.T @ x / 500, rotate(x).T @ rotate(x) / 500
     wanted = rotate(rotate(add_prior_(plain, energy, 0.25)).mT).mT
     torch.testing.assert_close(add_prior_(turned, energy, 0.25, rotated=True), wanted)

@@ -5,10 +5,7 @@ import torch
 
 from tempoquant.formats import FORMATS, INT4, MXFP4, Format
 from tempoquant.methods import fit_scale_range, smoothing_factor
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.random_layers import random
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:

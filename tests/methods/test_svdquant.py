@@ -6,10 +6,7 @@ import torch
 from tempoquant.errors import RecipeError
 from tempoquant.formats import FORMATS, MXFP4, NVFP4, Format, group_amax
 from tempoquant.methods import fit_scale_range, smoothing_factor, svdquant
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.random_layers import random
 
 
 @pytest.mark.parametrize("rank", [0, 1, 7, 48])

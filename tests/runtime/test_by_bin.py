@@ -13,7 +13,8 @@ from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.runtime.convert import install_layers
 from tempoquant.runtime.linear import QuantizedLinear
-from tests.quantized_wan import BINS, by_bin, inputs, quantize, quantize_all, run, tiny_wan
+from tests.quantized_wan import BINS, inputs, quantize_all, run, tiny_wan
+from tests.random_layers import by_bin, random_layer
 
 SOURCE = nn.Linear(128, 64)
 X = torch.randn(3, 7, 128, generator=torch.Generator().manual_seed(0))
@@ -23,7 +24,7 @@ each_has = pytest.mark.parametrize("has", HAS.values(), ids=HAS)
 
 
 def plain_layer(format: str, centred: bool = True, **_: Any) -> QuantizedLayer:
-    return quantize(SOURCE, format, BINS, centred=centred)
+    return random_layer(SOURCE, format, BINS, centred=centred)
 
 
 def layer_by_bin(format: str = "mxfp4", spread: float = 1.0, **has: Any) -> QuantizedLayer:
@@ -75,7 +76,7 @@ def test_one_timestep_serves_every_row() -> None:
 
 
 def test_a_layer_with_one_bin_may_say_by_bin() -> None:
-    layer = QuantizedLinear.from_layer(by_bin(quantize(SOURCE, bins=BINS).at_bin(1)))
+    layer = QuantizedLinear.from_layer(by_bin(random_layer(SOURCE, bins=BINS).at_bin(1)))
     assert torch.equal(layer(X), QuantizedLinear.from_layer(layer.to_layer().at_bin(0))(X))
 
 

@@ -11,7 +11,8 @@ from tempoquant.errors import CheckpointError
 from tempoquant.runtime.convert import install_layers, quantized_linears, replace_linears
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
-from tests.quantized_wan import BINS, inputs, quantize, quantize_all, tiny_wan
+from tests.quantized_wan import BINS, inputs, quantize_all, tiny_wan
+from tests.random_layers import random_layer
 
 
 def test_every_named_linear_is_replaced_and_no_other() -> None:
@@ -49,7 +50,7 @@ def test_a_full_rank_branch_reproduces_the_original() -> None:
     zero.weight.data.zero_()
     branch = LowRankBranch(torch.eye(64).bfloat16(), source.weight.data.bfloat16())
     layer = replace(
-        quantize(zero, "int4", TimestepBins(), rank=0, smoothed=False), branch=branch, bias=source.bias.data
+        random_layer(zero, "int4", TimestepBins(), rank=0, smoothed=False), branch=branch, bias=source.bias.data
     )
     x = torch.randn(3, 64)
     torch.testing.assert_close(QuantizedLinear.from_layer(layer)(x), source(x), rtol=1e-5, atol=1e-6)
@@ -69,7 +70,7 @@ def test_a_full_rank_branch_reproduces_the_original() -> None:
 )
 def test_a_layer_that_does_not_fit_is_refused_and_nothing_is_changed(name: str, change: dict, message: str) -> None:
     model = tiny_wan(num_layers=1)
-    entry = entry_of(quantize(model.blocks[0].attn1.to_q))
+    entry = entry_of(random_layer(model.blocks[0].attn1.to_q))
     before = dict(model.named_modules())
     with pytest.raises(CheckpointError, match=message):
         replace_linears(model, {"blocks.0.attn1.to_k": entry, name: replace(entry, **change)}, BINS)
@@ -88,11 +89,11 @@ class OneLinear(nn.Module):
 def test_a_linear_without_a_bias_takes_a_centred_layer_with_one_and_no_other() -> None:
     source, x = nn.Linear(128, 64, bias=False), torch.randn(3, 128)
     model = OneLinear(source)
-    uncentred = replace(quantize(source, bins=TimestepBins(), centred=False), bias=torch.zeros(64))
+    uncentred = replace(random_layer(source, bins=TimestepBins(), centred=False), bias=torch.zeros(64))
     with pytest.raises(CheckpointError, match="without bias in the model"):
         install_layers(model, {"a": uncentred}, TimestepBins())
     assert model.a is source
-    centred = quantize(source, bins=TimestepBins())
+    centred = random_layer(source, bins=TimestepBins())
     install_layers(model, {"a": centred}, TimestepBins())
     assert torch.equal(model(x, timestep=0), QuantizedLinear.from_layer(centred)(x))
 

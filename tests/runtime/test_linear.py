@@ -15,7 +15,7 @@ from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
-from tests.quantized_wan import BINS, quantize
+from tests.random_layers import BINS, random_layer
 
 SOURCE = nn.Linear(128, 64)
 X = torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(0))
@@ -35,14 +35,14 @@ each_set = pytest.mark.parametrize(
 
 
 def linear(format: str = "mxfp4", bins: TimestepBins = BINS, **has: Any) -> QuantizedLinear:
-    return QuantizedLinear.from_layer(quantize(SOURCE, format, bins, **has))
+    return QuantizedLinear.from_layer(random_layer(SOURCE, format, bins, **has))
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @each_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_a_module_computes_what_its_layer_computes(format: str, has: dict[str, Any], dtype: torch.dtype) -> None:
-    layer = quantize(SOURCE, format, BINS, **has)
+    layer = random_layer(SOURCE, format, BINS, **has)
     module = QuantizedLinear.from_layer(layer)
     for timestep in (900.0, 930.0, 990.0):
         with module.at_timestep(timestep):
@@ -55,7 +55,7 @@ def test_a_module_computes_what_its_layer_computes(format: str, has: dict[str, A
 @pytest.mark.parametrize("format", FORMATS)
 @each_set
 def test_a_layer_survives_being_a_module(format: str, has: dict[str, Any]) -> None:
-    layer = quantize(SOURCE, format, **has)
+    layer = random_layer(SOURCE, format, **has)
     again = QuantizedLinear.from_layer(layer).to_layer()
     assert again.rotated == layer.rotated
     for a, b in zip([*layer.tensors[:-1], layer.clip_ratio], [*again.tensors[:-1], again.clip_ratio], strict=True):
@@ -66,7 +66,7 @@ def test_a_layer_survives_being_a_module(format: str, has: dict[str, Any]) -> No
 @each_set
 def test_bytes_in_memory_are_the_bytes_of_the_layer(format: str, has: dict[str, Any]) -> None:
     module = linear(format, **has)
-    layer = quantize(SOURCE, format, BINS, **has)
+    layer = random_layer(SOURCE, format, BINS, **has)
     held = sum(tensor.numel() * tensor.element_size() for name, tensor in module.state_dict().items() if name != "bias")
     assert held == module.num_bytes == layer.num_bytes
     assert module.bits_per_weight == layer.bits_per_weight == 8 * held / (64 * 128)
@@ -81,7 +81,7 @@ def test_autocast_changes_nothing() -> None:
 
 
 def test_dequantize_is_the_layers() -> None:
-    assert torch.equal(linear().dequantize(), quantize(SOURCE).dequantize())
+    assert torch.equal(linear().dequantize(), random_layer(SOURCE).dequantize())
 
 
 def test_state_dict_is_what_a_checkpoint_stores_and_loads_back() -> None:
@@ -161,7 +161,7 @@ def test_several_bins_need_a_timestep_and_one_bin_does_not() -> None:
 
 def test_a_layer_needs_a_clock_with_its_bins() -> None:
     with pytest.raises(CheckpointError, match="clock"):
-        QuantizedLinear.from_layer(quantize(SOURCE), BinClock(TimestepBins()))
+        QuantizedLinear.from_layer(random_layer(SOURCE), BinClock(TimestepBins()))
 
 
 def test_a_copy_is_independent() -> None:

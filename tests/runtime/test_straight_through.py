@@ -1,7 +1,6 @@
 """Training through a 4-bit layer: the value is the 4-bit one, the gradient the dequantized layer's, nothing is kept."""
 
 import copy
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +20,15 @@ from tempoquant.quantizing import quantize_linear
 from tempoquant.runtime import QuantizedLinear, install_layers
 from tempoquant.timesteps import TimestepBins
 from tempoquant.tiny import weights_folder
-from tests.quantized_wan import inputs, load, quantize, quantize_all, tiny_wan, write_component
+from tests.quantized_wan import inputs, load, quantize_all, tiny_wan, write_component
+from tests.random_layers import random_layer
 from tests.runtime.test_linear import SOURCE, X, each_set
 
 GRAD_Y = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(1))
 
 
 def module(format: str = "nvfp4_m1", rotated: bool = True, **has: Any) -> QuantizedLinear:
-    layer = quantize(SOURCE, format, TimestepBins(), **has)
-    return QuantizedLinear.from_layer(dataclasses.replace(layer, rotated=rotated))
+    return QuantizedLinear.from_layer(random_layer(SOURCE, format, TimestepBins(), rotated=rotated, **has))
 
 
 def gradient_of(linear: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -61,7 +60,7 @@ def test_the_gradient_is_the_dequantized_layers_and_the_value_the_four_bit_one(
 
 
 def test_an_exported_layer_has_the_dequantized_layers_gradient_too() -> None:
-    layer = quantize(SOURCE, "nvfp4", TimestepBins(), deflated=False, centred=False)
+    layer = random_layer(SOURCE, "nvfp4", TimestepBins(), deflated=False, centred=False)
     linear = NunchakuLinear.from_layer(layer)
     assert torch.equal(gradient_of(linear), gradient_of(dequantized(linear, torch.float32)))
 
