@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import vendor_products
 from benchmarks.registry import Shape
 from tempoquant.formats import (
     INT4,
@@ -21,7 +22,7 @@ from tempoquant.formats import (
     to_codes,
     weight_scale,
 )
-from tempoquant.kernels import torch_gemm
+from tempoquant.kernels.operators import branch_hidden
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import (
     LinearTensors,
@@ -63,7 +64,7 @@ class Method(NamedTuple):
 
     def whole(self, x: torch.Tensor, tensors: LinearTensors, clip_ratio: torch.Tensor) -> torch.Tensor:
         """All stages, as a layer that shares its input with no other runs them."""
-        hidden = None if tensors.down is None else torch_gemm.branch_hidden(x, tensors.down)
+        hidden = None if tensors.down is None else branch_hidden(x, tensors.down)
         quantized = self.quantize(x, hidden, tensors, self.format, RULE, clip_ratio)
         return self.multiply(quantized, self.expand(tensors, self.format), tensors, x.dtype)
 
@@ -86,9 +87,9 @@ def our_methods(capability: int) -> list[Method]:
     int8 = ("int8", INT4, triton_quantize.quantize_to_int8, triton_expand.expand_to_int8)
     methods = [
         Method("fp8, product by Triton", *fp8, triton_fp8_gemm.fp8_multiply),
-        Method("fp8, product by cuBLAS or CUTLASS", *fp8, torch_gemm.fp8_scaled_mm),
+        Method("fp8, product by cuBLAS or CUTLASS", *fp8, vendor_products.fp8_scaled_mm),
         Method("bf16, product by Triton", *bf16, triton_bf16_gemm.bf16_multiply),
-        Method("bf16, product by cuBLAS", *bf16, torch_gemm.bf16_linear),
+        Method("bf16, product by cuBLAS", *bf16, vendor_products.bf16_linear),
         Method("int8", *int8, triton_int8_gemm.int8_multiply),
     ]
     return [method for method in methods if method.path != "fp8" or capability >= 89]
@@ -143,7 +144,7 @@ def check(method: Method, x: torch.Tensor, tensors: LinearTensors, clip_ratio: t
     """
     half = CHECKED_TOKENS // 2
     x = x if len(x) <= CHECKED_TOKENS else torch.cat([x[:half], x[-half:]])
-    hidden = None if tensors.down is None else torch_gemm.branch_hidden(x, tensors.down)
+    hidden = None if tensors.down is None else branch_hidden(x, tensors.down)
     quantized = method.quantize(x, hidden, tensors, method.format, RULE, clip_ratio)
     numbers = numbers_of(quantized)
     smoothed = quantizer_input(x.float(), None if hidden is None else hidden.float(), tensors)

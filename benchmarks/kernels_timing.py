@@ -24,7 +24,7 @@ from benchmarks.kernels_peers import MAX_ERROR, PEERS, Peer
 from benchmarks.kernels_roofline import bf16_linear, quantize
 from benchmarks.registry import Shape
 from tempoquant.formats import NVFP4_M1
-from tempoquant.kernels import operators, torch_gemm
+from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import choose
 from tempoquant.kernels.reference import LinearTensors, w4a4_linear
 
@@ -106,7 +106,7 @@ def _row_of_method(
     def quantize_one(x: torch.Tensor, hidden: torch.Tensor) -> Any:
         return method.quantize(x, hidden, tensors, method.format, RULE, clip_ratio)
 
-    pairs = [(x, torch_gemm.branch_hidden(x, tensors.down)) for x in inputs]
+    pairs = [(x, operators.branch_hidden(x, tensors.down)) for x in inputs]
     quantize_ms = time_ms(_in_turn(lambda pair: quantize_one(*pair), pairs), graph)
     multiply_ms = _time_of_product(method, [quantize_one(*pair) for pair in pairs[:2]], tensors, graph)
     moved = quantize(shape, 2 if method.path == "bf16" else 1).bytes
@@ -117,7 +117,7 @@ def _row_of_method(
         **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, None if method.path == "int8" else peak),
         "path": method.path,
         "format": method.format.name,
-        "project_ms": time_ms(_in_turn(lambda x: torch_gemm.branch_hidden(x, tensors.down), inputs), graph),
+        "project_ms": time_ms(_in_turn(lambda x: operators.branch_hidden(x, tensors.down), inputs), graph),
         "quantize_ms": quantize_ms,
         "quantize_gb_per_s": bytes_per_s / 1e9,
         "quantize_of_copy": bytes_per_s / (peaks["bytes_per_s"] or float("nan")),

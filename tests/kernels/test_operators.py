@@ -17,7 +17,7 @@ from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.share_inputs import share_inputs
 from tempoquant.timesteps import TimestepBins
-from tests.kernels.products import DEVICE
+from tests.kernels.products import DEVICE, generator, whole_numbers
 from tests.kernels.test_paths import each_path, linear, random
 
 CHECKS = ("test_schema", "test_faketensor")
@@ -108,3 +108,20 @@ def test_the_operator_of_the_gradient_returns_what_its_fake_kernel_says():
         (grad_y, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, tensors.up,
          tensors.down, tensors.deflation, tensors.rotated, NVFP4_M1.name), test_utils=CHECKS,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_what_the_branch_reads_is_rounded_to_bfloat16_once(dtype):
+    x = whole_numbers(5, 48, largest=50, seed=1).to(dtype).to(DEVICE)
+    down = whole_numbers(3, 48, largest=50, seed=2).to(torch.bfloat16).to(DEVICE)
+    assert torch.equal(
+        operators.branch_hidden(x, down).cpu(), (x.cpu().double() @ down.cpu().double().T).to(torch.bfloat16)
+    )
+
+
+def test_what_float16_holds_beyond_bfloat16_reaches_the_branch():
+    x = (1 + torch.rand(4, 64, generator=generator(1)) / 64).half().to(DEVICE)
+    down = torch.zeros(1, 64, dtype=torch.bfloat16)
+    down[0, 0], down[0, 1] = 1.0, -1.0
+    wanted = (x[:, :1].double() - x[:, 1:2].double()).cpu().to(torch.bfloat16)
+    assert torch.equal(operators.branch_hidden(x, down.to(DEVICE)).cpu(), wanted)

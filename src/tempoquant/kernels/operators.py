@@ -8,12 +8,12 @@ import importlib
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from tempoquant.formats import Format, ScaleRule, get_format
 from tempoquant.kernels.dispatch import Path, choose
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import LinearTensors
-from tempoquant.kernels.torch_gemm import branch_hidden
 
 
 @torch.compiler.assume_constant_result
@@ -40,6 +40,20 @@ class Source(NamedTuple):
     rule: ScaleRule
     clip_ratio: torch.Tensor
     eight_bits: torch.Tensor | None
+
+
+def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """hidden = x · downᵀ, rounded once.
+
+    Args:
+        x: (tokens, in), any float dtype. down: (rank, in) bfloat16.
+
+    Returns:
+        (tokens, rank) bfloat16. Inputs of other dtypes are multiplied in float32.
+    """
+    if x.dtype == torch.bfloat16:
+        return functional.linear(x, down)
+    return functional.linear(x.float(), down.float()).bfloat16()
 
 
 def quantize_input(source: Source, tensors: LinearTensors, format: Format, path: str) -> QuantizedInput:

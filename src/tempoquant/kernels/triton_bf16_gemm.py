@@ -3,7 +3,7 @@
     y = (values · weightᵀ) · tensor_scale + hidden · upᵀ + bias
 
 The tensor scale stays on the device and is applied to float32 sums, so that the operands stay exact and y is rounded
-once. `torch_gemm.bf16_linear` is the same by the vendor's library, with two roundings more.
+once. `benchmarks.vendor_products.bf16_linear` is the same by the vendor's library, with two roundings more.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     y = (values · weightᵀ) · scale[token] · row_scale[output] + hidden · upᵀ + bias
 
-Ours keeps the branch and the bias in float32 and rounds y once. `torch_gemm.fp8_scaled_mm` is the same by the vendor's
-library, with one rounding more.
+Ours keeps the branch and the bias in float32 and rounds y once. `benchmarks.vendor_products.fp8_scaled_mm` is
+the same by the vendor's library, with one rounding more.
 """
 
 import torch

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.vendor_products import bf16_linear, fp8_scaled_mm
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.torch_gemm import bf16_linear, branch_hidden, fp8_scaled_mm
-from tests.kernels.products import DEVICE, branch, expected, generator, powers_of_two, whole_numbers
+from tests.kernels.products import DEVICE, branch, expected, powers_of_two, whole_numbers
 
 BF16 = torch.bfloat16
 BF16_UNIT = (
@@ -71,18 +71,3 @@ def test_the_bf16_product_differs_by_its_roundings(rank, has_tensor_scale, has_b
     with_bias = expected(quantized._replace(hidden=None), weight, tensor_scale, None, bias)
     wanted = expected(quantized, weight, tensor_scale, up, bias)
     assert ((y - wanted).abs() <= BF16_UNIT * (2 * first.abs() + with_bias.abs() + wanted.abs())).all()
-
-
-@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32], ids=str)
-def test_what_the_branch_reads_is_rounded_to_bfloat16_once(dtype):
-    x = whole_numbers(5, 48, largest=50, seed=1).to(dtype).to(DEVICE)
-    down = whole_numbers(3, 48, largest=50, seed=2).to(BF16).to(DEVICE)
-    assert torch.equal(branch_hidden(x, down).cpu(), (x.cpu().double() @ down.cpu().double().T).to(BF16))
-
-
-def test_what_float16_holds_beyond_bfloat16_reaches_the_branch():
-    x = (1 + torch.rand(4, 64, generator=generator(1)) / 64).half().to(DEVICE)
-    down = torch.zeros(1, 64, dtype=BF16)
-    down[0, 0], down[0, 1] = 1.0, -1.0
-    wanted = (x[:, :1].double() - x[:, 1:2].double()).cpu().to(BF16)
-    assert torch.equal(branch_hidden(x, down.to(DEVICE)).cpu(), wanted)

@@ -1,4 +1,4 @@
-"""The matrix products by PyTorch's own: the vendor's library on a GPU, and a CPU without Triton.
+"""The matrix products by PyTorch's own, to time ours beside: the vendor's library on a GPU, and a CPU without Triton.
 
 Operands and what is computed are those of triton_fp8_gemm and triton_bf16_gemm. The difference is in rounding: a
 library writes its product in 16 bits, and the branch and the bias are added to that in a second pass over y.
@@ -8,20 +8,6 @@ import torch
 from torch.nn import functional
 
 from tempoquant.kernels.quantized_input import QuantizedInput
-
-
-def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """hidden = x · downᵀ, rounded once.
-
-    Args:
-        x: (tokens, in), any float dtype. down: (rank, in) bfloat16.
-
-    Returns:
-        (tokens, rank) bfloat16. Inputs of other dtypes are multiplied in float32.
-    """
-    if x.dtype == torch.bfloat16:
-        return functional.linear(x, down)
-    return functional.linear(x.float(), down.float()).bfloat16()
 
 
 def fp8_scaled_mm(
