@@ -22,15 +22,10 @@ from tempoquant.formats import (
     to_codes,
     weight_scale,
 )
+from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.operators import branch_hidden
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import (
-    LinearTensors,
-    dequantize_residual,
-    quantizer_input,
-    round_input,
-    w4a4_linear,
-)
+from tempoquant.kernels.reference import WeightTensors, dequantize_residual, round_input, w4a4_linear
 
 RULE = ScaleRule.LEAST_ERROR
 RANK = 32
@@ -46,6 +41,13 @@ class Wrong(Exception):
     """A stage whose result is not what it must be: it is not timed."""
 
 
+class Layer(NamedTuple):
+    """What a layer does to its input, and what it multiplies it with."""
+
+    transform: InputTransform
+    weight: WeightTensors
+
+
 class Method(NamedTuple):
     """One way: the path's kernels, with one of the products."""
 
@@ -53,20 +55,21 @@ class Method(NamedTuple):
     path: str
     format: Format
     quantize: Callable[..., QuantizedInput]
-    expand: Callable[[LinearTensors, Format], tuple[Any, ...]]
+    expand: Callable[[WeightTensors, Format], tuple[Any, ...]]
     product: Callable[..., torch.Tensor]
 
     def multiply(
-        self, quantized: QuantizedInput, expanded: tuple[Any, ...], tensors: LinearTensors, dtype: torch.dtype
+        self, quantized: QuantizedInput, expanded: tuple[Any, ...], weight: WeightTensors, dtype: torch.dtype
     ) -> torch.Tensor:
         """The product with branch and bias."""
-        return self.product(quantized, *expanded, tensors.up, tensors.bias, dtype)
+        return self.product(quantized, *expanded, weight.up, weight.bias, dtype)
 
-    def whole(self, x: torch.Tensor, tensors: LinearTensors, clip_ratio: torch.Tensor) -> torch.Tensor:
+    def whole(self, x: torch.Tensor, layer: Layer, clip_ratio: torch.Tensor) -> torch.Tensor:
         """All stages, as a layer that shares its input with no other runs them."""
-        hidden = None if tensors.down is None else branch_hidden(x, tensors.down)
-        quantized = self.quantize(x, hidden, tensors, self.format, RULE, clip_ratio)
-        return self.multiply(quantized, self.expand(tensors, self.format), tensors, x.dtype)
+        transform, weight = layer
+        hidden = None if transform.down is None else branch_hidden(x, transform.down)
+        quantized = self.quantize(x, hidden, transform, self.format, RULE, clip_ratio)
+        return self.multiply(quantized, self.expand(weight, self.format), weight, x.dtype)
 
 
 def our_methods(capability: int) -> list[Method]:
@@ -79,8 +82,8 @@ def our_methods(capability: int) -> list[Method]:
         triton_quantize,
     )
 
-    def expand_to_bf16(tensors: LinearTensors, format: Format) -> tuple[Any, ...]:
-        return triton_expand.expand_to_bf16(tensors, format), tensors.tensor_scale
+    def expand_to_bf16(weight: WeightTensors, format: Format) -> tuple[Any, ...]:
+        return triton_expand.expand_to_bf16(weight, format), weight.tensor_scale
 
     fp8 = ("fp8", NVFP4_M1, triton_quantize.quantize_to_fp8, triton_expand.expand_to_fp8)
     bf16 = ("bf16", NVFP4, triton_quantize.quantize_to_bf16, expand_to_bf16)
@@ -95,28 +98,31 @@ def our_methods(capability: int) -> list[Method]:
     return [method for method in methods if method.path != "fp8" or capability >= 89]
 
 
-def random_tensors(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> LinearTensors:
+def random_layer(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> Layer:
     """A layer as the default recipe leaves it: smoothing, rotation, branch, deflation, offset, bias; random numbers."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def random(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator, device=device)
 
-    weight = random(shape.out_features, shape.in_features) * random(shape.out_features, 1).exp() / 50
-    scale = weight_scale(weight, format, ScaleRule.CEIL)
+    dense = random(shape.out_features, shape.in_features) * random(shape.out_features, 1).exp() / 50
+    scale = weight_scale(dense, format, ScaleRule.CEIL)
     down = (random(RANK, shape.in_features) / shape.in_features**0.5).bfloat16()
-    return LinearTensors(
-        packed=pack(to_codes(weight, scale.effective, format), format),
-        scale=scale_to_bytes(scale.group, format),
-        tensor_scale=scale.tensor if format.has_tensor_scale else None,
+    transform = InputTransform(
         smoothing_factor=random(shape.in_features).exp().bfloat16(),
-        up=(random(shape.out_features, RANK) / 8).bfloat16(),
+        rotated=True,
         down=down,
         deflation=(random(shape.in_features, RANK) / 16).bfloat16(),
         input_offset=(random(shape.in_features) / 16).bfloat16(),
-        bias=random(shape.out_features).bfloat16(),
-        rotated=True,
     )
+    weight = WeightTensors(
+        packed=pack(to_codes(dense, scale.effective, format), format),
+        scale=scale_to_bytes(scale.group, format),
+        tensor_scale=scale.tensor if format.has_tensor_scale else None,
+        up=(random(shape.out_features, RANK) / 8).bfloat16(),
+        bias=random(shape.out_features).bfloat16(),
+    )
+    return Layer(transform, weight)
 
 
 def random_input(shape: Shape, device: torch.device, seed: int) -> torch.Tensor:
@@ -136,7 +142,7 @@ def numbers_of(quantized: QuantizedInput) -> torch.Tensor:
     return (values.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)).flatten(1)
 
 
-def check(method: Method, x: torch.Tensor, tensors: LinearTensors, clip_ratio: torch.Tensor) -> float:
+def check(method: Method, x: torch.Tensor, layer: Layer, clip_ratio: torch.Tensor) -> float:
     """Hold every stage to its law on the first and the last tokens of x.
 
     Returns:
@@ -144,23 +150,23 @@ def check(method: Method, x: torch.Tensor, tensors: LinearTensors, clip_ratio: t
     """
     half = CHECKED_TOKENS // 2
     x = x if len(x) <= CHECKED_TOKENS else torch.cat([x[:half], x[-half:]])
-    hidden = None if tensors.down is None else branch_hidden(x, tensors.down)
-    quantized = method.quantize(x, hidden, tensors, method.format, RULE, clip_ratio)
+    transform, weight = layer
+    hidden = None if transform.down is None else branch_hidden(x, transform.down)
+    quantized = method.quantize(x, hidden, transform, method.format, RULE, clip_ratio)
     numbers = numbers_of(quantized)
-    smoothed = quantizer_input(x.float(), None if hidden is None else hidden.float(), tensors)
-    differing = (numbers != round_input(smoothed, method.format, RULE, clip_ratio)).float().mean().item()
+    z = transform.quantizer_input(x.float(), None if hidden is None else hidden.float())
+    differing = (numbers != round_input(z, method.format, RULE, clip_ratio)).float().mean().item()
     if not differing <= MAX_DIFFERENT_VALUES:
         raise Wrong(f"{method.name}: {differing:.2%} of the quantized inputs are not the reference's")
-    weight = dequantize_residual(tensors, method.format).double()
-    product = numbers.double() @ weight.T
-    if hidden is not None and tensors.up is not None:
-        product += hidden.double() @ tensors.up.double().T
-    if tensors.bias is not None:
-        product += tensors.bias.double()
-    y = method.multiply(quantized, method.expand(tensors, method.format), tensors, x.dtype)
+    product = numbers.double() @ dequantize_residual(weight, method.format).double().T
+    if hidden is not None and weight.up is not None:
+        product += hidden.double() @ weight.up.double().T
+    if weight.bias is not None:
+        product += weight.bias.double()
+    y = method.multiply(quantized, method.expand(weight, method.format), weight, x.dtype)
     _require(method, "product", relative_error(y, product), MAX_PRODUCT_ERROR)
-    whole = method.whole(x, tensors, clip_ratio)
-    error = relative_error(whole, w4a4_linear(x.float(), tensors, method.format, RULE, clip_ratio))
+    whole = method.whole(x, layer, clip_ratio)
+    error = relative_error(whole, w4a4_linear(x.float(), *layer, method.format, RULE, clip_ratio))
     _require(method, "whole linear", error, MAX_WHOLE_ERROR)
     return error
 

@@ -12,12 +12,13 @@ from benchmarks.kernels_methods import (
     CHECKED_TOKENS,
     MAX_WHOLE_ERROR,
     RULE,
+    Layer,
     Method,
     Wrong,
     check,
     our_methods,
     random_input,
-    random_tensors,
+    random_layer,
     relative_error,
 )
 from benchmarks.kernels_peers import MAX_ERROR, PEERS, Peer
@@ -26,7 +27,7 @@ from benchmarks.registry import Shape
 from tempoquant.formats import NVFP4_M1
 from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import choose
-from tempoquant.kernels.reference import LinearTensors, w4a4_linear
+from tempoquant.kernels.reference import WeightTensors, w4a4_linear
 
 INPUT_BYTES = 2**28  # inputs take turns until they are more than any cache
 MAX_INPUTS = 8
@@ -83,9 +84,9 @@ def rows_of_shape(
     baseline_ms = time_ms(_in_turn(linear, inputs), graph)
     yield _row("BF16, F.linear", shape, baseline_ms, baseline_ms, baseline_ms, peaks["bf16_flops"])
     for method in our_methods(_capability(device)):
-        tensors = random_tensors(shape, method.format, device)
+        layer = random_layer(shape, method.format, device)
         try:
-            yield _row_of_method(method, shape, inputs, tensors, baseline_ms, peaks, graph)
+            yield _row_of_method(method, shape, inputs, layer, baseline_ms, peaks, graph)
         except Wrong as wrong:
             yield {"method": method.name, "note": f"WRONG, not timed: {wrong}"}
     yield _row_of_runtime(shape, inputs, baseline_ms, graph)
@@ -95,57 +96,60 @@ def rows_of_shape(
 
 
 def _row_of_method(
-    method: Method, shape: Shape, inputs: list[torch.Tensor], tensors: LinearTensors, baseline_ms: float,
+    method: Method, shape: Shape, inputs: list[torch.Tensor], layer: Layer, baseline_ms: float,
     peaks: Mapping[str, float | None], graph: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Check, then time: quantizing alone, expanding alone, the product alone, the whole."""
     clip_ratio = torch.ones(1, device=inputs[0].device)
-    error = check(method, inputs[0], tensors, clip_ratio)
-    assert tensors.down is not None
+    error = check(method, inputs[0], layer, clip_ratio)
+    transform, weight = layer
+    down = transform.down
+    assert down is not None
 
     def quantize_one(x: torch.Tensor, hidden: torch.Tensor) -> Any:
-        return method.quantize(x, hidden, tensors, method.format, RULE, clip_ratio)
+        return method.quantize(x, hidden, transform, method.format, RULE, clip_ratio)
 
-    pairs = [(x, operators.branch_hidden(x, tensors.down)) for x in inputs]
+    pairs = [(x, operators.branch_hidden(x, down)) for x in inputs]
     quantize_ms = time_ms(_in_turn(lambda pair: quantize_one(*pair), pairs), graph)
-    multiply_ms = _time_of_product(method, [quantize_one(*pair) for pair in pairs[:2]], tensors, graph)
+    multiply_ms = _time_of_product(method, [quantize_one(*pair) for pair in pairs[:2]], weight, graph)
     moved = quantize(shape, 2 if method.path == "bf16" else 1).bytes
     bytes_per_s = moved / quantize_ms * 1e3
-    whole_ms = time_ms(_in_turn(lambda x: method.whole(x, tensors, clip_ratio), inputs), graph)
+    whole_ms = time_ms(_in_turn(lambda x: method.whole(x, layer, clip_ratio), inputs), graph)
     peak = peaks["fp8_flops"] if method.path == "fp8" else peaks["bf16_flops"]
     return {
         **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, None if method.path == "int8" else peak),
         "path": method.path,
         "format": method.format.name,
-        "project_ms": time_ms(_in_turn(lambda x: operators.branch_hidden(x, tensors.down), inputs), graph),
+        "project_ms": time_ms(_in_turn(lambda x: operators.branch_hidden(x, down), inputs), graph),
         "quantize_ms": quantize_ms,
         "quantize_gb_per_s": bytes_per_s / 1e9,
         "quantize_of_copy": bytes_per_s / (peaks["bytes_per_s"] or float("nan")),
-        "expand_ms": time_ms(lambda: method.expand(tensors, method.format), graph),
+        "expand_ms": time_ms(lambda: method.expand(weight, method.format), graph),
         "error": error,
     }
 
 
-def _time_of_product(method: Method, quantized: list[Any], tensors: LinearTensors, graph: bool) -> float:
-    expanded = method.expand(tensors, method.format)
-    return time_ms(_in_turn(lambda x: method.multiply(x, expanded, tensors, torch.bfloat16), quantized), graph)
+def _time_of_product(method: Method, quantized: list[Any], weight: WeightTensors, graph: bool) -> float:
+    expanded = method.expand(weight, method.format)
+    return time_ms(_in_turn(lambda x: method.multiply(x, expanded, weight, torch.bfloat16), quantized), graph)
 
 
 def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
     """The default format as a quantized model runs it: the path that is chosen here, through PyTorch's operators."""
     x, format = inputs[0], NVFP4_M1
-    tensors, clip_ratio = random_tensors(shape, format, x.device), torch.ones(1, device=x.device)
+    layer, clip_ratio = random_layer(shape, format, x.device), torch.ones(1, device=x.device)
     path = operators.path_of(x.device.type, x.device.index, format.name)
     name = f"as the runtime runs {format.name}: {path}"
     if path == "reference":
         return {"method": name, "note": choose(x.device, format).reason}
 
     def whole(x: torch.Tensor) -> torch.Tensor:
-        quantized = operators.quantize_input(operators.Source(x, RULE, clip_ratio, None), tensors, format, path)
-        return operators.multiply(quantized, tensors, format, x.dtype, path)
+        source = operators.Source(x, RULE, clip_ratio, None)
+        quantized = operators.quantize_input(source, layer.transform, format, path)
+        return operators.multiply(quantized, layer.weight, format, x.dtype, path)
 
     few = x[:CHECKED_TOKENS]
-    error = relative_error(whole(few), w4a4_linear(few.float(), tensors, format, RULE, clip_ratio))
+    error = relative_error(whole(few), w4a4_linear(few.float(), *layer, format, RULE, clip_ratio))
     if not error <= MAX_WHOLE_ERROR:
         return {"method": name, "note": f"WRONG, not timed: off by {error:.2e}"}
     return {**_row(name, shape, time_ms(_in_turn(whole, inputs), graph), None, baseline_ms, None), "error": error}
@@ -154,9 +158,9 @@ def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float
 def _row_of_reference(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
     """Plain dequantization: the definition in PyTorch, which is what runs where no kernel does."""
     format = NVFP4_M1
-    tensors = random_tensors(shape, format, inputs[0].device)
+    layer = random_layer(shape, format, inputs[0].device)
     clip_ratio = torch.ones(1, device=inputs[0].device)
-    whole_ms = time_ms(_in_turn(lambda x: w4a4_linear(x, tensors, format, RULE, clip_ratio), inputs), graph)
+    whole_ms = time_ms(_in_turn(lambda x: w4a4_linear(x, *layer, format, RULE, clip_ratio), inputs), graph)
     return _row(f"plain dequantization, {format.name}", shape, whole_ms, None, baseline_ms, None)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tempoquant.formats import Format, ScaleRule, get_format, pack, scale_to_bytes, to_codes, weight_scale
+from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.timesteps import TimestepBins
 
@@ -104,3 +105,11 @@ def by_bin(
     if deflated and branch is not None and branch.deflation is not None:
         branch = LowRankBranch(around(branch.up), branch.down, around(branch.deflation))
     return dataclasses.replace(layer, input_offset=offset, bias=bias, branch=branch)
+
+
+def reference_of(
+    layer: QuantizedLayer, x: torch.Tensor, clip_ratio: torch.Tensor | float = 1.0, eight_bits: bool = False
+) -> torch.Tensor:
+    """What the reference computes of a layer whose tensors do not differ by bin."""
+    transform, weight, rule = layer.input_transform, layer.weight_tensors, layer.activation_scale_rule
+    return w4a4_linear(x, transform, weight, layer.format, rule, clip_ratio, eight_bits)

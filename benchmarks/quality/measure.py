@@ -25,7 +25,7 @@ from tempoquant.formats import Format
 from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
 from tempoquant.integrations.sampling import predict_noise
 from tempoquant.integrations.wan import WanExpert, compute_dtype, linear_shapes
-from tempoquant.kernels.reference import LinearTensors, dequantize_residual
+from tempoquant.kernels.reference import WeightTensors, dequantize_residual
 from tempoquant.layer import QuantizedLayer
 from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
@@ -171,10 +171,10 @@ def dequantizing_once(experts: Mapping[Expert, QuantizedExpert]) -> Iterator[Non
     """Within this context small models keep their dequantized weights between calls: a third of the time, same bits."""
     known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def remembered(tensors: LinearTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        where = tensors.packed.data_ptr()
+    def remembered(weight: WeightTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        where = weight.packed.data_ptr()
         if where not in known:  # with its memory, which must not become another layer's
-            known[where] = (tensors.packed, dequantize_residual(tensors, format, dtype))
+            known[where] = (weight.packed, dequantize_residual(weight, format, dtype))
         return known[where][1].to(dtype)
 
     if sum(expert.num_weights for expert in experts.values()) > MAX_REMEMBERED_WEIGHTS:

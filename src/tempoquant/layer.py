@@ -6,7 +6,8 @@ import torch
 
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import Format, ScaleRule
-from tempoquant.kernels.reference import LinearTensors, dequantize_residual, effective_weight
+from tempoquant.input_transform import InputTransform
+from tempoquant.kernels.reference import WeightTensors, dequantize_residual, effective_weight
 from tempoquant.timesteps import TimestepBins
 
 
@@ -151,18 +152,20 @@ class QuantizedLayer:
         return replace(self, clip_ratio=clip_ratio, bins=TimestepBins(), branch=branch, input_offset=offset, bias=bias)
 
     @property
-    def tensors(self) -> LinearTensors:
-        """What the kernels read. Raises CheckpointError where it differs by timestep bin: ask `at_bin` for it."""
+    def input_transform(self) -> InputTransform:
+        """What is done to inputs before they are rounded, in every timestep bin."""
+        down, deflation = (None, None) if self.branch is None else (self.branch.down, self.branch.deflation)
+        return InputTransform(self.smoothing_factor, self.rotated, down, deflation, self.input_offset)
+
+    @property
+    def weight_tensors(self) -> WeightTensors:
+        """What rounded inputs are multiplied with. Raises CheckpointError where it differs by timestep bin."""
         if by_bin := self._by_bin():
             raise CheckpointError(
                 f"{' and '.join(by_bin)} of this layer differ by timestep bin: ask for those of one bin, at_bin(i)."
             )
-        branch = self.branch
-        up, down, deflation = (None,) * 3 if branch is None else (branch.up, branch.down, branch.deflation)
-        return LinearTensors(
-            self.packed, self.scale, self.tensor_scale, self.smoothing_factor, up, down, deflation, self.input_offset,
-            self.bias, self.rotated,
-        )  # fmt: skip
+        up = None if self.branch is None else self.branch.up
+        return WeightTensors(self.packed, self.scale, self.tensor_scale, up, self.bias)
 
     @property
     def num_bytes(self) -> int:
@@ -187,7 +190,8 @@ class QuantizedLayer:
         """
         if timestep_bin is None and self.is_deflated_by_bin:
             return torch.stack([self.dequantize(each) for each in range(self.bins.num_bins)]).mean(0)
-        return effective_weight(self.at_bin(timestep_bin or 0).tensors, self.format)
+        layer = self.at_bin(timestep_bin or 0)
+        return effective_weight(layer.input_transform, layer.weight_tensors, self.format)
 
     def effective_bias(self, timestep_bin: int | None = None) -> torch.Tensor | None:
         """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing.
@@ -200,7 +204,7 @@ class QuantizedLayer:
         layer = self.at_bin(timestep_bin or 0)
         if layer.bias is None or layer.input_offset is None:
             return None if layer.bias is None else layer.bias.float()
-        return layer.bias.float() - dequantize_residual(layer.tensors, self.format) @ layer.input_offset.float()
+        return layer.bias.float() - dequantize_residual(layer.weight_tensors, self.format) @ layer.input_offset.float()
 
     def _by_bin(self) -> dict[str, torch.Tensor]:
         """The tensors that differ by timestep bin, all but the clip ratio."""

@@ -8,11 +8,11 @@ from tempoquant.calibrate.changed_bias import changed_bias
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
 from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.formats import FORMATS, quantize_activation, rotate
-from tempoquant.kernels.reference import dequantize_residual, quantizer_input, w4a4_linear
+from tempoquant.kernels.reference import dequantize_residual
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
-from tests.random_layers import random
+from tests.random_layers import random, reference_of
 
 UNCENTRED = {"centring": False, "centring_by_bin": False}
 DEFAULT = Recipe.load("default").replace(rank=4)
@@ -47,8 +47,8 @@ def calibrate(
 
 def parts_of(layer: QuantizedLayer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What the branch reads of raw inputs, and what is rounded, in float64."""
-    hidden = x.double() @ layer.tensors.down.double().T
-    return hidden, quantizer_input(x.double(), hidden, layer.tensors)
+    transform = layer.input_transform
+    return transform.hidden(x.double()), transform(x.double())
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -77,15 +77,14 @@ def test_the_bias_gives_back_what_the_offset_takes_away(bias: bool) -> None:
     named = calibrate({"q": source})["q"]
     layer, x = named.layer, inputs(seed=5)
     hidden, not_rounded = parts_of(layer, x)
-    tensors = layer.tensors
     # The residual before it was rounded: what the weight has more than the branch, once deflation is undone.
     weight = source.weight.double() * layer.smoothing_factor.double()
-    stored = tensors.down.double() * layer.smoothing_factor.double()
+    stored = layer.branch.down.double() * layer.smoothing_factor.double()
     residual = rotate(weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored)
-    y = not_rounded @ residual.T + hidden @ tensors.up.double().T + layer.bias.double()
+    y = not_rounded @ residual.T + hidden @ layer.branch.up.double().T + layer.bias.double()
     wanted = x.double() @ source.weight.double().T + (0 if source.bias is None else source.bias.double())
-    hidden_mean = inputs().double().mean(0) @ tensors.down.double().T
-    of_up = (hidden - hidden_mean).abs() @ (tensors.up.double().abs() * BFLOAT16_UNIT * 1.01).T
+    hidden_mean = inputs().double().mean(0) @ layer.branch.down.double().T
+    of_up = (hidden - hidden_mean).abs() @ (layer.branch.up.double().abs() * BFLOAT16_UNIT * 1.01).T
     assert bool(((y - wanted).abs() <= of_up + 1e-4 * wanted.abs().max()).all())
     assert layer.bias.dtype == torch.float32
     unchanged = layer.bias if source.bias is None else layer.bias - source.bias
@@ -123,9 +122,9 @@ def test_the_hessian_is_of_what_the_layer_really_rounds() -> None:
         _, not_rounded = parts_of(layer, x)
         rounded = quantize_activation(not_rounded, layer.format, layer.activation_scale_rule)
         weight = source.weight.double() * layer.smoothing_factor.double()
-        stored = layer.tensors.down.double() * layer.smoothing_factor.double()
+        stored = layer.branch.down.double() * layer.smoothing_factor.double()
         residual = rotate(weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored)
-        change = dequantize_residual(layer.tensors, layer.format, torch.float64) - residual
+        change = dequantize_residual(layer.weight_tensors, layer.format, torch.float64) - residual
         errors.append(float((rounded @ change.T).square().sum()))
     assert torch.equal(layers[0].branch.deflation, layers[1].branch.deflation)
     assert errors[0] < 0.8 * errors[1]
@@ -145,7 +144,7 @@ def test_how_the_calls_are_cut_hardly_changes_what_is_shared(parts: int) -> None
     x, source = inputs(seed=5), linear(96, 10)
     errors = []
     for layer in (one, other):
-        y = w4a4_linear(x, layer.tensors, layer.format, layer.activation_scale_rule)
+        y = reference_of(layer, x)
         errors.append(float((y - source(x)).square().sum()))
     assert errors[0] == pytest.approx(errors[1], rel=0.03)
 

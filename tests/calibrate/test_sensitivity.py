@@ -21,6 +21,7 @@ from tempoquant.calibrate.sequential import quantize_expert
 from tempoquant.errors import CalibrationError
 from tempoquant.recipe import LayerRule, Recipe
 from tests.calibrate.test_sequential import BINS, ToyExpert, sample, samples
+from tests.random_layers import reference_of
 
 RECIPE = Recipe.load("default").replace(rank=4, gptq=False, act_order=False)
 LINEARS = [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "gate", "down")]
@@ -99,10 +100,7 @@ def test_the_error_foreseen_is_the_one_that_rounding_a_layer_alone_makes(tmp_pat
 
 
 def rounded(layer, x: torch.Tensor) -> torch.Tensor:
-    from tempoquant.kernels.reference import w4a4_linear
-
-    rows = x.reshape(-1, x.shape[-1])
-    return w4a4_linear(rows, layer.tensors, layer.format, layer.activation_scale_rule, 1.0).unflatten(0, x.shape[:-1])
+    return reference_of(layer, x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
 
 
 def test_every_layer_that_the_recipe_quantizes_is_measured_and_none_else(tmp_path: Path) -> None:

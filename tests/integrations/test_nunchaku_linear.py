@@ -81,7 +81,7 @@ def test_an_exported_layer_computes_smoothing_the_residual_the_branch_and_the_bi
     levels = torch.tensor([0.0, 1.0, -2.0, 3.0]).repeat(64)[: after.in_features]
     levels[:: after.format.group_size] = after.format.top_level  # so that the scale is 1
     x = (levels * after.smoothing_factor.float()).expand(2, -1)
-    found = nunchaku_linear(x, after.tensors, after.format)
+    found = nunchaku_linear(x, after.input_transform, after.weight_tensors, after.format)
     wanted = x.double() @ after.dequantize().double().T + after.bias.double()
     assert float((found - wanted).abs().max()) <= 256 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
 
@@ -101,4 +101,4 @@ def test_the_module_computes_the_function_whatever_the_timestep(format, dtype):
     x = inputs(2, 5, after.in_features).to(dtype)
     y = module(x)
     assert y.dtype == dtype and y.shape == (2, 5, after.out_features)
-    assert torch.equal(y, nunchaku_linear(x, after.tensors, after.format))
+    assert torch.equal(y, nunchaku_linear(x, after.input_transform, after.weight_tensors, after.format))

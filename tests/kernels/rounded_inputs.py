@@ -1,14 +1,14 @@
-"""What tests of the kernel that rounds inputs share: inputs, layers, and what the rounded values stand for."""
+"""What tests of the kernel that rounds inputs share: inputs, transforms, and what the rounded values stand for."""
 
 import pytest
 import torch
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.fp8_window import dtypes_of
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_quantize import quantize_to_bf16, quantize_to_fp8, quantize_to_int8
-from tests.random_layers import random
+from tests.random_layers import random, random_layer, random_linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 QUANTIZE = {torch.float8_e4m3fn: quantize_to_fp8, torch.bfloat16: quantize_to_bf16, torch.int8: quantize_to_int8}
@@ -21,22 +21,13 @@ each_output = pytest.mark.parametrize(
 each_rule = pytest.mark.parametrize("rule", ScaleRule)
 
 
-def layer(in_features: int, *, rank: int = 0, smoothing: bool = True, offset: bool = True) -> LinearTensors:
-    unread = torch.empty(0)
-    return LinearTensors(
-        packed=unread,
-        scale=unread,
-        tensor_scale=None,
-        smoothing_factor=random(in_features, seed=2).exp().bfloat16().to(DEVICE) if smoothing else None,
-        up=None,
-        down=None,
-        deflation=random(in_features, rank, seed=6).mul(0.2).bfloat16().to(DEVICE) if rank else None,
-        input_offset=random(in_features, seed=7).mul(0.3).bfloat16().to(DEVICE) if offset else None,
-        bias=None,
-    )
+def transform(in_features: int, *, rank: int = 0, **has: bool) -> InputTransform:
+    """A random layer's; `has` as for `random_layer`."""
+    found = random_layer(random_linear(in_features, 16), rank=rank, size=0.3, **has).input_transform
+    return InputTransform(*(each.to(DEVICE) if isinstance(each, torch.Tensor) else each for each in found))
 
 
-PLAIN = layer(0, smoothing=False, offset=False)
+PLAIN = InputTransform()
 
 
 def activations(num_tokens: int, in_features: int) -> torch.Tensor:

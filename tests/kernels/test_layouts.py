@@ -12,7 +12,8 @@ from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import Path, forced
 from tests.kernels.products import DEVICE
-from tests.kernels.test_paths import linear, random
+from tests.kernels.test_paths import linear
+from tests.random_layers import random
 
 POISON = 0x7F  # NaN in FP8, 127 in bytes, 3.4e38 in wider floats
 
@@ -34,7 +35,8 @@ def one_for_all_columns(tensor: torch.Tensor) -> torch.Tensor:
 
 each_layout = pytest.mark.parametrize("lay_out", [with_gaps, one_for_all_rows, one_for_all_columns])
 each_path = pytest.mark.parametrize(
-    ("path", "format"), [(Path.FP8, NVFP4_M1), (Path.FP8, MXFP4), (Path.BF16, NVFP4_M1), (Path.INT8, INT4)]
+    ("path", "format"),
+    [(Path.FP8, NVFP4_M1), (Path.FP8, MXFP4), (Path.BF16, NVFP4_M1), (Path.INT8, INT4)],
 )
 
 
@@ -42,12 +44,14 @@ def relaid(argument: Any, lay_out: Callable[[torch.Tensor], torch.Tensor]) -> An
     return lay_out(argument) if isinstance(argument, torch.Tensor) and argument.numel() > 1 else argument
 
 
-def assert_the_same(operator: Any, arguments: tuple[Any, ...], lay_out: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Of arguments laid out so, and of the same numbers in order."""
-    moved = [relaid(argument, lay_out) for argument in arguments]
+def assert_the_same(
+    operator: Any, tensors: tuple[Any, ...], lay_out: Callable[[torch.Tensor], torch.Tensor], **settings: Any
+) -> None:
+    """Of tensors laid out so, and of the same numbers in order."""
+    moved = [relaid(tensor, lay_out) for tensor in tensors]
     plain = [each.contiguous() if isinstance(each, torch.Tensor) else each for each in moved]
     assert any(isinstance(each, torch.Tensor) and not each.is_contiguous() for each in moved)
-    found, wanted = operator(*moved), operator(*plain)
+    found, wanted = operator(*moved, **settings), operator(*plain, **settings)
     for one, other in zip(*(each if isinstance(each, tuple) else (each,) for each in (found, wanted)), strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=0, equal_nan=True)
 
@@ -57,13 +61,13 @@ def assert_the_same(operator: Any, arguments: tuple[Any, ...], lay_out: Callable
 def test_quantizing_reads_its_arguments_wherever_they_lie(
     path: Path, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    tensors = linear(format)._tensors()
+    transform = linear(format).input_transform()
     x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
-    hidden = random(6, tensors.deflation.shape[1], seed=1).bfloat16().to(DEVICE)
+    hidden = random(6, transform.deflation.shape[1], seed=1).bfloat16().to(DEVICE)
     ratios, flags = torch.tensor([0.7, 1.0], device=DEVICE), torch.tensor([True, False], device=DEVICE)
-    arguments = (x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, ratios, flags,
-                 tensors.rotated, format.name, "least_error", path.value)  # fmt: skip
-    assert_the_same(operators._quantize_input, arguments, lay_out)
+    tensors = (x, hidden, transform.smoothing_factor, transform.deflation, transform.input_offset, ratios, flags)
+    settings = {"rotated": transform.rotated, "format": format.name, "rule": "least_error", "path": path.value}
+    assert_the_same(operators._quantize_input, tensors, lay_out, **settings)
 
 
 @each_path
@@ -71,14 +75,13 @@ def test_quantizing_reads_its_arguments_wherever_they_lie(
 def test_multiplying_reads_its_arguments_wherever_they_lie(
     path: Path, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    tensors = linear(format)._tensors()
+    module = linear(format)
     x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
     x[::2, : format.group_size] *= 2.0**-20  # in MXFP4 outside of FP8
     source = operators.Source(x, ScaleRule.CEIL, torch.ones(1, device=DEVICE), None)
-    quantized = operators.quantize_input(source, tensors, format, path.value)
-    arguments = (*quantized, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.up, tensors.bias,
-                 format.name, torch.bfloat16, path.value)  # fmt: skip
-    assert_the_same(operators._multiply, arguments, lay_out)
+    quantized = operators.quantize_input(source, module.input_transform(), format, path.value)
+    settings = {"format": format.name, "dtype": torch.bfloat16, "path": path.value}
+    assert_the_same(operators._multiply, (*quantized, *module.weight_tensors()), lay_out, **settings)
 
 
 @each_path

@@ -11,14 +11,15 @@ pytest.importorskip("triton")
 from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import Path, forced
-from tempoquant.kernels.input_gradient import _input_gradient
+from tempoquant.kernels.input_gradient import _input_gradient, gradient_tensors
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.share_inputs import share_inputs
 from tempoquant.timesteps import TimestepBins
 from tests.kernels.products import DEVICE, generator, whole_numbers
-from tests.kernels.test_paths import each_path, linear, random
+from tests.kernels.test_paths import each_path, linear
+from tests.random_layers import random
 
 CHECKS = ("test_schema", "test_faketensor")
 
@@ -26,20 +27,22 @@ CHECKS = ("test_schema", "test_faketensor")
 @each_path
 @pytest.mark.parametrize("eight_bits", [False, True], ids=["4 bits", "8 bits"])
 def test_an_operator_returns_what_its_fake_kernel_says(path, format, eight_bits):
-    tensors = linear(format)._tensors()
+    module = linear(format)
+    transform, weight = module.input_transform(), module.weight_tensors()
     x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
     flags = torch.tensor([True, False], device=DEVICE) if eight_bits else None
     source = operators.Source(x, ScaleRule.CEIL, torch.ones(1, device=DEVICE), flags)
-    quantized = operators.quantize_input(source, tensors, format, path.value)
+    quantized = operators.quantize_input(source, transform, format, path.value)
     torch.library.opcheck(
         operators._quantize_input,
-        (x, quantized.hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, source.clip_ratio,
-         flags, tensors.rotated, format.name, "ceil", path.value), test_utils=CHECKS,
+        (x, quantized.hidden, transform.smoothing_factor, transform.deflation, transform.input_offset,
+         source.clip_ratio, flags),
+        {"rotated": transform.rotated, "format": format.name, "rule": "ceil", "path": path.value},
+        test_utils=CHECKS,
     )  # fmt: skip
     torch.library.opcheck(
         operators._multiply,
-        (quantized.values, quantized.scale, quantized.hidden, quantized.outside, tensors.packed, tensors.scale,
-         tensors.tensor_scale, tensors.up, tensors.bias, format.name, torch.bfloat16, path.value),
+        (*quantized, *weight), {"format": format.name, "dtype": torch.bfloat16, "path": path.value},
         test_utils=CHECKS if path is not Path.FP8 else CHECKS[1:],  # the other cannot compare FP8 on a CPU
     )  # fmt: skip
 
@@ -101,13 +104,11 @@ def test_a_compiled_linear_trains_as_one_that_is_not():
 
 
 def test_the_operator_of_the_gradient_returns_what_its_fake_kernel_says():
-    tensors = linear(NVFP4_M1)._tensors()
+    tensors = gradient_tensors(linear(NVFP4_M1).input_transform(), linear(NVFP4_M1).weight_tensors())
     grad_y = random(2, 3, tensors.packed.shape[0]).bfloat16().to(DEVICE)
     torch.library.opcheck(
-        _input_gradient,
-        (grad_y, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, tensors.up,
-         tensors.down, tensors.deflation, tensors.rotated, NVFP4_M1.name), test_utils=CHECKS,
-    )  # fmt: skip
+        _input_gradient, (grad_y, *tensors), {"rotated": True, "format": NVFP4_M1.name}, test_utils=CHECKS
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -1,6 +1,7 @@
-"""Every path computes what the reference defines: a whole linear, with everything that it may have, on each of them."""
+"""Every path computes what the reference defines: a whole linear, with everything that it may have, on each."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,55 +12,41 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import Path, forced
-from tempoquant.kernels.reference import dequantize_residual, quantizer_input, round_input
-from tempoquant.layer import LowRankBranch, QuantizedLayer
+from tempoquant.kernels.reference import dequantize_residual, round_input
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.shared_input import SharedInput
 from tempoquant.timesteps import TimestepBins
 from tests.kernels.products import DEVICE
-from tests.kernels.test_reference import layer_tensors, random
-from tests.random_layers import by_bin
+from tests.random_layers import by_bin, random, random_layer, random_linear
 
 PATHS = [
     *((Path.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),
     *((Path.BF16, format) for format in FORMATS.values()),
     (Path.INT8, INT4),
 ]
-each_path = pytest.mark.parametrize(("path", "format"), PATHS, ids=[f"{p.value}-{f.name}" for p, f in PATHS])
+each_path = pytest.mark.parametrize(("path", "format"), PATHS, ids=[f"{b.value}-{f.name}" for b, f in PATHS])
 BFLOAT16_UNIT = 2.0**-8  # twice its rounding error
 
 
-def linear(format: Format, rule: ScaleRule = ScaleRule.LEAST_ERROR, **has: bool) -> QuantizedLinear:
-    if not has.get("bias", True):
-        has["offset"] = False  # which needs a bias
-    tensors = layer_tensors(format, **has)
-    pad = (-tensors.packed.shape[0]) % 16  # outputs come in sixteens
-    grown = {key: _more_rows(getattr(tensors, key), pad) for key in ("packed", "scale", "up", "bias")}
-    tensors = tensors._replace(**grown)
-    branch = None
-    if tensors.up is not None and tensors.down is not None:
-        branch = LowRankBranch(tensors.up, tensors.down, tensors.deflation)
-    layer = QuantizedLayer(
-        format, rule, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, branch,
-        tensors.bias, torch.tensor([0.9]), input_offset=tensors.input_offset, rotated=tensors.rotated,
-    )  # fmt: skip
+def linear(format: Format, rule: ScaleRule = ScaleRule.LEAST_ERROR, bias: bool = True, **has: Any) -> QuantizedLinear:
+    source = random_linear(3 * format.group_size, 16)
+    if not bias:
+        source.bias, has["centred"] = None, False  # which needs one
+    layer = random_layer(source, format, TimestepBins(), rule=rule, **{"rank": 3, "size": 0.3} | has)
     return QuantizedLinear.from_layer(layer).to(DEVICE)
-
-
-def _more_rows(tensor: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    return None if tensor is None else torch.cat([tensor, tensor[:1].expand(count, *tensor.shape[1:])])
 
 
 def by_definition(module: QuantizedLinear, x: torch.Tensor, eight_bits: bool = False) -> torch.Tensor:
     """The reference's formula in float64, with h as the kernels round it."""
-    tensors, entry = module._tensors(), module.entry
-    hidden = None if tensors.down is None else (x.float() @ tensors.down.float().T).bfloat16().float()
-    z = quantizer_input(x.float(), hidden, tensors)
-    rounded = round_input(z, entry.format, entry.activation_scale_rule, 0.9, eight_bits).double()
-    y = rounded @ dequantize_residual(tensors, entry.format, torch.float64).T
-    if hidden is not None and tensors.up is not None:
-        y = y + hidden.double() @ tensors.up.double().T
-    return y if tensors.bias is None else y + tensors.bias.double()
+    transform, weight, entry = module.input_transform(), module.weight_tensors(), module.entry
+    hidden = None if transform.down is None else (x.float() @ transform.down.float().T).bfloat16().float()
+    z = transform.quantizer_input(x.float(), hidden)
+    clip_ratio = module.to_layer().clip_ratio
+    rounded = round_input(z, entry.format, entry.activation_scale_rule, clip_ratio, eight_bits).double()
+    y = rounded @ dequantize_residual(weight, entry.format, torch.float64).T
+    if hidden is not None and weight.up is not None:
+        y = y + hidden.double() @ weight.up.double().T
+    return y if weight.bias is None else y + weight.bias.double()
 
 
 def relative(error: torch.Tensor, y: torch.Tensor) -> float:
@@ -72,7 +59,7 @@ def relative(error: torch.Tensor, y: torch.Tensor) -> float:
 def test_a_linear_is_the_reference_up_to_the_rounding_of_its_output(
     path: Path, format: Format, rule: ScaleRule, dtype: torch.dtype
 ) -> None:
-    module = linear(format, rule, deflation=False)
+    module = linear(format, rule, deflated=False)
     x = random(2, 9, 3 * format.group_size).to(dtype).to(DEVICE)
     wanted = by_definition(module, x)
     with forced(path):
@@ -97,9 +84,9 @@ def test_a_deflated_linear_rounds_nearly_every_number_as_the_reference(
 
 
 @each_path
-@pytest.mark.parametrize("without", ["smoothing", "branch", "offset", "bias"])
-def test_whatever_a_linear_lacks_is_left_out(path: Path, format: Format, without: str) -> None:
-    module = linear(format, ScaleRule.CEIL, **{without: False})
+@pytest.mark.parametrize("has", [{"smoothed": False}, {"rank": 0}, {"centred": False}, {"bias": False}], ids=str)
+def test_whatever_a_linear_lacks_is_left_out(path: Path, format: Format, has: dict[str, Any]) -> None:
+    module = linear(format, ScaleRule.CEIL, **has)
     x = random(1, 5, 3 * format.group_size).bfloat16().to(DEVICE)
     wanted = by_definition(module, x)
     with forced(path):
@@ -108,7 +95,7 @@ def test_whatever_a_linear_lacks_is_left_out(path: Path, format: Format, without
 
 @each_path
 def test_eight_bits_are_the_references_eight_bits(path: Path, format: Format) -> None:
-    module = linear(format, deflation=False)
+    module = linear(format, deflated=False)
     module.clock.eight_bit_timesteps = (0.0, 500.0)
     x = random(2, 5, 3 * format.group_size).bfloat16().to(DEVICE)
     with forced(path), module.at_timestep(torch.tensor([100.0, 900.0])):
@@ -155,7 +142,7 @@ def test_no_tokens_and_strided_tokens_are_fine(path: Path, format: Format) -> No
 
 @each_path
 def test_a_bad_activation_makes_its_token_nan_and_no_other(path: Path, format: Format) -> None:
-    module = linear(format, deflation=False)
+    module = linear(format, deflated=False)
     x = random(1, 5, 3 * format.group_size).bfloat16().to(DEVICE)
     x[0, 2, 3] = torch.nan
     with forced(path):
@@ -165,16 +152,14 @@ def test_a_bad_activation_makes_its_token_nan_and_no_other(path: Path, format: F
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_mxfp4_tokens_outside_fp8_go_through_bfloat16(dtype: torch.dtype) -> None:
     """Groups 2^20 apart: relative to the largest, FP8 has no numbers for the smallest."""
-    module = linear(MXFP4, ScaleRule.CEIL, deflation=False, offset=False, bias=False)
+    module = linear(MXFP4, ScaleRule.CEIL, deflated=False, centred=False, bias=False)
     x = random(1, 40, 3 * MXFP4.group_size)
     x[0, ::7, : MXFP4.group_size] *= 2.0**-20
     x[0, 3] = 0
     x = x.to(dtype).to(DEVICE)
-    tensors = module._tensors()
     source = operators.Source(x[0], ScaleRule.CEIL, torch.ones(1, device=DEVICE), None)
-    quantized = operators.quantize_input(source, tensors, MXFP4, Path.FP8.value)
+    quantized = operators.quantize_input(source, module.input_transform(), MXFP4, Path.FP8.value)
     assert quantized.outside is not None and quantized.outside.nonzero().flatten().tolist() == list(range(0, 40, 7))
-    module.clip_ratio.data = torch.tensor([0.9]).view(torch.uint8).to(DEVICE)
     wanted = by_definition(module, x)
     with forced("fp8"):
         y = module(x)

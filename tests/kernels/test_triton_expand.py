@@ -22,7 +22,7 @@ from tempoquant.formats import (
     weight_scale,
 )
 from tempoquant.kernels.fp8_window import fp8_exact_rows
-from tempoquant.kernels.reference import LinearTensors, dequantize_residual
+from tempoquant.kernels.reference import WeightTensors, dequantize_residual
 from tempoquant.kernels.triton_expand import expand_to_bf16, expand_to_fp8, expand_to_int8
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,7 +32,7 @@ each_fp8_format = pytest.mark.parametrize("format", [FORMATS["mxfp4"], FORMATS["
 each_shape = pytest.mark.parametrize(("num_rows", "num_groups"), SHAPES)
 
 
-def weight_tensors(format: Format, weight: torch.Tensor) -> LinearTensors:
+def weight_tensors(format: Format, weight: torch.Tensor) -> WeightTensors:
     scale = weight_scale(weight, format, ScaleRule.CEIL)
     return stored(
         format,
@@ -44,11 +44,9 @@ def weight_tensors(format: Format, weight: torch.Tensor) -> LinearTensors:
 
 def stored(
     format: Format, codes: torch.Tensor, scale: torch.Tensor, tensor_scale: torch.Tensor | None
-) -> LinearTensors:
-    tensors = LinearTensors(
-        pack(codes, format), scale_to_bytes(scale, format), tensor_scale, None, None, None, None, None, None
-    )
-    return LinearTensors(*(None if tensor is None else tensor.to(DEVICE) for tensor in tensors[:-1]))
+) -> WeightTensors:
+    packed, stored_scale = pack(codes, format).to(DEVICE), scale_to_bytes(scale, format).to(DEVICE)
+    return WeightTensors(packed, stored_scale, None if tensor_scale is None else tensor_scale.to(DEVICE))
 
 
 def random_weight(num_rows: int, in_features: int) -> torch.Tensor:
@@ -128,7 +126,7 @@ def test_every_code_times_every_scale_that_can_be_stored_is_decoded(format: Form
     scale = torch.stack([scale_from_bytes(row, format) for row in every if is_valid(row[None], format)])
     codes = torch.arange(-7, 8, dtype=torch.int8).repeat(8)[: format.group_size].expand(scale.shape[0], -1)
     packed = pack(codes, format).to(DEVICE)
-    tensors = LinearTensors(packed, scale_to_bytes(scale, format).to(DEVICE), *[None] * 7)
+    tensors = WeightTensors(packed, scale_to_bytes(scale, format).to(DEVICE))
     wanted = decode(codes, format) * scale
     assert torch.equal(expand_to_bf16(tensors, format).cpu(), wanted.bfloat16())
     if format.is_fp8_exact:
@@ -140,7 +138,7 @@ def test_the_byte_that_no_code_is_stored_as_is_read_as_the_definition_reads_it()
     for format in FORMATS.values():
         packed = torch.arange(256, dtype=torch.uint8).view(-1, format.group_size // 2)
         scale = scale_to_bytes(torch.ones(packed.shape[0], 1), format)
-        tensors = LinearTensors(packed.to(DEVICE), scale.to(DEVICE), *[None] * 7)
+        tensors = WeightTensors(packed.to(DEVICE), scale.to(DEVICE))
         assert torch.equal(expand_to_bf16(tensors, format).cpu().float(), decode(unpack(packed, format), format))
 
 

@@ -19,9 +19,10 @@ from tempoquant.formats import (
     to_codes,
 )
 from tempoquant.formats.scales import group_scale
+from tempoquant.input_transform import InputTransform
 from tempoquant.kernels import fp8
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors, quantizer_input
+from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_fp8_gemm import fp8_multiply
 from tempoquant.kernels.triton_outside import GROUP, replace_outside_rows
 from tempoquant.kernels.triton_quantize_outside import store_packed
@@ -84,14 +85,15 @@ def test_the_fp8_path_multiplies_tokens_outside_its_window_as_the_reference_roun
     codes = whole_numbers(num_outputs, num_inner, largest=7, seed=5).to(torch.int8)
     scale = powers_of_two(num_outputs, num_inner // GROUP, seed=6)
     hidden, up = branch(num_tokens, num_outputs, rank)
-    deflation = None if rank == 0 else whole_numbers(num_inner, rank, largest=1, seed=7).bfloat16().to(DEVICE)
+    deflation = None if rank == 0 else whole_numbers(num_inner, rank, largest=1, seed=7).bfloat16()
     packed, stored_scale = pack(codes, MXFP4).to(DEVICE), scale_to_bytes(scale, MXFP4).to(DEVICE)
-    layer = LinearTensors(packed, stored_scale, None, None, up, None, deflation, None, None, rotated)
-    z = quantizer_input(x.double(), None if hidden is None else hidden.cpu().double(), layer._replace(
-        deflation=None if deflation is None else deflation.cpu()))  # fmt: skip
-    quantized = fp8.quantize_input(x.to(DEVICE), hidden, layer, MXFP4, rule, torch.ones(1, device=DEVICE))
+    transform = InputTransform(rotated=rotated, deflation=deflation)
+    there = transform._replace(deflation=None if deflation is None else deflation.to(DEVICE))
+    z = transform.quantizer_input(x.double(), None if hidden is None else hidden.cpu().double())
+    quantized = fp8.quantize_input(x.to(DEVICE), hidden, there, MXFP4, rule, torch.ones(1, device=DEVICE))
     assert quantized.outside.tolist()[2::2] == ([True, True] if rank == 0 else [False, True])
-    y = fp8.multiply(quantized, layer, MXFP4, torch.float32).cpu()
+    weight_tensors = WeightTensors(packed, stored_scale, up=up)
+    y = fp8.multiply(quantized, weight_tensors, MXFP4, torch.float32).cpu()
     numbers, weight = quantize_activation(z.float(), MXFP4, rule).double(), from_codes(codes, scale, MXFP4).double()
     wanted, magnitudes = numbers @ weight.T, numbers.abs() @ weight.abs().T
     if hidden is not None and up is not None:

@@ -7,9 +7,10 @@ pytest.importorskip("triton")
 
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.fp8_window import dtypes_of
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors, quantizer_input, round_input
+from tempoquant.kernels.reference import round_input
 from tempoquant.kernels.triton_quantize import empty_result, quantize_launch, quantize_to_fp8
 from tests.kernels.rounded_inputs import (
     DEVICE,
@@ -19,20 +20,20 @@ from tests.kernels.rounded_inputs import (
     assert_same,
     each_output,
     each_rule,
-    layer,
     numbers_of,
     ones,
-    random,
     stored_as,
+    transform,
 )
+from tests.random_layers import random
 
 
 def check(
-    x: torch.Tensor, format: Format, output: torch.dtype, rule: ScaleRule, tensors: LinearTensors = PLAIN
+    x: torch.Tensor, format: Format, output: torch.dtype, rule: ScaleRule, of: InputTransform = PLAIN
 ) -> QuantizedInput:
     """Quantize with clip ratio 0.9 and hold every row that fits to the definition."""
-    quantized = QUANTIZE[output](x, None, tensors, format, rule, 0.9 * ones())
-    wanted = stored_as(round_input(quantizer_input(x.float(), None, tensors), format, rule, 0.9 * ones()), output)
+    quantized = QUANTIZE[output](x, None, of, format, rule, 0.9 * ones())
+    wanted = stored_as(round_input(of.quantizer_input(x.float(), None), format, rule, 0.9 * ones()), output)
     fits = slice(None) if quantized.outside is None else ~quantized.outside
     assert_same(numbers_of(quantized, format)[fits], wanted[fits])
     return quantized
@@ -45,25 +46,25 @@ def test_without_a_branch_the_numbers_are_the_definitions(
     format: Format, output: torch.dtype, rule: ScaleRule, dtype: torch.dtype
 ):
     num_tokens, in_features = {torch.bfloat16: (33, 320), torch.float16: (7, 192), torch.float32: (1, 64)}[dtype]
-    quantized = check(activations(num_tokens, in_features).to(dtype), format, output, rule, layer(in_features))
+    quantized = check(activations(num_tokens, in_features).to(dtype), format, output, rule, transform(in_features))
     assert quantized.outside is None or not bool(quantized.outside.any())
 
 
 @each_output
-@pytest.mark.parametrize("smoothing", [False, True])
-@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("rotated", [False, True])
 def test_what_a_layer_does_not_have_is_left_out(
-    format: Format, output: torch.dtype, smoothing: bool, offset: bool, rotated: bool
+    format: Format, output: torch.dtype, smoothed: bool, centred: bool, rotated: bool
 ):
-    tensors = layer(128, smoothing=smoothing, offset=offset)._replace(rotated=rotated)
-    check(activations(3, 128), format, output, ScaleRule.CEIL, tensors)
+    of = transform(128, smoothed=smoothed, centred=centred, rotated=rotated)
+    check(activations(3, 128), format, output, ScaleRule.CEIL, of)
 
 
 @each_output
 @each_rule
 def test_a_rotated_row_has_the_numbers_of_the_definition(format: Format, output: torch.dtype, rule: ScaleRule):
-    check(activations(5, 192).bfloat16(), format, output, rule, layer(192)._replace(rotated=True))
+    check(activations(5, 192).bfloat16(), format, output, rule, transform(192, rotated=True))
 
 
 @each_output
@@ -195,10 +196,10 @@ def test_everything_is_written_and_nothing_beside_it(format: Format, output: tor
     result = QuantizedInput(*piece)
     if result.outside is not None:
         result = result._replace(outside=result.outside.view(torch.bool))
-    quantize_launch(x, layer(in_features), format, ScaleRule.LEAST_ERROR, ones(), None, result).run()
+    quantize_launch(x, transform(in_features), format, ScaleRule.LEAST_ERROR, ones(), None, result).run()
     for poison in whole:
         assert bool((poison[0] == 0xFF).all() and (poison[2] == 0xFF).all())
-    wanted = QUANTIZE[output](x, None, layer(in_features), format, ScaleRule.LEAST_ERROR, ones())
+    wanted = QUANTIZE[output](x, None, transform(in_features), format, ScaleRule.LEAST_ERROR, ones())
     for found, expected in zip(result, wanted, strict=True):
         assert found is expected or torch.equal(found.float(), expected.float())
 

@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("triton")
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
-from tempoquant.kernels.reference import quantizer_input, round_input
+from tempoquant.kernels.reference import round_input
 from tempoquant.kernels.triton_quantize import quantize_to_fp8
 from tests.kernels.rounded_inputs import (
     DEVICE,
@@ -15,23 +15,23 @@ from tests.kernels.rounded_inputs import (
     activations,
     assert_same,
     each_output,
-    layer,
     numbers_of,
     ones,
-    random,
     stored_as,
+    transform,
 )
+from tests.random_layers import random
 
 
 @each_output
 def test_rows_of_eight_bits_are_the_definitions_among_rows_of_four(format: Format, output: torch.dtype):
-    x, tensors = activations(35, 192).bfloat16(), layer(192)
+    x, of = activations(35, 192).bfloat16(), transform(192)
     x[0] = 0
     x[33, 3] = torch.nan
     flags = torch.tensor([True, False, False, False, True], device=DEVICE)
-    z = quantizer_input(x.float(), None, tensors)
+    z = of.quantizer_input(x.float(), None)
     for eight_bits, of_row in ((flags, flags.repeat_interleave(7)[:, None]), (True, True), (flags[1:2], False)):
-        quantized = QUANTIZE[output](x, None, tensors, format, ScaleRule.CEIL, 0.9 * ones(), eight_bits)
+        quantized = QUANTIZE[output](x, None, of, format, ScaleRule.CEIL, 0.9 * ones(), eight_bits)
         wanted = stored_as(round_input(z, format, ScaleRule.CEIL, 0.9 * ones(), of_row), output)
         found = numbers_of(quantized, format)
         is_bad = torch.arange(35, device=DEVICE) == 33
@@ -54,13 +54,13 @@ def test_eight_bits_in_fp8_round_ties_and_subnormals_as_fp8_does(magnitude: floa
 @each_output
 def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(format: Format, output: torch.dtype):
     for num_tokens, in_features, rank in ((33, 320, 3), (70, 128, 33)):
-        tensors = layer(in_features, rank=rank)
+        of = transform(in_features, rank=rank)
         x, hidden = (
             activations(num_tokens, in_features).bfloat16(),
             random(num_tokens, rank, seed=8).bfloat16().to(DEVICE),
         )
-        quantized = QUANTIZE[output](x, hidden, tensors, format, ScaleRule.LEAST_ERROR, ones())
-        z = quantizer_input(x.float(), hidden.float(), tensors)
+        quantized = QUANTIZE[output](x, hidden, of, format, ScaleRule.LEAST_ERROR, ones())
+        z = of.quantizer_input(x.float(), hidden.float())
         wanted = stored_as(round_input(z, format, ScaleRule.LEAST_ERROR, ones()), output)
         found = numbers_of(quantized, format)
         assert quantized.hidden is hidden
@@ -75,11 +75,11 @@ def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(
 @pytest.mark.parametrize("rank", [1, 16, 40, 128])
 def test_with_a_branch_whose_sums_are_exact_so_is_everything(format: Format, output: torch.dtype, rank: int):
     """Small multiples of powers of two: in whatever order, their products sum without rounding."""
-    tensors = layer(192, rank=rank)
-    tensors = tensors._replace(deflation=tensors.deflation.mul(20).round().clamp(-8, 8).div(32).bfloat16())
+    of = transform(192, rank=rank)
+    of = of._replace(deflation=of.deflation.mul(20).round().clamp(-8, 8).div(32).bfloat16())
     x = activations(67, 192).bfloat16()
     hidden = random(67, rank, seed=8).mul(4).round().bfloat16().to(DEVICE)
-    quantized = QUANTIZE[output](x, hidden, tensors, format, ScaleRule.LEAST_ERROR, ones())
-    z = quantizer_input(x.float(), hidden.float(), tensors)
+    quantized = QUANTIZE[output](x, hidden, of, format, ScaleRule.LEAST_ERROR, ones())
+    z = of.quantizer_input(x.float(), hidden.float())
     wanted = stored_as(round_input(z, format, ScaleRule.LEAST_ERROR, ones()), output)
     assert_same(numbers_of(quantized, format), wanted)

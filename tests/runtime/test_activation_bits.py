@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from tempoquant.errors import RecipeError, TempoQuantError, UnsupportedError
-from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tempoquant.timesteps import TimestepBins
 from tests.quantized_wan import BINS, inputs, quantize_all, run, tiny_wan
+from tests.random_layers import reference_of
 
 each_bins = pytest.mark.parametrize("bins", [TimestepBins(), BINS], ids=["one bin", "three bins"])
 
@@ -47,7 +47,7 @@ def test_rows_of_a_batch_have_the_bits_of_their_own_timesteps(bins: TimestepBins
         y = linear(x)
     for row, timestep in enumerate((910.0, 930.0, 990.0)):
         clip_ratio = layer.clip_ratio[bins.of(timestep)]
-        wanted = w4a4_linear(x[row], layer.tensors, layer.format, layer.activation_scale_rule, clip_ratio, row == 1)
+        wanted = reference_of(layer, x[row], clip_ratio, row == 1)
         torch.testing.assert_close(y[row], wanted, rtol=1e-5, atol=1e-5)
 
 

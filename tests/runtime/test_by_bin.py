@@ -9,12 +9,11 @@ from torch import nn
 
 from tempoquant.errors import TempoQuantError
 from tempoquant.formats import FORMATS
-from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.runtime.convert import install_layers
 from tempoquant.runtime.linear import QuantizedLinear
 from tests.quantized_wan import BINS, inputs, quantize_all, run, tiny_wan
-from tests.random_layers import by_bin, random_layer
+from tests.random_layers import by_bin, random_layer, reference_of
 
 SOURCE = nn.Linear(128, 64)
 X = torch.randn(3, 7, 128, generator=torch.Generator().manual_seed(0))
@@ -49,7 +48,7 @@ def test_in_each_bin_a_layer_is_the_layer_of_that_bin(has: dict[str, Any], dtype
     results = []
     for timestep in TIMESTEPS:
         alone = layer.at_bin(BINS.of(timestep))
-        wanted = w4a4_linear(x, alone.tensors, alone.format, alone.activation_scale_rule, alone.clip_ratio)
+        wanted = reference_of(alone, x, alone.clip_ratio)
         with module.at_timestep(timestep):
             results.append(module(x))
         assert torch.equal(results[-1], wanted) and torch.equal(QuantizedLinear.from_layer(alone)(x), wanted)

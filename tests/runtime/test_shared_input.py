@@ -13,7 +13,7 @@ from tempoquant.formats import FORMATS
 from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import Choice, Path
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import dequantize_residual, quantizer_input, round_input
+from tempoquant.kernels.reference import dequantize_residual, round_input
 from tempoquant.runtime.convert import install_layers, quantized_linears
 from tempoquant.runtime.share_inputs import share_inputs
 from tempoquant.runtime.shared_input import SharedInput
@@ -29,17 +29,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Linears take a path of two halves in plain PyTorch; each quantized input is noted."""
     noted: list[Any] = []
 
-    def quantize_input(source, tensors, format, path):  # type: ignore[no-untyped-def]
+    def quantize_input(source, transform, format, path):  # type: ignore[no-untyped-def]
         noted.append(source.x.shape)
         raw, rule = source.x.float(), source.rule
-        hidden = None if tensors.down is None else raw @ tensors.down.float().T
-        return QuantizedInput(round_input(quantizer_input(raw, hidden, tensors), format, rule), None, hidden, None)
+        hidden = transform.hidden(raw)
+        return QuantizedInput(round_input(transform(raw), format, rule), None, hidden, None)
 
-    def multiply(quantized, tensors, format, dtype, path):  # type: ignore[no-untyped-def]
-        y = quantized.values @ dequantize_residual(tensors, format).T
+    def multiply(quantized, weight, format, dtype, path):  # type: ignore[no-untyped-def]
+        y = quantized.values @ dequantize_residual(weight, format).T
         if quantized.hidden is not None:
-            y = y + quantized.hidden @ tensors.up.float().T
-        return (y if tensors.bias is None else y + tensors.bias.float()).to(dtype)
+            y = y + quantized.hidden @ weight.up.float().T
+        return (y if weight.bias is None else y + weight.bias.float()).to(dtype)
 
     monkeypatch.setattr(operators, "path_of", lambda *_: "bf16")
     monkeypatch.setattr(operators, "quantize_input", quantize_input)
@@ -194,16 +194,16 @@ class _plain_kernels:
         assert path == Path.BF16
 
     @staticmethod
-    def quantize_input(x, hidden, tensors, format, rule, clip_ratio, eight_bits):  # type: ignore[no-untyped-def]
-        z = quantizer_input(x.float(), None if hidden is None else hidden.float(), tensors)
+    def quantize_input(x, hidden, transform, format, rule, clip_ratio, eight_bits):  # type: ignore[no-untyped-def]
+        z = transform.quantizer_input(x.float(), None if hidden is None else hidden.float())
         return QuantizedInput(round_input(z, format, rule, clip_ratio).bfloat16(), None, None, None)
 
     @staticmethod
-    def multiply(quantized, tensors, format, dtype):  # type: ignore[no-untyped-def]
-        y = quantized.values.float() @ dequantize_residual(tensors, format).T
+    def multiply(quantized, weight, format, dtype):  # type: ignore[no-untyped-def]
+        y = quantized.values.float() @ dequantize_residual(weight, format).T
         if quantized.hidden is not None:
-            y = y + quantized.hidden.float() @ tensors.up.float().T
-        return (y if tensors.bias is None else y + tensors.bias.float()).to(dtype)
+            y = y + quantized.hidden.float() @ weight.up.float().T
+        return (y if weight.bias is None else y + weight.bias.float()).to(dtype)
 
 
 def test_every_format_is_known_to_the_operators() -> None:

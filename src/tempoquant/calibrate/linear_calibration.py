@@ -9,7 +9,6 @@ Clip ratios follow at the end, from the tokens kept and the rounded weights. A r
 it. Most recipes give each linear an input calibration of its own; one that shares smoothing gives q, k and v one.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -23,7 +22,6 @@ from tempoquant.calibrate.bin_regressions import BinRegressions
 from tempoquant.calibrate.changed_bias import changed_bias
 from tempoquant.calibrate.input_moments import InputMoments
 from tempoquant.calibrate.input_smoothing import hardly_seen, smoothing_of
-from tempoquant.calibrate.input_transform import InputTransform
 from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
@@ -38,8 +36,10 @@ from tempoquant.formats import (
     scale_to_bytes,
     weight_scale,
 )
+from tempoquant.input_transform import InputTransform
 from tempoquant.layer import HardlySeen, LowRankBranch, QuantizedLayer
 from tempoquant.methods import (
+    Deflation,
     Feedback,
     HessianAccumulator,
     act_order,
@@ -116,7 +116,7 @@ class InputCalibration:
             recipe.prior_fraction,
         )  # fmt: skip
         self._kept: list[list[torch.Tensor]] = [[] for _ in range(bins.num_bins)]
-        self._transform = InputTransform(recipe.rotation)
+        self._transform = InputTransform(rotated=recipe.rotation)
         self._regressions: BinRegressions | None = None
         self._hardly_seen: HardlySeen | None = None
         self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
@@ -141,7 +141,7 @@ class InputCalibration:
         if phase is Phase.REGRESSION and self._regressions is not None:
             deflation = self._regressions.deflation(self._moments, self._recipe.rotation)
             self._regressions = None
-            self._transform = dataclasses.replace(self._transform, deflation=deflation)
+            self._deflate(deflation)
             self._settle_offset()
         if phase is not Phase.RANGE:
             return
@@ -151,7 +151,7 @@ class InputCalibration:
             weights = [self._transform.smoothed(linear.weight) for linear in self._linears.values()]
             covariance = self._moments.take_covariance(factor)
             deflation = deflation_of(covariance, weights, factor, self._rank, self._recipe.rotation)
-            self._transform = dataclasses.replace(self._transform, deflation=deflation)
+            self._deflate(deflation)
             if self._recipe.deflation_by_bin and self._bins.num_bins > 1:
                 self._regressions = BinRegressions(deflation, factor, self._moments.means)
         self._settle_offset()
@@ -159,15 +159,18 @@ class InputCalibration:
     def _settle_smoothing(self) -> None:
         weights = [linear.weight.detach() for linear in self._linears.values()]
         factor = smoothing_of(self._moments, weights, self._recipe, self._format)
-        self._transform = dataclasses.replace(self._transform, smoothing_factor=factor)
+        self._transform = self._transform._replace(smoothing_factor=factor)
         self._hardly_seen = hardly_seen(self._moments, weights, self._recipe)
+
+    def _deflate(self, deflation: Deflation | None) -> None:
+        down, taken_out = (None, None) if deflation is None else deflation
+        self._transform = self._transform._replace(down=down, deflation=taken_out)
 
     def _settle_offset(self) -> None:
         """Once it is known what else comes off the input."""
         if self._recipe.centring:
-            uncentred = dataclasses.replace(self._transform, input_offset=None)
-            offset = uncentred.of_means(self._means).to(torch.bfloat16)
-            self._transform = dataclasses.replace(self._transform, input_offset=offset)
+            offset = self._transform._replace(input_offset=None).of_means(self._means).to(torch.bfloat16)
+            self._transform = self._transform._replace(input_offset=offset)
 
     @property
     def _means(self) -> torch.Tensor:
@@ -217,7 +220,8 @@ class InputCalibration:
 
     def _gather_hessian(self, x: torch.Tensor, timestep_bin: int) -> None:
         # All that may run out of memory comes before anything changes, so that the piece can be taken in again.
-        rounded = quantize_activation(self._transform(x.float(), timestep_bin), self._format, self._rule)
+        z = self._transform.at_bin(timestep_bin)(x.float())
+        rounded = quantize_activation(z, self._format, self._rule)
         if self._hessian is not None:
             self._hessian.add(rounded)
 
@@ -256,12 +260,13 @@ class InputCalibration:
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         """The branch, and what is left of the weight for four bits, rotated if the input is."""
-        factor, deflation = self._transform.smoothing_factor, self._transform.deflation
-        if deflation is None:
+        transform = self._transform
+        factor, down, deflation = transform.smoothing_factor, transform.down, transform.deflation
+        if down is None or deflation is None:
             branch, residual = svdquant(linear.weight.detach().float(), factor, self._rank)
-            return branch, self._transform.rotate(residual)
-        up, residual = split(self._transform.smoothed(linear.weight), factor, deflation, self._recipe.rotation)
-        return LowRankBranch(up, *deflation), residual
+            return branch, transform.rotate(residual)
+        up, residual = split(transform.smoothed(linear.weight), factor, Deflation(down, deflation), transform.rotated)
+        return LowRankBranch(up, down, deflation), residual
 
     def _search_clip_ratio(self, rounded: Sequence[_Rounded]) -> torch.Tensor:
         """(num_bins,) float32. Linears that share an input share the ratio of the least error of all together."""
@@ -272,7 +277,7 @@ class InputCalibration:
         for result in rounded:
             residual = from_codes(result.codes, result.scale.effective, self._format)
             for timestep_bin, kept in enumerate(self._kept):
-                tokens = self._transform(torch.cat(kept).float(), timestep_bin)
+                tokens = self._transform.at_bin(timestep_bin)(torch.cat(kept).float())
                 errors[timestep_bin] += clip_errors(tokens, residual, self._format, self._rule, candidates)
         return best_clip_ratio(errors, candidates)
 
@@ -290,5 +295,5 @@ class InputCalibration:
             clip_ratio=clip_ratio,
             bins=self._bins,
             input_offset=self._transform.input_offset,
-            rotated=self._recipe.rotation,
+            rotated=self._transform.rotated,
         )

@@ -4,7 +4,6 @@ Everything is as `InputCalibration` does it, but for GPTQ and clip ratios: weigh
 the errors of every rank, and it is their proportions that a budget is spent by.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -78,7 +77,9 @@ class RankTrials(InputCalibration):
             self._try(rank)
             for name, linear in self._linears.items():
                 layer = self._layer(linear.bias, self._round(linear, None, None), torch.ones(1)).at_bin(0)
-                output = w4a4_linear(tokens, layer.tensors, layer.format, layer.activation_scale_rule, 1.0)
+                output = w4a4_linear(
+                    tokens, layer.input_transform, layer.weight_tensors, layer.format, layer.activation_scale_rule
+                )
                 bias = None if linear.bias is None else linear.bias.float()
                 error = output - nn.functional.linear(tokens, linear.weight.float(), bias)
                 errors = error.split([len(each) for each in samples])
@@ -94,7 +95,7 @@ class RankTrials(InputCalibration):
             if rank:
                 factor, rotated = self._transform.smoothing_factor, self._recipe.rotation
                 deflation = deflation_by(self._directions[:rank], self._covariance, factor, rotated)
-            self._transform = dataclasses.replace(self._transform, deflation=deflation)
+            self._deflate(deflation)
         self._settle_offset()
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:

@@ -213,8 +213,9 @@ class _ExpertRun:
         def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
             of_bin = layer.at_bin(current[-1].timestep_bin)
             rows = x.reshape(-1, x.shape[-1]).split(self._chunks.num_tokens)
-            tensors, rule, clip_ratio = of_bin.tensors, of_bin.activation_scale_rule, float(of_bin.clip_ratio)
-            results = [w4a4_linear(part, tensors, of_bin.format, rule, clip_ratio) for part in rows]
+            transform, weight, rule = of_bin.input_transform, of_bin.weight_tensors, of_bin.activation_scale_rule
+            clip_ratio = float(of_bin.clip_ratio)
+            results = [w4a4_linear(part, transform, weight, of_bin.format, rule, clip_ratio) for part in rows]
             return torch.cat(results).unflatten(0, x.shape[:-1])
 
         forwards = {block.get_submodule(each): functools.partial(compute, by_name[name])

@@ -175,7 +175,9 @@ class _ReferenceLinear(nn.Module):
         self._linear = QuantizedLinear(entry, BinClock(TimestepBins()), _16_BIT, device="meta")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return w4a4_linear(x, self._linear._tensors(), self._entry.format, self._entry.activation_scale_rule)
+        linear, entry = self._linear, self._entry
+        transform, weight = linear.input_transform(), linear.weight_tensors()
+        return w4a4_linear(x, transform, weight, entry.format, entry.activation_scale_rule)
 
 
 @dataclass(frozen=True)

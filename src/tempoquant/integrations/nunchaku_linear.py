@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format, group_amax, nearest_level
-from tempoquant.kernels.reference import LinearTensors, dequantize_residual
+from tempoquant.input_transform import InputTransform
+from tempoquant.kernels.reference import WeightTensors, dequantize_residual
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.straight_through import straight_through
 
@@ -39,24 +40,24 @@ def quantize_activation(x: torch.Tensor, format: Format) -> torch.Tensor:
     return nearest_level(scaled, format).mul_(scale.unsqueeze(-1)).flatten(-2)
 
 
-def nunchaku_linear(x: torch.Tensor, tensors: LinearTensors, format: Format) -> torch.Tensor:
+def nunchaku_linear(x: torch.Tensor, transform: InputTransform, weight: WeightTensors, format: Format) -> torch.Tensor:
     """The 4-bit linear of the kernels.
 
     Args:
         x: (…, in). In bfloat16 the smoothed input and the branch's middle are bfloat16, as in the kernels; in float32
             nothing but the four bits is rounded.
-        tensors: of an exported layer: smoothed, with a branch, neither deflated nor centred.
+        transform, weight: of an exported layer: smoothed, with a branch, neither deflated nor centred.
 
     Returns:
         (…, out) in the dtype of x.
     """
-    assert tensors.smoothing_factor is not None and tensors.up is not None and tensors.down is not None
+    assert transform.smoothing_factor is not None and transform.down is not None and weight.up is not None
     raw = x.float()
-    smoothed = (raw / tensors.smoothing_factor.float()).to(x.dtype).float()
-    bias = None if tensors.bias is None else tensors.bias.float()
-    y = functional.linear(quantize_activation(smoothed, format), dequantize_residual(tensors, format), bias)
-    hidden = functional.linear(raw, tensors.down.float()).to(x.dtype).float()
-    return (y + functional.linear(hidden, tensors.up.float())).to(x.dtype)
+    smoothed = (raw / transform.smoothing_factor.float()).to(x.dtype).float()
+    bias = None if weight.bias is None else weight.bias.float()
+    y = functional.linear(quantize_activation(smoothed, format), dequantize_residual(weight, format), bias)
+    hidden = functional.linear(raw, transform.down.float()).to(x.dtype).float()
+    return (y + functional.linear(hidden, weight.up.float())).to(x.dtype)
 
 
 class NunchakuLinear(QuantizedLinear):
@@ -68,4 +69,4 @@ class NunchakuLinear(QuantizedLinear):
         if self.clock.eight_bit_timesteps is not None:
             raise UnsupportedError("an exported layer has 4-bit activations only: leave activation bits as they are.")
         with torch.autocast(x.device.type, enabled=False):
-            return nunchaku_linear(x, self._tensors(), self.entry.format)
+            return nunchaku_linear(x, self.input_transform(), self.weight_tensors(), self.entry.format)

@@ -7,7 +7,7 @@ import torch
 
 from tempoquant.formats import Format
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_bf16_gemm import bf16_multiply
 from tempoquant.kernels.triton_expand import expand_to_bf16
 from tempoquant.kernels.triton_quantize import quantize_to_bf16 as quantize_input
@@ -15,7 +15,7 @@ from tempoquant.kernels.triton_quantize import quantize_to_bf16 as quantize_inpu
 __all__ = ["multiply", "quantize_input"]
 
 
-def multiply(quantized: QuantizedInput, tensors: LinearTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
+def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
     """The rest of a linear: (tokens, out) in `dtype`. The expanded weight lives as long as the product."""
-    weight = expand_to_bf16(tensors, format)
-    return bf16_multiply(quantized, weight, tensors.tensor_scale, tensors.up, tensors.bias, dtype)
+    values = expand_to_bf16(weight, format)
+    return bf16_multiply(quantized, values, weight.tensor_scale, weight.up, weight.bias, dtype)

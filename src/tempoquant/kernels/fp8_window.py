@@ -8,7 +8,7 @@ import torch
 
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format, ScaleGrid, scale_from_bytes, unpack
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.reference import WeightTensors
 
 # The exponent of two at which the largest scale of a row is put, and how many octaves below it others may lie.
 FP8_TOP_EXPONENT = {ScaleGrid.E8M0: 6, ScaleGrid.E4M1: 5}
@@ -23,7 +23,7 @@ def check_fp8(format: Format) -> None:
         )
 
 
-def fp8_exact_rows(tensors: LinearTensors, format: Format) -> torch.Tensor:
+def fp8_exact_rows(weight: WeightTensors, format: Format) -> torch.Tensor:
     """Of which rows of a weight FP8 holds every number without rounding: (out,) bool.
 
     Always all of NVFP4 with one mantissa bit, by its definition; of MXFP4 rows whose scales span 15 octaves or fewer.
@@ -31,12 +31,12 @@ def fp8_exact_rows(tensors: LinearTensors, format: Format) -> torch.Tensor:
     """
     check_fp8(format)
     if format.scale_octaves is not None:
-        return torch.ones(len(tensors.packed), dtype=torch.bool, device=tensors.packed.device)
-    _, exponent = torch.frexp(scale_from_bytes(tensors.scale, format))
+        return torch.ones(len(weight.packed), dtype=torch.bool, device=weight.packed.device)
+    _, exponent = torch.frexp(scale_from_bytes(weight.scale, format))
     is_low = exponent < exponent.amax(-1, keepdim=True) - FP8_OCTAVES[format.scale_grid]
     if not bool(is_low.any()):
         return ~is_low.any(-1)
-    holds_numbers = unpack(tensors.packed, format).unflatten(-1, (-1, format.group_size)).any(-1)
+    holds_numbers = unpack(weight.packed, format).unflatten(-1, (-1, format.group_size)).any(-1)
     return ~(is_low & holds_numbers).any(-1)
 
 

@@ -7,27 +7,46 @@ tensors is needed, so nothing is kept for the backward pass: W is made anew for 
 a 16-bit model's weight would be, and lives as long as that.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from tempoquant.formats import Format, get_format
-from tempoquant.kernels.reference import NUMBERS_AT_ONCE, LinearTensors, effective_weight
+from tempoquant.input_transform import InputTransform
+from tempoquant.kernels.reference import NUMBERS_AT_ONCE, WeightTensors, effective_weight
 
 
-def input_gradient(grad_y: torch.Tensor, tensors: LinearTensors, format: Format) -> torch.Tensor:
+class GradientTensors(NamedTuple):
+    """The tensors that W is made of, in a flat row, as autograd keeps tensors and operators take them."""
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    tensor_scale: torch.Tensor | None
+    up: torch.Tensor | None
+    smoothing_factor: torch.Tensor | None
+    down: torch.Tensor | None
+    deflation: torch.Tensor | None
+
+
+def gradient_tensors(transform: InputTransform, weight: WeightTensors) -> GradientTensors:
+    """What the gradient reads of a layer: neither offset nor bias, which change no slope."""
+    return GradientTensors(
+        weight.packed, weight.scale, weight.tensor_scale, weight.up, transform.smoothing_factor, transform.down,
+        transform.deflation,
+    )  # fmt: skip
+
+
+def input_gradient(grad_y: torch.Tensor, tensors: GradientTensors, format: Format, rotated: bool) -> torch.Tensor:
     """The gradient of the dequantized layer.
 
     Args:
         grad_y: (…, out), any float dtype.
+        rotated: whether the layer's input is.
 
     Returns:
         (…, in) in the dtype of grad_y.
     """
-    return _input_gradient(
-        grad_y, tensors.packed, tensors.scale, tensors.tensor_scale, tensors.smoothing_factor, tensors.up,
-        tensors.down, tensors.deflation, tensors.rotated, format.name,
-    )  # fmt: skip
+    return _input_gradient(grad_y, *tensors, rotated=rotated, format=format.name)
 
 
 @torch.library.custom_op("tempoquant::input_gradient", mutates_args=())
@@ -36,31 +55,33 @@ def _input_gradient(  # noqa: PLR0913 (operators take tensors, not tuples of the
     packed: torch.Tensor,
     scale: torch.Tensor,
     tensor_scale: torch.Tensor | None,
-    smoothing_factor: torch.Tensor | None,
     up: torch.Tensor | None,
+    smoothing_factor: torch.Tensor | None,
     down: torch.Tensor | None,
     deflation: torch.Tensor | None,
+    *,
     rotated: bool,
     format: str,
 ) -> torch.Tensor:
-    tensors = LinearTensors(packed, scale, tensor_scale, smoothing_factor, up, down, deflation, None, None, rotated)
+    transform = InputTransform(smoothing_factor, rotated, down, deflation)
+    weight = WeightTensors(packed, scale, tensor_scale, up)
     with torch.autocast(grad_y.device.type, enabled=False):  # which would round a float32 gradient's operands
-        return grad_y @ _weight(tensors, get_format(format), grad_y.dtype)
+        return grad_y @ _dense(transform, weight, get_format(format), grad_y.dtype)
 
 
 @_input_gradient.register_fake
-def _(grad_y: torch.Tensor, packed: torch.Tensor, *others: Any) -> torch.Tensor:
+def _(grad_y: torch.Tensor, packed: torch.Tensor, *_others: Any, **_settings: Any) -> torch.Tensor:
     return grad_y.new_empty(*grad_y.shape[:-1], 2 * packed.shape[1])
 
 
-def _weight(tensors: LinearTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
+def _dense(transform: InputTransform, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
     """The effective weight, rounded to `dtype`: some rows at a time, for in float32 it takes several times the room."""
-    out_features, half = tensors.packed.shape
-    weight = torch.empty(out_features, 2 * half, dtype=dtype, device=tensors.packed.device)
+    out_features, half = weight.packed.shape
+    dense = torch.empty(out_features, 2 * half, dtype=dtype, device=weight.packed.device)
     num_rows = max(1, NUMBERS_AT_ONCE // (2 * half))
     for start in range(0, out_features, num_rows):
         rows = slice(start, start + num_rows)
-        up = None if tensors.up is None else tensors.up[rows]
-        part = tensors._replace(packed=tensors.packed[rows], scale=tensors.scale[rows], up=up)
-        weight[rows] = effective_weight(part, format)
-    return weight
+        up = None if weight.up is None else weight.up[rows]
+        part = weight._replace(packed=weight.packed[rows], scale=weight.scale[rows], up=up)
+        dense[rows] = effective_weight(transform, part, format)
+    return dense

@@ -4,7 +4,7 @@ import torch
 
 from tempoquant.formats import Format
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_expand import expand_to_int8
 from tempoquant.kernels.triton_int8_gemm import int8_multiply
 from tempoquant.kernels.triton_quantize import quantize_to_int8 as quantize_input
@@ -12,7 +12,7 @@ from tempoquant.kernels.triton_quantize import quantize_to_int8 as quantize_inpu
 __all__ = ["multiply", "quantize_input"]
 
 
-def multiply(quantized: QuantizedInput, tensors: LinearTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
+def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
     """The rest of a linear: (tokens, out) in `dtype`. The expanded codes live as long as the product."""
-    codes, scale = expand_to_int8(tensors, format)
-    return int8_multiply(quantized, codes, scale, tensors.up, tensors.bias, dtype)
+    codes, scale = expand_to_int8(weight, format)
+    return int8_multiply(quantized, codes, scale, weight.up, weight.bias, dtype)

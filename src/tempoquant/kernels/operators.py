@@ -1,7 +1,7 @@
 """The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes and not their insides.
 
 `quantize_input` rounds what linears share, `multiply` does the rest; the path says by which kernels. Both are pure:
-same tensors, same result, nothing kept.
+same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name.
 """
 
 import importlib
@@ -11,9 +11,10 @@ import torch
 from torch.nn import functional
 
 from tempoquant.formats import Format, ScaleRule, get_format
+from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.dispatch import Path, choose
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.reference import WeightTensors
 
 
 @torch.compiler.assume_constant_result
@@ -56,28 +57,28 @@ def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return functional.linear(x.float(), down.float()).bfloat16()
 
 
-def quantize_input(source: Source, tensors: LinearTensors, format: Format, path: str) -> QuantizedInput:
+def quantize_input(source: Source, transform: InputTransform, format: Format, path: str) -> QuantizedInput:
     """Project onto the branch, and round what is left.
 
     The kernels round h = x · downᵀ to bfloat16. The same numbers are taken off the input and added to the output, so
     that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part.
     """
-    hidden = None if tensors.down is None else branch_hidden(source.x, tensors.down)
+    hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
     values, scale, outside = _quantize_input(
-        source.x, hidden, tensors.smoothing_factor, tensors.deflation, tensors.input_offset, source.clip_ratio,
-        source.eight_bits, tensors.rotated, format.name, source.rule.value, path,
+        source.x, hidden, transform.smoothing_factor, transform.deflation, transform.input_offset, source.clip_ratio,
+        source.eight_bits, rotated=transform.rotated, format=format.name, rule=source.rule.value, path=path,
     )  # fmt: skip
     has_rows = path == Path.FP8 and format.scale_octaves is None
     return QuantizedInput(values, None if path == Path.BF16 else scale, hidden, outside if has_rows else None)
 
 
 def multiply(
-    quantized: QuantizedInput, tensors: LinearTensors, format: Format, dtype: torch.dtype, path: str
+    quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype, path: str
 ) -> torch.Tensor:
     """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
     return _multiply(
-        quantized.values, quantized.scale, quantized.hidden, quantized.outside, tensors.packed, tensors.scale,
-        tensors.tensor_scale, tensors.up, tensors.bias, format.name, dtype, path,
+        quantized.values, quantized.scale, quantized.hidden, quantized.outside, weight.packed, weight.scale,
+        weight.tensor_scale, weight.up, weight.bias, format=format.name, dtype=dtype, path=path,
     )  # fmt: skip
 
 
@@ -90,30 +91,35 @@ def _quantize_input(  # noqa: PLR0913 (operators take tensors, not tuples of the
     input_offset: torch.Tensor | None,
     clip_ratio: torch.Tensor,
     eight_bits: torch.Tensor | None,
+    *,
     rotated: bool,
     format: str,
     rule: str,
     path: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """values, scale and outside of a QuantizedInput; empty where it has None."""
-    tensors = LinearTensors(x, x, None, smoothing_factor, None, None, deflation, input_offset, None, rotated)
+    transform = InputTransform(
+        smoothing_factor=smoothing_factor, rotated=rotated, deflation=deflation, input_offset=input_offset
+    )
     done = _kernels_of(path).quantize_input(
-        x, hidden, tensors, get_format(format), ScaleRule(rule), clip_ratio, eight_bits
+        x, hidden, transform, get_format(format), ScaleRule(rule), clip_ratio, eight_bits
     )
     nothing = x.new_empty(0)
     return done.values, *(nothing.clone() if each is None else each for each in (done.scale, done.outside))
 
 
 @_quantize_input.register_fake
-def _(x: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    format, path = get_format(others[-3]), others[-1]
-    num_tokens = x.shape[0]
-    values = {Path.FP8: torch.float8_e4m3fn, Path.INT8: torch.int8, Path.BF16: torch.bfloat16}[Path(path)]
-    scale = {Path.FP8: (num_tokens,), Path.INT8: (num_tokens, x.shape[1] // format.group_size), Path.BF16: (0,)}
-    has_rows = path == Path.FP8 and format.scale_octaves is None
+def _(
+    x: torch.Tensor, *_others: Any, format: str, path: str, **_settings: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    kind, taken = get_format(format), Path(path)
+    num_tokens, in_features = x.shape
+    values = {Path.FP8: torch.float8_e4m3fn, Path.INT8: torch.int8, Path.BF16: torch.bfloat16}[taken]
+    scale = {Path.FP8: (num_tokens,), Path.INT8: (num_tokens, in_features // kind.group_size), Path.BF16: (0,)}
+    has_rows = taken is Path.FP8 and kind.scale_octaves is None
     return (
         x.new_empty(x.shape, dtype=values),
-        x.new_empty(scale[Path(path)], dtype=x.dtype if path == Path.BF16 else torch.float32),
+        x.new_empty(scale[taken], dtype=x.dtype if taken is Path.BF16 else torch.float32),
         x.new_empty(num_tokens, dtype=torch.bool) if has_rows else x.new_empty(0),
     )
 
@@ -129,21 +135,30 @@ def _multiply(  # noqa: PLR0913
     tensor_scale: torch.Tensor | None,
     up: torch.Tensor | None,
     bias: torch.Tensor | None,
+    *,
     format: str,
     dtype: torch.dtype,
     path: str,
 ) -> torch.Tensor:
-    tensors = LinearTensors(packed, scale, tensor_scale, None, up, None, None, None, bias)
+    weight = WeightTensors(packed, scale, tensor_scale, up, bias)
     quantized = QuantizedInput(values, row_scale, hidden, outside)
-    return _kernels_of(path).multiply(quantized, tensors, get_format(format), dtype)
+    return _kernels_of(path).multiply(quantized, weight, get_format(format), dtype)
 
 
 @_multiply.register_fake
-def _(values: torch.Tensor, *others: Any) -> torch.Tensor:
-    packed, dtype = others[3], others[-2]
+def _(
+    values: torch.Tensor,
+    row_scale: torch.Tensor | None,
+    hidden: torch.Tensor | None,
+    outside: torch.Tensor | None,
+    packed: torch.Tensor,
+    *_others: Any,
+    dtype: torch.dtype,
+    **_settings: Any,
+) -> torch.Tensor:
     return values.new_empty(values.shape[0], packed.shape[0], dtype=dtype)
 
 
 def _kernels_of(path: str) -> Any:
-    """The module with a path's `quantize_input` and `multiply`. Importing it imports Triton, so only what runs is."""
+    """The module with a path's two halves. Importing it imports Triton, so only what runs is imported."""
     return importlib.import_module(f"tempoquant.kernels.{Path(path).value}")

@@ -1,9 +1,8 @@
 """The W4A4 linear in plain PyTorch. This *defines* the result: every faster kernel is held to it by a test.
 
-    h = x · downᵀ
-    y = Q(H(x / smoothing_factor) − h · deflationᵀ − input_offset) · Q(R)ᵀ + h · upᵀ + bias
+    y = Q(z) · Q(R)ᵀ + h · upᵀ + bias
 
-H is the block rotation (`formats.rotation`). What a layer does not have is left out. Both operands of the first product
+z and h are what `InputTransform` makes of x. What a layer does not have is left out. Both operands of the first product
 are levels times scales, exact in float32; sums run in float32 (float64 for float64 inputs). The result is rounded once,
 to the dtype of x.
 """
@@ -20,60 +19,58 @@ from tempoquant.formats import (
     from_codes,
     quantize_activation,
     quantize_activation_to_8_bits,
-    rotate,
     scale_from_bytes,
     unpack,
 )
+from tempoquant.input_transform import InputTransform
 
 NUMBERS_AT_ONCE = 2**22
 """Of inputs or outputs: in float32 16 MiB, of which rounding to the nearest level needs about ten at a time."""
 
 
-class LinearTensors(NamedTuple):
-    """What one 4-bit linear reads.
+class WeightTensors(NamedTuple):
+    """What a 4-bit linear multiplies its transformed input with, and adds to the product.
 
-    packed: (out, in / 2) uint8. scale: (out, groups · bytes per scale) uint8. tensor_scale: () float32 or None.
-    smoothing_factor: (in,) or None. up: (out, rank), down: (rank, in), both or neither None; deflation: (in, rank) or
-    None. input_offset: (in,) or None. bias: (out,) or None. rotated: whether the smoothed input is rotated; then the
-    weight, `deflation` and `input_offset` are of the rotated features.
+    Attributes:
+        packed: (out, in / 2) uint8, of the residual weight; of the rotated one where the input is rotated.
+        scale: (out, groups · bytes per scale) uint8.
+        tensor_scale: () float32, or None.
+        up: (out, rank), or None without a branch.
+        bias: (out,), or None.
     """
 
     packed: torch.Tensor
     scale: torch.Tensor
-    tensor_scale: torch.Tensor | None
-    smoothing_factor: torch.Tensor | None
-    up: torch.Tensor | None
-    down: torch.Tensor | None
-    deflation: torch.Tensor | None
-    input_offset: torch.Tensor | None
-    bias: torch.Tensor | None
-    rotated: bool = False
+    tensor_scale: torch.Tensor | None = None
+    up: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
-def dequantize_residual(tensors: LinearTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def dequantize_residual(weight: WeightTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Q(R): codes times scales, (out, in), exact in float32 and wider."""
-    scale = scale_from_bytes(tensors.scale, format)
-    if tensors.tensor_scale is not None:
-        scale = scale * tensors.tensor_scale
-    return from_codes(unpack(tensors.packed, format), scale.to(dtype), format)
+    scale = scale_from_bytes(weight.scale, format)
+    if weight.tensor_scale is not None:
+        scale = scale * weight.tensor_scale
+    return from_codes(unpack(weight.packed, format), scale.to(dtype), format)
 
 
-def effective_weight(tensors: LinearTensors, format: Format) -> torch.Tensor:
+def effective_weight(transform: InputTransform, weight: WeightTensors, format: Format) -> torch.Tensor:
     """The dense weight that a layer stands for, smoothing, rotation and branch included: (out, in) float32."""
-    residual = dequantize_residual(tensors, format)
-    weight = rotate(residual) if tensors.rotated else residual
-    weight = weight if tensors.smoothing_factor is None else weight / tensors.smoothing_factor.float()
-    if tensors.up is None or tensors.down is None:
-        return weight
-    up = tensors.up.float()
-    if tensors.deflation is not None:
-        up = up - residual @ tensors.deflation.float()
-    return weight + up @ tensors.down.float()
+    residual = dequantize_residual(weight, format)
+    dense = transform.rotate(residual)
+    dense = dense if transform.smoothing_factor is None else dense / transform.smoothing_factor.float()
+    if weight.up is None or transform.down is None:
+        return dense
+    up = weight.up.float()
+    if transform.deflation is not None:
+        up = up - residual @ transform.deflation.float()
+    return dense + up @ transform.down.float()
 
 
 def w4a4_linear(
     x: torch.Tensor,
-    tensors: LinearTensors,
+    transform: InputTransform,
+    weight: WeightTensors,
     format: Format,
     activation_scale_rule: ScaleRule,
     clip_ratio: torch.Tensor | float = 1.0,
@@ -85,6 +82,7 @@ def w4a4_linear(
 
     Args:
         x: (…, in), any float dtype.
+        transform, weight: of one timestep bin.
         clip_ratio: multiplies each activation group's amax; a number, or broadcastable to (…, groups).
         eight_bits: whether activations have eight bits instead, and no clip ratio (W4A8); a boolean, or booleans
             broadcastable to (…, 1).
@@ -93,25 +91,23 @@ def w4a4_linear(
         (…, out) in the dtype of x.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight = dequantize_residual(tensors, format, dtype)
-    bias = None if tensors.bias is None else tensors.bias.to(dtype)
+    residual = dequantize_residual(weight, format, dtype)
+    bias = None if weight.bias is None else weight.bias.to(dtype)
 
     def compute(x: torch.Tensor, clip_ratio: torch.Tensor | float, eight_bits: torch.Tensor | bool) -> torch.Tensor:
         raw = x.to(dtype)
-        hidden = None if tensors.down is None else functional.linear(raw, tensors.down.to(dtype))
-        rounded = round_input(
-            quantizer_input(raw, hidden, tensors), format, activation_scale_rule, clip_ratio, eight_bits
-        )
-        y = functional.linear(rounded, weight, bias)
-        if hidden is not None and tensors.up is not None:
-            y = y + functional.linear(hidden, tensors.up.to(dtype))
+        hidden = transform.hidden(raw)
+        z = transform.quantizer_input(raw, hidden)
+        y = functional.linear(round_input(z, format, activation_scale_rule, clip_ratio, eight_bits), residual, bias)
+        if hidden is not None and weight.up is not None:
+            y = y + functional.linear(hidden, weight.up.to(dtype))
         return y.to(x.dtype)
 
-    widest = max(weight.shape)
+    widest = max(residual.shape)
     if x.dim() < 2 or x.numel() // x.shape[-1] * widest <= NUMBERS_AT_ONCE:
         return compute(x, clip_ratio, eight_bits)
     chunks = _token_chunks(x, widest, clip_ratio, eight_bits)
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    y = x.new_empty(*x.shape[:-1], residual.shape[0])
     for tokens, chunk in chunks:
         y[..., tokens, :] = compute(*chunk)
     return y
@@ -131,24 +127,6 @@ def round_input(
         return quantize_activation(x, format, rule, clip_ratio)
     in_four = quantize_activation(x, format, rule, clip_ratio)
     return torch.where(eight_bits, quantize_activation_to_8_bits(x, format), in_four)
-
-
-def quantizer_input(raw: torch.Tensor, hidden: torch.Tensor | None, tensors: LinearTensors) -> torch.Tensor:
-    """What is rounded to four bits: the input smoothed, rotated, deflated, centred, as far as the layer does each.
-
-    Args:
-        raw: (…, in) float32 or float64.
-        hidden: raw · downᵀ, (…, rank), in the same dtype; None without a branch.
-
-    Returns:
-        (…, in), same dtype.
-    """
-    x = raw if tensors.smoothing_factor is None else raw / tensors.smoothing_factor.to(raw.dtype)
-    if tensors.rotated:
-        x = rotate(x)
-    if tensors.deflation is not None and hidden is not None:
-        x = x - functional.linear(hidden, tensors.deflation.to(raw.dtype))
-    return x if tensors.input_offset is None else x - tensors.input_offset.to(raw.dtype)
 
 
 _Chunk = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | bool]

@@ -16,7 +16,7 @@ import triton.language as tl
 from tempoquant.formats import FORMATS, Format, ScaleGrid, scale_from_bytes
 from tempoquant.kernels.fp8_window import FP8_TOP_EXPONENT, check_fp8, check_int8, dtypes_of
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_bits import power_of_two, to_bfloat16
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
 from tempoquant.kernels.triton_rounding import row_base_exponent
@@ -81,18 +81,18 @@ def _expand_kernel(  # noqa: PLR0913
 
 
 def expand_launch(
-    tensors: LinearTensors, format: Format, values: torch.Tensor, row_scale: torch.Tensor | None
+    weight: WeightTensors, format: Format, values: torch.Tensor, row_scale: torch.Tensor | None
 ) -> Launch:
     """The launch that expands a weight into `values` (out, in): FP8 where `row_scale` (out,) is given, or by dtype."""
-    num_rows, half = tensors.packed.shape
-    grid, scale = format.scale_grid, dense(tensors.scale)
+    num_rows, half = weight.packed.shape
+    grid, scale = format.scale_grid, dense(weight.scale)
     return Launch(
         _expand_kernel,
         (triton.cdiv(num_rows, BLOCK_ROWS),),
         {
-            "packed": dense(tensors.packed),
+            "packed": dense(weight.packed),
             "scale": scale.view(torch.int16) if grid is ScaleGrid.BF16 else scale,
-            "tensor_scale": tensors.tensor_scale,
+            "tensor_scale": weight.tensor_scale,
             "values": values,
             "row_scale": row_scale,
             "num_rows": num_rows,
@@ -110,7 +110,7 @@ def expand_launch(
 
 
 def expand_to_fp8(
-    tensors: LinearTensors, format: Format, out: torch.Tensor | None = None
+    weight: WeightTensors, format: Format, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight for FP8 tensor cores.
 
@@ -124,39 +124,39 @@ def expand_to_fp8(
     Raises UnsupportedError for NVFP4 and INT4, whose scales have too many mantissa bits.
     """
     check_fp8(format)
-    values = _buffer(tensors, torch.float8_e4m3fn, out)
+    values = _buffer(weight, torch.float8_e4m3fn, out)
     row_scale = torch.empty(values.shape[0], dtype=torch.float32, device=values.device)
-    expand_launch(tensors, format, values, row_scale).run()
+    expand_launch(weight, format, values, row_scale).run()
     return values, row_scale
 
 
-def expand_to_bf16(tensors: LinearTensors, format: Format, out: torch.Tensor | None = None) -> torch.Tensor:
+def expand_to_bf16(weight: WeightTensors, format: Format, out: torch.Tensor | None = None) -> torch.Tensor:
     """A weight for BF16 tensor cores *without* its tensor scale: (out, in) bfloat16, into `out` where given.
 
     Exact, but for INT4: three bits of level times eight of scale are rounded to eight, by at most 2^-9 relative.
     """
-    values = _buffer(tensors, torch.bfloat16, out)
-    expand_launch(tensors, format, values, None).run()
+    values = _buffer(weight, torch.bfloat16, out)
+    expand_launch(weight, format, values, None).run()
     return values
 
 
 def expand_to_int8(
-    tensors: LinearTensors, format: Format, out: torch.Tensor | None = None
+    weight: WeightTensors, format: Format, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight for INT8 tensor cores: codes (out, in) int8, into `out` where given, and scales (out, groups) float32.
 
     Raises UnsupportedError for formats whose levels are not their codes.
     """
     check_int8(format)
-    values = _buffer(tensors, torch.int8, out)
-    expand_launch(tensors, format, values, None).run()
-    return values, scale_from_bytes(tensors.scale, format)
+    values = _buffer(weight, torch.int8, out)
+    expand_launch(weight, format, values, None).run()
+    return values, scale_from_bytes(weight.scale, format)
 
 
-def _buffer(tensors: LinearTensors, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
-    num_rows, half = tensors.packed.shape
+def _buffer(weight: WeightTensors, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
+    num_rows, half = weight.packed.shape
     if out is None:
-        return torch.empty(num_rows, 2 * half, dtype=dtype, device=tensors.packed.device)
+        return torch.empty(num_rows, 2 * half, dtype=dtype, device=weight.packed.device)
     if out.shape != (num_rows, 2 * half) or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"a weight of {num_rows} × {2 * half} in {dtype} does not fit into {out.shape}, {out.dtype}.")
     return out
@@ -171,18 +171,12 @@ def specializations() -> NamedLaunches:
 
     for format in FORMATS.values():
         num_bytes = format.num_groups(in_features) * format.scale_grid.num_bytes
-        tensors = LinearTensors(
+        weight = WeightTensors(
             packed=meta(num_rows, in_features // 2, dtype=torch.uint8),
             scale=meta(num_rows, num_bytes, dtype=torch.uint8),
             tensor_scale=meta(dtype=torch.float32) if format.has_tensor_scale else None,
-            smoothing_factor=None,
-            up=None,
-            down=None,
-            deflation=None,
-            input_offset=None,
-            bias=None,
         )
         for dtype in dtypes_of(format):
             values = meta(num_rows, in_features, dtype=dtype)
             row_scale = meta(num_rows, dtype=torch.float32) if dtype == torch.float8_e4m3fn else None
-            yield f"{OUTPUTS[dtype]} {format.name}", expand_launch(tensors, format, values, row_scale)
+            yield f"{OUTPUTS[dtype]} {format.name}", expand_launch(weight, format, values, row_scale)

@@ -19,10 +19,10 @@ import torch
 import triton
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.fp8_window import check_fp8, check_int8, dtypes_of
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors
 from tempoquant.kernels.triton_quantize_kernel import quantize_kernel
 from tempoquant.kernels.triton_quantize_outside import quantize_outside_launch
 from tempoquant.kernels.triton_rounding import rounding_of
@@ -32,7 +32,7 @@ OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8
 
 def quantize_launch(
     x: torch.Tensor,
-    tensors: LinearTensors,
+    transform: InputTransform,
     format: Format,
     rule: ScaleRule,
     clip_ratio: torch.Tensor,
@@ -42,10 +42,10 @@ def quantize_launch(
     """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which path."""
     num_tokens, in_features = x.shape
     x = with_rows(x)
-    factor = dense(tensors.smoothing_factor)
+    factor = dense(transform.smoothing_factor)
     output = OUTPUTS[result.values.dtype]
     hidden = with_rows(result.hidden)
-    deflation = None if hidden is None else dense(tensors.deflation)
+    deflation = None if hidden is None else dense(transform.deflation)
     flags = dense(eight_bits) if isinstance(eight_bits, torch.Tensor) else None
     rank = 0 if deflation is None else deflation.shape[1]
     block_rows, block_columns, num_warps = _block(rank)
@@ -58,7 +58,7 @@ def quantize_launch(
             "smoothing_factor": factor,
             "reciprocal_factor": None if factor is None else factor.float().reciprocal(),
             "deflation": deflation,
-            "input_offset": dense(tensors.input_offset),
+            "input_offset": dense(transform.input_offset),
             "clip_ratio": dense(clip_ratio),
             "eight_bits": flags,
             "values": result.values,
@@ -73,7 +73,7 @@ def quantize_launch(
             "rows_per_flag": 1 if flags is None else _rows_per_entry(num_tokens, flags),
             "FORMAT": rounding_of(format, rule),
             "OUTPUT": output,
-            "ROTATED": tensors.rotated,
+            "ROTATED": transform.rotated,
             "ALL_EIGHT_BITS": eight_bits is True,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
@@ -118,7 +118,7 @@ def _rows_per_entry(num_tokens: int, entries: torch.Tensor) -> int:
 def quantize_to_fp8(
     x: torch.Tensor,
     hidden: torch.Tensor | None,
-    tensors: LinearTensors,
+    transform: InputTransform,
     format: Format,
     rule: ScaleRule,
     clip_ratio: torch.Tensor,
@@ -140,7 +140,7 @@ def quantize_to_fp8(
     """
     check_fp8(format)
     result = empty_result(x, hidden, format, torch.float8_e4m3fn)
-    launch = quantize_launch(x, tensors, format, rule, clip_ratio, eight_bits, result)
+    launch = quantize_launch(x, transform, format, rule, clip_ratio, eight_bits, result)
     launch.run()
     if result.outside is not None:
         quantize_outside_launch(launch).run()
@@ -150,7 +150,7 @@ def quantize_to_fp8(
 def quantize_to_bf16(
     x: torch.Tensor,
     hidden: torch.Tensor | None,
-    tensors: LinearTensors,
+    transform: InputTransform,
     format: Format,
     rule: ScaleRule,
     clip_ratio: torch.Tensor,
@@ -158,14 +158,14 @@ def quantize_to_bf16(
 ) -> QuantizedInput:
     """The same for BF16 tensor cores: values are level times scale, exact but for INT4 (2^-9 relative)."""
     result = empty_result(x, hidden, format, torch.bfloat16)
-    quantize_launch(x, tensors, format, rule, clip_ratio, eight_bits, result).run()
+    quantize_launch(x, transform, format, rule, clip_ratio, eight_bits, result).run()
     return result
 
 
 def quantize_to_int8(
     x: torch.Tensor,
     hidden: torch.Tensor | None,
-    tensors: LinearTensors,
+    transform: InputTransform,
     format: Format,
     rule: ScaleRule,
     clip_ratio: torch.Tensor,
@@ -177,7 +177,7 @@ def quantize_to_int8(
     """
     check_int8(format)
     result = empty_result(x, hidden, format, torch.int8)
-    quantize_launch(x, tensors, format, rule, clip_ratio, eight_bits, result).run()
+    quantize_launch(x, transform, format, rule, clip_ratio, eight_bits, result).run()
     return result
 
 
@@ -195,10 +195,12 @@ def specializations() -> NamedLaunches:
             for rank, bits, eight_bits in cases:
                 x, factor, offset = meta(num_tokens, in_features), meta(in_features), meta(in_features)
                 deflation = meta(in_features, rank) if rank else None
-                tensors = LinearTensors(x, x, None, factor, None, None, deflation, offset, None, rotated=rank > 0)
+                transform = InputTransform(
+                    smoothing_factor=factor, rotated=rank > 0, deflation=deflation, input_offset=offset
+                )
                 result = empty_result(x, meta(num_tokens, rank) if rank else None, format, dtype)
                 ratio = meta(2, dtype=torch.float32)
-                launch = quantize_launch(x, tensors, format, ScaleRule.LEAST_ERROR, ratio, eight_bits, result)
+                launch = quantize_launch(x, transform, format, ScaleRule.LEAST_ERROR, ratio, eight_bits, result)
                 name = f"{OUTPUTS[dtype]} {format.name}, rank {rank}, {bits} bits"
                 yield name, launch
                 if result.outside is not None:

@@ -15,10 +15,13 @@ from torch import nn
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, keys_by_bin, stored_as, to_stored
 from tempoquant.errors import CheckpointError
-from tempoquant.kernels import dispatch, operators
+from tempoquant.input_transform import InputTransform
+from tempoquant.kernels import operators
+from tempoquant.kernels.dispatch import Path
 from tempoquant.kernels.fp8_window import fp8_exact_rows
+from tempoquant.kernels.input_gradient import GradientTensors, gradient_tensors
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import LinearTensors, w4a4_linear
+from tempoquant.kernels.reference import WeightTensors, w4a4_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.packed_weight import PackedWeight
@@ -33,7 +36,8 @@ class _Run(NamedTuple):
     """
 
     x: torch.Tensor
-    tensors: LinearTensors
+    transform: InputTransform
+    weight: WeightTensors
     clip_ratio: torch.Tensor
     eight_bits: torch.Tensor | None
 
@@ -124,7 +128,7 @@ class QuantizedLinear(nn.Linear):
         A weight in MXFP4 may have a row that spans more octaves: it runs in bfloat16.
         """
         if self._fits_fp8 is None:
-            weight = self.to_layer().at_bin(0).tensors  # codes and scales are those of every bin
+            weight = self.to_layer().at_bin(0).weight_tensors  # codes and scales are those of every bin
             self._fits_fp8 = bool(fp8_exact_rows(weight, self.entry.format).all())
         return self._fits_fp8
 
@@ -146,12 +150,12 @@ class QuantizedLinear(nn.Linear):
         runs = self._runs(x)
         with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
             path = operators.path_of(x.device.type, x.device.index, entry.format.name)
-            if path == dispatch.Path.FP8 and not self.fits_fp8:
-                path = dispatch.Path.BF16.value
-            if path == dispatch.Path.REFERENCE or x.dtype == torch.float64:
+            if path == Path.FP8 and not self.fits_fp8:
+                path = Path.BF16.value
+            if path == Path.REFERENCE or x.dtype == torch.float64:
                 return _together([
-                    w4a4_linear(run.x, run.tensors, entry.format, entry.activation_scale_rule, run.clip_ratio,
-                                False if run.eight_bits is None else run.eight_bits) for run in runs
+                    w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
+                                run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
                 ])  # fmt: skip
             return self._forward_by_kernels(x, runs, path)
 
@@ -159,10 +163,11 @@ class QuantizedLinear(nn.Linear):
         entry = self.entry
 
         def quantize(_: torch.Tensor) -> tuple[QuantizedInput, ...]:
-            return tuple(operators.quantize_input(self._source(run), run.tensors, entry.format, path) for run in runs)
+            return tuple(operators.quantize_input(self._source(run), run.transform, entry.format, path)
+                         for run in runs)  # fmt: skip
 
         quantized = quantize(x) if self.shared_input is None else self.shared_input.quantized(x, quantize)
-        y = _together([operators.multiply(each, run.tensors, entry.format, x.dtype, path)
+        y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, path)
                        for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
         return y.reshape(*x.shape[:-1], entry.out_features)
 
@@ -176,17 +181,19 @@ class QuantizedLinear(nn.Linear):
         clip_ratio, eight_bits = self.clock.select(self.clip_ratio.view(torch.float32), x), self.clock.eight_bits(x)
         bins = self.clock.rows(x) if self._keys_by_bin else None
         if bins is None or bins.shape[0] == 1:
-            return [_Run(x, self._tensors(bins), clip_ratio, eight_bits)]
+            return [_Run(x, self.input_transform(bins), self.weight_tensors(bins), clip_ratio, eight_bits)]
         rows = [slice(row, row + 1) for row in range(bins.shape[0])]
-        return [_Run(x[row], self._tensors(bins[row]), clip_ratio[row], None if eight_bits is None else eight_bits[row])
+        return [_Run(x[row], self.input_transform(bins[row]), self.weight_tensors(bins[row]), clip_ratio[row],
+                     None if eight_bits is None else eight_bits[row])
                 for row in rows]  # fmt: skip
 
-    def weight_tensors(self, x: torch.Tensor) -> list[LinearTensors]:
-        """What makes the weight for inputs x: one for the batch, or one for each row where rows have weights apart."""
+    def gradient_tensors(self, x: torch.Tensor) -> list[GradientTensors]:
+        """What makes the gradient at x: one for the batch, or one for each row where rows have weights apart."""
         bins = self.clock.rows(x) if self._keys_by_bin else None
         if bins is None:
-            return [self._tensors()]
-        return [self._tensors(row) for row in (bins if "up" in self._keys_by_bin else bins[:1]).split(1)]
+            return [gradient_tensors(self.input_transform(), self.weight_tensors())]
+        of_rows = (bins if "up" in self._keys_by_bin else bins[:1]).split(1)
+        return [gradient_tensors(self.input_transform(row), self.weight_tensors(row)) for row in of_rows]
 
     def extra_repr(self) -> str:
         entry = self.entry
@@ -196,20 +203,26 @@ class QuantizedLinear(nn.Linear):
             f"format={entry.format.name}, rank={entry.rank}{smoothed}, timestep_bins={self.clock.bins.num_bins}"
         )
 
-    def _tensors(self, bins: torch.Tensor | None = None) -> LinearTensors:
-        """What the kernels read in one timestep bin, (1,) int64; None does without tensors by bin, or with one bin."""
-        tensor_scale, smoothing_factor = self.tensor_scale, self.smoothing_factor
-        return LinearTensors(
-            packed=self.packed,
-            scale=self.scale,
-            tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
+    def input_transform(self, bins: torch.Tensor | None = None) -> InputTransform:
+        """What is done to inputs of one timestep bin, (1,) int64; None does without tensors by bin, or with one bin."""
+        smoothing_factor = self.smoothing_factor
+        return InputTransform(
             smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
-            up=self._of_bin("up", bins),
+            rotated=self.entry.rotated,
             down=self.down,
             deflation=self._of_bin("deflation", bins),
             input_offset=self._of_bin("input_offset", bins),
+        )
+
+    def weight_tensors(self, bins: torch.Tensor | None = None) -> WeightTensors:
+        """What such inputs are multiplied with; `bins` as for `input_transform`."""
+        tensor_scale = self.tensor_scale
+        return WeightTensors(
+            packed=self.packed,
+            scale=self.scale,
+            tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
+            up=self._of_bin("up", bins),
             bias=self._of_bin("bias", bins),
-            rotated=self.entry.rotated,
         )
 
     def _of_bin(self, key: str, bins: torch.Tensor | None) -> torch.Tensor | None:

@@ -8,9 +8,6 @@ from torch import nn
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.shared_input import SharedInput
 
-INPUT_TENSORS = ("smoothing_factor", "down", "deflation", "input_offset", "clip_ratio")
-"""What a linear's input is quantized with. Linears share one when all of these are equal."""
-
 
 def share_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> int:
     """Let linears that read one input share its quantization, as far as they quantize it alike.
@@ -37,9 +34,17 @@ def share_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> int:
 
 
 def _quantize_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
-    a, b = one.entry, other.entry
-    ways = [(entry.format, entry.activation_scale_rule, entry.rotated) for entry in (a, b)]
-    if ways[0] != ways[1] or one.clock is not other.clock:
+    """Whether format, rule, transform and clip ratios are equal, and the clock is one."""
+    if one.clock is not other.clock:
         return False
-    pairs = [(getattr(one, key), getattr(other, key)) for key in INPUT_TENSORS]
-    return all(x is y or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+    a, b = one.to_layer(), other.to_layer()
+    if (a.format, a.activation_scale_rule) != (b.format, b.activation_scale_rule):
+        return False
+    pairs = zip((*a.input_transform, a.clip_ratio), (*b.input_transform, b.clip_ratio), strict=True)
+    return all(_equal(x, y) for x, y in pairs)
+
+
+def _equal(x: torch.Tensor | bool | None, y: torch.Tensor | bool | None) -> bool:
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+        return torch.equal(x, y)
+    return x is y

@@ -13,8 +13,7 @@ import torch
 
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import get_format
-from tempoquant.kernels.input_gradient import input_gradient
-from tempoquant.kernels.reference import LinearTensors
+from tempoquant.kernels.input_gradient import GradientTensors, input_gradient
 
 _Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -37,9 +36,9 @@ def straight_through(forward: _Forward) -> _Forward:
                 )
         if not x.requires_grad:
             return forward(self, x)
-        read = [tensors._replace(input_offset=None, bias=None) for tensors in self.weight_tensors(x)]
-        every = [tensor for tensors in read for tensor in tensors]
-        return _StraightThrough.apply(x, functools.partial(forward, self), self.entry.format.name, *every)
+        every = [tensor for tensors in self.gradient_tensors(x) for tensor in tensors]
+        entry = self.entry
+        return _StraightThrough.apply(x, functools.partial(forward, self), entry.format.name, entry.rotated, *every)
 
     return with_gradient
 
@@ -47,18 +46,17 @@ def straight_through(forward: _Forward) -> _Forward:
 class _StraightThrough(torch.autograd.Function):
     """x ↦ forward(x), whose backward pass reads the layer's stored tensors and nothing of what was computed.
 
-    They are those of the whole batch, or one after the other those of each of its rows.
+    They are GradientTensors of the whole batch, or one after the other those of each of its rows.
     """
 
     @staticmethod
-    def forward(x: torch.Tensor, forward: Any, format: str, *tensors: Any) -> torch.Tensor:
+    def forward(x: torch.Tensor, forward: Any, format: str, rotated: bool, *tensors: Any) -> torch.Tensor:
         return forward(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        _, _, ctx.format, *tensors = inputs
-        ctx.rotated = tensors[-1]
-        ctx.save_for_backward(*[each for each in tensors if not isinstance(each, bool)])
+        _, _, ctx.format, ctx.rotated, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
@@ -67,11 +65,11 @@ class _StraightThrough(torch.autograd.Function):
                 "the gradient through a 4-bit layer is an estimate and has no gradient of its own: call backward or "
                 "torch.autograd.grad with create_graph=False."
             )
-        size = len(LinearTensors._fields) - 1
-        tensors_of_all = ctx.saved_tensors  # asked for once: checkpointing gives them out a single time
-        saved = [tensors_of_all[start : start + size] for start in range(0, len(tensors_of_all), size)]
-        rows = grad_y.split(1) if len(saved) > 1 else [grad_y]
-        parts = [input_gradient(each, LinearTensors._make((*tensors, ctx.rotated)), get_format(ctx.format))
-                 for each, tensors in zip(rows, saved, strict=True)]  # fmt: skip
+        size = len(GradientTensors._fields)
+        every = ctx.saved_tensors  # asked for once: checkpointing gives them out a single time
+        of_rows = [GradientTensors(*every[start : start + size]) for start in range(0, len(every), size)]
+        rows = grad_y.split(1) if len(of_rows) > 1 else [grad_y]
+        parts = [input_gradient(each, tensors, get_format(ctx.format), ctx.rotated)
+                 for each, tensors in zip(rows, of_rows, strict=True)]  # fmt: skip
         grad_x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return grad_x, *[None] * (2 + len(saved) * (size + 1))
+        return grad_x, None, None, None, *[None] * len(every)
