@@ -49,10 +49,10 @@ class Layer(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One way: the path's kernels, with one of the products."""
+    """One way: the backend's kernels, with one of the products."""
 
     name: str
-    path: str
+    backend: str
     format: Format
     quantize: Callable[..., QuantizedInput]
     expand: Callable[[WeightTensors, Format], tuple[Any, ...]]
@@ -95,7 +95,7 @@ def our_methods(capability: int) -> list[Method]:
         Method("bf16, product by cuBLAS", *bf16, vendor_products.bf16_linear),
         Method("int8", *int8, triton_int8_gemm.int8_multiply),
     ]
-    return [method for method in methods if method.path != "fp8" or capability >= 89]
+    return [method for method in methods if method.backend != "fp8" or capability >= 89]
 
 
 def random_layer(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> Layer:

@@ -112,13 +112,13 @@ def _row_of_method(
     pairs = [(x, operators.branch_hidden(x, down)) for x in inputs]
     quantize_ms = time_ms(_in_turn(lambda pair: quantize_one(*pair), pairs), graph)
     multiply_ms = _time_of_product(method, [quantize_one(*pair) for pair in pairs[:2]], weight, graph)
-    moved = quantize(shape, 2 if method.path == "bf16" else 1).bytes
+    moved = quantize(shape, 2 if method.backend == "bf16" else 1).bytes
     bytes_per_s = moved / quantize_ms * 1e3
     whole_ms = time_ms(_in_turn(lambda x: method.whole(x, layer, clip_ratio), inputs), graph)
-    peak = peaks["fp8_flops"] if method.path == "fp8" else peaks["bf16_flops"]
+    peak = peaks["fp8_flops"] if method.backend == "fp8" else peaks["bf16_flops"]
     return {
-        **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, None if method.path == "int8" else peak),
-        "path": method.path,
+        **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, None if method.backend == "int8" else peak),
+        "backend": method.backend,
         "format": method.format.name,
         "project_ms": time_ms(_in_turn(lambda x: operators.branch_hidden(x, down), inputs), graph),
         "quantize_ms": quantize_ms,
@@ -135,18 +135,18 @@ def _time_of_product(method: Method, quantized: list[Any], weight: WeightTensors
 
 
 def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
-    """The default format as a quantized model runs it: the path that is chosen here, through PyTorch's operators."""
+    """The default format as a quantized model runs it: the backend that is chosen here, through PyTorch's operators."""
     x, format = inputs[0], NVFP4_M1
     layer, clip_ratio = random_layer(shape, format, x.device), torch.ones(1, device=x.device)
-    path = operators.path_of(x.device.type, x.device.index, format.name)
-    name = f"as the runtime runs {format.name}: {path}"
-    if path == "reference":
+    backend = operators.backend_of(x.device.type, x.device.index, format.name)
+    name = f"as the runtime runs {format.name}: {backend}"
+    if backend == "reference":
         return {"method": name, "note": choose(x.device, format).reason}
 
     def whole(x: torch.Tensor) -> torch.Tensor:
         source = operators.Source(x, RULE, clip_ratio, None)
-        quantized = operators.quantize_input(source, layer.transform, format, path)
-        return operators.multiply(quantized, layer.weight, format, x.dtype, path)
+        quantized = operators.quantize_input(source, layer.transform, format, backend)
+        return operators.multiply(quantized, layer.weight, format, x.dtype, backend)
 
     few = x[:CHECKED_TOKENS]
     error = relative_error(whole(few), w4a4_linear(few.float(), *layer, format, RULE, clip_ratio))

@@ -19,7 +19,7 @@ def test_a_machine_without_a_gpu_is_told_so() -> None:
     record = json.loads(run("doctor", "--json").stdout)
     assert [device["device"] for device in record["devices"]] == ["cpu"]
     kernels = record["devices"][0]["kernels"]
-    assert kernels.keys() == FORMATS.keys() and {each["path"] for each in kernels.values()} == {"reference"}
+    assert kernels.keys() == FORMATS.keys() and {each["backend"] for each in kernels.values()} == {"reference"}
     assert record["libraries"]["torch"] == torch.__version__.split("+")[0] or record["libraries"]["torch"]
     shown = " ".join(run("doctor").stdout.split())
     assert "plain PyTorch" in shown and "needs an NVIDIA GPU" in shown
@@ -45,5 +45,5 @@ def test_a_hopper_gpu_gets_fp8_for_the_default_format(monkeypatch: pytest.Monkey
         80,
         "9.0",
     )
-    paths = {name: kernels["path"] for name, kernels in gpu["kernels"].items()}
-    assert paths == {"nvfp4_m1": "fp8", "mxfp4": "fp8", "nvfp4": "bf16", "int4": "int8"}
+    backends = {name: kernels["backend"] for name, kernels in gpu["kernels"].items()}
+    assert backends == {"nvfp4_m1": "fp8", "mxfp4": "fp8", "nvfp4": "bf16", "int4": "int8"}

@@ -50,7 +50,7 @@ def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
 
 
 def stored_as(wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The definition's numbers as a path holds them: only bfloat16 rounds, and only INT4."""
+    """The definition's numbers as a backend holds them: only bfloat16 rounds, and only INT4."""
     return wanted.bfloat16().float() if dtype == torch.bfloat16 else wanted
 
 

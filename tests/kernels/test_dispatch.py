@@ -8,7 +8,7 @@ import torch
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4, NVFP4_M1, Format
 from tempoquant.kernels import dispatch
-from tempoquant.kernels.dispatch import Path, choose, forced
+from tempoquant.kernels.dispatch import Backend, choose, forced
 
 GPU = torch.device("cuda", 0)
 
@@ -28,63 +28,63 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("capability", "format", "path"),
+    ("capability", "format", "backend"),
     [
-        ((9, 0), NVFP4_M1, Path.FP8),
-        ((8, 9), MXFP4, Path.FP8),
-        ((12, 0), NVFP4_M1, Path.FP8),
-        ((9, 0), NVFP4, Path.BF16),  # its scales are no FP8 numbers
-        ((9, 0), INT4, Path.INT8),
-        ((8, 0), INT4, Path.INT8),
-        ((8, 6), MXFP4, Path.BF16),
-        ((7, 5), INT4, Path.REFERENCE),
+        ((9, 0), NVFP4_M1, Backend.FP8),
+        ((8, 9), MXFP4, Backend.FP8),
+        ((12, 0), NVFP4_M1, Backend.FP8),
+        ((9, 0), NVFP4, Backend.BF16),  # its scales are no FP8 numbers
+        ((9, 0), INT4, Backend.INT8),
+        ((8, 0), INT4, Backend.INT8),
+        ((8, 6), MXFP4, Backend.BF16),
+        ((7, 5), INT4, Backend.REFERENCE),
     ],
 )
-def test_each_gpu_gets_the_fastest_path_it_has(gpu: Any, capability: Any, format: Format, path: Path) -> None:
+def test_each_gpu_gets_the_fastest_backend_it_has(gpu: Any, capability: Any, format: Format, backend: Backend) -> None:
     gpu(*capability)
-    assert choose(GPU, format).path is path
+    assert choose(GPU, format).backend is backend
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_a_cpu_runs_the_reference_and_is_told_why(format: Format) -> None:
     choice = choose(torch.device("cpu"), format)
-    assert choice.path is Path.REFERENCE and "bf16: it needs an NVIDIA GPU" in choice.reason
+    assert choice.backend is Backend.REFERENCE and "bf16: it needs an NVIDIA GPU" in choice.reason
 
 
 def test_without_triton_the_reference_runs_and_says_so(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu(9, 0)
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     choice = choose(GPU, MXFP4)
-    assert choice.path is Path.REFERENCE
+    assert choice.backend is Backend.REFERENCE
     assert "not fp8, bf16: Triton is not installed" in choice.reason
 
 
-def test_a_path_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
+def test_a_backend_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
     gpu(9, 0)
     with forced("bf16"):
-        assert choose(GPU, MXFP4) == (Path.BF16, "it was asked for")
-        with forced(Path.REFERENCE):
-            assert choose(GPU, MXFP4).path is Path.REFERENCE
+        assert choose(GPU, MXFP4) == (Backend.BF16, "it was asked for")
+        with forced(Backend.REFERENCE):
+            assert choose(GPU, MXFP4).backend is Backend.REFERENCE
         with forced(None):
-            assert choose(GPU, MXFP4).path is Path.BF16
-    assert choose(GPU, MXFP4).path is Path.FP8
+            assert choose(GPU, MXFP4).backend is Backend.BF16
+    assert choose(GPU, MXFP4).backend is Backend.FP8
 
 
 @pytest.mark.parametrize(
-    ("path", "format", "why"),
+    ("backend", "format", "why"),
     [("fp8", NVFP4, "no FP8 numbers"), ("int8", MXFP4, "no integers"), ("fp8", MXFP4, "needs an NVIDIA GPU")],
 )
-def test_a_forced_path_that_cannot_run_is_refused_with_the_reason(
-    path: str, format: Format, why: str, monkeypatch: pytest.MonkeyPatch
+def test_a_forced_backend_that_cannot_run_is_refused_with_the_reason(
+    backend: str, format: Format, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with forced(path), pytest.raises(UnsupportedError, match=f"'{path}' were asked for, but .*{why}"):
+    with forced(backend), pytest.raises(UnsupportedError, match=f"'{backend}' was asked for, but .*{why}"):
         choose(torch.device("cpu"), format)
 
 
-def test_an_unknown_path_is_refused_by_name() -> None:
+def test_an_unknown_backend_is_refused_by_name() -> None:
     with (
-        pytest.raises(UnsupportedError, match="called 'fp9'; known ones are fp8, int8, bf16, reference"),
+        pytest.raises(UnsupportedError, match="no backend called 'fp9'; known ones are fp8, int8, bf16, reference"),
         forced("fp9"),
     ):
         pass

@@ -49,12 +49,12 @@ def test_every_method_passes_its_check_and_gets_a_row():
 
 @on_cpu
 @pytest.mark.usefixtures("instant_times")
-@pytest.mark.parametrize("path", ["fp8", "bf16"])
-def test_the_path_that_the_runtime_takes_has_a_row_of_its_own(path, monkeypatch):
+@pytest.mark.parametrize("backend", ["fp8", "bf16"])
+def test_the_backend_that_the_runtime_takes_has_a_row_of_its_own(backend, monkeypatch):
     monkeypatch.setattr(kernels_timing, "our_methods", lambda capability: [])
-    with dispatch.forced(path):
+    with dispatch.forced(backend):
         rows = {row["method"]: row for row in kernels_timing.rows_of_shape(SHAPE, PEAKS, CPU)}
-    assert rows[f"as the runtime runs nvfp4_m1: {path}"]["whole_ms"] == 1.0
+    assert rows[f"as the runtime runs nvfp4_m1: {backend}"]["whole_ms"] == 1.0
 
 
 @on_cpu

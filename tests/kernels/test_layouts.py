@@ -10,9 +10,9 @@ pytest.importorskip("triton")
 
 from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
-from tempoquant.kernels.dispatch import Path, forced
+from tempoquant.kernels.dispatch import Backend, forced
 from tests.kernels.products import DEVICE
-from tests.kernels.test_paths import linear
+from tests.kernels.test_backends import linear
 from tests.random_layers import random
 
 POISON = 0x7F  # NaN in FP8, 127 in bytes, 3.4e38 in wider floats
@@ -34,9 +34,9 @@ def one_for_all_columns(tensor: torch.Tensor) -> torch.Tensor:
 
 
 each_layout = pytest.mark.parametrize("lay_out", [with_gaps, one_for_all_rows, one_for_all_columns])
-each_path = pytest.mark.parametrize(
-    ("path", "format"),
-    [(Path.FP8, NVFP4_M1), (Path.FP8, MXFP4), (Path.BF16, NVFP4_M1), (Path.INT8, INT4)],
+each_backend = pytest.mark.parametrize(
+    ("backend", "format"),
+    [(Backend.FP8, NVFP4_M1), (Backend.FP8, MXFP4), (Backend.BF16, NVFP4_M1), (Backend.INT8, INT4)],
 )
 
 
@@ -56,37 +56,37 @@ def assert_the_same(
         torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=0, equal_nan=True)
 
 
-@each_path
+@each_backend
 @each_layout
 def test_quantizing_reads_its_arguments_wherever_they_lie(
-    path: Path, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
+    backend: Backend, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     transform = linear(format).input_transform()
     x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
     hidden = random(6, transform.deflation.shape[1], seed=1).bfloat16().to(DEVICE)
     ratios, flags = torch.tensor([0.7, 1.0], device=DEVICE), torch.tensor([True, False], device=DEVICE)
     tensors = (x, hidden, transform.smoothing_factor, transform.deflation, transform.input_offset, ratios, flags)
-    settings = {"rotated": transform.rotated, "format": format.name, "rule": "least_error", "path": path.value}
+    settings = {"rotated": transform.rotated, "format": format.name, "rule": "least_error", "backend": backend.value}
     assert_the_same(operators._quantize_input, tensors, lay_out, **settings)
 
 
-@each_path
+@each_backend
 @each_layout
 def test_multiplying_reads_its_arguments_wherever_they_lie(
-    path: Path, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
+    backend: Backend, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     module = linear(format)
     x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
     x[::2, : format.group_size] *= 2.0**-20  # in MXFP4 outside of FP8
     source = operators.Source(x, ScaleRule.CEIL, torch.ones(1, device=DEVICE), None)
-    quantized = operators.quantize_input(source, module.input_transform(), format, path.value)
-    settings = {"format": format.name, "dtype": torch.bfloat16, "path": path.value}
+    quantized = operators.quantize_input(source, module.input_transform(), format, backend.value)
+    settings = {"format": format.name, "dtype": torch.bfloat16, "backend": backend.value}
     assert_the_same(operators._multiply, (*quantized, *module.weight_tensors()), lay_out, **settings)
 
 
-@each_path
-def test_a_linear_takes_one_batch_entry_whose_features_lie_apart(path: Path, format: Format) -> None:
+@each_backend
+def test_a_linear_takes_one_batch_entry_whose_features_lie_apart(backend: Backend, format: Format) -> None:
     module = linear(format)
     x = random(1, 3 * format.group_size, 5).bfloat16().to(DEVICE).transpose(1, 2)
-    with forced(path):
+    with forced(backend):
         assert torch.equal(module(x), module(x.contiguous()))

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 
 from tempoquant.formats import INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
-from tempoquant.kernels.dispatch import Path, forced
+from tempoquant.kernels.dispatch import Backend, forced
 from tempoquant.kernels.input_gradient import _input_gradient, gradient_tensors
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.bin_clock import BinClock
@@ -18,32 +18,32 @@ from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.share_inputs import share_inputs
 from tempoquant.timesteps import TimestepBins
 from tests.kernels.products import DEVICE, generator, whole_numbers
-from tests.kernels.test_paths import each_path, linear
+from tests.kernels.test_backends import each_backend, linear
 from tests.random_layers import random
 
 CHECKS = ("test_schema", "test_faketensor")
 
 
-@each_path
+@each_backend
 @pytest.mark.parametrize("eight_bits", [False, True], ids=["4 bits", "8 bits"])
-def test_an_operator_returns_what_its_fake_kernel_says(path, format, eight_bits):
+def test_an_operator_returns_what_its_fake_kernel_says(backend, format, eight_bits):
     module = linear(format)
     transform, weight = module.input_transform(), module.weight_tensors()
     x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
     flags = torch.tensor([True, False], device=DEVICE) if eight_bits else None
     source = operators.Source(x, ScaleRule.CEIL, torch.ones(1, device=DEVICE), flags)
-    quantized = operators.quantize_input(source, transform, format, path.value)
+    quantized = operators.quantize_input(source, transform, format, backend.value)
     torch.library.opcheck(
         operators._quantize_input,
         (x, quantized.hidden, transform.smoothing_factor, transform.deflation, transform.input_offset,
          source.clip_ratio, flags),
-        {"rotated": transform.rotated, "format": format.name, "rule": "ceil", "path": path.value},
+        {"rotated": transform.rotated, "format": format.name, "rule": "ceil", "backend": backend.value},
         test_utils=CHECKS,
     )  # fmt: skip
     torch.library.opcheck(
         operators._multiply,
-        (*quantized, *weight), {"format": format.name, "dtype": torch.bfloat16, "path": path.value},
-        test_utils=CHECKS if path is not Path.FP8 else CHECKS[1:],  # the other cannot compare FP8 on a CPU
+        (*quantized, *weight), {"format": format.name, "dtype": torch.bfloat16, "backend": backend.value},
+        test_utils=CHECKS if backend is not Backend.FP8 else CHECKS[1:],  # the other cannot compare FP8 on a CPU
     )  # fmt: skip
 
 
@@ -64,13 +64,13 @@ class Attention(nn.Module):
         return self.to_q(x) * self.to_k(x).float().tanh()
 
 
-@pytest.mark.parametrize(("path", "format"), [(Path.FP8, NVFP4_M1), (Path.FP8, MXFP4), (Path.INT8, INT4)])
-def test_a_compiled_model_gives_the_same_and_is_not_compiled_again_over_changing_bins(path, format):
+@pytest.mark.parametrize(("backend", "format"), [(Backend.FP8, NVFP4_M1), (Backend.FP8, MXFP4), (Backend.INT8, INT4)])
+def test_a_compiled_model_gives_the_same_and_is_not_compiled_again_over_changing_bins(backend, format):
     torch.compiler.reset()
     model = Attention(format)
     set_activation_bits(model, 8, (400.0, 600.0))
     x = random(1, 4, 3 * format.group_size).bfloat16().to(DEVICE)
-    with forced(path), torch.no_grad():
+    with forced(backend), torch.no_grad():
         wanted = [model(x, torch.tensor([timestep])) for timestep in (100.0, 450.0, 550.0, 900.0)]
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         compiled(x, torch.tensor([200.0]))
@@ -80,12 +80,12 @@ def test_a_compiled_model_gives_the_same_and_is_not_compiled_again_over_changing
     assert not torch.equal(wanted[0], wanted[1]) and not torch.equal(wanted[2], wanted[3])
 
 
-@each_path
-def test_a_linear_trains_with_the_value_of_its_kernels_and_the_dequantized_gradient(path, format):
+@each_backend
+def test_a_linear_trains_with_the_value_of_its_kernels_and_the_dequantized_gradient(backend, format):
     module = linear(format)
     x = random(2, 3, 3 * format.group_size).bfloat16().to(DEVICE)
     grad_y = random(2, 3, module.out_features, seed=1).bfloat16().to(DEVICE)
-    with forced(path):
+    with forced(backend):
         wanted = module(x)
         y = module(x.requires_grad_())
     y.backward(grad_y)
@@ -96,7 +96,7 @@ def test_a_compiled_linear_trains_as_one_that_is_not():
     torch.compiler.reset()
     module = linear(NVFP4_M1)
     x = random(2, 3, 3 * NVFP4_M1.group_size).bfloat16().to(DEVICE).requires_grad_()
-    with forced(Path.FP8):
+    with forced(Backend.FP8):
         module(x).sum().backward()
         wanted, x.grad = x.grad, None
         torch.compile(module, backend="aot_eager", fullgraph=True)(x).sum().backward()

@@ -76,7 +76,7 @@ def test_outside_rows_become_their_product_and_others_stay(shape, rank):
 
 @pytest.mark.parametrize("rule", [ScaleRule.FLOOR, ScaleRule.LEAST_ERROR])
 @pytest.mark.parametrize(("rank", "rotated"), [(0, False), (16, False), (0, True)])
-def test_the_fp8_path_multiplies_tokens_outside_its_window_as_the_reference_rounds_them(rule, rank, rotated):
+def test_the_fp8_backend_multiplies_tokens_outside_its_window_as_the_reference_rounds_them(rule, rank, rotated):
     num_tokens, num_inner, num_outputs = 5, 192, 32
     x = whole_numbers(num_tokens, num_inner, largest=50, seed=1)
     x[2, 64:128] *= 2.0**-30

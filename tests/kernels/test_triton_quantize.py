@@ -205,7 +205,7 @@ def test_everything_is_written_and_nothing_beside_it(format: Format, output: tor
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-def test_what_a_path_does_not_hold_is_refused_by_name(format: Format):
+def test_what_a_backend_does_not_hold_is_refused_by_name(format: Format):
     for dtype in set(QUANTIZE) - set(dtypes_of(format)):
         with pytest.raises(UnsupportedError, match=format.name):
             QUANTIZE[dtype](activations(1, 64), None, PLAIN, format, ScaleRule.CEIL, ones())

@@ -11,7 +11,7 @@ from torch import nn
 
 from tempoquant.formats import FORMATS
 from tempoquant.kernels import operators
-from tempoquant.kernels.dispatch import Choice, Path
+from tempoquant.kernels.dispatch import Backend, Choice
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import dequantize_residual, round_input
 from tempoquant.runtime.convert import install_layers, quantized_linears
@@ -26,22 +26,22 @@ GROUPS = [("blocks.0.attn1.to_q", "blocks.0.attn1.to_k", "blocks.0.attn1.to_v"),
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Linears take a path of two halves in plain PyTorch; each quantized input is noted."""
+    """Linears take a backend of two halves in plain PyTorch; each quantized input is noted."""
     noted: list[Any] = []
 
-    def quantize_input(source, transform, format, path):  # type: ignore[no-untyped-def]
+    def quantize_input(source, transform, format, backend):  # type: ignore[no-untyped-def]
         noted.append(source.x.shape)
         raw, rule = source.x.float(), source.rule
         hidden = transform.hidden(raw)
         return QuantizedInput(round_input(transform(raw), format, rule), None, hidden, None)
 
-    def multiply(quantized, weight, format, dtype, path):  # type: ignore[no-untyped-def]
+    def multiply(quantized, weight, format, dtype, backend):  # type: ignore[no-untyped-def]
         y = quantized.values @ dequantize_residual(weight, format).T
         if quantized.hidden is not None:
             y = y + quantized.hidden @ weight.up.float().T
         return (y if weight.bias is None else y + weight.bias.float()).to(dtype)
 
-    monkeypatch.setattr(operators, "path_of", lambda *_: "bf16")
+    monkeypatch.setattr(operators, "backend_of", lambda *_: "bf16")
     monkeypatch.setattr(operators, "quantize_input", quantize_input)
     monkeypatch.setattr(operators, "multiply", multiply)
     return noted
@@ -174,7 +174,7 @@ def test_a_compiled_model_shares_too_and_is_not_compiled_again(bins: TimestepBin
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(operators, "_kernels_of", _plain_kernels)
-        patch.setattr(operators, "choose", lambda device, format: Choice(Path.BF16, ""))
+        patch.setattr(operators, "choose", lambda device, format: Choice(Backend.BF16, ""))
         compiled = torch.compile(model, backend=look, fullgraph=True)
         wanted = {t: run(model, timestep=t) for t in (900.0, 930.0, 990.0)}
         compiled(**inputs(timestep=910.0))
@@ -188,10 +188,10 @@ def test_a_compiled_model_shares_too_and_is_not_compiled_again(bins: TimestepBin
 
 
 class _plain_kernels:
-    """The bf16 path in plain PyTorch, behind the operators."""
+    """The bf16 backend in plain PyTorch, behind the operators."""
 
-    def __init__(self, path: str) -> None:
-        assert path == Path.BF16
+    def __init__(self, backend: str) -> None:
+        assert backend == Backend.BF16
 
     @staticmethod
     def quantize_input(x, hidden, transform, format, rule, clip_ratio, eight_bits):  # type: ignore[no-untyped-def]

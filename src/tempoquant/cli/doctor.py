@@ -52,7 +52,7 @@ def devices() -> list[dict[str, Any]]:
     found.append({"device": "cpu", "name": platform.processor() or platform.machine()})
     for device in found:
         choices = {name: choose(torch.device(device["device"]), format) for name, format in FORMATS.items()}
-        device["kernels"] = {name: {"path": c.path.value, "reason": c.reason} for name, c in choices.items()}
+        device["kernels"] = {name: {"backend": c.backend.value, "reason": c.reason} for name, c in choices.items()}
     return found
 
 
@@ -69,7 +69,7 @@ def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
             about += [f"compute capability {device['compute_capability']}", f"{device['memory_gib']:.0f} GiB"]
         name = f"{device['device']}: {', '.join(about)}"
         for format, kernels in device["kernels"].items():
-            table.add_row(name, format, kernels["path"], kernels["reason"])
+            table.add_row(name, format, kernels["backend"], kernels["reason"])
             name = ""
         table.add_section()
     return table
@@ -77,7 +77,7 @@ def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
 
 def remedy(record: dict[str, Any]) -> str:
     """What to do about a machine that runs nothing but the reference."""
-    if any(kernels["path"] != "reference" for device in record["devices"] for kernels in device["kernels"].values()):
+    if any(kernels["backend"] != "reference" for device in record["devices"] for kernels in device["kernels"].values()):
         return "GPU kernels are used where the table says so."
     if len(record["devices"]) > 1 and record["libraries"]["triton"] is None:
         return "No GPU kernels: install Triton (pip install triton) to have them."

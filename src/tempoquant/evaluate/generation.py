@@ -204,8 +204,8 @@ class _Generator:
             for entry in config.layers.values()
         }
         device = torch.device(self._device)
-        paths = {name: choose(device, format).path.value for name, format in formats.items()}
-        return {"device": device_name(device), "kernels": paths}
+        backends = {name: choose(device, format).backend.value for name, format in formats.items()}
+        return {"device": device_name(device), "kernels": backends}
 
 
 def _generate(

@@ -1,4 +1,4 @@
-"""The path bf16: the same numbers in bfloat16, for formats and GPUs that FP8 and INT8 do not serve.
+"""The backend bf16: the same numbers in bfloat16, for formats and GPUs that FP8 and INT8 do not serve.
 
 Operands are exact but for INT4's, whose levels times bfloat16 scales are rounded by at most 2^-9 relative.
 """

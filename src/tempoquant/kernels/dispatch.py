@@ -1,4 +1,4 @@
-"""Which kernels run a linear: chosen per device and format, with the reason, and never in silence.
+"""Which backend runs a linear: chosen per device and format, with the reason, and never in silence.
 
 fp8        compute capability 8.9 and up; mxfp4, nvfp4_m1   both operands are FP8 numbers, exactly
 int8       compute capability 8.0 and up; int4              integer products of a group, rescaled in float32
@@ -20,8 +20,8 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format
 
 
-class Path(str, Enum):
-    """A way to compute a 4-bit linear; the values are what users write."""
+class Backend(str, Enum):
+    """The kernels that run a 4-bit linear; the values are what users write."""
 
     FP8 = "fp8"
     INT8 = "int8"
@@ -30,72 +30,72 @@ class Path(str, Enum):
 
 
 class Choice(NamedTuple):
-    """A path, and why it is this one: a sentence for people."""
+    """A backend, and why it is this one: a sentence for people."""
 
-    path: Path
+    backend: Backend
     reason: str
 
 
-_forced: list[Path] = []
+_forced: list[Backend] = []
 
 
 @contextlib.contextmanager
-def forced(path: Path | str | None) -> Iterator[None]:
-    """Within this context every linear takes this path; None leaves the choice free.
+def forced(backend: Backend | str | None) -> Iterator[None]:
+    """Within this context every linear takes this backend; None leaves the choice free.
 
-    Raises UnsupportedError for an unknown path; a linear that cannot take it raises when it runs.
+    Raises UnsupportedError for an unknown backend; a linear that cannot take it raises when it runs.
     """
-    if path is None:
+    if backend is None:
         yield
         return
-    _forced.append(path_named(path))
+    _forced.append(backend_named(backend))
     try:
         yield
     finally:
         _forced.pop()
 
 
-def path_named(name: Path | str) -> Path:
-    """The path of that name. Raises UnsupportedError, listing the known ones."""
+def backend_named(name: Backend | str) -> Backend:
+    """The backend of that name. Raises UnsupportedError, listing the known ones."""
     try:
-        return Path(name)
+        return Backend(name)
     except ValueError:
-        known = ", ".join(path.value for path in Path)
-        raise UnsupportedError(f"there are no kernels called {name!r}; known ones are {known}.") from None
+        known = ", ".join(backend.value for backend in Backend)
+        raise UnsupportedError(f"there is no backend called {name!r}; known ones are {known}.") from None
 
 
 def choose(device: torch.device, format: Format) -> Choice:
-    """The fastest path that this device has for a format, or the forced one.
+    """The fastest backend that this device has for a format, or the forced one.
 
     Raises UnsupportedError when the forced one cannot run here; Triton's interpreter (TRITON_INTERPRET=1) lets it.
     """
     if _forced:
-        path = _forced[-1]
-        if (reason := why_not(path, device, format)) and not _is_interpreted(path, device, format):
-            raise UnsupportedError(f"the kernels {path.value!r} were asked for, but {reason}.")
-        return Choice(path, "it was asked for")
+        backend = _forced[-1]
+        if (reason := why_not(backend, device, format)) and not _is_interpreted(backend, device, format):
+            raise UnsupportedError(f"the backend {backend.value!r} was asked for, but {reason}.")
+        return Choice(backend, "it was asked for")
     return _choose(device, format)
 
 
 @functools.lru_cache(maxsize=256)
 def _choose(device: torch.device, format: Format) -> Choice:
     passed_over: dict[str, list[str]] = {}
-    for path in Path:
-        reason = why_not(path, device, format)
+    for backend in Backend:
+        reason = why_not(backend, device, format)
         if reason is None:
-            because = "; ".join(f"not {', '.join(paths)}: {reason}" for reason, paths in passed_over.items())
-            return Choice(path, because or "the fastest there is")
-        passed_over.setdefault(reason, []).append(path.value)
+            because = "; ".join(f"not {', '.join(backends)}: {reason}" for reason, backends in passed_over.items())
+            return Choice(backend, because or "the fastest there is")
+        passed_over.setdefault(reason, []).append(backend.value)
     raise AssertionError("the reference runs anywhere")
 
 
-def why_not(path: Path, device: torch.device, format: Format) -> str | None:
-    """What keeps a path from running a format on a device; None for nothing."""
-    if path is Path.REFERENCE:
+def why_not(backend: Backend, device: torch.device, format: Format) -> str | None:
+    """What keeps a backend from running a format on a device; None for nothing."""
+    if backend is Backend.REFERENCE:
         return None
-    if path is Path.FP8 and not format.is_fp8_exact:
+    if backend is Backend.FP8 and not format.is_fp8_exact:
         return f"numbers of {format.name} are no FP8 numbers"
-    if path is Path.INT8 and not format.has_integer_levels:
+    if backend is Backend.INT8 and not format.has_integer_levels:
         return f"codes of {format.name} are no integers"
     if device.type != "cuda":
         return f"it needs an NVIDIA GPU, and {device.type} is none"
@@ -103,7 +103,7 @@ def why_not(path: Path, device: torch.device, format: Format) -> str | None:
         return "it has not been tried on an AMD GPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    needed = (8, 9) if path is Path.FP8 else (8, 0)
+    needed = (8, 9) if backend is Backend.FP8 else (8, 0)
     capability = torch.cuda.get_device_capability(device)
     if capability < needed:
         found = ".".join(map(str, capability))
@@ -111,7 +111,7 @@ def why_not(path: Path, device: torch.device, format: Format) -> str | None:
     return None
 
 
-def _is_interpreted(path: Path, device: torch.device, format: Format) -> bool:
-    """Whether Triton's interpreter stands in for the GPU, as it does in tests, and the format suits the path."""
-    suits = {Path.FP8: format.is_fp8_exact, Path.INT8: format.has_integer_levels}.get(path, True)
+def _is_interpreted(backend: Backend, device: torch.device, format: Format) -> bool:
+    """Whether Triton's interpreter stands in for the GPU, as it does in tests, and the format suits the backend."""
+    suits = {Backend.FP8: format.is_fp8_exact, Backend.INT8: format.has_integer_levels}.get(backend, True)
     return suits and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"

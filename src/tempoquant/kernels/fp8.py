@@ -1,4 +1,4 @@
-"""The path fp8: four-bit numbers in FP8 bytes, exactly, and one FP8 product a linear (Hopper, Ada, Blackwell)."""
+"""The backend fp8: four-bit numbers in FP8 bytes, exactly, and one FP8 product a linear (Hopper, Ada, Blackwell)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The path int8: INT4 codes on integer tensor cores, group sums rescaled in float32 (Ampere and up)."""
+"""The backend int8: INT4 codes on integer tensor cores, group sums rescaled in float32 (Ampere and up)."""
 
 import torch
 

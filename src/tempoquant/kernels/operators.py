@@ -1,6 +1,6 @@
 """The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes and not their insides.
 
-`quantize_input` rounds what linears share, `multiply` does the rest; the path says by which kernels. Both are pure:
+`quantize_input` rounds what linears share, `multiply` does the rest; the backend says by which kernels. Both are pure:
 same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name.
 """
 
@@ -12,19 +12,19 @@ from torch.nn import functional
 
 from tempoquant.formats import Format, ScaleRule, get_format
 from tempoquant.input_transform import InputTransform
-from tempoquant.kernels.dispatch import Path, choose
+from tempoquant.kernels.dispatch import Backend, choose
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
 
 
 @torch.compiler.assume_constant_result
-def path_of(device_type: str, device_index: int | None, format: str) -> str:
-    """The path that `dispatch.choose` chooses, by names: what a compiled graph takes for settled.
+def backend_of(device_type: str, device_index: int | None, format: str) -> str:
+    """The backend that `dispatch.choose` chooses, by names: what a compiled graph takes for settled.
 
     Raises UnsupportedError as that does.
     """
     device = torch.device(device_type) if device_index is None else torch.device(device_type, device_index)
-    return choose(device, get_format(format)).path.value
+    return choose(device, get_format(format)).backend.value
 
 
 class Source(NamedTuple):
@@ -57,7 +57,7 @@ def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return functional.linear(x.float(), down.float()).bfloat16()
 
 
-def quantize_input(source: Source, transform: InputTransform, format: Format, path: str) -> QuantizedInput:
+def quantize_input(source: Source, transform: InputTransform, format: Format, backend: str) -> QuantizedInput:
     """Project onto the branch, and round what is left.
 
     The kernels round h = x · downᵀ to bfloat16. The same numbers are taken off the input and added to the output, so
@@ -66,19 +66,19 @@ def quantize_input(source: Source, transform: InputTransform, format: Format, pa
     hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
     values, scale, outside = _quantize_input(
         source.x, hidden, transform.smoothing_factor, transform.deflation, transform.input_offset, source.clip_ratio,
-        source.eight_bits, rotated=transform.rotated, format=format.name, rule=source.rule.value, path=path,
+        source.eight_bits, rotated=transform.rotated, format=format.name, rule=source.rule.value, backend=backend,
     )  # fmt: skip
-    has_rows = path == Path.FP8 and format.scale_octaves is None
-    return QuantizedInput(values, None if path == Path.BF16 else scale, hidden, outside if has_rows else None)
+    has_rows = backend == Backend.FP8 and format.scale_octaves is None
+    return QuantizedInput(values, None if backend == Backend.BF16 else scale, hidden, outside if has_rows else None)
 
 
 def multiply(
-    quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype, path: str
+    quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype, backend: str
 ) -> torch.Tensor:
     """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
     return _multiply(
         quantized.values, quantized.scale, quantized.hidden, quantized.outside, weight.packed, weight.scale,
-        weight.tensor_scale, weight.up, weight.bias, format=format.name, dtype=dtype, path=path,
+        weight.tensor_scale, weight.up, weight.bias, format=format.name, dtype=dtype, backend=backend,
     )  # fmt: skip
 
 
@@ -95,13 +95,13 @@ def _quantize_input(  # noqa: PLR0913 (operators take tensors, not tuples of the
     rotated: bool,
     format: str,
     rule: str,
-    path: str,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """values, scale and outside of a QuantizedInput; empty where it has None."""
     transform = InputTransform(
         smoothing_factor=smoothing_factor, rotated=rotated, deflation=deflation, input_offset=input_offset
     )
-    done = _kernels_of(path).quantize_input(
+    done = _kernels_of(backend).quantize_input(
         x, hidden, transform, get_format(format), ScaleRule(rule), clip_ratio, eight_bits
     )
     nothing = x.new_empty(0)
@@ -110,16 +110,16 @@ def _quantize_input(  # noqa: PLR0913 (operators take tensors, not tuples of the
 
 @_quantize_input.register_fake
 def _(
-    x: torch.Tensor, *_others: Any, format: str, path: str, **_settings: Any
+    x: torch.Tensor, *_others: Any, format: str, backend: str, **_settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    kind, taken = get_format(format), Path(path)
+    kind, taken = get_format(format), Backend(backend)
     num_tokens, in_features = x.shape
-    values = {Path.FP8: torch.float8_e4m3fn, Path.INT8: torch.int8, Path.BF16: torch.bfloat16}[taken]
-    scale = {Path.FP8: (num_tokens,), Path.INT8: (num_tokens, in_features // kind.group_size), Path.BF16: (0,)}
-    has_rows = taken is Path.FP8 and kind.scale_octaves is None
+    values = {Backend.FP8: torch.float8_e4m3fn, Backend.INT8: torch.int8, Backend.BF16: torch.bfloat16}[taken]
+    scale = {Backend.FP8: (num_tokens,), Backend.INT8: (num_tokens, in_features // kind.group_size), Backend.BF16: (0,)}
+    has_rows = taken is Backend.FP8 and kind.scale_octaves is None
     return (
         x.new_empty(x.shape, dtype=values),
-        x.new_empty(scale[taken], dtype=x.dtype if taken is Path.BF16 else torch.float32),
+        x.new_empty(scale[taken], dtype=x.dtype if taken is Backend.BF16 else torch.float32),
         x.new_empty(num_tokens, dtype=torch.bool) if has_rows else x.new_empty(0),
     )
 
@@ -138,11 +138,11 @@ def _multiply(  # noqa: PLR0913
     *,
     format: str,
     dtype: torch.dtype,
-    path: str,
+    backend: str,
 ) -> torch.Tensor:
     weight = WeightTensors(packed, scale, tensor_scale, up, bias)
     quantized = QuantizedInput(values, row_scale, hidden, outside)
-    return _kernels_of(path).multiply(quantized, weight, get_format(format), dtype)
+    return _kernels_of(backend).multiply(quantized, weight, get_format(format), dtype)
 
 
 @_multiply.register_fake
@@ -159,6 +159,6 @@ def _(
     return values.new_empty(values.shape[0], packed.shape[0], dtype=dtype)
 
 
-def _kernels_of(path: str) -> Any:
-    """The module with a path's two halves. Importing it imports Triton, so only what runs is imported."""
-    return importlib.import_module(f"tempoquant.kernels.{Path(path).value}")
+def _kernels_of(backend: str) -> Any:
+    """The module with a backend's two halves. Importing it imports Triton, so only what runs is imported."""
+    return importlib.import_module(f"tempoquant.kernels.{Backend(backend).value}")

@@ -1,4 +1,4 @@
-"""QuantizedInput: what the kernels of one path make of a linear's input, and multiply afterwards."""
+"""QuantizedInput: what the kernels of one backend make of a linear's input, and multiply afterwards."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ class QuantizedInput(NamedTuple):
     """The input of linears that share it, quantized once.
 
     Attributes:
-        values: (tokens, in): float8_e4m3fn (path fp8), bfloat16 (bf16) or int8 (int8).
+        values: (tokens, in): float8_e4m3fn (backend fp8), bfloat16 (bf16) or int8 (int8).
         scale: fp8: (tokens,) float32, a power of two a row, and the numbers are values · scale[row]; int8: (tokens,
             groups) float32; bf16: None, the values are the numbers.
         hidden: (tokens, rank) bfloat16, x · downᵀ, which the branch goes on with; None without a branch.

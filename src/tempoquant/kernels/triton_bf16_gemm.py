@@ -1,4 +1,4 @@
-"""The BF16 path's matrix product: four-bit operands as bfloat16, for formats and devices that FP8 does not serve.
+"""The product of the backend bf16: four-bit operands as bfloat16, for formats and devices that FP8 does not serve.
 
     y = (values · weightᵀ) · tensor_scale + hidden · upᵀ + bias
 

@@ -1,4 +1,4 @@
-"""The FP8 path's matrix product: four-bit operands that FP8 holds exactly, at the speed of FP8 tensor cores.
+"""The product of the backend fp8: four-bit operands that FP8 holds exactly, at the speed of FP8 tensor cores.
 
     y = (values · weightᵀ) · scale[token] · row_scale[output] + hidden · upᵀ + bias
 

@@ -1,4 +1,4 @@
-"""The INT8 path's matrix product: INT4 codes, or codes of eight bits beside them, on integer tensor cores (Ampere on).
+"""The product of the backend int8: INT4 codes, or codes of eight bits, on integer tensor cores (Ampere and up).
 
     y = Σ over groups (Σ within the group of codes · codes) · scale[token, group] · weight_scale[output, group]
         + hidden · upᵀ + bias
@@ -131,7 +131,7 @@ def int8_multiply(
     quantized = quantized._replace(values=values, hidden=with_rows(quantized.hidden))
     group = values.shape[1] // scale.shape[1]
     if not MIN_GROUP <= group <= _LARGEST_SUM // 128**2:
-        raise UnsupportedError(f"the INT8 product takes groups of 32 to 255, not of {group}: use the path bf16.")
+        raise UnsupportedError(f"the INT8 product takes groups of 32 to 255, not of {group}: use the backend bf16.")
     y = new_output(values, len(codes), dtype)
     tile = tile_for(TILES, len(values), capability_of(values.device))
     int8_gemm_launch(quantized, codes, scale, up, bias, y, tile).run()

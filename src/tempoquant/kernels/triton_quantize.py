@@ -39,7 +39,7 @@ def quantize_launch(
     eight_bits: torch.Tensor | bool | None,
     result: QuantizedInput,
 ) -> Launch:
-    """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which path."""
+    """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which backend."""
     num_tokens, in_features = x.shape
     x = with_rows(x)
     factor = dense(transform.smoothing_factor)

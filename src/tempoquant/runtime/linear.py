@@ -17,7 +17,7 @@ from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stor
 from tempoquant.errors import CheckpointError
 from tempoquant.input_transform import InputTransform
 from tempoquant.kernels import operators
-from tempoquant.kernels.dispatch import Path
+from tempoquant.kernels.dispatch import Backend
 from tempoquant.kernels.fp8_window import fp8_exact_rows
 from tempoquant.kernels.input_gradient import GradientTensors, gradient_tensors
 from tempoquant.kernels.quantized_input import QuantizedInput
@@ -149,25 +149,25 @@ class QuantizedLinear(nn.Linear):
         entry = self.entry
         runs = self._runs(x)
         with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
-            path = operators.path_of(x.device.type, x.device.index, entry.format.name)
-            if path == Path.FP8 and not self.fits_fp8:
-                path = Path.BF16.value
-            if path == Path.REFERENCE or x.dtype == torch.float64:
+            backend = operators.backend_of(x.device.type, x.device.index, entry.format.name)
+            if backend == Backend.FP8 and not self.fits_fp8:
+                backend = Backend.BF16.value
+            if backend == Backend.REFERENCE or x.dtype == torch.float64:
                 return _together([
                     w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
                                 run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
                 ])  # fmt: skip
-            return self._forward_by_kernels(x, runs, path)
+            return self._forward_by_kernels(x, runs, backend)
 
-    def _forward_by_kernels(self, x: torch.Tensor, runs: list[_Run], path: str) -> torch.Tensor:
+    def _forward_by_kernels(self, x: torch.Tensor, runs: list[_Run], backend: str) -> torch.Tensor:
         entry = self.entry
 
         def quantize(_: torch.Tensor) -> tuple[QuantizedInput, ...]:
-            return tuple(operators.quantize_input(self._source(run), run.transform, entry.format, path)
+            return tuple(operators.quantize_input(self._source(run), run.transform, entry.format, backend)
                          for run in runs)  # fmt: skip
 
         quantized = quantize(x) if self.shared_input is None else self.shared_input.quantized(x, quantize)
-        y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, path)
+        y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, backend)
                        for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
         return y.reshape(*x.shape[:-1], entry.out_features)
 

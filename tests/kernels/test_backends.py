@@ -1,4 +1,4 @@
-"""Every path computes what the reference defines: a whole linear, with everything that it may have, on each."""
+"""Every backend computes what the reference defines: a whole linear, with everything that it may have, on each."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4_M1, Format, ScaleRule
 from tempoquant.kernels import operators
-from tempoquant.kernels.dispatch import Path, forced
+from tempoquant.kernels.dispatch import Backend, forced
 from tempoquant.kernels.reference import dequantize_residual, round_input
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.runtime.shared_input import SharedInput
@@ -19,12 +19,14 @@ from tempoquant.timesteps import TimestepBins
 from tests.kernels.products import DEVICE
 from tests.random_layers import by_bin, random, random_layer, random_linear
 
-PATHS = [
-    *((Path.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),
-    *((Path.BF16, format) for format in FORMATS.values()),
-    (Path.INT8, INT4),
+BACKENDS = [
+    *((Backend.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),
+    *((Backend.BF16, format) for format in FORMATS.values()),
+    (Backend.INT8, INT4),
 ]
-each_path = pytest.mark.parametrize(("path", "format"), PATHS, ids=[f"{b.value}-{f.name}" for b, f in PATHS])
+each_backend = pytest.mark.parametrize(
+    ("backend", "format"), BACKENDS, ids=[f"{b.value}-{f.name}" for b, f in BACKENDS]
+)
 BFLOAT16_UNIT = 2.0**-8  # twice its rounding error
 
 
@@ -53,75 +55,75 @@ def relative(error: torch.Tensor, y: torch.Tensor) -> float:
     return float(error.double().norm() / y.double().norm())
 
 
-@each_path
+@each_backend
 @pytest.mark.parametrize("rule", [ScaleRule.CEIL, ScaleRule.LEAST_ERROR])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_linear_is_the_reference_up_to_the_rounding_of_its_output(
-    path: Path, format: Format, rule: ScaleRule, dtype: torch.dtype
+    backend: Backend, format: Format, rule: ScaleRule, dtype: torch.dtype
 ) -> None:
     module = linear(format, rule, deflated=False)
     x = random(2, 9, 3 * format.group_size).to(dtype).to(DEVICE)
     wanted = by_definition(module, x)
-    with forced(path):
+    with forced(backend):
         y = module(x)
     # INT4 in bfloat16 rounds both operands; elsewhere only y is rounded, and h may fall on the other side of a tie.
-    rounds_operands = format is INT4 and path is Path.BF16
+    rounds_operands = format is INT4 and backend is Backend.BF16
     allowed = BFLOAT16_UNIT if dtype == torch.bfloat16 or rounds_operands else 1e-3
     assert y.dtype == dtype and y.shape == wanted.shape and relative(y - wanted, wanted) < allowed
 
 
-@each_path
+@each_backend
 @pytest.mark.parametrize("rotated", [False, True])
 def test_a_deflated_linear_rounds_nearly_every_number_as_the_reference(
-    path: Path, format: Format, rotated: bool
+    backend: Backend, format: Format, rotated: bool
 ) -> None:
     """The sum h · deflationᵀ has another order, so that a few numbers near a tie round the other way."""
     module = linear(format, rotated=rotated)
     x = random(2, 33, 3 * format.group_size).bfloat16().to(DEVICE)
     wanted = by_definition(module, x)
-    with forced(path):
+    with forced(backend):
         assert relative(module(x) - wanted, wanted) < 2 * BFLOAT16_UNIT
 
 
-@each_path
+@each_backend
 @pytest.mark.parametrize("has", [{"smoothed": False}, {"rank": 0}, {"centred": False}, {"bias": False}], ids=str)
-def test_whatever_a_linear_lacks_is_left_out(path: Path, format: Format, has: dict[str, Any]) -> None:
+def test_whatever_a_linear_lacks_is_left_out(backend: Backend, format: Format, has: dict[str, Any]) -> None:
     module = linear(format, ScaleRule.CEIL, **has)
     x = random(1, 5, 3 * format.group_size).bfloat16().to(DEVICE)
     wanted = by_definition(module, x)
-    with forced(path):
+    with forced(backend):
         assert relative(module(x) - wanted, wanted) < 2 * BFLOAT16_UNIT
 
 
-@each_path
-def test_eight_bits_are_the_references_eight_bits(path: Path, format: Format) -> None:
+@each_backend
+def test_eight_bits_are_the_references_eight_bits(backend: Backend, format: Format) -> None:
     module = linear(format, deflated=False)
     module.clock.eight_bit_timesteps = (0.0, 500.0)
     x = random(2, 5, 3 * format.group_size).bfloat16().to(DEVICE)
-    with forced(path), module.at_timestep(torch.tensor([100.0, 900.0])):
+    with forced(backend), module.at_timestep(torch.tensor([100.0, 900.0])):
         y = module(x)
     for row, eight_bits in enumerate((True, False)):
         wanted = by_definition(module, x[row], eight_bits)
         assert relative(y[row] - wanted, wanted) < BFLOAT16_UNIT
 
 
-@each_path
-def test_shared_inputs_give_the_same_result(path: Path, format: Format) -> None:
+@each_backend
+def test_shared_inputs_give_the_same_result(backend: Backend, format: Format) -> None:
     one, other = linear(format), linear(format)
     x = random(1, 7, 3 * format.group_size).bfloat16().to(DEVICE)
-    with forced(path):
+    with forced(backend):
         alone = [one(x), other(x)]
         one.shared_input = other.shared_input = SharedInput(2)
         assert all(torch.equal(a, b) for a, b in zip(alone, [one(x), other(x)], strict=True))
 
 
-@pytest.mark.parametrize(("path", "format"), [(Path.FP8, MXFP4), (Path.BF16, NVFP4_M1), (Path.INT8, INT4)])
-def test_rows_of_a_batch_are_computed_with_the_tensors_of_their_own_bins(path: Path, format: Format) -> None:
+@pytest.mark.parametrize(("backend", "format"), [(Backend.FP8, MXFP4), (Backend.BF16, NVFP4_M1), (Backend.INT8, INT4)])
+def test_rows_of_a_batch_are_computed_with_the_tensors_of_their_own_bins(backend: Backend, format: Format) -> None:
     layer, bins = linear(format).to_layer(), TimestepBins((500.0,))
     layer = by_bin(dataclasses.replace(layer, bins=bins, clip_ratio=torch.tensor([0.9, 0.7])), seed=1)
     module = QuantizedLinear.from_layer(layer).to(DEVICE)
     x = random(2, 5, 3 * format.group_size).bfloat16().to(DEVICE)
-    with forced(path):
+    with forced(backend):
         with module.at_timestep(torch.tensor([900.0, 100.0])):
             y = module(x)
         for row, timestep_bin in enumerate((1, 0)):
@@ -129,23 +131,23 @@ def test_rows_of_a_batch_are_computed_with_the_tensors_of_their_own_bins(path: P
             assert torch.equal(y[row : row + 1], alone(x[row : row + 1]))
 
 
-@each_path
-def test_no_tokens_and_strided_tokens_are_fine(path: Path, format: Format) -> None:
+@each_backend
+def test_no_tokens_and_strided_tokens_are_fine(backend: Backend, format: Format) -> None:
     module = linear(format)
     x = random(4, 6, 3 * format.group_size).bfloat16().to(DEVICE)
-    with forced(path):
+    with forced(backend):
         assert module(x[:0]).shape == (0, 6, module.out_features)
         assert torch.equal(module(x[:, ::2]), module(x[:, ::2].contiguous()))
         turned = x.transpose(1, 2).contiguous().transpose(1, 2)
         assert torch.equal(module(turned), module(x))
 
 
-@each_path
-def test_a_bad_activation_makes_its_token_nan_and_no_other(path: Path, format: Format) -> None:
+@each_backend
+def test_a_bad_activation_makes_its_token_nan_and_no_other(backend: Backend, format: Format) -> None:
     module = linear(format, deflated=False)
     x = random(1, 5, 3 * format.group_size).bfloat16().to(DEVICE)
     x[0, 2, 3] = torch.nan
-    with forced(path):
+    with forced(backend):
         assert module(x)[0].isnan().all(-1).tolist() == [False, False, True, False, False]
 
 
@@ -158,7 +160,7 @@ def test_mxfp4_tokens_outside_fp8_go_through_bfloat16(dtype: torch.dtype) -> Non
     x[0, 3] = 0
     x = x.to(dtype).to(DEVICE)
     source = operators.Source(x[0], ScaleRule.CEIL, torch.ones(1, device=DEVICE), None)
-    quantized = operators.quantize_input(source, module.input_transform(), MXFP4, Path.FP8.value)
+    quantized = operators.quantize_input(source, module.input_transform(), MXFP4, Backend.FP8.value)
     assert quantized.outside is not None and quantized.outside.nonzero().flatten().tolist() == list(range(0, 40, 7))
     wanted = by_definition(module, x)
     with forced("fp8"):
@@ -170,7 +172,7 @@ def test_mxfp4_tokens_outside_fp8_go_through_bfloat16(dtype: torch.dtype) -> Non
 def test_an_mxfp4_weight_outside_fp8_takes_bf16_and_others_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     original = operators._kernels_of
-    monkeypatch.setattr(operators, "_kernels_of", lambda path: taken.append(path) or original(path))
+    monkeypatch.setattr(operators, "_kernels_of", lambda backend: taken.append(backend) or original(backend))
     module = linear(MXFP4, ScaleRule.CEIL)
     x = random(1, 3, 3 * MXFP4.group_size).bfloat16().to(DEVICE)
     with forced("fp8"):
@@ -185,7 +187,7 @@ def test_an_mxfp4_weight_outside_fp8_takes_bf16_and_others_fp8(monkeypatch: pyte
         assert set(taken) == {"bf16"} and not wide.fits_fp8
 
 
-def test_a_path_that_does_not_suit_a_format_is_refused() -> None:
+def test_a_backend_that_does_not_suit_a_format_is_refused() -> None:
     module = linear(INT4)
     x = random(1, 3, 3 * INT4.group_size)
     with forced("fp8"), pytest.raises(UnsupportedError, match="no FP8 numbers"):
