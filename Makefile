@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test test-slow browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -18,6 +18,9 @@ demo: .venv/.installed  ## Quantize the bundled model, run it beside the origina
 
 test: .venv/.installed-test  ## Run the tests, in two processes of one thread each: ten minutes on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: .venv/.installed-test  ## Run the tests that `make test` leaves out, Ray clusters of several nodes, killed runs, whole reproductions: fifteen minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 browser:  ## Install Debian's Chromium, which the tests of the report need (root or sudo); without it they are skipped.
 	.ci/install-chromium

@@ -26,9 +26,9 @@ from benchmarks.evaluation_stages import (
     stages,
     take_bytes,
 )
-from tempoquant.integrations.estimate import GIB
-from tempoquant.integrations.residency import MEMORY_MODES
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.planning.run_estimate import GIB
 
 NUM_ITEMS = 180  # of OpenS2V-Eval
 GPUS = (1, 8, 64, 180, 540)

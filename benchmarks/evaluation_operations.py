@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.kernels_roofline import H100_SXM, Rates, block_floors
 from benchmarks.registry import BLOCK_LINEARS, HIDDEN, NUM_BLOCKS, TEXT_TOKENS
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.wan.pipelines import I2V_A14B
 
 TF32_SHARE = 0.5
 """Rate of the autoencoder's float32 convolutions beside BF16's: they run in TF32, PyTorch's default for them."""
@@ -118,4 +119,4 @@ def video_cost(size: SamplingSettings, rates: Rates = H100_SXM, share: float = S
 
 def published_share() -> float:
     """Share of an H100's rates that Wan's own published time amounts to: 480 × 832, 81 frames, 40 steps."""
-    return video_cost(SamplingSettings(), H100_SXM, share=1.0).seconds_16bit / PUBLISHED_SECONDS
+    return video_cost(I2V_A14B, H100_SXM, share=1.0).seconds_16bit / PUBLISHED_SECONDS

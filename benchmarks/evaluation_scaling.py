@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.evaluation_operations import SHARE, video_cost
 from benchmarks.evaluation_stages import LOAD_BYTES_PER_S, RECIPES, Evaluated, memory_plans, take_bytes
 from benchmarks.kernels_roofline import H100_SXM, Rates
-from tempoquant.integrations.estimate import GIB
+from tempoquant.planning.run_estimate import GIB
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,27 @@ from pathlib import Path
 from benchmarks.evaluation_operations import SHARE, VideoCost, video_cost
 from benchmarks.hollow_pipeline import write_hollow_pipeline
 from benchmarks.kernels_roofline import H100_SXM, Rates
-from tempoquant.integrations.estimate import GIB, RunEstimate, estimate
-from tempoquant.integrations.memory_plan import MemoryPlan, ModelPlan, plan_memory
-from tempoquant.integrations.pipeline_configs import A14B, read_configs
-from tempoquant.integrations.recording_plan import default_samples_per_expert
-from tempoquant.integrations.residency import MEMORY_MODES
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.models.pipeline_configs import read_configs
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.models.wan.pipelines import I2V_A14B
+from tempoquant.models.wan.published import A14B
+from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.planning.memory_plan import MemoryPlan, ModelPlan, plan_memory
+from tempoquant.planning.run_estimate import GIB, RunEstimate, estimate
 from tempoquant.quantizing.machine import Machine
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
+from tempoquant.recording.plan import default_samples_per_expert
 
-PUBLISHED = SamplingSettings(480, 832, 61, num_steps=40, guidance_scale=3.5, flow_shift=5.0)
+PUBLISHED = I2V_A14B.replace(num_frames=61)
 NUM_CALIBRATION_PROMPTS = 12
 RECIPES = ("paper", "default")
 PRODUCT_SHARE = 0.7
 """Of a datasheet's BF16 rate that large matrix products reach: what the estimate of quantizing is given as this GPU's.
 An assumption; that estimate's shares of it for each kind of work are the project's own."""
 
-LOAD_BYTES_PER_S = 7e8  # reading weights from files and casting them, as integrations/estimate.py takes for a block
+LOAD_BYTES_PER_S = 7e8  # reading weights from files and casting them, as planning/run_estimate.py takes for a block
 LATENT_BINS = 6
 _LATENT_CHANNELS, _FLOAT = 16, 4
 MP4_SHARE = 0.1  # of the raw frames, at the most: assumed
@@ -84,14 +87,16 @@ def resolved(name: str, size: SamplingSettings) -> Recipe:
     return Recipe.load(name).replace(
         height=size.height, width=size.width, num_frames=size.num_frames, num_steps=size.num_steps,
         flow_shift=size.flow_shift, guidance_scale=size.guidance_scale, num_prompts=NUM_CALIBRATION_PROMPTS,
-        samples_per_expert=default_samples_per_expert(size),
+        samples_per_expert=default_samples_per_expert(size, read_configs(A14B).geometry),
     )  # fmt: skip
 
 
-def run_estimate(source: Path, recipe: Recipe, rates: Rates, records: bool, memory: str = "resident") -> RunEstimate:
+def run_estimate(
+    source: SourceModel, recipe: Recipe, rates: Rates, records: bool, memory: str = "resident"
+) -> RunEstimate:
     """Of `quantize`, and of `record` before it where that is asked for, on one GPU."""
     return estimate(
-        source, recipe, devices=["cuda"], num_samples=dict.fromkeys(Expert, recipe.samples_per_expert or 0),
+        source, recipe, devices=["cuda"], num_samples=dict.fromkeys(COMPONENTS, recipe.samples_per_expert or 0),
         records=records, link=True, hidden_ram_bytes=Machine(("cuda",)).hidden_ram_bytes, memory=memory,
         gemm_rates={"cuda": PRODUCT_SHARE * rates.bf16_flops},
     )  # fmt: skip
@@ -100,7 +105,7 @@ def run_estimate(source: Path, recipe: Recipe, rates: Rates, records: bool, memo
 def stages(what: Evaluated, score_s: float, rates: Rates = H100_SXM, share: float = SHARE) -> list[Stage]:
     """All of them in order. score_s: processor seconds of measuring a video (benchmarks/scoring_time.py)."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = write_hollow_pipeline(Path(scratch) / "model")
+        source = SourceModel.open(write_hollow_pipeline(Path(scratch) / "model"))
         return [
             _recording(source, what.size, rates),
             *(_quantizing(source, name, what.size, rates) for name in RECIPES),
@@ -117,7 +122,7 @@ def model_gib() -> float:
         return sum(file.stat().st_size for file in files) / GIB
 
 
-def _recording(source: Path, size: SamplingSettings, rates: Rates) -> Stage:
+def _recording(source: SourceModel, size: SamplingSettings, rates: Rates) -> Stage:
     found = {m: run_estimate(source, resolved("paper", size), rates, True, m).stages[0] for m in MEMORY_MODES}
     return Stage(
         "record", {mode: (stage.seconds or 0.0) / 3600 for mode, stage in found.items()},
@@ -126,7 +131,7 @@ def _recording(source: Path, size: SamplingSettings, rates: Rates) -> Stage:
     )  # fmt: skip
 
 
-def _quantizing(source: Path, name: str, size: SamplingSettings, rates: Rates) -> Stage:
+def _quantizing(source: SourceModel, name: str, size: SamplingSettings, rates: Rates) -> Stage:
     found = run_estimate(source, resolved(name, size), rates, records=False)
     left = found.stages[-1].disk_gib
     everywhere = dict.fromkeys(MEMORY_MODES, (found.total_seconds or 0.0) / 3600)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from transformers import UMT5Config, UMT5EncoderModel
+from diffusers import UniPCMultistepScheduler
+from tokenizers import Tokenizer, models
 
 from benchmarks.scale_model import SHARD_BYTES
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.generation_memory import empty_expert
-from tempoquant.integrations.pipeline_configs import A14B, read_configs
+from tempoquant.models.pipeline_configs import read_configs
+from tempoquant.models.wan.published import A14B
 
 _FLOW_SHIFT = 3.0  # stored in the published scheduler
 _INDEX = {
@@ -34,15 +33,13 @@ def write_hollow_pipeline(folder: Path) -> Path:
     _write_json(folder / "model_index.json", _INDEX)
     UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=_FLOW_SHIFT
                             ).save_pretrained(folder / "scheduler")  # fmt: skip
-    for expert, component in EXPERT_COMPONENTS.items():
-        config = configs.experts[expert]
-        _write_component(folder / component, config, empty_expert(config), torch.float32)
-    with torch.device("meta"):
-        text_encoder = UMT5EncoderModel(UMT5Config(**configs.text_encoder))
-        vae = AutoencoderKLWan.from_config(dict(configs.vae))
-    text_encoder.encoder.embed_tokens = None  # the same tensor as `shared`, stored once
-    _write_component(folder / "text_encoder", configs.text_encoder, text_encoder, torch.bfloat16)
-    _write_component(folder / "vae", configs.vae, vae, torch.float32)
+    Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")).save(str(folder / "tokenizer" / "tokenizer.json"))
+    for name, component in configs.models.items():
+        model, dtype = component.build(), torch.float32
+        if name == configs.family.text_encoder:
+            model.encoder.embed_tokens = None  # the same tensor as `shared`, stored once
+            dtype = torch.bfloat16
+        _write_component(folder / name, component.config, model, dtype)
     return folder
 
 

@@ -26,14 +26,15 @@ from benchmarks.memory_model import TEXT, entering_phases, random_pipeline
 from benchmarks.scale import commit_name, describe_machine
 from tempoquant.cli.memory_table import memory_record, memory_tables
 from tempoquant.cli.options import parse_size
-from tempoquant.integrations.generation_memory import QuantizedLayers, foreseen_layers
-from tempoquant.integrations.memory_modes import set_memory_mode
-from tempoquant.integrations.memory_plan import BOUNDARY, HIGH, MemoryPlan, ModePlan, plan_memory
-from tempoquant.integrations.pipeline_configs import A14B, PipelineConfigs, read_configs
-from tempoquant.integrations.residency import MEMORY_MODES
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.models.pipeline_configs import PipelineConfigs, read_configs
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.wan.pipelines import HIGH_NOISE
+from tempoquant.models.wan.published import A14B
+from tempoquant.placement.memory_modes import set_memory_mode
+from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.planning.generation_memory import QuantizedLayers, foreseen_layers
+from tempoquant.planning.memory_plan import BOUNDARY, MemoryPlan, ModePlan, denoising_name, plan_memory
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
 
 TOLERANCE = 0.10
 NUM_STEPS = 2
@@ -80,7 +81,8 @@ def measured(pipeline: Any, mode: str, size: SamplingSettings, device: torch.dev
 def predicted(mode: ModePlan) -> dict[str, int]:
     """Bytes by phase. Experts change places within the last high-noise call, so the two are one here."""
     peaks = {phase.name: phase.peak for phase in mode.phases}
-    peaks[HIGH] = max(peaks[HIGH], peaks.pop(BOUNDARY))
+    high = denoising_name(HIGH_NOISE)
+    peaks[high] = max(peaks[high], peaks.pop(BOUNDARY))
     return peaks
 
 
@@ -88,10 +90,10 @@ def rows_of(
     configs: PipelineConfigs, plan: MemoryPlan, recipe: Recipe, modes: list[str], device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """A row for each phase, mode and model: measured and predicted bytes."""
-    layers: dict[Expert, QuantizedLayers | None] = {
-        expert: foreseen_layers(config, expert, recipe) for expert, config in configs.experts.items()
+    layers: dict[str, QuantizedLayers | None] = {
+        denoiser.name: foreseen_layers(configs, denoiser.name, recipe) for denoiser in configs.denoisers
     }
-    for model, of_each in ((plan.quantized, layers), (plan.sixteen_bit, dict.fromkeys(Expert))):
+    for model, of_each in ((plan.quantized, layers), (plan.sixteen_bit, dict.fromkeys(layers))):
         pipeline = random_pipeline(configs, of_each, device)
         pipeline.set_progress_bar_config(disable=True)
         for mode in (mode for mode in model.modes if mode.mode in modes):
@@ -140,8 +142,10 @@ def main() -> None:
                         help="how 4-bit linears compute on this GPU, for the prediction")  # fmt: skip
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
-    size = SamplingSettings(arguments.size.height, arguments.size.width, arguments.frames)
     configs, recipe = read_configs(arguments.model), Recipe.load(arguments.recipe)
+    size = configs.family.published(configs.index)[1].replace(
+        height=arguments.size.height, width=arguments.size.width, num_frames=arguments.frames
+    )
     plan = plan_memory(configs, size, recipe, arguments.kernels)
     record = {"benchmark": "memory", "version": tempoquant.__version__, "commit": commit_name(),
               "kernels": arguments.kernels, "plan": memory_record(plan, None)}  # fmt: skip

@@ -7,19 +7,21 @@ import contextlib
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanImageToVideoPipeline
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast
 
 from tempoquant.formats import scale_to_bytes
-from tempoquant.integrations.generation_memory import QuantizedLayers, empty_expert
-from tempoquant.integrations.pipeline_configs import PipelineConfigs
+from tempoquant.models.pipeline_configs import PipelineConfigs
+from tempoquant.models.wan.pipelines import HIGH_NOISE, LOW_NOISE
+from tempoquant.planning.generation_memory import QuantizedLayers, empty_denoiser
 from tempoquant.runtime.convert import quantized_linears, replace_linears
 from tempoquant.runtime.linear import QuantizedLinear
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 TEXT = "a red boat leaves the harbour"
 BOUNDARY_RATIO = 0.9
@@ -28,13 +30,11 @@ _STD = 0.02
 
 
 def random_pipeline(
-    configs: PipelineConfigs, layers: dict[Expert, QuantizedLayers | None], device: torch.device
+    configs: PipelineConfigs, layers: dict[str, QuantizedLayers | None], device: torch.device
 ) -> WanImageToVideoPipeline:
     """A pipeline on the CPU, its experts with 4-bit layers where there are some; bfloat16, the autoencoder float32."""
-    experts = [_expert(configs.experts[expert], layers[expert], device) for expert in Expert]
-    with torch.device("meta"):
-        text_encoder = UMT5EncoderModel(UMT5Config(**configs.text_encoder)).eval().to(torch.bfloat16)
-        vae = AutoencoderKLWan.from_config(dict(configs.vae)).eval()
+    experts = [_expert(configs, name, layers[name], device) for name in (HIGH_NOISE, LOW_NOISE)]
+    text_encoder, vae = configs.text_encoder.build().to(torch.bfloat16), configs.autoencoder.build()
     for model in (text_encoder, vae):
         fill(model, device)
     return WanImageToVideoPipeline(
@@ -46,8 +46,8 @@ def random_pipeline(
     )  # fmt: skip
 
 
-def _expert(config: Any, layers: QuantizedLayers | None, device: torch.device) -> Any:
-    model = empty_expert(config)
+def _expert(configs: PipelineConfigs, name: str, layers: QuantizedLayers | None, device: torch.device) -> Any:
+    model = empty_denoiser(configs, name)
     rope = model.rope
     model.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)  # from numbers, not random
     if layers is not None:
@@ -106,8 +106,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 @contextlib.contextmanager
 def entering_phases(pipeline: Any, enter: Callable[[str], None]) -> Iterator[None]:
     """Within this context `enter(name)` is called where each phase of a generation begins; names as in memory_plan."""
-    from tempoquant.integrations.host_copies import unobtrusive
-    from tempoquant.integrations.memory_plan import HIGH, IMAGE, LOW, TEXT, VIDEO
+    from tempoquant.models.hooks import unobtrusive
+    from tempoquant.planning.memory_plan import IMAGE, TEXT, VIDEO, denoising_name
 
     def announced(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -116,18 +116,13 @@ def entering_phases(pipeline: Any, enter: Callable[[str], None]) -> Iterator[Non
 
         return wrapped
 
-    handles = []
-    for model, name in ((pipeline.transformer, HIGH), (pipeline.transformer_2, LOW)):
-        handle = model.register_forward_pre_hook(unobtrusive(lambda *_, name=name: enter(name)))
-        model._forward_pre_hooks.move_to_end(handle.id, last=False)  # before the mode's own, which brings weights
-        handles.append(handle)
+    experts = ((pipeline.transformer, denoising_name(HIGH_NOISE)), (pipeline.transformer_2, denoising_name(LOW_NOISE)))
     methods = [(pipeline, "encode_prompt", TEXT), (pipeline, "prepare_latents", IMAGE), (pipeline.vae, "decode", VIDEO)]
-    for owner, method, name in methods:
-        setattr(owner, method, announced(getattr(owner, method), name))
-    try:
+    with contextlib.ExitStack() as undo:
+        for model, name in experts:
+            handle = model.register_forward_pre_hook(unobtrusive(lambda *_, name=name: enter(name)))
+            model._forward_pre_hooks.move_to_end(handle.id, last=False)  # before the mode's own, which brings weights
+            undo.callback(handle.remove)
+        for owner, method, name in methods:  # the mode may have put its own there, which comes back
+            undo.enter_context(mock.patch.object(owner, method, announced(getattr(owner, method), name)))
         yield
-    finally:
-        for owner, method, _ in methods:
-            delattr(owner, method)
-        for handle in handles:
-            handle.remove()

@@ -116,7 +116,7 @@ def measure(shape: Shape, format: Format, rank: int, num_tokens: int, repeats: i
     size, out = shape.in_features, shape.out_features
 
     def decompose() -> tuple[Any, ...]:
-        factor = smoothing_factor(x.abs().amax(0), weight.abs().amax(0), 0.5, format)
+        factor = smoothing_factor(x.abs().amax(0), weight.abs().amax(0), 0.5)
         branch, residual = svdquant(weight, factor, rank)
         return factor.float(), branch, residual, weight_scale(residual, format, RULE)
 

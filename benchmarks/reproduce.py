@@ -23,10 +23,10 @@ from benchmarks.reproduce_plan import PUBLISHED_MODEL, Chain, protocol_of
 from benchmarks.reproduce_run import fail, find_program, run_all, text_of
 from benchmarks.reproduce_table import print_rows, rows_of
 from benchmarks.scale import commit_name, describe_machine
+from tempoquant.device import default_device
 from tempoquant.errors import TempoQuantError
-from tempoquant.integrations.pipeline_folder import BUNDLED_MODELS
-from tempoquant.integrations.residency import MEMORY_MODES
-from tempoquant.integrations.wan import default_device
+from tempoquant.models.pipeline_folder import BUNDLED_MODELS
+from tempoquant.placement.streaming import MEMORY_MODES
 
 
 def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tempoquant.integrations.pipeline_folder import BUNDLED_MODELS
+from tempoquant.models.pipeline_folder import BUNDLED_MODELS
 
 PUBLISHED_MODEL = "Wan-AI/Wan2.2-I2V-A14B-Diffusers"
 REFERENCE_RECIPE, OUR_RECIPE, FLOOR = "paper", "ours", "rtn"

@@ -29,8 +29,8 @@ import tempoquant
 from benchmarks.json_line import publish
 from benchmarks.scale_model import CONFIG, write_expert, write_samples
 from tempoquant.cli.progress import duration_text
-from tempoquant.integrations.estimate import measure_gemm_rate
-from tempoquant.integrations.wan import compute_dtype
+from tempoquant.device import compute_dtype
+from tempoquant.planning.run_estimate import measure_gemm_rate
 
 LONG_TOKENS = 32_760  # of 81 frames of 480 × 832
 TARGET_GIB = 10.0

@@ -17,8 +17,12 @@ from diffusers import WanTransformer3DModel
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_writer import StoreWriter
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert
+from tempoquant.models.component_files import Component
+from tempoquant.models.family import PipelineIndex
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS, WAN
+from tempoquant.models.wan.pipelines import IMAGE_TO_VIDEO
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Denoiser
 
 CONFIG: dict[str, Any] = {
     "_class_name": "WanTransformer3DModel", "added_kv_proj_dim": None, "attention_head_dim": 128,
@@ -35,14 +39,14 @@ _STEM = "diffusion_pytorch_model"
 
 
 def write_expert(folder: Path, num_blocks: int, config: dict[str, Any] | None = None) -> Path:
-    """Write a pipeline folder whose high-noise expert has `num_blocks` random blocks, in float32 shards with an index.
+    """Write a folder whose high-noise expert has `num_blocks` random blocks, in float32 shards with an index.
 
     One tensor is in memory at a time.
 
     Args:
         config: of the transformer, A14B's if left out.
     """
-    component = folder / EXPERT_COMPONENTS[Expert.HIGH_NOISE]
+    component = folder / COMPONENTS["high_noise"]
     component.mkdir(parents=True)
     config = {**(config or CONFIG), "num_layers": num_blocks}
     (component / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -59,6 +63,15 @@ def write_expert(folder: Path, num_blocks: int, config: dict[str, Any] | None = 
     index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
     (component / f"{_STEM}.safetensors.index.json").write_text(index, encoding="utf-8")
     return folder
+
+
+def source_of(folder: Path) -> SourceModel:
+    """Return a pipeline of which only the expert that `write_expert` wrote is there: no more takes part."""
+    component = Component(folder / COMPONENTS["high_noise"], "diffusers", "WanTransformer3DModel")
+    name = component.folder.name
+    denoiser = Denoiser("high_noise", name, (BOUNDARY_RATIO * NUM_TRAIN_TIMESTEPS, float(NUM_TRAIN_TIMESTEPS)))
+    index = PipelineIndex(folder, {"_class_name": IMAGE_TO_VIDEO}, {name: (component.library, component.class_name)})
+    return SourceModel(folder, WAN, index, {name: component}, (denoiser,))
 
 
 def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
@@ -132,7 +145,7 @@ def write_samples(folder: Path, num_samples: int, num_tokens: int) -> SampleStor
     falling = timesteps(num_samples)
     for index, timestep in enumerate(falling):
         inputs = random_inputs(index, timestep, num_tokens)
-        writer.add(index, CalibrationSample(str(index), Expert.HIGH_NOISE, timestep, index, "conditional", inputs))
+        writer.add(index, CalibrationSample(str(index), "high_noise", timestep, index, "conditional", inputs))
         writer.commit(index)
     prompts = [{"id": str(index), "prompt": "random numbers", "image_sha256": "0" * 64} for index in range(num_samples)]
     provenance = {
@@ -140,7 +153,7 @@ def write_samples(folder: Path, num_samples: int, num_tokens: int) -> SampleStor
         "scheduler": {"class": "none", "flow_shift": None}, "settings": {"num_steps": num_samples}, "seed": 0,
         "compute_dtype": "float32", "from_latents": False, "prompts": prompts, "videos": {}, "loras": {},
     }  # fmt: skip
-    schedule = {Expert.HIGH_NOISE: falling, Expert.LOW_NOISE: []}
+    schedule = {"high_noise": falling, "low_noise": []}
     return writer.finish(provenance, schedule, range(num_samples))
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.scale_model import source_of
 from tempoquant.calibrate.sequential import QuantizedBlock
 from tempoquant.cli.json_log import JsonLog
 from tempoquant.progress import SILENT, Progress
 from tempoquant.quantizing.component import ComponentJob, quantize_component
 from tempoquant.quantizing.machine import Machine
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
 
 GIB = 2**30
 
@@ -48,7 +48,7 @@ def quantize_row(folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
     """
     target = folder / "quantized"
     job = ComponentJob(
-        folder, Expert.HIGH_NOISE, recipe, folder / "store", lora=None, work=folder, target=target, device=device
+        source_of(folder), "high_noise", recipe, folder / "store", lora=None, work=folder, target=target, device=device
     )
     blocks: list[dict[str, float]] = []
     began = time.perf_counter()

@@ -23,8 +23,8 @@ from benchmarks.json_line import publish
 from benchmarks.scale import commit_name, describe_machine
 from tempoquant.cli.options import parse_size
 from tempoquant.evaluate.files import read_lossless, write_lossless, write_mp4
-from tempoquant.evaluate.measures import Clip, measures
-from tempoquant.evaluate.video_metrics import Video
+from tempoquant.evaluate.metrics.measures import Clip, measures
+from tempoquant.evaluate.metrics.video_metrics import Video
 
 NUM_BINS = 6
 _NOISE = 4.0  # of 255

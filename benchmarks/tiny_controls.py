@@ -20,7 +20,8 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
 
-from tempoquant.integrations.sampling import default_settings
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.source import SourceModel
 from tempoquant.tiny import evaluation_items, render, weights_folder
 from tempoquant.tiny.sets import TinyItem, item_of
 from tempoquant.tiny.world import with_other_motions
@@ -113,7 +114,7 @@ def _encode(pipeline: WanImageToVideoPipeline, item: TinyItem) -> tuple[Tensor, 
 
 
 def main() -> None:
-    shipped = default_settings(weights_folder())
+    shipped = default_settings(SourceModel.open("tiny"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-items", type=int, default=64)
     parser.add_argument("--num-steps", type=int, default=shipped.num_steps)

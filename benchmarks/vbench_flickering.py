@@ -20,15 +20,16 @@ from benchmarks.json_line import publish
 from benchmarks.scale import commit_name, describe_machine
 from tempoquant.cli.progress import RichProgress
 from tempoquant.evaluate.files import write_lossless, write_mp4
-from tempoquant.evaluate.vbench import VBench, VBenchSettings, check_vbench
-from tempoquant.evaluate.vbench_scores import answers_of
-from tempoquant.evaluate.video_metrics import Video, temporal_flickering
-from tempoquant.integrations.prompt_sets import evaluation_prompts
-from tempoquant.integrations.quiet import quiet_libraries
-from tempoquant.integrations.sampling import default_settings, generate_video
-from tempoquant.integrations.wan import load_pipeline
+from tempoquant.evaluate.metrics.video_metrics import Video, temporal_flickering
+from tempoquant.evaluate.vbench.scores import answers_of
+from tempoquant.evaluate.vbench.settings import VBench, VBenchSettings, check_vbench
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.quiet import quiet_libraries
+from tempoquant.hosts.diffusers.sampling import generate_video
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.source import SourceModel
 from tempoquant.progress import Progress
-from tempoquant.tiny import weights_folder
+from tempoquant.recording.prompt_sets import evaluation_prompts
 
 DIMENSION = "temporal_flickering"
 TOLERANCE = 1e-6
@@ -47,7 +48,7 @@ class Row(NamedTuple):
 
 def generated_clips(num_clips: int, progress: Progress) -> dict[str, Video]:
     """Of the bundled model, held-out prompts."""
-    source = weights_folder()
+    source = SourceModel.open("tiny")
     pipeline, settings = load_pipeline(source, "cpu"), default_settings(source)
     prompts = evaluation_prompts("tiny", None, num_clips)
     on_clip, clips = progress.start("Generating", num_clips), {}

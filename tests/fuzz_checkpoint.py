@@ -31,7 +31,7 @@ from diffusers.utils import logging
 
 from tempoquant.checkpoint import check_tensors, files, verify_hashes
 from tempoquant.errors import TempoQuantError
-from tempoquant.integrations.diffusers_loader import register
+from tempoquant.hosts.diffusers.loader import register
 from tempoquant.runtime.convert import quantized_linears
 from tests.checkpoint_damage import MUTATIONS, Mutation, mutate_index
 from tests.quantized_wan import quantize_all, tiny_wan, write_component

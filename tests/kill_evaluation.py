@@ -17,15 +17,18 @@ import torch
 
 from tempoquant.evaluate import generation
 from tempoquant.evaluate.benchmark_sets.bundled import load_bundled
-from tempoquant.evaluate.evaluation import Request, evaluate
+from tempoquant.evaluate.evaluation import evaluate
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
-from tempoquant.evaluate.measures import CEILING_DB
+from tempoquant.evaluate.metrics.measures import CEILING_DB
 from tempoquant.evaluate.plan import Model
+from tempoquant.evaluate.request import Request
 from tests.kill_and_resume import finished, forked
-from tests.recorded import CPU, SETTINGS, TINY
+from tests.recorded import CPU, SETTINGS, SOURCE
 
 NUM_ITEMS = 2
-REQUEST = Request(Model("16-bit", TINY), [Model("again", TINY)], load_bundled(NUM_ITEMS), SETTINGS.replace(num_steps=2))
+REQUEST = Request(
+    Model("16-bit", SOURCE), [Model("again", SOURCE)], load_bundled(NUM_ITEMS), SETTINGS.replace(num_steps=2)
+)
 _FEWEST_KILLS = 30  # four videos of five files each, before and after, beside the lines of manifest and metrics
 
 

@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from tempoquant.checkpoint import Calibration, ComponentWriter
 from tempoquant.formats import FORMATS
 from tempoquant.layer import QuantizedLayer
+from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 from tests.random_layers import BINS, random_layer
 
 RECIPE = Recipe(name="test", rank=4, smoothing_alpha=0.5)
@@ -69,7 +70,7 @@ def write_component(
     model: nn.Module,
     layers: dict[str, QuantizedLayer],
     bins: TimestepBins = BINS,
-    expert: Expert = Expert.HIGH_NOISE,
+    expert: str = "high_noise",
     **kwargs: Any,
 ) -> Path:
     """Write a quantized component as `tempoquant.quantize` does: the layers, then the 16-bit rest."""
@@ -100,8 +101,8 @@ def model_config(model: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
 
 
-def tiny_pipeline() -> WanImageToVideoPipeline:
-    """A random two-expert image-to-video pipeline of one block each; its frames are 16 × 16 at least."""
+def text_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+    """A tokenizer of a few words, and a random text encoder."""
     vocabulary = {token: i for i, token in enumerate(("<pad>", "</s>", "<unk>", "a", "cat", "walks"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -111,11 +112,16 @@ def tiny_pipeline() -> WanImageToVideoPipeline:
         vocab_size=len(vocabulary), d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0,
         pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
     )  # fmt: skip
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return fast, UMT5EncoderModel(text).eval()
+
+
+def tiny_pipeline() -> WanImageToVideoPipeline:
+    """A random two-expert image-to-video pipeline of one block each; its frames are 16 × 16 at least."""
+    tokenizer, text_encoder = text_models()
     return WanImageToVideoPipeline(
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ),
-        text_encoder=UMT5EncoderModel(text).eval(),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
         vae=AutoencoderKLWan(
             base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         ).eval(),
@@ -132,7 +138,7 @@ def write_pipeline(folder: Path, format: str = "mixed", **kwargs: Any) -> Path:
     """A complete pipeline folder with both experts quantized."""
     pipe = tiny_pipeline()
     pipe.save_pretrained(folder)
-    for expert, name in zip(Expert, ("transformer", "transformer_2"), strict=True):
+    for expert, name in zip(COMPONENTS, ("transformer", "transformer_2"), strict=True):
         model = getattr(pipe, name)
         shutil.rmtree(folder / name)
         write_component(folder / name, model, quantize_all(model, format, **kwargs), expert=expert)

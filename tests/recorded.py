@@ -8,14 +8,16 @@ import torch
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.engines import Local
-from tempoquant.integrations.prompt_sets import calibration_prompts
-from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.timesteps import Expert
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.recording.plan import ModelIdentity, RecordingPlan
+from tempoquant.recording.prompt_sets import calibration_prompts
 from tempoquant.tiny import weights_folder
 
 CPU = Local(("cpu",))
 TINY = weights_folder()
+SOURCE = SourceModel.open(TINY)
 SETTINGS = SamplingSettings(32, 32, 5, 4, 2.5, 5.0, 8)
 MODEL = ModelIdentity("f" * 64)
 PROMPTS = calibration_prompts("tiny", None, 3)
@@ -30,7 +32,7 @@ def plan(num_prompts: int = 2, samples_per_expert: int = 6, **changes: Any) -> R
 
 def samples_of(store: SampleStore) -> list[CalibrationSample]:
     """All of them, high noise first."""
-    return [sample for expert in Expert for sample in store.samples(expert)]
+    return [sample for expert in COMPONENTS for sample in store.samples(expert)]
 
 
 def position(sample: CalibrationSample) -> tuple[object, ...]:

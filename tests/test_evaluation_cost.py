@@ -23,8 +23,10 @@ from benchmarks.hollow_pipeline import write_hollow_pipeline
 from benchmarks.reproduce_plan import PUBLISHED as PROTOCOL
 from benchmarks.scoring_time import scoring_row
 from tempoquant.evaluate.plan import Plan
-from tempoquant.integrations.memory_plan import plan_memory
-from tempoquant.integrations.pipeline_configs import A14B, read_configs
+from tempoquant.models.pipeline_configs import read_configs
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.published import A14B
+from tempoquant.planning.memory_plan import plan_memory
 from tempoquant.recipe import Recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -57,7 +59,7 @@ def test_the_hollow_pipeline_has_the_real_one_s_size_and_takes_no_disk(tmp_path:
 
 def test_a_take_has_a_latent_for_each_bin_of_the_published_steps(tmp_path: Path):
     model = write_hollow_pipeline(tmp_path / "model")
-    plan = Plan.of(model, (), (42,), PUBLISHED, "cpu")
+    plan = Plan.of(SourceModel.open(model), (), (42,), PUBLISHED, "cpu")
     assert len(plan.bin_names) == LATENT_BINS
     assert take_bytes(PUBLISHED)["latents"] == LATENT_BINS * 16 * 16 * 60 * 104 * 4
 

@@ -15,12 +15,12 @@ from benchmarks.evaluation_operations import (
     video_cost,
     video_tokens,
 )
-from tempoquant.integrations.generation_memory import empty_expert
-from tempoquant.integrations.pipeline_configs import A14B, read_configs
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.timesteps import Expert
+from tempoquant.models.pipeline_configs import read_configs
+from tempoquant.models.wan.pipelines import I2V_A14B
+from tempoquant.models.wan.published import A14B
+from tempoquant.planning.generation_memory import empty_denoiser
 
-PUBLISHED = SamplingSettings(480, 832, 61)
+PUBLISHED = I2V_A14B.replace(num_frames=61)
 
 
 def test_a_block_counted_by_hand():
@@ -36,15 +36,15 @@ def test_a_block_counted_by_hand():
 
 def test_tokens_of_the_published_sizes():
     assert video_tokens(PUBLISHED) == 16 * 30 * 52 == 24_960
-    assert video_tokens(SamplingSettings(480, 832, 81)) == 32_760
-    assert video_tokens(SamplingSettings(720, 1280, 81)) == 75_600
+    assert video_tokens(I2V_A14B) == 32_760
+    assert video_tokens(I2V_A14B.replace(height=720, width=1280)) == 75_600
 
 
 def test_a_call_costs_what_pytorch_counts_on_the_real_modules():
-    config = read_configs(A14B).experts[Expert.HIGH_NOISE]
+    configs = read_configs(A14B)
     counts = []
     for num_blocks in (1, 2):  # their difference is one block, and nothing of what is outside
-        model = empty_expert(config, num_blocks)
+        model = empty_denoiser(configs, "high_noise", num_blocks)
         call = {
             "hidden_states": torch.empty(1, 36, 16, 60, 104, dtype=torch.bfloat16, device="meta"),
             "timestep": torch.empty(1, device="meta"),
@@ -59,7 +59,9 @@ def test_a_call_costs_what_pytorch_counts_on_the_real_modules():
 
 
 def test_the_autoencoder_costs_the_same_for_every_latent_frame_but_the_first():
-    costs = [autoencoder_operations(SamplingSettings(64, 64, frames)) for frames in (1, 5, 9, 13)]
+    costs = [
+        autoencoder_operations(I2V_A14B.replace(height=64, width=64, num_frames=frames)) for frames in (1, 5, 9, 13)
+    ]
     encode, decode = ([getattr(cost, name) for cost in costs] for name in ("encode", "decode"))
     for values in (encode, decode):
         steps = [later - earlier for earlier, later in itertools.pairwise(values)]

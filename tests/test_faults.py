@@ -11,7 +11,6 @@ import tempoquant
 from tempoquant import Recipe
 from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, OutputError
-from tempoquant.tiny import weights_folder
 from tests.kill_and_resume import all_bytes
 
 QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=6, rank=2, num_frames=5)
@@ -97,16 +96,17 @@ def test_a_spoiled_sample_is_named_and_what_was_finished_stays(tmp_path: Path, m
 
 
 def test_a_store_of_another_model_is_refused(tmp_path: Path) -> None:
-    from tempoquant.integrations.output_folder import fingerprint
-    from tempoquant.integrations.recording import record
-    from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
-    from tempoquant.integrations.sampling import default_settings
+    from tempoquant.models.fingerprint import fingerprint
+    from tempoquant.models.sampling_file import default_settings
+    from tempoquant.recording.plan import ModelIdentity, RecordingPlan
+    from tempoquant.recording.record import record
+    from tests.recorded import SOURCE
     from tests.test_quantize import held_out
 
-    settings = default_settings(weights_folder()).replace(num_steps=4, num_frames=5)
+    settings = default_settings(SOURCE).replace(num_steps=4, num_frames=5)
     plan = RecordingPlan([held_out()], settings, 2)
-    record(weights_folder(), tmp_path / "store", plan, model=ModelIdentity("0" * 64), engine=Local(("cpu",)))
-    assert fingerprint(weights_folder()) != "0" * 64
+    record(SOURCE, tmp_path / "store", plan, model=ModelIdentity("0" * 64), engine=Local(("cpu",)))
+    assert fingerprint(SOURCE) != "0" * 64
     with pytest.raises(CalibrationError, match="recorded from another model"):
         tempoquant.quantize("tiny", tmp_path / "out", QUICK.replace(num_steps=None, num_frames=None),
                             store=tmp_path / "store")  # fmt: skip

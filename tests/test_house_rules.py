@@ -126,7 +126,7 @@ for module in pkgutil.walk_packages(tempoquant.__path__, "tempoquant."):
         try:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
-            optional = {"triton": "tempoquant.kernels.", "ray": "tempoquant.engines.ray_actors"}
+            optional = {"triton": "tempoquant.kernels.", "ray": "tempoquant.engines.ray_"}
             assert module.name.startswith(optional[error.name]), module.name
 assert dict(os.environ) == before, "the environment changed"
 assert not torch.cuda.is_initialized(), "CUDA was initialised"
@@ -147,3 +147,39 @@ def test_importing_the_package_loads_no_model_class_and_no_statistics():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout.split() == []
+
+
+FACTS_OF_A_MODEL = re.compile(
+    r"Wan[A-Z]\w*|\w*Transformer3DModel|UMT5\w*|AutoencoderKL\w*|transformer_2|high_noise|low_noise|boundary_ratio"
+    r"|expand_timesteps|attn[12]|add_[kv]_proj|^blocks\.$|(?<!\w)blocks\.\d|encoder_hidden_states|patch_embedding"
+)
+KNOWN_BY_OTHERS = {
+    "src/tempoquant/recipe.py": {"high_noise", "low_noise"},  # keys that recipes had before they were a mapping
+    "src/tempoquant/models/lora/names.py": {"transformer_2"},  # a prefix that trainers put before every key
+}
+
+
+def test_facts_of_a_model_stand_in_its_folder_of_models_and_nowhere_else():
+    """Names of classes, components, blocks, linears and inputs, in strings or in code; docstrings may give examples."""
+    folders = [path for path in (ROOT / "src/tempoquant/models").iterdir() if (path / "family.py").is_file()]
+    bundled = ROOT / "src/tempoquant/tiny"
+    found = {
+        name_of(path): facts - KNOWN_BY_OTHERS.get(name_of(path), set())
+        for path in PACKAGE
+        if not any(path.is_relative_to(folder) for folder in (*folders, bundled))
+        and (facts := set(facts_in(tree_of(path))))
+    }
+    assert {name: facts for name, facts in found.items() if facts} == {}
+
+
+def facts_in(tree: ast.Module) -> Iterator[str]:
+    docstrings = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        texts = [node.value] if isinstance(node, ast.Constant) and id(node) not in docstrings else []
+        texts += [node.id] if isinstance(node, ast.Name) else [node.attr] if isinstance(node, ast.Attribute) else []
+        texts += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        for text in texts:
+            if isinstance(text, str):
+                yield from FACTS_OF_A_MODEL.findall(text)

@@ -8,19 +8,20 @@ from PIL import Image
 
 from benchmarks.memory import predicted, verdicts
 from benchmarks.memory_model import TEXT, entering_phases, random_pipeline
-from tempoquant.integrations.allocations import LiveBytes
-from tempoquant.integrations.generation_memory import foreseen_layers
-from tempoquant.integrations.memory_modes import set_memory_mode
-from tempoquant.integrations.memory_plan import HIGH, IMAGE, LOW, VIDEO, plan_memory
-from tempoquant.integrations.memory_plan import TEXT as TEXT_PHASE
-from tempoquant.integrations.pipeline_configs import read_configs
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.models.pipeline_configs import read_configs
+from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.models.wan.pipelines import I2V_A14B
+from tempoquant.placement.memory_modes import set_memory_mode
+from tempoquant.planning.allocations import LiveBytes
+from tempoquant.planning.generation_memory import foreseen_layers
+from tempoquant.planning.memory_plan import IMAGE, VIDEO, denoising_name, plan_memory
+from tempoquant.planning.memory_plan import TEXT as TEXT_PHASE
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import quantized_linears
-from tempoquant.timesteps import Expert
 
 CPU = torch.device("cpu")
-SIZE = SamplingSettings(128, 192, 9)
+SIZE = I2V_A14B.replace(height=128, width=192, num_frames=9)
+HIGH, LOW = (denoising_name(name) for name in COMPONENTS)
 
 
 def generate(pipeline: Any, phases: list[str]) -> torch.Tensor:
@@ -35,12 +36,12 @@ def generate(pipeline: Any, phases: list[str]) -> torch.Tensor:
 def test_the_random_pipeline_has_valid_layers_and_meets_every_phase(format):
     configs = read_configs("tiny")
     recipe = Recipe(name="r", format=format, rank=2, smoothing_alpha=0.5, deflation=True, centring=True)
-    layers = {expert: foreseen_layers(config, expert, recipe) for expert, config in configs.experts.items()}
+    layers = {expert: foreseen_layers(configs, expert, recipe) for expert in COMPONENTS}
     pipeline = random_pipeline(configs, layers, CPU)
     pipeline.set_progress_bar_config(disable=True)
     for name, linear in quantized_linears(pipeline.transformer).items():
         linear.check(name)
-    assert len(quantized_linears(pipeline.transformer_2)) == len(layers[Expert.LOW_NOISE].entries)
+    assert len(quantized_linears(pipeline.transformer_2)) == len(layers["low_noise"].entries)
     in_force = set_memory_mode(pipeline, "swap", CPU)
     phases: list[str] = []
     frames = generate(pipeline, phases)
@@ -53,7 +54,7 @@ def test_a_real_generation_allocates_what_is_predicted():
     """On the CPU all is "the device": activations by phase, counted while the whole pipeline really runs."""
     configs = read_configs("tiny")
     plan = plan_memory(configs, SIZE, Recipe.load("tiny"))
-    pipeline = random_pipeline(configs, dict.fromkeys(Expert), CPU)
+    pipeline = random_pipeline(configs, dict.fromkeys(COMPONENTS), CPU)
     pipeline.set_progress_bar_config(disable=True)
     in_force = set_memory_mode(pipeline, "resident", CPU)
     peaks: dict[str, int] = {}

@@ -49,6 +49,20 @@ def test_a_prompt_may_bring_a_video_relative_to_its_file(folder: Path):
         load_prompts(missing)
 
 
+def test_a_prompt_may_be_a_text_alone(folder: Path):
+    file = write_lines(folder / "set.jsonl", {"prompt": "rain"}, {"id": "b", "prompt": "snow", "image": None})
+    assert [(p.id, p.text, p.image, p.image_hash) for p in load_prompts(file)] == [
+        ("set-1", "rain", None, ""), ("b", "snow", None, ""),
+    ]  # fmt: skip
+
+
+def test_a_prompt_may_bring_clips_relative_to_its_file(folder: Path):
+    (folder / "walk.mp4").write_bytes(b"")
+    line = {"image": "red.png", "prompt": "x", "pose": "walk.mp4", "face": "pictures"}
+    [prompt] = load_prompts(write_lines(folder / "set.jsonl", line))
+    assert prompt.clips == {"pose": folder / "walk.mp4", "face": folder / "pictures"} and prompt.video is None
+
+
 def test_a_prompt_may_hold_any_character_and_the_file_a_byte_order_mark(folder: Path):
     text = "a\u2028b\x0bc\u0085d"
     file = folder / "set.jsonl"
@@ -69,7 +83,8 @@ def test_a_folder_gives_the_prompts_of_all_its_files(folder: Path):
         ('{"image": "set.jsonl", "prompt": "x"}', "cannot be read as an image"),
         ('{"image": "pictures", "prompt": "x"}', "cannot be read as an image"),
         ('{"image": "red.png"}', "prompt"),
-        ('{"prompt": "x"}', "image"),
+        ('{"prompt": "x", "pose": 3}', "not a JSON object"),
+        ('{"prompt": "x", "face": "gone.mp4"}', "there is no face"),
         ('{"image": "red.png", "prompt": 3}', "prompt is not a text"),
         ('{"image": 3, "prompt": "x"}', "not a JSON object"),
         ('{"image": "red.png", "prompt": "x"', "not a JSON object"),
@@ -154,3 +169,14 @@ def test_the_same_image_with_another_text_or_the_same_text_with_another_image_is
     check_disjoint([Prompt("a", image(), "another text"), Prompt("b", image("blue"), "a red square")], calibrated)
     check_disjoint([], calibrated)
     check_disjoint([Prompt("a", image(), "x")], [])
+
+
+def test_without_an_image_the_text_alone_decides_about_overlap():
+    of_text, of_image = (provenance([Prompt("seen", each, "rain")]) for each in (None, image()))
+    assert of_text == [{"id": "seen", "prompt": "rain", "image_sha256": ""}]
+    for calibrated in (of_text, of_image):
+        with pytest.raises(CalibrationError, match="'new'"):
+            check_disjoint([Prompt("new", None, "rain")], calibrated)
+        check_disjoint([Prompt("new", None, "snow")], calibrated)
+    with pytest.raises(CalibrationError, match="'new'"):
+        check_disjoint([Prompt("new", image("blue"), "rain")], of_text)

@@ -28,22 +28,22 @@ from benchmarks.quality.table import print_tables
 from benchmarks.quality.task import Task, key_of
 from benchmarks.quality.videos import Decoder
 from tempoquant.errors import RecipeError
-from tempoquant.integrations.prompt_sets import evaluation_prompts
-from tempoquant.integrations.sampling import generate_video, predict_noise
-from tempoquant.integrations.wan import linear_shapes, load_pipeline
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise
+from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.progress import SILENT
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
-from tests.recorded import PROMPTS, SETTINGS, TINY
+from tempoquant.recording.prompt_sets import evaluation_prompts
+from tests.recorded import PROMPTS, SETTINGS, SOURCE
 
-TASK = Task(TINY, "f" * 64, SETTINGS, PROMPTS[:1], evaluation_prompts("tiny", None, 1), 6)
+TASK = Task(SOURCE, "f" * 64, SETTINGS, PROMPTS[:1], evaluation_prompts("tiny", None, 1), 6)
 RTN = Recipe.load("rtn")
 ROW = Row("round to nearest", RTN, "published", "round to nearest")
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    return load_pipeline(TINY, "cpu")
+    return load_pipeline(SOURCE, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +153,17 @@ def test_a_result_whose_settings_meant_something_else_is_none(pipeline: Any, wor
 
 def test_bits_are_those_of_all_stored_bytes(reference: Reference):
     recipe = RTN.replace(rank=2, keep_16bit_blocks=(1, 0))
-    expert = quantize(TASK, reference, recipe, Expert.HIGH_NOISE, SILENT)
-    counts = {name: rows * columns for name, (rows, columns) in linear_shapes(TINY, Expert.HIGH_NOISE).items()}
+    expert = quantize(TASK, reference, recipe, "high_noise", SILENT)
+    counts = {name: each.out_features * each.in_features for name, each in SOURCE.linears("high_noise").items()}
     kept = sum(count for name, count in counts.items() if name not in expert.layers)
     assert kept > 0
     stored = 8 * sum(layer.num_bytes for layer in expert.layers.values())
     wanted = (stored + BITS_OF_16BIT * kept) / sum(counts.values())
-    assert bits_per_weight({Expert.HIGH_NOISE: expert}) == pytest.approx(wanted, rel=1e-12)
+    assert bits_per_weight({"high_noise": expert}) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_bias_counts_where_the_model_had_none(reference: Reference):
-    layer = next(iter(quantize(TASK, reference, RTN, Expert.HIGH_NOISE, SILENT).layers.values()))
+    layer = next(iter(quantize(TASK, reference, RTN, "high_noise", SILENT).layers.values()))
     bias = torch.zeros(layer.out_features)
     with_bias = dataclasses.replace(layer, bias=bias)
     assert num_stored_bytes(with_bias, had_bias=True) == layer.num_bytes
@@ -183,7 +183,7 @@ def test_a_trajectory_comes_back_from_its_file(pipeline: Any, reference: Referen
 def test_weights_dequantized_once_change_no_bit_and_the_pipeline_stays_as_it_was(pipeline: Any, reference: Reference):
     [trajectory] = reference.trajectories()
     sample, before = trajectory.calls[0].sample, pipeline.transformer
-    experts = {e: quantize(TASK, reference, RTN, e, SILENT) for e in Expert}
+    experts = {e: quantize(TASK, reference, RTN, e, SILENT) for e in COMPONENTS}
     with installed(pipeline, experts):
         slow = predict_noise(pipeline, sample)
         with dequantizing_once(experts):

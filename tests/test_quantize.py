@@ -17,14 +17,18 @@ from tempoquant import Recipe
 from tempoquant.checkpoint.journal import Commit, Journal
 from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, ModelError, OutputError, RecipeError, TempoQuantError
-from tempoquant.integrations.output_folder import fingerprint
-from tempoquant.integrations.recording import record
-from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
-from tempoquant.integrations.sampling import default_settings, generate_video
-from tempoquant.integrations.wan import load_pipeline
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.sampling import generate_video
+from tempoquant.models.fingerprint import fingerprint
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.source import SourceModel
 from tempoquant.prompts import Prompt
+from tempoquant.recording.plan import ModelIdentity, RecordingPlan
+from tempoquant.recording.record import record
 from tempoquant.tiny import weights_folder
 from tempoquant.tiny.sets import evaluation_items
+
+SOURCE = SourceModel.open("tiny")
 
 QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=8, rank=2)
 
@@ -86,10 +90,10 @@ def test_what_was_not_quantized_is_as_it_was(quantized: Path) -> None:
 
 
 def test_a_saved_pipeline_holds_the_same_tensors_as_the_loaded_one(quantized: Path, tmp_path: Path) -> None:
-    pipeline = load_pipeline(quantized, "cpu", torch.bfloat16)
+    pipeline = load_pipeline(SourceModel.open(quantized), "cpu", torch.bfloat16)
     before = tensors_of(pipeline)
     pipeline.save_pretrained(tmp_path)
-    after = tensors_of(load_pipeline(tmp_path, "cpu", torch.bfloat16))
+    after = tensors_of(load_pipeline(SourceModel.open(tmp_path), "cpu", torch.bfloat16))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)) for key in before)
 
@@ -98,7 +102,9 @@ def test_one_expert_loads_beside_a_16_bit_partner(quantized: Path) -> None:
     expert = WanTransformer3DModel.from_pretrained(quantized, subfolder="transformer", dtype=torch.bfloat16)
     pipeline = WanImageToVideoPipeline.from_pretrained(weights_folder(), transformer=expert, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    video = generate_video(pipeline, held_out(), default_settings(quantized).replace(num_steps=3, num_frames=5), 0)
+    video = generate_video(
+        pipeline, held_out(), default_settings(SourceModel.open(quantized)).replace(num_steps=3, num_frames=5), 0
+    )
     assert video.shape == (5, 64, 64, 3)
 
 
@@ -176,10 +182,10 @@ def test_a_second_run_on_the_same_work_is_refused_while_the_first_lives(
 
 def test_two_devices_quantize_the_experts_in_two_processes_to_the_same_bytes(tmp_path: Path) -> None:
     """The same samples, and as many threads for each process as the one had."""
-    settings = default_settings(weights_folder()).replace(num_steps=6, num_frames=5)
-    identity = ModelIdentity(fingerprint(weights_folder()))
+    settings = default_settings(SOURCE).replace(num_steps=6, num_frames=5)
+    identity = ModelIdentity(fingerprint(SOURCE))
     record(
-        weights_folder(),
+        SOURCE,
         tmp_path / "store",
         RecordingPlan([held_out()], settings, 6),
         model=identity,
@@ -196,7 +202,9 @@ def test_two_devices_quantize_the_experts_in_two_processes_to_the_same_bytes(tmp
         finally:
             torch.set_num_threads(before)
     assert all_bytes(results[0]) == all_bytes(results[1])
-    assert default_settings(results[0]) == settings != default_settings(weights_folder())  # the store's, remembered
+    assert (
+        default_settings(SourceModel.open(results[0])) == settings != default_settings(SOURCE)
+    )  # the store's, remembered
 
 
 def test_an_error_in_one_of_two_processes_is_raised_here(tmp_path: Path) -> None:

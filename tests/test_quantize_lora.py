@@ -14,11 +14,14 @@ import tempoquant
 from tempoquant import Recipe
 from tempoquant.checkpoint import read_config
 from tempoquant.errors import ModelError, RecipeError
-from tempoquant.integrations.lora import Lora
-from tempoquant.integrations.sampling import default_settings
+from tempoquant.models.lora.lora import Lora
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import WAN
 from tempoquant.progress import SILENT
 from tempoquant.quantizing.run import prepare_run
 from tempoquant.tiny import weights_folder
+from tests.recorded import SOURCE
 from tests.test_quantize import all_tensors
 
 TARGETS = ("blocks.0.attn1.to_q", "blocks.3.ffn.net.2", "condition_embedder.text_embedder.linear_1")
@@ -40,7 +43,7 @@ def lora(tmp_path: Path) -> Path:
 def test_quantizing_with_a_lora_is_quantizing_the_model_it_is_fused_into(tmp_path: Path, lora: Path) -> None:
     fused = Path(shutil.copytree(weights_folder(), tmp_path / "fused"))
     file = fused / "transformer" / "diffusion_pytorch_model.safetensors"
-    loaded = Lora.load(lora)
+    loaded = Lora.load(lora, WAN)
     save_file({name: loaded.fuse(name, tensor) for name, tensor in load_file(file).items()}, file)
     wanted = tempoquant.quantize(fused, tmp_path / "wanted", "rtn")
     found = tempoquant.quantize("tiny", tmp_path / "found", "rtn", lora={"high_noise": lora})
@@ -55,12 +58,16 @@ def test_a_lora_of_few_steps_changes_the_sampler_of_calibration_and_result(tmp_p
     distilled = Path(shutil.copy(lora, tmp_path / "lora_4steps.safetensors"))
     recipe = Recipe.load("svdquant").replace(rank=0, num_prompts=1, num_frames=5)
     folder = tempoquant.quantize("tiny", tmp_path / "out", recipe, lora={"high_noise": (distilled, 0.5)})
-    config, own = read_config(folder / "transformer"), default_settings(weights_folder())
+    config, own = read_config(folder / "transformer"), default_settings(SOURCE)
     assert config.calibration is not None
     for settings in (config.calibration.settings, json.loads((folder / "sampling.json").read_text())):
         assert (settings["num_steps"], settings["guidance_scale"], settings["flow_shift"]) == (4, 1.0, 5.0)
-    assert default_settings(folder) == own.replace(num_steps=4, guidance_scale=1.0, flow_shift=5.0), "the rest stays"
-    note = f"the LoRA lora_4steps.safetensors (SHA-256 {Lora.load(lora).sha256}) is in the weights with strength 0.5"
+    assert default_settings(SourceModel.open(folder)) == own.replace(num_steps=4, guidance_scale=1.0, flow_shift=5.0), (
+        "the rest stays"
+    )
+    note = (
+        f"the LoRA lora_4steps.safetensors (SHA-256 {Lora.load(lora, WAN).sha256}) is in the weights with strength 0.5"
+    )
     assert config.notes == (note,) and read_config(folder / "transformer_2").notes == ()
     asked = sampling_of(recipe.replace(num_steps=6), {"high_noise": distilled})
     assert asked == dataclasses.asdict(own.replace(num_steps=6, guidance_scale=1.0, flow_shift=5.0))
@@ -71,7 +78,7 @@ def sampling_of(recipe: Recipe, lora: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def test_any_other_lora_leaves_the_sampler_to_the_model_or_to_who_asks(lora: Path) -> None:
-    own, recipe = default_settings(weights_folder()), Recipe.load("svdquant").replace(num_frames=5)
+    own, recipe = default_settings(SOURCE), Recipe.load("svdquant").replace(num_frames=5)
     assert sampling_of(recipe, {}) is sampling_of(recipe, {"high_noise": lora}) is None
     asked = sampling_of(recipe.replace(num_steps=4, guidance_scale=1.0), {"high_noise": lora})
     assert asked == dataclasses.asdict(own.replace(num_steps=4, guidance_scale=1.0))

@@ -1,17 +1,18 @@
 """Recipes: one set of settings, round trips exactly, and says what is wrong with a wrong one."""
 
 import dataclasses
+import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
-from tempoquant.formats import FORMATS, INT4, MXFP4, NVFP4, ScaleRule
+from tempoquant.formats import FORMATS, ScaleRule
 from tempoquant.recipe import KEEP_16BIT, NEEDS, LayerRule, Recipe, builtin_recipes
-from tempoquant.timesteps import Expert
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -44,8 +45,7 @@ recipes = st.builds(
     damping_fraction=st.floats(1e-6, 1),
     clip_ratios=st.lists(st.floats(0.1, 1.0), max_size=4).map(tuple),
     exponent_offsets=st.lists(st.integers(-2, 1), min_size=1, max_size=3).map(tuple),
-    bin_fractions_high_noise=fractions,
-    bin_fractions_low_noise=fractions,
+    bin_fractions=fractions | st.dictionaries(st.sampled_from(["high_noise", "low_noise", "x.y"]), fractions),
     num_prompts=counts,
     num_steps=st.none() | counts,
     flow_shift=st.none() | st.floats(0.1, 20),
@@ -121,21 +121,36 @@ def test_any_text_file_makes_a_recipe_or_a_recipe_error(tmp_path_factory: pytest
         ({"damping_fraction": 0}, ["damping_fraction"]),
         ({"damping_fraction": float("inf")}, ["damping_fraction", "inf"]),
         ({"flow_shift": float("inf")}, ["flow_shift", "inf"]),
+        ({"flow_shift": 0}, ["flow_shift", "0"]),
+        ({"prior_fraction": 1.0}, ["prior_fraction", "1.0"]),
+        ({"block_inputs": "8bit"}, ["block_inputs", "'8bit'", "quantized"]),
         ({"clip_ratios": [2.5]}, ["clip ratio", "2.5"]),
         ({"clip_ratios": [0.0]}, ["clip ratio", "0.0"]),
         ({"clip_ratios": 0.9}, ["clip_ratios", "0.9"]),
         ({"clip_ratios": [0.9], "exponent_offsets": []}, ["exponent_offsets"]),
         ({"clip_ratios": [0.9], "exponent_offsets": [5000]}, ["5000"]),
-        ({"bin_fractions_low_noise": [0.7, 0.2]}, ["bin fractions", "0.7"]),
-        ({"bin_fractions_high_noise": [1.0]}, ["bin fractions", "1.0"]),
-        ({"keep_16bit_blocks": [1]}, ["keep_16bit_blocks", "1"]),
+        ({"bin_fractions": [0.7, 0.2]}, ["bin_fractions", "0.7"]),
+        ({"bin_fractions": {"low_noise": [0.7, 0.2]}}, ["bin_fractions", "0.7"]),
+        ({"bin_fractions": [0.5, 1.0]}, ["bin_fractions[1] should be less than 1, not 1.0."]),
+        ({"bin_fractions": {"low_noise": [0]}}, ["bin_fractions.low_noise[0] should be greater than 0, not 0."]),
+        ({"bin_fractions": {"low_noise": 0.5}}, ["bin_fractions.low_noise should be a list, not 0.5."]),
+        ({"bin_fractions": 0.5}, ["bin_fractions should be a list, not 0.5."]),
+        ({"bin_fractions_low_noise": [0.7, 0.2]}, ["bin_fractions", "0.7"]),
+        ({"bin_fractions_high_noise": [1.0]}, ["bin_fractions.high_noise[0]", "1.0"]),
+        ({"bin_fractions_high_noise": {"a": []}, "bin_fractions_low_noise": {"a": []}}, ["bin_fractions.high_noise"]),
+        ({"bin_fractions": [], "bin_fractions_low_noise": []}, ["bin_fractions replaces bin_fractions_low_noise"]),
+        ({"keep_16bit_blocks": [1]}, ["keep_16bit_blocks[1] is missing"]),
+        ({"keep_16bit_blocks": [1, 2, 3]}, ["keep_16bit_blocks", "at most 2", "3"]),
+        ({"keep_16bit_blocks": "12"}, ["keep_16bit_blocks should be a list, not '12'."]),
         ({"keep_16bit_blocks": [1, -1]}, ["keep_16bit_blocks", "-1"]),
         ({"num_steps": 0}, ["num_steps", "0"]),
-        ({"layers": ["*"]}, ["layers", "pattern"]),
+        ({"layers": ["*"]}, ["layers holds tables with a pattern, and a format or a rank or both, not '*'."]),
+        ({"layers": {"pattern": "*"}}, ["layers should be a list", "'pattern'"]),
+        ({"layers": [{"format": "int4"}]}, ["layer rule {'format': 'int4'}", "pattern is missing"]),
         ({"layers": [{"pattern": "*"}]}, ["format"]),
         ({"layers": [{"pattern": "*", "format": "fp5"}]}, ["'fp5'"]),
         ({"layers": [{"pattern": 3, "format": "mxfp4"}]}, ["pattern", "3"]),
-        ({"layers": [{"pattern": "*", "format": "mxfp4", "ranks": 3}]}, ["ranks"]),
+        ({"layers": [{"pattern": "*", "format": "mxfp4", "ranks": 3}]}, ["'ranks'", "'rank'"]),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_file(settings: dict, words: list[str]):
@@ -146,7 +161,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_file(settings: dict, words:
 
 
 def test_a_recipe_without_a_name_says_what_to_add():
-    with pytest.raises(RecipeError, match=r"has no name: add name ="):
+    with pytest.raises(RecipeError, match=r"name is missing: add it"):
         Recipe.from_dict({})
 
 
@@ -155,65 +170,53 @@ def test_integers_may_stand_for_floats_and_stay_floats():
     assert isinstance(recipe.smoothing_alpha, float) and isinstance(recipe.clip_ratios[0], float)
 
 
-def test_the_first_matching_layer_rule_wins():
-    recipe = Recipe("x", layers=(LayerRule("*.to_q", "int4"), LayerRule("*attn1*", "16bit"), LayerRule("*", "nvfp4")))
-    formats = [
-        recipe.format_of(f"blocks.3.{layer}", Expert.LOW_NOISE, 3, 9) for layer in ("attn1.to_q", "attn1.to_k", "ffn")
-    ]
-    assert formats == [INT4, None, NVFP4]
-
-
-def test_a_layer_rule_may_name_the_expert():
-    recipe = Recipe("x", layers=(LayerRule("high_noise.*", "nvfp4"),))
-    assert recipe.format_of("blocks.0.q", Expert.HIGH_NOISE, 0, 1) is NVFP4
-    assert recipe.format_of("blocks.0.q", Expert.LOW_NOISE, 0, 1) is MXFP4
-
-
-def test_patterns_tell_capitals_apart_and_match_whole_names():
-    assert not LayerRule("BLOCKS.*", "int4").matches("blocks.0.q", Expert.LOW_NOISE)
-    assert not LayerRule("blocks.1", "int4").matches("blocks.1.q", Expert.LOW_NOISE)
-
-
-def test_a_rule_may_give_a_rank_and_leave_the_format_to_the_recipe():
-    recipe = Recipe("x", rank=3, layers=(LayerRule("low_noise.*.q", rank=0), LayerRule("*.k", "int4", 7)))
-    assert recipe.format_of("blocks.0.q", Expert.LOW_NOISE, 0, 1) is MXFP4
-    ranks = {name: recipe.rank_of(f"blocks.0.{name}", Expert.LOW_NOISE) for name in "qkv"}
-    assert ranks == {"q": 0, "k": 7, "v": 3}
-    assert recipe.rank_of("blocks.0.q", Expert.HIGH_NOISE) == 3
-
-
 def test_deflation_needs_a_rank_somewhere():
     assert Recipe("x", deflation=True, layers=(LayerRule("*", rank=2),)).deflation
     with pytest.raises(RecipeError, match="it needs a rank"):
         Recipe("x", deflation=True, layers=(LayerRule("*", rank=0),))
 
 
-@pytest.mark.parametrize(
-    ("rule", "words"),
-    [
-        ({}, "says nothing: give it a format or a rank"),
-        ({"rank": -1}, "rank is a count, not -1"),
-        ({"rank": 1.5}, "rank is a count, not 1.5"),
-        ({"rank": True}, "rank is a count, not True"),
-        ({"format": KEEP_16BIT, "rank": 2}, "a layer in 16bit has no rank"),
-    ],
-)
-def test_a_rule_that_makes_no_sense_is_refused(rule, words):
-    with pytest.raises(RecipeError, match=words):
-        Recipe.from_dict({"name": "x", "layers": [{"pattern": "*", **rule}]})
-
-
-@given(first=st.integers(0, 6), last=st.integers(0, 6), num_blocks=st.integers(1, 8))
-def test_the_first_and_last_blocks_stay_in_16_bits_whatever_a_rule_says(first: int, last: int, num_blocks: int):
-    recipe = Recipe("x", keep_16bit_blocks=(first, last), layers=(LayerRule("*", "int4"),))
-    quantized = [i for i in range(num_blocks) if recipe.format_of(f"blocks.{i}.q", Expert.LOW_NOISE, i, num_blocks)]
-    assert quantized == list(range(first, num_blocks - last))
-
-
-def test_bin_fractions_belong_to_their_expert():
+def test_bin_fractions_belong_to_their_denoiser():
     paper = Recipe.load("paper")
-    assert paper.bin_fractions(Expert.HIGH_NOISE) == (0.33, 0.66)
-    assert paper.bin_fractions(Expert.LOW_NOISE) == (0.2, 0.7)
+    assert paper.bin_fractions_of("high_noise") == (0.33, 0.66)
+    assert paper.bin_fractions_of("low_noise") == (0.2, 0.7)
+
+
+def test_one_list_of_bin_fractions_is_for_every_denoiser_and_a_mapping_leaves_the_others_one_bin():
+    assert Recipe("x", bin_fractions=(0.5,)).bin_fractions_of("transformer") == (0.5,)
+    assert Recipe("x", bin_fractions={"high_noise": (0.5,)}).bin_fractions_of("transformer") == ()
+
+
+def test_bin_fractions_for_what_no_denoiser_is_called_are_refused():
+    recipe = Recipe("x", bin_fractions={"high_noise": (0.5,), "low": (0.5,)})
+    recipe.check_denoisers(["high_noise", "low", "transformer"], "some model")
+    with pytest.raises(RecipeError, match=r"bin_fractions has 'low', but the denoisers of m are high_noise, low_noise"):
+        recipe.check_denoisers(["high_noise", "low_noise"], "m")
+    Recipe("x", bin_fractions=(0.5,)).check_denoisers(["transformer"], "m")
+
+
+def old(high: list[float] | None = None, low: list[float] | None = None) -> Recipe:
+    """A recipe as files and checkpoints had it when each expert's fractions had a key of their own."""
+    keys = {"bin_fractions_high_noise": high, "bin_fractions_low_noise": low}
+    return Recipe.from_dict({"name": "x", **{key: value for key, value in keys.items() if value is not None}})
+
+
+def test_bin_fractions_with_a_key_for_each_expert_are_read_with_the_same_meaning():
+    assert old([0.33, 0.66], [0.2, 0.7]) == Recipe("x", bin_fractions=Recipe.load("paper").bin_fractions)
+    assert old([0.25, 0.5], [0.25, 0.5]) == Recipe("x", bin_fractions=(0.25, 0.5))
+    assert [old(low=[0.5]).bin_fractions_of(name) for name in ("high_noise", "low_noise")] == [(), (0.5,)]
+    assert old([], []) == old([]) == Recipe("x")
+
+
+@pytest.mark.parametrize("bin_fractions", [(0.5,), {"high_noise": (0.5,)}])
+def test_a_recipe_is_frozen_hashable_and_checked_when_it_is_made(bin_fractions: Any):
+    recipe = Recipe("x", bin_fractions=bin_fractions)
+    assert hash(recipe) == hash(Recipe("x", bin_fractions=bin_fractions))
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.rank = 3  # type: ignore[misc]
+    with pytest.raises(RecipeError, match="rank should be a valid integer, not '3'"):
+        Recipe("x", rank="3", bin_fractions=bin_fractions)  # type: ignore[arg-type]
 
 
 def test_clip_candidates_are_ratios_times_powers_of_two():

@@ -12,6 +12,8 @@ import pytest
 
 from tests.opens2v_tree import write_tree
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 STUB = """

@@ -11,20 +11,23 @@ from torch import nn
 
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sample import CalibrationSample
-from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.engines import Local
 from tempoquant.formats import ScaleRule, decode, quantize_activation, to_codes, unpack, weight_scale
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
-from tempoquant.integrations.output_folder import fingerprint
-from tempoquant.integrations.recording import record
-from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
-from tempoquant.integrations.sampling import default_settings
-from tempoquant.integrations.wan import WanExpert, on_device
 from tempoquant.layer import QuantizedLayer
+from tempoquant.models.denoiser_inputs import on_device
+from tempoquant.models.fingerprint import fingerprint
+from tempoquant.models.replay import ReplayedDenoiser
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS, WAN
+from tempoquant.models.weights import DenoiserWeights
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.recording.plan import ModelIdentity, RecordingPlan
+from tempoquant.recording.record import record
+from tempoquant.timesteps import TimestepBins
 from tempoquant.tiny.outliers import outliers_folder
 from tempoquant.tiny.sets import calibration_items
 from tests.methods.test_gptq import textbook_gptq
@@ -40,12 +43,11 @@ SQNR_TOLERANCE_DB = 0.1
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     prompts = [Prompt(item.id, item.image, item.prompt) for item in calibration_items(2)]
-    settings = default_settings(outliers_folder()).replace(num_steps=6)
+    source = SourceModel.open("tiny-outliers")
+    settings = default_settings(source).replace(num_steps=6)
     plan = RecordingPlan(prompts, settings, samples_per_expert=10)
-    identity = ModelIdentity(fingerprint(outliers_folder()))
-    return record(
-        outliers_folder(), tmp_path_factory.mktemp("store") / "store", plan, model=identity, engine=Local(("cpu",))
-    )
+    identity = ModelIdentity(fingerprint(source))
+    return record(source, tmp_path_factory.mktemp("store") / "store", plan, model=identity, engine=Local(("cpu",)))
 
 
 Inputs = Mapping[str, Sequence[tuple[CalibrationSample, torch.Tensor]]]
@@ -64,7 +66,7 @@ def inputs_of(model: WanTransformer3DModel, samples: Sequence[CalibrationSample]
             )
             for name, module in linears.items()
         ]
-        model(**on_device(model, sample.inputs), return_dict=False)
+        model(**on_device(model, WAN, sample.inputs), return_dict=False)
         for hook in hooks:
             hook.remove()
     return seen
@@ -99,16 +101,14 @@ def sqnr_db(wanted: torch.Tensor, found: torch.Tensor, x: torch.Tensor) -> float
     return float(10 * torch.log10(signal / error))
 
 
-@pytest.mark.parametrize("expert", list(Expert))
-def test_the_streamed_layers_are_the_plain_ones(store: SampleStore, tmp_path: Path, expert: Expert) -> None:
+@pytest.mark.parametrize("expert", list(COMPONENTS))
+def test_the_streamed_layers_are_the_plain_ones(store: SampleStore, tmp_path: Path, expert: str) -> None:
     samples = store.samples(expert)
-    bins = TimestepBins.from_step_fractions(store.schedule(expert), RECIPE.bin_fractions(expert))
-    model = WanExpert(ExpertWeights(outliers_folder(), expert, torch.float32, "cpu"))
-    blocks = quantize_expert(model, samples, RECIPE, bins, HiddenStates(tmp_path, ram_bytes=0))
+    bins = TimestepBins.from_step_fractions(store.schedule(expert), RECIPE.bin_fractions_of(expert))
+    model = ReplayedDenoiser(DenoiserWeights(SourceModel.open("tiny-outliers"), expert, torch.float32, "cpu"))
+    blocks = quantize_denoiser(model, samples, RECIPE, bins, HiddenStates(tmp_path, ram_bytes=0))
     streamed: dict[str, QuantizedLayer] = {named.name: named.layer for block in blocks for named in block.layers}
-    whole = WanTransformer3DModel.from_pretrained(
-        outliers_folder(), subfolder=EXPERT_COMPONENTS[expert], dtype=torch.float32
-    )
+    whole = WanTransformer3DModel.from_pretrained(outliers_folder(), subfolder=COMPONENTS[expert], dtype=torch.float32)
     inputs = inputs_of(whole, samples)
     assert inputs.keys() == streamed.keys()
     same_codes, same_ratios = [], []
@@ -129,7 +129,7 @@ def test_the_plain_implementation_is_another_one() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 64, generator=generator, dtype=torch.float64)
     x = torch.randn(500, 64, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 64, dtype=torch.float64)
-    sample = CalibrationSample("x", Expert.LOW_NOISE, 10.0, 0, "conditional", {})
+    sample = CalibrationSample("x", "low_noise", 10.0, 0, "conditional", {})
     codes, _, effective = plainly(weight, [(sample, x)], TimestepBins())
     scale = weight_scale(weight.float(), RECIPE.default_format, ScaleRule.FLOOR)
     assert not torch.equal(codes, to_codes(weight.float(), scale.effective, RECIPE.default_format))

@@ -11,14 +11,15 @@ from diffusers import WanTransformer3DModel
 from scipy.linalg import hadamard
 
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.formats import ScaleRule, decode, quantize_activation, unpack, weight_scale
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
-from tempoquant.integrations.wan import WanExpert
-from tempoquant.integrations.wan_blocks import SHARED_INPUTS
+from tempoquant.models.replay import ReplayedDenoiser
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS, WAN
+from tempoquant.models.weights import DenoiserWeights
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 from tempoquant.tiny.outliers import outliers_folder
 from tests.methods.test_gptq import textbook_gptq
 from tests.test_streaming import Inputs, inputs_of, store
@@ -110,20 +111,18 @@ def groups_of(inputs: Inputs) -> list[tuple[str, ...]]:
     together = {}
     for name in names:
         block, linear = name.split(".", 2)[1], name.split(".", 2)[2]
-        group = next((group for group in SHARED_INPUTS if linear in group), (linear,))
+        group = next((group for group in WAN.shared_inputs if linear in group), (linear,))
         together.setdefault((block, group), []).append(name)
     return [tuple(group) for group in together.values()]
 
 
 def test_the_streamed_layers_of_the_default_recipe_are_the_plain_ones(store: SampleStore, tmp_path: Path) -> None:
-    expert = Expert.HIGH_NOISE
+    expert = "high_noise"
     samples = store.samples(expert)
-    model = WanExpert(ExpertWeights(outliers_folder(), expert, torch.float32, "cpu"))
-    blocks = quantize_expert(model, samples, RECIPE, TimestepBins(), HiddenStates(tmp_path, ram_bytes=0))
+    model = ReplayedDenoiser(DenoiserWeights(SourceModel.open("tiny-outliers"), expert, torch.float32, "cpu"))
+    blocks = quantize_denoiser(model, samples, RECIPE, TimestepBins(), HiddenStates(tmp_path, ram_bytes=0))
     streamed = {named.name: named for block in blocks for named in block.layers}
-    whole = WanTransformer3DModel.from_pretrained(
-        outliers_folder(), subfolder=EXPERT_COMPONENTS[expert], dtype=torch.float32
-    )
+    whole = WanTransformer3DModel.from_pretrained(outliers_folder(), subfolder=COMPONENTS[expert], dtype=torch.float32)
     inputs = inputs_of(whole, samples)
     assert inputs.keys() == streamed.keys()
     same_codes = []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
-from tempoquant.timesteps import Expert, TimestepBins, expert_of, timestep_range
+from tempoquant.timesteps import Denoiser, TimestepBins, denoiser_at
 
 edges = st.lists(st.integers(0, 1000), max_size=6, unique=True).map(lambda e: tuple(float(x) for x in sorted(e)))
 
@@ -18,20 +18,24 @@ def schedule(num_steps: int, flow_shift: float) -> list[float]:
     return [float(t) for t in scheduler.timesteps]
 
 
-@pytest.mark.parametrize("boundary_ratio", [0.9, 0.875])
-def test_the_boundary_timestep_belongs_to_high_noise(boundary_ratio: float):
-    boundary = boundary_ratio * 1000
-    assert expert_of(boundary, boundary_ratio) is Expert.HIGH_NOISE
-    assert expert_of(boundary - 1, boundary_ratio) is Expert.LOW_NOISE
-    assert expert_of(1000, boundary_ratio) is Expert.HIGH_NOISE
-    assert expert_of(0, boundary_ratio) is Expert.LOW_NOISE
+def two_denoisers(boundary: float) -> tuple[Denoiser, Denoiser]:
+    return Denoiser("noisy", "first", (boundary, 1000.0)), Denoiser("clean", "second", (0.0, boundary))
 
 
-@given(timestep=st.floats(0, 1000, width=32), boundary_ratio=st.sampled_from([0.875, 0.9]))
-def test_every_timestep_lies_in_the_range_of_the_expert_that_runs_there(timestep: float, boundary_ratio: float):
-    low, high = timestep_range(expert_of(timestep, boundary_ratio), boundary_ratio)
+@pytest.mark.parametrize("boundary", [900.0, 875.0])
+def test_the_boundary_timestep_belongs_to_the_noisier_denoiser(boundary: float):
+    found = {t: denoiser_at(two_denoisers(boundary), t).name for t in (boundary, boundary - 1, 1000, 0)}
+    assert found == {boundary: "noisy", boundary - 1: "clean", 1000: "noisy", 0: "clean"}
+
+
+def test_a_single_denoiser_runs_at_every_timestep():
+    assert denoiser_at([Denoiser("transformer", "transformer")], 0.0).timesteps == (0.0, 1000.0)
+
+
+@given(timestep=st.floats(0, 1000, width=32), boundary=st.sampled_from([875.0, 900.0]))
+def test_every_timestep_lies_in_the_range_of_the_denoiser_that_runs_there(timestep: float, boundary: float):
+    low, high = denoiser_at(two_denoisers(boundary), timestep).timesteps
     assert low <= timestep <= high
-    assert timestep_range(Expert.LOW_NOISE, boundary_ratio)[1] == timestep_range(Expert.HIGH_NOISE, boundary_ratio)[0]
 
 
 @given(edges=edges, timestep=st.floats(0, 1000, width=32))
@@ -71,11 +75,11 @@ def test_wrong_edges_are_refused(wrong: tuple[float, ...]):
 
 @pytest.mark.parametrize("num_steps", [4, 8, 20, 40, 50])
 @pytest.mark.parametrize("flow_shift", [1.0, 3.0, 5.0, 12.0])
-@pytest.mark.parametrize("expert", Expert)
+@pytest.mark.parametrize("name", ["noisy", "clean"])
 @pytest.mark.parametrize("fractions", [(0.33, 0.66), (0.2, 0.7), (0.5,), (0.1, 0.2, 0.3, 0.4)])
-def test_edges_reproduce_membership_by_step_position(num_steps, flow_shift, expert, fractions):
+def test_edges_reproduce_membership_by_step_position(num_steps, flow_shift, name, fractions):
     """Steps share a bin exactly when no fraction f has i / n < f ≤ j / n; else the earlier is in the noisier one."""
-    own = [t for t in schedule(num_steps, flow_shift) if expert_of(t, 0.9) is expert]
+    own = [t for t in schedule(num_steps, flow_shift) if denoiser_at(two_denoisers(900.0), t).name == name]
     bins = TimestepBins.from_step_fractions(own, fractions)
     found = [bins.of(t) for t in own]
     for i in range(len(own)):

@@ -47,7 +47,7 @@ A two-expert Wan2.2 image-to-video pipeline of 10 million parameters, trained fr
 `training/` on procedural videos of coloured shapes. For tests and demonstrations of quantization.
 """
 
-# How this model samples, where it differs from Wan2.2's own sizes (tempoquant.integrations.sampling.SamplingSettings).
+# How this model samples, where it differs from Wan2.2's own sizes (see tempoquant.models.sampling_settings).
 SAMPLING = {
     "height": 64,
     "width": 64,

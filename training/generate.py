@@ -18,7 +18,7 @@ from diffusers import WanImageToVideoPipeline
 from numpy.typing import NDArray
 from PIL import Image
 
-from tempoquant.evaluate.prompt_adherence import check_prompt
+from tempoquant.evaluate.metrics.prompt_adherence import check_prompt
 from tempoquant.tiny.sets import EVALUATION_SEED_BASE, TinyItem, calibration_items
 from tempoquant.tiny.world import render
 from training.checkpoints import RUNS

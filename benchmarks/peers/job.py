@@ -22,25 +22,21 @@ from benchmarks.quality.task import EVALUATION_SEED
 from tempoquant.calibrate.sample import RecordedCall
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.cli.progress import RichProgress
-from tempoquant.integrations.output_folder import fingerprint
-from tempoquant.integrations.pipeline_folder import resolve_model
-from tempoquant.integrations.prompt_sets import calibration_prompts, evaluation_prompts
-from tempoquant.integrations.recording import record_into
-from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan, default_samples_per_expert
-from tempoquant.integrations.sampling import (
-    CallPosition,
-    SamplingSettings,
-    default_settings,
-    first_frame,
-    sample_latents,
-    sample_of,
-    watching_trajectory,
-)
-from tempoquant.integrations.wan import load_pipeline
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
+from tempoquant.images import first_frame
+from tempoquant.models.families import facts_of
+from tempoquant.models.fingerprint import fingerprint
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
+from tempoquant.recording.plan import ModelIdentity, RecordingPlan, default_samples_per_expert
+from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
+from tempoquant.recording.record import record_into
 
 STORE = "store"
 """In WORK: what the calibration files are copied from, for our own rows."""
@@ -74,13 +70,13 @@ def write_job(work: Path, request: Request, progress: Progress) -> None:
         if json.loads(file.read_text(encoding="utf-8"))["request"] != dataclasses.asdict(request):
             raise ValueError(f"{work} holds another job: remove it, or name another folder.")
         return
-    folder = resolve_model(request.model)
-    settings = default_settings(folder)
-    _write_calibration(work, folder, settings, request, progress)
-    held_out = _write_held_out(work, folder, settings, request, progress)
+    source = SourceModel.open(request.model)
+    settings = default_settings(source)
+    _write_calibration(work, source, settings, request, progress)
+    held_out = _write_held_out(work, source, settings, request, progress)
     job = {
         "request": dataclasses.asdict(request),
-        "model": str(folder.resolve()),
+        "model": str(source.folder.resolve()),
         "settings": dataclasses.asdict(settings),
         "seed": request.seed,
         "held_out": held_out,
@@ -89,41 +85,42 @@ def write_job(work: Path, request: Request, progress: Progress) -> None:
 
 
 def _write_calibration(
-    work: Path, folder: Path, settings: SamplingSettings, request: Request, progress: Progress
+    work: Path, source: SourceModel, settings: SamplingSettings, request: Request, progress: Progress
 ) -> None:
     """Samples as the `paper` recipe records them, in the order in which it reads them."""
     prompts = calibration_prompts(request.model, request.calibration, Recipe.load("paper").num_prompts)
-    plan = RecordingPlan(prompts, settings, request.num_calls or default_samples_per_expert(settings), request.seed)
-    identity = ModelIdentity(fingerprint(folder))
-    store = record_into(folder, work / STORE, plan, model=identity, device="cpu", progress=progress)
+    num_calls = request.num_calls or default_samples_per_expert(settings, source.geometry)
+    plan = RecordingPlan(prompts, settings, num_calls, request.seed)
+    identity = ModelIdentity(fingerprint(source))
+    store = record_into(source, work / STORE, plan, model=identity, device="cpu", progress=progress)
     write_store(store, work / "calibration")
 
 
 def write_store(store: SampleStore, folder: Path) -> None:
     """Every sample of a store as one file, in its order."""
-    for expert in Expert:
+    for expert in COMPONENTS:
         for index, sample in enumerate(store.samples(expert)):
-            _write(folder / expert.value / f"{index:04}.safetensors", sample.inputs)
+            _write(folder / expert / f"{index:04}.safetensors", sample.inputs)
 
 
 def _write_held_out(
-    work: Path, folder: Path, settings: SamplingSettings, request: Request, progress: Progress
+    work: Path, source: SourceModel, settings: SamplingSettings, request: Request, progress: Progress
 ) -> dict[str, list[str]]:
     """Generate with the 16-bit pipeline; per expert, the prompt of each call, by the number of its file."""
-    pipeline = load_pipeline(folder, "cpu")
+    pipeline = load_pipeline(source, "cpu")
     prompts = evaluation_prompts(request.model, request.held_out, request.num_prompts)
     advance = progress.start("Held-out generations", len(prompts) * settings.num_steps)
-    written: Counter[Expert] = Counter()
-    prompt_ids: dict[str, list[str]] = {expert.value: [] for expert in Expert}
+    written: Counter[str] = Counter()
+    prompt_ids: dict[str, list[str]] = {expert: [] for expert in COMPONENTS}
     for index, prompt in enumerate(prompts):
         calls, generation = _generate(pipeline, prompt, settings, EVALUATION_SEED + index, advance)
         _write(work / "generations" / f"{index:04}.safetensors", generation)
         for call in calls:
-            expert = call.sample.expert
-            file = work / "held_out" / expert.value / f"{written[expert]:04}.safetensors"
+            expert = call.sample.denoiser
+            file = work / "held_out" / expert / f"{written[expert]:04}.safetensors"
             _write(file, {**call.sample.inputs, "noise_prediction": call.noise_prediction})
             written[expert] += 1
-            prompt_ids[expert.value].append(prompt.id)
+            prompt_ids[expert].append(prompt.id)
     return prompt_ids
 
 
@@ -133,10 +130,11 @@ def _generate(
     """One generation: its transformer calls, and all that repeating it takes, with the latents it ended in."""
     conditional, unconditional = pipeline.encode_prompt(prompt.text, "", device=torch.device("cpu"))
     texts = {"prompt_embeds": conditional, "negative_prompt_embeds": unconditional}
+    family = facts_of(pipeline).family
     calls: list[RecordedCall] = []
 
     def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
-        calls.append(RecordedCall(sample_of(prompt, position, inputs), output[0].cpu()))
+        calls.append(RecordedCall(sample_of(family, prompt, position, inputs), output[0].cpu()))
 
     with watching_trajectory(pipeline, keep) as step_done:
 
@@ -145,7 +143,8 @@ def _generate(
             on_step()
 
         final = sample_latents(pipeline, prompt, settings, seed, texts, on_step=after_step)
-    pixels = torch.from_numpy(np.asarray(first_frame(prompt, settings), dtype=np.float32) / 255)
+    image = first_frame(prompt.image, settings.width, settings.height)
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
     # The first call's input begins with the noise itself; behind it come the mask and the encoded image.
     initial = calls[0].sample.inputs["hidden_states"][:, : final.shape[1]]
     return calls, {

@@ -8,26 +8,26 @@ import torch
 from benchmarks.peers.job import STORE
 from benchmarks.peers.wan_peer import Quantized, Storage, Task, run_peer
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.store import SampleStore, bins_of
-from tempoquant.integrations.expert_weights import ExpertWeights
-from tempoquant.integrations.wan import WanExpert
+from tempoquant.models.replay import ReplayedDenoiser
+from tempoquant.models.source import SourceModel
+from tempoquant.models.weights import DenoiserWeights
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import install_layers
-from tempoquant.timesteps import Expert
 
 
 def quantize(task: Task) -> Quantized:
     """Quantize one expert from the sample store that the calibration files were copied from."""
-    job, row, expert = task.job, task.row, Expert(task.expert)
+    job, row, expert = task.job, task.row, task.expert
     recipe = Recipe.load(row.name.split("-")[2]).replace(format=row.format)
     if row.rank is not None:
         recipe = recipe.replace(rank=row.rank)
     store = SampleStore.open(job.work / STORE)
     bins = bins_of(store, recipe, expert)
-    weights = WanExpert(ExpertWeights(job.model, expert, torch.float32, "cpu"))
+    weights = ReplayedDenoiser(DenoiserWeights(SourceModel.open(job.model), expert, torch.float32, "cpu"))
     with TemporaryDirectory() as scratch:
-        blocks = quantize_expert(weights, store.samples(expert), recipe, bins, HiddenStates(Path(scratch)))
+        blocks = quantize_denoiser(weights, store.samples(expert), recipe, bins, HiddenStates(Path(scratch)))
         layers = {named.name: named.layer for block in blocks for named in block.layers}
     install_layers(task.model, layers, bins)
     num_bits = 8 * sum(layer.num_bytes for layer in layers.values())

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from benchmarks.peers.rows import ROWS, Row
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.layer_error import sqnr_db
+from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.noise_prediction import CallError, summarize
 from tempoquant.evaluate.results import Summary
-from tempoquant.timesteps import Expert
+from tempoquant.models.wan.family import COMPONENTS
 
 
 def score_all(work: Path, rows: tuple[Row, ...] = ROWS) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def score_row(work: Path, row: Row) -> dict[str, Any]:
     record = {"name": row.name, **json.loads((folder / "row.json").read_text(encoding="utf-8"))}
     if "error" not in record:
         record["sqnr_db"] = {
-            **{result.expert.value: _plain(result.sqnr_db) for result in summarize(_call_errors(work, folder))},
+            **{result.expert: _plain(result.sqnr_db) for result in summarize(_call_errors(work, folder))},
             "final_latent": _plain(Summary.of(_latent_sqnrs(work, folder))),
         }
     return record
@@ -46,11 +46,11 @@ def score_row(work: Path, row: Row) -> dict[str, Any]:
 def _call_errors(work: Path, folder: Path) -> list[CallError]:
     prompt_ids: Mapping[str, list[str]] = json.loads((work / "job.json").read_text(encoding="utf-8"))["held_out"]
     errors = []
-    for expert in Expert:
-        for index, prompt_id in enumerate(prompt_ids[expert.value]):
+    for expert in COMPONENTS:
+        for index, prompt_id in enumerate(prompt_ids[expert]):
             name = f"{index:04}.safetensors"
-            call = load_file(work / "held_out" / expert.value / name)
-            prediction = _tensor(folder / "predictions" / expert.value / name, "noise_prediction")
+            call = load_file(work / "held_out" / expert / name)
+            prediction = _tensor(folder / "predictions" / expert / name, "noise_prediction")
             value = sqnr_db(call["noise_prediction"], prediction)
             errors.append(CallError(prompt_id, expert, float(call["timestep"].flatten()[0]), value))
     return errors
@@ -76,7 +76,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
 
 def print_table(results: list[dict[str, Any]], title: str) -> None:
     """A table, and below it what has to be known of each row."""
-    columns = [*(expert.value for expert in Expert), "final_latent"]
+    columns = [*(expert for expert in COMPONENTS), "final_latent"]
     table = Table(title=title)
     for heading in ("", "format", "rank", "bits", *columns, "s"):
         table.add_column(heading, justify="left" if heading in ("", "format") else "right")

@@ -28,16 +28,18 @@ from benchmarks.quality.table import print_tables
 from benchmarks.quality.task import Task
 from benchmarks.quality.videos import MAX_ROWS
 from tempoquant.cli.progress import RichProgress
+from tempoquant.device import default_device
 from tempoquant.errors import TempoQuantError
-from tempoquant.evaluate.results import plain
 from tempoquant.formats import FORMATS
-from tempoquant.integrations.output_folder import fingerprint
-from tempoquant.integrations.pipeline_folder import BUNDLED_MODELS, resolve_model
-from tempoquant.integrations.prompt_sets import calibration_prompts, evaluation_prompts
-from tempoquant.integrations.recording_plan import default_samples_per_expert
-from tempoquant.integrations.sampling import default_settings
-from tempoquant.integrations.wan import default_device, load_pipeline
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.models.fingerprint import fingerprint
+from tempoquant.models.pipeline_folder import BUNDLED_MODELS
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.source import SourceModel
+from tempoquant.plain_values import plain
 from tempoquant.recipe import Recipe
+from tempoquant.recording.plan import default_samples_per_expert
+from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -81,13 +83,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def task_of(arguments: argparse.Namespace) -> Task:
     """What the command line asks for. Raises TempoQuantError."""
-    source, model = resolve_model(arguments.model), arguments.model
+    source, model = SourceModel.open(arguments.model), arguments.model
     settings = default_settings(source).replace(num_steps=arguments.steps)
     return Task(
         source, fingerprint(source), settings,
         calibration_prompts(arguments.prompt_set or model, arguments.calibration, arguments.calibration_prompts),
         evaluation_prompts(arguments.prompt_set or model, arguments.samples_from, arguments.prompts),
-        arguments.samples_per_expert or default_samples_per_expert(settings), arguments.device,
+        arguments.samples_per_expert or default_samples_per_expert(settings, source.geometry), arguments.device,
     )  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from tempoquant.calibrate.capture import watching_inputs
 from tempoquant.calibrate.sample import RecordedCall
-from tempoquant.integrations.wan import on_device
+from tempoquant.models.denoiser_inputs import on_device
+from tempoquant.models.family import ModelFamily
 from tempoquant.runtime.convert import quantized_linears
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 
 class LayerMap(NamedTuple):
@@ -30,11 +31,15 @@ class LayerMap(NamedTuple):
 
 @torch.no_grad()
 def layer_maps(
-    transformers: Mapping[Expert, tuple[Any, Any]], calls: Sequence[RecordedCall], bins: Mapping[Expert, TimestepBins]
+    family: ModelFamily,
+    transformers: Mapping[str, tuple[Any, Any]],
+    calls: Sequence[RecordedCall],
+    bins: Mapping[str, TimestepBins],
 ) -> dict[str, LayerMap]:
     """Run the 16-bit transformers on one trajectory's conditional calls, every 4-bit linear beside the 16-bit one.
 
     Args:
+        family: that the transformers are of.
         transformers: 16-bit and 4-bit transformer of each expert.
         calls: of one generation.
         bins: to sort the calls into.
@@ -43,11 +48,11 @@ def layer_maps(
     for expert, (original, quantized) in transformers.items():
         watch = _Watch(original, quantized, bins[expert])
         for sample in (call.sample for call in calls):
-            if sample.expert is expert and sample.guidance_branch == "conditional":
+            if sample.denoiser == expert and sample.guidance_branch == "conditional":
                 watch.timestep = sample.timestep
                 with watching_inputs(watch.linears, watch.observe):
-                    original(**on_device(original, sample.inputs), return_dict=False)
-        maps[expert.value] = watch.map()
+                    original(**on_device(original, family, sample.inputs), return_dict=False)
+        maps[expert] = watch.map()
     return maps
 
 

@@ -16,22 +16,24 @@ from benchmarks.quality.maps import LayerMap, layer_maps
 from benchmarks.quality.reference import Reference, generate
 from benchmarks.quality.task import Task
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.store import bins_of
 from tempoquant.checkpoint.tensors import to_stored
-from tempoquant.evaluate.layer_error import sqnr_db
+from tempoquant.device import compute_dtype
+from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.noise_prediction import CallError, call_errors
 from tempoquant.formats import Format
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS, ExpertWeights
-from tempoquant.integrations.sampling import predict_noise
-from tempoquant.integrations.wan import WanExpert, compute_dtype, linear_shapes
+from tempoquant.hosts.diffusers.sampling import predict_noise
 from tempoquant.kernels.reference import WeightTensors, dequantize_residual
 from tempoquant.layer import QuantizedLayer
+from tempoquant.models.replay import ReplayedDenoiser
+from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.models.weights import DenoiserWeights
 from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.convert import install_layers
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 BITS_OF_16BIT = 16
 MAX_REMEMBERED_WEIGHTS = 2**28
@@ -90,7 +92,7 @@ def measure(
     task = reference.task
     start, cpu_start = time.perf_counter(), time.process_time()
     experts = {} if recipe is None else {
-        expert: quantize(task, reference, recipe, expert, progress) for expert in Expert
+        expert: quantize(task, reference, recipe, expert, progress) for expert in COMPONENTS
     }  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     bins = judging_bins(reference)
@@ -103,7 +105,7 @@ def measure(
             set_activation_bits(pipeline, 8, eight_bit_timesteps)
         for trajectory in reference.trajectories():
             if not maps:  # the first prompt's inputs tell enough of single layers
-                maps = layer_maps(transformers, trajectory.calls, bins)
+                maps = layer_maps(task.source.family, transformers, trajectory.calls, bins)
             errors += call_errors(lambda sample: predict_noise(pipeline, sample), trajectory.calls)
             latent = generate(task, pipeline, trajectory.prompt, trajectory.seed)
             latents.append(latent)
@@ -114,17 +116,17 @@ def measure(
     )
 
 
-def quantize(task: Task, reference: Reference, recipe: Recipe, expert: Expert, progress: Progress) -> QuantizedExpert:
+def quantize(task: Task, reference: Reference, recipe: Recipe, expert: str, progress: Progress) -> QuantizedExpert:
     """One expert from its files and the seed's calibration samples."""
     bins = bins_of(reference.store, recipe, expert)
     samples = reference.store.samples(expert) if recipe.needs_calibration else []
-    weights = ExpertWeights(task.source, expert, compute_dtype(task.device), task.device)
+    weights = DenoiserWeights(task.source, expert, compute_dtype(task.device), task.device)
     with tempfile.TemporaryDirectory() as scratch:
         states = HiddenStates(Path(scratch))
-        blocks = quantize_expert(WanExpert(weights), samples, recipe, bins, states, progress=progress)
+        blocks = quantize_denoiser(ReplayedDenoiser(weights), samples, recipe, bins, states, progress=progress)
         layers = {named.name: named.layer for block in blocks for named in block.layers}
-    shapes = linear_shapes(task.source, expert)
-    num_weights = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    linears = task.source.linears(expert)
+    num_weights = {name: linear.out_features * linear.in_features for name, linear in linears.items()}
     num_bits = sum(
         8 * num_stored_bytes(layers[name], had_bias=f"{name}.bias" in weights)
         if name in layers else BITS_OF_16BIT * count
@@ -140,7 +142,7 @@ def num_stored_bytes(layer: QuantizedLayer, had_bias: bool) -> int:
     return stored - (bias.nbytes if had_bias and bias is not None else 0)
 
 
-def bits_per_weight(experts: Mapping[Expert, QuantizedExpert]) -> float:
+def bits_per_weight(experts: Mapping[str, QuantizedExpert]) -> float:
     """Of all linears of both experts' blocks; those a recipe leaves in 16 bits count as such."""
     if not experts:
         return float(BITS_OF_16BIT)
@@ -148,9 +150,9 @@ def bits_per_weight(experts: Mapping[Expert, QuantizedExpert]) -> float:
 
 
 @contextlib.contextmanager
-def installed(pipeline: Any, experts: Mapping[Expert, QuantizedExpert]) -> Iterator[dict[Expert, tuple[Any, Any]]]:
+def installed(pipeline: Any, experts: Mapping[str, QuantizedExpert]) -> Iterator[dict[str, tuple[Any, Any]]]:
     """Within this context the pipeline computes in four bits. Yields the 16-bit and the 4-bit transformer of each."""
-    originals = {expert: getattr(pipeline, EXPERT_COMPONENTS[expert]) for expert in experts}
+    originals = {expert: getattr(pipeline, COMPONENTS[expert]) for expert in experts}
     try:
         pairs = {}
         for expert, original in originals.items():
@@ -158,16 +160,16 @@ def installed(pipeline: Any, experts: Mapping[Expert, QuantizedExpert]) -> Itera
             shared = {id(parameter): parameter for parameter in original.parameters()}
             quantized = copy.deepcopy(original, shared)
             install_layers(quantized, experts[expert].layers, experts[expert].bins)
-            setattr(pipeline, EXPERT_COMPONENTS[expert], quantized)
+            setattr(pipeline, COMPONENTS[expert], quantized)
             pairs[expert] = (original, quantized)
         yield pairs
     finally:
         for expert, original in originals.items():
-            setattr(pipeline, EXPERT_COMPONENTS[expert], original)
+            setattr(pipeline, COMPONENTS[expert], original)
 
 
 @contextlib.contextmanager
-def dequantizing_once(experts: Mapping[Expert, QuantizedExpert]) -> Iterator[None]:
+def dequantizing_once(experts: Mapping[str, QuantizedExpert]) -> Iterator[None]:
     """Within this context small models keep their dequantized weights between calls: a third of the time, same bits."""
     known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -184,20 +186,20 @@ def dequantizing_once(experts: Mapping[Expert, QuantizedExpert]) -> Iterator[Non
         yield
 
 
-def judging_bins(reference: Reference) -> dict[Expert, TimestepBins]:
+def judging_bins(reference: Reference) -> dict[str, TimestepBins]:
     """The paper recipe's timestep bins: every row is judged on the same ones, whatever its own."""
     paper = Recipe.load("paper")
     return {
-        expert: TimestepBins.from_step_fractions(reference.store.schedule(expert), paper.bin_fractions(expert))
-        for expert in Expert
+        expert: TimestepBins.from_step_fractions(reference.store.schedule(expert), paper.bin_fractions_of(expert))
+        for expert in COMPONENTS
     }
 
 
-def by_prompt(errors: Sequence[CallError], bins: Mapping[Expert, TimestepBins]) -> dict[str, list[float]]:
+def by_prompt(errors: Sequence[CallError], bins: Mapping[str, TimestepBins]) -> dict[str, list[float]]:
     """Mean SQNR of each prompt's calls, in the order of the prompts: by expert, then by expert and timestep bin."""
     found: dict[str, dict[str, list[float]]] = {}
     for error in errors:
-        expert = error.expert.value
+        expert = error.expert
         for key in (expert, f"{expert} bin {bins[error.expert].of(error.timestep)}"):
             found.setdefault(key, {}).setdefault(error.prompt_id, []).append(error.sqnr_db)
     return {key: [sum(v) / len(v) for v in prompts.values()] for key, prompts in sorted(found.items())}

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from benchmarks.quality.task import Task, hash_of
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.checkpoint.files import sync
-from tempoquant.integrations.recording import record_into
-from tempoquant.integrations.recording_plan import ModelIdentity, RecordingPlan
-from tempoquant.integrations.recording_stages import SHARED_INPUTS
-from tempoquant.integrations.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
+from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
+from tempoquant.models.families import facts_of
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt
-from tempoquant.timesteps import Expert
+from tempoquant.recording.plan import ModelIdentity, RecordingPlan
+from tempoquant.recording.record import record_into
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +60,8 @@ class Reference:
     def trajectories(self) -> Iterator[Trajectory]:
         """In the order of the held-out prompts, one in memory at a time."""
         for index, prompt in enumerate(self.task.held_out):
-            yield _load(self.folder / f"{index:04d}.safetensors", prompt, self.task.evaluation_seed(self.seed, index))
+            file, seed = self.folder / f"{index:04d}.safetensors", self.task.evaluation_seed(self.seed, index)
+            yield _load(file, prompt, seed, self.task.source.family.text_inputs)
 
 
 def prepare(task: Task, seed: int, pipeline: Any, work: Path, progress: Progress) -> Reference:
@@ -78,17 +78,18 @@ def prepare(task: Task, seed: int, pipeline: Any, work: Path, progress: Progress
         for index, file in files.items():
             if not file.is_file():
                 trajectory = record(task, pipeline, task.held_out[index], task.evaluation_seed(seed, index))
-                _save(file, trajectory)
+                _save(file, trajectory, task.source.family.text_inputs)
                 advance()
     return Reference(task, seed, store, folder)
 
 
 def record(task: Task, pipeline: Any, prompt: Prompt, seed: int) -> Trajectory:
     """Generate once; keep every call and the final latent, on the CPU."""
+    family = facts_of(pipeline).family
     calls: list[RecordedCall] = []
 
     def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
-        calls.append(RecordedCall(sample_of(prompt, position, inputs), output[0].cpu()))
+        calls.append(RecordedCall(sample_of(family, prompt, position, inputs), output[0].cpu()))
 
     with watching_trajectory(pipeline, keep) as step_done:
         final_latent = generate(task, pipeline, prompt, seed, step_done)
@@ -114,22 +115,23 @@ def unfinished_name(file: Path) -> Path:
     return file.with_name(f"{file.name}.unfinished-{os.getpid()}")
 
 
-def _save(file: Path, trajectory: Trajectory) -> None:
+def _save(file: Path, trajectory: Trajectory, texts: Set[str]) -> None:
     """The text, which all calls of a guidance branch share, is stored once; so is what both calls of a step share."""
     tensors, positions = {"final_latent": trajectory.final_latent}, []
     for number, (sample, prediction) in enumerate((call.sample, call.noise_prediction) for call in trajectory.calls):
-        positions.append([sample.expert.value, sample.timestep, sample.step_index, sample.guidance_branch])
+        positions.append([sample.denoiser, sample.timestep, sample.step_index, sample.guidance_branch])
         tensors[f"{number}.noise_prediction"] = prediction
         for key, value in sample.inputs.items():
-            tensors[f"{_shared_by(key, sample.step_index, sample.guidance_branch)}.{key}"] = value
+            group = sample.guidance_branch if key in texts else _step(sample.step_index)
+            tensors[f"{group}.{key}"] = value
     write_tensors(file, tensors, {"calls": json.dumps(positions)})
 
 
-def _shared_by(key: str, step_index: int, branch: str) -> str:
-    return branch if key in SHARED_INPUTS else f"step {step_index}"
+def _step(index: int) -> str:
+    return f"step {index}"
 
 
-def _load(file: Path, prompt: Prompt, seed: int) -> Trajectory:
+def _load(file: Path, prompt: Prompt, seed: int, texts: Set[str]) -> Trajectory:
     with safe_open(file, framework="pt", device="cpu") as stored:
         positions = json.loads(stored.metadata()["calls"])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
@@ -139,8 +141,8 @@ def _load(file: Path, prompt: Prompt, seed: int) -> Trajectory:
         inputs = {
             key: tensor
             for group, _, key, tensor in ((*name.partition("."), tensor) for name, tensor in tensors.items())
-            if group == _shared_by(key, step_index, branch)
+            if group == (branch if key in texts else _step(step_index))
         }
-        sample = CalibrationSample(prompt.id, Expert(expert), timestep, step_index, branch, inputs)
+        sample = CalibrationSample(prompt.id, expert, timestep, step_index, branch, inputs)
         calls.append(RecordedCall(sample, prediction))
     return Trajectory(prompt, seed, calls, tensors["final_latent"])

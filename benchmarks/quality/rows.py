@@ -18,7 +18,7 @@ RANKS = (2, 16)
 
 _LEAST_ERROR = {"weight_scale_rule": "least_error", "activation_scale_rule": "least_error"}
 _PAPERS_SEARCH = {key: getattr(Recipe.load("paper"), key) for key in (
-    "clip_ratios", "exponent_offsets", "bin_fractions_high_noise", "bin_fractions_low_noise")}  # fmt: skip
+    "clip_ratios", "exponent_offsets", "bin_fractions")}  # fmt: skip
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "least-error scales": _LEAST_ERROR,
@@ -42,7 +42,7 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "without shared inputs": {"share_smoothing": False},
     "without GPTQ": {"gptq": False, "act_order": False},
     "without act-order": {"act_order": False},
-    "with one clip ratio, searched": {**_PAPERS_SEARCH, "bin_fractions_high_noise": (), "bin_fractions_low_noise": ()},
+    "with one clip ratio, searched": {**_PAPERS_SEARCH, "bin_fractions": ()},
     "with a clip ratio per bin, searched": _PAPERS_SEARCH,
     "with statistics of the conditional branch": {"statistics_branches": "conditional"},
     "with damping 0.1": {"damping_fraction": 0.1},

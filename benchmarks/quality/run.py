@@ -12,7 +12,7 @@ from benchmarks.quality.rows import Row
 from benchmarks.quality.task import Task
 from benchmarks.quality.videos import Decoder, combine_videos
 from tempoquant.errors import TempoQuantError
-from tempoquant.integrations.wan import check_recipe_fits
+from tempoquant.models.recipe_fit import check_recipe_fits
 from tempoquant.progress import Progress
 
 _logger = logging.getLogger(__name__)

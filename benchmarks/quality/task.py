@@ -5,12 +5,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tempoquant.device import compute_dtype
 from tempoquant.errors import CalibrationError, RecipeError
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.integrations.wan import compute_dtype
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
 from tempoquant.prompts import Prompt, check_disjoint, provenance
 from tempoquant.recipe import Recipe
 
@@ -30,7 +30,7 @@ class Task:
     """One model and what is done with it.
 
     Attributes:
-        source: folder of the 16-bit pipeline.
+        source: the 16-bit pipeline.
         fingerprint: of its files.
         settings: of every generation, of calibration and of evaluation.
         calibration: prompts to calibrate on.
@@ -42,7 +42,7 @@ class Task:
         CalibrationError: a prompt is in both sets, a set is empty, or one has more prompts than a seed has noise for.
     """
 
-    source: Path
+    source: SourceModel
     fingerprint: str
     settings: SamplingSettings
     calibration: Sequence[Prompt]

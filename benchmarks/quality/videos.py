@@ -10,8 +10,8 @@ import torch
 from benchmarks.quality.reference import Reference
 from benchmarks.quality.results import RowFiles, summary, write_json
 from benchmarks.quality.rows import Row
-from tempoquant.evaluate.prompt_adherence import check_prompt
-from tempoquant.evaluate.video_metrics import Video, psnr_db, ssim
+from tempoquant.evaluate.metrics.prompt_adherence import check_prompt
+from tempoquant.evaluate.metrics.video_metrics import Video, psnr_db, ssim
 from tempoquant.progress import Progress
 
 MAX_ROWS = 6

@@ -9,26 +9,28 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tempoquant.errors import TempoQuantError
-from tempoquant.integrations.diffusers_loader import register
+from tempoquant.hosts.diffusers.loader import register
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.linear import QuantizedLinear
 
 if TYPE_CHECKING:
-    from tempoquant.integrations.memory_modes import set_memory_mode
+    from tempoquant.models.with_experts import WithExperts
+    from tempoquant.placement.memory_modes import set_memory_mode
     from tempoquant.quantizing import quantize, quantize_linear
 
 __version__ = version("tempoquant")
 
 __all__ = [
-    "QuantizedLinear", "Recipe", "TempoQuantError", "__version__", "quantize", "quantize_linear",
+    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "quantize", "quantize_linear",
     "set_activation_bits", "set_memory_mode",
 ]  # fmt: skip
 
 _ON_FIRST_USE = {
+    "WithExperts": "tempoquant.models.with_experts",
     "quantize": "tempoquant.quantizing",
     "quantize_linear": "tempoquant.quantizing",
-    "set_memory_mode": "tempoquant.integrations.memory_modes",
+    "set_memory_mode": "tempoquant.placement.memory_modes",
 }
 
 register()

@@ -118,3 +118,11 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     seen = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     assert seen is not None  # only what is changed in its place is
     return seen
+
+
+def first_frame(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """Return a picture as a person sees it, cropped to a video's aspect ratio and scaled to its size.
+
+    Raises CalibrationError as `as_seen` does.
+    """
+    return ImageOps.fit(as_seen(picture), (width, height))

@@ -1,11 +1,16 @@
 """LayerRule: what a recipe says of some layers only."""
 
 import fnmatch
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from tempoquant.errors import RecipeError
 from tempoquant.formats.format import get_format
-from tempoquant.timesteps import Expert
+from tempoquant.validation import explain, shorten
 
 KEEP_16BIT = "16bit"
 
@@ -16,7 +21,7 @@ def require(condition: bool, sentence: str) -> None:
         raise RecipeError(sentence + ".")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LayerRule:
     """Gives the layers whose name matches `pattern` (shell wildcards) a format or a rank of their own, or keeps them in
     16 bits; what it leaves out is the recipe's.
@@ -24,19 +29,28 @@ class LayerRule:
     A pattern is tried against `blocks.0.attn1.to_q` and against `high_noise.blocks.0.attn1.to_q`.
     """
 
-    pattern: str
-    format: str | None = None
-    rank: int | None = None
+    pattern: StrictStr
+    format: StrictStr | None = None
+    rank: Annotated[StrictInt, Field(ge=0)] | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, check: Any) -> "LayerRule":
+        is_rule = isinstance(values, Mapping | ArgsKwargs | LayerRule)
+        require(is_rule, f"layers holds tables with a pattern, and a format or a rank or both, not {shorten(values)}")
+        try:
+            return check(values)
+        except ValidationError as error:
+            which = "" if isinstance(values, ArgsKwargs) else f" {shorten(values)}"
+            raise RecipeError(f"layer rule{which}: {explain(error, cls)}.") from error
 
     def __post_init__(self) -> None:
         where, rank = f"a layer rule for {self.pattern!r}", self.rank
-        require(isinstance(self.pattern, str), f"a layer rule's pattern is a text, not {self.pattern!r}")
         require(self.format is not None or rank is not None, f"{where} says nothing: give it a format or a rank")
-        require(rank is None or (type(rank) is int and rank >= 0), f"{where}: rank is a count, not {rank!r}")
         require(rank is None or self.format != KEEP_16BIT, f"{where}: a layer in {KEEP_16BIT} has no rank")
         if self.format not in (None, KEEP_16BIT):
             get_format(str(self.format))
 
-    def matches(self, layer_name: str, expert: Expert) -> bool:
-        names = (layer_name, f"{expert.value}.{layer_name}")
+    def matches(self, layer_name: str, denoiser: str) -> bool:
+        names = (layer_name, f"{denoiser}.{layer_name}")
         return any(fnmatch.fnmatchcase(name, self.pattern) for name in names)

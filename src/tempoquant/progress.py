@@ -26,8 +26,8 @@ class Silent:
 SILENT = Silent()
 
 
-class Together:
-    """A progress on which all tasks of one description are one task, begun here: workers that share a job.
+class CombinedProgress:
+    """Shows all tasks of one description as one task, begun here: workers that share a job.
 
     What a worker did before it died is counted, and counted again when another one does it: the task ends at its total.
 

@@ -1,10 +1,10 @@
-"""Prompts: an image, a text, and an id; read from jsonl files or folders, and kept apart between calibration and
-evaluation."""
+"""Prompts: a text, an id, and what else a model is conditioned on; read from jsonl files or folders, and kept apart
+between calibration and evaluation."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,9 @@ from PIL import Image
 from tempoquant.errors import CalibrationError
 from tempoquant.images import as_seen, open_image
 
+CLIPS = ("pose", "face")
+"""Clips by which some models are told how the person in the image moves; the keys of a jsonl's line that name them."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -20,34 +23,43 @@ class Prompt:
 
     Attributes:
         id: names the prompt in provenance and results.
-        image: the first frame, of any mode; what counts is what a person sees, see `images.as_seen`.
+        image: the first frame, or a picture of whom the video shows; of any mode: what counts is what a person sees,
+            see `images.as_seen`. None for a model that is told by the text alone.
         text: what should happen.
         video: a file or a folder of frames that begins with the image; None where there is none. Only recording from
             latents looks at it.
+        clips: files or folders of frames by their names, of `CLIPS`.
     """
 
     id: str
-    image: Image.Image
+    image: Image.Image | None
     text: str
     video: Path | None = None
+    clips: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def image_hash(self) -> str:
-        """SHA-256 of the image's size and RGB bytes (not of its file, so a re-encoded copy is still found)."""
+        """SHA-256 of the image's size and RGB bytes (not of its file, so a re-encoded copy is still found).
+
+        "" where there is no image.
+        """
+        if self.image is None:
+            return ""
         rgb = as_seen(self.image)
         return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
 
 
 def load_prompts(path: str | Path) -> list[Prompt]:
-    """Read prompts from a jsonl file of {"image", "prompt"[, "id"][, "video"]}, or from every *.jsonl of a folder.
+    """Read prompts from a jsonl file, or from every *.jsonl of a folder.
 
-    Paths are relative to the jsonl's folder. Raises CalibrationError that names the file, line and remedy.
+    A line is {"prompt"[, "id"][, "image"][, "video"][, "pose"][, "face"]}; see `Prompt` for what each is. Paths are
+    relative to the jsonl's folder. Raises CalibrationError that names the file, line and remedy.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.jsonl"))
         if not files:
-            raise CalibrationError(f'{path} holds no .jsonl file: add one with a line {{"image", "prompt"}} per item.')
+            raise CalibrationError(f'{path} holds no .jsonl file: add one with a line {{"prompt", "image"}} per item.')
         prompts = [prompt for file in files for prompt in _load_file(file)]
     elif path.is_file():
         prompts = _load_file(path)
@@ -74,17 +86,25 @@ def _load_file(file: Path) -> list[Prompt]:
         where = f"{file}, line {number}"
         try:
             record = json.loads(line)
-            image_path, text = file.parent / record["image"], record["prompt"]
-            video = file.parent / record["video"] if record.get("video") is not None else None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise CalibrationError(f"{where} is not a JSON object with image and prompt ({error}).") from error
+            text = record["prompt"]
+            paths = {
+                key: file.parent / record[key] for key in ("image", "video", *CLIPS) if record.get(key) is not None
+            }
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise CalibrationError(
+                f"{where} is not a JSON object with a prompt, and paths of an image and of clips where it has them "
+                f"({error})."
+            ) from error
         if not isinstance(text, str):
             raise CalibrationError(f"{where}: prompt is not a text.")
-        if video is not None and not video.exists():
-            raise CalibrationError(f"{where}: there is no video {video}.")
+        image = open_image(paths.pop("image"), where) if "image" in paths else None
+        for key, path in paths.items():
+            if not path.exists():
+                raise CalibrationError(f"{where}: there is no {key} {path}.")
         id = str(record.get("id", f"{file.stem}-{number}"))
         # Resolved, since clips are read later, maybe by a process that runs in another folder.
-        prompts.append(Prompt(id, open_image(image_path, where), text, video and video.resolve()))
+        clips = {key: path.resolve() for key, path in paths.items()}
+        prompts.append(Prompt(id, image, text, clips.pop("video", None), clips))
     return prompts
 
 
@@ -104,13 +124,22 @@ class Identified(Protocol):
 def calibrated_on(prompts: Iterable[Identified], calibrated: Iterable[dict[str, str]]) -> list[str]:
     """Ids of the prompts that were also calibrated on, by id or by image and text, in order.
 
+    Where one of two prompts has no image, their texts alone decide: the model may have ignored the other's.
+
     Args:
         calibrated: provenance records {"id", "prompt", "image_sha256"}, as a checkpoint stores them.
     """
     records = list(calibrated)
     ids = {record["id"] for record in records}
-    contents = {(record["image_sha256"], record["prompt"]) for record in records}
-    return [p.id for p in prompts if p.id in ids or (p.image_hash, p.text) in contents]
+    images: dict[str, set[str]] = {}
+    for record in records:
+        images.setdefault(record["prompt"], set()).add(record["image_sha256"])
+
+    def is_known(prompt: Identified) -> bool:
+        known = images.get(prompt.text, set())
+        return bool(known) and (not prompt.image_hash or bool(known & {prompt.image_hash, ""}))
+
+    return [prompt.id for prompt in prompts if prompt.id in ids or is_known(prompt)]
 
 
 def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str]]) -> None:

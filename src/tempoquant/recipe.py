@@ -2,20 +2,21 @@
 in the checkpoint. How a machine does the work (device, memory) is no part of it."""
 
 import dataclasses
-import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
+from pydantic import ConfigDict, Discriminator, Field, Strict, Tag, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import to_jsonable_python
 
 from tempoquant.errors import RecipeError
-from tempoquant.formats.format import Format, ScaleRule, get_format
+from tempoquant.formats.format import Format, get_format
 from tempoquant.layer_rule import KEEP_16BIT, LayerRule, require
-from tempoquant.timesteps import Expert
+from tempoquant.validation import explain
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,8 +29,20 @@ NEEDS = {"centring_by_bin": "centring", "deflation_by_bin": "deflation", "act_or
 MOST_BY_BIN = 1 / 32
 """Of a layer's codes: what means and biases by timestep bin may take. Four bins do from a width of 1024 on."""
 
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], Strict(False)]  # TOML and JSON have lists
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+RuleName = Literal["floor", "ceil", "least_error"]
+Fractions = Several[Annotated[float, Field(gt=0, lt=1)]]
+BinFractions = Annotated[
+    Annotated[Fractions, Tag("<list>")] | Annotated[dict[str, Fractions], Tag("<table>")],
+    Discriminator(lambda value: "<table>" if isinstance(value, Mapping) else "<list>"),
+]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Recipe:
     """What to do to a model.
 
@@ -56,7 +69,8 @@ class Recipe:
         block_size: GPTQ's columns between lazy updates; speed, never the result.
         clip_ratios, exponent_offsets: candidates c·2^k of the clip search; no ratios, no search.
         clip_search_tokens_per_bin: evenly spaced tokens that the search reads in each timestep bin.
-        bin_fractions_high_noise, bin_fractions_low_noise: timestep bins, as fractions of the expert's steps.
+        bin_fractions: timestep bins, as ascending fractions of a denoiser's steps: one list for every denoiser, or a
+            mapping from denoiser name to list, in which a denoiser that is not named has one bin.
         share_smoothing: linears that read the same input share one smoothing factor, Hessian and clip ratio.
         statistics_branches: guidance branches that ranges and Hessians see, "both" or "conditional"; the clip search
             sees both.
@@ -70,51 +84,51 @@ class Recipe:
 
     name: str
     format: str = "mxfp4"
-    layers: tuple[LayerRule, ...] = ()
-    keep_16bit_blocks: tuple[int, int] = (0, 0)
-    weight_scale_rule: str = ScaleRule.FLOOR.value
-    activation_scale_rule: str = ScaleRule.CEIL.value
-    smoothing_alpha: float | None = None
-    smoothing_statistic: str = "amax"
-    rank: int = 0
+    layers: Several[LayerRule] = ()
+    keep_16bit_blocks: Annotated[tuple[Count, Count], Strict(False)] = (0, 0)
+    weight_scale_rule: RuleName = "floor"
+    activation_scale_rule: RuleName = "ceil"
+    smoothing_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    smoothing_statistic: Literal["amax", "rms"] = "amax"
+    rank: Count = 0
     deflation: bool = False
     deflation_by_bin: bool = False
     rotation: bool = False
-    prior_fraction: float = 0.0
+    prior_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     centring: bool = False
     centring_by_bin: bool = False
     gptq: bool = False
     act_order: bool = False
-    damping_fraction: float = 0.01
-    block_size: int = 128
-    clip_ratios: tuple[float, ...] = ()
-    exponent_offsets: tuple[int, ...] = (0,)
-    clip_search_tokens_per_bin: int = 256
-    bin_fractions_high_noise: tuple[float, ...] = ()
-    bin_fractions_low_noise: tuple[float, ...] = ()
+    damping_fraction: PositiveFloat = 0.01
+    block_size: Positive = 128
+    clip_ratios: Several[float] = ()
+    exponent_offsets: Annotated[
+        Several[Annotated[int, Field(ge=-MAX_EXPONENT_OFFSET, le=MAX_EXPONENT_OFFSET)]], Field(min_length=1)
+    ] = (0,)
+    clip_search_tokens_per_bin: Positive = 256
+    bin_fractions: BinFractions = dataclasses.field(default=(), hash=False)  # a mapping has no hash
     share_smoothing: bool = False
-    statistics_branches: str = "both"
-    block_inputs: str = "16bit"
-    num_prompts: int = 12
-    samples_per_expert: int | None = None
-    num_steps: int | None = None
-    flow_shift: float | None = None
-    guidance_scale: float | None = None
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
+    statistics_branches: Literal["both", "conditional"] = "both"
+    block_inputs: Literal["16bit", "quantized"] = "16bit"
+    num_prompts: Positive = 12
+    samples_per_expert: Positive | None = None
+    num_steps: Positive | None = None
+    flow_shift: PositiveFloat | None = None
+    guidance_scale: PositiveFloat | None = None
+    height: Positive | None = None
+    width: Positive | None = None
+    num_frames: Positive | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, check: Any) -> "Recipe":
+        try:
+            return check(values)
+        except ValidationError as error:
+            raise RecipeError(f"{explain(error, cls)}.") from error
 
     def __post_init__(self) -> None:
         get_format(self.format)
-        for rule in (self.weight_scale_rule, self.activation_scale_rule):
-            rules = [known.value for known in ScaleRule]
-            require(rule in rules, f"a scale rule is one of {rules}, not {rule!r}")
-        require(
-            self.smoothing_alpha is None or 0 <= self.smoothing_alpha <= 1,
-            f"smoothing_alpha lies in [0, 1], not {self.smoothing_alpha}",
-        )
-        require(0 <= self.prior_fraction < 1, f"prior_fraction lies in [0, 1), not {self.prior_fraction}")
-        require(self.rank >= 0, f"rank is 0 or more, not {self.rank}")
         ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
         require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
         for switch, needed in NEEDS.items():
@@ -123,31 +137,13 @@ class Recipe:
         is_same = self.centring == self.centring_by_bin
         require(is_same or not self.deflation_by_bin, "deflation_by_bin needs centring_by_bin where there is centring")
         require(
-            0 < self.damping_fraction < math.inf, f"damping_fraction is above 0 and finite, not {self.damping_fraction}"
-        )
-        require(
-            bool(self.exponent_offsets) and all(abs(k) <= MAX_EXPONENT_OFFSET for k in self.exponent_offsets),
-            f"exponent_offsets are one or more of ±{MAX_EXPONENT_OFFSET}, not {self.exponent_offsets}",
-        )
-        require(
             all(c * 2.0**k <= 2 and c > 0 for c in self.clip_ratios for k in self.exponent_offsets),
             f"clip ratio · 2^offset lies in (0, 2]; {self.clip_ratios} · 2^{self.exponent_offsets} does not",
         )
-        require(
-            len(self.keep_16bit_blocks) == 2 and min(self.keep_16bit_blocks) >= 0,
-            f"keep_16bit_blocks is two counts, first and last, not {self.keep_16bit_blocks}",
-        )
-        for fractions in (self.bin_fractions_high_noise, self.bin_fractions_low_noise):
-            ascending = list(fractions) == sorted(set(fractions)) and all(0 < f < 1 for f in fractions)
-            require(ascending, f"bin fractions ascend strictly inside (0, 1), not {fractions}")
-        for key, known in (("statistics_branches", ("both", "conditional")), ("block_inputs", ("16bit", "quantized")),
-                           ("smoothing_statistic", ("amax", "rms"))):  # fmt: skip
-            require(getattr(self, key) in known, f"{key} is one of {known}, not {getattr(self, key)!r}")
-        counts = ("block_size", "clip_search_tokens_per_bin", "num_prompts", "samples_per_expert",
-                  "num_steps", "height", "width", "num_frames", "flow_shift", "guidance_scale")  # fmt: skip
-        for key in counts:
-            value = getattr(self, key)
-            require(value is None or 0 < value < math.inf, f"{key} is above 0 and finite, not {value}")
+        bins = self.bin_fractions
+        for fractions in bins.values() if isinstance(bins, Mapping) else [bins]:
+            ascending = list(fractions) == sorted(set(fractions))
+            require(ascending, f"bin_fractions ascend strictly inside (0, 1), not {list(fractions)}")
 
     @property
     def default_format(self) -> Format:
@@ -167,30 +163,47 @@ class Recipe:
             self.smoothing_alpha is not None or self.deflation or self.centring or has_prior or bool(self.clip_ratios)
         )
 
-    def bin_fractions(self, expert: Expert) -> tuple[float, ...]:
-        return self.bin_fractions_high_noise if expert is Expert.HIGH_NOISE else self.bin_fractions_low_noise
+    def bin_fractions_of(self, denoiser: str) -> tuple[float, ...]:
+        """The timestep bins of one denoiser, as fractions of its steps; () is one bin for all of them.
+
+        A mapping that does not name it gives it one bin. A misspelt name is not taken for that: `check_denoisers`
+        refuses it.
+        """
+        if isinstance(self.bin_fractions, Mapping):
+            return self.bin_fractions.get(denoiser, ())
+        return self.bin_fractions
+
+    def check_denoisers(self, denoisers: Collection[str], model: str) -> None:
+        """Raise RecipeError when bin fractions are given to what no denoiser of a model is called."""
+        names = list(denoisers)
+        unknown = sorted(set(self.bin_fractions) - set(names)) if isinstance(self.bin_fractions, Mapping) else []
+        require(
+            not unknown,
+            f"bin_fractions has {', '.join(map(repr, unknown))}, but the denoisers of {model} are {', '.join(names)}: "
+            "name these, or give one list for all",
+        )
 
     def clip_candidates(self) -> tuple[float, ...]:
         """The search's clip ratios with the exponent offset folded in, c·2^k, in the order that breaks ties."""
         return tuple(c * 2.0**k for c in self.clip_ratios for k in self.exponent_offsets)
 
-    def format_of(self, layer_name: str, expert: Expert, block_index: int, num_blocks: int) -> Format | None:
+    def format_of(self, layer_name: str, denoiser: str, block_index: int, num_blocks: int) -> Format | None:
         """The format of one layer; None keeps it in 16 bits."""
         first, last = self.keep_16bit_blocks
         if block_index < first or block_index >= num_blocks - last:
             return None
-        rule = self.rule_of(layer_name, expert)
+        rule = self.rule_of(layer_name, denoiser)
         chosen = self.format if rule is None or rule.format is None else rule.format
         return None if chosen == KEEP_16BIT else get_format(chosen)
 
-    def rank_of(self, layer_name: str, expert: Expert) -> int:
+    def rank_of(self, layer_name: str, denoiser: str) -> int:
         """The rank of one layer's low-rank branch, should it get four bits; 0 for none."""
-        rule = self.rule_of(layer_name, expert)
+        rule = self.rule_of(layer_name, denoiser)
         return self.rank if rule is None or rule.rank is None else rule.rank
 
-    def rule_of(self, layer_name: str, expert: Expert) -> LayerRule | None:
+    def rule_of(self, layer_name: str, denoiser: str) -> LayerRule | None:
         """The exception that holds for a layer, or None."""
-        return next((rule for rule in self.layers if rule.matches(layer_name, expert)), None)
+        return next((rule for rule in self.layers if rule.matches(layer_name, denoiser)), None)
 
     def suited_to(self, in_features: int, out_features: int, num_bins: int) -> "Recipe":
         """The recipe for a linear of this size: without means by bin where they are too large a part of it.
@@ -209,28 +222,21 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as plain values (lists for tuples, no None), ready for TOML and JSON."""
-        return _without_none({key: _plain(value) for key, value in dataclasses.asdict(self).items()})
+        return to_jsonable_python(self, exclude_none=True)
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], where: str = "the recipe") -> "Recipe":
-        """Build a recipe from plain values. Raises RecipeError for unknown keys, wrong types and wrong values."""
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise RecipeError(
-                f"{where} has unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(known)}."
-            )
-        if "name" not in settings:
-            raise RecipeError(f'{where} has no name: add name = "…".')
+        """Build a recipe from plain values. Integers may stand for floats, nothing else converts.
+
+        Raises RecipeError for unknown keys, wrong types and wrong values.
+        """
         try:
-            return cls(**{key: _typed(key, value, known[key].type) for key, value in settings.items()})
+            return cls(**_in_new_words(settings))
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
-        except (TypeError, ValueError, OverflowError) as error:
-            raise RecipeError(f"{where} has a value of the wrong type: {error}.") from error
 
     @classmethod
     def load(cls, name_or_path: "str | Path | Recipe") -> "Recipe":
@@ -264,36 +270,14 @@ def builtin_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def _plain(value: Any) -> Any:
-    if not isinstance(value, tuple):
-        return value
-    return [_without_none(item) if isinstance(item, dict) else item for item in value]
-
-
-def _without_none(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
-
-
-def _typed(key: str, value: Any, annotation: Any) -> Any:
-    """One setting as the dataclass wants it, or RecipeError. Integers may stand for floats, nothing else converts."""
-    if key == "layers":
-        if not isinstance(value, list | tuple) or not all(isinstance(rule, Mapping) for rule in value):
-            raise RecipeError("layers is a list of tables with a pattern, and a format or a rank or both.")
-        return tuple(LayerRule(**rule) for rule in value)
-    if str(annotation).startswith("tuple"):
-        number = int if "int" in str(annotation) else float
-        if not isinstance(value, list | tuple):
-            raise RecipeError(f"{key} is a list of numbers, not {value!r}.")
-        return tuple(_number(key, item, number) for item in value)
-    wanted = str(annotation).removesuffix(" | None").removeprefix("<class '").removesuffix("'>")
-    if wanted in ("int", "float"):
-        return _number(key, value, int if wanted == "int" else float)
-    if type(value).__name__ != wanted:
-        raise RecipeError(f"{key} is a {wanted}, not {value!r}.")
-    return value
-
-
-def _number(key: str, value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-        raise RecipeError(f"{key} takes {'whole numbers' if kind is int else 'numbers'}, not {value!r}.")
-    return kind(value)
+def _in_new_words(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings with `bin_fractions` in place of a key for each of Wan2.2's experts, which files and checkpoints of
+    before have. One of these alone leaves the other expert one bin, as it did."""
+    old = {name: key for name in ("high_noise", "low_noise") if (key := f"bin_fractions_{name}") in settings}
+    if not old:
+        return settings
+    require("bin_fractions" not in settings, f"bin_fractions replaces {' and '.join(old.values())}: give it alone")
+    high, low = (settings[old[name]] if name in old else [] for name in ("high_noise", "low_noise"))
+    same = isinstance(high, list | tuple) and isinstance(low, list | tuple) and list(high) == list(low)
+    others = {key: value for key, value in settings.items() if key not in old.values()}
+    return {**others, "bin_fractions": high if same else {"high_noise": high, "low_noise": low}}

@@ -1,4 +1,4 @@
-"""Experts and timestep bins: when, on the denoising trajectory, a layer runs.
+"""Denoisers and timestep bins: when, on the denoising trajectory, a layer runs.
 
 Timesteps are the scheduler's: 0 clean … 1000 noise. Bins are intervals of timesteps, not step positions, so that one
 checkpoint serves any number of steps and any scheduler.
@@ -7,7 +7,6 @@ checkpoint serves any number of steps and any scheduler.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 
@@ -16,22 +15,28 @@ from tempoquant.errors import RecipeError
 NUM_TRAIN_TIMESTEPS = 1000
 
 
-class Expert(str, Enum):
-    """Wan2.2's two transformers. The noisy half of the trajectory belongs to one, the clean half to the other."""
+@dataclass(frozen=True)
+class Denoiser:
+    """One of a pipeline's transformers, and when it runs.
 
-    HIGH_NOISE = "high_noise"
-    LOW_NOISE = "low_noise"
+    Attributes:
+        name: Wan2.2's two experts are "high_noise" and "low_noise"; a single one is "transformer".
+        component: its name in the pipeline.
+        timesteps: the lowest and the highest of its range.
+    """
+
+    name: str
+    component: str
+    timesteps: tuple[float, float] = (0.0, float(NUM_TRAIN_TIMESTEPS))
 
 
-def expert_of(timestep: float, boundary_ratio: float) -> Expert:
-    """The expert that runs at a timestep; the boundary itself belongs to high noise."""
-    return Expert.HIGH_NOISE if timestep >= boundary_ratio * NUM_TRAIN_TIMESTEPS else Expert.LOW_NOISE
+def denoiser_at(denoisers: Sequence[Denoiser], timestep: float) -> Denoiser:
+    """Return the denoiser that runs at a timestep: a boundary belongs to the noisier one.
 
-
-def timestep_range(expert: Expert, boundary_ratio: float) -> tuple[float, float]:
-    """Lowest and highest timestep of an expert's half; the boundary stands in both, see `expert_of`."""
-    boundary, most = boundary_ratio * NUM_TRAIN_TIMESTEPS, float(NUM_TRAIN_TIMESTEPS)
-    return (boundary, most) if expert is Expert.HIGH_NOISE else (0.0, boundary)
+    Args:
+        denoisers: of a pipeline, the noisiest first.
+    """
+    return next((each for each in denoisers if timestep >= each.timesteps[0]), denoisers[-1])
 
 
 @functools.lru_cache(maxsize=64)

@@ -140,9 +140,9 @@ def test_with_a_prior_no_feature_is_far_below_the_typical_one_and_the_others_har
     x[:, 3] *= 1e-6
     plain, mixed = (by_bin([x], fraction) for fraction in (0.0, 0.125))
     others = torch.arange(WIDTH) != 3
-    assert plain.rms[3] < 1e-5 * plain.typical and mixed.rms[3] > 0.3 * plain.typical
+    assert plain.rms[3] < 1e-5 * plain.typical_rms and mixed.rms[3] > 0.3 * plain.typical_rms
     torch.testing.assert_close(mixed.rms[others], plain.rms[others], rtol=0.2, atol=0)
-    assert mixed.take_covariance(None)[3, 3] > 0.03 * plain.typical**2
+    assert mixed.take_covariance(None)[3, 3] > 0.03 * plain.typical_rms**2
 
 
 def test_the_prior_weighs_more_where_there_are_fewer_tokens() -> None:

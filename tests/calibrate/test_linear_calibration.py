@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tempoquant.calibrate.changed_bias import changed_bias
+from tempoquant.calibrate.corrected_bias import corrected_bias
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
 from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.formats import FORMATS, quantize_activation, rotate
@@ -41,7 +41,7 @@ def calibrate(
     for phase in phases_of(recipe):
         for part in x.chunk(parts):
             calibration.observe(phase, part, 0)
-        calibration.settle(phase)
+        calibration.end_phase(phase)
     return {named.name: named for named in calibration.finish()}
 
 
@@ -88,7 +88,7 @@ def test_the_bias_gives_back_what_the_offset_takes_away(bias: bool) -> None:
     assert bool(((y - wanted).abs() <= of_up + 1e-4 * wanted.abs().max()).all())
     assert layer.bias.dtype == torch.float32
     unchanged = layer.bias if source.bias is None else layer.bias - source.bias
-    torch.testing.assert_close(unchanged, named.bias_change, rtol=0, atol=1e-6)
+    torch.testing.assert_close(unchanged, named.bias_correction, rtol=0, atol=1e-6)
 
 
 def test_without_centring_the_bias_stays_as_it_is_and_so_does_its_absence() -> None:
@@ -96,18 +96,18 @@ def test_without_centring_the_bias_stays_as_it_is_and_so_does_its_absence() -> N
     for bias in (False, True):
         source = linear(96, 10, bias)
         named = calibrate({"q": source}, recipe)["q"]
-        assert named.bias_change is None and named.layer.input_offset is None
+        assert named.bias_correction is None and named.layer.input_offset is None
         assert named.layer.bias is None if source.bias is None else torch.equal(named.layer.bias, source.bias)
 
 
 def test_a_changed_bias_is_float32_or_by_bin_float16_and_an_unchanged_one_as_stored() -> None:
     stored, change = random(8).bfloat16(), random(8, seed=1)
-    assert changed_bias(stored, None) is stored and changed_bias(None, None) is None
-    assert torch.equal(changed_bias(None, change), change)
-    assert torch.equal(changed_bias(stored, change), stored.float() + change)
+    assert corrected_bias(stored, None) is stored and corrected_bias(None, None) is None
+    assert torch.equal(corrected_bias(None, change), change)
+    assert torch.equal(corrected_bias(stored, change), stored.float() + change)
     by_bin = torch.stack([change, 2 * change])
-    assert torch.equal(changed_bias(stored, by_bin), (stored.float() + by_bin).half())
-    assert torch.equal(changed_bias(None, 1e5 * by_bin), 1e5 * by_bin), "float16 cannot hold it"
+    assert torch.equal(corrected_bias(stored, by_bin), (stored.float() + by_bin).half())
+    assert torch.equal(corrected_bias(None, 1e5 * by_bin), 1e5 * by_bin), "float16 cannot hold it"
 
 
 def test_the_hessian_is_of_what_the_layer_really_rounds() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
-from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.bin_clock import BinClock
@@ -30,9 +30,9 @@ def test_the_next_block_sees_what_the_runtime_computes_in_each_samples_bin(
     if has_bins:
         monkeypatch.setattr(InputCalibration, "finish", finish_by_bin)
     states, clock, block = HiddenStates(tmp_path, 2**30), BinClock(BINS), ToyExpert().blocks[0]
-    for named in next(quantize_expert(ToyExpert(), samples(), RECIPE, BINS, states)).layers:
+    for named in next(quantize_denoiser(ToyExpert(), samples(), RECIPE, BINS, states)).layers:
         block.set_submodule(named.name.rpartition(".")[2], QuantizedLinear.from_layer(named.layer, clock))
     for number, sample in enumerate(samples()):
         with clock.at(sample.timestep), torch.no_grad():
             wanted = block(sample.inputs["hidden"], shift=sample.timestep / 1000)
-        torch.testing.assert_close(states.read(1, number), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(states.read(1, number), [wanted], rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from torch import nn
 
 from tempoquant import quantize_linear
 from tempoquant.calibrate.phases import Phase
-from tempoquant.calibrate.rank_trials import RankTrials, moved_power
+from tempoquant.calibrate.rank_trials import RankTrials, propagated_power
 from tempoquant.recipe import Recipe
 
 UNCENTRED = {"centring": False, "centring_by_bin": False}
@@ -24,7 +24,7 @@ def problem() -> tuple[nn.Linear, torch.Tensor]:
 def errors_of(linear: nn.Linear, x: torch.Tensor, recipe: Recipe, gradient: torch.Tensor) -> Mapping[int, float]:
     trials = RankTrials({"it": linear}, recipe.default_format, recipe, (0, 3, 8))
     trials.observe(Phase.RANGE, x, 0)
-    trials.settle(Phase.RANGE)
+    trials.end_phase(Phase.RANGE)
     return trials.errors([x], {"it": [gradient]}, [len(x)])["it"]
 
 
@@ -59,21 +59,21 @@ def signs(*shape: int) -> torch.Tensor:
 
 def test_independent_errors_move_by_the_sum_of_their_squares() -> None:
     torch.manual_seed(0)
-    apart, whole = moved_power(signs(500, 400), signs(500, 400), 500)
+    apart, whole = propagated_power(signs(500, 400), signs(500, 400), 500)
     assert apart == 500 * 400 and whole == pytest.approx(apart, rel=0.1)
 
 
 def test_errors_that_tokens_have_in_common_add_up_over_them() -> None:
     torch.manual_seed(0)
     alike, gradient = signs(1, 400).expand(500, -1), torch.ones(500, 400)
-    apart, whole = moved_power(alike, gradient, 500)
+    apart, whole = propagated_power(alike, gradient, 500)
     assert whole > 0.99 * 500**2 * 400 and apart == 500 * 400
 
 
 def test_errors_that_outputs_have_in_common_add_up_over_them() -> None:
     torch.manual_seed(0)
     alike = signs(500, 1).expand(-1, 400)
-    assert moved_power(alike, torch.ones(500, 400), 500)[1] > 0.99 * 500 * 400**2
+    assert propagated_power(alike, torch.ones(500, 400), 500)[1] > 0.99 * 500 * 400**2
 
 
 @pytest.mark.parametrize("common", [False, True])
@@ -81,5 +81,5 @@ def test_some_tokens_stand_for_the_others(common: bool) -> None:
     torch.manual_seed(0)
     error = signs(1, 4000).expand(400, -1) if common else signs(400, 4000)
     gradient = signs(1, 4000).expand(400, -1) if common else signs(400, 4000)
-    of_all, of_some = moved_power(error, gradient, 400)[1], moved_power(error[::4], gradient[::4], 400)[1]
+    of_all, of_some = propagated_power(error, gradient, 400)[1], propagated_power(error[::4], gradient[::4], 400)[1]
     assert of_some == pytest.approx(of_all, rel=0.15)

@@ -2,22 +2,23 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from tempoquant.calibrate.denoiser_model import Carried
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.sensitivity import (
     MAX_SAMPLES,
     LayerSensitivity,
     candidate_ranks,
-    measure_expert,
-    spread_out,
+    evenly_spaced,
+    measure_denoiser,
 )
-from tempoquant.calibrate.sequential import quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.errors import CalibrationError
 from tempoquant.recipe import LayerRule, Recipe
 from tests.calibrate.test_sequential import BINS, ToyExpert, sample, samples
@@ -30,24 +31,20 @@ LINEARS = [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "gate", "do
 class EndingExpert(ToyExpert):
     """The toy expert with something after its last block."""
 
-    def after_last_block(
-        self, samples: Sequence[CalibrationSample]
-    ) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-        for each in samples:
-            yield lambda hidden, shift=each.timestep / 1000: torch.tanh(hidden) * (1 + shift)
+    def finish(self, sample: CalibrationSample, carried: Carried) -> torch.Tensor:
+        return torch.tanh(carried[0]) * (1 + sample.timestep / 1000)
 
     def run(self, of: CalibrationSample) -> torch.Tensor:
         hidden = of.inputs["hidden"]
         for block in self.blocks:
             hidden = block(hidden, shift=of.timestep / 1000)
-        [finish] = self.after_last_block([of])
-        return finish(hidden)
+        return self.finish(of, [hidden])
 
 
 def measured(
     folder: Path, calls: Sequence[CalibrationSample], recipe: Recipe = RECIPE
 ) -> Mapping[str, LayerSensitivity]:
-    groups = measure_expert(
+    groups = measure_denoiser(
         EndingExpert(), calls, recipe, HiddenStates(folder / "states"), HiddenStates(folder / "gradients")
     )
     return {name: layer for linears in groups for name, layer in linears.items()}
@@ -84,7 +81,7 @@ def test_the_error_foreseen_is_the_one_that_rounding_a_layer_alone_makes(tmp_pat
         references = [model.run(call) for call in calls]
     found = measured(tmp_path, calls)
     states = HiddenStates(tmp_path / "quantized")
-    layers = {named.name: named.layer for block in quantize_expert(model, calls, RECIPE, BINS, states)
+    layers = {named.name: named.layer for block in quantize_denoiser(model, calls, RECIPE, BINS, states)
               for named in block.layers}  # fmt: skip
     for name, layer in layers.items():
         linear = model.blocks[int(name[7])].get_submodule(name[9:])
@@ -111,7 +108,7 @@ def test_every_layer_that_the_recipe_quantizes_is_measured_and_none_else(tmp_pat
 def test_linears_that_share_an_input_stand_together_where_they_share_a_rank(tmp_path: Path) -> None:
     def groups(recipe: Recipe, folder: Path) -> list[list[str]]:
         states = HiddenStates(folder / "states"), HiddenStates(folder / "gradients")
-        return [list(linears) for linears in measure_expert(EndingExpert(), samples(), recipe, *states)]
+        return [list(linears) for linears in measure_denoiser(EndingExpert(), samples(), recipe, *states)]
 
     together, apart = groups(RECIPE, tmp_path / "a"), groups(RECIPE.replace(share_smoothing=False), tmp_path / "b")
     assert together[:2] == [["blocks.0.up", "blocks.0.gate"], ["blocks.0.down"]]
@@ -132,11 +129,11 @@ def test_measuring_again_gives_the_same_numbers(tmp_path: Path) -> None:
 
 def test_few_samples_spread_over_the_timesteps_are_enough() -> None:
     calls = [sample(10.0 * i, 0, "conditional" if i % 3 else "unconditional") for i in range(40)]
-    chosen = spread_out(calls, RECIPE)
+    chosen = evenly_spaced(calls, RECIPE)
     assert len(chosen) == MAX_SAMPLES and (chosen[0].timestep, chosen[-1].timestep) == (0.0, 390.0)
-    conditional = spread_out(calls, RECIPE.replace(statistics_branches="conditional"))
+    conditional = evenly_spaced(calls, RECIPE.replace(statistics_branches="conditional"))
     assert {each.guidance_branch for each in conditional} == {"conditional"}
-    assert len(spread_out(calls[:3], RECIPE)) == 3
+    assert len(evenly_spaced(calls[:3], RECIPE)) == 3
 
 
 def test_ranks_tried_are_within_a_quarter_of_the_smaller_side_and_the_recipes_own_is_among_them() -> None:
@@ -145,5 +142,5 @@ def test_ranks_tried_are_within_a_quarter_of_the_smaller_side_and_the_recipes_ow
 
 
 def test_an_expert_without_samples_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="no calibration sample belongs to the low_noise expert"):
+    with pytest.raises(CalibrationError, match="no calibration sample belongs to low_noise"):
         measured(tmp_path, [])

@@ -9,12 +9,11 @@ from tempoquant.calibrate.sensitivity import LayerSensitivity
 from tempoquant.calibrate.sensitivity_file import Sensitivity, measured_settings
 from tempoquant.errors import CalibrationError
 from tempoquant.recipe import LayerRule, Recipe
-from tempoquant.timesteps import Expert
 
 OURS = Recipe.load("default")
 LAYER = LayerSensitivity(0.1 + 0.2, {0: 1 / 3, 2: 1e-9})
 FOUND = Sensitivity(
-    {Expert.HIGH_NOISE: [{"blocks.0.q": LAYER, "blocks.0.k": LAYER}], Expert.LOW_NOISE: []},
+    {"high_noise": [{"blocks.0.q": LAYER, "blocks.0.k": LAYER}], "low_noise": []},
     {"model": "f" * 64, "recipe": measured_settings(OURS)},
 )
 

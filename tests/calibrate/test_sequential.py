@@ -11,13 +11,14 @@ from torch import nn
 
 from tempoquant import quantize_linear
 from tempoquant.calibrate.capture import first_call, watching_calls, watching_inputs
+from tempoquant.calibrate.denoiser_model import Carried
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch
-from tempoquant.calibrate.sequential import BlockCall, quantize_expert
+from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import LayerRule, Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 WIDTH = 64
 PAPER = Recipe.load("paper").replace(rank=2)
@@ -38,7 +39,7 @@ class ToyBlock(nn.Module):
 class ToyExpert:
     """Three blocks; the first block's input is the sample's own, shifted by its timestep."""
 
-    expert = Expert.LOW_NOISE
+    denoiser = "low_noise"
     num_blocks = 3
 
     def __init__(self) -> None:
@@ -46,9 +47,12 @@ class ToyExpert:
         self.blocks = nn.ModuleList(ToyBlock() for _ in range(self.num_blocks))
         self.in_memory: set[int] = set()
 
-    def first_block_calls(self, samples: Sequence[CalibrationSample]) -> Iterator[tuple[CalibrationSample, BlockCall]]:
-        for each in samples:
-            yield each, ((each.inputs["hidden"],), {"shift": each.timestep / 1000})
+    def running(self, samples: Sequence[CalibrationSample]) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> list[torch.Tensor]:
+        hidden = carried[0] if index else sample.inputs["hidden"]
+        return [self.blocks[index](hidden, shift=sample.timestep / 1000)]
 
     @contextlib.contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -63,16 +67,10 @@ class ToyExpert:
     def name_of(self, index: int, linear: str) -> str:
         return f"blocks.{index}.{linear}"
 
-    def hidden_states(self, call: BlockCall) -> torch.Tensor:
-        return call[0][0]
-
-    def with_hidden_states(self, call: BlockCall, hidden_states: torch.Tensor) -> BlockCall:
-        return ((hidden_states,), call[1])
-
 
 def sample(timestep: float, seed: int, branch: GuidanceBranch = "conditional") -> CalibrationSample:
     hidden = torch.randn(1, 50, WIDTH, generator=torch.Generator().manual_seed(seed))
-    return CalibrationSample(f"prompt-{seed}", Expert.LOW_NOISE, timestep, 0, branch, {"hidden": hidden})
+    return CalibrationSample(f"prompt-{seed}", "low_noise", timestep, 0, branch, {"hidden": hidden})
 
 
 def samples() -> list[CalibrationSample]:
@@ -88,7 +86,7 @@ def quantized(tmp_path: Path) -> Callable[..., dict[str, QuantizedLayer]]:
             bins: TimestepBins = BINS, ram_bytes: int = 2**30) -> dict[str, QuantizedLayer]:  # fmt: skip
         calls = samples() if calls is None else calls
         states = HiddenStates(tmp_path / str(next(counter)), ram_bytes)
-        blocks = quantize_expert(model or ToyExpert(), calls, recipe, bins, states)
+        blocks = quantize_denoiser(model or ToyExpert(), calls, recipe, bins, states)
         return {named.name: named.layer for block in blocks for named in block.layers}
 
     return run
@@ -143,12 +141,12 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
 ) -> None:
     whole = quantized()
     states = HiddenStates(tmp_path / "resumed", ram_bytes)
-    interrupted = quantize_expert(ToyExpert(), samples(), PAPER, BINS, states)
+    interrupted = quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, states)
     layers = next(interrupted).layers + next(interrupted).layers
     interrupted.close()
     again = HiddenStates(tmp_path / "resumed", ram_bytes)
-    again.forget_but(2)
-    rest = quantize_expert(ToyExpert(), samples(), PAPER, BINS, again, first_block=2)
+    again.keep_only(2)
+    rest = quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, again, first_block=2)
     layers += [named for block in rest for named in block.layers]
     assert same({named.name: named.layer for named in layers}, whole)
 
@@ -156,12 +154,14 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
 def test_hidden_states_that_are_gone_are_an_error(tmp_path: Path) -> None:
     states = HiddenStates(tmp_path / "none")
     with pytest.raises(CalibrationError, match="hidden states before block 2 of low_noise are gone"):
-        list(quantize_expert(ToyExpert(), samples(), PAPER, BINS, states, first_block=2))
+        list(quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, states, first_block=2))
 
 
 def test_only_the_boundary_that_is_needed_stays_on_the_disk(tmp_path: Path) -> None:
-    for block in quantize_expert(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path)):
-        assert len(list(tmp_path.iterdir())) == (2 if block.index < 2 else 1)
+    for block in quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path)):
+        # Those before the block are needed until its layers are safe; nothing is before the first.
+        kept = sorted(folder.name for folder in tmp_path.iterdir()) if tmp_path.is_dir() else []
+        assert kept == {0: ["0001"], 1: ["0001", "0002"], 2: ["0002"]}[block.index]
 
 
 def test_no_hook_is_left_behind(quantized: Quantized) -> None:
@@ -200,7 +200,7 @@ def test_layer_rules_and_kept_blocks_leave_layers_in_16_bits(quantized: Quantize
 
 
 def test_an_expert_without_samples_is_an_error_that_says_so(quantized: Quantized) -> None:
-    with pytest.raises(CalibrationError, match="no calibration sample belongs to the low_noise expert"):
+    with pytest.raises(CalibrationError, match="no calibration sample belongs to low_noise"):
         quantized(calls=[])
 
 
@@ -277,7 +277,7 @@ def test_progress_counts_what_is_done(tmp_path: Path, changes: dict[str, object]
             return advance
 
     recipe = PAPER.replace(**changes)
-    list(quantize_expert(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))
+    list(quantize_denoiser(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))
     assert counted == [units, units]
 
 

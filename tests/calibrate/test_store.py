@@ -15,10 +15,10 @@ from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_index import StoreIndex
 from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.errors import CalibrationError, OutputError
-from tempoquant.timesteps import Expert
+from tempoquant.models.wan.family import COMPONENTS
 
-SCHEDULE = {Expert.HIGH_NOISE: [999.0, 937.5], Expert.LOW_NOISE: [500.0]}
-LOOP = [(Expert.HIGH_NOISE, 999.0), (Expert.HIGH_NOISE, 937.5), (Expert.LOW_NOISE, 500.0)]
+SCHEDULE = {"high_noise": [999.0, 937.5], "low_noise": [500.0]}
+LOOP = [("high_noise", 999.0), ("high_noise", 937.5), ("low_noise", 500.0)]
 PROVENANCE = {
     "model": {"hub_id": None, "revision": None, "fingerprint": "f" * 64},
     "scheduler": {"class": "UniPCMultistepScheduler", "flow_shift": 5.0},
@@ -74,11 +74,11 @@ def key_of(sample: CalibrationSample) -> tuple[object, ...]:
 
 def test_what_was_recorded_is_read_back_bit_for_bit(store):
     wanted = {key_of(each): each for samples in SAMPLES.values() for each in samples}
-    found = [each for expert in Expert for each in store.samples(expert)]
+    found = [each for expert in COMPONENTS for each in store.samples(expert)]
     assert len(found) == len(wanted)
     for each in found:
         original = wanted[key_of(each)]
-        assert (each.expert, each.timestep) == (original.expert, original.timestep)
+        assert (each.denoiser, each.timestep) == (original.denoiser, original.timestep)
         assert set(each.inputs) == set(original.inputs)
         for key, tensor in each.inputs.items():
             assert tensor.dtype == original.inputs[key].dtype
@@ -86,11 +86,11 @@ def test_what_was_recorded_is_read_back_bit_for_bit(store):
 
 
 def test_samples_come_by_step_then_prompt_then_branch(store):
-    assert [key_of(each) for each in store.samples(Expert.HIGH_NOISE)] == [
+    assert [key_of(each) for each in store.samples("high_noise")] == [
         (step, f"p{prompt}", branch)
         for step in (0, 1) for prompt in (0, 1) for branch in ("conditional", "unconditional")
     ]  # fmt: skip
-    assert store.schedule(Expert.HIGH_NOISE) == (999.0, 937.5)
+    assert store.schedule("high_noise") == (999.0, 937.5)
 
 
 def test_a_text_is_stored_once_however_many_calls_read_it(store):
@@ -99,7 +99,7 @@ def test_a_text_is_stored_once_however_many_calls_read_it(store):
 
 
 def test_a_sample_is_read_when_it_is_asked_for_and_not_before(store):
-    samples = store.samples(Expert.LOW_NOISE)
+    samples = store.samples("low_noise")
     (store.folder / samples.entries[1].file).write_bytes(b"damaged")
     assert len(samples) == 4
     assert [each.prompt_id for each in samples[2:]] == ["p1", "p1"]
@@ -141,12 +141,12 @@ def test_an_input_that_is_not_finite_is_refused_before_it_is_stored(tmp_path, va
 
 
 def test_a_stored_nan_names_file_prompt_and_timestep(store):
-    entry = store.entries(Expert.LOW_NOISE)[0]
+    entry = store.entries("low_noise")[0]
     file = store.folder / entry.file
     save_file({"hidden_states": torch.full((1, 2), torch.nan), "timestep": torch.tensor([500.0])}, file)
     change(store, lambda record: record["samples"][8].update(sha256=hashlib.sha256(file.read_bytes()).hexdigest()))
     with pytest.raises(CalibrationError, match=rf"{file.name}, prompt 'p0' at timestep 500: hidden_states holds NaN"):
-        SampleStore.open(store.folder).samples(Expert.LOW_NOISE)[0]
+        SampleStore.open(store.folder).samples("low_noise")[0]
 
 
 def change(store: SampleStore, how) -> None:
@@ -169,10 +169,10 @@ def change(store: SampleStore, how) -> None:
         (lambda r: r["samples"][0].update(file="/etc/passwd"), "inside the store"),
         (lambda r: r["samples"][0].update(file="samples/none.safetensors"), "is missing"),
         (lambda r: r["samples"][0].update(texts="texts/none.safetensors"), "texts is a listed file"),
-        (lambda r: r["samples"][0].update(expert="medium"), "expert is high_noise or low_noise"),
+        (lambda r: r["samples"][0].update(expert="medium"), "expert is a denoiser of the schedule"),
         (lambda r: r["samples"][0].update(guidance_branch="both"), "guidance_branch is one of"),
         (lambda r: r["samples"][0].update(timestep=1e9), "timestep lies in"),
-        (lambda r: r["samples"][0].update(timestep=998.0), "timestep is one of the high_noise expert's schedule"),
+        (lambda r: r["samples"][0].update(timestep=998.0), "timestep is in the schedule of high_noise"),
         (lambda r: r["samples"][0].update(step_index=-1), "step_index is one of"),
         (lambda r: r["samples"][0].update(prompt_id="p9"), "prompt_id is one of the recorded prompts"),
         (lambda r: r["samples"].append(r["samples"][0]), "file is listed once"),
@@ -200,7 +200,7 @@ def test_a_folder_without_an_index_is_no_store(tmp_path):
 
 
 def test_a_link_out_of_the_store_is_refused(store, tmp_path):
-    file = store.folder / store.entries(Expert.LOW_NOISE)[0].file
+    file = store.folder / store.entries("low_noise")[0].file
     file.rename(tmp_path / "elsewhere.safetensors")
     file.symlink_to(tmp_path / "elsewhere.safetensors")
     with pytest.raises(CalibrationError, match="leads out of its folder"):
@@ -210,7 +210,7 @@ def test_a_link_out_of_the_store_is_refused(store, tmp_path):
 @pytest.mark.parametrize(
     "tensors",
     [
-        {"hidden_states": torch.zeros(2, 3)},
+        {"hidden_states": torch.zeros(2, 3, 4)},
         {"hidden_states": torch.zeros(())},
         {"timestep": torch.zeros(1, 0)},
         {"hidden_states": torch.zeros(1, 3, dtype=torch.bool)},
@@ -219,11 +219,11 @@ def test_a_link_out_of_the_store_is_refused(store, tmp_path):
     ids=["batch", "no dimension", "empty", "dtype", "timestep"],
 )
 def test_tensors_that_are_no_inputs_of_one_call_are_refused(store, tensors):
-    file = store.folder / store.entries(Expert.HIGH_NOISE)[0].file
+    file = store.folder / store.entries("high_noise")[0].file
     save_file(tensors, file)
     change(store, lambda record: record["samples"][0].update(sha256=hashlib.sha256(file.read_bytes()).hexdigest()))
     with pytest.raises(CalibrationError, match=file.name):
-        SampleStore.open(store.folder).samples(Expert.HIGH_NOISE)[0]
+        SampleStore.open(store.folder).samples("high_noise")[0]
 
 
 def test_a_full_disk_is_one_sentence_and_finished_prompts_stay(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_statistics_are_the_same_after_memory_ran_out(monkeypatch: pytest.Monkey
         with torch.no_grad():
             for phase in Phase:
                 calibration.observe(phase, x, 0)
-                calibration.settle(phase)
+                calibration.end_phase(phase)
             return calibration.finish()[0].layer.packed
 
     wanted = layer(TokenChunks(256))

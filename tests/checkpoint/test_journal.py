@@ -9,7 +9,6 @@ import torch
 from tempoquant.checkpoint.journal import Journal
 from tempoquant.checkpoint.writer import ComponentWriter
 from tempoquant.errors import OutputError
-from tempoquant.timesteps import Expert
 from tests.quantized_wan import BINS, RECIPE, model_config, quantize_all, tiny_wan
 
 MODEL = tiny_wan()
@@ -19,7 +18,7 @@ LAYERS = quantize_all(MODEL)
 def writer(tmp_path: Path) -> ComponentWriter:
     journal = Journal(tmp_path / "journal")
     return ComponentWriter(
-        tmp_path / "component", expert=Expert.HIGH_NOISE, bins=BINS, recipe=RECIPE, journal=journal
+        tmp_path / "component", expert="high_noise", bins=BINS, recipe=RECIPE, journal=journal
     )  # fmt: skip
 
 
@@ -126,7 +125,7 @@ def test_a_layer_committed_earlier_is_not_added_again(tmp_path: Path) -> None:
 
 def test_a_writer_without_a_journal_cannot_commit(tmp_path: Path) -> None:
     with (
-        ComponentWriter(tmp_path / "c", expert=Expert.HIGH_NOISE, bins=BINS, recipe=RECIPE) as into,
+        ComponentWriter(tmp_path / "c", expert="high_noise", bins=BINS, recipe=RECIPE) as into,
         pytest.raises(ValueError, match="cannot commit"),
     ):
         into.add_tensor("x", torch.zeros(1))

@@ -22,7 +22,7 @@ from tempoquant.checkpoint import (
 from tempoquant.checkpoint.files import INDEX_NAME, WEIGHTS_NAME
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.layer import LowRankBranch
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 from tests.quantized_wan import BINS, RECIPE, quantize_all, tiny_wan, write_component
 from tests.random_layers import random_layer
 
@@ -30,7 +30,7 @@ LAYER = random_layer(torch.nn.Linear(128, 64))
 
 
 def writer(folder: Path, **kwargs: Any) -> ComponentWriter:
-    return ComponentWriter(folder, expert=Expert.HIGH_NOISE, bins=BINS, recipe=RECIPE, **kwargs)
+    return ComponentWriter(folder, expert="high_noise", bins=BINS, recipe=RECIPE, **kwargs)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

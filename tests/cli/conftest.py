@@ -1,5 +1,7 @@
-"""Folders small enough to be quick, and a quantize() that only remembers what it was asked."""
+"""Models small enough to be quick, and a quantize() that only remembers what it was asked."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,26 @@ from PIL import Image
 from tempoquant import quantizing
 from tempoquant.recipe import Recipe
 from tests.evaluate.quantized_folder import write_quantized_folder
+from tests.quantized_wan import write_pipeline
+from tests.recorded import TINY
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized pipeline, complete."""
+    return write_pipeline(tmp_path_factory.mktemp("pipeline") / "model")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The bundled model as a folder that does not say how it is sampled."""
+
+    def link_weights(source: str, target: str) -> None:
+        (os.symlink if source.endswith(".safetensors") else shutil.copyfile)(source, target)
+
+    folder = Path(shutil.copytree(TINY, tmp_path / "model", copy_function=link_weights))
+    (folder / "sampling.json").unlink()
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,38 @@
 """`compare` and `demo`, with made-up numbers in place of models."""
 
 import json
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
 
+from tempoquant import quantizing
 from tempoquant.errors import ModelError
 from tempoquant.evaluate import compare as module
 from tempoquant.evaluate import evaluation
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
 from tempoquant.evaluate.files import write_lossless
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
-from tempoquant.integrations.sampling import SamplingSettings, default_settings
+from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
 from tempoquant.report import build
-from tempoquant.timesteps import Expert
-from tempoquant.tiny import weights_folder
 from tests.cli.typed import assert_refused, run, split
+from tests.recorded import SOURCE
 
 
-def comparison(models: dict[str, Path]) -> Comparison:
-    def result(label, folder, **video):
+def comparison(models: dict[str, SourceModel]) -> Comparison:
+    def result(label, folder="reference", **video):
         errors = [
-            NoisePredictionError(Expert.HIGH_NOISE, index, (900.0, 999.0), Summary.of([20.0, 21.0]), 8)
+            NoisePredictionError("high_noise", index, (900.0, 999.0), Summary.of([20.0, 21.0]), 8)
             for index in ((None, 0, 1) if video else ())
         ]
         return ModelResult(
             label, str(folder), 4.38, 2**20, tuple(errors), (VideoResult("p0", **video, motion_followed=True),)
         )
 
-    reference = result("16-bit", "reference")
-    others = tuple(result(label, folder, psnr_db=30.0, ssim=0.9) for label, folder in models.items())
+    reference = result("16-bit")
+    others = tuple(result(label, source.folder, psnr_db=30.0, ssim=0.9) for label, source in models.items())
     return Comparison(reference, others, {"p0": "a red circle moves left slowly"}, 0, {"num_steps": 2})
 
 
@@ -48,29 +50,30 @@ def compare_calls(monkeypatch):
     return calls
 
 
-def test_compare_shows_a_table_and_bins(compare_calls, quantized):
-    shown = run("compare", "tiny", quantized, "--samples", 3).stdout
+def test_compare_shows_a_table_and_bins(compare_calls, pipeline):
+    shown = run("compare", "tiny", pipeline, "--samples", 3).stdout
     for words in ("16-bit", "4.38", "20.5 ± 0.7", "30.0", "0.900", "1 of 1", "900 … 999", "1.0 MiB"):
         assert words in shown
     assert "appearance" not in shown  # nobody measured it here
     [(_, models, task, _, _)] = compare_calls
-    assert models == {"model": quantized}
+    assert {label: source.folder for label, source in models.items()} == {"model": pipeline}
     assert (len(task.prompts), task.in_bundled_world) == (3, True)
 
 
-def test_compare_generates_as_the_flags_say_and_else_as_the_model(compare_calls, quantized):
+def test_compare_generates_as_the_flags_say_and_else_as_the_model(compare_calls, pipeline):
     flags = split("--size 32x48 --frames 5 --steps 2 --guidance-scale 1 --flow-shift 3")
     for each in (flags, []):
-        assert run("compare", "tiny", quantized, "--samples", 1, *each).exit_code == 0
+        assert run("compare", "tiny", pipeline, "--samples", 1, *each).exit_code == 0
     asked, own = (call[2].settings for call in compare_calls)
     assert asked == SamplingSettings(32, 48, 5, 2, 1.0, 3.0, own.fps)
-    assert own == default_settings(weights_folder())
+    assert own == default_settings(SOURCE)
 
 
-def test_compare_says_when_it_falls_back_on_the_published_settings(compare_calls, quantized, tmp_path, image, caplog):
-    (tmp_path / "model").mkdir()
+def test_compare_says_when_it_falls_back_on_the_published_settings(
+    compare_calls, pipeline, model, tmp_path, image, caplog
+):
     (tmp_path / "p.jsonl").write_text(json.dumps({"image": image.name, "prompt": "a cat"}))
-    arguments = ["compare", tmp_path / "model", quantized, "--samples", 1, "--samples-from", tmp_path / "p.jsonl"]
+    arguments = ["compare", model, pipeline, "--samples", 1, "--samples-from", tmp_path / "p.jsonl"]
     assert run(*arguments, "--frames", 5).exit_code == 0
     [line] = caplog.messages
     assert (
@@ -79,27 +82,26 @@ def test_compare_says_when_it_falls_back_on_the_published_settings(compare_calls
     )
     run(*arguments, *split("--size 32x32 --frames 5 --steps 2 --guidance-scale 1 --flow-shift 3"))
     assert len(caplog.messages) == 1  # nothing was left to fall back on
-    (tmp_path / "model" / "sampling.json").write_text('{"height": 32}')
+    (model / "sampling.json").write_text('{"height": 32}')
     run(*arguments)
     assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize(("flags", "mode"), [([], "resident"), (["--memory", "swap"], "swap")])
-def test_compare_passes_the_memory_mode_on(compare_calls, quantized, flags, mode):
-    run("compare", "tiny", quantized, "--samples", 1, *flags)
+def test_compare_passes_the_memory_mode_on(compare_calls, pipeline, flags, mode):
+    run("compare", "tiny", pipeline, "--samples", 1, *flags)
     assert compare_calls[0][-1] == mode
 
 
-def test_compare_prints_one_json_object(compare_calls, quantized):
-    record = json.loads(run("compare", "tiny", quantized, "--json", "--samples", 1).stdout)
+def test_compare_prints_one_json_object(compare_calls, pipeline):
+    record = json.loads(run("compare", "tiny", pipeline, "--json", "--samples", 1).stdout)
     assert record["models"][0]["noise_prediction"][0]["sqnr_db"]["num_values"] == 2
     assert record["reference"]["label"] == "16-bit"
 
 
-def test_prompts_of_ones_own_are_of_no_bundled_world(compare_calls, quantized, tmp_path, image):
-    (tmp_path / "model").mkdir()
+def test_prompts_of_ones_own_are_of_no_bundled_world(compare_calls, pipeline, model, tmp_path, image):
     (tmp_path / "p.jsonl").write_text(json.dumps({"image": image.name, "prompt": "a cat"}))
-    result = run("compare", tmp_path / "model", quantized, "--samples", 1, "--samples-from", tmp_path / "p.jsonl")
+    result = run("compare", model, pipeline, "--samples", 1, "--samples-from", tmp_path / "p.jsonl")
     assert result.exit_code == 0, result.output
     assert compare_calls[0][2].in_bundled_world is False
 
@@ -113,11 +115,24 @@ def test_prompts_of_ones_own_are_of_no_bundled_world(compare_calls, quantized, t
         ("tiny", ["--samples-from", "p.jsonl", "--samples", "2"], "holds 1 prompts, 2 are wanted"),
     ],
 )
-def test_compare_refuses_bad_input(compare_calls, quantized, tmp_path, image, monkeypatch, reference, flags, words):
+def test_compare_refuses_bad_input(compare_calls, pipeline, tmp_path, image, monkeypatch, reference, flags, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text(json.dumps({"image": image.name, "prompt": "a cat"}))
-    assert_refused(run("compare", reference, quantized, *flags), 1, words)
+    assert_refused(run("compare", reference, pipeline, *flags), 1, words)
     assert compare_calls == []
+
+
+@pytest.fixture
+def quantize_calls(quantize_calls, monkeypatch, pipeline):
+    """As everywhere, but a quantized pipeline is there afterwards."""
+    fake = quantizing.quantize
+
+    def writing(model, output, recipe, **arguments):
+        shutil.copytree(pipeline, output, dirs_exist_ok=True)
+        return fake(model, output, recipe, **arguments)
+
+    monkeypatch.setattr(quantizing, "quantize", writing)
+    return quantize_calls
 
 
 @pytest.fixture
@@ -213,4 +228,4 @@ def test_a_model_that_fails_leaves_no_pictures(quantize_calls, monkeypatch, tmp_
 
     monkeypatch.setattr(evaluation, "evaluate", broken)
     assert_refused(run("demo", "-o", tmp_path, "--model", "tiny"), 1, "holds NaN")
-    assert list(tmp_path.iterdir()) == []
+    assert {each.name for each in tmp_path.iterdir()} == {"rtn", "tiny"}

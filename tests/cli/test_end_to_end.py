@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tempoquant.cli import app
-from tempoquant.integrations import sampling
+from tempoquant.models import sampling_file
 from tempoquant.tiny import calibration_items, evaluation_items, weights_folder
 
 
@@ -21,8 +21,9 @@ def run_json(*arguments: object) -> dict:
 @pytest.fixture
 def few_steps(monkeypatch):
     """The model's own settings but for two steps of five frames."""
-    own = sampling.default_settings
-    monkeypatch.setattr(sampling, "default_settings", lambda folder: own(folder).replace(num_steps=2, num_frames=5))
+    own = sampling_file.default_settings
+    few = {"num_steps": 2, "num_frames": 5}
+    monkeypatch.setattr(sampling_file, "default_settings", lambda source: own(source).replace(**few))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """`evaluate`, with a made-up evaluation in place of models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from tempoquant.engines import Local
 from tempoquant.evaluate import evaluation as module
 from tempoquant.evaluate.benchmark_sets import Overlap
-from tempoquant.evaluate.vbench_dimensions import DEFAULT
+from tempoquant.evaluate.vbench.dimensions import DEFAULT
 from tests.cli.typed import assert_refused, run, split
 
 MODEL = {
@@ -42,8 +43,8 @@ def requests(monkeypatch):
     return calls
 
 
-def test_everything_a_person_should_know_is_shown(requests, quantized, tmp_path):
-    shown = " ".join(run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
+def test_everything_a_person_should_know_is_shown(requests, pipeline, tmp_path):
+    shown = " ".join(run("evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
     for words in ("30.10 dB (29 to 31, n = 24)", "b is above a", "VMAF is not meaningful here.", "SQNR of the latent",
                   "1 entries skipped, such as bad_1: it has no prompt.", "1 items left out",
                   "1 videos failed, such as one of model: out of memory", "24 items × 2 seeds",
@@ -51,15 +52,15 @@ def test_everything_a_person_should_know_is_shown(requests, quantized, tmp_path)
         assert words in shown
 
 
-def test_json_is_one_object(requests, quantized, tmp_path):
-    result = run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out", "--json")
+def test_json_is_one_object(requests, pipeline, tmp_path):
+    result = run("evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out", "--json")
     assert json.loads(result.stdout)["summary"][0]["mean"] == 30.1
 
 
-def test_flags_reach_the_request(requests, quantized, tmp_path):
+def test_flags_reach_the_request(requests, pipeline, tmp_path):
     flags = "--benchmark tiny --limit 3 --seeds 4,5 --ids a,b --exclude-overlap --steps 7 --frames 9 --device cpu"
     sizes = "--size 32x48 --guidance-scale 2 --flow-shift 3"
-    result = run("evaluate", "tiny", quantized, *split(flags), *split(sizes), "-o", tmp_path / "out")
+    result = run("evaluate", "tiny", pipeline, *split(flags), *split(sizes), "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     [(request, output, engine)] = requests
     assert (output, engine) == (tmp_path / "out", Local(("cpu",)))
@@ -71,21 +72,21 @@ def test_flags_reach_the_request(requests, quantized, tmp_path):
 
 
 @pytest.mark.parametrize(("flags", "mode"), [([], "resident"), (["--memory", "lean"], "lean")])
-def test_the_memory_mode_reaches_the_request(requests, quantized, tmp_path, flags, mode):
-    run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out", *flags)
+def test_the_memory_mode_reaches_the_request(requests, pipeline, tmp_path, flags, mode):
+    run("evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out", *flags)
     assert requests[0][0].memory == mode
 
 
-def test_the_models_own_settings_hold_with_its_flow_shift_made_explicit(requests, quantized, tmp_path):
-    run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out")
+def test_the_models_own_settings_hold_with_its_flow_shift_made_explicit(requests, pipeline, tmp_path):
+    run("evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out")
     request = requests[0][0]
     assert request.settings.flow_shift is not None
     assert (request.reference.label, len(request.benchmark.items), request.overlap) == ("16-bit", 24, Overlap.REFUSE)
 
 
-def test_labels_are_folder_names_that_stay_apart(requests, quantized, tmp_path):
+def test_labels_are_folder_names_that_stay_apart(requests, pipeline, tmp_path):
     for place in ("a/ours", "b/ours", "my model"):
-        (tmp_path / place).mkdir(parents=True)
+        shutil.copytree(pipeline, tmp_path / place)
     folders = [tmp_path / "a/ours", tmp_path / "b/ours", tmp_path / "my model"]
     run("evaluate", "tiny", *folders, "--benchmark", "tiny", "--activation-bits", "8@0-500", "-o", tmp_path / "out")
     models = requests[0][0].models
@@ -103,18 +104,18 @@ def test_labels_are_folder_names_that_stay_apart(requests, quantized, tmp_path):
         ("--benchmark tiny --seeds 1,1", 1, "different whole numbers"),
     ],
 )
-def test_bad_input_is_refused_before_any_work(requests, quantized, tmp_path, flags, code, words):
-    assert_refused(run("evaluate", "tiny", quantized, *split(flags), "-o", tmp_path / "out"), code, words)
+def test_bad_input_is_refused_before_any_work(requests, pipeline, tmp_path, flags, code, words):
+    assert_refused(run("evaluate", "tiny", pipeline, *split(flags), "-o", tmp_path / "out"), code, words)
     assert requests == []
 
 
-def test_the_same_folder_twice_is_refused(requests, quantized, tmp_path):
-    result = run("evaluate", "tiny", quantized, quantized, "--benchmark", "tiny", "-o", tmp_path / "out")
+def test_the_same_folder_twice_is_refused(requests, pipeline, tmp_path):
+    result = run("evaluate", "tiny", pipeline, pipeline, "--benchmark", "tiny", "-o", tmp_path / "out")
     assert_refused(result, 1, "would both be called")
 
 
-def test_vbench_reaches_the_request_and_its_flags_go_together(requests, quantized, tmp_path):
-    arguments = ["evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out"]
+def test_vbench_reaches_the_request_and_its_flags_go_together(requests, pipeline, tmp_path):
+    arguments = ["evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out"]
     run(*arguments)
     run(*arguments, "--vbench-python", "venv/bin/python")
     wanted = "--vbench-dimensions dynamic_degree,i2v_subject --vbench-cache weights"
@@ -132,19 +133,19 @@ def test_vbench_reaches_the_request_and_its_flags_go_together(requests, quantize
         ("--vbench-python p --vbench-dimensions camera_motion", 1, "cannot be scored here"),
     ],
 )
-def test_vbench_flags_that_make_no_sense_are_refused(requests, quantized, tmp_path, flags, code, words):
-    arguments = ["evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out"]
+def test_vbench_flags_that_make_no_sense_are_refused(requests, pipeline, tmp_path, flags, code, words):
+    arguments = ["evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out"]
     assert_refused(run(*arguments, *split(flags)), code, words)
 
 
-def test_vbenchs_numbers_failures_and_trap_are_shown(requests, quantized, tmp_path, monkeypatch):
+def test_vbenchs_numbers_failures_and_trap_are_shown(requests, pipeline, tmp_path, monkeypatch):
     row = {"label": "model", "metric": "vbench_raw_mean", "words": "0.6123, 0.0100 below the reference"}
     failed = [
         {"dimension": "dynamic_degree", "why": "OSError: unreadable"},
         {"dimension": "i2v_subject", "label": "model", "id": "cup", "seed": 3, "why": "ValueError: no frame"},
     ]
     monkeypatch.setitem(RECORD, "vbench", {"version": "0.1.5", "summary": [row], "failed": failed})
-    shown = " ".join(run("evaluate", "tiny", quantized, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
+    shown = " ".join(run("evaluate", "tiny", pipeline, "--benchmark", "tiny", "-o", tmp_path / "out").stdout.split())
     for words in ("VBench 0.1.5", "VBench, raw mean", "0.6123, 0.0100 below", "score collapsed videos high",
                   "dynamic_degree failed (all that was left): OSError: unreadable",
                   "i2v_subject failed (model, cup, seed 3): ValueError: no frame"):  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tempoquant.integrations import sampling
+from tempoquant.models import sampling_file
 from tests.cli.typed import assert_refused, run
 
 
@@ -47,8 +47,9 @@ def test_the_console_says_that_clip_ratios_are_not_carried(quantized, exported):
 
 def test_compare_scores_an_export_near_its_source(quantized, exported, monkeypatch):
     """The kernels round a group by the scale before its own rounding, which shows in NVFP4 and hardly in INT4."""
-    own = sampling.default_settings
-    monkeypatch.setattr(sampling, "default_settings", lambda folder: own(folder).replace(num_steps=2, num_frames=5))
+    own = sampling_file.default_settings
+    few = {"num_steps": 2, "num_frames": 5}
+    monkeypatch.setattr(sampling_file, "default_settings", lambda source: own(source).replace(**few))
     scores = []
     for folder in (quantized, exported):
         [model] = run_json("compare", "tiny", folder, "--samples", 1)["models"]

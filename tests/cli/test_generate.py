@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from tempoquant.integrations import memory_modes, sampling, schedule
+from tempoquant.hosts.diffusers import sampling
+from tempoquant.models import schedule
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.placement import memory_modes
 from tests.cli.typed import assert_refused, run, split
 
 modes: list[tuple[object, ...]] = []
 
 
 @pytest.fixture
-def generate_calls(monkeypatch, tmp_path):
-    """What generate_video was called with, on a folder that counts as a model."""
+def generate_calls(monkeypatch):
+    """What generate_video was called with."""
     calls = []
     modes.clear()
 
@@ -28,36 +31,36 @@ def generate_calls(monkeypatch, tmp_path):
     return calls
 
 
-def test_generate_writes_a_video_with_the_settings_that_were_given(generate_calls, tmp_path, image):
+def test_generate_writes_a_video_with_the_settings_that_were_given(generate_calls, model, tmp_path, image):
     flags = split(
         "--steps 2 --frames 5 --size 64x48 --seed 7 --guidance-scale 1.5 --flow-shift 3 --negative-prompt fog"
     )
-    result = run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", *flags)
+    result = run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", *flags)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "a.mp4").stat().st_size > 0
     assert "5 frames of 64×64, 2 steps, seed 7" in result.stdout
     [(prompt, settings, seed, negative_prompt)] = generate_calls
     assert (prompt.text, seed, negative_prompt) == ("go", 7, "fog")
-    assert settings == sampling.SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
+    assert settings == SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
 
 
 @pytest.mark.parametrize(("flags", "mode"), [((), "resident"), (("--memory", "lean"), "lean")])
-def test_generate_loads_the_model_in_the_memory_mode(generate_calls, tmp_path, image, flags, mode):
-    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
+def test_generate_loads_the_model_in_the_memory_mode(generate_calls, model, tmp_path, image, flags, mode):
+    run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
         "--steps", 1, "--frames", 1, *flags)  # fmt: skip
-    assert modes == [(tmp_path, mode, "cpu")]
+    assert [(source.folder, *others) for source, *others in modes] == [(model, mode, "cpu")]
     assert len(generate_calls) == 1
 
 
-def test_generate_takes_what_is_not_given_from_the_model(generate_calls, tmp_path, image):
-    own = sampling.SamplingSettings(32, 32, 9, 3, 2.0, 4.0, 6)
-    (tmp_path / "sampling.json").write_text(json.dumps(own.__dict__))
-    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--steps", 4)
+def test_generate_takes_what_is_not_given_from_the_model(generate_calls, model, tmp_path, image):
+    own = SamplingSettings(32, 32, 9, 3, 2.0, 4.0, 6)
+    (model / "sampling.json").write_text(json.dumps(own.__dict__))
+    run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--steps", 4)
     assert generate_calls[0][1] == own.replace(num_steps=4)
 
 
-def test_generate_says_when_it_falls_back_on_the_published_settings(generate_calls, tmp_path, image, caplog):
-    run("generate", tmp_path, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--frames", 1)
+def test_generate_says_when_it_falls_back_on_the_published_settings(generate_calls, model, tmp_path, image, caplog):
+    run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--frames", 1)
     [line] = caplog.messages
     assert "has no sampling.json, so height 480, width 832, num_steps 40" in line and "num_frames" not in line
 
@@ -71,23 +74,24 @@ def test_generate_says_when_it_falls_back_on_the_published_settings(generate_cal
         ({"--size": "40x64"}, "is a multiple of 16"),
     ],
 )
-def test_generate_refuses_bad_input(generate_calls, tmp_path, image, changes, words):
+def test_generate_refuses_bad_input(generate_calls, model, tmp_path, image, changes, words):
     options = {"--image": image, "--prompt": "go", "-o": "a.mp4", **changes}
     options |= {key: tmp_path / options[key] for key in ("--image", "-o")}
     flags = [each for pair in options.items() for each in pair]
-    assert_refused(run("generate", tmp_path, *flags), 1, words)
+    assert_refused(run("generate", model, *flags), 1, words)
     assert not list(tmp_path.rglob("*.mp4"))
 
 
-def test_generate_refuses_a_scheduler_without_a_flow_shift_before_a_model_is_loaded(monkeypatch, tmp_path, image):
+def test_generate_refuses_a_scheduler_without_a_flow_shift_before_a_model_is_loaded(
+    monkeypatch, model, tmp_path, image
+):
     monkeypatch.setattr(memory_modes, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
-    (tmp_path / "model_index.json").write_text('{"scheduler": ["diffusers", "DDIMScheduler"], "boundary_ratio": 0.9}')
-    DDIMScheduler().save_pretrained(tmp_path / "scheduler")
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "DDIMScheduler"]}))
+    DDIMScheduler().save_pretrained(model / "scheduler")
     arguments = ["--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--flow-shift", 3]
-    assert_refused(run("generate", tmp_path, *arguments), 1, "the pipeline's DDIMScheduler has no flow shift")
+    assert_refused(run("generate", model, *arguments), 1, "the pipeline's DDIMScheduler has no flow shift")
 
 
-def test_generate_without_a_prompt_is_a_usage_error(tmp_path, image):
-    assert_refused(
-        run("generate", tmp_path, "--image", image, "-o", tmp_path / "a.mp4"), 2, "Missing option '--prompt'"
-    )
+def test_generate_without_a_prompt_is_a_usage_error(model, tmp_path, image):
+    assert_refused(run("generate", model, "--image", image, "-o", tmp_path / "a.mp4"), 2, "Missing option '--prompt'")

@@ -39,7 +39,8 @@ def test_files_and_strengths_are_read(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("middle=a", "is not high_noise=FILE"), ("high_noise=", "is not high_noise=FILE"), ("a", "is not high_noise="),
+        ("high-noise=a", "'high-noise=a' is not DENOISER=FILE"), ("high_noise=", "'high_noise=' is not DENOISER=FILE"),
+        ("a", "'a' is not DENOISER=FILE"),
         ("high_noise=x", "no LoRA file x"), ("high_noise=a,x:0.5", "no LoRA file x:0.5"),
         ("high_noise=a:", "no LoRA file a:"), ("high_noise=a:strong", "no LoRA file a:strong"),
         ("high_noise=two:0.5", r"can be read as two:0.5 \(strength 1\) or two \(strength 0.5\)"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tempoquant.models.pipeline_configs import published_models
 from tests.cli.typed import assert_refused, run, split
 
 
@@ -42,3 +43,23 @@ def test_plan_as_json_adds_up():
 )
 def test_plan_refuses(flags, code, words):
     assert_refused(run("plan", *split(flags)), code, words)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "words"),
+    [
+        (
+            12,
+            "blocks.0.attn1.to_q of transformer has in_features = 24, which groups of 16 (nvfp4_m1) do not divide",
+        ),
+        (8, "rank 32 exceeds the smaller side of blocks.0.attn1.to_q of transformer, 16 × 16."),
+    ],
+)
+def test_a_layer_that_no_recipe_fits_is_named_with_its_remedy(head_dim, words, tmp_path):
+    for component, config in published_models()["wan2.1-t2v-1.3b"].models.items():
+        (tmp_path / component).mkdir(exist_ok=True)
+        changes = {"attention_head_dim": head_dim, "num_attention_heads": 2} if component == "transformer" else {}
+        (tmp_path / component / "config.json").write_text(json.dumps({**config.config, **changes}))
+    named = {name: model[:2] for name, model in published_models()["wan2.1-t2v-1.3b"].models.items()}
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", **named}))
+    assert_refused(run("plan", tmp_path), 1, words)

@@ -4,7 +4,7 @@ import json
 from rich.console import Console
 
 from tempoquant.cli.plan_table import plan_record, plan_table
-from tempoquant.integrations.estimate import RunEstimate, StageEstimate
+from tempoquant.planning.run_estimate import RunEstimate, StageEstimate
 
 STAGES = (
     StageEstimate("record", 90.0, 60.0, 0.0, 1.0),

@@ -74,7 +74,7 @@ def test_quantize_says_when_a_result_was_there_already(quantize_calls, tmp_path)
         (["--device", "toaster"], 2, "'toaster' is not a device"),
         (["--seed", "one"], 2, "Invalid value for '--seed'"),
         (["--memory", "some"], 2, "Invalid value for '--memory'"),
-        (["--lora", "middle=x"], 2, "'middle=x' is not high_noise=FILE or low_noise=FILE"),
+        (["--lora", "x"], 2, "'x' is not DENOISER=FILE"),
         (["--lora", "low_noise=missing"], 2, "there is no LoRA file missing"),
         (["--device", "cpu,cpu,cpu"], 1, "give one device, or one for each expert"),
     ],

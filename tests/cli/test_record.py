@@ -7,8 +7,7 @@ from PIL import Image
 
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.engines import Local
-from tempoquant.integrations import recording
-from tempoquant.timesteps import Expert
+from tempoquant.recording import record as recording
 from tests.cli.typed import assert_refused, run, split
 from tests.recorded import write_lora
 
@@ -73,7 +72,7 @@ def test_a_lora_of_four_steps_brings_them_and_says_so(plans, tmp_path):
     result = run("record", "tiny", "-o", tmp_path / "store", "--lora", f"low_noise={file}", "--flow-shift", 4)
     [(plan, _)] = plans
     assert (plan.settings.num_steps, plan.settings.guidance_scale, plan.settings.flow_shift) == (4, 1.0, 4.0)
-    assert set(plan.loras) == {Expert.LOW_NOISE}
+    assert set(plan.loras) == {"low_noise"}
     assert "sampling with num_steps 4, guidance_scale 1, flow_shift 4." in result.stderr
 
 
@@ -82,7 +81,7 @@ def test_another_lora_leaves_the_sampler_and_says_so(plans, tmp_path):
     result = run("record", "tiny", "-o", tmp_path / "store", "--lora", f"low_noise={file}:0.5")
     [(plan, _)] = plans
     assert (plan.settings.num_steps, plan.settings.guidance_scale) == (20, 2.5)
-    assert [lora.strength for lora in plan.loras[Expert.LOW_NOISE].loras] == [0.5]
+    assert [lora.strength for lora in plan.loras["low_noise"].loras] == [0.5]
     assert "sampling with the model's own steps and guidance" in " ".join(result.stderr.split())
 
 
@@ -94,20 +93,26 @@ def test_twelve_prompts_are_the_default(plans, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        ("--lora sideways=x", 2, "'sideways=x' is not high_noise=FILE or low_noise=FILE"),
+        ("--lora x", 2, "'x' is not DENOISER=FILE"),
         ("--lora high_noise=missing", 2, "there is no LoRA file missing"),
         ("--memory disk", 2, "Invalid value for '--memory'"),
         ("--memory swap --device cpu", 1, "there is no GPU here: choose resident or lean"),
         ("--size 33x32", 1, "height is a multiple of 16, not 33"),
         ("--prompts 0", 2, "Invalid value for '--prompts'"),
         ("--calibration missing.jsonl", 1, "there is no prompt file or folder missing.jsonl"),
-        ("--steps 1 --prompts 1", 1, "belongs to the low_noise expert"),
+        ("--steps 1 --prompts 1", 1, "belongs to low_noise"),
     ],
 )
 def test_record_refuses_bad_flags_before_any_work(tmp_path, monkeypatch, flags, code, words):
     monkeypatch.chdir(tmp_path)
     assert_refused(run("record", "tiny", "-o", tmp_path / "store", *split(flags)), code, words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lora_for_a_denoiser_that_is_not_there_is_refused(tmp_path):
+    file = write_lora(tmp_path / "lora.safetensors", 0.1)
+    result = run("record", "tiny", "-o", tmp_path / "store", "--lora", f"sideways={file}")
+    assert_refused(result, 1, "a LoRA belongs to high_noise or low_noise, not 'sideways'")
 
 
 def test_one_lora_twice_for_one_expert_is_refused(tmp_path):

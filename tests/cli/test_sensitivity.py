@@ -9,12 +9,12 @@ from tempoquant import quantizing
 from tempoquant.calibrate.sensitivity import LayerSensitivity
 from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.errors import CalibrationError
+from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.quantizing import Budget
-from tempoquant.timesteps import Expert
 from tests.cli.typed import assert_refused, run, split
 
 LAYERS = [{f"blocks.{i}.q": LayerSensitivity(2.0, {0: 1e-2, 4: 1e-3})} for i in range(2)]
-FOUND = Sensitivity(dict.fromkeys(Expert, LAYERS), {"model": "f" * 64, "recipe": {}})
+FOUND = Sensitivity(dict.fromkeys(COMPONENTS, LAYERS), {"model": "f" * 64, "recipe": {}})
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ from rich.console import Console, RenderableType
 from tempoquant.calibrate.sensitivity import LayerSensitivity
 from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.cli.sensitivity_table import budget_text, sensitivity_record, sensitivity_text
+from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.recipe import LayerRule, Recipe
-from tempoquant.timesteps import Expert
 
 LAYERS = [
     {"blocks.0.q": LayerSensitivity(1.0, {0: 1e-1, 2: 1e-2, 8: 1e-3})},
     {"blocks.1.q": LayerSensitivity(1.0, {0: 1e-1, 2: 1e-2})},
     {"blocks.1.v": LayerSensitivity(1.0, {0: 1e-1, 2: 1e-2})},
 ]
-FOUND = Sensitivity(dict.fromkeys(Expert, LAYERS), {})
+FOUND = Sensitivity(dict.fromkeys(COMPONENTS, LAYERS), {})
 
 
 def lines(text: RenderableType) -> list[str]:

@@ -16,7 +16,11 @@ from tempoquant.progress import Progress
 
 @dataclass(frozen=True)
 class Acting:
-    """Each item is a word and a file name; a line in `folder` / log.txt says which process opened and began what."""
+    """Each item is a word and a file name; a line in `folder` / log.txt says which process opened and began what.
+
+    An item that waits is done when what it waits for has happened: "await" for the file, "meet" for as many processes
+    as its name says to have opened the stage.
+    """
 
     folder: Path
 
@@ -36,8 +40,10 @@ class Acting:
         for _ in range(3):
             advance()
         file = self.folder / name
-        if action == "slow":
-            time.sleep(1.5)
+        if action == "await":
+            wait_until(file.exists)
+        elif action == "meet":
+            wait_until(lambda: len(openers(self.folder)) >= int(name))
         elif action == "hang":
             file.touch()
             time.sleep(600)
@@ -54,6 +60,19 @@ class Acting:
             time.sleep(1.5)  # until it is heard that the stage is open
             os.kill(os.getpid(), signal.SIGKILL)
         return f"{name} {os.getpid()}"
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float = 150) -> None:
+    """Wait; what never happens is an error of the item that waits. A worker takes long to start on a busy machine."""
+    end = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < end, f"waited {timeout_s:g} s in vain"
+        time.sleep(0.1)
+
+
+def openers(folder: Path) -> set[str]:
+    """The processes that opened the stage of a folder."""
+    return {line.split()[0] for line in (folder / "log.txt").read_text().splitlines() if line.split()[1] == "open"}
 
 
 def lines(folder: Path, word: str) -> list[str]:

@@ -11,18 +11,28 @@ import pytest
 from tempoquant.engines import Crew, Engine, Local, RayCluster
 from tempoquant.engines.crew import give_up
 from tempoquant.errors import CalibrationError, SettingsError, TempoQuantError, UnsupportedError
-from tempoquant.progress import Together
+from tempoquant.progress import CombinedProgress
 from tests.engines.ray_cluster import RAY_IS_MISSING, two_machines
 from tests.engines.stages import Acting, Counts, lines
 
 
-@pytest.fixture(scope="module", params=["alone", "processes", pytest.param("ray", marks=RAY_IS_MISSING)])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have every law tried on each kind of engine; on a cluster, where each takes long, one always and the rest as slow
+    tests."""
+    if "engine" in metafunc.fixturenames:
+        is_slow = metafunc.function is not test_every_item_is_done_once_and_its_result_arrives
+        marks = [RAY_IS_MISSING, *[pytest.mark.slow] * is_slow]
+        kinds = ["in process", "processes", pytest.param("ray", marks=marks)]
+        metafunc.parametrize("engine", kinds, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "ray":
         with two_machines() as cluster:
             yield RayCluster("cpu", cluster.address)
     else:
-        yield Local(("cpu",) if request.param == "alone" else ("cpu", "cpu"))
+        yield Local(("cpu",) if request.param == "in process" else ("cpu", "cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,7 @@ def crew(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 
 @pytest.fixture
-def team(engine: Engine, crew: Crew) -> Crew:
+def workers(engine: Engine, crew: Crew) -> Crew:
     if engine == Local(("cpu",)):
         pytest.skip("in this process a death is everybody's")
     return crew
@@ -70,7 +80,7 @@ def test_progress_of_workers_arrives_and_can_be_one_task(crew: Crew, tmp_path: P
     crew.run(Acting(tmp_path), [("do", "a"), ("do", "b")], progress=counts)
     assert (counts.begun, counts.advanced) == ([("steps", 3, 0)] * 2, 6)
     together = Counts()
-    crew.run(Acting(tmp_path), [("do", "c"), ("do", "d")], progress=Together(together, "steps", 7, 2))
+    crew.run(Acting(tmp_path), [("do", "c"), ("do", "d")], progress=CombinedProgress(together, "steps", 7, 2))
     assert (together.begun, together.advanced) == ([("steps", 7, 2)], 5)
 
 
@@ -79,29 +89,29 @@ def test_the_error_of_an_item_is_raised_as_what_it_is(crew: Crew, tmp_path: Path
         crew.run(Acting(tmp_path), [("fail", "a"), ("do", "b")])
 
 
-def test_after_an_error_nobody_goes_on_and_the_next_stage_can_begin(team: Crew, tmp_path: Path) -> None:
+def test_after_an_error_nobody_goes_on_and_the_next_stage_can_begin(workers: Crew, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError):
-        team.run(Acting(tmp_path), [("hang", "hanging"), ("fail", "b")])
+        workers.run(Acting(tmp_path), [("hang", "hanging"), ("fail", "b")])
     for line in (tmp_path / "log.txt").read_text().splitlines():
         wait_for_end_of(int(line.split()[0]))
     results = []
-    team.run(Acting(tmp_path), [("do", "c")], on_done=lambda item, _: results.append(item))
+    workers.run(Acting(tmp_path), [("do", "c")], on_done=lambda item, _: results.append(item))
     assert results == [("do", "c")]
 
 
-def test_an_item_whose_worker_dies_is_done_by_another(team: Crew, tmp_path: Path) -> None:
+def test_an_item_whose_worker_dies_is_done_by_another(workers: Crew, tmp_path: Path) -> None:
     done = []
     items = [("do", "a"), ("die once", "b"), ("do", "c"), ("do", "d")]
-    team.run(Acting(tmp_path), items, on_done=lambda item, _: done.append(item))
+    workers.run(Acting(tmp_path), items, on_done=lambda item, _: done.append(item))
     assert sorted(done) == sorted(items)
     begun = lines(tmp_path, "begin")
     assert begun.count("begin die once b") == 2 and len(begun) == 5
 
 
-def test_an_item_that_was_done_when_its_worker_died_is_not_done_again(team: Crew, tmp_path: Path) -> None:
+def test_an_item_that_was_done_when_its_worker_died_is_not_done_again(workers: Crew, tmp_path: Path) -> None:
     done = []
     items = [("die once", "a"), ("do", "b")]
-    team.run(
+    workers.run(
         Acting(tmp_path), items, on_done=lambda item, _: done.append(item),
         is_done=lambda item: (tmp_path / item[1]).exists(),
     )  # fmt: skip
@@ -109,9 +119,9 @@ def test_an_item_that_was_done_when_its_worker_died_is_not_done_again(team: Crew
     assert sorted(lines(tmp_path, "begin")) == ["begin die once a", "begin do b"]
 
 
-def test_an_item_that_workers_die_of_is_given_up(team: Crew, tmp_path: Path) -> None:
+def test_an_item_that_workers_die_of_is_given_up(workers: Crew, tmp_path: Path) -> None:
     done, lost = [], []
-    team.run(
+    workers.run(
         Acting(tmp_path), [("die", "a"), ("do", "b")], on_done=lambda item, _: done.append(item),
         on_lost=lambda item, why: lost.append((item, why)),
     )  # fmt: skip

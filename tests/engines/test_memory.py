@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tempoquant.engines.memory import is_device_lost, selected
+from tempoquant.device import is_device_lost, selected
 
 
 class AcceleratorError(RuntimeError):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 from tempoquant.engines import RayCluster
 from tempoquant.errors import SettingsError, TempoQuantError, UnsupportedError
 from tests.engines.ray_cluster import two_machines
-from tests.engines.stages import Acting, lines
+from tests.engines.stages import Acting, lines, openers
 
 ray_actors = pytest.importorskip("tempoquant.engines.ray_actors")
-ray_cluster = pytest.importorskip("tempoquant.engines.ray_cluster")
+ray_membership = pytest.importorskip("tempoquant.engines.ray_membership")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,7 @@ def test_where_there_is_no_cluster_the_message_says_how_to_start_one(
             crew.run(Acting(tmp_path), [("do", "a")])
 
 
+@pytest.mark.slow
 def test_a_cluster_without_a_gpu_is_refused_for_cuda(cluster: Any, tmp_path: Path) -> None:
     words = "has a GPU: give --device cpu"
     with RayCluster("cuda", cluster.address).open(tmp_path) as crew, pytest.raises(SettingsError, match=words):
@@ -64,8 +64,8 @@ class Stranger:
 
 
 def test_what_is_asked_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    member = ray_cluster.Membership.of_here(tmp_path)
-    monkeypatch.setattr(ray_cluster, "_ANSWER_S", 0.3)
+    member = ray_membership.Membership.of_here(tmp_path)
+    monkeypatch.setattr(ray_membership, "_VISIBLE_TIMEOUT_S", 0.3)
     assert f"does not see {tmp_path}: write the results (-o)" in str(member.objection())
     member.token_file.write_text(member.token)
     assert member.objection() is None
@@ -74,46 +74,56 @@ def test_what_is_asked_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "other source files" in str(dataclasses.replace(member, source="0" * 64).objection())
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_not_as_it_has_to_be_is_an_error_at_the_start(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stranger = Stranger(tmp_path, "has torch 1.0.")
-    monkeypatch.setattr(ray_cluster.Membership, "of_here", lambda shared: stranger)
+    monkeypatch.setattr(ray_membership.Membership, "of_here", lambda shared: stranger)
     words = r"^\d.* has torch 1\.0\."
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew, pytest.raises(UnsupportedError, match=words):
         crew.run(Acting(tmp_path), [("do", "a")])
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_that_joins_later_and_is_not_gets_no_work(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    joined = cluster.add_node(num_cpus=1)
+    pool_kind, joined = ray_actors.RayActorPool, cluster.add_node(num_cpus=1)
     stranger = Stranger(tmp_path, "has torch 1.0.", joined.node_id)
-    monkeypatch.setattr(ray_cluster.Membership, "of_here", lambda shared: stranger)
-    monkeypatch.setattr(ray_actors.RayActors, "_num_places", lambda self, node: int(self.can_use(node)), raising=True)
-    monkeypatch.setattr(
-        ray_actors.RayActors, "can_use", lambda self, node: node["NodeID"] != joined.node_id or self._has_been_ready,
-        raising=False,
-    )  # fmt: skip
+    monkeypatch.setattr(ray_membership.Membership, "of_here", lambda shared: stranger)
+    monkeypatch.setattr(ray_actors, "_SCAN_INTERVAL_S", 1.0)
+    reject = pool_kind._reject
+
+    def num_places(pool: Any, node: dict[str, Any]) -> int:
+        return int(node["NodeID"] != joined.node_id or pool._has_been_ready)
+
+    def note_rejection(pool: Any, *arguments: Any) -> None:
+        reject(pool, *arguments)
+        (tmp_path / "rejected").touch()
+
+    monkeypatch.setattr(pool_kind, "_num_places", num_places)
+    monkeypatch.setattr(pool_kind, "_reject", note_rejection)
     done = []
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
-        items = [("slow", str(number)) for number in range(20)]
+        items = [("await", "rejected")] * 3
         crew.run(Acting(tmp_path), items, on_done=lambda item, _: done.append(item))
-        assert crew._team.failures[joined.node_id] == ray_actors.MOST_FAILURES
-    assert sorted(done) == sorted(items)
+        assert crew._pool.failures[joined.node_id] == ray_actors.MOST_FAILURES
+    assert done == items
     cluster.remove_node(joined)
 
 
+@pytest.mark.slow
 def test_a_machine_that_others_use_is_not_waited_for(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    monkeypatch.setattr(ray_actors, "_START_S", 4.0)
-    monkeypatch.setattr(ray_actors, "_LOOK_S", 1.0)
+    monkeypatch.setattr(ray_actors, "_START_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(ray_actors, "_SCAN_INTERVAL_S", 1.0)
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
-        crew._team = crew._join()
+        crew._pool = crew._join()
         first = next(node["NodeID"] for node in ray.nodes() if node["Alive"])
         somebody = ray_actors.NodeAffinitySchedulingStrategy(first, soft=False)
         holder = ray.remote(Holder).options(num_cpus=1, scheduling_strategy=somebody).remote()
@@ -130,28 +140,31 @@ class Holder:
         """Be there."""
 
 
-def test_machines_that_join_later_get_work_and_workers_are_not_made_without_need(cluster: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_machines_that_join_later_get_work_and_workers_are_not_made_without_need(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_actors, "_SCAN_INTERVAL_S", 1.0)
     joined = []
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
         crew.run(Acting(tmp_path), [("do", "one")])
-        assert len(lines(tmp_path, "open")) == 1
+        assert len(openers(tmp_path)) == 1
 
         def join(*_: Any) -> None:
             if not joined:
                 joined.append(cluster.add_node(num_cpus=1))
-                time.sleep(ray_actors._LOOK_S)
 
         (tmp_path / "more").mkdir()
-        stage = Acting(tmp_path / "more")
-        crew.run(stage, [("do", "first")] + [("slow", str(number)) for number in range(20)], on_done=join)
-    assert len({line for line in (tmp_path / "more" / "log.txt").read_text().splitlines() if "open" in line}) == 3
+        crew.run(Acting(tmp_path / "more"), [("do", "first"), *[("meet", "3")] * 3], on_done=join)
+    assert len(openers(tmp_path / "more")) == 3
     cluster.remove_node(joined[0])
 
 
+@pytest.mark.slow
 def test_when_every_machine_is_gone_the_run_says_so(cluster: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ray_actors, "_PATIENCE_S", 0.5)
-    monkeypatch.setattr(ray_actors, "_LOOK_S", 0.1)
+    monkeypatch.setattr(ray_actors, "_NO_WORKER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(ray_actors, "_SCAN_INTERVAL_S", 0.1)
     with RayCluster("cpu", cluster.address).open(tmp_path) as crew:
-        monkeypatch.setattr(ray_actors.RayActors, "_num_places", lambda self, node: 0)
+        monkeypatch.setattr(ray_actors.RayActorPool, "_num_places", lambda self, node: 0)
         with pytest.raises(TempoQuantError, match=r"no machine of the Ray cluster is left .*goes on"):
             crew.run(Acting(tmp_path), [("do", "a")])

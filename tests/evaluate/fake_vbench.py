@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tempoquant.evaluate.vbench_dimensions import DIMENSIONS
+from tempoquant.evaluate.vbench.dimensions import DIMENSIONS
 
 FAILS, NO_NUMBER, DIES = "this one fails", "this one has no score", "this one kills its process"
 LOADED = "loaded.txt"

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,29 +12,45 @@ from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate import compare as module
 from tempoquant.evaluate.compare import Task, compare
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.wan.family import COMPONENTS, WAN
 from tempoquant.prompts import Prompt, provenance
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 from tempoquant.tiny.sets import evaluation_items
+from tests.recorded import SOURCE
 
 ITEMS = evaluation_items(3)
 PROMPTS = [Prompt(item.id, item.image, item.prompt) for item in ITEMS]
 SETTINGS = SamplingSettings(64, 64, 17, 2, 3.5, 5.0, 8)
-REFERENCE, MODEL = Path("reference"), Path("model")
+
+
+@dataclass(frozen=True, eq=False)
+class FakeSource:
+    """What `compare` asks of a SourceModel itself."""
+
+    folder: Path
+    weight_bytes: int = 200
+    bits_per_weight: float = 16.0
+    family: ModelFamily = WAN
+    index: PipelineIndex = SOURCE.index
+
+
+REFERENCE, MODEL, BINNED = (FakeSource(Path(name)) for name in ("reference", "model", "binned"))
 
 
 class FakePipelines:
-    """Pipelines that are folders: each draws the scene with an error of its own and predicts with another."""
+    """Pipelines that are sources: each draws the scene with an error of its own and predicts with another."""
 
     def __init__(self) -> None:
         self.errors = {REFERENCE: 0.0, MODEL: 0.1}
-        self.calls: list[tuple[Path, str, int]] = []
+        self.calls: list[tuple[FakeSource, str, int]] = []
         self.modes: list[str] = []
-        self.modes_removed: list[Path] = []
+        self.modes_removed: list[FakeSource] = []
 
-    def loaded(self, folder, mode):
+    def loaded(self, source, mode):
         self.modes.append(mode)
-        return folder
+        return source
 
     def generate_video(self, pipeline, prompt, settings, seed, negative_prompt="", on_step=None):
         from tempoquant.tiny.world import render
@@ -51,7 +68,7 @@ class FakePipelines:
         prediction = torch.arange(1.0, 9.0)
         return [
             RecordedCall(CalibrationSample(prompt.id, expert, timestep, 0, "conditional", {}), prediction)
-            for expert, timestep in ((Expert.HIGH_NOISE, 950.0), (Expert.LOW_NOISE, 300.0))
+            for expert, timestep in (("high_noise", 950.0), ("low_noise", 300.0))
         ]
 
     def predict_noise(self, pipeline, sample):
@@ -61,10 +78,9 @@ class FakePipelines:
 @pytest.fixture
 def fake(monkeypatch):
     pipelines = FakePipelines()
-    monkeypatch.setattr(module, "load_in_mode", lambda folder, mode, device: pipelines.loaded(folder, mode))
+    monkeypatch.setattr(module, "load_in_mode", lambda source, mode, device: pipelines.loaded(source, mode))
     monkeypatch.setattr(module, "remove_memory_mode", pipelines.modes_removed.append)
     monkeypatch.setattr(module, "configs_of", lambda folder: {})
-    monkeypatch.setattr(module, "num_weight_bytes", lambda component: 100)
     monkeypatch.setattr(module, "calibration_prompts_of", lambda folder: [])
     monkeypatch.setattr(module, "sampling_steps", lambda *_: [])
     for name in ("generate_video", "record_trajectory", "predict_noise"):
@@ -84,13 +100,13 @@ def test_every_pipeline_is_loaded_in_one_memory_mode_which_is_taken_off_again(fa
 
 def test_both_sides_get_the_same_prompts_and_seeds(fake):
     compare(REFERENCE, {"model": MODEL}, task())
-    sides = [[(id, seed) for folder, id, seed in fake.calls if folder == side] for side in (REFERENCE, MODEL)]
+    sides = [[(id, seed) for source, id, seed in fake.calls if source == side] for side in (REFERENCE, MODEL)]
     assert sides[0] == sides[1] == [(prompt.id, 5 + index) for index, prompt in enumerate(PROMPTS)]
 
 
 def test_errors_are_those_of_the_model(fake):
     [model] = compare(REFERENCE, {"model": MODEL}, task()).comparison.models
-    for expert in Expert:
+    for expert in COMPONENTS:
         assert model.expert_sqnr_db(expert).mean == pytest.approx(20.0, abs=1e-3)
         assert model.expert_sqnr_db(expert).num_values == 2
     assert 30 < model.psnr_db.mean < 50
@@ -99,7 +115,7 @@ def test_errors_are_those_of_the_model(fake):
 
 def test_a_reference_compared_with_itself_is_identical(fake):
     [model] = compare(REFERENCE, {"same": REFERENCE}, task()).comparison.models
-    assert model.psnr_db.mean == model.expert_sqnr_db(Expert.LOW_NOISE).mean == math.inf
+    assert model.psnr_db.mean == model.expert_sqnr_db("low_noise").mean == math.inf
     assert model.ssim.mean == pytest.approx(1.0)
 
 
@@ -128,7 +144,7 @@ def test_a_prompt_of_another_world_has_no_adherence(fake):
 
 def test_prompts_that_were_calibrated_on_are_refused_before_any_work(fake, monkeypatch):
     monkeypatch.setattr(
-        module, "calibration_prompts_of", lambda folder: provenance(PROMPTS[:1]) if folder == MODEL else []
+        module, "calibration_prompts_of", lambda folder: provenance(PROMPTS[:1]) if folder == MODEL.folder else []
     )
     with pytest.raises(CalibrationError, match="were calibrated on"):
         compare(REFERENCE, {"model": MODEL}, task())
@@ -143,16 +159,16 @@ def test_a_model_that_predicts_nan_is_named(fake):
 
 def test_all_models_are_measured_on_the_finest_bins(fake, monkeypatch):
     """A model that was quantized without bins would otherwise have nothing to be compared with."""
-    fake.errors[Path("binned")] = 0.2
+    fake.errors[BINNED] = 0.2
     config = SimpleNamespace(bins=TimestepBins((200.0, 400.0)), layers={})
-    configs = {Path("binned"): {Expert.LOW_NOISE: config}}
+    configs = {BINNED.folder: {"low_noise": config}}
     monkeypatch.setattr(module, "configs_of", lambda folder: configs.get(folder, {}))
-    models = compare(REFERENCE, {"model": MODEL, "binned": Path("binned")}, task()).comparison.models
+    models = compare(REFERENCE, {"model": MODEL, "binned": BINNED}, task()).comparison.models
     for model in models:
         assert [(e.expert, e.bin_index) for e in model.noise_prediction] == [
-            (Expert.HIGH_NOISE, None),
-            (Expert.LOW_NOISE, None),
-            (Expert.LOW_NOISE, 1),
+            ("high_noise", None),
+            ("low_noise", None),
+            ("low_noise", 1),
         ]
 
 

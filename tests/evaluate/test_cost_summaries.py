@@ -7,7 +7,7 @@ import pytest
 
 from tempoquant.evaluate.cost_summaries import ON_CPU, costs_of, notes
 from tempoquant.evaluate.evaluation_folder import Take
-from tempoquant.evaluate.statistics import FEWEST_ITEMS, median_interval
+from tempoquant.evaluate.metrics.statistics import FEWEST_ITEMS, median_interval
 
 
 def line(seconds, rss=1.0, gpu=None):

@@ -11,13 +11,14 @@ from tempoquant.errors import OutputError
 from tempoquant.evaluate import disk_space, generation
 from tempoquant.evaluate.benchmark_sets import load_benchmark
 from tempoquant.evaluate.disk_space import image_bytes, missing_bytes, video_bytes
-from tempoquant.evaluate.evaluation import Request, evaluate
+from tempoquant.evaluate.evaluation import evaluate
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder
 from tempoquant.evaluate.files import write_lossless, write_mp4, write_png
 from tempoquant.evaluate.plan import Model, Plan
-from tempoquant.integrations.sampling import SamplingSettings
+from tempoquant.evaluate.request import Request
+from tempoquant.models.source import SourceModel
 from tempoquant.quantizing import quantize
-from tests.recorded import CPU, SETTINGS, TINY
+from tests.recorded import CPU, SETTINGS, SOURCE
 
 STEPS = SETTINGS.replace(num_steps=2)
 LABELS = ("16-bit", "rtn")
@@ -30,10 +31,10 @@ def bytes_in(folder):
 
 @pytest.fixture(scope="module")
 def request_of(tmp_path_factory):
-    rounded = quantize("tiny", tmp_path_factory.mktemp("models") / "rtn", "rtn", device="cpu")
+    rounded = SourceModel.open(quantize("tiny", tmp_path_factory.mktemp("models") / "rtn", "rtn", device="cpu"))
 
     def request(**changes):
-        models = Model(LABELS[0], TINY), [Model(LABELS[1], rounded)]
+        models = Model(LABELS[0], SOURCE), [Model(LABELS[1], rounded)]
         return Request(*models, load_benchmark("tiny", None, 1.0, 3), STEPS, **changes)
 
     return request
@@ -47,7 +48,7 @@ def evaluated(request_of, tmp_path_factory):
 
 
 def plan_of(settings=STEPS, seeds=(0,), items=ITEMS):
-    return Plan.of(TINY, items, seeds, settings, "cpu")
+    return Plan.of(SOURCE, items, seeds, settings, "cpu")
 
 
 def missing(folder, **plan):
@@ -86,7 +87,7 @@ def test_noise_takes_no_more_than_the_bound(tmp_path, size, kind):
         video = (video > 127).astype(np.uint8) * 255
     write_lossless(tmp_path / "a.mkv", video, 8)
     write_mp4(tmp_path / "a.mp4", video, 8)
-    settings = SamplingSettings(height, width, num_frames)
+    settings = SETTINGS.replace(height=height, width=width, num_frames=num_frames)
     assert bytes_in(tmp_path) <= video_bytes(settings)
     (tmp_path / "still").mkdir()
     write_png(tmp_path / "still" / "a.png", Image.fromarray(video[0]))

@@ -12,12 +12,14 @@ from tempoquant.errors import CalibrationError, DeviceError, ModelError, OutputE
 from tempoquant.evaluate import generation
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Item, Overlap
 from tempoquant.evaluate.benchmark_sets.opens2v import load_opens2v
-from tempoquant.evaluate.evaluation import Request, evaluate
+from tempoquant.evaluate.evaluation import evaluate
 from tempoquant.evaluate.plan import Model
+from tempoquant.evaluate.request import Request
+from tempoquant.models.source import SourceModel
 from tempoquant.quantizing import quantize
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tests import opens2v_tree as tree
-from tests.recorded import CPU, SETTINGS, TINY
+from tests.recorded import CPU, SETTINGS, SOURCE
 
 FAILING = "humanobj_2"
 STEPS = SETTINGS.replace(num_steps=2)
@@ -25,7 +27,7 @@ STEPS = SETTINGS.replace(num_steps=2)
 
 @pytest.fixture(scope="module")
 def rounded(tmp_path_factory):
-    return quantize("tiny", tmp_path_factory.mktemp("models") / "rtn", "rtn", device="cpu")
+    return SourceModel.open(quantize("tiny", tmp_path_factory.mktemp("models") / "rtn", "rtn", device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,11 @@ def benchmark(tmp_path_factory):
 def request_of(rounded, benchmark):
     eight = functools.partial(set_activation_bits, bits=8)
     return functools.partial(
-        Request, Model("16-bit", TINY), [Model("rtn", rounded), Model("rtn-a8", rounded, "8", eight)], benchmark, STEPS
+        Request,
+        Model("16-bit", SOURCE),
+        [Model("rtn", rounded), Model("rtn-a8", rounded, "8", eight)],
+        benchmark,
+        STEPS,
     )
 
 
@@ -211,7 +217,7 @@ def test_a_gpu_that_stops_working_fails_no_item(request_of, tmp_path, monkeypatc
 
 
 def test_a_copy_of_the_model_that_differs_is_refused_where_it_is(request_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "outline", lambda folder: "another")
+    monkeypatch.setattr(generation, "outline", lambda source: "another")
     with pytest.raises(ModelError, match="is not on every machine what it is"):
         evaluate(request_of(limit=1), tmp_path / "out", CPU)
 
@@ -222,9 +228,9 @@ def test_a_model_that_was_calibrated_on_an_item_is_refused_before_any_work(round
     item = Item("x", "a prompt", Image.new("RGB", (8, 8)), "hash")
     monkeypatch.setattr(
         evaluation, "calibration_prompts_of",
-        lambda folder: [{"id": "y", "prompt": "a prompt", "image_sha256": "hash"}] if folder == rounded else [],
+        lambda folder: [{"id": "y", "prompt": "a prompt", "image_sha256": "hash"}] if folder == rounded.folder else [],
     )  # fmt: skip
-    request = Request(Model("16-bit", TINY), [Model("rtn", rounded)], BenchmarkSet("mine", (item,)), STEPS)
+    request = Request(Model("16-bit", SOURCE), [Model("rtn", rounded)], BenchmarkSet("mine", (item,)), STEPS)
     with pytest.raises(CalibrationError, match="calibrated on"):
         evaluate(request, tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
@@ -237,10 +243,10 @@ def test_a_flow_shift_left_open_is_refused(benchmark):
     import dataclasses
 
     with pytest.raises(SettingsError, match="--flow-shift"):
-        Request(Model("16-bit", TINY), [], benchmark, dataclasses.replace(STEPS, flow_shift=None))
+        Request(Model("16-bit", SOURCE), [], benchmark, dataclasses.replace(STEPS, flow_shift=None))
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_seeds_are_different(benchmark, seeds):
     with pytest.raises(SettingsError, match="seeds"):
-        Request(Model("16-bit", TINY), [], benchmark, STEPS, seeds)
+        Request(Model("16-bit", SOURCE), [], benchmark, STEPS, seeds)

@@ -16,11 +16,14 @@ import pytest
 
 from tempoquant.engines import Engine, Local, RayCluster
 from tempoquant.evaluate.benchmark_sets.bundled import load_bundled
-from tempoquant.evaluate.evaluation import Request, evaluate
-from tempoquant.evaluate.measures import CEILING_DB
+from tempoquant.evaluate.evaluation import evaluate
+from tempoquant.evaluate.metrics.measures import CEILING_DB
 from tempoquant.evaluate.plan import Model
+from tempoquant.evaluate.request import Request
 from tests.engines.ray_cluster import RAY_IS_MISSING, two_machines
-from tests.recorded import SETTINGS, TINY
+from tests.recorded import SETTINGS, SOURCE
+
+pytestmark = pytest.mark.slow
 
 NUM_ITEMS, NUM_STEPS = 5, 6
 LABELS = ("16-bit", "again")
@@ -39,7 +42,7 @@ def note_generations(pipeline: Any, log: Path) -> None:
 
 
 def request(log: Path) -> Request:
-    reference, again = (Model(label, TINY, prepare=functools.partial(note_generations, log=log)) for label in LABELS)
+    reference, again = (Model(label, SOURCE, prepare=functools.partial(note_generations, log=log)) for label in LABELS)
     return Request(reference, [again], load_bundled(NUM_ITEMS), SETTINGS.replace(num_steps=NUM_STEPS))
 
 

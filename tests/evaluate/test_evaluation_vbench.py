@@ -7,11 +7,12 @@ import pytest
 from tempoquant.engines import Local
 from tempoquant.errors import EvaluationError
 from tempoquant.evaluate.benchmark_sets.bundled import load_bundled
-from tempoquant.evaluate.evaluation import Request, evaluate
+from tempoquant.evaluate.evaluation import evaluate
 from tempoquant.evaluate.plan import Model
-from tempoquant.evaluate.vbench import VBenchSettings
+from tempoquant.evaluate.request import Request
+from tempoquant.evaluate.vbench.settings import VBenchSettings
 from tests.evaluate import fake_vbench
-from tests.recorded import SETTINGS, TINY
+from tests.recorded import SETTINGS, SOURCE
 
 CPU = Local(("cpu",))
 
@@ -23,8 +24,8 @@ def python(tmp_path_factory):
 
 def request(vbench):
     """The bundled model beside itself."""
-    models = [Model("again", TINY)]
-    return Request(Model("16-bit", TINY), models, load_bundled(2), SETTINGS.replace(num_steps=2), vbench=vbench)
+    models = [Model("again", SOURCE)]
+    return Request(Model("16-bit", SOURCE), models, load_bundled(2), SETTINGS.replace(num_steps=2), vbench=vbench)
 
 
 def test_what_vbench_lacks_stops_everything_before_the_first_video(python, tmp_path, monkeypatch):

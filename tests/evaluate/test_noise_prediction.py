@@ -6,16 +6,16 @@ import torch
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import ModelError
 from tempoquant.evaluate.noise_prediction import CallError, call_errors, summarize
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 
-def call(expert: Expert, timestep: float, prompt_id: str = "p0") -> RecordedCall:
+def call(expert: str, timestep: float, prompt_id: str = "p0") -> RecordedCall:
     prediction = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(int(timestep)))
     inputs = {"hidden_states": prediction.clone()}
     return RecordedCall(CalibrationSample(prompt_id, expert, timestep, 0, "conditional", inputs), prediction)
 
 
-CALLS = [call(Expert.HIGH_NOISE, 950.0), call(Expert.LOW_NOISE, 500.0), call(Expert.LOW_NOISE, 100.0)]
+CALLS = [call("high_noise", 950.0), call("low_noise", 500.0), call("low_noise", 100.0)]
 
 
 def repeat(sample: CalibrationSample) -> torch.Tensor:
@@ -47,23 +47,23 @@ def test_a_prediction_that_is_not_finite_names_the_call():
 
 def test_experts_and_bins_are_summarized_apart():
     errors = [
-        CallError("p0", Expert.HIGH_NOISE, 950.0, 30.0),
-        CallError("p0", Expert.LOW_NOISE, 500.0, 20.0),
-        CallError("p0", Expert.LOW_NOISE, 100.0, 10.0),
+        CallError("p0", "high_noise", 950.0, 30.0),
+        CallError("p0", "low_noise", 500.0, 20.0),
+        CallError("p0", "low_noise", 100.0, 10.0),
     ]
-    found = summarize(errors, {Expert.HIGH_NOISE: TimestepBins(), Expert.LOW_NOISE: TimestepBins((500.0,))})
+    found = summarize(errors, {"high_noise": TimestepBins(), "low_noise": TimestepBins((500.0,))})
     rows = [(each.expert, each.bin_index, each.sqnr_db.mean, each.timesteps) for each in found]
     assert rows == [
-        (Expert.HIGH_NOISE, None, 30.0, (950.0, 950.0)),
-        (Expert.LOW_NOISE, None, 15.0, (100.0, 500.0)),
-        (Expert.LOW_NOISE, 0, 10.0, (100.0, 100.0)),
-        (Expert.LOW_NOISE, 1, 20.0, (500.0, 500.0)),  # an edge belongs to the noisier bin
+        ("high_noise", None, 30.0, (950.0, 950.0)),
+        ("low_noise", None, 15.0, (100.0, 500.0)),
+        ("low_noise", 0, 10.0, (100.0, 100.0)),
+        ("low_noise", 1, 20.0, (500.0, 500.0)),  # an edge belongs to the noisier bin
     ]
 
 
 def test_each_prompt_counts_once_however_many_calls_it_has():
-    errors = [CallError("p0", Expert.HIGH_NOISE, 950.0, 10.0) for _ in range(9)]
-    errors.append(CallError("p1", Expert.HIGH_NOISE, 950.0, 20.0))
+    errors = [CallError("p0", "high_noise", 950.0, 10.0) for _ in range(9)]
+    errors.append(CallError("p1", "high_noise", 950.0, 20.0))
     [found] = summarize(errors)
     assert found.sqnr_db.mean == 15.0
     assert found.sqnr_db.num_values == 2
@@ -71,6 +71,6 @@ def test_each_prompt_counts_once_however_many_calls_it_has():
 
 
 def test_bins_and_experts_without_a_call_are_absent():
-    bins = {Expert.LOW_NOISE: TimestepBins((50.0, 900.0))}
-    found = summarize([CallError("p0", Expert.LOW_NOISE, 500.0, 10.0)], bins)
-    assert [(each.expert, each.bin_index) for each in found] == [(Expert.LOW_NOISE, None), (Expert.LOW_NOISE, 1)]
+    bins = {"low_noise": TimestepBins((50.0, 900.0))}
+    found = summarize([CallError("p0", "low_noise", 500.0, 10.0)], bins)
+    assert [(each.expert, each.bin_index) for each in found] == [("low_noise", None), ("low_noise", 1)]

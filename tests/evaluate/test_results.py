@@ -3,18 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
+from tempoquant.plain_values import plain, to_json
 
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.results import (
-    Comparison,
-    ModelResult,
-    NoisePredictionError,
-    Summary,
-    VideoResult,
-    plain,
-    to_json,
-)
-from tempoquant.timesteps import Expert
+from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
 
 
 def result(label: str, **video: object) -> ModelResult:
@@ -55,7 +47,7 @@ def test_json_is_strict_and_infinities_are_texts():
 
 
 def test_json_of_values_keeps_names_and_drops_what_was_not_measured():
-    error = NoisePredictionError(Expert.LOW_NOISE, None, (10.0, 800.0), Summary.of([20.0, 22.0]), 8)
+    error = NoisePredictionError("low_noise", None, (10.0, 800.0), Summary.of([20.0, 22.0]), 8)
     record = plain(error)
     assert record["expert"] == "low_noise"
     assert "bin_index" not in record

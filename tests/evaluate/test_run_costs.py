@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tempoquant.evaluate.run_costs import PHASES, RunCosts, measuring_costs
-from tempoquant.integrations.sampling import generate_video
-from tempoquant.integrations.wan import load_pipeline
-from tests.recorded import PROMPTS, SETTINGS, TINY
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.sampling import generate_video
+from tests.recorded import PROMPTS, SETTINGS, SOURCE
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return load_pipeline(TINY, "cpu")
+    return load_pipeline(SOURCE, "cpu")
 
 
 def watched(pipeline):

@@ -42,6 +42,7 @@ def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path)
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_for_the_other_generations_kernels_compile_and_fp8_starts_with_ada(tmp_path: Path) -> None:
     """Of each module a few of its kernels; `python -m tests.kernels.compile_all` does them all."""

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tempoquant.errors import RecipeError
-from tempoquant.methods import Deflation, deflation, deflation_of, split
+from tempoquant.methods import Deflation, deflation, deflation_of, split_weight
 from tests.random_layers import random
 
 BFLOAT16_UNIT = 2.0**-8  # the largest relative error of rounding to it
@@ -29,7 +29,7 @@ class Problem:
         factor = torch.ones(IN) if self.factor is None else self.factor.float()
         self.x, self.weight = self.raw / factor, random(OUT, IN, seed=seed + 4) * factor
         self.shared = deflation_of(covariance_of(self.x), [self.weight], self.factor, rank)
-        self.up, self.residual = split(self.weight, self.factor, self.shared)
+        self.up, self.residual = split_weight(self.weight, self.factor, self.shared)
         self.hidden = self.raw.double() @ self.shared.down.double().T
         self.left = (self.raw.double() / factor.double()) - self.hidden @ self.shared.deflation.double().T
 
@@ -56,7 +56,7 @@ def test_branch_and_residual_make_the_product_but_for_the_rounding_of_up(seed: i
 def test_a_full_rank_leaves_nothing_for_four_bits() -> None:
     x, weight = inputs(48), random(OUT, 48, seed=9)
     shared = deflation_of(covariance_of(x), [weight], None, 48)
-    up, residual = split(weight, None, shared)
+    up, residual = split_weight(weight, None, shared)
     assert residual.norm() < 1e-5 * weight.norm()
     left = x - x @ shared.down.float().T @ shared.deflation.float().T
     assert left.norm() < 48**0.5 * BFLOAT16_UNIT * x.norm()
@@ -106,8 +106,8 @@ def test_linears_that_share_an_input_share_what_one_of_all_their_rows_would_get(
     stacked = deflation_of(covariance_of(x), [torch.cat(weights)], None, RANK)
     for one, other in zip(apart, stacked, strict=True):  # sums in another order may round to another neighbour
         torch.testing.assert_close(one.float(), other.float(), rtol=2 * BFLOAT16_UNIT, atol=1e-3)
-    up, residual = split(torch.cat(weights), None, apart)
-    parts = [split(weight, None, apart) for weight in weights]
+    up, residual = split_weight(torch.cat(weights), None, apart)
+    parts = [split_weight(weight, None, apart) for weight in weights]
     torch.testing.assert_close(torch.cat([part for _, part in parts]), residual, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
         torch.cat([part for part, _ in parts]).float(), up.float(), rtol=2 * BFLOAT16_UNIT, atol=1e-4
@@ -160,7 +160,7 @@ def test_an_input_or_a_weight_of_zeros_makes_finite_numbers(nothing: str) -> Non
     covariance = covariance_of(inputs()) * (nothing == "weight")
     weight = random(OUT, IN) * (nothing == "input")
     shared = deflation_of(covariance, [weight], None, RANK)
-    up, residual = split(weight, None, shared)
+    up, residual = split_weight(weight, None, shared)
     for tensor in (*shared, up, residual):
         assert bool(torch.isfinite(tensor).all())
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tempoquant.formats import rotate
-from tempoquant.methods import add_prior_, certain_mean
+from tempoquant.methods import add_prior_, shrunk_mean
 from tempoquant.methods.prior import prior_energy, share, typical_energy
 from tests.random_layers import random
 
@@ -63,5 +63,5 @@ def test_a_mean_is_believed_as_far_as_it_is_above_its_own_error() -> None:
         (3.0, 100, 0.9999, 1),
     ):
         mean = torch.full((1, WIDTH), size).double()
-        believed = certain_mean(mean, variance if count > 1 else 0 * variance, torch.tensor([[count]]).double()) / mean
+        believed = shrunk_mean(mean, variance if count > 1 else 0 * variance, torch.tensor([[count]]).double()) / mean
         assert low <= float(believed[0, 0]) <= high

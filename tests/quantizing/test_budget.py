@@ -7,13 +7,14 @@ import pytest
 from tempoquant.calibrate.sensitivity import LayerSensitivity, LinearsSensitivity
 from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.errors import RecipeError
-from tempoquant.integrations.block_costs import ExpertCosts
-from tempoquant.integrations.layer_sizes import LayerSizes
+from tempoquant.models.source import SourceModel
+from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.layer_sizes import LayerSizes
 from tempoquant.quantizing.budget import Budget, BudgetPlan
 from tempoquant.recipe import LayerRule, Recipe
-from tempoquant.timesteps import Expert
-from tempoquant.tiny import weights_folder
 
+TINY = SourceModel.open("tiny")
 OURS = Recipe.load("default").replace(rank=2)
 SHARED = (("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v"))
 ALONE = (("attn1.to_out.0",), ("attn2.to_q",), ("attn2.to_out.0",), ("ffn.net.0.proj",), ("ffn.net.2",))
@@ -28,23 +29,23 @@ def sensitivity(low_noise: float = 10.0) -> Sensitivity:
     """The later a block, the more it matters; low noise so much more than high noise."""
     experts = {
         expert: [linears(block, names, loudness * 2**block) for block in range(4) for names in (*SHARED, *ALONE)]
-        for expert, loudness in ((Expert.HIGH_NOISE, 1.0), (Expert.LOW_NOISE, low_noise))
+        for expert, loudness in (("high_noise", 1.0), ("low_noise", low_noise))
     }
     return Sensitivity(experts, {})
 
 
 def spend(budget: Budget, recipe: Recipe = OURS, low_noise: float = 10.0) -> Recipe:
-    return BudgetPlan(weights_folder(), recipe, budget).spend(sensitivity(low_noise))
+    return BudgetPlan(TINY, recipe, budget).spend(sensitivity(low_noise))
 
 
 def bits_per_weight(recipe: Recipe) -> float:
-    all_sizes = [LayerSizes(weights_folder(), expert, recipe) for expert in Expert]
+    all_sizes = [LayerSizes(TINY, expert, recipe) for expert in COMPONENTS]
     num_bytes = sum(sizes.as_recipe_says(name).replacing for sizes in all_sizes for name in sizes)
     return 8 * num_bytes / sum(sizes.num_weights(name) for sizes in all_sizes for name in sizes)
 
 
 def size_gib(recipe: Recipe) -> float:
-    costs = [ExpertCosts(weights_folder(), expert, recipe, 0, "cpu") for expert in Expert]
+    costs = [ExpertCosts(TINY, expert, recipe, 0, "cpu") for expert in COMPONENTS]
     return sum(cost.output_bytes for cost in costs) / 2**30
 
 
@@ -63,17 +64,17 @@ def test_the_expert_and_the_blocks_that_matter_more_get_more() -> None:
     recipe = spend(Budget(bits_per_weight=5.5))
     totals = {
         (expert, block): sum(recipe.rank_of(f"blocks.{block}.{name}", expert) for [name] in ALONE)
-        for expert in Expert
+        for expert in COMPONENTS
         for block in (0, 3)
     }
-    high, low = Expert.HIGH_NOISE, Expert.LOW_NOISE
+    high, low = "high_noise", "low_noise"
     assert totals[high, 0] < totals[high, 3] and totals[low, 0] < totals[low, 3]
     assert totals[high, 0] < totals[low, 0]
 
 
 def test_linears_that_share_an_input_get_one_rank() -> None:
     recipe = spend(Budget(bits_per_weight=5.2))
-    for expert in Expert:
+    for expert in COMPONENTS:
         for block in range(4):
             for names in SHARED:
                 assert len({recipe.rank_of(f"blocks.{block}.{name}", expert) for name in names}) == 1
@@ -84,7 +85,7 @@ def test_the_recipes_own_rules_stay_whatever_the_budget() -> None:
     recipe = spend(Budget(bits_per_weight=8.0), OURS.replace(layers=own, keep_16bit_blocks=(0, 1)))
     assert recipe.layers[:2] == own and recipe.keep_16bit_blocks == (0, 1)
     assert not any(".3." in rule.pattern or "low_noise.blocks.1.ffn" in rule.pattern for rule in recipe.layers[2:])
-    assert recipe.rank_of("blocks.2.ffn.net.2", Expert.LOW_NOISE) == 1
+    assert recipe.rank_of("blocks.2.ffn.net.2", "low_noise") == 1
     assert bits_per_weight(recipe) <= 8.0
 
 
@@ -115,17 +116,17 @@ def test_a_large_budget_buys_layers_in_16_bits() -> None:
 )
 def test_a_budget_that_cannot_be_is_one_sentence(budget: dict, words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        BudgetPlan(weights_folder(), OURS, Budget(**budget))
+        BudgetPlan(TINY, OURS, Budget(**budget))
 
 
 def test_a_budget_needs_activations_and_something_to_decide() -> None:
     with pytest.raises(RecipeError, match="recipe rtn looks at none"):
-        BudgetPlan(weights_folder(), Recipe.load("rtn"), Budget(5.0))
+        BudgetPlan(TINY, Recipe.load("rtn"), Budget(5.0))
     with pytest.raises(RecipeError, match="nothing is left for a budget"):
-        BudgetPlan(weights_folder(), OURS.replace(layers=(LayerRule("*", rank=3),)), Budget(5.0))
+        BudgetPlan(TINY, OURS.replace(layers=(LayerRule("*", rank=3),)), Budget(5.0))
 
 
 def test_a_sensitivity_that_lacks_a_layer_is_refused() -> None:
-    lacking = Sensitivity({**sensitivity().experts, Expert.LOW_NOISE: []}, {})
+    lacking = Sensitivity({**sensitivity().experts, "low_noise": []}, {})
     with pytest.raises(RecipeError, match=r"says nothing of blocks\.0\.\S+ of low_noise: measure it again"):
-        BudgetPlan(weights_folder(), OURS, Budget(5.0)).spend(lacking)
+        BudgetPlan(TINY, OURS, Budget(5.0)).spend(lacking)

@@ -9,9 +9,11 @@ import pytest
 import tempoquant
 from tempoquant import Recipe
 from tempoquant.engines import RayCluster
-from tempoquant.evaluate.contents import contents_of
+from tempoquant.hosts.contents import contents_of
 from tempoquant.quantizing import Budget, Machine
 from tests.engines.ray_cluster import RAY_IS_MISSING, two_machines
+
+pytestmark = pytest.mark.slow
 
 QUICK = Recipe.load("paper").replace(num_prompts=2, num_steps=4, rank=2, num_frames=5)
 BUDGET = Budget(bits_per_weight=5.0)

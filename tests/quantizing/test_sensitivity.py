@@ -10,15 +10,15 @@ from tempoquant import Recipe
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.checkpoint.reader import read_config
 from tempoquant.errors import CalibrationError, OutputError, RecipeError
-from tempoquant.evaluate.contents import contents_of
-from tempoquant.integrations.output_folder import fingerprint
-from tempoquant.integrations.recording import record
-from tempoquant.integrations.recording_plan import ModelIdentity
+from tempoquant.hosts.contents import contents_of
+from tempoquant.models.fingerprint import fingerprint
 from tempoquant.quantizing import Budget, Machine, measure_sensitivity, pipeline
 from tempoquant.quantizing import plan as planned
 from tempoquant.quantizing import sensitivity as measuring
 from tempoquant.quantizing.run import Run
-from tests.recorded import CPU, TINY, bytes_of, plan
+from tempoquant.recording.plan import ModelIdentity
+from tempoquant.recording.record import record
+from tests.recorded import CPU, SOURCE, bytes_of, plan
 
 QUICK = Recipe.load("default").replace(
     num_prompts=1, num_steps=4, samples_per_expert=2, rank=2, height=32, width=32, num_frames=5
@@ -72,7 +72,7 @@ def test_a_finished_run_is_known_by_its_budget(within_budget: Path) -> None:
 def test_a_file_measured_before_is_what_a_run_would_measure_and_serves_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record(TINY, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(TINY)), engine=CPU)
+    record(SOURCE, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(SOURCE)), engine=CPU)
     recipe = Recipe.load("default").replace(rank=2)
     found = measure_sensitivity("tiny", tmp_path / "store", tmp_path / "work", recipe, machine=Machine(("cpu",)))
     assert list((tmp_path / "work").iterdir()) == []
@@ -101,7 +101,7 @@ def test_a_file_measured_before_is_what_a_run_would_measure_and_serves_in_its_pl
 
 
 def test_measuring_by_itself_asks_for_room_and_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(TINY, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(TINY)), engine=CPU)
+    record(SOURCE, tmp_path / "store", plan(1, 4), model=ModelIdentity(fingerprint(SOURCE)), engine=CPU)
     recipe = Recipe.load("default").replace(rank=2)
     asked: list[int] = []
     of_cost = measuring.states_bytes
@@ -120,7 +120,7 @@ def test_measuring_by_itself_asks_for_room_and_takes_no_more(tmp_path: Path, mon
 
     room = shutil._ntuple_diskusage(needed, 1, needed - 1)
     monkeypatch.setattr(measuring.shutil, "disk_usage", lambda _: room)
-    monkeypatch.setattr(measuring, "measure_expert", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(measuring, "measure_denoiser", lambda *_: pytest.fail("it began"))
     with pytest.raises(OutputError, match=r"hidden states need 0\.0 GiB .* or record fewer samples"):
         measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu",)))
     room = shutil._ntuple_diskusage(needed, 1, needed)  # enough for one expert, not for two side by side

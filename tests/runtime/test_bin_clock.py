@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.errors import ModelError, UnsupportedError
 from tempoquant.formats import FORMATS
 from tempoquant.runtime.bin_clock import BinClock
@@ -100,11 +101,21 @@ def test_the_timesteps_dtype_does_not_matter(dtype: torch.dtype) -> None:
         assert current(clock) == [1, 2, 0]
 
 
-def test_one_timestep_per_token_is_refused_by_several_bins_only() -> None:
-    with pytest.raises(UnsupportedError, match="one per token"):
-        BinClock(BINS).at(torch.ones(1, 16))
-    with BinClock(TimestepBins()).at(torch.ones(1, 16)):
-        pass
+def test_a_row_with_a_timestep_for_each_token_is_at_its_noisiest() -> None:
+    by_token = torch.tensor([[0.0, 918.0, 918.0], [0.0, 0.0, 917.0]])
+    clock = BinClock(BINS)
+    with clock.at(by_token):
+        assert current(clock) == [1, 0]
+
+
+def test_a_model_may_count_its_timesteps_in_another_unit_and_by_another_name() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> list[int]:
+            return current(clock)
+
+    clock, model = BinClock(BINS, ModelCall("t", 1000.0)), Model()
+    clock.attach(model)
+    assert model(torch.ones(1), torch.tensor([0.95])) == [1] and model(torch.ones(1), t=torch.tensor([0.97])) == [2]
 
 
 def test_rows_and_timesteps_that_do_not_match_are_refused() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tempoquant.errors import TempoQuantError, UnsupportedError
+from tempoquant.errors import TempoQuantError
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.convert import install_layers
@@ -155,8 +155,8 @@ def test_a_call_that_raises_midway_leaves_nothing_behind(model: Any) -> None:
 
 
 def test_a_call_that_is_refused_ends_too(model: Any) -> None:
-    with pytest.raises(UnsupportedError, match="one per token"):
-        model(**inputs() | {"timestep": torch.ones(1, 16)})
+    with pytest.raises(ValueError, match="late"):
+        model(**inputs() | {"timestep": "late"})
 
 
 def test_a_call_keeps_the_activation_bits_that_it_began_with(model: Any) -> None:

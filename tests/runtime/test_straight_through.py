@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS
-from tempoquant.integrations.nunchaku_linear import NunchakuLinear
+from tempoquant.hosts.nunchaku.linear import NunchakuLinear
 from tempoquant.kernels import input_gradient
 from tempoquant.quantizing import quantize_linear
 from tempoquant.runtime import QuantizedLinear, install_layers

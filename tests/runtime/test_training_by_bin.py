@@ -34,7 +34,7 @@ def quantized(name: str, linear: nn.Linear) -> QuantizedLayer:
     for phase in phases_of(RECIPE):
         for timestep_bin, part in enumerate(parts):
             calibration.observe(phase, part, timestep_bin)
-        calibration.settle(phase)
+        calibration.end_phase(phase)
     (named,) = calibration.finish()
     return named.layer
 

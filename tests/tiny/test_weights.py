@@ -10,7 +10,7 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from safetensors import safe_open
 
-from tempoquant.evaluate.prompt_adherence import check_prompt
+from tempoquant.evaluate.metrics.prompt_adherence import check_prompt
 from tempoquant.tiny import evaluation_items, render, weights_folder
 
 FOLDER = weights_folder()

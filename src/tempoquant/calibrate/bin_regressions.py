@@ -21,13 +21,13 @@ class BinRegressions:
     def __init__(self, shared: Deflation, smoothing_factor: torch.Tensor | None, means: torch.Tensor) -> None:
         self._down, self._means = shared.down, means
         self._factor = means.new_ones(means.shape[1]) if smoothing_factor is None else smoothing_factor.float()
-        self._seen = means.new_zeros(len(means), *shared.down.shape)
+        self._cross_covariance = means.new_zeros(len(means), *shared.down.shape)
         self._num_tokens = [0] * len(means)
 
     def add(self, x: torch.Tensor, timestep_bin: int) -> None:
         """Take in raw tokens (tokens, in) of one bin."""
         centred = x.float() - self._means[timestep_bin]
-        self._seen[timestep_bin] += (centred @ self._down.float().T).T @ (centred / self._factor)
+        self._cross_covariance[timestep_bin] += (centred @ self._down.float().T).T @ (centred / self._factor)
         self._num_tokens[timestep_bin] += len(x)
 
     def deflation(self, moments: InputMoments, rotated: bool) -> Deflation:
@@ -37,11 +37,11 @@ class BinRegressions:
         were theirs. A bin without tokens has theirs alone.
         """
         stored = self._down.float() * self._factor
-        pooled = self._seen.sum(0) / max(sum(self._num_tokens), 1)
+        pooled = self._cross_covariance.sum(0) / max(sum(self._num_tokens), 1)
         pooled = moments.with_prior(pooled, stored, self._factor)
         found = []
-        for seen, count in zip(self._seen, self._num_tokens, strict=True):
-            own = seen / max(count, 1)
+        for cross_covariance, count in zip(self._cross_covariance, self._num_tokens, strict=True):
+            own = cross_covariance / max(count, 1)
             energies = [float(((each @ stored.T).diagonal()).sum()) for each in (own, pooled)]
             scale = energies[0] / energies[1] if count and energies[1] > 0 else 1.0
             mixed = (count * own + PSEUDO_TOKENS * scale * pooled) / (count + PSEUDO_TOKENS)

@@ -1,7 +1,8 @@
-"""What lies between two blocks: the hidden states of all samples, on disk so that a run can resume, and in RAM too
-while they fit a budget. Either way the next block gets exactly what a resumed run would read."""
+"""What is carried past each block, the hidden states of all samples: on disk so that a run can resume, and in RAM too
+while it fits a budget. Either way the next block gets exactly what a resumed run would read."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ class HiddenStates:
 
     def __init__(self, folder: Path, ram_bytes: int = DEFAULT_RAM_BYTES) -> None:
         self._folder, self._ram_bytes = folder, ram_bytes
-        self._in_ram: dict[tuple[int, int], torch.Tensor] = {}
+        self._in_ram: dict[tuple[int, int], list[torch.Tensor]] = {}
         self._unwritten: dict[str, torch.Tensor] = {}
         self._files: dict[tuple[int, int], Path] = {}
 
@@ -36,28 +37,29 @@ class HiddenStates:
         """Whether the states before a block are all there."""
         return self._boundary(block).is_dir()
 
-    def read(self, block: int, sample: int) -> torch.Tensor:
+    def read(self, block: int, sample: int) -> list[torch.Tensor]:
         """One sample's hidden states before a block, on the CPU. Raises CalibrationError when the file is damaged."""
         if (block, sample) in self._in_ram:
             return self._in_ram[block, sample]
         try:
             with safe_open(self._file_of(block, sample), framework="pt", device="cpu") as tensors:
-                # A copy is as aligned as what is in RAM: alignment moves the last bits of results.
-                return tensors.get_tensor(str(sample)).clone()
+                # Copies are as aligned as what is in RAM: alignment moves the last bits of results.
+                keys = sorted((key for key in tensors.keys() if _sample_of(key) == sample), key=_position_of)  # noqa: SIM118
+                return [tensors.get_tensor(key).clone() for key in keys]
         except (SafetensorError, OSError, ValueError) as error:
             raise CalibrationError(
                 f"hidden states in {self._boundary(block)} cannot be read ({error}): remove {self._folder.parent}, and "
                 "the run starts over."
             ) from error
 
-    def write(self, block: int, sample: int, states: torch.Tensor) -> None:
+    def write(self, block: int, sample: int, states: Sequence[torch.Tensor]) -> None:
         """Take in one sample's hidden states before a block. Raises OutputError when the disk is full."""
-        states = states.detach().cpu().contiguous()
-        self._unwritten[str(sample)] = states
+        states = [each.detach().cpu().contiguous() for each in states]
+        self._unwritten |= {f"{sample}.{position}": each for position, each in enumerate(states)}
         if sum(each.nbytes for each in self._unwritten.values()) >= _FILE_BYTES:
             self._write_file(block)
-        held = sum(each.nbytes for (boundary, _), each in self._in_ram.items() if boundary == block)
-        if held + states.nbytes <= self._ram_bytes / 2:
+        held = sum(_num_bytes(each) for (boundary, _), each in self._in_ram.items() if boundary == block)
+        if held + _num_bytes(states) <= self._ram_bytes / 2:
             self._in_ram[block, sample] = states
 
     def commit(self, block: int) -> None:
@@ -74,7 +76,7 @@ class HiddenStates:
                 f"hidden states cannot be written to {self._folder} ({error}): free some space."
             ) from error
 
-    def forget_but(self, block: int) -> None:
+    def keep_only(self, block: int) -> None:
         """Remove every boundary but the one before a block, and whatever was left half made."""
         self._in_ram = {key: states for key, states in self._in_ram.items() if key[0] == block}
         self._files = {key: file for key, file in self._files.items() if key[0] == block}
@@ -99,10 +101,23 @@ class HiddenStates:
         if (block, sample) not in self._files:
             for file in sorted(self._boundary(block).iterdir()):
                 with safe_open(file, framework="pt", device="cpu") as tensors:
-                    self._files |= {(block, int(key)): file for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+                    self._files |= {(block, _sample_of(key)): file for key in tensors.keys()}  # noqa: SIM118 (not a dict)
         if (block, sample) not in self._files:
             raise OSError(f"sample {sample} is in none of its files")
         return self._files[block, sample]
 
     def _boundary(self, block: int) -> Path:
         return self._folder / f"{block:04d}"
+
+
+def _sample_of(key: str) -> int:
+    return int(key.partition(".")[0])
+
+
+def _position_of(key: str) -> int:
+    """Return which of a sample's tensors a key names."""
+    return int(key.partition(".")[2])
+
+
+def _num_bytes(states: Sequence[torch.Tensor]) -> int:
+    return sum(each.nbytes for each in states)

@@ -2,7 +2,7 @@
 
 import torch
 
-from tempoquant.methods import HessianAccumulator, add_prior_, certain_mean, prior, prior_energy, typical_energy
+from tempoquant.methods import HessianAccumulator, add_prior_, prior, prior_energy, shrunk_mean, typical_energy
 
 
 class InputMoments:
@@ -71,7 +71,7 @@ class InputMoments:
     @property
     def rms(self) -> torch.Tensor:
         """(in,) float32: root mean square of the distance from the mean of its bin, or from zero; with the prior."""
-        share = prior.share(self._prior_fraction, self._total)
+        share = prior.share(self._prior_fraction, self._total_tokens)
         return ((1 - share) * self._variance + share * self._prior_energy).sqrt().float()
 
     @property
@@ -80,9 +80,9 @@ class InputMoments:
         return self._variance.sqrt().float()
 
     @property
-    def typical(self) -> float:
+    def typical_rms(self) -> float:
         """Root mean square of an ordinary feature, see `methods.prior.typical_energy`."""
-        return float(typical_energy(self._variance, self._about_zero, self._total).sqrt())
+        return float(typical_energy(self._variance, self._mean_square, self._total_tokens).sqrt())
 
     @property
     def rms_by_bin(self) -> torch.Tensor:
@@ -93,21 +93,22 @@ class InputMoments:
         self, moments: torch.Tensor, smoothing_factor: torch.Tensor | None, rotated: bool = False
     ) -> torch.Tensor:
         """Mix a covariance or Hessian (in, in) of smoothed inputs with the prior's share, in place; it is returned."""
-        share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total)
+        share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total_tokens)
         energy = self._prior_energy
         energy = energy if smoothing_factor is None else energy / smoothing_factor.double().square()
         return add_prior_(moments, energy, share, rotated)
 
     def with_prior(
-        self, seen: torch.Tensor, directions: torch.Tensor, factor: torch.Tensor, scale: float = 1.0
+        self, cross_covariance: torch.Tensor, directions: torch.Tensor, factor: torch.Tensor, scale: float = 1.0
     ) -> torch.Tensor:
-        """Mix directions (rank, in) times a covariance of smoothed inputs, `seen`, with the prior's share.
+        """Mix directions (rank, in) times a covariance of smoothed inputs, (rank, in), with the prior's share.
 
         Args:
             scale: energy of these inputs over that of all.
         """
-        share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total)
-        return (1 - share) * seen + share * scale * directions * (self._prior_energy / factor.double().square()).float()
+        share = prior.share(self._prior_fraction * prior.MATRIX_FRACTION, self._total_tokens)
+        energy = (self._prior_energy / factor.double().square()).float()
+        return (1 - share) * cross_covariance + share * scale * directions * energy
 
     def take_covariance(self, smoothing_factor: torch.Tensor | None) -> torch.Tensor:
         """(in, in) float32: mean of x̃ᵀx̃ about the mean of its bin, or zero, of the smoothed input; with the prior. Its
@@ -128,12 +129,12 @@ class InputMoments:
         return self.add_prior_(covariance, smoothing_factor)
 
     @property
-    def _total(self) -> float:
+    def _total_tokens(self) -> float:
         return float(self._num_tokens.sum())
 
     @property
     def _prior_energy(self) -> torch.Tensor:
-        return prior_energy(self._variance, self._about_zero, self._total)
+        return prior_energy(self._variance, self._mean_square, self._total_tokens)
 
     @property
     def _from_origin(self) -> torch.Tensor:
@@ -147,18 +148,18 @@ class InputMoments:
         mean = sums / num_tokens.clamp(min=1)
         if self._prior_fraction and self._origin is not None:
             variance = (squares / num_tokens.clamp(min=1) - mean.square()).clamp(min=0)
-            mean = certain_mean(mean + self._origin, variance, num_tokens) - self._origin
-        pooled = self._sum.sum(0) / max(self._total, 1)
+            mean = shrunk_mean(mean + self._origin, variance, num_tokens) - self._origin
+        pooled = self._sum.sum(0) / max(self._total_tokens, 1)
         return torch.where(num_tokens > 0, mean, pooled).expand_as(self._sum)  # a bin without tokens: that of all
 
     @property
-    def _about_zero(self) -> torch.Tensor:
+    def _mean_square(self) -> torch.Tensor:
         """(in,) float64: mean square of each feature."""
         squares = self._sum_of_squares.sum(0)
         if self._origin is not None:
             origin = self._origin.double()
-            squares = squares + 2 * origin * self._sum.sum(0) + self._total * origin.square()
-        return (squares / max(self._total, 1)).clamp(min=0)
+            squares = squares + 2 * origin * self._sum.sum(0) + self._total_tokens * origin.square()
+        return (squares / max(self._total_tokens, 1)).clamp(min=0)
 
     @property
     def _square_sums(self) -> torch.Tensor:
@@ -171,4 +172,4 @@ class InputMoments:
     @property
     def _variance(self) -> torch.Tensor:
         """(in,) float64: mean square of the distance from the centre, or from zero, without the prior."""
-        return (self._square_sums.sum(0) / max(self._total, 1)).clamp(min=0)
+        return (self._square_sums.sum(0) / max(self._total_tokens, 1)).clamp(min=0)

@@ -10,7 +10,7 @@ from tempoquant.layer import HardlySeen
 from tempoquant.methods import fit_scale_range, smoothing_factor
 from tempoquant.recipe import Recipe
 
-HARDLY = 0.01
+HARDLY_SEEN_FRACTION = 0.01
 """A feature is hardly seen when its root mean square is below this share of the input's typical one."""
 
 
@@ -35,8 +35,8 @@ def hardly_seen(moments: InputMoments, weights: Sequence[torch.Tensor], recipe: 
     Returns:
         None where there are none.
     """
-    typical = moments.typical
-    silent = moments.plain_rms < HARDLY * typical
+    typical = moments.typical_rms
+    silent = moments.plain_rms < HARDLY_SEEN_FRACTION * typical
     count = int(silent.sum())
     if not count:
         return None

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.bin_regressions import BinRegressions
-from tempoquant.calibrate.changed_bias import changed_bias
+from tempoquant.calibrate.corrected_bias import corrected_bias
 from tempoquant.calibrate.input_moments import InputMoments
 from tempoquant.calibrate.input_smoothing import hardly_seen, smoothing_of
 from tempoquant.calibrate.phases import Phase
@@ -49,7 +49,7 @@ from tempoquant.methods import (
     feedback_matrix,
     gptq,
     round_to_nearest,
-    split,
+    split_weight,
     svdquant,
 )  # fmt: skip
 from tempoquant.recipe import Recipe
@@ -60,13 +60,13 @@ _logger = logging.getLogger(__name__)
 
 class NamedLayer(NamedTuple):
     """name: in the expert. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32.
-    bias_change: (out,) or (num_bins, out) float32, what the layer's bias has more than the linear's; None for nothing.
+    bias_correction: (out,) or (num_bins, out) float32, what the linear's bias lacks for the layer; None for nothing.
     hardly_seen: features that calibration hardly saw; None for none."""
 
     name: str
     layer: QuantizedLayer
     needed_float64: bool
-    bias_change: torch.Tensor | None
+    bias_correction: torch.Tensor | None
     hardly_seen: HardlySeen | None = None
 
 
@@ -76,7 +76,7 @@ class _Rounded(NamedTuple):
     codes: torch.Tensor
     scale: WeightScale
     branch: LowRankBranch | None
-    bias_change: torch.Tensor | None
+    bias_correction: torch.Tensor | None
 
 
 class InputCalibration:
@@ -136,16 +136,16 @@ class InputCalibration:
         elif in_statistics and phase is Phase.HESSIAN:
             self._chunks.each(x, lambda rows: self._gather_hessian(rows, timestep_bin))
 
-    def settle(self, phase: Phase) -> None:
+    def end_phase(self, phase: Phase) -> None:
         """End a phase: compute what the next one needs."""
         if phase is Phase.REGRESSION and self._regressions is not None:
             deflation = self._regressions.deflation(self._moments, self._recipe.rotation)
             self._regressions = None
             self._deflate(deflation)
-            self._settle_offset()
+            self._fit_offset()
         if phase is not Phase.RANGE:
             return
-        self._settle_smoothing()
+        self._fit_smoothing()
         if self._deflates:
             factor = self._transform.smoothing_factor
             weights = [self._transform.smoothed(linear.weight) for linear in self._linears.values()]
@@ -154,9 +154,9 @@ class InputCalibration:
             self._deflate(deflation)
             if self._recipe.deflation_by_bin and self._bins.num_bins > 1:
                 self._regressions = BinRegressions(deflation, factor, self._moments.means)
-        self._settle_offset()
+        self._fit_offset()
 
-    def _settle_smoothing(self) -> None:
+    def _fit_smoothing(self) -> None:
         weights = [linear.weight.detach() for linear in self._linears.values()]
         factor = smoothing_of(self._moments, weights, self._recipe, self._format)
         self._transform = self._transform._replace(smoothing_factor=factor)
@@ -166,8 +166,8 @@ class InputCalibration:
         down, taken_out = (None, None) if deflation is None else deflation
         self._transform = self._transform._replace(down=down, deflation=taken_out)
 
-    def _settle_offset(self) -> None:
-        """Once it is known what else comes off the input."""
+    def _fit_offset(self) -> None:
+        """Fit the input offset, once it is known what else comes off the input."""
         if self._recipe.centring:
             offset = self._transform._replace(input_offset=None).of_means(self._means).to(torch.bfloat16)
             self._transform = self._transform._replace(input_offset=offset)
@@ -197,7 +197,7 @@ class InputCalibration:
         with watch("clip search"):
             clip_ratio = self._search_clip_ratio(list(rounded.values()))
         return [NamedLayer(name, self._layer(self._linears[name].bias, result, clip_ratio), needed_float64,
-                           result.bias_change, self._hardly_seen)
+                           result.bias_correction, self._hardly_seen)
                 for name, result in rounded.items()]  # fmt: skip
 
     def _keep_tokens(self, x: torch.Tensor, timestep_bin: int) -> None:
@@ -243,14 +243,12 @@ class InputCalibration:
         else:
             codes = gptq(residual, feedback, scale, self._format, self._recipe.block_size)
         is_centred = self._transform.input_offset is not None
-        bias_change = self._missing_at_the_mean(linear, branch, residual) if is_centred else None
-        return _Rounded(codes, scale, branch, bias_change)
+        bias_correction = self._bias_correction(linear, branch, residual) if is_centred else None
+        return _Rounded(codes, scale, branch, bias_correction)
 
-    def _missing_at_the_mean(
-        self, linear: nn.Linear, branch: LowRankBranch | None, residual: torch.Tensor
-    ) -> torch.Tensor:
-        """(out,) or (num_bins, out) float32: what the stored layer's output lacks for the mean input, before the
-        residual is rounded."""
+    def _bias_correction(self, linear: nn.Linear, branch: LowRankBranch | None, residual: torch.Tensor) -> torch.Tensor:
+        """Compute what the stored layer's output lacks for the mean input, before the residual is rounded: (out,) or
+        (num_bins, out) float32."""
         mean = self._means
         missing = mean @ linear.weight.detach().float().T - self._transform.of_means(mean) @ residual.T
         if branch is None:
@@ -265,7 +263,9 @@ class InputCalibration:
         if down is None or deflation is None:
             branch, residual = svdquant(linear.weight.detach().float(), factor, self._rank)
             return branch, transform.rotate(residual)
-        up, residual = split(transform.smoothed(linear.weight), factor, Deflation(down, deflation), transform.rotated)
+        up, residual = split_weight(
+            transform.smoothed(linear.weight), factor, Deflation(down, deflation), transform.rotated
+        )
         return LowRankBranch(up, down, deflation), residual
 
     def _search_clip_ratio(self, rounded: Sequence[_Rounded]) -> torch.Tensor:
@@ -291,7 +291,7 @@ class InputCalibration:
             tensor_scale=rounded.scale.tensor if self._format.has_tensor_scale else None,
             smoothing_factor=self._transform.smoothing_factor,
             branch=rounded.branch,
-            bias=changed_bias(bias, rounded.bias_change),
+            bias=corrected_bias(bias, rounded.bias_correction),
             clip_ratio=clip_ratio,
             bins=self._bins,
             input_offset=self._transform.input_offset,

@@ -15,7 +15,7 @@ from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.formats import Format
 from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.layer import LowRankBranch
-from tempoquant.methods import deflation_by, leading_directions, split_by, svdquant, truncated_svd
+from tempoquant.methods import deflation_along, leading_directions, split_with_factors, svdquant, truncated_svd
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
 
@@ -44,9 +44,9 @@ class RankTrials(InputCalibration):
         self._covariance = self._directions = torch.empty(0)
         self._factors: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def settle(self, phase: Phase) -> None:
-        """End a phase: what all ranks have in common."""
-        self._settle_smoothing()
+    def end_phase(self, phase: Phase) -> None:
+        """End a phase: compute what all ranks have in common."""
+        self._fit_smoothing()
         weights = {linear: self._transform.smoothed(linear.weight) for linear in self._linears.values()}
         most = max(self._ranks)
         if self._deflates:
@@ -61,7 +61,7 @@ class RankTrials(InputCalibration):
         gradients: Mapping[str, Sequence[torch.Tensor]],
         num_tokens: Sequence[int],
     ) -> dict[str, dict[int, float]]:
-        """What four bits do to some tokens of each sample, after the range phase is settled.
+        """Compute what four bits do to some tokens of each sample, after the range phase has ended.
 
         Args:
             samples: of each, raw inputs (tokens, in) float32.
@@ -69,12 +69,12 @@ class RankTrials(InputCalibration):
             num_tokens: of each sample, all that these tokens stand for.
 
         Returns:
-            For each linear, rank to the mean over samples of `moved_power`.
+            For each linear, rank to the mean over samples of `propagated_power`.
         """
         found: dict[str, dict[int, float]] = {name: {} for name in self._linears}
         tokens = torch.cat(list(samples))
         for rank in self._ranks:
-            self._try(rank)
+            self._set_rank(rank)
             for name, linear in self._linears.items():
                 layer = self._layer(linear.bias, self._round(linear, None, None), torch.ones(1)).at_bin(0)
                 output = w4a4_linear(
@@ -83,20 +83,20 @@ class RankTrials(InputCalibration):
                 bias = None if linear.bias is None else linear.bias.float()
                 error = output - nn.functional.linear(tokens, linear.weight.float(), bias)
                 errors = error.split([len(each) for each in samples])
-                powers = [moved_power(*each) for each in zip(errors, gradients[name], num_tokens, strict=True)]
+                powers = [propagated_power(*each) for each in zip(errors, gradients[name], num_tokens, strict=True)]
                 found[name][rank] = max(sum(apart for apart, _ in powers), sum(whole for _, whole in powers))
                 found[name][rank] /= len(powers)
         return found
 
-    def _try(self, rank: int) -> None:
+    def _set_rank(self, rank: int) -> None:
         self._rank = rank
         if self._deflates:
             deflation = None
             if rank:
                 factor, rotated = self._transform.smoothing_factor, self._recipe.rotation
-                deflation = deflation_by(self._directions[:rank], self._covariance, factor, rotated)
+                deflation = deflation_along(self._directions[:rank], self._covariance, factor, rotated)
             self._deflate(deflation)
-        self._settle_offset()
+        self._fit_offset()
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
         if self._deflates and self._rank:
@@ -106,12 +106,12 @@ class RankTrials(InputCalibration):
             branch, residual = svdquant(weight, factor, 0)
         else:
             up, down = self._factors[linear]
-            branch, residual = split_by(up[:, : self._rank], down[: self._rank], weight, factor)
+            branch, residual = split_with_factors(up[:, : self._rank], down[: self._rank], weight, factor)
         return branch, self._transform.rotate(residual)
 
 
-def moved_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """The power that an error moves what is judged by, from random signs there: E (Σ a)², a = error · gradient.
+def propagated_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:
+    """Estimate the power of an error where it is judged, from random signs there: E (Σ a)², a = error · gradient.
 
     Entries do not err independently. A rounded weight errs alike at every token, and equal tokens are rounded alike; a
     rounded input errs in all outputs of its token at once. So squares, products within an output and products within a

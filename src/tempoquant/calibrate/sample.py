@@ -5,8 +5,6 @@ from typing import Literal
 
 import torch
 
-from tempoquant.timesteps import Expert
-
 GuidanceBranch = Literal["conditional", "unconditional"]
 
 
@@ -16,7 +14,7 @@ class CalibrationSample:
 
     Attributes:
         prompt_id: which prompt was sampled.
-        expert: whose call it was.
+        denoiser: the name of the one that was called.
         timestep: 0 clean … 1000 noise.
         step_index: position in the sampling loop.
         guidance_branch: which of the two calls of classifier-free guidance.
@@ -24,7 +22,7 @@ class CalibrationSample:
     """
 
     prompt_id: str
-    expert: Expert
+    denoiser: str
     timestep: float
     step_index: int
     guidance_branch: GuidanceBranch

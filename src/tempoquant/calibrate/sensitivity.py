@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.capture import watching_gradients, watching_inputs
-from tempoquant.calibrate.expert_model import BlockCall, Choice, ExpertModel, linear_groups, linear_of
+from tempoquant.calibrate.denoiser_model import Choice, DenoiserModel, linear_groups, linear_of
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.phases import Phase
@@ -51,8 +51,8 @@ LinearsSensitivity = Mapping[str, LayerSensitivity]
 """Of linears that get one rank together, by their names in the expert."""
 
 
-def spread_out(samples: Sequence[CalibrationSample], recipe: Recipe) -> list[CalibrationSample]:
-    """At most MAX_SAMPLES of an expert's samples, evenly spaced in their order, which is that of the timesteps."""
+def evenly_spaced(samples: Sequence[CalibrationSample], recipe: Recipe) -> list[CalibrationSample]:
+    """Choose at most MAX_SAMPLES of an expert's samples, evenly spaced in their order, that of the timesteps."""
     seen = [number for number, sample in enumerate(samples)
             if recipe.statistics_branches == "both" or sample.guidance_branch == "conditional"]  # fmt: skip
     spaced = torch.linspace(0, len(seen) - 1, min(MAX_SAMPLES, len(seen))).round().long().tolist()
@@ -66,8 +66,8 @@ def candidate_ranks(shapes: Sequence[torch.Size], recipe_rank: int) -> list[int]
     return sorted(within | {min(recipe_rank, smaller_side)})
 
 
-def measure_expert(
-    model: ExpertModel,
+def measure_denoiser(
+    model: DenoiserModel,
     samples: Sequence[CalibrationSample],
     recipe: Recipe,
     states: HiddenStates,
@@ -79,7 +79,7 @@ def measure_expert(
 
     Args:
         model: the 16-bit expert.
-        samples: recorded calls of this expert; all are used, see `spread_out`.
+        samples: recorded calls of this expert; all are used, see `evenly_spaced`.
         recipe: resolved.
         states: where the hidden states before every block lie meanwhile.
         gradients: where what comes back lies between two blocks.
@@ -92,16 +92,15 @@ def measure_expert(
         CalibrationError, ModelError, RecipeError, OutputError: naming the layer or file.
     """
     if not samples:
-        raise CalibrationError(
-            f"no calibration sample belongs to the {model.expert.value} expert: calibrate with more steps."
-        )
+        raise CalibrationError(f"no calibration sample belongs to {model.denoiser}: calibrate with more steps.")
     measurement = _Measurement(model, samples, recipe, states, gradients, chunks or TokenChunks())
     measurement.advance = progress.start(
-        f"Measuring sensitivity of {model.expert.value}", (2 * model.num_blocks + 1) * len(samples)
+        f"Measuring sensitivity of {model.denoiser}", (2 * model.num_blocks + 1) * len(samples)
     )
-    measurement.run_forward()
-    measurement.begin_backward()
-    blocks = [measurement.run_back(index) for index in reversed(range(model.num_blocks))]
+    with model.running(samples):
+        measurement.run_forward()
+        measurement.begin_backward()
+        blocks = [measurement.run_backward(index) for index in reversed(range(model.num_blocks))]
     return [linears for block in reversed(blocks) for linears in block]
 
 
@@ -109,83 +108,82 @@ class _Measurement:
     """What stays the same from block to block."""
 
     def __init__(
-        self, model: ExpertModel, samples: Sequence[CalibrationSample], recipe: Recipe, states: HiddenStates,
+        self, model: DenoiserModel, samples: Sequence[CalibrationSample], recipe: Recipe, states: HiddenStates,
         gradients: HiddenStates, chunks: TokenChunks,
     ) -> None:  # fmt: skip
         self._model, self._samples, self._recipe = model, samples, recipe
         self._states, self._gradients, self._chunks = states, gradients, chunks
-        self._calls: list[BlockCall] = []
         self._device = torch.device("cpu")
         self.advance: Callable[[], None] = lambda: None
 
     @torch.no_grad()
     def run_forward(self) -> None:
         """Keep the hidden states before every block, and after the last."""
-        for number, (_, call) in enumerate(self._model.first_block_calls(self._samples)):
-            self._device = self._model.hidden_states(call).device
-            self._states.write(0, number, self._model.hidden_states(call))
-            self._calls.append(self._model.with_hidden_states(call, torch.empty(0)))
-        self._states.commit(0)
         for index in range(self._model.num_blocks):
             with self._model.block(index) as block:
-                for number in range(len(self._calls)):
-                    self._states.write(index + 1, number, self._run(index, block, number, with_gradient=False)[1])
+                for number, sample in enumerate(self._samples):
+                    states = self._states_before(index, number, _device_of(block))
+                    self._states.write(index + 1, number, self._model.run_block(index, sample, states))
                     give_back_freed_memory()
                     self.advance()
             self._states.commit(index + 1)
 
     def begin_backward(self) -> None:
-        """From random signs at each noise prediction back to what the last block made, in units of its power."""
+        """Run from random signs at each noise prediction back to what the last block made, in units of its power."""
         last = self._model.num_blocks
-        for number, finish in enumerate(self._model.after_last_block(self._samples)):
+        for number, sample in enumerate(self._samples):
             with torch.enable_grad():
-                states = self._states.read(last, number).to(self._device).requires_grad_()
-                noise_prediction = finish(states)
+                states = self._states_before(last, number, self._device, with_gradient=True)
+                noise_prediction = self._model.finish(sample, states)
             generator = torch.Generator().manual_seed(_SEED + number)  # on the CPU: every device draws the same
             signs = torch.randint(0, 2, noise_prediction.shape, generator=generator).to(noise_prediction) * 2 - 1
             power = noise_prediction.detach().float().square().sum().clamp(min=torch.finfo(torch.float32).tiny)
             noise_prediction.backward((signs / power.sqrt()).to(noise_prediction.dtype))
-            assert states.grad is not None
-            self._gradients.write(last, number, states.grad)
+            self._gradients.write(last, number, _gradients_of(states))
             self.advance()
         self._gradients.commit(last)
 
-    def run_back(self, index: int) -> list[LinearsSensitivity]:
-        """One block: the gradient at its input, and what its linears' rounding costs."""
+    def run_backward(self, index: int) -> list[LinearsSensitivity]:
+        """Run one block for the gradient at its input. Returns what its linears' rounding costs."""
         with self._model.block(index) as block:
             groups = linear_groups(self._model, index, self._recipe)
-            watched = [_Watched(self._trials(index, block, *group)) for group in groups.items()]
+            watched = [_WatchedInput(self._trials(index, block, *group)) for group in groups.items()]
             inputs = {each: block.get_submodule(names[0]) for each, names in zip(watched, groups, strict=True)}
             linears = {(each, self._model.name_of(index, name)): block.get_submodule(name)
                        for each, names in zip(watched, groups, strict=True) for name in names}  # fmt: skip
             with (
-                watching_inputs(inputs, lambda each, x: each.see_input(x)),
-                watching_gradients(linears, lambda key, gradient: key[0].see_gradient(key[1], gradient)),
+                watching_inputs(inputs, lambda each, x: each.observe_input(x)),
+                watching_gradients(linears, lambda key, gradient: key[0].observe_gradient(key[1], gradient)),
             ):
-                for number in range(len(self._calls)):
-                    self._run_one_back(index, block, number)
+                for number in range(len(self._samples)):
+                    self._run_sample_backward(index, block, number)
             with torch.no_grad():
-                found = [each.finish(len(self._calls)) for each in watched]
-        self._gradients.commit(index)
-        self._gradients.forget_but(index)
+                found = [each.finish(len(self._samples)) for each in watched]
+        if index:
+            self._gradients.commit(index)
+        self._gradients.keep_only(index)
         return found
 
-    def _run_one_back(self, index: int, block: nn.Module, number: int) -> None:
-        states, output = self._run(index, block, number, with_gradient=True)
-        torch.autograd.backward(output, self._gradients.read(index + 1, number).to(output.device))
-        assert states.grad is not None
-        self._gradients.write(index, number, states.grad)
-        del states, output
+    def _run_sample_backward(self, index: int, block: nn.Module, number: int) -> None:
+        states = self._states_before(index, number, _device_of(block), with_gradient=True)
+        with torch.enable_grad():
+            passed_on = self._model.run_block(index, self._samples[number], states)
+        gradients = [each.to(_device_of(block)) for each in self._gradients.read(index + 1, number)]
+        pairs = [(each, gradient) for each, gradient in zip(passed_on, gradients, strict=True) if each.requires_grad]
+        torch.autograd.backward([each for each, _ in pairs], [gradient for _, gradient in pairs])
+        if index:
+            self._gradients.write(index, number, _gradients_of(states))
+        del states, passed_on
         give_back_freed_memory()
         self.advance()
 
-    def _run(self, index: int, block: nn.Module, number: int, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """A block on one sample: its hidden states before and after."""
-        device = next(block.parameters()).device
-        states = self._states.read(index, number).to(device).requires_grad_(with_gradient)
-        args, kwargs = self._model.with_hidden_states(self._calls[number], states)
-        with torch.set_grad_enabled(with_gradient):
-            return states, block(*args, **kwargs)
+    def _states_before(
+        self, index: int, number: int, device: torch.device, with_gradient: bool = False
+    ) -> list[torch.Tensor]:
+        """One sample's hidden states before a block, on the device: none before the first, where nothing has run."""
+        self._device = device
+        before = self._states.read(index, number) if index else []
+        return [each.to(device).requires_grad_(with_gradient) for each in before]
 
     def _trials(self, index: int, block: nn.Module, names: tuple[str, ...], choice: Choice) -> RankTrials:
         linears = {self._model.name_of(index, name): linear_of(block, name) for name in names}
@@ -193,8 +191,17 @@ class _Measurement:
         return RankTrials(linears, choice.format, self._recipe, ranks, self._chunks)
 
 
-class _Watched:
-    """Linears that read one input, while a block runs forward and back on every sample."""
+def _device_of(block: nn.Module) -> torch.device:
+    return next(block.parameters()).device
+
+
+def _gradients_of(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what came back to each; zeros where nothing depends on it."""
+    return [torch.zeros_like(each) if each.grad is None else each.grad for each in states]
+
+
+class _WatchedInput:
+    """Watches linears that read one input, while a block runs forward and back on every sample."""
 
     def __init__(self, trials: RankTrials) -> None:
         self._trials = trials
@@ -203,22 +210,22 @@ class _Watched:
         self._num_tokens: list[int] = []
         self._gain = dict.fromkeys(trials.names, 0.0)
 
-    def see_input(self, x: torch.Tensor) -> None:
-        """Of one sample: (…, in)."""
+    def observe_input(self, x: torch.Tensor) -> None:
+        """Take in the input of one sample: (…, in)."""
         x = x.detach().reshape(-1, x.shape[-1])
         self._trials.observe(Phase.RANGE, x, timestep_bin=0)
         self._tokens.append(x[_spaced(x)].float())
         self._num_tokens.append(len(x))
 
-    def see_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        """At the output of a linear for the input just seen: (…, out)."""
+    def observe_gradient(self, name: str, gradient: torch.Tensor) -> None:
+        """Take in the gradient at a linear's output for the input just seen: (…, out)."""
         gradient = gradient.detach().reshape(-1, gradient.shape[-1])
         self._gradients[name].append(gradient[_spaced(gradient)].float())
         self._gain[name] += float(gradient.float().square().sum(dtype=torch.float64))
 
     def finish(self, num_samples: int) -> LinearsSensitivity:
-        """Means over the samples."""
-        self._trials.settle(Phase.RANGE)
+        """Compute the means over the samples."""
+        self._trials.end_phase(Phase.RANGE)
         errors = self._trials.errors(self._tokens, self._gradients, self._num_tokens)
         return {name: LayerSensitivity(gain / num_samples, errors[name]) for name, gain in self._gain.items()}
 

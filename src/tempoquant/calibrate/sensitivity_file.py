@@ -17,7 +17,6 @@ from typing import Any
 from tempoquant.calibrate.sensitivity import LayerSensitivity, LinearsSensitivity
 from tempoquant.errors import CalibrationError
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
 
 _VERSION_KEY, _VERSION = "tempoquant_sensitivity", 1
 _SETTINGS = (
@@ -33,11 +32,11 @@ class Sensitivity:
     """Of both experts.
 
     Attributes:
-        experts: the linears that can be given a rank, see `measure_expert`.
+        experts: the linears that can be given a rank, see `measure_denoiser`.
         measured: on which model and with which settings.
     """
 
-    experts: Mapping[Expert, Sequence[LinearsSensitivity]]
+    experts: Mapping[str, Sequence[LinearsSensitivity]]
     measured: Mapping[str, Any]
 
     def require_fits(self, model_fingerprint: str, recipe: Recipe, file: Path) -> None:
@@ -57,7 +56,7 @@ class Sensitivity:
     def to_json(self) -> str:
         """The file's text."""
         experts = {
-            expert.value: [
+            expert: [
                 {name: {"gain": layer.gain, "errors": {str(rank): error for rank, error in layer.errors.items()}}
                  for name, layer in linears.items()}
                 for linears in groups
@@ -73,7 +72,9 @@ class Sensitivity:
             record = json.loads(file.read_text(encoding="utf-8"))
             if record[_VERSION_KEY] != _VERSION:
                 raise ValueError(f"version {record[_VERSION_KEY]!r} is unknown")
-            experts = {expert: [_linears(group) for group in record["experts"][expert.value]] for expert in Expert}
+            experts = {name: [_linears(group) for group in groups] for name, groups in record["experts"].items()}
+            if not experts:
+                raise ValueError("it names no denoiser")
             return cls(experts, dict(record["measured"]))
         except OSError as error:
             raise CalibrationError(f"sensitivity file {file} cannot be read: {error.strerror}.") from error

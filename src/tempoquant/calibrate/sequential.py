@@ -1,4 +1,4 @@
-"""Quantize an expert block by block, so that memory follows the size of one block and never their number."""
+"""Quantize a denoiser block by block, so that memory follows the size of one block and never their number."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.capture import computing_with, watching_inputs
-from tempoquant.calibrate.expert_model import BlockCall, Choice, ExpertModel, linear_groups, linear_of
+from tempoquant.calibrate.denoiser_model import Choice, DenoiserModel, linear_groups, linear_of
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
@@ -37,17 +37,17 @@ class QuantizedBlock:
     seconds: Mapping[str, float]
 
 
-class _Pending(NamedTuple):
-    """One sample between two blocks: its call but for the hidden states."""
+class _SampleCall(NamedTuple):
+    """One sample, without its hidden states, which are on the disk between two blocks."""
 
-    call: BlockCall
+    number: int
     timestep_bin: int
     in_statistics: bool
 
 
 @torch.no_grad()
-def quantize_expert(
-    model: ExpertModel,
+def quantize_denoiser(
+    model: DenoiserModel,
     samples: Sequence[CalibrationSample],
     recipe: Recipe,
     bins: TimestepBins,
@@ -70,33 +70,37 @@ def quantize_expert(
     Raises:
         CalibrationError, HessianError, ModelError, RecipeError, OutputError: naming the layer or file.
     """
-    run = _ExpertRun(model, recipe, bins, states, chunks or TokenChunks())
-    run.start(samples, first_block, progress)
-    for index in range(first_block, model.num_blocks):
-        yield run.quantize_block(index)
-        states.forget_but(index + 1)
+    run = _DenoiserRun(model, recipe, bins, states, chunks or TokenChunks())
+    with run.started(samples, first_block, progress):
+        for index in range(first_block, model.num_blocks):
+            yield run.quantize_block(index)
+            states.keep_only(index + 1)
 
 
-class _ExpertRun:
+class _DenoiserRun:
     """What stays the same from block to block."""
 
     def __init__(
-        self, model: ExpertModel, recipe: Recipe, bins: TimestepBins, states: HiddenStates, chunks: TokenChunks
+        self, model: DenoiserModel, recipe: Recipe, bins: TimestepBins, states: HiddenStates, chunks: TokenChunks
     ) -> None:
         self._model, self._recipe, self._bins = model, recipe, bins
         self._states, self._chunks = states, chunks
         self._phases = phases_of(recipe)
-        self._pending: list[_Pending] = []
+        self._samples: Sequence[CalibrationSample] = ()
+        self._calls: list[_SampleCall] = []
         self._advance: Callable[[], None] = lambda: None
 
-    def start(self, samples: Sequence[CalibrationSample], first_block: int, progress: Progress) -> None:
-        """Run what comes before the first block, on every sample."""
+    @contextlib.contextmanager
+    def started(self, samples: Sequence[CalibrationSample], first_block: int, progress: Progress) -> Iterator[None]:
+        """Within this context blocks can be quantized, from `first_block` on."""
         if self._phases:
-            self._enter(samples, first_block)
+            self._take_samples(samples, first_block)
         blocks = range(first_block, self._model.num_blocks)
-        units = sum(self._num_passes(i) * len(self._pending) + sum(map(len, self._groups(i))) for i in blocks)
+        units = sum(self._num_passes(i) * len(self._calls) + sum(map(len, self._groups(i))) for i in blocks)
         if units:
-            self._advance = progress.start(f"Quantizing {self._model.expert.value}", units)
+            self._advance = progress.start(f"Quantizing {self._model.denoiser}", units)
+        with self._model.running(samples) if self._phases else contextlib.nullcontext():
+            yield
 
     def quantize_block(self, index: int) -> QuantizedBlock:
         """One block's layers; the hidden states before the next block are made on the way."""
@@ -109,11 +113,11 @@ class _ExpertRun:
                 calibrations = self._calibrations(index, block)
             for number, phase in enumerate(self._phases if self._num_passes(index) else ()):
                 makes_states = number == 0 and not self._runs_quantized and not is_last
-                with watch(phase.value), self._watching(phase, block, calibrations) as begin, _fast(block):
-                    self._run(index, block, begin, makes_states)
+                with watch(phase.value), self._watching(phase, block, calibrations) as begin, _fast_linears(block):
+                    self._run_samples(index, block, begin, makes_states)
                 with watch("smoothing, branch, rounding"):
                     for calibration in calibrations.values():
-                        calibration.settle(phase)
+                        calibration.end_phase(phase)
             layers = []
             for names in list(calibrations):
                 layers += calibrations.pop(names).finish(watch)
@@ -121,8 +125,8 @@ class _ExpertRun:
                 for _ in names:
                     self._advance()
             if self._runs_quantized and not is_last:
-                with watch("quantized outputs"), self._quantized(index, block, layers) as begin:
-                    self._run(index, block, begin, makes_states=True)
+                with watch("quantized outputs"), self._computing_quantized(index, block, layers) as begin:
+                    self._run_samples(index, block, begin, makes_states=True)
         if self._phases and not is_last:
             self._states.commit(index + 1)
         return QuantizedBlock(index, layers, watch.seconds)
@@ -131,38 +135,33 @@ class _ExpertRun:
     def _runs_quantized(self) -> bool:
         return bool(self._phases) and self._recipe.block_inputs == "quantized"
 
-    def _enter(self, samples: Sequence[CalibrationSample], first_block: int) -> None:
+    def _take_samples(self, samples: Sequence[CalibrationSample], first_block: int) -> None:
         both = self._recipe.statistics_branches == "both"
-        is_new = not self._states.exist_before(first_block)
-        if is_new and first_block:
+        if first_block and not self._states.exist_before(first_block):
             raise CalibrationError(
-                f"the hidden states before block {first_block} of {self._model.expert.value} are gone: "
+                f"the hidden states before block {first_block} of {self._model.denoiser} are gone: "
                 "start over with --overwrite."
             )
-        for number, (sample, call) in enumerate(self._model.first_block_calls(samples)):
-            if is_new:
-                self._states.write(0, number, self._model.hidden_states(call))
-            rest = self._model.with_hidden_states(call, torch.empty(0))
+        self._samples = samples
+        for number, sample in enumerate(samples):
             in_statistics = both or sample.guidance_branch == "conditional"
-            self._pending.append(_Pending(rest, self._bins.of(sample.timestep), in_statistics))
+            self._calls.append(_SampleCall(number, self._bins.of(sample.timestep), in_statistics))
         self._require_samples()
-        if is_new:
-            self._states.commit(0)
 
     def _require_samples(self) -> None:
-        expert = self._model.expert.value
-        if not any(waiting.in_statistics for waiting in self._pending):
-            raise CalibrationError(f"no calibration sample belongs to the {expert} expert: calibrate with more steps.")
+        denoiser = self._model.denoiser
+        if not any(call.in_statistics for call in self._calls):
+            raise CalibrationError(f"no calibration sample belongs to {denoiser}: calibrate with more steps.")
         for timestep_bin, count in enumerate(self._calls_per_bin):
             if self._recipe.clip_ratios and not count:
                 raise CalibrationError(
-                    f"timestep bin {timestep_bin} of {self._bins.num_bins} of {expert} has no calibration sample: "
+                    f"timestep bin {timestep_bin} of {self._bins.num_bins} of {denoiser} has no calibration sample: "
                     "record more samples per expert or more steps, or use fewer bins."
                 )
 
     @property
     def _calls_per_bin(self) -> list[int]:
-        seen = [waiting.timestep_bin for waiting in self._pending]
+        seen = [call.timestep_bin for call in self._calls]
         return [seen.count(timestep_bin) for timestep_bin in range(self._bins.num_bins)]
 
     def _num_passes(self, index: int) -> int:
@@ -188,9 +187,9 @@ class _ExpertRun:
     @contextlib.contextmanager
     def _watching(
         self, phase: Phase, block: nn.Module, calibrations: Mapping[tuple[str, ...], InputCalibration]
-    ) -> Iterator[Callable[[_Pending], None]]:
+    ) -> Iterator[Callable[[_SampleCall], None]]:
         """Within this context the linears' inputs are observed; call the yielded function before each sample."""
-        current: list[_Pending] = []
+        current: list[_SampleCall] = []
         # One linear stands for all that read the same input.
         watched = {names: block.get_submodule(names[0]) for names in calibrations}
 
@@ -201,11 +200,11 @@ class _ExpertRun:
             yield current.append
 
     @contextlib.contextmanager
-    def _quantized(
+    def _computing_quantized(
         self, index: int, block: nn.Module, layers: Sequence[NamedLayer]
-    ) -> Iterator[Callable[[_Pending], None]]:
+    ) -> Iterator[Callable[[_SampleCall], None]]:
         """Within this context the block computes with its 4-bit linears; call the function before each sample."""
-        current: list[_Pending] = []
+        current: list[_SampleCall] = []
         by_name = {named.name: named.layer for named in layers}
         names = {each: self._model.name_of(index, each)
                  for together in self._model.shared_inputs(index) for each in together}  # fmt: skip
@@ -223,22 +222,24 @@ class _ExpertRun:
         with computing_with(forwards):
             yield current.append
 
-    def _run(self, index: int, block: nn.Module, begin: Callable[[_Pending], None], makes_states: bool) -> None:
-        """Run a block on every sample; keep its outputs as the hidden states before the next block."""
-        for number, waiting in enumerate(self._pending):
-            begin(waiting)
-            device = next(block.parameters()).device
-            states = self._states.read(index, number).to(device)
-            args, kwargs = self._model.with_hidden_states(waiting.call, states)
-            output = block(*args, **kwargs)
+    def _run_samples(
+        self, index: int, block: nn.Module, begin: Callable[[_SampleCall], None], makes_states: bool
+    ) -> None:
+        """Run a block on every sample; keep what it and earlier ones pass on as the hidden states before the next."""
+        device = next(block.parameters()).device
+        for call in self._calls:
+            begin(call)
+            before = self._states.read(index, call.number) if index else []  # nothing has run before the first block
+            states = [each.to(device) for each in before]
+            passed_on = self._model.run_block(index, self._samples[call.number], states)
             if makes_states:
-                self._states.write(index + 1, number, output)
-            del args, kwargs, states, output
+                self._states.write(index + 1, call.number, passed_on)
+            del states, passed_on
             give_back_freed_memory()
             self._advance()
 
 
-def _fast(block: nn.Module) -> AbstractContextManager[None]:
+def _fast_linears(block: nn.Module) -> AbstractContextManager[None]:
     """Within this context the block's linears compute as fast as the processor can."""
     linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return computing_with({each: functools.partial(linear, weight=each.weight, bias=each.bias) for each in linears})

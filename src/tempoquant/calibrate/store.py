@@ -17,20 +17,20 @@ from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry, StoreIndex
 from tempoquant.checkpoint.files import read_json, require_inside, sha256_of
 from tempoquant.errors import CalibrationError, CheckpointError
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 MAX_FILE_BYTES = 2**32  # of one sample or text, over a hundred times what Wan2.2 has
 _MAX_LENGTH = 2**24  # of one dimension
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
 
 
-def bins_of(store: "SampleStore", recipe: Recipe, expert: Expert) -> TimestepBins:
+def bins_of(store: "SampleStore", recipe: Recipe, expert: str) -> TimestepBins:
     """The timestep bins of a recipe on the schedule that a store was recorded with.
 
     Bins that no sample reaches are joined to their neighbours. Only a recipe with a clip search keeps them: it needs
     samples of every bin, and says so.
     """
-    bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions(expert))
+    bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions_of(expert))
     if recipe.clip_ratios:
         return bins
     both = recipe.statistics_branches == "both"
@@ -90,15 +90,21 @@ class SampleStore:
         """How the samples were drawn: size, frames, steps, guidance, flow shift."""
         return dict(self.provenance["settings"])
 
-    def schedule(self, expert: Expert) -> tuple[float, ...]:
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """Names of the denoisers that samples can belong to, the noisiest first."""
+        schedule = self._index.schedule
+        return tuple(sorted(schedule, key=lambda name: max(schedule[name], default=0.0), reverse=True))
+
+    def schedule(self, expert: str) -> tuple[float, ...]:
         """All timesteps of an expert in the sampling loop, falling; samples of some of them only may be stored."""
-        return self._index.schedule[expert]
+        return self._index.schedule.get(expert, ())
 
-    def entries(self, expert: Expert) -> tuple[SampleEntry, ...]:
+    def entries(self, expert: str) -> tuple[SampleEntry, ...]:
         """What is stored of an expert, without tensors: by step, then prompt, then guidance branch."""
-        return tuple(entry for entry in self._index.samples if entry.expert is expert)
+        return tuple(entry for entry in self._index.samples if entry.expert == expert)
 
-    def samples(self, expert: Expert) -> "StoredSamples":
+    def samples(self, expert: str) -> "StoredSamples":
         """The samples of an expert in the order of `entries`; each is read from the disk when it is asked for."""
         return StoredSamples(self, self.entries(expert))
 
@@ -111,7 +117,7 @@ class SampleStore:
         inputs = self._tensors(entry, entry.file, entry.sha256)
         if entry.texts is not None:
             inputs |= self._tensors(entry, entry.texts, self._index.texts[entry.texts])
-        if "timestep" in inputs and float(inputs["timestep"].flatten()[0]) != entry.timestep:
+        if "timestep" in inputs and float(inputs["timestep"].max()) != entry.timestep:
             raise damaged(f"{self.folder / entry.file} is of another timestep than {entry.timestep:g}")
         return CalibrationSample(
             entry.prompt_id, entry.expert, entry.timestep, entry.step_index, entry.guidance_branch, inputs
@@ -157,7 +163,8 @@ class StoredSamples(Sequence[CalibrationSample]):
 
 def check_tensor(key: str, tensor: torch.Tensor, where: str) -> None:
     """Raise CalibrationError, starting with `where`, unless a tensor can be an input of one call: batch 1, finite."""
-    fits = tensor.ndim > 0 and tensor.shape[0] == 1 and 0 < min(tensor.shape) <= max(tensor.shape) <= _MAX_LENGTH
+    is_of_one_call = tensor.ndim < 3 or tensor.shape[0] == 1
+    fits = tensor.ndim > 0 and is_of_one_call and 0 < min(tensor.shape) <= max(tensor.shape) <= _MAX_LENGTH
     if tensor.dtype not in _DTYPES or not fits:
         raise damaged(f"{where}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, no input of one call")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from tempoquant.calibrate.sample import GuidanceBranch
 from tempoquant.errors import CalibrationError
-from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Expert
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS
+from tempoquant.validation import shorten
 
 FORMAT_VERSION = 1
 INDEX_NAME = "store.json"
@@ -36,13 +37,14 @@ class SampleEntry:
 
     Attributes:
         file: safetensors file of the call's own inputs, relative to the store.
-        expert, prompt_id, timestep, step_index, guidance_branch: see `CalibrationSample`.
+        expert: the denoiser's name.
+        prompt_id, timestep, step_index, guidance_branch: see `CalibrationSample`.
         texts: safetensors file of the inputs that other calls have too, relative to the store; None without such.
         sha256: hexadecimal, of `file`.
     """
 
     file: str
-    expert: Expert
+    expert: str
     prompt_id: str
     timestep: float
     step_index: int
@@ -52,7 +54,7 @@ class SampleEntry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""
-        return {**asdict(self), "expert": self.expert.value}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, entry: Any) -> "SampleEntry":
@@ -63,12 +65,15 @@ class SampleEntry:
             _check_file(entry["texts"], TEXTS_FOLDER)
         _check_hash(entry["sha256"])
         _check_text("prompt_id", entry["prompt_id"])
-        _require(entry["expert"] in {e.value for e in Expert}, "expert", "is high_noise or low_noise", entry["expert"])
+        _require(
+            isinstance(entry["expert"], str) and entry["expert"].isidentifier(), "expert", "is the name of a denoiser",
+            entry["expert"],
+        )  # fmt: skip
         branch, step, timestep = entry["guidance_branch"], entry["step_index"], entry["timestep"]
         _require(branch in BRANCHES, "guidance_branch", f"is one of {BRANCHES}", branch)
         _require(type(step) is int and 0 <= step < MAX_STEPS, "step_index", f"is one of 0 … {MAX_STEPS - 1}", step)
         _require(_is_timestep(timestep), "timestep", f"lies in 0 … {NUM_TRAIN_TIMESTEPS}", timestep)
-        return cls(**{**entry, "expert": Expert(entry["expert"]), "timestep": float(timestep)})
+        return cls(**{**entry, "timestep": float(timestep)})
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,13 @@ class StoreIndex:
 
     Attributes:
         provenance: where the samples come from, see docs/checkpoint.md.
-        schedule: all timesteps of each expert in the sampling loop, falling.
+        schedule: all timesteps of each denoiser in the sampling loop, falling; the noisiest denoiser first.
         samples: by expert (high noise first), step, prompt, guidance branch.
         texts: file of shared inputs to its hexadecimal SHA-256.
     """
 
     provenance: Mapping[str, Any]
-    schedule: Mapping[Expert, tuple[float, ...]]
+    schedule: Mapping[str, tuple[float, ...]]
     samples: tuple[SampleEntry, ...]
     texts: Mapping[str, str]
 
@@ -92,7 +97,7 @@ class StoreIndex:
         record = {
             "format_version": FORMAT_VERSION,
             "provenance": dict(self.provenance),
-            "schedule": {expert.value: list(timesteps) for expert, timesteps in self.schedule.items()},
+            "schedule": {expert: list(timesteps) for expert, timesteps in self.schedule.items()},
             "samples": [entry.to_dict() for entry in self.samples],
             "texts": dict(self.texts),
         }
@@ -125,15 +130,17 @@ class StoreIndex:
             _require(entry.prompt_id in known, "prompt_id", "is one of the recorded prompts", entry.prompt_id)
             _require(entry.texts is None or entry.texts in self.texts, "texts", "is a listed file", entry.texts)
             _require(entry.file not in seen, "file", "is listed once", entry.file)
+            _require(entry.expert in self.schedule, "expert", "is a denoiser of the schedule", entry.expert)
             timesteps = self.schedule[entry.expert]
-            _require(entry.timestep in timesteps, "timestep", f"is one of the {entry.expert.value} expert's schedule",
+            _require(entry.timestep in timesteps, "timestep", f"is in the schedule of {entry.expert}",
                      entry.timestep)  # fmt: skip
             seen.add(entry.file)
 
 
-def _schedule(record: Any) -> dict[Expert, tuple[float, ...]]:
-    _check_keys(record, {expert.value for expert in Expert})
+def _schedule(record: Any) -> dict[str, tuple[float, ...]]:
+    _require(isinstance(record, dict) and len(record) > 0, "schedule", "is an object of denoisers", record)
     for key, timesteps in record.items():
+        _require(key.isidentifier(), "schedule", "is keyed by names of denoisers", key)
         _require(
             isinstance(timesteps, list)
             and len(timesteps) <= MAX_STEPS
@@ -141,7 +148,7 @@ def _schedule(record: Any) -> dict[Expert, tuple[float, ...]]:
             and timesteps == sorted(timesteps, reverse=True),
             key, f"is a falling list of timesteps in 0 … {NUM_TRAIN_TIMESTEPS}", timesteps,
         )  # fmt: skip
-    return {expert: tuple(float(timestep) for timestep in record[expert.value]) for expert in Expert}
+    return {denoiser: tuple(float(timestep) for timestep in timesteps) for denoiser, timesteps in record.items()}
 
 
 def _check_provenance(record: Any) -> None:
@@ -185,14 +192,9 @@ def _check_keys(record: Any, wanted: Set[str]) -> None:
     _require(isinstance(record, dict), "an entry", "is an object", record)
     odd: Sequence[str] = sorted(wanted ^ set(record), key=str)
     if odd:
-        raise damaged(f"{_shorten(odd[0])} is {'missing' if odd[0] in wanted else 'an unknown key'}")
+        raise damaged(f"{shorten(odd[0])} is {'missing' if odd[0] in wanted else 'an unknown key'}")
 
 
 def _require(condition: bool, key: str, rule: str, value: Any) -> None:
     if not condition:
-        raise damaged(f"{key} {rule}, not {_shorten(value)}")
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
+        raise damaged(f"{key} {rule}, not {shorten(value)}")

@@ -29,7 +29,6 @@ from tempoquant.calibrate.store_index import (
 )
 from tempoquant.checkpoint.files import read_json, sha256_of
 from tempoquant.errors import CalibrationError, CheckpointError, OutputError
-from tempoquant.timesteps import Expert
 
 _ENTRIES = "entries"  # of prompts that are finished, while others are not
 
@@ -70,7 +69,7 @@ class StoreWriter:
         content = _serialized(own)
         entry = SampleEntry(
             file=file,
-            expert=sample.expert,
+            expert=sample.denoiser,
             prompt_id=sample.prompt_id,
             timestep=sample.timestep,
             step_index=sample.step_index,
@@ -110,7 +109,7 @@ class StoreWriter:
         return entries if whole else None
 
     def finish(
-        self, provenance: Mapping[str, Any], schedule: Mapping[Expert, Sequence[float]], prompts: Iterable[int]
+        self, provenance: Mapping[str, Any], schedule: Mapping[str, Sequence[float]], prompts: Iterable[int]
     ) -> SampleStore:
         """Turn the folder into a store of the committed `prompts`, and remove what belongs to no sample of theirs.
 
@@ -126,7 +125,7 @@ class StoreWriter:
         keyed.sort(key=lambda pair: pair[0])  # steps fall, so those of high noise come first
         samples = tuple(entry for _, entry in keyed)
         texts = {entry.texts: self._texts[entry.texts] for entry in samples if entry.texts is not None}
-        index = StoreIndex(provenance, {expert: tuple(schedule[expert]) for expert in Expert}, samples, texts)
+        index = StoreIndex(provenance, {name: tuple(timesteps) for name, timesteps in schedule.items()}, samples, texts)
         StoreIndex.from_dict(json.loads(index.to_json()))
         kept = {entry.file for entry in samples} | set(texts)
         with _writing(self.folder):

@@ -5,6 +5,7 @@ from collections.abc import Set
 from typing import Any
 
 from tempoquant.errors import CheckpointError
+from tempoquant.validation import shorten
 
 MAX_TEXT = 4096  # characters of a name, note or hash
 REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or upgrade tempoquant."
@@ -41,9 +42,3 @@ def require(condition: bool, key: str, rule: str, value: Any) -> None:
     """Raise CheckpointError that says which rule a key's value breaks, unless the condition holds."""
     if not condition:
         raise damaged(f"{key} {rule}, not {shorten(value)}")
-
-
-def shorten(value: Any) -> str:
-    """A value for a message: one line, bounded, whatever it holds."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"

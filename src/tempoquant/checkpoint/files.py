@@ -4,7 +4,7 @@ import collections
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +120,21 @@ def read_forms(files: Iterable[Path]) -> dict[str, tuple[Path, StoredAs]]:
     forms: dict[str, tuple[Path, StoredAs]] = {}
     for file in files:
         with open_weights(file) as weights:
-            for name in weights.keys():  # noqa: SIM118 (not a dict)
+            for name, form in forms_of(file, weights):
                 if name in forms:
                     raise damaged(f"tensor {name} is in {forms[name][0].name} and in {file.name}")
-                header = weights.get_slice(name)
-                dtype = _TORCH_DTYPES.get(header.get_dtype())
-                if dtype is None:
-                    raise damaged(f"{file}: {name} has the unknown dtype {header.get_dtype()}")
-                forms[name] = (file, StoredAs(dtype, tuple(header.get_shape())))
+                forms[name] = (file, form)
     return forms
+
+
+def forms_of(file: Path, weights: Any) -> Iterator[tuple[str, StoredAs]]:
+    """Yield name, dtype and shape of every tensor of an open file. Raises CheckpointError for an unknown dtype."""
+    for name in weights.keys():  # noqa: SIM118 (not a dict)
+        header = weights.get_slice(name)
+        dtype = _TORCH_DTYPES.get(header.get_dtype())
+        if dtype is None:
+            raise damaged(f"{file}: {name} has the unknown dtype {header.get_dtype()}")
+        yield name, StoredAs(dtype, tuple(header.get_shape()))
 
 
 def component_forms(folder: Path) -> dict[str, tuple[Path, StoredAs]]:

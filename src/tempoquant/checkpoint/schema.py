@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tempoquant.checkpoint.checks import REMEDY, check_keys, check_name, check_text, damaged, require, shorten
+from tempoquant.checkpoint.checks import REMEDY, check_keys, check_name, check_text, damaged, require
+from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.layer import HardlySeen
 from tempoquant.recipe import NEEDS, Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
+from tempoquant.validation import shorten
 
 QUANT_METHOD = "tempoquant"
-FORMAT_VERSION = 4  # 1 knew neither deflation nor centring, 2 no rotation, 3 no tensors by timestep bin
+FORMAT_VERSION = 5  # 1 knew neither deflation nor centring, 2 no rotation, 3 no tensors by bin, 4 no model_call
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
 MAX_FEATURES = 2**20
@@ -143,9 +145,10 @@ class ComponentConfig:
         weight_sha256: hexadecimal SHA-256 of each weight file; empty when the writer did not know them (diffusers'
             own save_pretrained rewrites the files, so a hash of the old ones must not survive it).
         hardly_seen: layers with input features that were all but silent in calibration, by name.
+        call: how the model is called; None where a version before 5 did not say.
     """
 
-    expert: Expert
+    expert: str
     bins: TimestepBins
     layers: Mapping[str, LayerEntry]
     recipe: Recipe
@@ -154,6 +157,7 @@ class ComponentConfig:
     notes: tuple[str, ...] = ()
     weight_sha256: Mapping[str, str] = field(default_factory=dict)
     hardly_seen: Mapping[str, HardlySeen] = field(default_factory=dict)
+    call: ModelCall | None = None
 
     def to_dict(self, with_hashes: bool = True) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""
@@ -161,13 +165,15 @@ class ComponentConfig:
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "library_version": self.library_version,
-            "expert": self.expert.value,
+            "expert": self.expert,
             "timestep_edges": list(self.bins.edges),
             "layers": {name: entry.to_dict() for name, entry in sorted(self.layers.items())},
             "recipe": self.recipe.to_dict(),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
             "notes": list(self.notes),
         }
+        if self.call is not None:
+            config["model_call"] = self.call.to_dict()
         if self.hardly_seen:
             config["hardly_seen"] = hardly_seen_to_dict(self.hardly_seen)
         if with_hashes and self.weight_sha256:
@@ -195,10 +201,10 @@ def _parse(config: Any) -> ComponentConfig:
     check_keys(config, {
         "quant_method", "format_version", "library_version", "expert", "timestep_edges", "layers", "recipe",
         "calibration", "notes",
-    }, optional={"weight_sha256", "hardly_seen"})  # fmt: skip
+    }, optional={"weight_sha256", "hardly_seen", "model_call"})  # fmt: skip
     check_text("library_version", config["library_version"])
-    experts = [expert.value for expert in Expert]
-    require(config["expert"] in experts, "expert", f"is one of {experts}", config["expert"])
+    name = config["expert"]
+    require(isinstance(name, str) and name.isidentifier(), "expert", "is the name of a denoiser", name)
     require(isinstance(config["recipe"], dict), "recipe", "is an object", config["recipe"])
     require(isinstance(config["notes"], list), "notes", "is a list of texts", config["notes"])
     for note in config["notes"]:
@@ -207,7 +213,7 @@ def _parse(config: Any) -> ComponentConfig:
     size = len(json.dumps(calibration))
     require(size <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", size)
     return ComponentConfig(
-        expert=Expert(config["expert"]),
+        expert=config["expert"],
         bins=_bins(config["timestep_edges"]),
         layers=_layers(config["layers"], config["format_version"]),
         recipe=_recipe(config["recipe"]),
@@ -216,6 +222,7 @@ def _parse(config: Any) -> ComponentConfig:
         notes=tuple(config["notes"]),
         weight_sha256=_hashes(config.get("weight_sha256", {})),
         hardly_seen=hardly_seen_from_dict(config.get("hardly_seen", {})),
+        call=ModelCall.from_dict(config["model_call"]) if "model_call" in config else None,
     )
 
 

@@ -19,13 +19,14 @@ import torch
 from tempoquant.checkpoint import files
 from tempoquant.checkpoint.checks import check_name
 from tempoquant.checkpoint.journal import Commit, Journal
+from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.checkpoint.schema import Calibration, ComponentConfig, LayerEntry
 from tempoquant.checkpoint.shards import DEFAULT_SHARD_BYTES, ShardWriter, disk_errors
 from tempoquant.checkpoint.tensors import entry_of, to_stored
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.layer import HardlySeen, QuantizedLayer
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 
 class _Counts(NamedTuple):
@@ -55,15 +56,16 @@ class ComponentWriter:
         self,
         folder: str | Path,
         *,
-        expert: Expert,
+        expert: str,
         bins: TimestepBins,
         recipe: Recipe,
+        call: ModelCall | None = None,
         max_shard_bytes: int = DEFAULT_SHARD_BYTES,
         journal: Journal | None = None,
     ) -> None:
         """Prepare. Raises OutputError when the target exists and is not empty, or what the journal names is damaged."""
         self.folder = Path(folder)
-        self._expert, self._bins, self._recipe = expert, bins, recipe
+        self._expert, self._bins, self._recipe, self._call = expert, bins, recipe, call
         self._journal = journal
         self.layers: dict[str, LayerEntry] = {}
         self._notes: tuple[str, ...] = ()
@@ -158,7 +160,7 @@ class ComponentWriter:
         """
         config = ComponentConfig(
             self._expert, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
-            calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen,
+            calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen, self._call,
         )  # fmt: skip
         # Through JSON and the reader's own checks: what cannot be read back must not be written.
         plain = json.loads(json.dumps(config.to_dict()))

@@ -17,7 +17,7 @@ from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
-    from tempoquant.evaluate.evaluation import Request
+    from tempoquant.evaluate.request import Request
     from tempoquant.evaluate.side_by_side import Column, Verdict
     from tempoquant.recipe import Recipe
 
@@ -62,11 +62,11 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
 
     Raises TempoQuantError; what was finished before stays and is found by the next run.
     """
+    from tempoquant.device import default_device
     from tempoquant.engines import Local
     from tempoquant.evaluate.evaluation import evaluate
     from tempoquant.evaluate.files import write_text
-    from tempoquant.evaluate.results import to_json
-    from tempoquant.integrations.wan import default_device
+    from tempoquant.plain_values import to_json
     from tempoquant.report.build import build_report
 
     recipes = recipes_by_label(recipe)
@@ -102,7 +102,7 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
 
 def require_bundled(model: str) -> None:
     """Raise CalibrationError for a model whose world is not the bundled one."""
-    from tempoquant.integrations.prompt_sets import evaluation_prompts
+    from tempoquant.recording.prompt_sets import evaluation_prompts
 
     evaluation_prompts(model, None, NUM_VIDEOS)
 
@@ -110,15 +110,15 @@ def require_bundled(model: str) -> None:
 def request(model: str, folders: Mapping[str, Path], seed: int) -> "Request":
     """The first held-out items of the bundled world, for the 16-bit model and each quantized one."""
     from tempoquant.evaluate.benchmark_sets import load_benchmark
-    from tempoquant.evaluate.evaluation import Request
     from tempoquant.evaluate.plan import Model
-    from tempoquant.integrations.pipeline_folder import resolve_model
-    from tempoquant.integrations.sampling import default_settings
+    from tempoquant.evaluate.request import Request
+    from tempoquant.hosts.diffusers.pipeline import open_pipeline
+    from tempoquant.models.sampling_file import default_settings
 
-    source = resolve_model(model)
+    source = open_pipeline(model)
     settings = default_settings(source)
     benchmark = load_benchmark("tiny", None, settings.width / settings.height, NUM_VIDEOS)
-    models = [Model(label, folder) for label, folder in folders.items()]
+    models = [Model(label, open_pipeline(folder)) for label, folder in folders.items()]
     return Request(
         Model(REFERENCE, source), models, benchmark, settings, (seed,), limit=NUM_VIDEOS,
         command=shlex.join(["tempoquant", *sys.argv[1:]]),

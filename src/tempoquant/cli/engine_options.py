@@ -53,7 +53,7 @@ def cluster_of(engine: EngineName, address: str | None, device: str | None) -> "
 
 def engine_of(engine: EngineName, address: str | None, device: str | None) -> "Engine":
     """The engine that the options name. Raises typer.BadParameter, or SettingsError for devices that do not match."""
+    from tempoquant.device import default_device
     from tempoquant.engines import Local
-    from tempoquant.integrations.wan import default_device
 
     return cluster_of(engine, address, device) or Local(tuple((device or default_device()).split(",")))

@@ -26,11 +26,13 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
+from tempoquant.cli.source_options import Base, Experts, reference_and_folders
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
     from tempoquant.evaluate.plan import Model
-    from tempoquant.evaluate.vbench import VBenchSettings
+    from tempoquant.evaluate.vbench.settings import VBenchSettings
+    from tempoquant.models.source import SourceModel
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -41,12 +43,18 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def command(  # noqa: PLR0913 (one argument per option)
-    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="What the others were quantized from.")],
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Quantized pipelines.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[REFERENCE] DIR...", help="What all DIRs were quantized from, unless --base; and the DIRs."
+        ),
+    ],
     benchmark: Annotated[
-        str, typer.Option(metavar="tiny|opens2v|vbench-i2v|FILE", help="FILE: a jsonl of {id, image, prompt}.")
+        str, typer.Option(metavar="tiny|opens2v|vbench-i2v|FILE", help="FILE: a jsonl of {id, prompt, image}.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A folder for everything.")],
+    base: Base = None,
+    expert: Experts = None,
     root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
@@ -88,25 +96,29 @@ def command(  # noqa: PLR0913 (one argument per option)
     if vbench_python is None and (vbench_dimensions or vbench_cache):
         raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
     wanted_seeds = parse_seeds(seeds)
+    reference, folders = reference_and_folders(names, base, expert)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.cli.evaluation_tables import evaluation_text
         from tempoquant.evaluate.benchmark_sets import Overlap, load_benchmark
-        from tempoquant.evaluate.evaluation import Request, evaluate
+        from tempoquant.evaluate.evaluation import evaluate
         from tempoquant.evaluate.plan import Model
-        from tempoquant.integrations.pipeline_folder import resolve_model
-        from tempoquant.integrations.sampling import settings_of
+        from tempoquant.evaluate.request import Request
+        from tempoquant.hosts.diffusers.pipeline import open_pipeline
+        from tempoquant.models.sampling_file import settings_of
 
         workers = engine_of(engine, address, device)
-        source = resolve_model(reference)
+        source = open_pipeline(reference)
         settings = settings_of(source, changes)
         overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE
         models = _models(folders, activation_bits)
         request = Request(
             Model(_reference_label(source, models), source),
             models,
-            load_benchmark(benchmark, root, settings.width / settings.height, limit),
+            load_benchmark(
+                benchmark, root, settings.width / settings.height, limit, source.family.takes_image(source.index)
+            ),
             settings,
             wanted_seeds,
             None if ids is None else ids.split(","),
@@ -122,19 +134,19 @@ def command(  # noqa: PLR0913 (one argument per option)
     run_command(work, as_json, json_log, GOES_ON)
 
 
-def _reference_label(source: Path, models: Sequence["Model"]) -> str:
+def _reference_label(source: "SourceModel", models: Sequence["Model"]) -> str:
     """Such as "16-bit", where the reference is that and no model is called so."""
-    from tempoquant.evaluate.contents import configs_of
+    from tempoquant.hosts.contents import configs_of
 
     taken = {model.label for model in models}
-    names = ("reference", "the-reference") if configs_of(source) else ("16-bit", "reference", "the-reference")
+    names = ("reference", "the-reference") if configs_of(source.folder) else ("16-bit", "reference", "the-reference")
     return next(name for name in names if name not in taken)
 
 
 def _vbench(python: Path | None, dimensions: str | None, cache: Path | None) -> "VBenchSettings | None":
     """Raises SettingsError for a dimension that cannot be scored."""
-    from tempoquant.evaluate.vbench import VBenchSettings, default_cache
-    from tempoquant.evaluate.vbench_dimensions import DEFAULT
+    from tempoquant.evaluate.vbench.dimensions import DEFAULT
+    from tempoquant.evaluate.vbench.settings import VBenchSettings, default_cache
 
     if python is None:
         return None
@@ -145,6 +157,7 @@ def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> 
     """Labelled by their folders' names; those of one name by the folder above as well. Raises OutputError."""
     from tempoquant.errors import OutputError
     from tempoquant.evaluate.plan import Model
+    from tempoquant.hosts.diffusers.pipeline import open_pipeline
     from tempoquant.runtime.activation_bits import set_activation_bits
 
     # Resolved, since "." has no name of its own.
@@ -157,6 +170,7 @@ def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> 
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise OutputError(f"two models would both be called {twice[0]}: rename a folder, or give each one once.")
     if activation_bits is None:
-        return [Model(label, folder) for label, folder in zip(labels, folders, strict=True)]
+        return [Model(label, open_pipeline(folder)) for label, folder in zip(labels, folders, strict=True)]
     prepare = functools.partial(set_activation_bits, bits=activation_bits.bits, timesteps=activation_bits.timesteps)
-    return [Model(label, folder, str(activation_bits), prepare) for label, folder in zip(labels, folders, strict=True)]
+    sources = [open_pipeline(folder) for folder in folders]
+    return [Model(label, source, str(activation_bits), prepare) for label, source in zip(labels, sources, strict=True)]

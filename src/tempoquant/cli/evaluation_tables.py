@@ -11,7 +11,7 @@ from rich.text import Text
 from tempoquant.cli.tables import metrics_table
 from tempoquant.cli.vbench_table import vbench_text
 from tempoquant.evaluate.evaluation_folder import EVALUATION
-from tempoquant.evaluate.measures import METRICS
+from tempoquant.evaluate.metrics.measures import METRICS
 from tempoquant.evaluate.summaries import metric_of
 
 

@@ -40,15 +40,15 @@ def command(
 
         from tempoquant.cli.quantize import is_finished
         from tempoquant.cli.tables import contents_table
-        from tempoquant.evaluate.contents import contents_of
-        from tempoquant.evaluate.results import plain
-        from tempoquant.integrations.nunchaku_export import export
+        from tempoquant.hosts.contents import contents_of
+        from tempoquant.hosts.nunchaku.export import export
+        from tempoquant.plain_values import plain
 
         was_there = is_finished(output) and not overwrite
         path = export(folder, output, overwrite=overwrite, link=link, progress=progress)
         contents = contents_of(path)
         record = {"output": str(path), "existed": was_there, "target": target.value, "clip_ratios_carried": False}
-        notes = [f"{expert.expert.value}: {note}" for expert in contents.experts for note in expert.notes]
+        notes = [f"{expert.expert}: {note}" for expert in contents.experts for note in expert.notes]
         words = f"{path} was already finished." if was_there else f"Written to {path}."
         return Outcome({**record, **plain(contents)}, Group(contents_table(contents), *notes, words))
 

@@ -1,4 +1,4 @@
-"""`tempoquant generate`: an image and a prompt in, a video out."""
+"""`tempoquant generate`: a prompt and what else the model is conditioned on in, a video out."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +24,14 @@ from tempoquant.progress import Progress
 
 def command(  # noqa: PLR0913 (one argument per option)
     folder: Folder,
-    image: Annotated[Path, typer.Option(metavar="FILE", help="The first frame.")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What should happen.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="An .mp4 file.")],
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The first frame, or whom the video shows."),
+    ] = None,
+    pose: Annotated[Path | None, typer.Option(metavar="FILE|FOLDER", help="Animate: a clip of the pose.")] = None,
+    face: Annotated[Path | None, typer.Option(metavar="FILE|FOLDER", help="Animate: a clip of the face.")] = None,
     negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="What should not.")] = "",
     steps: Steps = None,
     frames: Frames = None,
@@ -44,21 +49,25 @@ def command(  # noqa: PLR0913 (one argument per option)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
+        from tempoquant.device import default_device
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4
+        from tempoquant.hosts.diffusers.pipeline import open_pipeline
+        from tempoquant.hosts.diffusers.sampling import generate_video
         from tempoquant.images import open_image
-        from tempoquant.integrations.cpu_threads import suited_threads
-        from tempoquant.integrations.memory_modes import load_in_mode
-        from tempoquant.integrations.pipeline_folder import resolve_model
-        from tempoquant.integrations.sampling import generate_video, settings_of
-        from tempoquant.integrations.schedule import sampling_steps
-        from tempoquant.integrations.wan import default_device
+        from tempoquant.models.prompt_needs import require_given
+        from tempoquant.models.sampling_file import settings_of
+        from tempoquant.models.schedule import sampling_steps
+        from tempoquant.placement.cpu_threads import suited_threads
+        from tempoquant.placement.memory_modes import load_in_mode
         from tempoquant.prompts import Prompt
         from tempoquant.runtime.activation_bits import set_activation_bits
 
         check_place(output, ".mp4")
-        item = Prompt(image.stem, open_image(image), prompt)
-        model = resolve_model(folder)
+        clips = {name: clip for name, clip in (("pose", pose), ("face", face)) if clip is not None}
+        item = Prompt(output.stem, None if image is None else open_image(image), prompt, clips=clips)
+        model = open_pipeline(folder)
+        require_given(model, item)
         settings = settings_of(model, changes)
         sampling_steps(model, settings.num_steps, settings.flow_shift)  # refuses a scheduler before anything is loaded
         on_loaded = progress.start("loading", 1)

@@ -21,13 +21,13 @@ def command(
         from rich.console import Group
 
         from tempoquant.cli.tables import contents_table, hardly_seen_lines
-        from tempoquant.evaluate.contents import contents_of
-        from tempoquant.evaluate.results import plain
+        from tempoquant.hosts.contents import contents_of
+        from tempoquant.plain_values import plain
 
         contents = contents_of(folder)
         check_sound(folder)
         record: dict[str, Any] = plain(contents)
-        notes = [f"{expert.expert.value}: {note}" for expert in contents.experts for note in expert.notes]
+        notes = [f"{expert.expert}: {note}" for expert in contents.experts for note in expert.notes]
         shown = {**contents.recipe, "layers": f"{len(contents.recipe['layers'])} rules"}
         settings = ", ".join(f"{key} {value}" for key, value in shown.items() if key != "name")
         lines = [f"Recipe: {settings}", *hardly_seen_lines(contents), *notes]
@@ -47,19 +47,17 @@ def check_sound(folder: Path) -> None:
     """
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest
     from tempoquant.errors import CheckpointError
-    from tempoquant.evaluate.contents import quantized_components
-    from tempoquant.integrations.component_files import check_quantized
-    from tempoquant.integrations.pipeline_folder import check_pipeline_folder
-    from tempoquant.integrations.sampling import default_settings
+    from tempoquant.hosts.contents import check_headers, quantized_components
+    from tempoquant.hosts.diffusers.pipeline import open_pipeline
+    from tempoquant.models.sampling_file import default_settings
 
     if (folder / MANIFEST_NAME).is_file() and (missing := missing_files(folder, read_manifest(folder))):
         raise CheckpointError(f"{folder / missing[0]} is missing: fetch the folder again.")
     if (folder / "model_index.json").is_file():
-        check_pipeline_folder(folder)
-        default_settings(folder)
+        default_settings(open_pipeline(folder))
         return
     for component in quantized_components(folder).values():
-        check_quantized(component)
+        check_headers(component)
 
 
 def verify_folder(folder: Path, progress: Progress) -> list[str]:
@@ -70,7 +68,7 @@ def verify_folder(folder: Path, progress: Progress) -> list[str]:
     """
     from tempoquant.checkpoint import verify_hashes
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, verify_manifest
-    from tempoquant.evaluate.contents import check_component, config_of, quantized_components
+    from tempoquant.hosts.contents import check_component, config_of, quantized_components
 
     check_sound(folder)
     components = quantized_components(folder)

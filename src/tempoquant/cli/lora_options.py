@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-_EXPERTS = ("high_noise", "low_noise")
-_FORM = "high_noise=FILE or low_noise=FILE, or several such as high_noise=FILE:0.8,FILE"
+_FORM = "DENOISER=FILE, or several such as DENOISER=FILE:0.8,FILE; denoisers are named as in `tempoquant inspect`"
 
 Loras = Annotated[
     list[str] | None,
     typer.Option(
         "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
-        help="Fused into the weights of high_noise or low_noise; each with a strength, 1 if left out.",
+        help="Fused into a denoiser's weights; each file with a strength, 1 if left out.",
     ),
 ]  # fmt: skip
 
@@ -24,12 +23,12 @@ def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
     A path may hold commas and colons, as long as one reading alone names files that are there.
 
     Raises:
-        typer.BadParameter: an unknown expert, a file that is missing, a text that can be read in two ways.
+        typer.BadParameter: no denoiser is named, a file that is missing, a text that can be read in two ways.
     """
     loras: dict[str, list[tuple[Path, float]]] = {}
     for text in texts or []:
         expert, _, files = text.partition("=")
-        if expert not in _EXPERTS or not files:
+        if not expert.isidentifier() or not files:
             raise _wrong(f"{text!r} is not {_FORM}.")
         if "" in files.split(","):
             raise _wrong(f"{text!r} has a comma with no file beside it.")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED, format_bytes
-from tempoquant.integrations.memory_plan import OVERHEAD_BYTES, MemoryPlan, ModelPlan, ModePlan
+from tempoquant.planning.memory_plan import OVERHEAD_BYTES, MemoryPlan, ModelPlan, ModePlan
 
 PREDICTED = "predicted"
 

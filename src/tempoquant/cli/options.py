@@ -80,7 +80,7 @@ def check_devices(names: str | None) -> str | None:
 
 
 class MemoryMode(str, Enum):
-    """Where a pipeline is while it runs: `integrations.residency` while recording, `.memory_modes` while generating."""
+    """Where a pipeline is while it runs: `placement.streaming` while recording, `.memory_modes` while generating."""
 
     RESIDENT = "resident"
     SWAP = "swap"
@@ -101,10 +101,13 @@ def sampling_changes(
     }  # fmt: skip
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="tiny, tiny-outliers, a diffusers folder, or a hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help="tiny, tiny-outliers, a diffusers folder, or a hub id; or give --base."),
+]
 Calibration = Annotated[
     str | None,
-    typer.Option(metavar="FILE|FOLDER", help="jsonl of {image, prompt} (bundled models have their own)."),
+    typer.Option(metavar="FILE|FOLDER", help="jsonl of {prompt, image} (bundled models have their own)."),
 ]
 SamplesPerExpert = Annotated[
     int | None,

@@ -35,14 +35,16 @@ def command(
         from rich.console import Group
 
         from tempoquant.cli.memory_table import memory_record, memory_tables
-        from tempoquant.integrations.memory_plan import plan_memory
-        from tempoquant.integrations.pipeline_configs import read_configs
-        from tempoquant.integrations.sampling import SamplingSettings
+        from tempoquant.models.pipeline_configs import read_configs
+        from tempoquant.planning.memory_plan import plan_memory
         from tempoquant.recipe import Recipe
 
-        settings = SamplingSettings().replace(height=size and size.height, width=size and size.width, num_frames=frames)
+        configs = read_configs(model)
+        settings = configs.family.published(configs.index)[1].replace(
+            height=size and size.height, width=size and size.width, num_frames=frames
+        )
         done = progress.start("tracing", 1)
-        plan = plan_memory(read_configs(model), settings, Recipe.load(recipe))
+        plan = plan_memory(configs, settings, Recipe.load(recipe))
         done()
         device_bytes = None if gpu_gib is None else gpu_gib * 2**30
         return Outcome(memory_record(plan, device_bytes), Group(*memory_tables(plan, device_bytes)))

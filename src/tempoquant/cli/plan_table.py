@@ -6,7 +6,7 @@ from rich.table import Table
 
 from tempoquant.cli.progress import duration_text
 from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED, format_bytes
-from tempoquant.integrations.estimate import RunEstimate
+from tempoquant.planning.run_estimate import RunEstimate
 
 
 def plan_table(estimate: RunEstimate, title: str = "What this run will need, about") -> Table:

@@ -24,16 +24,18 @@ from tempoquant.cli.options import (
     Steps,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
+from tempoquant.cli.source_options import Base, Experts, model_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
     from tempoquant.engines import RayCluster
+    from tempoquant.models.with_experts import ModelName
     from tempoquant.quantizing.machine import Machine
     from tempoquant.recipe import Recipe
 
 
 def command(  # noqa: PLR0913 (one argument per option)
-    model: Model,
+    model: Model = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; new, or empty.")
     ] = None,
@@ -42,6 +44,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         Path | None, typer.Option(metavar="STORE", help="Samples that `record` wrote; recorded now if left out.")
     ] = None,
     calibration: Calibration = None,
+    base: Base = None,
+    expert: Experts = None,
     lora: Loras = None,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
@@ -99,7 +103,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         raise typer.BadParameter("say where to write, with -o DIR (or ask for --dry-run).", param_hint="'--output'")
     if store is not None:
         refuse_beside_store({"--calibration": calibration, "--num-prompts": num_prompts, "--seed": seed or None})
-    loras = parse_loras(lora)
+    source, loras = model_of(model, base, expert), parse_loras(lora)
     cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:
@@ -110,9 +114,9 @@ def command(  # noqa: PLR0913 (one argument per option)
         what |= budget_of(bits_per_weight, size_gib, sensitivity)
         chosen = resolve_recipe(recipe, changes)
         if dry_run:
-            return describe_plan(model, chosen, what, progress)
+            return describe_plan(source, chosen, what, progress)
         assert output is not None
-        return quantize_and_describe(model, output, chosen, {**what, "seed": seed, "overwrite": overwrite}, progress)
+        return quantize_and_describe(source, output, chosen, {**what, "seed": seed, "overwrite": overwrite}, progress)
 
     run_command(work, as_json, json_log, interrupted=GOES_ON)
 
@@ -142,7 +146,7 @@ def machine_of(
     num_tokens: int | None = None,
 ) -> "Machine":
     """How this machine does it: the flags over the defaults."""
-    from tempoquant.integrations.wan import default_device
+    from tempoquant.device import default_device
     from tempoquant.quantizing.machine import Machine
 
     names = cluster.device if cluster else device or default_device()
@@ -151,7 +155,7 @@ def machine_of(
     return machine.replace(**{key: value for key, value in given.items() if value is not None})
 
 
-def describe_plan(model: str, recipe: "Recipe", what: dict[str, Any], progress: Progress) -> Outcome:
+def describe_plan(model: "ModelName", recipe: "Recipe", what: dict[str, Any], progress: Progress) -> Outcome:
     """What a run would need, by stage."""
     from tempoquant.cli.plan_table import plan_record, plan_table
     from tempoquant.quantizing import plan
@@ -176,14 +180,14 @@ def resolve_recipe(name_or_path: str, changes: dict[str, Any]) -> "Recipe":
 
 
 def quantize_and_describe(
-    model: str, output: Path, recipe: "Recipe", arguments: dict[str, Any], progress: Progress
+    model: "ModelName", output: Path, recipe: "Recipe", arguments: dict[str, Any], progress: Progress
 ) -> Outcome:
     """Quantize, then say what came out: the folder's contents, and whether a finished one was already there."""
     from rich.console import Group
 
     from tempoquant.cli.tables import contents_table, hardly_seen_lines
-    from tempoquant.evaluate.contents import contents_of
-    from tempoquant.evaluate.results import plain
+    from tempoquant.hosts.contents import contents_of
+    from tempoquant.plain_values import plain
     from tempoquant.quantizing import quantize
 
     was_there = is_finished(output) and not arguments["overwrite"]

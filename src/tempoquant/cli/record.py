@@ -25,18 +25,20 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
+from tempoquant.cli.source_options import Base, Experts, model_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
     from tempoquant.calibrate.store import SampleStore
-    from tempoquant.integrations.recording_plan import RecordingPlan
+    from tempoquant.models.source import SourceModel
+    from tempoquant.recording.plan import RecordingPlan
 
 NUM_PROMPTS = 12
 
 
 def command(  # noqa: PLR0913 (one argument per option)
-    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="Folder to write; new, or empty.")],
+    model: Model = None,
     calibration: Calibration = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the first ones.")] = NUM_PROMPTS,
     samples_per_expert: SamplesPerExpert = None,
@@ -45,10 +47,12 @@ def command(  # noqa: PLR0913 (one argument per option)
     size: Size = None,
     guidance_scale: GuidanceScale = None,
     flow_shift: FlowShift = None,
+    base: Base = None,
+    expert: Experts = None,
     lora: Loras = None,
     from_latents: Annotated[
         bool,
-        typer.Option("--from-latents", help="Noise encoded clips ({image, prompt, video}) instead of sampling."),
+        typer.Option("--from-latents", help="Noise encoded clips ({prompt, video}) instead of sampling."),
     ] = False,
     seed: Seed = 0,
     device: Workers = None,
@@ -66,23 +70,22 @@ def command(  # noqa: PLR0913 (one argument per option)
     Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
     """
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
-    loras = parse_loras(lora)
+    named, loras = model_of(model, base, expert), parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
-        from tempoquant.integrations.output_folder import fingerprint
-        from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, resolve_model, revision_of
-        from tempoquant.integrations.recording import record
-        from tempoquant.integrations.recording_plan import ModelIdentity
-        from tempoquant.integrations.residency import check_memory
+        from tempoquant.models.fingerprint import fingerprint
+        from tempoquant.models.source import SourceModel
+        from tempoquant.placement.streaming import check_memory
+        from tempoquant.recording.plan import ModelIdentity
+        from tempoquant.recording.record import record
 
         workers = engine_of(engine, address, device)
         check_memory(memory.value, workers.device)
-        source = resolve_model(model)
-        check_pipeline_folder(source)
+        source = SourceModel.open(named)
         drawn = {"calibration": calibration, "prompts": prompts, "seed": seed, "from_latents": from_latents}
-        plan = make_plan(model, source, drawn, changes, loras, samples_per_expert)
+        plan = make_plan(str(named), source, drawn, changes, loras, samples_per_expert)
         existed = (output / "store.json").is_file() and not overwrite
-        identity = ModelIdentity(fingerprint(source, progress), hub_id_of(model), revision_of(source))
+        identity = ModelIdentity(fingerprint(source, progress), source.hub_id, source.revision)
         store = record(
             source, output, plan, model=identity, engine=workers, memory=memory.value, overwrite=overwrite,
             progress=progress,
@@ -94,7 +97,7 @@ def command(  # noqa: PLR0913 (one argument per option)
 
 def make_plan(
     model: str,
-    source: Path,
+    source: "SourceModel",
     drawn: dict[str, Any],
     changes: dict[str, Any],
     loras: dict[str, list[tuple[Path, float]]],
@@ -104,20 +107,20 @@ def make_plan(
 
     Raises CalibrationError for missing prompts, SettingsError for wrong settings, ModelError for a bad LoRA file.
     """
-    from tempoquant.integrations.expert_loras import load_loras, sampler_with, sampler_words
-    from tempoquant.integrations.prompt_sets import calibration_prompts
-    from tempoquant.integrations.recording_plan import RecordingPlan, default_samples_per_expert
-    from tempoquant.integrations.sampling import settings_of
+    from tempoquant.models.lora.given import load_loras, sampler_with, sampler_words
+    from tempoquant.models.sampling_file import settings_of
+    from tempoquant.recording.plan import RecordingPlan, default_samples_per_expert
+    from tempoquant.recording.prompt_sets import calibration_prompts
 
     fused = load_loras(source, loras)
     if fused:
-        changes = sampler_with(fused, changes)
+        changes = sampler_with(source.family, fused, changes)
         typer.echo(f"With LoRAs in the weights, sampling with {sampler_words(changes)}.", err=True)
     settings = settings_of(source, changes)
     return RecordingPlan(
         prompts=calibration_prompts(model, drawn["calibration"], drawn["prompts"]),
         settings=settings,
-        samples_per_expert=samples_per_expert or default_samples_per_expert(settings),
+        samples_per_expert=samples_per_expert or default_samples_per_expert(settings, source.geometry),
         seed=drawn["seed"],
         loras=fused,
         from_latents=drawn["from_latents"],
@@ -126,18 +129,16 @@ def make_plan(
 
 def describe(store: "SampleStore", existed: bool) -> Outcome:
     """What is in a store: how many samples of each expert, over how many of its timesteps."""
-    from tempoquant.timesteps import Expert
-
     counts, words = {}, []
-    for expert in Expert:
+    for expert in store.denoisers:
         entries = store.entries(expert)
         num_steps = len({entry.step_index for entry in entries})
-        counts[expert.value] = {
+        counts[expert] = {
             "num_samples": len(entries),
             "num_timesteps": num_steps,
             "num_prompts": len({entry.prompt_id for entry in entries}),
         }
-        words.append(f"{len(entries)} of {expert.value} at {num_steps} of its {len(store.schedule(expert))} timesteps")
+        words.append(f"{len(entries)} of {expert} at {num_steps} of its {len(store.schedule(expert))} timesteps")
     record = {
         "output": str(store.folder), "existed": existed, "digest": store.digest, "experts": counts,
         "settings": store.settings, "seed": store.provenance["seed"],

@@ -59,7 +59,7 @@ def run_command(
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            from tempoquant.integrations.quiet import quiet_libraries
+            from tempoquant.hosts.diffusers.quiet import quiet_libraries
 
             quiet_libraries()
             with contextlib.ExitStack() as stack:
@@ -88,7 +88,7 @@ def run_command(
         )  # fmt: skip
     else:
         if as_json:
-            from tempoquant.evaluate.results import to_json
+            from tempoquant.plain_values import to_json
 
             typer.echo(to_json(outcome.record))
         else:

@@ -11,12 +11,13 @@ from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.lora_options import Loras, parse_loras
 from tempoquant.cli.options import Json, Model
 from tempoquant.cli.running import Outcome, run_command
+from tempoquant.cli.source_options import Base, Experts, model_of
 from tempoquant.progress import Progress
 
 
 def command(  # noqa: PLR0913 (one argument per option)
-    model: Model,
     store: Annotated[Path, typer.Option(metavar="STORE", help="Samples that `record` wrote.")],
+    model: Model = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write, for quantize --sensitivity.")
     ] = None,
@@ -29,6 +30,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         float | None, typer.Option(min=1e-6, help="Show also what this budget would give to each layer.")
     ] = None,
     size_gib: Annotated[float | None, typer.Option(min=1e-6, help="The same budget, as a size on the disk.")] = None,
+    base: Base = None,
+    expert: Experts = None,
     lora: Loras = None,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
@@ -41,7 +44,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     The table shows each layer at the rank of the recipe, as the SQNR in decibels that the noise prediction would
     have if that layer alone were rounded: low numbers hurt. Nothing is quantized.
     """
-    loras = parse_loras(lora)
+    named, loras = model_of(model, base, expert), parse_loras(lora)
     cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:
@@ -49,8 +52,8 @@ def command(  # noqa: PLR0913 (one argument per option)
 
         from tempoquant.cli.quantize import budget_of, machine_of, resolve_recipe
         from tempoquant.cli.sensitivity_table import budget_text, sensitivity_record, sensitivity_text
-        from tempoquant.integrations.pipeline_folder import resolve_model
-        from tempoquant.integrations.work_folder import write_atomically
+        from tempoquant.models.source import SourceModel
+        from tempoquant.output.work_folder import write_atomically
         from tempoquant.quantizing import measure_sensitivity
         from tempoquant.quantizing.budget import BudgetPlan
 
@@ -60,11 +63,11 @@ def command(  # noqa: PLR0913 (one argument per option)
             raise typer.BadParameter(
                 "hidden states go beside it, to a folder that the cluster's machines share.", param_hint="'--output'"
             )
-        plan = BudgetPlan(resolve_model(model), chosen, spend["budget"]) if spend else None
+        plan = BudgetPlan(SourceModel.open(named), chosen, spend["budget"]) if spend else None
         machine = machine_of(device, cluster)
         beside = output.absolute().parent if output is not None else None  # hidden states go where there is room
         with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside, ignore_cleanup_errors=True) as folder:
-            found = measure_sensitivity(model, store, folder, chosen, lora=loras, machine=machine, progress=progress)
+            found = measure_sensitivity(named, store, folder, chosen, lora=loras, machine=machine, progress=progress)
         if output is not None:
             write_atomically(output, found.to_json())
         record, text = sensitivity_record(found, chosen.rank), sensitivity_text(found, chosen.rank)

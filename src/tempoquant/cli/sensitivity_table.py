@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +13,15 @@ from tempoquant.calibrate.sensitivity import LayerSensitivity
 from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED
 from tempoquant.recipe import KEEP_16BIT, Recipe
-from tempoquant.timesteps import Expert
 
 _ALL = "all"
+_NUMBERED = re.compile(r"(.*?\.\d+)\.(.+)")
 
 
 def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
     """Both experts' tables at a rank, and below each what all layers together leave at every rank."""
     parts: list[RenderableType] = []
-    for expert in Expert:
+    for expert in sensitivity.experts:
         parts += [_table(sensitivity, expert, rank), _all_ranks_line(_layers(sensitivity, expert))]
     return Group(*parts)
 
@@ -28,11 +29,11 @@ def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
 def budget_text(sensitivity: Sensitivity, recipe: Recipe) -> RenderableType:
     """What a budget made of a recipe: each expert's ranks, and the SQNR that is foretold for them."""
     parts: list[RenderableType] = []
-    for expert in Expert:
+    for expert in sensitivity.experts:
         layers = _layers(sensitivity, expert)
         total = _db(sum(_error_under(recipe, expert, name, layer) for name, layer in layers.items()))
         text = functools.partial(_rank_text, recipe, expert)
-        table = _grid(f"{expert.value}: ranks for {recipe.name}", _by_block(layers), text)
+        table = _grid(f"{expert}: ranks for {recipe.name}", _by_block(layers), text)
         parts += [table, f"All layers together: {total:.1f} dB, to nearest, without GPTQ.\n"]
     return Group(*parts)
 
@@ -40,9 +41,9 @@ def budget_text(sensitivity: Sensitivity, recipe: Recipe) -> RenderableType:
 def sensitivity_record(sensitivity: Sensitivity, rank: int) -> dict[str, Any]:
     """For --json: each expert's layers with gain and errors by rank, and the SQNR of all together at the given one."""
     record: dict[str, Any] = {"rank": rank, "experts": {}}
-    for expert in Expert:
+    for expert in sensitivity.experts:
         layers = _layers(sensitivity, expert)
-        record["experts"][expert.value] = {
+        record["experts"][expert] = {
             "sqnr_db": _db(sum(_error_at(layer, rank) for layer in layers.values())),
             "layers": {name: {"gain": layer.gain, "errors": {str(r): e for r, e in layer.errors.items()}}
                        for name, layer in layers.items()},
@@ -50,24 +51,25 @@ def sensitivity_record(sensitivity: Sensitivity, rank: int) -> dict[str, Any]:
     return record
 
 
-def _layers(sensitivity: Sensitivity, expert: Expert) -> dict[str, LayerSensitivity]:
+def _layers(sensitivity: Sensitivity, expert: str) -> dict[str, LayerSensitivity]:
     return {name: layer for linears in sensitivity.experts[expert] for name, layer in linears.items()}
 
 
-def _table(sensitivity: Sensitivity, expert: Expert, rank: int) -> Table:
+def _table(sensitivity: Sensitivity, expert: str, rank: int) -> Table:
     by_block = _by_block(_layers(sensitivity, expert))
 
     def text(block: str, linear: str) -> str:
         layers = by_block[block].values() if linear == _ALL else [by_block[block][linear]]
         return f"{_db(sum(_error_at(layer, rank) for layer in layers)):.1f}"
 
-    return _grid(f"{expert.value}: SQNR in dB with one layer alone rounded, rank {rank}", by_block, text, (_ALL,))
+    return _grid(f"{expert}: SQNR in dB with one layer alone rounded, rank {rank}", by_block, text, (_ALL,))
 
 
 def _by_block(layers: dict[str, LayerSensitivity]) -> dict[str, dict[str, LayerSensitivity]]:
     found: dict[str, dict[str, LayerSensitivity]] = {}
     for name, layer in layers.items():
-        _, block, linear = name.split(".", 2)
+        # A block is a numbered member of a list: whatever comes before the first number, and that.
+        block, linear = _NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]
         found.setdefault(block, {})[linear] = layer
     return found
 
@@ -81,19 +83,20 @@ def _grid(
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
     for heading in ("block", *linears, *more):
         table.add_column(heading, justify="right")
+    has_one_list = len({block.rpartition(".")[0] for block in by_block}) == 1
     for block, layers in by_block.items():
         cells = [text(block, each) if each in layers or each in more else NOT_MEASURED for each in (*linears, *more)]
-        table.add_row(block, *cells)
+        table.add_row(block.rpartition(".")[2] if has_one_list else block, *cells)
     return table
 
 
-def _rank_text(recipe: Recipe, expert: Expert, block: str, linear: str) -> str:
-    name = f"blocks.{block}.{linear}"
+def _rank_text(recipe: Recipe, expert: str, block: str, linear: str) -> str:
+    name = f"{block}.{linear}"
     rule = recipe.rule_of(name, expert)
     return KEEP_16BIT if rule is not None and rule.format == KEEP_16BIT else str(recipe.rank_of(name, expert))
 
 
-def _error_under(recipe: Recipe, expert: Expert, name: str, layer: LayerSensitivity) -> float:
+def _error_under(recipe: Recipe, expert: str, name: str, layer: LayerSensitivity) -> float:
     rule = recipe.rule_of(name, expert)
     is_kept = rule is not None and rule.format == KEEP_16BIT
     return 0.0 if is_kept else _error_at(layer, recipe.rank_of(name, expert))

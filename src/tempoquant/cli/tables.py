@@ -1,13 +1,12 @@
 """Tables for people: what `compare` and `demo` measured, what `inspect` found."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from tempoquant.evaluate.contents import Contents, ExpertContents
-from tempoquant.evaluate.results import Comparison, Summary
-from tempoquant.timesteps import Expert
+from tempoquant.evaluate.results import Comparison, ModelResult, Summary
+from tempoquant.hosts.contents import Contents, ExpertContents
 
 NOT_MEASURED = "–"
 MIN_WIDTH = 72
@@ -20,7 +19,7 @@ def comparison_table(comparison: Comparison) -> Table:
     rows = [
         ("bits per weight", [f"{result.bits_per_weight:.2f}" for result in results]),
         ("experts on disk", [format_bytes(result.num_bytes) for result in results]),
-        *((f"SQNR of {expert.value}, dB", [_text(r.expert_sqnr_db(expert)) for r in results]) for expert in Expert),
+        *((f"SQNR of {name}, dB", [_text(r.expert_sqnr_db(name)) for r in results]) for name in _denoisers(results)),
         ("PSNR, dB", [_text(result.psnr_db) for result in results]),
         ("SSIM", [_text(result.ssim, 3) for result in results]),
         ("motion followed", [_share(result.motion_followed) for result in results]),
@@ -50,11 +49,16 @@ def bins_table(comparison: Comparison) -> Table | None:
     for model in comparison.models:
         table.add_column(model.label, justify="right")
     rows = list(zip(*by_model, strict=True))  # all models were measured on the same calls and bins
-    for expert in Expert:
-        for errors in reversed([row for row in rows if row[0].expert is expert]):
+    for expert in _denoisers(comparison.models):
+        for errors in reversed([row for row in rows if row[0].expert == expert]):
             low, high = errors[0].timesteps
-            table.add_row(expert.value, f"{low:.0f} … {high:.0f}", *(error.sqnr_db.text() for error in errors))
+            table.add_row(expert, f"{low:.0f} … {high:.0f}", *(error.sqnr_db.text() for error in errors))
     return table
+
+
+def _denoisers(results: Sequence[ModelResult]) -> list[str]:
+    """Names of those that noise predictions were measured of, the noisiest first."""
+    return list(dict.fromkeys(errors.expert for result in results for errors in result.noise_prediction))
 
 
 def contents_table(contents: Contents) -> Table:
@@ -62,7 +66,7 @@ def contents_table(contents: Contents) -> Table:
     table = Table(title=_contents_title(contents), title_justify="left", min_width=MIN_WIDTH)
     table.add_column("")
     for expert in contents.experts:
-        table.add_column(expert.expert.value, justify="right")
+        table.add_column(expert.expert, justify="right")
     rows = [
         ("4-bit linears", [str(expert.num_layers) for expert in contents.experts]),
         ("16-bit linears", [str(expert.num_16bit_linears) for expert in contents.experts]),
@@ -87,7 +91,7 @@ def hardly_seen_lines(contents: Contents) -> list[str]:
         most = max(layers, key=lambda name: layers[name].num_features)
         factor = max(seen.amplification for seen in layers.values())
         lines.append(
-            f"{expert.expert.value}: calibration hardly saw {count} input features of {len(layers)} layers, most in "
+            f"{expert.expert}: calibration hardly saw {count} input features of {len(layers)} layers, most in "
             f"{most} ({layers[most].num_features}). An ordinary value in one reaches the quantizer up to {factor:.3g} "
             "times as large as elsewhere. Calibrate with more prompts to see more."
         )

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tempoquant.cli.tables import metrics_table
-from tempoquant.evaluate.vbench_scores import LOG
-from tempoquant.evaluate.vbench_summary import METRICS
+from tempoquant.evaluate.vbench.scores import LOG
+from tempoquant.evaluate.vbench.summary import METRICS
 
 TRAP = (
     "VBench's consistency, smoothness and flickering score collapsed videos high: read them beside PSNR, SSIM and VMAF "

@@ -5,23 +5,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tempoquant.engines.memory import free_memory, selected
+from tempoquant.device import free_memory, selected
 from tempoquant.engines.stage import Stage
 from tempoquant.errors import TempoQuantError
 from tempoquant.progress import SILENT, Progress
 
 
-def nothing(_item: Any, _result: Any) -> None:
-    """Results are of no interest: a stage's work may be what it leaves on the disk."""
+def ignore_result(_item: Any, _result: Any) -> None:
+    """Take a result of no interest: a stage's work may be what it leaves on the disk."""
 
 
-def never(_item: Any) -> bool:
-    """No file says that an item is done: it may be done again."""
+def never_done(_item: Any) -> bool:
+    """Say that an item may be done again: no file tells that it is done."""
     return False
 
 
 def give_up(_item: Any, why: str) -> None:
-    """An item that cannot be done ends the run. Raises TempoQuantError."""
+    """End the run for an item that cannot be done. Raises TempoQuantError."""
     raise TempoQuantError(f"{why} The same command goes on from what is finished.")
 
 
@@ -46,8 +46,8 @@ class Crew(abc.ABC):
         items: Iterable[Any],
         *,
         progress: Progress = SILENT,
-        on_done: Callable[[Any, Any], None] = nothing,
-        is_done: Callable[[Any], bool] = never,
+        on_done: Callable[[Any, Any], None] = ignore_result,
+        is_done: Callable[[Any], bool] = never_done,
         on_lost: Callable[[Any, str], None] = give_up,
     ) -> None:
         """Do every item, begun in the order given, each exactly once unless its worker dies.
@@ -66,21 +66,21 @@ class Crew(abc.ABC):
             TempoQuantError: no worker can be had.
         """
         if listed := list(items):
-            self.work_off(Job(stage, listed, progress, on_done, is_done, on_lost))
+            self.run_job(Job(stage, listed, progress, on_done, is_done, on_lost))
 
     @abc.abstractmethod
-    def work_off(self, job: Job) -> None:
-        """Do a job, as `run` promises."""
+    def run_job(self, job: Job) -> None:
+        """Do every item of a job, as `run` promises."""
 
 
-class Alone(Crew):
-    """One worker: this process. Nobody is left to give its item to another when it dies."""
+class InProcessCrew(Crew):
+    """Runs items in this process, the only worker. Nobody is left to give its item to another when it dies."""
 
     def __init__(self, device: str) -> None:
         self._device = device
 
-    def work_off(self, job: Job) -> None:
-        """See `Crew.work_off`."""
+    def run_job(self, job: Job) -> None:
+        """See `Crew.run_job`."""
         try:
             with selected(self._device), job.stage.open(self._device, job.progress) as work:
                 for item in job.items:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from tempoquant.engines.crew import Alone, Crew
-from tempoquant.engines.processes import Processes
+from tempoquant.engines.crew import Crew, InProcessCrew
+from tempoquant.engines.processes import ProcessPool
 from tempoquant.errors import SettingsError, UnsupportedError
 
 
@@ -57,13 +57,13 @@ class Local:
     def open(self, shared: Path) -> Iterator[Crew]:
         """See `Engine.open`."""
         if len(self.devices) == 1:
-            yield Alone(self.device)
+            yield InProcessCrew(self.device)
             return
-        team = Processes(self.devices)
+        pool = ProcessPool(self.devices)
         try:
-            yield team
+            yield pool
         finally:
-            team.dismiss()
+            pool.shut_down()
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class RayCluster:
     def open(self, shared: Path) -> Iterator[Crew]:
         """See `Engine.open`. Raises UnsupportedError when Ray is not installed."""
         try:
-            from tempoquant.engines.ray_cluster import connected
+            from tempoquant.engines.ray_cluster import ray_crew
         except ImportError as error:
             raise UnsupportedError(
                 f"Ray is not usable here ({error}): pip install 'tempoquant[ray]' on every machine."
             ) from error
 
-        with connected(self.address, self.device, shared) as crew:
+        with ray_crew(self.address, self.device, shared) as crew:
             yield crew

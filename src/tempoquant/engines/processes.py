@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from tempoquant.engines.host import DEVICE_LOST, Host
-from tempoquant.engines.memory import selected
+from tempoquant.device import selected
 from tempoquant.engines.stage import Event, Order
-from tempoquant.engines.team import Team
+from tempoquant.engines.worker import DEVICE_LOST, Worker
+from tempoquant.engines.worker_pool import WorkerPool
 
-_TO_END_S = 5.0
+_JOIN_TIMEOUT_S = 5.0
 
 
 @dataclass
-class _Worker:
+class _WorkerProcess:
     number: int
     device: int
     process: BaseProcess
@@ -31,19 +31,19 @@ class _Worker:
     busy: bool = False
 
 
-class Processes(Team):
-    """A worker for each device, with its share of the CPU's threads. They are started by spawning: callers that are
-    scripts need `if __name__ == "__main__":`."""
+class ProcessPool(WorkerPool):
+    """Runs a worker process for each device, with its share of the CPU's threads. They are started by spawning:
+    callers that are scripts need `if __name__ == "__main__":`."""
 
     def __init__(self, devices: Sequence[str]) -> None:
         super().__init__()
         self._devices = tuple(devices)
         self._num_threads = max(1, torch.get_num_threads() // len(devices))
         self._context = multiprocessing.get_context("spawn")
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _WorkerProcess] = {}
 
-    def recruit(self, num_items: int) -> None:
-        """See `Team.recruit`."""
+    def start_workers(self, num_items: int) -> None:
+        """See `WorkerPool.start_workers`."""
         taken = {worker.device for worker in self._workers.values()}
         for index, device in enumerate(self._devices):
             if index not in taken and self.is_usable(index) and len(self._workers) < num_items:
@@ -52,52 +52,52 @@ class Processes(Team):
                 process.start()
                 there.close()  # or its end would not be heard
                 number = self.next_number()
-                self._workers[number] = _Worker(number, index, process, here)
+                self._workers[number] = _WorkerProcess(number, index, process, here)
         if not self._workers:
             raise self.last_failure
 
     def idle(self) -> list[int]:
-        """See `Team.idle`."""
+        """See `WorkerPool.idle`."""
         return [worker.number for worker in self._workers.values() if not worker.busy]
 
     def place(self, worker: int) -> int:
-        """See `Team.place`."""
+        """See `WorkerPool.place`."""
         return self._workers[worker].device
 
-    def give(self, worker: int, order: Order) -> None:
-        """See `Team.give`."""
+    def send(self, worker: int, order: Order) -> None:
+        """See `WorkerPool.send`."""
         self._workers[worker].busy = True
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._workers[worker].connection.send(order)
 
     def events(self, timeout_s: float) -> list[Event]:
-        """See `Team.events`."""
+        """See `WorkerPool.events`."""
         by_connection = {worker.connection: worker for worker in self._workers.values()}
         ready = multiprocessing.connection.wait(list(by_connection), timeout_s)
-        return [event for connection in ready for event in self._heard(by_connection[connection])]
+        return [event for connection in ready for event in self._received(by_connection[connection])]
 
     def end(self, worker: int) -> None:
-        """See `Team.end`."""
+        """See `WorkerPool.end`."""
         self._end([self._workers.pop(worker)])
 
-    def dismiss(self) -> None:
-        """See `Team.dismiss`."""
+    def shut_down(self) -> None:
+        """See `WorkerPool.shut_down`."""
         workers, self._workers = list(self._workers.values()), {}
         self._end(workers)
 
     @staticmethod
-    def _end(workers: Sequence[_Worker]) -> None:
+    def _end(workers: Sequence[_WorkerProcess]) -> None:
         for worker in workers:
             worker.connection.close()  # at which an idle one ends by itself, and cleans up
             if worker.busy:
                 worker.process.terminate()
         for worker in workers:
-            worker.process.join(_TO_END_S)
+            worker.process.join(_JOIN_TIMEOUT_S)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
 
-    def _heard(self, worker: _Worker) -> list[Event]:
+    def _received(self, worker: _WorkerProcess) -> list[Event]:
         found = []
         try:
             while worker.connection.poll():
@@ -108,25 +108,25 @@ class Processes(Team):
             worker.process.join()
             worker.connection.close()
             del self._workers[worker.number]
-            found.append(Event(worker.number, worker.device, "died", _why(worker.process.exitcode)))
+            found.append(Event(worker.number, worker.device, "died", _cause_of_death(worker.process.exitcode)))
         return found
 
 
 def _serve(connection: Connection, device: str, num_threads: int) -> None:
-    """What a worker process does: orders in, messages out, until nobody holds the other end."""
+    """Take orders and send messages in a worker process, until nobody holds the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
-    host = Host(device, connection.send)
+    worker = Worker(device, connection.send)
     with selected(device):
         while True:
             try:
                 order = connection.recv()
             except EOFError:
-                host.close()
+                worker.close()
                 return
             with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the loop's next line will see
-                host.do(order)
+                worker.do(order)
 
 
 def _end_with_parent() -> None:
@@ -137,7 +137,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _why(exit_code: int | None) -> str:
+def _cause_of_death(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return (
             f"A worker process was killed (signal {-exit_code}), as happens when memory runs out: fewer devices at "

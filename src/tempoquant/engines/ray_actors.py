@@ -15,19 +15,19 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tempoquant.engines.host import Host
-from tempoquant.engines.ray_cluster import Membership
+from tempoquant.engines.ray_membership import Membership
 from tempoquant.engines.stage import Event, Message, Order
-from tempoquant.engines.team import MOST_FAILURES, Team
+from tempoquant.engines.worker import Worker
+from tempoquant.engines.worker_pool import MOST_FAILURES, WorkerPool
 from tempoquant.errors import TempoQuantError, UnsupportedError
 
-_PATIENCE_S = 60.0
+_NO_WORKER_TIMEOUT_S = 60.0
 """How long a cluster may be without any usable machine: one that restarts takes its time."""
 
-_LOOK_S = 5.0
-"""Between looks at which machines there are."""
+_SCAN_INTERVAL_S = 5.0
+"""Time between looks at which machines there are."""
 
-_START_S = 30.0
+_START_TIMEOUT_S = 30.0
 """A worker that takes longer to start may be waiting for what others use: one is tried elsewhere meanwhile."""
 
 _logger = logging.getLogger(__name__)
@@ -39,23 +39,23 @@ class _Actor:
     def __init__(self, device: str) -> None:
         self._messages: deque[Message] = deque()
         self._draining = threading.Lock()
-        self._host = Host(device, self._messages.append)
+        self._worker = Worker(device, self._messages.append)
 
     @ray.method(concurrency_group="work")
     def join(self, membership: Membership, num_threads: int) -> str | None:
-        """Be ready for orders; why not, if this machine is not as it has to be."""
+        """Get ready for orders. Returns why not, if this machine is not as it has to be."""
         torch.set_num_threads(num_threads)  # Ray allows as many as CPUs were asked for
         return membership.objection()
 
     @ray.method(concurrency_group="work")
     def do(self, order: Order) -> list[Message]:
-        """The messages that nobody has fetched yet; the last one says how the order ended."""
-        self._host.do(order)
+        """Do an order. Returns the messages that nobody has fetched yet; the last one says how it ended."""
+        self._worker.do(order)
         return self._drain()
 
-    @ray.method(concurrency_group="talk")
+    @ray.method(concurrency_group="messages")
     def messages(self) -> list[Message]:
-        """Those since they were last asked for, but none that ends an order: `do` gives that itself."""
+        """Return messages since they were last asked for, but none that ends an order: `do` returns that itself."""
         return self._drain(but_last=True)
 
     def _drain(self, but_last: bool = False) -> list[Message]:
@@ -67,21 +67,21 @@ class _Actor:
 
 
 @dataclass
-class _Worker:
-    """promise: of what it is doing now, at first of joining; None when it is idle. talk: of its messages."""
+class _ActorHandle:
+    """future: of what it is doing now, at first of joining; None when it is idle. messages_future: of its messages."""
 
     number: int
     node: str
     machine: str
     actor: Any
-    promise: Any
+    future: Any
     is_ready: bool = False
-    talk: Any = None
-    began: float = field(default_factory=time.monotonic)
+    messages_future: Any = None
+    started_at_s: float = field(default_factory=time.monotonic)
 
 
-class RayActors(Team):
-    """A worker for each place on the cluster, on machines that join later too. A place, to blame, is a whole machine.
+class RayActorPool(WorkerPool):
+    """Runs an actor for each place on the cluster, on machines that join later too. To blame is a whole machine.
 
     Args:
         device: "cuda" or "cpu".
@@ -91,97 +91,98 @@ class RayActors(Team):
     def __init__(self, device: str, membership: Membership) -> None:
         super().__init__()
         self._device, self._membership = device, membership
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, _ActorHandle] = {}
         self._has_been_ready = False
-        self._last_look = -_LOOK_S
+        self._last_scan = -_SCAN_INTERVAL_S
         self._last_usable = self._last_ready = time.monotonic()
 
-    def recruit(self, num_items: int) -> None:
-        """See `Team.recruit`."""
+    def start_workers(self, num_items: int) -> None:
+        """See `WorkerPool.start_workers`."""
         now = time.monotonic()
-        if now - self._last_look < _LOOK_S:
+        if now - self._last_scan < _SCAN_INTERVAL_S:
             return
-        self._last_look = now
-        self._give_back_surplus(num_items)
+        self._last_scan = now
+        self._end_surplus(num_items)
         nodes = [node for node in ray.nodes() if node["Alive"] and self._num_places(node)]
         usable = [node for node in nodes if self.is_usable(node["NodeID"])]
         # Machine by machine, so that models are loaded from many disks and networks at once. Who does not start in time
         # may be waiting for somebody else's work to end.
-        counting = sum(worker.is_ready or now - worker.began < _START_S for worker in self._workers.values())
+        workers = self._workers.values()
+        num_counted = sum(each.is_ready or now - each.started_at_s < _START_TIMEOUT_S for each in workers)
         for place in range(max(map(self._num_places, usable), default=0)):
             for node in usable:
                 there = sum(worker.node == node["NodeID"] for worker in self._workers.values())
-                if counting < num_items and there <= place < self._num_places(node):
+                if num_counted < num_items and there <= place < self._num_places(node):
                     self._start(node)
-                    counting += 1
-        self._lament(now, bool(nodes), bool(usable))
+                    num_counted += 1
+        self._check_workers(now, bool(nodes), bool(usable))
 
     def idle(self) -> list[int]:
-        """See `Team.idle`."""
-        return [worker.number for worker in self._workers.values() if worker.promise is None]
+        """See `WorkerPool.idle`."""
+        return [worker.number for worker in self._workers.values() if worker.future is None]
 
     def place(self, worker: int) -> str:
-        """See `Team.place`."""
+        """See `WorkerPool.place`."""
         return self._workers[worker].node
 
-    def give(self, worker: int, order: Order) -> None:
-        """See `Team.give`."""
-        self._workers[worker].promise = self._workers[worker].actor.do.remote(order)
+    def send(self, worker: int, order: Order) -> None:
+        """See `WorkerPool.send`."""
+        self._workers[worker].future = self._workers[worker].actor.do.remote(order)
 
     def events(self, timeout_s: float) -> list[Event]:
-        """See `Team.events`."""
-        promises = {worker.promise: worker for worker in self._workers.values() if worker.promise is not None}
-        if not promises:
-            time.sleep(timeout_s)  # every machine is gone: `recruit` waits for one
+        """See `WorkerPool.events`."""
+        futures = {worker.future: worker for worker in self._workers.values() if worker.future is not None}
+        if not futures:
+            time.sleep(timeout_s)  # every machine is gone: `start_workers` waits for one
             return []
-        finished, _ = ray.wait(list(promises), num_returns=1, timeout=timeout_s)
-        found = [event for worker in self._workers.values() for event in self._talk(worker)]
-        for promise in finished:
-            found += self._ended(promises[promise])
+        finished, _ = ray.wait(list(futures), num_returns=1, timeout=timeout_s)
+        found = [event for worker in self._workers.values() for event in self._poll_messages(worker)]
+        for future in finished:
+            found += self._take_result(futures[future])
         return found
 
     def end(self, worker: int) -> None:
-        """See `Team.end`. A machine that cannot be reached may only be cut off; its worker dies when it is back."""
+        """See `WorkerPool.end`. A machine out of reach may only be cut off; its worker dies when it is back."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self._workers.pop(worker).actor)
 
-    def dismiss(self) -> None:
-        """See `Team.dismiss`."""
+    def shut_down(self) -> None:
+        """See `WorkerPool.shut_down`."""
         for worker in list(self._workers):
             self.end(worker)
-        self._last_look = -_LOOK_S
+        self._last_scan = -_SCAN_INTERVAL_S
 
     def _num_places(self, node: dict[str, Any]) -> int:
         resources = node["Resources"]
         return int(resources.get("GPU", 0)) if self._device == "cuda" else int(resources.get("CPU", 0) >= 1)
 
-    def _give_back_surplus(self, num_items: int) -> None:
-        """Those that were started elsewhere meanwhile, and are still waiting, once there are enough."""
+    def _end_surplus(self, num_items: int) -> None:
+        """End workers that were started elsewhere meanwhile, and are still waiting, once there are enough."""
         if sum(worker.is_ready for worker in self._workers.values()) >= num_items:
             for worker in [worker for worker in self._workers.values() if not worker.is_ready]:
                 self.end(worker.number)
 
-    def _lament(self, now: float, are_there: bool, are_usable: bool) -> None:
+    def _check_workers(self, now: float, are_there: bool, are_usable: bool) -> None:
         """Raise where no worker is left and none can be had; warn where none is ready for long."""
         if are_usable or self._workers:
             self._last_usable = now
         elif are_there:
             raise self.last_failure
-        elif now - self._last_usable > _PATIENCE_S:
+        elif now - self._last_usable > _NO_WORKER_TIMEOUT_S:
             raise TempoQuantError(
                 f"no machine of the Ray cluster is left that can work with {self._device}: see `ray status`. What is "
                 "finished is kept, and the same command goes on."
             )
         if any(worker.is_ready for worker in self._workers.values()):
             self._last_ready = now
-        elif now - self._last_ready > _PATIENCE_S:
+        elif now - self._last_ready > _NO_WORKER_TIMEOUT_S:
             self._last_ready = now
             _logger.warning("still waiting for machines of the Ray cluster: do others use them (`ray status`)?")
 
     def _start(self, node: dict[str, Any]) -> None:
         num_threads = max(1, int(node["Resources"].get("CPU", 0)) // self._num_places(node))
         actor = (
-            ray.remote(concurrency_groups={"work": 1, "talk": 1})(_Actor)
+            ray.remote(concurrency_groups={"work": 1, "messages": 1})(_Actor)
             .options(
                 num_cpus=1,  # all of them would be had only where nobody else works
                 num_gpus=int(self._device == "cuda"),
@@ -189,52 +190,52 @@ class RayActors(Team):
             )
             .remote(self._device)
         )
-        number, promise = self.next_number(), actor.join.remote(self._membership, num_threads)
-        self._workers[number] = _Worker(number, node["NodeID"], node["NodeManagerAddress"], actor, promise)
+        number, future = self.next_number(), actor.join.remote(self._membership, num_threads)
+        self._workers[number] = _ActorHandle(number, node["NodeID"], node["NodeManagerAddress"], actor, future)
 
-    def _talk(self, worker: _Worker) -> list[Event]:
-        """Messages of an order that goes on."""
-        if worker.promise is None or not worker.is_ready:
+    def _poll_messages(self, worker: _ActorHandle) -> list[Event]:
+        """Fetch messages of an order that goes on."""
+        if worker.future is None or not worker.is_ready:
             return []
         messages = []
-        if worker.talk is not None and ray.wait([worker.talk], timeout=0)[0]:
+        if worker.messages_future is not None and ray.wait([worker.messages_future], timeout=0)[0]:
             messages = self._fetch(worker)
-        if worker.talk is None:
-            worker.talk = worker.actor.messages.remote()
+        if worker.messages_future is None:
+            worker.messages_future = worker.actor.messages.remote()
         return [Event(worker.number, worker.node, *message) for message in messages]
 
-    def _fetch(self, worker: _Worker) -> list[Message]:
-        """The messages that were asked for; none where the worker has died since, as its promise will say."""
-        talk, worker.talk = worker.talk, None
+    def _fetch(self, worker: _ActorHandle) -> list[Message]:
+        """Return the messages that were asked for; none where the worker has died since, as its future will say."""
+        future, worker.messages_future = worker.messages_future, None
         with contextlib.suppress(ray.exceptions.RayError):
-            return list(ray.get(talk))
+            return list(ray.get(future))
         return []
 
-    def _ended(self, worker: _Worker) -> list[Event]:
-        """What a worker was doing has ended, well or not."""
+    def _take_result(self, worker: _ActorHandle) -> list[Event]:
+        """Take the result of what a worker was doing, which has ended, well or not."""
         try:
-            result = ray.get(worker.promise)
+            result = ray.get(worker.future)
         except ray.exceptions.RayError as error:
-            return [self._died(worker, error)]
-        worker.promise = None
+            return [self._death_of(worker, error)]
+        worker.future = None
         if worker.is_ready:
-            fetched = [] if worker.talk is None else self._fetch(worker)
+            fetched = [] if worker.messages_future is None else self._fetch(worker)
             return [Event(worker.number, worker.node, *message) for message in [*fetched, *result]]
         if result is not None:
-            self._refuse(worker, UnsupportedError(f"{worker.machine} {result}"))
+            self._reject(worker, UnsupportedError(f"{worker.machine} {result}"))
             return []
         worker.is_ready = self._has_been_ready = True
         return []
 
-    def _refuse(self, worker: _Worker, error: TempoQuantError) -> None:
-        """A machine is not as it has to be: a mistake to hear of at once, but none that ends hours of work."""
+    def _reject(self, worker: _ActorHandle, error: TempoQuantError) -> None:
+        """End a worker whose machine is not as it has to be; raise before any other was ready, warn after."""
         self.end(worker.number)
         if not self._has_been_ready:
             raise error
         self.failures[worker.node], self.last_failure = MOST_FAILURES, error
         _logger.warning("%s It gets no work.", error)
 
-    def _died(self, worker: _Worker, error: Exception) -> Event:
+    def _death_of(self, worker: _ActorHandle, error: Exception) -> Event:
         reason = " ".join(str(error).split())
         if not worker.is_ready and "No module named" in reason:
             raise UnsupportedError(f"{worker.machine} cannot run tempoquant ({reason}): install it there.")

@@ -56,7 +56,7 @@ class Event(NamedTuple):
     """What an employer hears: a worker's message, or of its death.
 
     Attributes:
-        place: as of `Team.place`.
+        place: as of `WorkerPool.place`.
         kind: of `Message`, or "died", whose content says why in words.
     """
 

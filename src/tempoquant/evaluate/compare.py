@@ -12,29 +12,24 @@ from typing import Any
 import torch
 
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
-from tempoquant.engines.memory import free_memory
+from tempoquant.device import default_device, free_memory
 from tempoquant.errors import CalibrationError, ModelError
-from tempoquant.evaluate.contents import (
-    bits_per_weight,
-    calibration_prompts_of,
-    configs_of,
-    num_weight_bytes,
-)
+from tempoquant.evaluate.metrics.prompt_adherence import PromptAdherence, check_prompt, parse_prompt
+from tempoquant.evaluate.metrics.video_metrics import Video, psnr_db, ssim
 from tempoquant.evaluate.noise_prediction import call_errors, summarize
-from tempoquant.evaluate.prompt_adherence import PromptAdherence, check_prompt, parse_prompt
-from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult, plain
-from tempoquant.evaluate.video_metrics import Video, psnr_db, ssim
-from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
-from tempoquant.integrations.residency import Memory
-from tempoquant.integrations.sampling import SamplingSettings, generate_video, predict_noise, record_trajectory
-from tempoquant.integrations.schedule import sampling_steps
-from tempoquant.integrations.wan import EXPERT_COMPONENTS, default_device
+from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult
+from tempoquant.hosts.contents import bits_per_weight, calibration_prompts_of, configs_of
+from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
+from tempoquant.models.prompt_needs import require_needed
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.schedule import sampling_steps
+from tempoquant.models.source import SourceModel
+from tempoquant.placement.memory_modes import load_in_mode, remove_memory_mode
+from tempoquant.placement.streaming import Memory
+from tempoquant.plain_values import plain
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, check_disjoint
-from tempoquant.timesteps import Expert, TimestepBins
-
-BITS_OF_16BIT = 16.0
-"""What an unquantized model counts as, whichever dtype its files happen to store."""
+from tempoquant.timesteps import TimestepBins
 
 
 @dataclass(frozen=True)
@@ -75,8 +70,8 @@ class Evidence:
 
 
 def compare(
-    reference: Path,
-    models: Mapping[str, Path],
+    reference: SourceModel,
+    models: Mapping[str, SourceModel],
     task: Task,
     device: str | None = None,
     progress: Progress = SILENT,
@@ -86,8 +81,8 @@ def compare(
     """Generate and measure with the reference, then with each model.
 
     Args:
-        reference: a pipeline folder, 16-bit as a rule.
-        models: label to quantized pipeline folder.
+        reference: a pipeline, 16-bit as a rule.
+        models: label to quantized pipeline.
         task: what to generate.
         device: where to run; None for CUDA where there is one, else the CPU.
         progress: told of every step and call.
@@ -95,16 +90,17 @@ def compare(
         memory: the memory mode of every pipeline.
 
     Raises:
-        CalibrationError: a model was calibrated on one of the prompts.
+        CalibrationError: a prompt lacks what a pipeline needs, or a model was calibrated on it.
         ModelError: a folder is no such pipeline, or a model predicts NaN.
         CheckpointError: a checkpoint is damaged.
     """
-    for folder in (reference, *models.values()):
-        check_disjoint(task.prompts, calibration_prompts_of(folder))
-        sampling_steps(folder, task.settings.num_steps, task.settings.flow_shift)  # refuses a scheduler before loading
-    is_16bit = not configs_of(reference) and "16-bit" not in models  # somebody may call a folder "16-bit"
+    for source in (reference, *models.values()):
+        require_needed(source, task.prompts)
+        check_disjoint(task.prompts, calibration_prompts_of(source.folder))
+        sampling_steps(source, task.settings.num_steps, task.settings.flow_shift)  # refuses a scheduler before loading
+    is_16bit = not configs_of(reference.folder) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
-    bins = _common_bins(models.values())
+    bins = _common_bins(source.folder for source in models.values())
     device = device or default_device()
     pipeline = _load(reference, reference_label, memory, device, progress)
     recorded = _record(pipeline, task, reference_label, progress)
@@ -113,14 +109,14 @@ def compare(
     del pipeline
     videos: dict[str, Sequence[Video]] = {reference_label: reference_videos}
     results = []
-    for label, folder in models.items():
+    for label, source in models.items():
         free_memory()
-        pipeline = _load(folder, label, memory, device, progress)
+        pipeline = _load(source, label, memory, device, progress)
         if prepare is not None:
             prepare(pipeline)
         errors = _noise_prediction(pipeline, recorded, bins, label, progress)
         videos[label] = _generate(pipeline, task, label, progress)
-        results.append(_result(label, folder, errors, _judge(task, videos[label], reference_videos)))
+        results.append(_result(label, source, errors, _judge(task, videos[label], reference_videos)))
         remove_memory_mode(pipeline)
         del pipeline
     comparison = Comparison(
@@ -133,9 +129,9 @@ def compare(
     return Evidence(comparison, videos)
 
 
-def _common_bins(folders: Iterable[Path]) -> dict[Expert, TimestepBins]:
+def _common_bins(folders: Iterable[Path]) -> dict[str, TimestepBins]:
     """For each expert the finest bins that any of the models has, so that all are measured on the same ones."""
-    finest: dict[Expert, TimestepBins] = {}
+    finest: dict[str, TimestepBins] = {}
     for folder in folders:
         for expert, config in configs_of(folder).items():
             if expert not in finest or config.bins.num_bins > finest[expert].num_bins:
@@ -143,9 +139,9 @@ def _common_bins(folders: Iterable[Path]) -> dict[Expert, TimestepBins]:
     return finest
 
 
-def _load(folder: Path, label: str, memory: Memory, device: str, progress: Progress) -> Any:
+def _load(source: SourceModel, label: str, memory: Memory, device: str, progress: Progress) -> Any:
     on_loaded = progress.start(f"{label}: loading", 1)
-    pipeline = load_in_mode(folder, memory, device)
+    pipeline = load_in_mode(source, memory, device)
     on_loaded()
     return pipeline
 
@@ -171,7 +167,7 @@ def _generate(pipeline: Any, task: Task, label: str, progress: Progress) -> list
 def _noise_prediction(
     pipeline: Any,
     recorded: Sequence[RecordedCall],
-    bins: Mapping[Expert, TimestepBins],
+    bins: Mapping[str, TimestepBins],
     label: str,
     progress: Progress,
 ) -> tuple[NoisePredictionError, ...]:
@@ -209,14 +205,14 @@ def _adherence(video: Video, text: str) -> PromptAdherence | None:
 
 
 def _result(
-    label: str, folder: Path, errors: tuple[NoisePredictionError, ...], videos: tuple[VideoResult, ...]
+    label: str, source: SourceModel, errors: tuple[NoisePredictionError, ...], videos: tuple[VideoResult, ...]
 ) -> ModelResult:
-    configs = configs_of(folder)
+    configs = configs_of(source.folder)
     return ModelResult(
         label=label,
-        folder=str(folder),
-        bits_per_weight=bits_per_weight(configs.values()) if configs else BITS_OF_16BIT,
-        num_bytes=sum(num_weight_bytes(folder / name) for name in EXPERT_COMPONENTS.values()),
+        folder=str(source.folder),
+        bits_per_weight=bits_per_weight(configs.values()) if configs else source.bits_per_weight,
+        num_bytes=source.weight_bytes,
         noise_prediction=errors,
         videos=videos,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tempoquant.evaluate.evaluation_folder import Take
-from tempoquant.evaluate.statistics import Median, mean_by_item, median_interval
+from tempoquant.evaluate.metrics.statistics import Median, mean_by_item, median_interval
 
 Lines = Mapping[Take, Mapping[str, Any]]
 

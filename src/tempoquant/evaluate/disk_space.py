@@ -6,15 +6,11 @@ Every number is a bound: lossless video of noise takes more than its raw size, a
 import shutil
 from collections.abc import Sequence
 
+from tempoquant.device import compute_dtype
 from tempoquant.errors import OutputError
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder
 from tempoquant.evaluate.plan import Plan
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.residency import MAX_TOKENS
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.integrations.wan import compute_dtype
-from tempoquant.timesteps import Expert
+from tempoquant.models.sampling_settings import SamplingSettings
 
 _LOSSLESS_SHARE = 1.2  # FFV1 of its raw size: noise takes 1.11, of black and white 1.14
 _MP4_BYTES_PER_PIXEL = 1.0  # x264 at our quality: 0.75 of noise, 0.85 of black and white; of films under a tenth
@@ -47,7 +43,7 @@ def missing_bytes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], k
     if not num_missing:
         return 0
     settings = plan.settings
-    images = sum(not folder.image(item.id).is_file() for item in plan.items)
+    images = sum(item.image is not None and not folder.image(item.id).is_file() for item in plan.items)
     calls = sum(not folder.calls(*mapped).is_file() for mapped in plan.mapped_takes) if keeps_calls else 0
     return round(
         num_missing * (_latents_bytes(plan) + video_bytes(settings) + _TAKE_BYTES)
@@ -74,25 +70,20 @@ def _missing_takes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str]) 
     return sum(take not in done for label in labels for _, take in plan.takes(label))
 
 
-def _positions(settings: SamplingSettings) -> int:
-    """Of a latent: Wan's autoencoder takes four frames, eight rows and eight columns together."""
-    return ((settings.num_frames - 1) // 4 + 1) * (settings.height // 8) * (settings.width // 8)
-
-
 def _latents_bytes(plan: Plan) -> int:
     """Of one take: a float32 latent after each timestep bin."""
-    return len(plan.bin_names) * _positions(plan.settings) * _config(plan)["out_channels"] * 4
+    reference = plan.reference
+    channels = reference.family.latent_channels(reference.first.config)
+    return len(plan.bin_names) * reference.geometry.num_latents(plan.settings) * channels * 4
 
 
 def _calls_bytes(plan: Plan) -> int:
-    """Of one take: latents with their condition and the text, in the dtype the experts compute in; a timestep."""
-    config = _config(plan)
-    values = _positions(plan.settings) * config["in_channels"] + MAX_TOKENS * config["text_dim"]
+    """Of one take: latents with their condition and the text, in the dtype the denoisers compute in; a timestep."""
+    settings, reference = plan.settings, plan.reference
+    first = reference.denoiser_names[0]
+    sizes = reference.sample_sizes(first, settings.height, settings.width, settings.num_frames)
+    values = sizes.video_values + sizes.text_values
     return len(plan.mapped_steps) * (values * compute_dtype(plan.device).itemsize + 8) + _TAKE_BYTES
-
-
-def _config(plan: Plan) -> dict[str, int]:
-    return dict(read_json(plan.reference / EXPERT_COMPONENTS[Expert.HIGH_NOISE] / "config.json"))
 
 
 def _size(num_bytes: float) -> str:

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tempoquant.evaluate.video_metrics import Video
+from tempoquant.evaluate.metrics.video_metrics import Video
 
 BACKGROUND = (255, 255, 255)
 INK = (28, 32, 38)

@@ -6,16 +6,15 @@ again after every model.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tempoquant.device import compute_dtype, default_device
 from tempoquant.engines import Crew, Engine, Local
-from tempoquant.errors import ModelError, SettingsError
-from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap, select
-from tempoquant.evaluate.contents import calibration_prompts_of, configs_of
+from tempoquant.errors import ModelError
+from tempoquant.evaluate.benchmark_sets import Item, fitting, select
 from tempoquant.evaluate.disk_space import check_space
 from tempoquant.evaluate.evaluation_folder import EVALUATION, EvaluationFolder
 from tempoquant.evaluate.evaluation_record import evaluation_record
@@ -23,54 +22,14 @@ from tempoquant.evaluate.files import write_text
 from tempoquant.evaluate.generation import Generating, generate_missing
 from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
-from tempoquant.evaluate.vbench import VBenchSettings, check_vbench
-from tempoquant.evaluate.vbench_summary import scored_by_vbench
-from tempoquant.integrations.output_folder import fingerprint, outline
-from tempoquant.integrations.pipeline_folder import check_pipeline_folder, read_json
-from tempoquant.integrations.residency import Memory
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.integrations.wan import compute_dtype, default_device
+from tempoquant.evaluate.request import Request
+from tempoquant.evaluate.vbench.settings import check_vbench
+from tempoquant.evaluate.vbench.summary import scored_by_vbench
+from tempoquant.hosts.contents import calibration_prompts_of, configs_of
+from tempoquant.models.clips import clip_hash
+from tempoquant.models.fingerprint import fingerprint, outline
+from tempoquant.models.prompt_needs import lacking
 from tempoquant.progress import SILENT, Progress
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is evaluated, and on what.
-
-    Attributes:
-        reference: what the models were quantized from.
-        models: the others, labels unique.
-        benchmark: where items come from.
-        settings: of every generation; flow_shift is a number.
-        seeds: every item is generated with each.
-        ids, limit, overlap: see `benchmark_sets.select`.
-        command: what the user typed, for the record.
-        memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
-        vbench: how to score the videos with VBench too; None for not at all.
-    """
-
-    reference: Model
-    models: Sequence[Model]
-    benchmark: BenchmarkSet
-    settings: SamplingSettings
-    seeds: Sequence[int] = (0,)
-    ids: Sequence[str] | None = None
-    limit: int | None = None
-    overlap: Overlap = Overlap.REFUSE
-    command: str = ""
-    memory: Memory = "resident"
-    vbench: VBenchSettings | None = None
-
-    def __post_init__(self) -> None:
-        if self.settings.flow_shift is None:
-            raise SettingsError("the flow shift has to be the same for every model: give one with --flow-shift.")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise SettingsError(f"seeds are one or more different whole numbers, not {list(self.seeds)}.")
-
-    @property
-    def sides(self) -> list[Model]:
-        """The reference, then the models."""
-        return [self.reference, *self.models]
 
 
 def evaluate(
@@ -86,7 +45,7 @@ def evaluate(
         What evaluation.json holds.
 
     Raises:
-        CalibrationError: an item was calibrated on, or there is none.
+        CalibrationError: an item lacks what the models need or was calibrated on, or there is none.
         ModelError: a folder is no such pipeline, or a model made no video at all.
         OutputError: the folder belongs to something else, cannot be written, or its disk has no room for what is
             missing.
@@ -95,11 +54,13 @@ def evaluate(
     """
     engine, output = engine or Local((default_device(),)), output.resolve()
     _check_alike(request.sides)
-    vbench = None if request.vbench is None else check_vbench(request.vbench, engine.device, progress)
+    request = dataclasses.replace(request, benchmark=fitting(request.benchmark, _lacking(request.sides)))
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
+    request = _without_images(request, selection.items)
+    vbench = None if request.vbench is None else check_vbench(request.vbench, engine.device, progress)
     plan = Plan.of(
-        request.reference.folder, selection.items, request.seeds, request.settings, engine.device, request.memory
+        request.reference.source, selection.items, request.seeds, request.settings, engine.device, request.memory
     )
     folder = EvaluationFolder(output)
     labels = [side.label for side in request.sides]
@@ -122,28 +83,33 @@ def _write(output: Path, record: Mapping[str, Any]) -> None:
 
 
 def _evaluate_model(output: Path, plan: Plan, model: Model, request: Request, crew: Crew, progress: Progress) -> None:
-    # Where workers run, relative paths may mean something else.
-    resolved = dataclasses.replace(model, folder=model.folder.resolve())
     is_reference = model is request.reference
-    generating = Generating(output, plan, resolved, is_reference, outline(resolved.folder))
+    generating = Generating(output, plan, model, is_reference, outline(model.source))
     generate_missing(generating, crew, progress)
     measuring = Measuring(output, plan, model.label, request.benchmark.name == "tiny")
     measure_missing(measuring, model, request.reference, crew, progress)
 
 
 def _check_alike(sides: Sequence[Model]) -> None:
-    """Raise ModelError unless all models hand over from one expert to the other at the same timestep."""
+    """Raise ModelError unless all models have the same denoisers over the same timesteps."""
+    first = sides[0].source.denoisers
     for side in sides:
-        check_pipeline_folder(side.folder)
-    ratios = {side.label: read_json(side.folder / "model_index.json")["boundary_ratio"] for side in sides}
-    if len(set(ratios.values())) > 1:
-        raise ModelError(f"the models have different boundary ratios ({ratios}): they come from different models.")
+        if side.source.denoisers != first:
+            raise ModelError(
+                f"the denoisers of {side.label} run at other timesteps ({_ranges(side)}) than those of "
+                f"{sides[0].label} ({_ranges(sides[0])}): they come from different models."
+            )
+
+
+def _ranges(side: Model) -> str:
+    """Such as "high_noise 900 to 1000, low_noise 0 to 900"."""
+    return ", ".join(f"{each.name} {each.timesteps[0]:g} to {each.timesteps[1]:g}" for each in side.source.denoisers)
 
 
 def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, Any]:
     """What two runs into one folder have to agree on."""
     models = {
-        side.label: {"fingerprint": fingerprint(side.folder, progress), "activation_bits": side.activation_bits or "4"}
+        side.label: {"fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4"}
         for side in request.sides
     }
     return {
@@ -154,8 +120,32 @@ def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, 
         "dtype": str(compute_dtype(plan.device)).removeprefix("torch."),
         "reference": request.reference.label,
         "models": models,
-        "items": {item.id: [item.image_hash, item.text] for item in plan.items},
+        "items": {item.id: [item.image_hash, item.text, *_clip_hashes(item)] for item in plan.items},
     }
+
+
+def _clip_hashes(item: Item) -> list[str]:
+    return [f"{name}: {clip_hash(clip)}" for name, clip in sorted(item.clips.items())]
+
+
+def _lacking(sides: Sequence[Model]) -> Callable[[Item], str | None]:
+    """Return what says which thing an item lacks that one of the models needs."""
+    return lambda item: next((words for side in sides if (words := lacking(side.source, item)) is not None), None)
+
+
+def _without_images(request: Request, items: Sequence[Item]) -> Request:
+    """Return the request without VBench's dimensions that compare with an image, where no item has one.
+
+    Raises SettingsError where no dimension is left.
+    """
+    if request.vbench is None or any(item.image is not None for item in items):
+        return request
+    vbench = request.vbench.without_images()
+    if dropped := [name for name in request.vbench.dimensions if name not in vbench.dimensions]:
+        note = f"VBench's {' and '.join(dropped)} compare with a given image, and no item has one: they are left out."
+        benchmark = dataclasses.replace(request.benchmark, notes=(*request.benchmark.notes, note))
+        request = dataclasses.replace(request, benchmark=benchmark)
+    return dataclasses.replace(request, vbench=vbench)
 
 
 def _require_videos(record: Mapping[str, Any]) -> None:

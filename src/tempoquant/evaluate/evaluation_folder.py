@@ -4,7 +4,7 @@
     manifest.jsonl                         a line for each generation that ended, well or not
     metrics.jsonl                          a line for each video that was measured
     evaluation.json                        the result
-    items/ID.png                           first frames
+    items/ID.png                           first frames, of items that are given one
     videos/LABEL/ID-SEED.mp4               for people
     lossless/LABEL/ID-SEED.mkv             the same frames, every bit of them: what is measured
     latents/LABEL/ID-SEED.safetensors      the latent at the end of each timestep bin; written last
@@ -114,7 +114,7 @@ class EvaluationFolder:
         return self.path / kind / take.label / f"{file_name(take.id)}-{take.seed}{_KINDS[kind]}"
 
     def image(self, id: str) -> Path:
-        """Where an item's first frame lies."""
+        """Where an item's first frame lies, if it is given one."""
         return self.path / "items" / f"{file_name(id)}.png"
 
     def calls(self, id: str, seed: int) -> Path:

@@ -4,21 +4,18 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tempoquant.evaluate import cost_summaries, measures
+from tempoquant.evaluate import cost_summaries
 from tempoquant.evaluate.benchmark_sets import Selection
-from tempoquant.evaluate.compare import BITS_OF_16BIT
-from tempoquant.evaluate.contents import bits_per_weight, configs_of, num_weight_bytes
 from tempoquant.evaluate.environment import environment
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
+from tempoquant.evaluate.metrics import measures
 from tempoquant.evaluate.plan import Model, Plan
+from tempoquant.evaluate.request import Request
 from tempoquant.evaluate.summaries import pairs, summarize
-from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.wan import EXPERT_COMPONENTS
-
-if TYPE_CHECKING:
-    from tempoquant.evaluate.evaluation import Request
+from tempoquant.hosts.contents import bits_per_weight, configs_of
+from tempoquant.models.pipeline_folder import read_json
 
 SCHEMA = 1
 
@@ -26,7 +23,7 @@ Lines = Mapping[Take, Mapping[str, Any]]
 
 
 def evaluation_record(
-    folder: EvaluationFolder, plan: Plan, request: "Request", selection: Selection, sides: Sequence[Model]
+    folder: EvaluationFolder, plan: Plan, request: Request, selection: Selection, sides: Sequence[Model]
 ) -> dict[str, Any]:
     """Plain values for JSON. Paths are relative to the folder.
 
@@ -74,8 +71,8 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
         "label": side.label,
         "folder": str(side.folder),
         "recipe": None if first is None else first.recipe.to_dict(),
-        "bits_per_weight": bits_per_weight(configs.values()) if configs else BITS_OF_16BIT,
-        "num_bytes": sum(num_weight_bytes(side.folder / name) for name in EXPERT_COMPONENTS.values()),
+        "bits_per_weight": bits_per_weight(configs.values()) if configs else side.source.bits_per_weight,
+        "num_bytes": side.source.weight_bytes,
         "activation_bits": (side.activation_bits or "4") if configs else None,
         "calibration": None if calibration is None else {
             "num_prompts": len(calibration.prompts),

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tempoquant.errors import OutputError
-from tempoquant.evaluate.video_metrics import Video
+from tempoquant.evaluate.metrics.video_metrics import Video
 
 CONSTANT_RATE_FACTOR = 16
 """x264's quality, 0 lossless … 51: low enough that the encoder adds nothing one could blame on four bits."""

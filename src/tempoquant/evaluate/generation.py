@@ -1,6 +1,6 @@
 """Generates what is missing: one model's videos, each kept whole as soon as it is made, a failed one noted and passed.
 
-All models get the same image, prompt, noise, scheduler, steps, size and post-processing.
+All models get the same prompt, image and clips, noise, scheduler, steps, size and post-processing.
 """
 
 import contextlib
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.device import free_memory, is_device_lost
 from tempoquant.engines import Crew
-from tempoquant.engines.memory import free_memory, is_device_lost
 from tempoquant.errors import DeviceError, ModelError, OutputError, TempoQuantError
 from tempoquant.evaluate.benchmark_sets import Item
-from tempoquant.evaluate.contents import configs_of
 from tempoquant.evaluate.environment import device_name
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
 from tempoquant.evaluate.files import write_lossless, write_mp4, write_png, write_text
@@ -26,14 +25,16 @@ from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
-from tempoquant.integrations.cpu_threads import suited_threads
-from tempoquant.integrations.memory_modes import load_in_mode, remove_memory_mode
-from tempoquant.integrations.output_folder import outline
-from tempoquant.integrations.quiet import quiet_workers
-from tempoquant.integrations.sampling import first_frame, generate_video
-from tempoquant.integrations.schedule import load_scheduler
+from tempoquant.hosts.contents import configs_of
+from tempoquant.hosts.diffusers.quiet import quiet_workers
+from tempoquant.hosts.diffusers.sampling import generate_video
+from tempoquant.images import first_frame
 from tempoquant.kernels.dispatch import choose
-from tempoquant.progress import Progress, Together
+from tempoquant.models.fingerprint import outline
+from tempoquant.models.schedule import load_scheduler
+from tempoquant.placement.cpu_threads import suited_threads
+from tempoquant.placement.memory_modes import load_in_mode, remove_memory_mode
+from tempoquant.progress import CombinedProgress, Progress
 
 MAPS = "maps"
 """The item of `Generating` that is no take."""
@@ -52,7 +53,7 @@ def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> I
     Raises ModelError and CheckpointError as loading does.
     """
     on_loaded = progress.start(f"{model.label}: loading", 1)
-    pipeline = load_in_mode(model.folder, plan.memory, device)
+    pipeline = load_in_mode(model.source, plan.memory, device)
     try:
         pipeline.scheduler = load_scheduler(plan.reference, plan.settings.flow_shift)
         model.prepare(pipeline)
@@ -90,7 +91,7 @@ class Generating:
             ModelError: this machine's copy of the model differs from the driver's.
         """
         quiet_workers()
-        if outline(self.model.folder) != self.outline:
+        if outline(self.model.source) != self.outline:
             raise ModelError(f"{self.model.folder} is not on every machine what it is on the one that started this.")
         with loaded_model(self.model, self.plan, device, progress) as pipeline:
             worker = _Generator(self, device, pipeline, progress)
@@ -129,7 +130,7 @@ def generate_missing(stage: Generating, crew: Crew, progress: Progress) -> None:
     done = {take for take, line in folder.takes().items() if not line.get("failed")}
     num_done = sum(take in done for _, take in wanted)
     num_steps = plan.settings.num_steps
-    together = Together(progress, f"{label}: {_STEPS}", len(wanted) * num_steps, num_done * num_steps)
+    together = CombinedProgress(progress, f"{label}: {_STEPS}", len(wanted) * num_steps, num_done * num_steps)
     items: list[Any] = [(item, take) for item, take in wanted if take not in done]
     if stage.lacks_maps:
         items.append(MAPS)
@@ -238,8 +239,9 @@ def _generate(
         video = generate_video(pipeline, prompt, settings, take.seed, on_step=after_step, on_latents=on_latents)
     for kind in ("videos", "lossless"):
         folder.place(kind, take).parent.mkdir(parents=True, exist_ok=True)
-    folder.image(item.id).parent.mkdir(exist_ok=True)
-    write_png(folder.image(item.id), first_frame(prompt, settings))
+    if prompt.image is not None:
+        folder.image(item.id).parent.mkdir(exist_ok=True)
+        write_png(folder.image(item.id), first_frame(prompt.image, settings.width, settings.height))
     write_mp4(folder.place("videos", take), video, settings.fps)
     write_lossless(folder.place("lossless", take), video, settings.fps)
     if calls:

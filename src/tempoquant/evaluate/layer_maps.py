@@ -6,7 +6,6 @@ there, against the product of that input with the 16-bit weight, which is read f
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,13 @@ from torch.nn import functional
 
 from tempoquant.calibrate.capture import watching_outputs
 from tempoquant.calibrate.sample import CalibrationSample
-from tempoquant.integrations.expert_weights import ExpertWeights
-from tempoquant.integrations.wan import EXPERT_COMPONENTS, compute_dtype, on_device
+from tempoquant.device import compute_dtype
+from tempoquant.models.denoiser_inputs import on_device
+from tempoquant.models.source import SourceModel
+from tempoquant.models.weights import DenoiserWeights
 from tempoquant.progress import SILENT, Progress
 from tempoquant.runtime.convert import quantized_linears
-from tempoquant.timesteps import Expert, TimestepBins, timestep_range
+from tempoquant.timesteps import TimestepBins
 
 TOKENS_AT_ONCE = 4096
 """Rows of an output that are compared at once: a bound on memory."""
@@ -27,19 +28,19 @@ TOKENS_AT_ONCE = 4096
 @torch.no_grad()
 def layer_maps(
     pipeline: Any,
-    reference: Path,
+    reference: SourceModel,
     calls: Sequence[CalibrationSample],
-    bins: Mapping[Expert, TimestepBins],
+    bins: Mapping[str, TimestepBins],
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Of each quantized expert: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins).
+    """Of each quantized denoiser: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins).
 
-    "bins" are pairs of timesteps, of which the outermost are the ends of the expert's own half of the trajectory.
+    "bins" are pairs of timesteps, of which the outermost are the ends of the denoiser's range.
     error_db is 10·log₁₀(error power / signal power), lower is better; None in bins without a call.
 
     Args:
         pipeline: quantized.
-        reference: folder of the 16-bit pipeline it was made from.
+        reference: the 16-bit pipeline it was made from.
         calls: of the reference.
         bins: to sort the calls into.
 
@@ -49,18 +50,18 @@ def layer_maps(
     maps = {}
     device = pipeline._execution_device  # in a memory mode the weights may lie elsewhere
     on_call = progress.start("layer maps", len(calls))
-    for expert, component in EXPERT_COMPONENTS.items():
-        transformer = getattr(pipeline, component)
-        of_expert = [call for call in calls if call.expert is expert]
+    for denoiser in reference.denoisers:
+        expert, transformer = denoiser.name, getattr(pipeline, denoiser.component)
+        of_expert = [call for call in calls if call.denoiser == expert]
         if linears := quantized_linears(transformer):
-            weights = ExpertWeights(reference, expert, compute_dtype(str(device)), str(device))
+            weights = DenoiserWeights(reference, expert, compute_dtype(str(device)), str(device))
             watch = _Watch(linears, weights, bins[expert])
             for call in of_expert:
                 watch.bin = bins[expert].of(call.timestep)
                 with watching_outputs(linears, watch.observe):
-                    transformer(**on_device(transformer, call.inputs, device), return_dict=False)
+                    transformer(**on_device(transformer, reference.family, call.inputs, device), return_dict=False)
                 on_call()
-            maps[expert.value] = watch.map(*timestep_range(expert, pipeline.config.boundary_ratio))
+            maps[expert] = watch.map(*denoiser.timesteps)
         else:
             for _ in of_expert:
                 on_call()
@@ -70,7 +71,7 @@ def layer_maps(
 class _Watch:
     """Sums, per layer and bin, over the calls of one expert."""
 
-    def __init__(self, linears: Mapping[str, Any], weights: ExpertWeights, bins: TimestepBins) -> None:
+    def __init__(self, linears: Mapping[str, Any], weights: DenoiserWeights, bins: TimestepBins) -> None:
         self.bin = 0
         self._linears, self._weights, self._bins = linears, weights, bins
         # Of each layer and bin: signal power, error power, clip ratios, calls.

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from tempoquant.engines import Crew
 from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take, read_latents
 from tempoquant.evaluate.files import read_lossless
-from tempoquant.evaluate.measures import Clip, measures, names_of, take_measures
+from tempoquant.evaluate.metrics.measures import Clip, measures, names_of, take_measures
 from tempoquant.evaluate.plan import Model, Plan
-from tempoquant.progress import Progress, Together
+from tempoquant.progress import CombinedProgress, Progress
 
 _VIDEOS = "measuring"
 
@@ -71,5 +71,5 @@ def measure_missing(stage: Measuring, model: Model, reference: Model, crew: Crew
         can_be = take in finished and (against is None or against in finished)
         if can_be and not wanted <= measured.get(take, {}).keys():
             pairs.append(Pair(item.text, take, against))
-    together = Together(progress, f"{model.label}: {_VIDEOS}", len(pairs))
+    together = CombinedProgress(progress, f"{model.label}: {_VIDEOS}", len(pairs))
     crew.run(stage, pairs, progress=together, on_done=lambda pair, metrics: folder.measure(pair.take, metrics))

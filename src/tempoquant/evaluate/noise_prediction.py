@@ -11,9 +11,9 @@ import torch
 
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.layer_error import sqnr_db
+from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.results import NoisePredictionError, Summary
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 Predict = Callable[[CalibrationSample], torch.Tensor]
 
@@ -23,7 +23,7 @@ class CallError:
     """The error of one transformer call."""
 
     prompt_id: str
-    expert: Expert
+    expert: str
     timestep: float
     sqnr_db: float
 
@@ -45,28 +45,30 @@ def call_errors(
     errors = []
     for call in calls:
         sample = call.sample
-        where = f"{sample.expert.value} at timestep {sample.timestep:g} of prompt {sample.prompt_id!r}"
+        where = f"{sample.denoiser} at timestep {sample.timestep:g} of prompt {sample.prompt_id!r}"
         try:
             value = sqnr_db(call.noise_prediction, predict(sample))
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from error
-        errors.append(CallError(sample.prompt_id, sample.expert, sample.timestep, value))
+        errors.append(CallError(sample.prompt_id, sample.denoiser, sample.timestep, value))
         on_call()
     return errors
 
 
 def summarize(
-    errors: Sequence[CallError], bins: Mapping[Expert, TimestepBins] | None = None
+    errors: Sequence[CallError], bins: Mapping[str, TimestepBins] | None = None
 ) -> tuple[NoisePredictionError, ...]:
     """Per expert (all timesteps first, then its bins from clean to noisy where it has several), high noise first.
 
     Each prompt counts once: its value is the mean over its calls. Experts and bins without a call are left out.
     """
     found = []
-    for expert in Expert:
-        of_expert = [error for error in errors if error.expert is expert]
-        if of_expert:
-            found.append(_summary_of(of_expert, expert, None))
+    noisiest: dict[str, float] = {}
+    for error in errors:
+        noisiest[error.expert] = max(error.timestep, noisiest.get(error.expert, 0.0))
+    for expert in sorted(noisiest, key=noisiest.__getitem__, reverse=True):
+        of_expert = [error for error in errors if error.expert == expert]
+        found.append(_summary_of(of_expert, expert, None))
         expert_bins = (bins or {}).get(expert, TimestepBins())
         for bin_index in range(expert_bins.num_bins) if expert_bins.num_bins > 1 else ():
             in_bin = [error for error in of_expert if expert_bins.of(error.timestep) == bin_index]
@@ -75,7 +77,7 @@ def summarize(
     return tuple(found)
 
 
-def _summary_of(errors: Sequence[CallError], expert: Expert, bin_index: int | None) -> NoisePredictionError:
+def _summary_of(errors: Sequence[CallError], expert: str, bin_index: int | None) -> NoisePredictionError:
     by_prompt: dict[str, list[float]] = {}
     for error in errors:
         by_prompt.setdefault(error.prompt_id, []).append(error.sqnr_db)

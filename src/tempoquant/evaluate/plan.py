@@ -5,16 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
-from tempoquant.integrations.pipeline_folder import read_json
-from tempoquant.integrations.residency import Memory
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.integrations.schedule import Step, sampling_steps
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.schedule import Step, sampling_steps
+from tempoquant.models.source import SourceModel
+from tempoquant.placement.streaming import Memory
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins, expert_of
+from tempoquant.timesteps import TimestepBins, denoiser_at
 
 NUM_MAPPED = 2
 """The reference's calls of so many items are kept: what single layers do differs little between items."""
@@ -30,15 +28,20 @@ class Model:
 
     Attributes:
         label: unique, fit for a folder's name.
-        folder: of the pipeline.
+        source: the pipeline.
         activation_bits: as the user wrote them; None for those of the checkpoint.
         prepare: called with the pipeline before it runs; can be pickled.
     """
 
     label: str
-    folder: Path
+    source: SourceModel
     activation_bits: str | None = None
     prepare: Callable[[Any], None] = as_it_is
+
+    @property
+    def folder(self) -> Path:
+        """Where the pipeline lies."""
+        return self.source.folder
 
 
 @dataclass(frozen=True)
@@ -46,30 +49,28 @@ class Plan:
     """What every model generates, and how.
 
     Attributes:
-        reference: folder whose scheduler all models use.
+        reference: the pipeline whose scheduler all models use.
         items, seeds: every item with every seed.
         settings: flow_shift is a number.
         device: where to run, as workers name it.
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
-        boundary_ratio: of the experts.
         memory: the memory mode of every pipeline.
     """
 
-    reference: Path
+    reference: SourceModel
     items: Sequence[Item]
     seeds: Sequence[int]
     settings: SamplingSettings
     device: str
     steps: Sequence[Step]
-    bins: Mapping[Expert, TimestepBins]
-    boundary_ratio: float
+    bins: Mapping[str, TimestepBins]
     memory: Memory = "resident"
 
     @classmethod
     def of(
         cls,
-        reference: Path,
+        reference: SourceModel,
         items: Sequence[Item],
         seeds: Sequence[int],
         settings: SamplingSettings,
@@ -80,15 +81,12 @@ class Plan:
         steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
         paper = Recipe.load("paper")
         bins = {}
-        for expert in Expert:
-            timesteps = [float(step.timestep) for step in steps if step.expert is expert]
-            bins[expert] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions(expert))
-        boundary_ratio = float(read_json(reference / "model_index.json")["boundary_ratio"])
+        for name in reference.denoiser_names:
+            timesteps = [float(step.timestep) for step in steps if step.denoiser == name]
+            bins[name] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions_of(name))
         # Workers may run in another folder, where relative paths mean something else.
-        items = [
-            item if isinstance(item.image, Image.Image) else replace(item, image=item.image.resolve()) for item in items
-        ]
-        return cls(reference.resolve(), items, seeds, settings, device, steps, bins, boundary_ratio, memory)
+        items = [replace(item, image=item.image.resolve()) if isinstance(item.image, Path) else item for item in items]
+        return cls(reference, items, seeds, settings, device, steps, bins, memory)
 
     @property
     def mapped_steps(self) -> set[int]:
@@ -105,8 +103,8 @@ class Plan:
 
     def bin_name(self, timestep: float) -> str:
         """Such as "high_noise bin 0", the cleanest of its expert."""
-        expert = expert_of(timestep, self.boundary_ratio)
-        return f"{expert.value} bin {self.bins[expert].of(timestep)}"
+        name = denoiser_at(self.reference.denoisers, timestep).name
+        return f"{name} bin {self.bins[name].of(timestep)}"
 
     @property
     def bin_names(self) -> list[str]:

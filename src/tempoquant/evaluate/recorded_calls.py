@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.evaluate.files import whole_file
-from tempoquant.integrations.sampling import CallPosition, sample_of, watching_trajectory
+from tempoquant.hosts.diffusers.sampling import CallPosition, sample_of, watching_trajectory
+from tempoquant.models.families import facts_of
 from tempoquant.prompts import Prompt
-from tempoquant.timesteps import Expert
 
 
 @contextlib.contextmanager
@@ -25,9 +25,11 @@ def watched_calls(
     Yields what the generation has to call after each step.
     """
 
+    family = facts_of(pipeline).family
+
     def observe(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
         if position.step_index in steps and position.guidance_branch == "conditional":
-            calls.append(sample_of(prompt, position, inputs))
+            calls.append(sample_of(family, prompt, position, inputs))
 
     with watching_trajectory(pipeline, observe) as step_done:
         yield step_done
@@ -41,7 +43,7 @@ def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
         for key, value in call.inputs.items()
     }
     described = [
-        {"prompt_id": call.prompt_id, "expert": call.expert.value, "timestep": call.timestep,
+        {"prompt_id": call.prompt_id, "expert": call.denoiser, "timestep": call.timestep,
          "step_index": call.step_index, "guidance_branch": call.guidance_branch}
         for call in calls
     ]  # fmt: skip
@@ -57,7 +59,7 @@ def read_calls(file: Path) -> list[CalibrationSample]:
         names = list(stored.keys())
         return [
             CalibrationSample(
-                call["prompt_id"], Expert(call["expert"]), call["timestep"], call["step_index"],
+                call["prompt_id"], call["expert"], call["timestep"], call["step_index"],
                 call["guidance_branch"],
                 {name.partition(".")[2]: stored.get_tensor(name) for name in names if name.split(".")[0] == str(index)},
             )

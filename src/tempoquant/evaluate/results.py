@@ -1,17 +1,13 @@
 """What an evaluation found, as frozen values: summaries of numbers, results of one model, a whole comparison."""
 
-import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import ModelError
-from tempoquant.timesteps import Expert
+from tempoquant.plain_values import fields_of, plain
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class NoisePredictionError:
         num_calls: transformer calls in all.
     """
 
-    expert: Expert
+    expert: str
     bin_index: int | None
     timesteps: tuple[float, float]
     sqnr_db: Summary
@@ -127,15 +123,15 @@ class ModelResult:
         """Share of the videos; None outside the bundled world."""
         return _summary([video.appearance_kept for video in self.videos])
 
-    def expert_sqnr_db(self, expert: Expert) -> Summary | None:
+    def expert_sqnr_db(self, expert: str) -> Summary | None:
         """Over all timesteps of one expert; None when it was not measured."""
-        found = [e.sqnr_db for e in self.noise_prediction if e.expert is expert and e.bin_index is None]
+        found = [e.sqnr_db for e in self.noise_prediction if e.expert == expert and e.bin_index is None]
         return found[0] if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with the summaries; what was not measured is absent."""
         summaries = {key: getattr(self, key) for key in ("psnr_db", "ssim", "motion_followed", "appearance_kept")}
-        return plain({**_fields(self), **summaries})
+        return plain({**fields_of(self), **summaries})
 
 
 @dataclass(frozen=True)
@@ -165,32 +161,6 @@ class Comparison:
             "reference": self.reference.to_dict(),
             "models": [model.to_dict() for model in self.models],
         }
-
-
-def plain(value: Any) -> Any:
-    """JSON-safe values: dataclasses become objects without their None fields, infinities the texts "inf" and "-inf"."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(_fields(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def to_json(record: Mapping[str, Any]) -> str:
-    """One JSON object, indented; infinities as texts, nothing that strict parsers refuse."""
-    return json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _summary(values: Sequence[float | bool | None]) -> Summary | None:

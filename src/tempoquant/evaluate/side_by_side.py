@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from tempoquant.errors import ModelError
 from tempoquant.evaluate import drawing
 from tempoquant.evaluate.files import write_mp4, write_png
-from tempoquant.evaluate.video_metrics import Video
+from tempoquant.evaluate.metrics.video_metrics import Video
 
 PANEL_WIDTH = 320
 """Pixels of one panel of the video: three of them fill a README's 1000 pixels."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tempoquant.evaluate.evaluation_folder import Take
-from tempoquant.evaluate.measures import METRICS, Metric
-from tempoquant.evaluate.statistics import Interval, mean_by_item, mean_interval, paired_difference
+from tempoquant.evaluate.metrics.measures import METRICS, Metric
+from tempoquant.evaluate.metrics.statistics import Interval, mean_by_item, mean_interval, paired_difference
 
 Measured = Mapping[Take, Mapping[str, Any]]
 

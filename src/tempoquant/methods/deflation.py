@@ -60,7 +60,7 @@ def deflation_of(
     for weight in weights:
         if rank > min(weight.shape):
             raise RecipeError(f"rank {rank} exceeds the smaller side of a weight of shape {tuple(weight.shape)}.")
-    return deflation_by(leading_directions(covariance, weights, rank), covariance, smoothing_factor, rotated)
+    return deflation_along(leading_directions(covariance, weights, rank), covariance, smoothing_factor, rotated)
 
 
 def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
@@ -80,35 +80,35 @@ def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor]
     return _leading_eigenvectors(gram, covariance, rank).T
 
 
-def deflation_by(
+def deflation_along(
     directions: torch.Tensor, covariance: torch.Tensor, smoothing_factor: torch.Tensor | None, rotated: bool = False
 ) -> Deflation:
-    """The deflation by given directions (rank, in) float32 of the smoothed input; all else as for `deflation_of`."""
+    """Compute the deflation along given directions (rank, in) float32; all else as for `deflation_of`."""
     factor = 1.0 if smoothing_factor is None else smoothing_factor.float()
     down = (directions / factor).to(torch.bfloat16).contiguous()
     stored = down.float() * factor
     return Deflation(down, regression(product(stored, covariance), stored, rotated))
 
 
-def regression(seen: torch.Tensor, stored: torch.Tensor, rotated: bool = False) -> torch.Tensor:
+def regression(cross_covariance: torch.Tensor, directions: torch.Tensor, rotated: bool = False) -> torch.Tensor:
     """Compute V, what h tells of the smoothed input, from the covariance of both.
 
     Args:
-        seen: (rank, in) float32, mean of hᵀx̃.
-        stored: (rank, in) float32, the directions as the branch reads the smoothed input.
+        cross_covariance: (rank, in) float32, mean of hᵀx̃.
+        directions: (rank, in) float32, as the branch reads the smoothed input.
         rotated: as for `deflation_of`.
 
     Returns:
         (in, rank) bfloat16.
     """
-    within = (seen @ stored.T).double()
+    within = (cross_covariance @ directions.T).double()
     within.diagonal().add_(1e-7 * within.diagonal().mean() + torch.finfo(torch.float32).tiny)
-    deflation = torch.linalg.solve(within, seen.double())
+    deflation = torch.linalg.solve(within, cross_covariance.double())
     deflation = (rotate(deflation) if rotated else deflation).T
     return deflation.to(torch.bfloat16).contiguous()
 
 
-def split(
+def split_weight(
     weight: torch.Tensor, smoothing_factor: torch.Tensor | None, shared: Deflation, rotated: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Divide a weight between the branch and four bits.

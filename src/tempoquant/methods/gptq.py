@@ -44,11 +44,11 @@ def gptq(
     for number, start in enumerate(range(0, in_features, block_size), start=1):
         end = min(start + block_size, in_features)
         features = order[start:end]
-        wanted, original = _turned(working[:, start:end]), _turned(residual_weight.index_select(1, features))
+        wanted, original = _transposed(working[:, start:end]), _transposed(residual_weight.index_select(1, features))
         column_scale = group_scale[features // format.group_size]
         levels = _round_block(wanted, original, column_scale, matrix[start:end, start:end], format)
-        codes.index_copy_(1, features, _turned(encode(levels, format)))
-        working[:, start:end] = _turned(original - levels.mul_(column_scale))
+        codes.index_copy_(1, features, _transposed(encode(levels, format)))
+        working[:, start:end] = _transposed(original - levels.mul_(column_scale))
         # The last 1, 2, 4, … blocks tell as many blocks to come, so that every pair of blocks meets once and most of
         # the work lies in few, large and square products.
         span = (number & -number) * block_size
@@ -58,8 +58,8 @@ def gptq(
     return codes
 
 
-def _turned(matrix: torch.Tensor) -> torch.Tensor:
-    """The transpose, contiguous. Only whole matrices are transposed tile by tile; a slice is made one first."""
+def _transposed(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the transpose, contiguous. Only whole matrices are transposed tile by tile; a slice is made one first."""
     return matrix.contiguous().T.contiguous()
 
 

@@ -26,7 +26,7 @@ def share(fraction: float, num_tokens: float) -> float:
     return 1 - (1 - fraction) * num_tokens / (num_tokens + PSEUDO_TOKENS) if fraction else 0.0
 
 
-def typical_energy(variance: torch.Tensor, about_zero: torch.Tensor, num_tokens: float) -> torch.Tensor:
+def typical_energy(variance: torch.Tensor, mean_square: torch.Tensor, num_tokens: float) -> torch.Tensor:
     """Compute the energy of an ordinary feature: the square of the mean over features of their root mean squares.
 
     Neither one loud feature nor many silent ones decide it. With a share ε of it in each feature's mean square, the sum
@@ -34,26 +34,26 @@ def typical_energy(variance: torch.Tensor, about_zero: torch.Tensor, num_tokens:
 
     Args:
         variance: (in,) float64, mean square about the mean.
-        about_zero: (in,) float64, mean square; PSEUDO_TOKENS tokens of it count, so that one token has a spread too.
+        mean_square: (in,) float64, about zero; PSEUDO_TOKENS tokens of it count, so that one token has a spread too.
 
     Returns:
         () float64.
     """
-    return with_pseudo_tokens(variance, about_zero, num_tokens).sqrt().mean().square()
+    return with_pseudo_tokens(variance, mean_square, num_tokens).sqrt().mean().square()
 
 
-def prior_energy(variance: torch.Tensor, about_zero: torch.Tensor, num_tokens: float) -> torch.Tensor:
+def prior_energy(variance: torch.Tensor, mean_square: torch.Tensor, num_tokens: float) -> torch.Tensor:
     """Compute each feature's mean square in the prior: the typical one, and the mean's where the feature never moves.
 
     Returns:
         (in,) float64; arguments as for `typical_energy`.
     """
-    typical = typical_energy(variance, about_zero, num_tokens)
+    typical = typical_energy(variance, mean_square, num_tokens)
     never_moves = _STEADY * typical / (_STEADY * typical + variance).clamp(min=torch.finfo(torch.float64).tiny)
-    return typical + never_moves * torch.minimum((about_zero - variance).clamp(min=0), _WIDEST_MOVE * typical)
+    return typical + never_moves * torch.minimum((mean_square - variance).clamp(min=0), _WIDEST_MOVE * typical)
 
 
-def certain_mean(mean: torch.Tensor, variance: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
+def shrunk_mean(mean: torch.Tensor, variance: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
     """Shrink the mean of very few tokens toward zero, by the square of the share of its energy that is chance.
 
     That share (James and Stein 1961) is the tokens' variance, over their number, over the mean's energy. PSEUDO_TOKENS

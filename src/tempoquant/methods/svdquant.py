@@ -36,13 +36,13 @@ def svdquant(weight: torch.Tensor, smoothing_factor: torch.Tensor | None, rank: 
     smoothed = weight if factor is None else weight * factor
     if rank == 0:
         return Decomposition(None, smoothed)
-    return split_by(*truncated_svd(smoothed, rank), weight, smoothing_factor)
+    return split_with_factors(*truncated_svd(smoothed, rank), weight, smoothing_factor)
 
 
-def split_by(
+def split_with_factors(
     up: torch.Tensor, down: torch.Tensor, weight: torch.Tensor, smoothing_factor: torch.Tensor | None
 ) -> Decomposition:
-    """The split by given factors of the smoothed weight, up (out, rank) and down (rank, in), float32."""
+    """Split by given factors of the smoothed weight, up (out, rank) and down (rank, in), float32."""
     factor = None if smoothing_factor is None else smoothing_factor.float()
     smoothed = weight if factor is None else weight * factor
     down_raw = down if factor is None else down / factor

@@ -7,28 +7,27 @@ gives the same layers without any budget.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.errors import RecipeError
-from tempoquant.integrations.block_costs import ExpertCosts
-from tempoquant.integrations.layer_sizes import LayerSize, LayerSizes
 from tempoquant.methods import Option, allocate
+from tempoquant.models.source import SourceModel
+from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.layer_sizes import LayerSize, LayerSizes
 from tempoquant.recipe import KEEP_16BIT, LayerRule, Recipe
-from tempoquant.timesteps import Expert
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much both experts together may take; one of the two.
+    """How much all denoisers together may take; one of the two.
 
     Attributes:
         bits_per_weight: of all linears of the blocks, those kept in 16 bits included: everything stored in place of
             their weights.
-        size_gib: of both experts' files, 2^30 bytes.
+        size_gib: of all denoisers' files, 2^30 bytes.
 
     Raises:
         RecipeError: none or both are given, or one makes no sense.
@@ -59,7 +58,7 @@ class Budget:
 class _Item(NamedTuple):
     """Linears that get one rank together, and what may become of them: rank, or None for 16 bits, to its option."""
 
-    expert: Expert
+    expert: str
     names: tuple[str, ...]
     options: Mapping[int | None, Option]
 
@@ -68,7 +67,7 @@ class BudgetPlan:
     """A budget for one model under one recipe.
 
     Args:
-        source: folder of the 16-bit pipeline.
+        source: the 16-bit pipeline.
         recipe: resolved. Layers that one of its rules names, and blocks it keeps in 16 bits, stay as it says.
 
     Raises:
@@ -77,14 +76,14 @@ class BudgetPlan:
         ModelError: the experts' files are missing or damaged.
     """
 
-    def __init__(self, source: Path, recipe: Recipe, budget: Budget) -> None:
+    def __init__(self, source: SourceModel, recipe: Recipe, budget: Budget) -> None:
         if not recipe.needs_calibration:
             raise RecipeError(
                 f"a budget is spent by what calibration samples show, and recipe {recipe.name} looks at none: choose "
                 "another recipe."
             )
         self._recipe, self._budget = recipe, budget
-        self._sizes = {expert: LayerSizes(source, expert, recipe) for expert in Expert}
+        self._sizes = {expert: LayerSizes(source, expert, recipe) for expert in source.denoiser_names}
         names = [(sizes, name) for sizes in self._sizes.values() for name in sizes]
         free = [(sizes, name) for sizes, name in names if sizes.is_free(name)]
         if not free:
@@ -96,7 +95,7 @@ class BudgetPlan:
         if budget.size_gib is None:
             self._rest = sum(map(self._cost, fixed))
         else:
-            now = sum(ExpertCosts(source, expert, recipe, 0, "cpu").output_bytes for expert in Expert)
+            now = sum(ExpertCosts(source, expert, recipe, 0, "cpu").output_bytes for expert in source.denoiser_names)
             self._rest = now - sum(sizes.as_recipe_says(name).on_disk for sizes, name in free)
         self._require_between(
             self._rest + sum(self._cost(sizes.at_rank(name, 0)) for sizes, name in free),
@@ -113,7 +112,7 @@ class BudgetPlan:
         for expert, sizes in self._sizes.items():
             for name in sizes:
                 if sizes.is_free(name) and (expert, name) not in measured:
-                    raise RecipeError(f"the sensitivity says nothing of {name} of {expert.value}: measure it again.")
+                    raise RecipeError(f"the sensitivity says nothing of {name} of {expert}: measure it again.")
         chosen = allocate([list(item.options.values()) for item in items], self._num_bytes - self._rest)
         rules = [
             rule
@@ -168,7 +167,7 @@ class BudgetPlan:
     def _rules(self, item: _Item, rank: int | None) -> Iterator[LayerRule]:
         """For each linear of an item, unless it gets what the recipe says anyway."""
         for name in item.names:
-            pattern = f"{item.expert.value}.{name}"
+            pattern = f"{item.expert}.{name}"
             if rank is None:
                 yield LayerRule(pattern, KEEP_16BIT)
             elif rank != self._recipe.rank:

@@ -1,4 +1,4 @@
-"""One expert: its blocks quantized one after the other, each committed as it is finished."""
+"""One denoiser: its blocks quantized one after the other, each committed as it is finished."""
 
 import contextlib
 import dataclasses
@@ -8,24 +8,26 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tempoquant.calibrate.changed_bias import changed_bias
+from tempoquant.calibrate.corrected_bias import corrected_bias
 from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sequential import QuantizedBlock, quantize_expert
+from tempoquant.calibrate.sequential import QuantizedBlock, quantize_denoiser
 from tempoquant.calibrate.store import SampleStore, bins_of
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.checkpoint.journal import Journal
 from tempoquant.checkpoint.schema import Calibration
 from tempoquant.checkpoint.writer import ComponentWriter
+from tempoquant.device import compute_dtype
 from tempoquant.errors import OutputError
-from tempoquant.integrations.cpu_threads import suited_threads
-from tempoquant.integrations.expert_weights import ExpertWeights
-from tempoquant.integrations.lora import LoraSum
-from tempoquant.integrations.wan import WanExpert, compute_dtype
+from tempoquant.models.lora.lora import LoraSum
+from tempoquant.models.replay import ReplayedDenoiser
+from tempoquant.models.source import SourceModel
+from tempoquant.models.weights import DenoiserWeights
+from tempoquant.placement.cpu_threads import suited_threads
 from tempoquant.progress import SILENT, Progress
 from tempoquant.quantizing.machine import Machine
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.timesteps import TimestepBins
 
 FINISHED_BLOCKS = "Blocks finished"
 _DYING_S = 120.0
@@ -37,8 +39,8 @@ class ComponentJob:
     """What to do to one expert. Plain values, so that it can be sent to another process.
 
     Attributes:
-        source: folder of the 16-bit pipeline.
-        expert: which of the two.
+        source: the 16-bit pipeline.
+        expert: the denoiser's name.
         recipe: resolved.
         store: folder of the calibration samples; None for a recipe that needs none.
         lora: the LoRAs that are fused into the weights, or None.
@@ -47,8 +49,8 @@ class ComponentJob:
         device: to compute on.
     """
 
-    source: Path
-    expert: Expert
+    source: SourceModel
+    expert: str
     recipe: Recipe
     store: Path | None
     lora: LoraSum | None
@@ -59,7 +61,7 @@ class ComponentJob:
     @property
     def journal(self) -> Journal:
         """The commits of this component."""
-        return Journal(self.work / f"{self.expert.value}.journal")
+        return Journal(self.work / f"{self.expert}.journal")
 
 
 def quantize_component(
@@ -74,9 +76,9 @@ def quantize_component(
         TempoQuantError: see tempoquant.errors; finished blocks stay in the work folder.
     """
     try:
-        owned = FileLock(job.work / f"{job.expert.value}.lock", timeout=_DYING_S).acquire()
+        owned = FileLock(job.work / f"{job.expert}.lock", timeout=_DYING_S).acquire()
     except Timeout as error:
-        raise OutputError(f"another process is still quantizing {job.expert.value} in {job.work}: stop it.") from error
+        raise OutputError(f"another process is still quantizing {job.expert} in {job.work}: stop it.") from error
     with owned:
         if job.target.is_dir():
             job.journal.remove()
@@ -100,7 +102,7 @@ class Quantizing:
 
 
 def _hidden(job: ComponentJob) -> Path:
-    return job.work / f"{job.expert.value}.hidden"
+    return job.work / f"{job.expert}.hidden"
 
 
 class _Component:
@@ -108,16 +110,20 @@ class _Component:
 
     def __init__(self, job: ComponentJob, machine: Machine, progress: Progress) -> None:
         self._job, self._machine, self._progress = job, machine, progress
-        self._weights = ExpertWeights(job.source, job.expert, compute_dtype(job.device), job.device, job.lora)
-        self._lora_notes = () if job.lora is None else job.lora.notes
+        self._weights = DenoiserWeights(job.source, job.expert, compute_dtype(job.device), job.device, job.lora)
         self._store = None if job.store is None else SampleStore.open(job.store)
         self._bins = TimestepBins() if self._store is None else bins_of(self._store, job.recipe, job.expert)
 
     def quantize(self, on_block: Callable[[QuantizedBlock], None]) -> None:
         job = self._job
-        model = WanExpert(self._weights)
+        model = ReplayedDenoiser(self._weights)
         with ComponentWriter(
-            job.target, expert=job.expert, bins=self._bins, recipe=job.recipe, journal=job.journal
+            job.target,
+            expert=job.expert,
+            bins=self._bins,
+            recipe=job.recipe,
+            call=job.source.family.call,
+            journal=job.journal,
         ) as writer:
             done = writer.num_commits
             advance = self._progress.start(FINISHED_BLOCKS, model.num_blocks, done)
@@ -127,16 +133,16 @@ class _Component:
                     advance()
                     on_block(block)
                     del block  # or its layers would be in memory until the next block is done
-            for name, tensor in self._weights.stored(lambda name: not name.startswith("blocks.")):
+            for name, tensor in self._weights.stored(lambda name: job.source.family.block_of(name) is None):
                 writer.add_tensor(name, tensor)
-            writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._lora_notes)
+            writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._weights.notes)
 
-    def _blocks(self, model: WanExpert, done: int) -> Iterator[QuantizedBlock]:
+    def _blocks(self, model: ReplayedDenoiser, done: int) -> Iterator[QuantizedBlock]:
         samples = [] if self._store is None else self._store.samples(self._job.expert)
         states = HiddenStates(_hidden(self._job), self._machine.hidden_ram_bytes)
-        states.forget_but(done)
+        states.keep_only(done)
         chunks = TokenChunks(self._machine.num_tokens_at_once)
-        return quantize_expert(
+        return quantize_denoiser(
             model, samples, self._job.recipe, self._bins, states, done, chunks=chunks, progress=self._progress
         )
 
@@ -144,11 +150,11 @@ class _Component:
         """Store a block whole: its 4-bit layers, and the rest of it as it is in the files."""
         for named in block.layers:
             stored = self._weights.read(f"{named.name}.bias") if f"{named.name}.bias" in self._weights else None
-            bias = changed_bias(stored, named.bias_change)
+            bias = corrected_bias(stored, named.bias_correction)
             writer.add_layer(named.name, dataclasses.replace(named.layer, bias=bias))
-        prefix = f"blocks.{block.index}."
+        own, family = self._weights.blocks[block.index], self._job.source.family
         rest = self._weights.stored(
-            lambda name: name.startswith(prefix) and name.rpartition(".")[0] not in writer.layers
+            lambda name: family.block_of(name) == own and name.rpartition(".")[0] not in writer.layers
         )
         for name, tensor in rest:
             writer.add_tensor(name, tensor)

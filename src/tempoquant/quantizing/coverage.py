@@ -1,17 +1,17 @@
 """Whether calibration samples reach every timestep bin, known before any of them is recorded."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.errors import CalibrationError
-from tempoquant.integrations.recording_plan import RecordingPlan, wanted_calls
-from tempoquant.integrations.sampling import SamplingSettings
-from tempoquant.integrations.schedule import sampling_steps
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.schedule import sampling_steps
+from tempoquant.models.source import SourceModel
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert, TimestepBins
+from tempoquant.recording.plan import RecordingPlan, wanted_calls
+from tempoquant.timesteps import TimestepBins
 
 
 class SampleAt(NamedTuple):
@@ -24,42 +24,45 @@ class SampleAt(NamedTuple):
 class Coverage(NamedTuple):
     """schedule: every timestep of each expert, falling. samples: of each expert."""
 
-    schedule: Mapping[Expert, Sequence[float]]
-    samples: Mapping[Expert, Sequence[SampleAt]]
+    schedule: Mapping[str, Sequence[float]]
+    samples: Mapping[str, Sequence[SampleAt]]
 
 
 def check_coverage(recipe: Recipe, coverage: Coverage) -> None:
     """Raise CalibrationError when samples leave a timestep bin without a clip ratio, or statistics without a sample."""
-    for expert in Expert:
-        samples = coverage.samples[expert]
-        bins = TimestepBins.from_step_fractions(coverage.schedule[expert], recipe.bin_fractions(expert))
+    for expert, samples in coverage.samples.items():
+        bins = TimestepBins.from_step_fractions(coverage.schedule[expert], recipe.bin_fractions_of(expert))
         missing = set(range(bins.num_bins)) - {bins.of(sample.timestep) for sample in samples}
         if missing and recipe.clip_ratios:
             raise CalibrationError(
-                f"{len(samples)} samples of {expert.value} leave {len(missing)} of its {bins.num_bins} timestep bins "
+                f"{len(samples)} samples of {expert} leave {len(missing)} of its {bins.num_bins} timestep bins "
                 "without any: calibrate on more samples per expert, or more steps, or use fewer bins."
             )
         if all(each.guidance_branch != "conditional" for each in samples) and recipe.statistics_branches != "both":
             raise CalibrationError(
-                f"none of {len(samples)} samples of {expert.value} is of the conditional branch, the only one that "
+                f"none of {len(samples)} samples of {expert} is of the conditional branch, the only one that "
                 "this recipe's statistics see: calibrate on more samples per expert."
             )
 
 
 def stored(store: SampleStore) -> Coverage:
     """Of samples that are there."""
-    samples = {e: [SampleAt(entry.timestep, entry.guidance_branch) for entry in store.entries(e)] for e in Expert}
-    return Coverage({expert: store.schedule(expert) for expert in Expert}, samples)
+    samples = {
+        name: [SampleAt(entry.timestep, entry.guidance_branch) for entry in store.entries(name)]
+        for name in store.denoisers
+    }
+    return Coverage({name: store.schedule(name) for name in store.denoisers}, samples)
 
 
-def planned(source: Path, recipe: Recipe, settings: SamplingSettings, prompts: Sequence[Prompt]) -> Coverage:
-    """Of samples that this recipe, resolved, will record. Raises CalibrationError when an expert has no step."""
+def planned(source: SourceModel, recipe: Recipe, settings: SamplingSettings, prompts: Sequence[Prompt]) -> Coverage:
+    """Of samples that this recipe, resolved, will record. Raises CalibrationError when a denoiser has no step."""
     assert recipe.samples_per_expert is not None  # resolve_recipe filled it in
     steps = sampling_steps(source, settings.num_steps, settings.flow_shift)
-    samples: dict[Expert, list[SampleAt]] = {expert: [] for expert in Expert}
-    for calls in wanted_calls(RecordingPlan(prompts, settings, recipe.samples_per_expert), steps).values():
+    plan, names = RecordingPlan(prompts, settings, recipe.samples_per_expert), source.denoiser_names
+    samples: dict[str, list[SampleAt]] = {name: [] for name in names}
+    for calls in wanted_calls(plan, steps, names).values():
         for step_index, branch in calls:
             step = steps[step_index]
-            samples[step.expert].append(SampleAt(float(step.timestep), branch))
-    schedule = {expert: [float(step.timestep) for step in steps if step.expert is expert] for expert in Expert}
+            samples[step.denoiser].append(SampleAt(float(step.timestep), branch))
+    schedule = {name: [float(step.timestep) for step in steps if step.denoiser == name] for name in names}
     return Coverage(schedule, samples)

@@ -50,7 +50,7 @@ def quantize_linear(
         for phase in phases_of(recipe):
             for timestep_bin, inputs in by_bin.items():
                 calibration.observe(phase, inputs.to(weight.device), timestep_bin)
-            calibration.settle(phase)
+            calibration.end_phase(phase)
         [named] = calibration.finish()
         return QuantizedLinear.from_layer(named.layer, compute_dtype=weight.dtype)
 

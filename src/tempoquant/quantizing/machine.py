@@ -9,7 +9,7 @@ from tempoquant.calibrate.hidden_states import DEFAULT_RAM_BYTES
 from tempoquant.calibrate.token_chunks import DEFAULT_TOKENS
 from tempoquant.engines import Engine, Local, RayCluster
 from tempoquant.errors import SettingsError
-from tempoquant.integrations.residency import Memory
+from tempoquant.placement.streaming import Memory
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from tempoquant.integrations.estimate import RunEstimate, measure_gemm_rate
-from tempoquant.integrations.expert_loras import LoraFiles
-from tempoquant.integrations.model_card import model_card
-from tempoquant.integrations.output_folder import OutputFolder
-from tempoquant.integrations.residency import check_memory
-from tempoquant.integrations.wan import compute_dtype, default_device
-from tempoquant.progress import SILENT, Progress, Together
+from tempoquant.device import compute_dtype, default_device
+from tempoquant.hosts.model_card import model_card
+from tempoquant.models.lora.given import LoraFiles
+from tempoquant.models.with_experts import ModelName
+from tempoquant.output.output_folder import OutputFolder
+from tempoquant.placement.streaming import check_memory
+from tempoquant.planning.run_estimate import RunEstimate, measure_gemm_rate
+from tempoquant.progress import SILENT, CombinedProgress, Progress
 from tempoquant.quantizing.budget import Budget
 from tempoquant.quantizing.component import FINISHED_BLOCKS, Quantizing
 from tempoquant.quantizing.machine import Machine
@@ -20,7 +21,7 @@ from tempoquant.recipe import Recipe
 
 
 def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the last ones how)
-    model: str | Path,
+    model: ModelName,
     output: str | Path,
     recipe: str | Path | Recipe = "default",
     calibration: str | Path | None = None,
@@ -36,13 +37,14 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     link: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
-    """Quantize both experts of a Wan2.2 image-to-video pipeline and write a complete diffusers pipeline.
+    """Quantize all denoisers of a pipeline and write a complete diffusers pipeline.
 
     Every finished block is kept in `OUTPUT.unfinished`: after Ctrl-C or a crash the same call goes on from
     there, and ends with the same bytes. At most one block of the 16-bit model is in memory at any time.
 
     Args:
-        model: "tiny", "tiny-outliers", a diffusers folder, or a hub id.
+        model: "tiny", "tiny-outliers", a diffusers folder, or a hub id; or `WithExperts`, one of these with files of
+            denoisers' weights.
         output: a folder that does not exist or is empty. A finished result of the same run is left as it is.
         recipe: a built-in recipe's name, a .toml file, or a Recipe.
         calibration: jsonl of {image, prompt[, id]}, or a folder of such; None for a bundled model's own set.
@@ -73,7 +75,7 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     run = prepare_run(model, recipe, calibration, seed, store, lora, progress)
     run = run.within(budget, None if sensitivity is None else Path(sensitivity))
     folder = OutputFolder(Path(output), run.identity(machine), overwrite)
-    for read in (run.source, *([] if run.store is None else [run.store.folder])):
+    for read in (*run.source.places, *([] if run.store is None else [run.store.folder])):
         folder.refuse_overlap(read)
     if link:
         folder.check_link(run.source)
@@ -91,16 +93,16 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         jobs = run.jobs(work, folder, samples, machine)
         num_blocks = {job.expert: run.num_blocks(job.expert) for job in jobs}
         finished = sum(num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs)
-        blocks = Together(progress, FINISHED_BLOCKS, sum(num_blocks.values()), finished)
+        blocks = CombinedProgress(progress, FINISHED_BLOCKS, sum(num_blocks.values()), finished)
         crew.run(Quantizing(machine), jobs, progress=blocks)
-        card = functools.partial(model_card, source=run.source, settings=run.recipe.to_dict(), hub_id=run.hub_id)
+        card = functools.partial(model_card, source=run.source, settings=run.recipe.to_dict())
         folder.complete(work, run.source, link, card, run.sampling, progress)
         unfinished.remove()
     return folder.path
 
 
 def plan(  # noqa: PLR0913 (what `quantize` takes)
-    model: str | Path,
+    model: ModelName,
     recipe: str | Path | Recipe = "default",
     calibration: str | Path | None = None,
     device: str | None = None,

@@ -11,26 +11,21 @@ from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.store_index import INDEX_NAME
 from tempoquant.checkpoint.files import sha256_of
+from tempoquant.device import compute_dtype
 from tempoquant.engines import Crew
 from tempoquant.errors import CalibrationError, RecipeError
-from tempoquant.integrations.estimate import RunEstimate, check_disk, estimate
-from tempoquant.integrations.estimate_sensitivity import with_sensitivity
-from tempoquant.integrations.expert_loras import LoraFiles, load_loras, sampler_with, sampler_words
-from tempoquant.integrations.expert_weights import EXPERT_COMPONENTS
-from tempoquant.integrations.lora import LoraSum
-from tempoquant.integrations.output_folder import OutputFolder, RunIdentity, fingerprint
-from tempoquant.integrations.pipeline_folder import check_pipeline_folder, hub_id_of, resolve_model, revision_of
-from tempoquant.integrations.prompt_sets import calibration_prompts
-from tempoquant.integrations.recording import record_into
-from tempoquant.integrations.recording_plan import (
-    ModelIdentity,
-    RecordingPlan,
-    calibration_settings,
-    resolve_recipe,
-    stored_settings,
-)
-from tempoquant.integrations.sampling import SamplingSettings, default_settings, warn_of_published
-from tempoquant.integrations.wan import check_recipe_fits, compute_dtype, linear_shapes
+from tempoquant.models.fingerprint import fingerprint
+from tempoquant.models.lora.given import LoraFiles, load_loras, sampler_with, sampler_words
+from tempoquant.models.lora.lora import LoraSum
+from tempoquant.models.prompt_needs import require_needed
+from tempoquant.models.recipe_fit import check_recipe_fits
+from tempoquant.models.sampling_file import default_settings, warn_of_published
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
+from tempoquant.models.with_experts import ModelName
+from tempoquant.output.output_folder import OutputFolder, RunIdentity
+from tempoquant.planning.estimate_sensitivity import with_sensitivity
+from tempoquant.planning.run_estimate import RunEstimate, check_disk, estimate
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt, provenance
 from tempoquant.quantizing.budget import Budget, BudgetPlan
@@ -38,7 +33,15 @@ from tempoquant.quantizing.component import ComponentJob
 from tempoquant.quantizing.coverage import check_coverage, planned, stored
 from tempoquant.quantizing.machine import Machine
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
+from tempoquant.recording.plan import (
+    ModelIdentity,
+    RecordingPlan,
+    calibration_settings,
+    resolve_recipe,
+    stored_settings,
+)
+from tempoquant.recording.prompt_sets import calibration_prompts
+from tempoquant.recording.record import record_into
 
 _logger = logging.getLogger(__name__)
 
@@ -51,26 +54,24 @@ class Run:
     """One run of `quantize`.
 
     Attributes:
-        source: folder of the 16-bit pipeline.
-        hub_id: its name, if it was given as one.
+        source: the 16-bit pipeline.
         recipe: resolved: nothing in it is left to the model.
         settings: how calibration samples, or sampled.
         prompts: to record; none when a store is given, or none is needed.
         store: the sample store that was given.
-        loras: expert to what is fused into it.
+        loras: denoiser's name to what is fused into it.
         seed: of the calibration's noise.
         model_fingerprint: of the source's files.
         budget: that ranks and 16-bit layers are spent by, or None.
         sensitivity: file to spend it by; None to measure it.
     """
 
-    source: Path
-    hub_id: str | None
+    source: SourceModel
     recipe: Recipe
     settings: SamplingSettings
     prompts: Sequence[Prompt]
     store: SampleStore | None
-    loras: Mapping[Expert, LoraSum]
+    loras: Mapping[str, LoraSum]
     seed: int
     model_fingerprint: str
     budget: Budget | None = None
@@ -103,7 +104,7 @@ class Run:
             prompts, store, seed = provenance(self.prompts), None, self.seed
         else:
             prompts, store, seed = self.store.prompts, self.store.digest, self.store.provenance["seed"]
-        hashes = {expert.value: lora.sha256 for expert, lora in self.loras.items()}
+        hashes = {expert: lora.sha256 for expert, lora in self.loras.items()}
         return RunIdentity(
             self.recipe.to_dict(), self.model_fingerprint, prompts, store, seed, " and ".join(dtypes), hashes,
             version("tempoquant"), self._budget_identity,
@@ -123,16 +124,16 @@ class Run:
         if self.store is not None:
             settings = self.settings
             if self.loras and self.store.provenance["from_latents"]:  # nobody sampled: the LoRAs say how to
-                settings = settings.replace(**sampler_with(self.loras, {}))
+                settings = settings.replace(**sampler_with(self.source.family, self.loras, {}))
         elif self.loras:
             settings = own.replace(**{key: getattr(self.settings, key) for key in _SAMPLER})
         else:
             return None
         return None if settings == own else dataclasses.asdict(settings)
 
-    def num_blocks(self, expert: Expert) -> int:
+    def num_blocks(self, expert: str) -> int:
         """How many blocks an expert has."""
-        return 1 + max(int(name.split(".")[1]) for name in linear_shapes(self.source, expert))
+        return len(self.source.blocks(expert))
 
     @property
     def records(self) -> bool:
@@ -153,7 +154,7 @@ class Run:
             return work / _STORE
         assert self.recipe.samples_per_expert is not None  # resolve_recipe filled it in
         plan = RecordingPlan(self.prompts, self.settings, self.recipe.samples_per_expert, self.seed, self.loras)
-        model = ModelIdentity(self.model_fingerprint, self.hub_id, revision_of(self.source))
+        model = ModelIdentity(self.model_fingerprint, self.source.hub_id, self.source.revision)
         record_into(
             self.source, work / _STORE, plan, model=model, device=machine.devices[0], memory=machine.memory,
             crew=crew, progress=progress,
@@ -161,20 +162,21 @@ class Run:
         return work / _STORE
 
     def jobs(self, work: Path, folder: OutputFolder, store: Path | None, machine: Machine) -> list[ComponentJob]:
-        """One for each expert."""
+        """One for each denoiser."""
         return [
             ComponentJob(
-                self.source, expert, self.recipe, store, self.loras.get(expert), work,
-                folder.component(work, component), machine.devices[0],
+                self.source, each.name, self.recipe, store, self.loras.get(each.name), work,
+                folder.component(work, each.component), machine.devices[0],
             )
-            for expert, component in EXPERT_COMPONENTS.items()
+            for each in self.source.denoisers
         ]  # fmt: skip
 
     def estimate(self, machine: Machine, link: bool, gemm_rates: Mapping[str, float] | None = None) -> RunEstimate:
         """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
         wanted = self.recipe.samples_per_expert or 0
-        num_samples = {expert: wanted if self.store is None else len(self.store.entries(expert)) for expert in Expert}
-        devices = machine.devices if machine.cluster is None else machine.devices * 2  # of two workers
+        names = self.source.denoiser_names
+        num_samples = {name: wanted if self.store is None else len(self.store.entries(name)) for name in names}
+        devices = machine.devices if machine.cluster is None else machine.devices * len(names)  # of as many workers
         planned = estimate(
             self.source, self.recipe, devices=devices, num_samples=num_samples, records=self.records,
             link=link, hidden_ram_bytes=machine.hidden_ram_bytes, memory=machine.memory, gemm_rates=gemm_rates,
@@ -190,7 +192,7 @@ class Run:
 
 
 def prepare_run(
-    model: str | Path,
+    model: ModelName,
     recipe: str | Path | Recipe,
     calibration: str | Path | None,
     seed: int,
@@ -207,12 +209,11 @@ def prepare_run(
     Raises TempoQuantError for whatever would fail later.
     """
     recipe = Recipe.load(recipe)
-    source = resolve_model(model).absolute()  # workers may run in another folder
-    check_pipeline_folder(source)
+    source = SourceModel.open(model)
     loras = load_loras(source, lora or {})
     own, given = default_settings(source), {key: getattr(recipe, key) for key in _SAMPLING}
     if loras:
-        sampler = sampler_with(loras, {key: getattr(recipe, key) for key in _SAMPLER})
+        sampler = sampler_with(source.family, loras, {key: getattr(recipe, key) for key in _SAMPLER})
         own, given = own.replace(**sampler), {**given, **sampler}
         if store is None:
             _logger.warning(
@@ -225,19 +226,21 @@ def prepare_run(
     if opened is not None:
         recipe, settings = _as_stored(recipe, opened)
     else:
-        recipe = resolve_recipe(recipe, own)
+        recipe = resolve_recipe(recipe, own, source.geometry)
         settings = calibration_settings(recipe, own)
         if recipe.needs_calibration:
+            source.geometry.require(settings)
             warn_of_published(source, settings, given)
             path = None if calibration is None else str(calibration)
             prompts = calibration_prompts(str(model), path, recipe.num_prompts)
+            require_needed(source, prompts)
     check_recipe_fits(source, recipe)
     if recipe.needs_calibration:
         check_coverage(recipe, planned(source, recipe, settings, prompts) if opened is None else stored(opened))
     identified = fingerprint(source, progress) if identify or opened is not None else ""
     if opened is not None:
         _require_same_model(opened, identified, loras)
-    return Run(source, hub_id_of(model), recipe, settings, prompts, opened, loras, seed, identified)
+    return Run(source, recipe, settings, prompts, opened, loras, seed, identified)
 
 
 _SAMPLING = ("num_steps", "flow_shift", "guidance_scale", "height", "width", "num_frames")
@@ -255,7 +258,7 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
                 f"the sample store was recorded with {key} = {value}, the recipe asks for {getattr(recipe, key)}: "
                 "record anew, or leave that setting out."
             )
-    num_samples = max(len(store.entries(expert)) for expert in Expert)
+    num_samples = max(len(store.entries(denoiser)) for denoiser in store.denoisers)
     if recipe.samples_per_expert is not None and recipe.samples_per_expert < num_samples:
         raise CalibrationError(
             f"the sample store holds {num_samples} samples of an expert, the recipe asks for "
@@ -264,13 +267,13 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
     return recipe.replace(**recorded, samples_per_expert=num_samples, num_prompts=len(store.prompts)), settings
 
 
-def _require_same_model(store: SampleStore, identified: str, loras: Mapping[Expert, LoraSum]) -> None:
+def _require_same_model(store: SampleStore, identified: str, loras: Mapping[str, LoraSum]) -> None:
     """Raise CalibrationError when the samples come from another model, or from other LoRAs."""
     if store.provenance["model"]["fingerprint"] != identified:
         raise CalibrationError(
             f"the samples in {store.folder} were recorded from another model: record samples of this one."
         )
-    hashes = {expert.value: lora.sha256 for expert, lora in loras.items()}
+    hashes = {expert: lora.sha256 for expert, lora in loras.items()}
     if not store.provenance["from_latents"] and store.provenance["loras"] != hashes:
         raise CalibrationError(
             f"the samples in {store.folder} were recorded with other LoRAs than --lora names: give the same to both."

@@ -1,4 +1,4 @@
-"""Measuring both experts' sensitivity on a run's calibration samples: by itself, or on the way to a budget."""
+"""Measuring all denoisers' sensitivity on a run's calibration samples: by itself, or on the way to a budget."""
 
 import contextlib
 import shutil
@@ -9,33 +9,35 @@ from pathlib import Path
 
 from tempoquant.calibrate.freed_memory import map_large_blocks
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sensitivity import MAX_SAMPLES, LinearsSensitivity, measure_expert, spread_out
+from tempoquant.calibrate.sensitivity import MAX_SAMPLES, LinearsSensitivity, evenly_spaced, measure_denoiser
 from tempoquant.calibrate.sensitivity_file import Sensitivity, measured_settings
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.calibrate.token_chunks import TokenChunks
+from tempoquant.device import compute_dtype
 from tempoquant.engines import Crew
 from tempoquant.errors import OutputError, RecipeError
-from tempoquant.integrations.block_costs import ExpertCosts
-from tempoquant.integrations.cpu_threads import suited_threads
-from tempoquant.integrations.estimate import GIB
-from tempoquant.integrations.estimate_sensitivity import states_bytes
-from tempoquant.integrations.expert_loras import LoraFiles
-from tempoquant.integrations.expert_weights import ExpertWeights
-from tempoquant.integrations.lora import LoraSum
-from tempoquant.integrations.wan import WanExpert, compute_dtype
-from tempoquant.integrations.work_folder import write_atomically
+from tempoquant.models.lora.given import LoraFiles
+from tempoquant.models.lora.lora import LoraSum
+from tempoquant.models.replay import ReplayedDenoiser
+from tempoquant.models.source import SourceModel
+from tempoquant.models.weights import DenoiserWeights
+from tempoquant.models.with_experts import ModelName
+from tempoquant.output.work_folder import write_atomically
+from tempoquant.placement.cpu_threads import suited_threads
+from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.estimate_sensitivity import states_bytes
+from tempoquant.planning.run_estimate import GIB
 from tempoquant.progress import SILENT, Progress
 from tempoquant.quantizing.machine import Machine
 from tempoquant.quantizing.run import Run, prepare_run
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import Expert
 
 SENSITIVITY_NAME = "sensitivity.json"
 _FOLDER = ".sensitivity"
 
 
 def measure_sensitivity(
-    model: str | Path,
+    model: ModelName,
     store: str | Path,
     work: str | Path,
     recipe: str | Path | Recipe = "default",
@@ -67,7 +69,7 @@ def measure_sensitivity(
 def _check_space(run: Run, work: Path, machine: Machine) -> None:
     """Raise OutputError when the disk has no room for the hidden states of the experts that are measured at once."""
     assert run.store is not None
-    num_samples = {expert: min(MAX_SAMPLES, len(run.store.entries(expert))) for expert in Expert}
+    num_samples = {expert: min(MAX_SAMPLES, len(run.store.entries(expert))) for expert in run.source.denoiser_names}
     costs = [
         ExpertCosts(run.source, expert, run.recipe, num, machine.devices[0]) for expert, num in num_samples.items()
     ]
@@ -102,9 +104,9 @@ def sensitivity_of(run: Run, store: Path, work: Path, machine: Machine, crew: Cr
     for left in work.glob(f"*{_FOLDER}"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     stage = MeasuringSensitivity(run.source, run.recipe, run.loras, store, work, machine.num_tokens_at_once)
-    found: dict[Expert, list[LinearsSensitivity]] = {}
-    crew.run(stage, list(Expert), progress=progress, on_done=found.__setitem__)
-    experts = {expert: found[expert] for expert in Expert}
+    found: dict[str, list[LinearsSensitivity]] = {}
+    crew.run(stage, list(run.source.denoiser_names), progress=progress, on_done=found.__setitem__)
+    experts = {expert: found[expert] for expert in run.source.denoiser_names}
     return Sensitivity(experts, {"model": run.model_fingerprint, "recipe": measured_settings(run.recipe)})
 
 
@@ -113,34 +115,36 @@ class MeasuringSensitivity:
     """The stage in which experts' sensitivity is measured; its items are experts.
 
     Attributes:
-        source: folder of the 16-bit pipeline.
+        source: the 16-bit pipeline.
         loras: expert to what is fused into it.
         store: folder of the calibration samples.
         work: folder for hidden states.
     """
 
-    source: Path
+    source: SourceModel
     recipe: Recipe
-    loras: Mapping[Expert, LoraSum]
+    loras: Mapping[str, LoraSum]
     store: Path
     work: Path
     num_tokens_at_once: int
 
     @contextlib.contextmanager
-    def open(self, device: str, progress: Progress) -> Iterator[Callable[[Expert], list[LinearsSensitivity]]]:
+    def open(self, device: str, progress: Progress) -> Iterator[Callable[[str], list[LinearsSensitivity]]]:
         """See `Stage.open`."""
         map_large_blocks()
         with suited_threads(self.source, device):
             yield lambda expert: self._measure(expert, device, progress)
 
-    def _measure(self, expert: Expert, device: str, progress: Progress) -> list[LinearsSensitivity]:
+    def _measure(self, expert: str, device: str, progress: Progress) -> list[LinearsSensitivity]:
         # Of a name of its own: a machine that was cut off may still be at work beside the one that took over.
-        folder = self.work / f"{expert.value}.{uuid.uuid4().hex[:8]}{_FOLDER}"
-        model = WanExpert(ExpertWeights(self.source, expert, compute_dtype(device), device, self.loras.get(expert)))
-        samples = spread_out(SampleStore.open(self.store).samples(expert), self.recipe)
+        folder = self.work / f"{expert}.{uuid.uuid4().hex[:8]}{_FOLDER}"
+        model = ReplayedDenoiser(
+            DenoiserWeights(self.source, expert, compute_dtype(device), device, self.loras.get(expert))
+        )
+        samples = evenly_spaced(SampleStore.open(self.store).samples(expert), self.recipe)
         try:
             folder.mkdir(parents=True)
-            return measure_expert(
+            return measure_denoiser(
                 model, samples, self.recipe, HiddenStates(folder / "states"), HiddenStates(folder / "gradients"),
                 TokenChunks(self.num_tokens_at_once), progress,
             )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.errors import ModelError, TempoQuantError, UnsupportedError
 from tempoquant.runtime.shared_input import SharedInput
 from tempoquant.timesteps import TimestepBins
@@ -45,6 +46,10 @@ class _ThisThread(threading.local):
 class BinClock:
     """The timestep bins of one model, and in each of its calls the current one.
 
+    Args:
+        bins: the model's timestep bins.
+        call: how the model takes its timestep; as most do if left out.
+
     Attributes:
         bins: the model's timestep bins.
         eight_bit_timesteps: activations have eight bits where low ≤ timestep < high (W4A8), and four elsewhere; None
@@ -52,8 +57,9 @@ class BinClock:
         shared_inputs: of the model's linears; what one of them holds goes when a call begins or ends.
     """
 
-    def __init__(self, bins: TimestepBins) -> None:
+    def __init__(self, bins: TimestepBins, call: ModelCall | None = None) -> None:
         self.bins = bins
+        self._model_call = call or ModelCall()
         self.eight_bit_timesteps: tuple[float, float] | None = None
         self.shared_inputs: list[SharedInput] = []
         self._this_thread = _ThisThread()
@@ -68,7 +74,8 @@ class BinClock:
     def at(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
         """A context in which `timestep` is current: a number, or a tensor with one element or one per row of the batch.
 
-        Where the timestep matters, a tensor of two or more dimensions (one timestep per token) raises UnsupportedError.
+        Of a tensor of more dimensions, with a timestep for each token, each row is at its noisiest: the tokens of a
+        frame that was given are clean at every step, and say nothing of when it is.
         """
         return self.during(self._call_at(timestep))
 
@@ -82,20 +89,22 @@ class BinClock:
             self._end()
 
     def attach(self, model: nn.Module) -> None:
-        """Have every call of `model` set the clock. Raises ModelError when it takes no `timestep`."""
+        """Have every call of `model` set the clock. Raises ModelError when it takes no timestep by that name."""
         parameters = list(inspect.signature(type(model).forward).parameters)
-        if "timestep" not in parameters:
+        name = self._model_call.timestep_argument
+        if name not in parameters:
             raise ModelError(
-                f"{type(model).__name__}.forward takes no timestep: its layers cannot tell their timestep bin."
+                f"{type(model).__name__}.forward takes no {name}: its layers cannot tell their timestep bin."
             )
-        self._position = parameters.index("timestep") - 1  # self is not among the arguments that a hook sees
+        self._position = parameters.index(name) - 1  # self is not among the arguments that a hook sees
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward, always_call=True)
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._begin(Call())  # before anything may raise: _after_forward ends it in every case
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[self._position]
-        self._this_thread.calls[-1] = self._call_at(timestep)
+        name, scale = self._model_call.timestep_argument, self._model_call.timestep_scale
+        timestep = kwargs[name] if name in kwargs else args[self._position]
+        self._this_thread.calls[-1] = self._call_at(timestep if scale == 1 else timestep * scale)
         if getattr(model, "gradient_checkpointing", False) and not torch.compiler.is_compiling():
             checkpointing: Any = model._gradient_checkpointing_func  # as diffusers and transformers call it
             if not isinstance(checkpointing, _CheckpointingInCall):
@@ -121,11 +130,7 @@ class BinClock:
             return Call()
         if not isinstance(timestep, torch.Tensor):
             timestep = torch.tensor(float(timestep))
-        if timestep.dim() > 1:
-            raise UnsupportedError(
-                f"timestep has shape {tuple(timestep.shape)}, one per token: give one per call or per row of the batch."
-            )
-        timestep = timestep.reshape(-1)
+        timestep = timestep.reshape(-1) if timestep.dim() < 2 else timestep.flatten(1).amax(1)
         bins = self.bins.of_tensor(timestep) if self.bins.num_bins > 1 else None
         if self.eight_bit_timesteps is None:
             return Call(bins)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.errors import CheckpointError
 from tempoquant.layer import QuantizedLayer
@@ -14,7 +15,11 @@ from tempoquant.timesteps import TimestepBins
 
 
 def replace_linears(
-    model: nn.Module, layers: Mapping[str, LayerEntry], bins: TimestepBins, compute_dtype: torch.dtype = torch.bfloat16
+    model: nn.Module,
+    layers: Mapping[str, LayerEntry],
+    bins: TimestepBins,
+    compute_dtype: torch.dtype = torch.bfloat16,
+    call: ModelCall | None = None,
 ) -> BinClock:
     """Replace linears by QuantizedLinears on the meta device, to be loaded into, and attach a clock to the model.
 
@@ -22,7 +27,7 @@ def replace_linears(
     """
     for name, entry in layers.items():
         _check_linear(model, name, entry)
-    clock = BinClock(bins)
+    clock = BinClock(bins, call)
     clock.attach(model)
     for name, entry in layers.items():
         # set_submodule indexes into ModuleLists (`to_out.0`, `ffn.net.2`), which have no attribute "0".

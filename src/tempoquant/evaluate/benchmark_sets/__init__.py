@@ -7,22 +7,25 @@ from tempoquant.evaluate.benchmark_sets.bundled import load_bundled
 from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item, Skipped
 from tempoquant.evaluate.benchmark_sets.jsonl import load_jsonl
 from tempoquant.evaluate.benchmark_sets.opens2v import load_opens2v
-from tempoquant.evaluate.benchmark_sets.selection import Overlap, Selection, select
+from tempoquant.evaluate.benchmark_sets.selection import Overlap, Selection, fitting, select
 from tempoquant.evaluate.benchmark_sets.vbench_i2v import load_vbench_i2v
 
-__all__ = ["BenchmarkSet", "Item", "Overlap", "Selection", "Skipped", "load_benchmark", "select"]
+__all__ = ["BenchmarkSet", "Item", "Overlap", "Selection", "Skipped", "fitting", "load_benchmark", "select"]
 
 NAMES = ("tiny", "opens2v", "vbench-i2v")
 
 
-def load_benchmark(name: str, root: Path | None, aspect_ratio: float, limit: int | None = None) -> BenchmarkSet:
+def load_benchmark(
+    name: str, root: Path | None, aspect_ratio: float, limit: int | None = None, with_images: bool = True
+) -> BenchmarkSet:
     """A benchmark by its name, or a jsonl file.
 
     Args:
-        name: one of NAMES, or the path of a jsonl file of {id, image, prompt}.
+        name: one of NAMES, or the path of a jsonl file of {id, prompt, image}.
         root: folder of a downloaded benchmark.
         aspect_ratio: of the videos, width / height; VBench-I2V has its images in several.
         limit: how many items will be wanted; only the bundled set, which can be as large as one likes, looks at it.
+        with_images: False where the pipeline takes none: a downloaded benchmark's are not looked for then.
 
     Raises:
         CalibrationError: there is no such benchmark, it is not what it should be, or none of its items is usable.
@@ -32,7 +35,8 @@ def load_benchmark(name: str, root: Path | None, aspect_ratio: float, limit: int
     elif name in NAMES:
         if root is None:
             raise CalibrationError(f"{name} has to be downloaded by you: give its folder with --root.")
-        found = load_opens2v(root) if name == "opens2v" else load_vbench_i2v(root, aspect_ratio)
+        is_opens2v = name == "opens2v"
+        found = load_opens2v(root, with_images) if is_opens2v else load_vbench_i2v(root, aspect_ratio, with_images)
     else:
         found = load_jsonl(name)
     if root is not None and name not in NAMES[1:]:

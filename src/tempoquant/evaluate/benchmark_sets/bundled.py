@@ -1,6 +1,6 @@
 """The bundled model's held-out set: procedural, disjoint from training and calibration by its seeds."""
 
-from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item
+from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, item_of_prompt
 from tempoquant.prompts import Prompt
 from tempoquant.tiny.sets import evaluation_items
 
@@ -11,4 +11,4 @@ NUM_ITEMS = 24
 def load_bundled(limit: int | None = None) -> BenchmarkSet:
     """The first `limit` held-out items, NUM_ITEMS for None."""
     prompts = [Prompt(item.id, item.image, item.prompt) for item in evaluation_items(limit or NUM_ITEMS)]
-    return BenchmarkSet("tiny", tuple(Item(p.id, p.text, p.image, p.image_hash) for p in prompts))
+    return BenchmarkSet("tiny", tuple(item_of_prompt(prompt) for prompt in prompts), is_own=True)

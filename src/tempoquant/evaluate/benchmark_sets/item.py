@@ -1,6 +1,7 @@
 """One thing to generate, and a whole benchmark of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -16,23 +17,25 @@ class Item:
     Attributes:
         id: unique within the benchmark.
         text: the prompt.
-        image: the first frame, or its file.
+        image: the first frame, or its file; None for a task of text alone.
         image_hash: as of `Prompt`.
         category: the benchmark's own, if it has any.
         synthetic: whether the benchmark says that the image is; None where it does not say.
+        clips: as of `Prompt`.
     """
 
     id: str
     text: str
-    image: Path | Image.Image
+    image: Path | Image.Image | None
     image_hash: str
     category: str | None = None
     synthetic: bool | None = None
+    clips: Mapping[str, Path] = field(default_factory=dict)
 
     def prompt(self) -> Prompt:
         """With the image in memory. Raises CalibrationError when its file has become unreadable."""
         image = open_image(self.image, self.id) if isinstance(self.image, Path) else self.image
-        return Prompt(self.id, image, self.text)
+        return Prompt(self.id, image, self.text, clips=self.clips)
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,27 @@ class BenchmarkSet:
         items: usable ones, in the benchmark's order.
         skipped: the others.
         notes: sentences for whoever reads the results.
+        is_own: whether its author is at hand, who can mend it.
     """
 
     name: str
     items: tuple[Item, ...]
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    is_own: bool = False
 
 
-def item_of_file(id: str, text: str, image: Path, category: str | None = None, synthetic: bool | None = None) -> Item:
-    """An item whose image was read once and let go. Raises CalibrationError when it is missing or unreadable."""
-    return Item(id, text, image, Prompt(id, open_image(image, "not usable"), text).image_hash, category, synthetic)
+def item_of_prompt(prompt: Prompt) -> Item:
+    """Return the item that asks for a prompt's video."""
+    return Item(prompt.id, prompt.text, prompt.image, prompt.image_hash, clips=prompt.clips)
+
+
+def item_of_file(
+    id: str, text: str, image: Path | None, category: str | None = None, synthetic: bool | None = None
+) -> Item:
+    """Return an item whose image was read once and let go; None for a task of text alone.
+
+    Raises CalibrationError when the file is missing or unreadable.
+    """
+    opened = None if image is None else open_image(image, "not usable")
+    return Item(id, text, image, Prompt(id, opened, text).image_hash, category, synthetic)

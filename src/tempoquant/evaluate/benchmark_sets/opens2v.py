@@ -1,7 +1,8 @@
 """OpenS2V-Eval: JSON files of {id: {"img_paths", "prompt", "synthesis_flag", "class_label"}} beside a folder Images.
 
-It is a benchmark for subject-to-video. For image-to-video the first image of an item becomes the first frame, and the
-prompt is taken as it is. Source: PKU-YuanGroup/OpenS2V-Nexus; neither images nor prompts are part of this package.
+It is a benchmark for subject-to-video. For image-to-video the first image of an item becomes the first frame, for
+text-to-video its images are ignored; the prompt is taken as it is. Source: PKU-YuanGroup/OpenS2V-Nexus; neither images
+nor prompts are part of this package.
 """
 
 import json
@@ -19,14 +20,18 @@ NOTE = (
     "OpenS2V-Eval is made for subject-to-video: many of its images are cut-outs, which no video begins with. "
     "Differences between models on the same items mean something; absolute scores do not compare with other benchmarks."
 )
+NOTE_OF_TEXTS = "OpenS2V-Eval is made for subject-to-video: here its prompts are used without their images."
 
 Records = dict[str, tuple[str, Mapping[str, Any]]]
 
 
-def load_opens2v(root: Path) -> BenchmarkSet:
+def load_opens2v(root: Path, with_images: bool = True) -> BenchmarkSet:
     """Every item of the benchmark's JSON files in a folder (or of the one file that is given).
 
     Items whose image is missing or broken, and repeated ids, are skipped with the reason.
+
+    Args:
+        with_images: False for the prompts alone; nothing looks for images then.
 
     Raises:
         CalibrationError: there is no such file, or it is not of this format.
@@ -40,11 +45,11 @@ def load_opens2v(root: Path) -> BenchmarkSet:
     items, num_several = [], 0
     for id, (_, record) in records.items():
         try:
-            items.append(_item(folder, id, record))
-            num_several += len(record["img_paths"]) > 1
+            items.append(_item(folder, id, record, with_images))
+            num_several += with_images and len(record["img_paths"]) > 1
         except CalibrationError as error:
             skipped.append(Skipped(id, str(error)))
-    notes = [NOTE]
+    notes = [NOTE if with_images else NOTE_OF_TEXTS]
     if num_several:
         notes.append(f"{num_several} items have several reference images: the first is the first frame.")
     return BenchmarkSet("opens2v", tuple(items), tuple(skipped), tuple(notes))
@@ -77,16 +82,19 @@ def _read(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return [(id, dict(record)) for id, record in pairs]
 
 
-def _item(folder: Path, id: str, record: Mapping[str, Any]) -> Item:
+def _item(folder: Path, id: str, record: Mapping[str, Any], with_image: bool) -> Item:
     paths, text = record.get("img_paths"), record.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise CalibrationError("it has no prompt.")
+    category = id.rpartition("_")[0] or None
+    if not with_image:
+        return item_of_file(id, text, None, category)
     if not isinstance(paths, list) or not paths or not isinstance(paths[0], str):
         raise CalibrationError("it names no image.")
     place = PurePosixPath(paths[0])
     if place.is_absolute() or ".." in place.parts:
         raise CalibrationError(f"its image {paths[0]} could lie outside the folder: refused.")
-    return item_of_file(id, text, folder / place, id.rpartition("_")[0] or None, _is_synthetic(record))
+    return item_of_file(id, text, folder / place, category, _is_synthetic(record))
 
 
 def _is_synthetic(record: Mapping[str, Any]) -> bool | None:

@@ -1,11 +1,11 @@
 """Which items of a benchmark are evaluated: those asked for, and none that a model was calibrated on unless allowed."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from tempoquant.errors import CalibrationError
-from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item
+from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item, Skipped
 from tempoquant.prompts import calibrated_on
 
 
@@ -30,6 +30,27 @@ class Selection:
     items: tuple[Item, ...]
     overlap: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+
+
+def fitting(benchmark: BenchmarkSet, lacking: Callable[[Item], str | None]) -> BenchmarkSet:
+    """Skip items that lack what a model needs, with the reason.
+
+    Args:
+        lacking: what an item lacks, such as "an image"; None for nothing.
+
+    Raises:
+        CalibrationError: an item of one's own list lacks something, or every item does.
+    """
+    missing = {item.id: words for item in benchmark.items if (words := lacking(item)) is not None}
+    if missing and (benchmark.is_own or len(missing) == len(benchmark.items)):
+        id, words = next(iter(missing.items()))
+        raise CalibrationError(
+            f"{len(missing)} of {len(benchmark.items)} items of {benchmark.name} lack what the model needs, such as "
+            f"{id!r}, which has not {words}: give items with one."
+        )
+    skipped = [Skipped(id, f"the model needs {words}, and it has none.") for id, words in missing.items()]
+    items = tuple(item for item in benchmark.items if item.id not in missing)
+    return replace(benchmark, items=items, skipped=(*benchmark.skipped, *skipped))
 
 
 def select(

@@ -17,8 +17,13 @@ INFO = "vbench2_i2v_full_info.json"
 ASPECT_RATIOS = {"1-1": 1.0, "8-5": 8 / 5, "7-4": 7 / 4, "16-9": 16 / 9}
 
 
-def load_vbench_i2v(root: Path, aspect_ratio: float) -> BenchmarkSet:
+def load_vbench_i2v(root: Path, aspect_ratio: float, with_images: bool = True) -> BenchmarkSet:
     """Every entry of the info file in a folder (or of the file that is given), with the images cropped most alike.
+
+    Args:
+        root: VBench's own list of texts, VBench_full_info.json, is such a file too, without images.
+        aspect_ratio: of the videos, width / height.
+        with_images: False for the prompts alone; nothing looks for images then.
 
     Raises:
         CalibrationError: there is no info file, or it is not of this format.
@@ -34,7 +39,7 @@ def load_vbench_i2v(root: Path, aspect_ratio: float) -> BenchmarkSet:
     for number, entry in enumerate(entries):
         id = f"vbench-i2v-{number:04d}"
         try:
-            item = _item(places, id, entry)
+            item = _item(places if with_images else None, id, entry)
         except CalibrationError as error:
             skipped.append(Skipped(id, str(error)))
             continue
@@ -42,8 +47,10 @@ def load_vbench_i2v(root: Path, aspect_ratio: float) -> BenchmarkSet:
         if first == id:
             items.append(item)
         else:
-            skipped.append(Skipped(id, f"it has the image and prompt of {first}."))
+            skipped.append(Skipped(id, f"it has the {'image and ' if with_images else ''}prompt of {first}."))
     note = f"VBench-I2V's images are those of aspect ratio {ratio} where there are such."
+    if not with_images:
+        note = "VBench's prompts are used without images."
     return BenchmarkSet("vbench-i2v", tuple(items), tuple(skipped), (note,))
 
 
@@ -59,15 +66,18 @@ def _read(file: Path) -> list[Any]:
     return entries
 
 
-def _item(places: list[Path], id: str, entry: Any) -> Item:
+def _item(places: list[Path] | None, id: str, entry: Any) -> Item:
+    """Raise CalibrationError for an entry without a prompt, or an image in `places`, unless that is None."""
     text = entry.get("prompt_en") if isinstance(entry, Mapping) else None
     if not isinstance(text, str) or not text.strip():
         raise CalibrationError("it has no prompt_en.")
+    category = entry.get("image_type")
+    if places is None:
+        return item_of_file(id, text, None, category if isinstance(category, str) else None)
     name = entry.get("image_name") or f"{text.partition(', camera ')[0]}.jpg"
     if not isinstance(name, str) or Path(name).name != name:
         raise CalibrationError(f"its image {name} could lie outside the folder: refused.")
     image = next((place / name for place in places if (place / name).is_file()), None)
     if image is None:
         raise CalibrationError(f"there is no image {name}.")
-    category = entry.get("image_type")
     return item_of_file(id, text, image, category if isinstance(category, str) else None)

@@ -1,0 +1,74 @@
+"""What calibration must know of a model, and which of a block's linears it takes together."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import nn
+
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.formats import Format
+from tempoquant.recipe import Recipe
+
+Carried: TypeAlias = Sequence[torch.Tensor]
+"""All that passes from the blocks before some point of a denoiser to those after it, for one sample."""
+
+
+class DenoiserModel(Protocol):
+    """What calibration must know of a model. A new model satisfies this and nothing else."""
+
+    denoiser: str
+    num_blocks: int
+
+    def running(self, samples: Sequence[CalibrationSample]) -> AbstractContextManager[None]:
+        """Within this context `run_block` and `finish` can be called on these samples. No block is in memory before."""
+
+    def block(self, index: int) -> AbstractContextManager[nn.Module]:
+        """One block, in memory within the context, on the device and in the dtype calibration computes in."""
+
+    def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> Carried:
+        """Run block `index`, which is in memory, on one sample: what is carried past it. Nothing is before block 0."""
+
+    def finish(self, sample: CalibrationSample, carried: Carried) -> torch.Tensor:
+        """Run all that comes after the last block on one sample, differentiably: the noise prediction."""
+
+    def shared_inputs(self, index: int) -> Sequence[Sequence[str]]:
+        """The linears of one block that may be quantized, by their names in it; those that read one input together."""
+
+    def name_of(self, index: int, linear: str) -> str:
+        """A linear's full name in the denoiser."""
+
+
+class Choice(NamedTuple):
+    """What a recipe does to a linear: its 4-bit format, and the rank of its low-rank branch."""
+
+    format: Format
+    rank: int
+
+
+def linear_groups(model: DenoiserModel, index: int, recipe: Recipe) -> dict[tuple[str, ...], Choice]:
+    """The linears of a block that a recipe quantizes, by their names in it.
+
+    Those that read one input stand together where the recipe shares smoothing and does the same to them.
+    """
+    found: dict[tuple[str, ...], Choice] = {}
+    for names in model.shared_inputs(index):
+        by_choice: dict[Choice, list[str]] = {}
+        for name in names:
+            full_name = model.name_of(index, name)
+            format = recipe.format_of(full_name, model.denoiser, index, model.num_blocks)
+            if format is not None:
+                by_choice.setdefault(Choice(format, recipe.rank_of(full_name, model.denoiser)), []).append(name)
+        for choice, alike in by_choice.items():
+            groups = [alike] if recipe.share_smoothing else [[name] for name in alike]
+            found |= {tuple(group): choice for group in groups}
+    return found
+
+
+def linear_of(block: nn.Module, name: str) -> nn.Linear:
+    """One linear of a block by its name in it. Raises TypeError for any other module."""
+    linear = block.get_submodule(name)
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{name} is a {type(linear).__name__}, not an nn.Linear")
+    return linear

@@ -1,0 +1,68 @@
+"""ModelCall: what the runtime must know of the model whose linears it replaces, stored with the checkpoint.
+
+So a model loads without anybody knowing its family.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tempoquant.checkpoint.checks import check_keys, check_name, require
+
+_MAX_GROUPS = 1000
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """How a denoiser is called.
+
+    Attributes:
+        timestep_argument: what its forward calls its timestep.
+        timestep_scale: times this, the argument is 0 clean … 1000 noise.
+        shared_inputs: groups of linears, by their names in a block, that read one tensor.
+    """
+
+    timestep_argument: str = "timestep"
+    timestep_scale: float = 1.0
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, the inverse of `from_dict`."""
+        return {
+            "timestep_argument": self.timestep_argument,
+            "timestep_scale": self.timestep_scale,
+            "shared_inputs": [list(group) for group in self.shared_inputs],
+        }
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "ModelCall":
+        """Check and take apart. Raises CheckpointError that names the key."""
+        check_keys(record, {"timestep_argument", "timestep_scale", "shared_inputs"})
+        argument, scale, groups = record["timestep_argument"], record["timestep_scale"], record["shared_inputs"]
+        is_name = isinstance(argument, str) and argument.isidentifier()
+        require(is_name, "timestep_argument", "is the name of an argument", argument)
+        is_scale = type(scale) in (int, float) and 0 < scale < math.inf
+        require(is_scale, "timestep_scale", "is a finite number above 0", scale)
+        is_list = isinstance(groups, list) and len(groups) <= _MAX_GROUPS
+        require(is_list, "shared_inputs", f"is a list of at most {_MAX_GROUPS}", groups)
+        for group in groups:
+            is_group = isinstance(group, list) and 1 < len(group) <= _MAX_GROUPS
+            require(is_group, "shared_inputs", "holds lists of two linears or more", group)
+            for name in group:
+                check_name(name)
+        return cls(argument, float(scale), tuple(tuple(group) for group in groups))
+
+    def sharing_an_input(self, linears: Iterable[str]) -> list[tuple[str, ...]]:
+        """Return the groups of linears, by their full names, that read one tensor, as far as they are there."""
+        found: dict[tuple[str, int], list[str]] = {}
+        for name in linears:
+            for number, group in enumerate(self.shared_inputs):
+                for own in group:
+                    if name.endswith(f".{own}"):
+                        found.setdefault((name.removesuffix(own), number), []).append(name)
+        return [tuple(group) for group in found.values() if len(group) > 1]
+
+    def timesteps(self, arguments: Mapping[str, Any]) -> Any:
+        """Return a call's timestep, 0 clean … 1000 noise, of whatever shape it was given."""
+        return arguments[self.timestep_argument] * self.timestep_scale

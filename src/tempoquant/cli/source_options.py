@@ -1,0 +1,75 @@
+"""The options `--base` and `--expert`: a pipeline whose denoisers' weights lie in files of their own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tempoquant.models.with_experts import ModelName
+
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="In place of MODEL, with --expert: gives all but the weights that --expert names (docs/sources.md).",
+    ),
+]
+Experts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert", metavar="DENOISER=FILE|FOLDER",
+        help="With --base: safetensors of a denoiser, 16-bit or fp8_scaled, such as ComfyUI's.",
+    ),
+]  # fmt: skip
+
+
+def model_of(model: str | None, base: str | None, experts: list[str] | None, called: str = "MODEL") -> "ModelName":
+    """Return the model that a command line names: by itself, or by a base and files of its denoisers.
+
+    Args:
+        called: the argument that names a model by itself.
+
+    Raises:
+        typer.BadParameter: none is named, both are, an option lacks the other, or a text is no DENOISER=FILE.
+    """
+    if base is None:
+        if experts:
+            raise _wrong("gives weights alone: say with --base which pipeline they belong to.")
+        if model is None:
+            raise typer.BadParameter("say which model, or give --base and --expert.", param_hint=f"'{called}'")
+        return model
+    if model is not None:
+        raise typer.BadParameter(f"stands in the place of {called}: leave {model} out.", param_hint="'--base'")
+    if not experts:
+        raise typer.BadParameter(f"goes with --expert: give the model alone as {called}.", param_hint="'--base'")
+    from tempoquant.models.with_experts import WithExperts
+
+    files: dict[str, str | Path] = {}
+    for text in experts:
+        name, _, path = text.partition("=")
+        if not name.isidentifier() or not path:
+            raise _wrong(f"{text!r} is not DENOISER=FILE or DENOISER=FOLDER.")
+        if name in files:
+            raise _wrong(f"{name} is given twice: {files[name]} and {path}.")
+        files[name] = path
+    return WithExperts(base, files)
+
+
+def reference_and_folders(
+    names: list[str], base: str | None, experts: list[str] | None
+) -> tuple["ModelName", list[Path]]:
+    """Take what follows a command apart: a reference, unless --base is one, and folders of quantized pipelines.
+
+    Raises typer.BadParameter as `model_of`, and for no folder.
+    """
+    reference = None if base is not None or not names else names[0]
+    folders = names if base is not None else names[1:]
+    model = model_of(reference, base, experts, "REFERENCE")
+    if not folders:
+        raise typer.BadParameter("say which quantized pipeline.", param_hint="'DIR'")
+    return model, [Path(name) for name in folders]
+
+
+def _wrong(words: str) -> typer.BadParameter:
+    return typer.BadParameter(words, param_hint="'--expert'")

@@ -1,0 +1,51 @@
+"""Request: what an evaluation is asked to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tempoquant.errors import SettingsError
+from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap
+from tempoquant.evaluate.plan import Model
+from tempoquant.evaluate.vbench.settings import VBenchSettings
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.placement.streaming import Memory
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated, and on what.
+
+    Attributes:
+        reference: what the models were quantized from.
+        models: the others, labels unique.
+        benchmark: where items come from.
+        settings: of every generation; flow_shift is a number.
+        seeds: every item is generated with each.
+        ids, limit, overlap: see `benchmark_sets.select`.
+        command: what the user typed, for the record.
+        memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
+        vbench: how to score the videos with VBench too; None for not at all.
+    """
+
+    reference: Model
+    models: Sequence[Model]
+    benchmark: BenchmarkSet
+    settings: SamplingSettings
+    seeds: Sequence[int] = (0,)
+    ids: Sequence[str] | None = None
+    limit: int | None = None
+    overlap: Overlap = Overlap.REFUSE
+    command: str = ""
+    memory: Memory = "resident"
+    vbench: VBenchSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.flow_shift is None:
+            raise SettingsError("the flow shift has to be the same for every model: give one with --flow-shift.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise SettingsError(f"seeds are one or more different whole numbers, not {list(self.seeds)}.")
+
+    @property
+    def sides(self) -> list[Model]:
+        """The reference, then the models."""
+        return [self.reference, *self.models]

@@ -1,0 +1,184 @@
+"""How a pipeline samples: one generation, and a generation whose calls are watched."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tempoquant.calibrate.capture import watching_calls
+from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
+from tempoquant.errors import ModelError, SettingsError
+from tempoquant.models.denoiser_inputs import on_device
+from tempoquant.models.families import facts_of
+from tempoquant.models.family import ModelFamily
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.schedule import shifted
+from tempoquant.prompts import Prompt
+
+_MAX_SEED = 2**32 - 1  # torch reads no more of it on the CPU: larger seeds would repeat smaller ones
+
+
+def use_flow_shift(pipeline: Any, flow_shift: float | None) -> None:
+    """Give the pipeline's own scheduler a flow shift; None leaves it as stored.
+
+    Raises:
+        ModelError: the scheduler has none, or it moves no timestep.
+    """
+    pipeline.scheduler = shifted(pipeline.scheduler, flow_shift)
+
+
+def sample_latents(
+    pipeline: Any,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    seed: int,
+    texts: Mapping[str, Any],
+    output_type: str = "latent",
+    on_step: Callable[[], None] = lambda: None,
+    on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
+) -> Any:
+    """One generation; what the pipeline calls `frames`. An image is cropped to the video's aspect ratio.
+
+    Args:
+        texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their place.
+        on_step: called after each step; setting `pipeline._interrupt` there ends the generation early.
+        on_latents: called after each step with its timestep and the latents that it made.
+
+    Raises:
+        SettingsError: the seed is out of range.
+    """
+    if not 0 <= seed <= _MAX_SEED:
+        raise SettingsError(f"a seed lies in 0 … 2^32 − 1, not {seed}.")
+    use_flow_shift(pipeline, settings.flow_shift)
+    facts = facts_of(pipeline)
+
+    def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_latents(float(timestep), tensors["latents"])
+        on_step()
+        return tensors
+
+    size = {"height": settings.height, "width": settings.width, "num_frames": settings.num_frames}
+    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip
+    return pipeline(
+        **texts,
+        **facts.family.arguments(facts.index, prompt, settings),
+        **{name: value for name, value in size.items() if name in taken},
+        num_inference_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        output_type=output_type,
+        callback_on_step_end=callback,
+    ).frames
+
+
+def generate_video(
+    pipeline: Any,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    seed: int,
+    negative_prompt: str = "",
+    on_step: Callable[[], None] = lambda: None,
+    on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
+) -> np.ndarray:
+    """Generate one video: uint8, (frames, height, width, 3). See `sample_latents` for what is called after each step.
+
+    Raises:
+        ModelError: a pixel is NaN or infinite.
+        SettingsError: the seed is out of range.
+    """
+    texts = {"prompt": prompt.text, "negative_prompt": negative_prompt}
+    frames = np.asarray(sample_latents(pipeline, prompt, settings, seed, texts, "np", on_step, on_latents)[0])
+    if not np.isfinite(frames).all():
+        raise ModelError(f"the video for {prompt.id!r} holds NaN or Inf: the model overflows in this dtype.")
+    return (frames * 255).round().clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class CallPosition:
+    """Which call of a generation: see `CalibrationSample` for the names."""
+
+    denoiser: str
+    step_index: int
+    guidance_branch: GuidanceBranch
+
+
+@contextlib.contextmanager
+def watching_trajectory(
+    pipeline: Any, observe: Callable[[CallPosition, dict[str, Any], Any], None]
+) -> Iterator[Callable[[], None]]:
+    """Within this context, `observe(position, inputs, output)` runs after each transformer call of one generation.
+
+    Yields what the generation has to call after each step.
+    """
+    step_index = num_calls = 0
+
+    def watch(denoiser: str) -> Callable[[dict[str, Any], Any], None]:
+        def on_call(inputs: dict[str, Any], output: Any) -> None:
+            # Guidance calls twice a step: with the prompt, then without.
+            nonlocal num_calls
+            observe(CallPosition(denoiser, step_index, "unconditional" if num_calls else "conditional"), inputs, output)
+            num_calls += 1
+
+        return on_call
+
+    def on_step() -> None:
+        nonlocal step_index, num_calls
+        step_index, num_calls = step_index + 1, 0
+
+    with ExitStack() as hooks:
+        for denoiser in facts_of(pipeline).denoisers:
+            hooks.enter_context(watching_calls(getattr(pipeline, denoiser.component), watch(denoiser.name)))
+        yield on_step
+
+
+def sample_of(
+    family: ModelFamily, prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any]
+) -> CalibrationSample:
+    """A watched call as a calibration sample: its tensors, on the CPU."""
+    return CalibrationSample(
+        prompt_id=prompt.id,
+        denoiser=position.denoiser,
+        timestep=family.timestep_of(inputs),
+        step_index=position.step_index,
+        guidance_branch=position.guidance_branch,
+        inputs={key: value.cpu() for key, value in inputs.items() if isinstance(value, torch.Tensor)},
+    )
+
+
+def record_trajectory(
+    pipeline: Any,
+    prompt: Prompt,
+    settings: SamplingSettings,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[RecordedCall]:
+    """Generate once and keep every transformer call: inputs and answer, in order, on the CPU."""
+    calls: list[RecordedCall] = []
+    family = facts_of(pipeline).family
+
+    def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
+        calls.append(RecordedCall(sample_of(family, prompt, position, inputs), output[0].cpu()))
+
+    with watching_trajectory(pipeline, keep) as step_done:
+
+        def after_step() -> None:
+            step_done()
+            on_step()
+
+        texts = {"prompt": prompt.text, "negative_prompt": ""}
+        sample_latents(pipeline, prompt, settings, seed, texts, on_step=after_step)
+    return calls
+
+
+@torch.no_grad()
+def predict_noise(pipeline: Any, sample: CalibrationSample) -> torch.Tensor:
+    """Run one recorded call through the pipeline's own denoiser: the noise prediction, on the CPU."""
+    facts = facts_of(pipeline)
+    denoiser = getattr(pipeline, facts.denoiser(sample.denoiser).component)
+    inputs = on_device(denoiser, facts.family, sample.inputs, pipeline._execution_device)
+    return denoiser(**inputs, return_dict=False)[0].cpu()

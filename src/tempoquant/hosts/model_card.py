@@ -1,0 +1,125 @@
+"""The README.md of a quantized pipeline: base model, licence, recipe, bits, measured sizes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from tempoquant.checkpoint.reader import read_config, read_model_config
+from tempoquant.checkpoint.tensors import num_replacing_bytes
+from tempoquant.hosts.nunchaku.config import exported_config
+from tempoquant.models.source import SourceModel
+from tempoquant.recipe import Recipe
+
+
+def model_card(partial: Path, source: SourceModel, settings: dict[str, Any]) -> str:
+    """Text of the model card for a pipeline whose components are already written to `partial`.
+
+    The base model is the source's hub id, or what the source's own card names; the licence is the source card's.
+    """
+    recipe = Recipe.from_dict(settings)
+    base = _source_card(source)
+    data = ModelCardData(
+        license=base.get("license"),
+        base_model=source.hub_id or base.get("base_model"),
+        library_name="diffusers",
+        pipeline_tag=source.pipeline_tag,
+        tags=["tempoquant", "quantized", "W4A4", recipe.format],
+    )
+    rows = [_row(partial / each.component, source, each.name) for each in source.denoisers]
+    notes = [f"{each.name}: {note}." for each in source.denoisers for note in source.component_of(each.name).notes]
+    body = _BODY.format(
+        title=source.family.title(source.index), pipeline=source.index.class_name, recipe=recipe.name,
+        rows="\n".join(rows), notes="".join(f"- {note}\n" for note in notes), toml=recipe.to_toml(),
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def export_card(partial: Path, source: SourceModel) -> str:
+    """Text of the model card for an export of the quantized pipeline `source`, whose components are in `partial`."""
+    base = _source_card(source)
+    kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
+    model_config = read_model_config(partial / source.denoisers[0].component)
+    config = exported_config(model_config, "the export")
+    precision = model_config["quantization_config"]["svdq_w4a4"]["precision"]
+    data = ModelCardData(
+        library_name="diffusers", tags=["tempoquant", "quantized", "W4A4", "nunchaku_lite", precision], **kept
+    )
+    body = _EXPORT_BODY.format(
+        title=source.family.title(source.index), pipeline=source.index.class_name, recipe=config.recipe.name,
+        precision=precision, toml=config.recipe.to_toml(),
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def _source_card(source: SourceModel) -> dict[str, Any]:
+    """Metadata of the source's own card; empty when it has none."""
+    file = source.folder / "README.md"
+    return dict(ModelCard.load(file).data.to_dict()) if file.is_file() else {}
+
+
+def _row(component: Path, source: SourceModel, name: str) -> str:
+    config = read_config(component)
+    layers = config.layers.values()
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    bits = 8 * sum(num_replacing_bytes(layer, config.bins.num_bins) for layer in layers) / max(1, weights)
+    before, after = _size_mib(source.component_of(name).weight_files), _size_mib(component.glob("*.safetensors"))
+    return f"| {name} | {len(layers)} | {bits:.3f} | {before:,.1f} | {after:,.1f} |"
+
+
+def _size_mib(files: Iterable[Path]) -> float:
+    return sum(file.stat().st_size for file in files) / 2**20
+
+
+_BODY = """
+# A 4-bit {title}
+
+Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}`: 4-bit weights and 4-bit
+activations (W4A4) in the linears of every transformer block, a 16-bit low-rank branch where the recipe has one; all
+else is as it was.
+
+```python
+import tempoquant  # registers the quantizer with diffusers
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("this folder")
+```
+
+| expert | 4-bit layers | bits a weight, all included | source, MiB on disk | this, MiB on disk |
+|---|---|---|---|---|
+{rows}
+
+{notes}
+Bits a weight count everything that is stored in place of the 16-bit weights. To measure the quality against the 16-bit
+model on your own prompts: `tempoquant compare REFERENCE THIS_FOLDER --samples-from prompts.jsonl`.
+
+## Recipe
+
+```toml
+{toml}```
+"""
+
+_EXPORT_BODY = """
+# A 4-bit {title} for diffusers' nunchaku kernels
+
+Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}` and exported
+(`tempoquant export --to nunchaku-lite`): {precision} weights and activations (W4A4) in the linears of every transformer
+block, a 16-bit low-rank branch beside each. Plain diffusers loads it, with the package `kernels` and a CUDA device:
+
+```python
+# DIFFUSERS_TRUST_REMOTE_KERNELS=true lets diffusers fetch and run the kernels
+import torch
+from diffusers import {pipeline}
+
+pipeline = {pipeline}.from_pretrained("this folder", dtype=torch.bfloat16)
+```
+
+INT4 needs Turing or newer, NVFP4 Blackwell; Hopper is not supported by those kernels. Clip ratios are not carried.
+`tempoquant compare REFERENCE THIS_FOLDER` scores it on any machine, with the kernels' rounding done in plain PyTorch.
+
+## Recipe
+
+```toml
+{toml}```
+"""

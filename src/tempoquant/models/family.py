@@ -1,0 +1,171 @@
+"""ModelFamily: all that is true of one kind of model and of no other, as facts and functions of one value.
+
+A new model is a new folder in `models/` with such a value, and a line in `families.py`. Everything else asks the value.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from tempoquant.checkpoint.model_call import ModelCall
+from tempoquant.models.geometry import LatentGeometry
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.prompts import Prompt
+from tempoquant.timesteps import Denoiser
+
+Config = Mapping[str, Any]
+"""A component's config.json."""
+
+
+class PipelineIndex(NamedTuple):
+    """A pipeline's model_index.json.
+
+    Attributes:
+        folder: that it lies in.
+        values: all of it.
+        components: name to (library, class name).
+    """
+
+    folder: Path
+    values: Mapping[str, Any]
+    components: Mapping[str, tuple[str, str]]
+
+    @property
+    def class_name(self) -> str:
+        """The pipeline's class."""
+        return str(self.values.get("_class_name"))
+
+
+def _never(_name: str) -> bool:
+    return False
+
+
+def _none_of(_folder: Path) -> dict[str, Path]:
+    return {}
+
+
+def _nothing(_index: PipelineIndex) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFamily:
+    """Facts of one kind of model.
+
+    Attributes:
+        name: for messages and checkpoints.
+        pipelines: the diffusers pipeline classes that it covers.
+        transformers: the diffusers classes of its denoisers.
+        denoisers: a pipeline's, the noisiest first; raises ModelError for a pipeline that the family cannot run.
+        block_lists: the ModuleLists of transformer blocks in a denoiser, in the order in which they run.
+        call: how a denoiser takes its timestep, and which linears of a block read one tensor.
+        text_linears: linears of a block that read the text; all others read the video.
+        text_tokens: of a prompt, padded.
+        geometry: from the configs of a denoiser and of the autoencoder.
+        width: features of a token, from a denoiser's config.
+        latent_channels: of what a denoiser predicts, from its config.
+        autoencoder, text_encoder: names of these components.
+        image_encoder: the name of the component that looks at images, in pipelines that have it.
+        text_encoder_blocks: the list of the text encoder's blocks, by name in it.
+        text_components: names of all that make embeddings of texts: encoders and tokenizers.
+        title: what a model card calls a pipeline.
+        shortened: a denoiser's config with so many blocks (at most) in place of its own.
+        published_models: published models by name: "index", "models" (component to library, class and config) and
+            "disk_bytes".
+        published: the published model that a pipeline is like, and how it samples; for pipelines that do not say.
+        distilled: what LoRAs that distil the model to a few steps change of its sampling, the steps apart.
+        example_inputs: of one call, on the meta device, for a pipeline, a denoiser's config and the shape of the
+            latents (frames, rows, columns).
+        text_inputs: names of the inputs that are the same in all calls for one prompt in one branch of guidance.
+        takes_image: whether a pipeline encodes an image with its autoencoder, where a prompt has one.
+        arguments: of a pipeline's call, for a prompt of one video that brings what is needed, beside texts, size, steps
+            and noise; raises CalibrationError for a clip that cannot be read or is too short.
+        noised_calls: make calls of a clip's latents without sampling, see `wan/latents.py`; None where nothing does.
+        own_name: other people's name of a module, such as the original release's, to diffusers' name; None for a name
+            that means nothing here.
+        bare_parameters: last parts of names that are parameters by themselves, and no modules.
+        diffusers_ids: hub ids of original releases to those of their diffusers pipelines.
+        original_parts: a release's folders of weights by denoiser; none for a folder that is no release of the family.
+        may_lack: whether some denoisers of the family lack a tensor, so that a LoRA's change of it may be left out.
+        chunk_blocks: have a denoiser compute its blocks a chunk of tokens at a time; returns what undoes it. None where
+            the family has no such forward.
+        needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
+    """
+
+    name: str
+    pipelines: frozenset[str]
+    transformers: frozenset[str]
+    denoisers: Callable[[PipelineIndex], tuple[Denoiser, ...]]
+    block_lists: tuple[str, ...]
+    call: ModelCall
+    text_linears: frozenset[str]
+    text_tokens: int
+    geometry: Callable[[Config, Config], LatentGeometry]
+    width: Callable[[Config], int]
+    latent_channels: Callable[[Config], int]
+    autoencoder: str
+    text_encoder: str
+    image_encoder: str
+    text_encoder_blocks: str
+    text_components: frozenset[str]
+    title: Callable[[PipelineIndex], str]
+    shortened: Callable[[Config, int], dict[str, Any]]
+    published_models: Callable[[], dict[str, dict[str, Any]]]
+    published: Callable[[PipelineIndex], tuple[str, SamplingSettings]]
+    distilled: Mapping[str, Any]
+    example_inputs: Callable[[PipelineIndex, Config, tuple[int, int, int]], dict[str, torch.Tensor]]
+    text_inputs: frozenset[str]
+    takes_image: Callable[[PipelineIndex], bool]
+    arguments: Callable[[PipelineIndex, Prompt, SamplingSettings], dict[str, Any]]
+    own_name: Callable[[str], str | None]
+    noised_calls: Callable[..., Callable[..., dict[str, torch.Tensor]]] | None = None
+    bare_parameters: frozenset[str] = frozenset()
+    diffusers_ids: Mapping[str, str] = field(default_factory=dict)
+    original_parts: Callable[[Path], Mapping[str, Path]] = _none_of
+    may_lack: Callable[[str], bool] = _never
+    chunk_blocks: Callable[[nn.Module], Callable[[], None]] | None = None
+    needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
+
+    def block_of(self, name: str) -> str | None:
+        """Return the block that a tensor or module lies in, such as "blocks.3"; None for what lies in no block."""
+        parts = name.split(".")
+        for list_name in self.block_lists:
+            depth = list_name.count(".") + 1
+            if ".".join(parts[:depth]) == list_name and len(parts) > depth and parts[depth].isdecimal():
+                return f"{list_name}.{parts[depth]}"
+        return None
+
+    def blocks_of(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """Return the names of a denoiser's transformer blocks, in the order in which they run."""
+        return self.in_order({name for name, _ in denoiser.named_modules() if self.block_of(name) == name})
+
+    def in_order(self, blocks: Iterable[str]) -> tuple[str, ...]:
+        """Return blocks by name in the order in which they run."""
+
+        def position(block: str) -> tuple[int, int]:
+            list_name, _, number = block.rpartition(".")
+            return self.block_lists.index(list_name), int(number)
+
+        return tuple(sorted(blocks, key=position))
+
+    @property
+    def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of linears of a block that read one tensor."""
+        return self.call.shared_inputs
+
+    @property
+    def timestep_argument(self) -> str:
+        """What a denoiser's forward calls its timestep."""
+        return self.call.timestep_argument
+
+    def timestep_of(self, inputs: Mapping[str, Any]) -> float:
+        """Return the timestep of one call, 0 clean … 1000 noise: the noisiest, where rows or tokens have their own."""
+        return float(self.call.timesteps(inputs).max())
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether a name that `own_name` answers is a parameter's; else it is a module's."""
+        return name.rpartition(".")[2] in self.bare_parameters

@@ -1,0 +1,57 @@
+"""LatentGeometry: how many latents and tokens a video becomes, and which videos can become any."""
+
+import math
+from dataclasses import dataclass
+
+from tempoquant.errors import SettingsError
+from tempoquant.models.sampling_settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class LatentGeometry:
+    """How an autoencoder and a denoiser divide a video.
+
+    Attributes:
+        pixels: rows, and columns, of pixels that one latent stands for.
+        frames: frames that one latent stands for; the first latent stands for the first frame alone.
+        patch: latents in one token: frames, rows, columns.
+        given_latents: latent frames of a given picture, in front of the video's own.
+        fewest_frames: that a video can have.
+    """
+
+    pixels: int
+    frames: int
+    patch: tuple[int, int, int]
+    given_latents: int = 0
+    fewest_frames: int = 1
+
+    @property
+    def size_step(self) -> int:
+        """Pixels that a video's height and width are multiples of."""
+        return self.pixels * math.lcm(*self.patch[1:])
+
+    def require(self, settings: SamplingSettings) -> None:
+        """Raise SettingsError for a size or a number of frames that does not divide into tokens."""
+        for name in ("height", "width"):
+            if getattr(settings, name) % self.size_step:
+                raise SettingsError(f"{name} is a multiple of {self.size_step}, not {getattr(settings, name)}.")
+        if settings.num_frames % self.frames != 1 % self.frames:
+            raise SettingsError(
+                f"num_frames is {self.frames}k + 1 (1, {self.frames + 1}, …, {20 * self.frames + 1}), not "
+                f"{settings.num_frames}."
+            )
+        if settings.num_frames < self.fewest_frames:
+            raise SettingsError(f"num_frames is at least {self.fewest_frames}, not {settings.num_frames}.")
+
+    def latents(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
+        """Return the shape of a video's latents, a given picture's among them: frames, rows, columns."""
+        return self.given_latents + (num_frames - 1) // self.frames + 1, height // self.pixels, width // self.pixels
+
+    def num_latents(self, settings: SamplingSettings) -> int:
+        """Return how many latents a video has, each of all channels."""
+        return math.prod(self.latents(settings.height, settings.width, settings.num_frames))
+
+    def num_tokens(self, height: int, width: int, num_frames: int) -> int:
+        """Return how many tokens a video has in the denoiser's blocks."""
+        shape = self.latents(height, width, num_frames)
+        return math.prod(length // size for length, size in zip(shape, self.patch, strict=True))

@@ -1,0 +1,26 @@
+"""Hooks on modules: which ones only place weights, and which ones see what a module computes."""
+
+from collections.abc import Callable
+
+from diffusers.hooks import group_offloading
+from torch import nn
+
+OFFLOADING = group_offloading._GROUP_OFFLOADING
+OFFLOADING_HOOKS = (
+    OFFLOADING, group_offloading._LAYER_EXECUTION_TRACKER, group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING,
+)  # fmt: skip
+"""Names of diffusers' hooks that bring weights and keep no activation; its caches of activations have others."""
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook, PyTorch's or diffusers', may keep what goes into a module or comes out of it."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    registry = getattr(module, "_diffusers_hook", None)
+    others = set() if registry is None else set(registry.hooks) - set(OFFLOADING_HOOKS)
+    return bool(others) or not all(getattr(hook, "keeps_nothing", False) for hook in hooks)
+
+
+def unobtrusive(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a module's hook that keeps none of the tensors it sees, see `is_watched`."""
+    hook.keeps_nothing = True  # type: ignore[attr-defined]
+    return hook

@@ -1,0 +1,67 @@
+"""LoRA files of several experts at once: whose LoRA a key belongs to, by the component that its prefix names.
+
+A prefix that names the first component says nothing by itself, since trainers of one expert write it for any. It means
+the first expert where the same file has another expert's keys, too. ai-toolkit counts from transformer_1.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tempoquant.errors import ModelError
+from tempoquant.models.lora.names import prefix_in
+from tempoquant.timesteps import Denoiser
+
+
+class Share(NamedTuple):
+    """What of a file belongs to one denoiser.
+
+    Attributes:
+        keys: of its LoRA.
+        others: names of denoisers whose LoRAs the file holds, too.
+    """
+
+    keys: list[str]
+    others: tuple[str, ...]
+
+
+def share_of(file: Path, keys: Iterable[str], denoisers: Sequence[Denoiser], name: str) -> Share:
+    """Return what of a file is one denoiser's LoRA. Raises ModelError when all of it is other denoisers'."""
+    found = _by_denoiser(list(keys), denoisers)
+    own = [*found.get(name, []), *found.get(None, [])]
+    others = tuple(each for each in found if each is not None and each != name)
+    if own or not others:
+        return Share(own, others)
+    other = others[0]
+    raise ModelError(
+        f"{file} holds a LoRA of {other}, as {found[other][0][:120]} says, and none of {name}: give it as {other}."
+    )
+
+
+def _by_denoiser(keys: Sequence[str], denoisers: Sequence[Denoiser]) -> dict[str | None, list[str]]:
+    """A file's keys by the names of the denoisers whose LoRAs they are; None for keys that any may have."""
+    found: dict[str | None, list[str]] = {}
+    for key in keys:
+        found.setdefault(_owner(key, denoisers), []).append(key)
+    if denoisers and found.keys() <= {None, denoisers[0].name} and not _counts_from_one(keys, denoisers):
+        return {None: [key for each in found.values() for key in each]}
+    return found
+
+
+def _owner(key: str, denoisers: Sequence[Denoiser]) -> str | None:
+    parts = prefix_in(key).split(".")
+    for index, denoiser in enumerate(denoisers):
+        if denoiser.component in parts or _counted(denoisers, index) in parts:
+            return denoiser.name
+    return None
+
+
+def _counted(denoisers: Sequence[Denoiser], index: int) -> str:
+    """What a trainer that counts from one calls a denoiser's component."""
+    return f"{denoisers[0].component}_{index + 1}"
+
+
+def _counts_from_one(keys: Iterable[str], denoisers: Sequence[Denoiser]) -> bool:
+    pattern = re.compile(rf"(^|\.){re.escape(_counted(denoisers, 0))}\.")
+    return any(pattern.search(prefix_in(key)) for key in keys)

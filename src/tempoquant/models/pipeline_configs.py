@@ -1,0 +1,169 @@
+"""What a pipeline is made of, from its config files alone: no weight is read, or fetched."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import ConfigMixin
+from huggingface_hub.errors import StrictDataclassError
+
+from tempoquant.checkpoint.schema import ComponentConfig
+from tempoquant.errors import ModelError
+from tempoquant.models.families import FAMILIES
+from tempoquant.models.family import Config, ModelFamily, PipelineIndex
+from tempoquant.models.geometry import LatentGeometry
+from tempoquant.models.pipeline_folder import local_folder
+from tempoquant.models.source import SourceModel
+from tempoquant.timesteps import Denoiser
+
+
+class ModelConfig(NamedTuple):
+    """A component that is a model.
+
+    Attributes:
+        library, class_name: as model_index.json names them.
+        config: what config.json says, without how it is quantized.
+    """
+
+    library: str
+    class_name: str
+    config: Config
+
+    def build(self, **changes: Any) -> Any:
+        """Return the model on the meta device, some of its config changed. Raises ModelError when it describes none."""
+        kind = getattr(importlib.import_module(self.library), self.class_name, None)
+        if kind is None:
+            raise ModelError(f"the {self.library} installed here has no {self.class_name}: upgrade it.")
+        values = {**self.config, **changes}
+        try:
+            with torch.device("meta"):
+                if issubclass(kind, ConfigMixin):
+                    model = kind.from_config(values)  # type: ignore[attr-defined]
+                else:
+                    model = kind(kind.config_class(**values))
+        except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, StrictDataclassError) as error:
+            raise ModelError(f"a config does not describe a {self.class_name}: {error}") from error
+        return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class PipelineConfigs:
+    """A pipeline as its configs describe it.
+
+    Attributes:
+        name: as it was asked for.
+        family: what kind of model it is.
+        index: its model_index.json.
+        denoisers: the noisiest first.
+        models: config of each component that is a model and takes part in every generation, by the component's name.
+        quantized: how a denoiser is quantized, by its name, of those that are.
+        disk_bytes: of a component's weight files, where an index file or the publisher says it.
+    """
+
+    name: str
+    family: ModelFamily
+    index: PipelineIndex
+    denoisers: tuple[Denoiser, ...]
+    models: Mapping[str, ModelConfig]
+    quantized: Mapping[str, ComponentConfig] = field(default_factory=dict)
+    disk_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def denoiser(self, name: str) -> ModelConfig:
+        """Return the config of a denoiser."""
+        return self.models[next(each.component for each in self.denoisers if each.name == name)]
+
+    @property
+    def text_encoder(self) -> ModelConfig:
+        """The config of the text encoder."""
+        return self.models[self.family.text_encoder]
+
+    @property
+    def autoencoder(self) -> ModelConfig:
+        """The config of the autoencoder; what it leaves out is the class's default."""
+        return self.models[self.family.autoencoder]
+
+    @property
+    def image_encoder(self) -> ModelConfig | None:
+        """The config of the image encoder; None where there is none."""
+        return self.models.get(self.family.image_encoder)
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        """How a video is divided. Raises ModelError when a config does not say."""
+        try:
+            return self.family.geometry(self.denoiser(self.denoisers[0].name).config, self.autoencoder.config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the configs of {self.name} do not say how a video becomes tokens ({error!r})."
+            ) from error
+
+
+def published_models() -> dict[str, PipelineConfigs]:
+    """Return published models by names that need no file: for planning before anything is fetched."""
+    return {
+        name: PipelineConfigs(name, family, each.index, family.denoisers(each.index), each.models, {}, each.disk_bytes)
+        for family in FAMILIES
+        for name, each in published_of(family).items()
+    }
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model as `ModelFamily.published_models` describes it; see `PipelineConfigs`."""
+
+    index: PipelineIndex
+    models: Mapping[str, ModelConfig]
+    disk_bytes: Mapping[str, int]
+
+
+def published_of(family: ModelFamily) -> dict[str, Published]:
+    """Return a family's published models by name."""
+    return {
+        name: Published(
+            PipelineIndex(Path(name), each["index"], {key: model[:2] for key, model in each["models"].items()}),
+            {component: ModelConfig(*model) for component, model in each["models"].items()},
+            each["disk_bytes"],
+        )
+        for name, each in family.published_models().items()
+    }
+
+
+def read_configs(model: str) -> PipelineConfigs:
+    """Return the configs of a published model's name, a bundled model, a folder, or a hub id (its JSON is fetched).
+
+    Raises:
+        ModelError: there is no such model, it is of another class, a config is missing or malformed, or a folder with
+            weights lacks some.
+        CheckpointError: a quantized denoiser's config is not one that this TempoQuant reads.
+    """
+    if (published := published_models().get(model)) is not None:
+        return published
+    folder = local_folder(model)
+    # A folder without any weights holds configs to plan by, and the hub's cache what was fetched of a model so far.
+    has_weights = folder is not None and any(folder.glob("*/*.safetensors"))
+    return configs_of(SourceModel.open(model, weights=has_weights), model)
+
+
+def configs_of(source: SourceModel, name: str = "") -> PipelineConfigs:
+    """Return the configs of a pipeline that is open already."""
+    family = source.family
+    names = (*source.denoiser_components, family.text_encoder, family.autoencoder, family.image_encoder)
+    components = {name: source.components[name] for name in names if name in source.components}
+    models = {
+        name: ModelConfig(
+            each.library,
+            each.class_name,
+            {key: value for key, value in each.config.items() if key != "quantization_config"},
+        )
+        for name, each in components.items()
+    }
+    quantized = {
+        each.name: source.components[each.component].quantization
+        for each in source.denoisers
+        if source.components[each.component].is_quantized
+    }
+    disk = {name: size for name, each in components.items() if (size := each.disk_bytes) is not None}
+    return PipelineConfigs(name or source.name, source.family, source.index, source.denoisers, models, quantized, disk)

@@ -1,0 +1,101 @@
+"""Pipeline folders: where a named model lies, which components it names, and that loading it is safe."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tempoquant.errors import ModelError
+from tempoquant.models.family import PipelineIndex
+from tempoquant.models.no_source import PICKLES, file_as_model, refuse_file
+
+_LIBRARIES = {"diffusers", "transformers"}
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.md")
+WHOLE_MODEL = (*SMALL_FILES, "*.safetensors")
+INDEX_NAME = "model_index.json"
+BUNDLED_MODELS = ("tiny", "tiny-outliers")
+
+
+def local_folder(model: str | Path) -> Path | None:
+    """Return the folder of a bundled model or of a folder; None for a hub id. Raises ModelError for anything else."""
+    if str(model) == "tiny":
+        from tempoquant.tiny import weights_folder
+
+        return weights_folder()
+    if str(model) == "tiny-outliers":
+        from tempoquant.tiny.outliers import outliers_folder
+
+        return outliers_folder()
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise file_as_model(path)
+    if str(model).count("/") != 1 or str(model).startswith(("/", ".")):
+        raise ModelError(
+            f"there is no model folder {model}: give {', '.join(BUNDLED_MODELS)}, a diffusers folder, or a hub id."
+        )
+    return None
+
+
+def revision_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
+    """Return the folder in the hub's cache that holds the files of a model that match. Raises ModelError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{hub_id} is neither a folder here nor could it be fetched from the hub: {error}") from error
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's value. Raises ModelError when it is missing or malformed."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{file} is missing: {file.parent} is not a complete diffusers pipeline.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is not readable JSON ({error}).") from error
+
+
+def read_index(folder: Path) -> PipelineIndex:
+    """Read a pipeline's model_index.json.
+
+    Raises:
+        ModelError: it is missing or malformed, names a component outside the folder, or one whose library is neither
+            diffusers nor transformers (whose code would have to be trusted).
+    """
+    values = read_json(folder / INDEX_NAME)
+    if not isinstance(values, dict):
+        raise ModelError(f"{folder / INDEX_NAME} is not a JSON object.")
+    components = {}
+    for name, value in values.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if not name.isidentifier():
+            raise ModelError(f"model_index.json names a component {name!r}, which could lie outside {folder}: refused.")
+        if len(value) != 2 or value == [None, None]:
+            continue
+        library, class_name = value
+        if not isinstance(library, str) or library not in _LIBRARIES:
+            raise ModelError(
+                f"component {name} wants code from {library!r}; only diffusers and transformers are loaded."
+            )
+        components[name] = (library, str(class_name))
+    return PipelineIndex(folder, values, components)
+
+
+def refuse_other_weights(component: Path) -> None:
+    """Raise ModelError for a component that is not there, or has only pickled or GGUF weights."""
+    if not component.is_dir():
+        raise ModelError(f"component {component} is named in model_index.json but missing.")
+    names = sorted(entry.name for entry in component.iterdir())
+    others = [name for name in names if name.endswith((".gguf", *PICKLES))]
+    if others and not any(name.endswith(".safetensors") for name in names):
+        refuse_file(component / others[0])

@@ -1,0 +1,62 @@
+"""Whether prompts bring what a pipeline is conditioned on: asked before anything runs."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from tempoquant.errors import CalibrationError
+from tempoquant.models.source import SourceModel
+
+IMAGE = "image"
+_WORDS = {IMAGE: "an image", "pose": "a pose clip", "face": "a face clip"}
+
+
+class Conditioned(Protocol):
+    """A `Prompt`, or an item of a benchmark."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def image(self) -> Any: ...
+
+    @property
+    def clips(self) -> Mapping[str, Path]: ...
+
+
+def lacking(source: SourceModel, prompt: Conditioned) -> str | None:
+    """Return in words what a pipeline needs and a prompt has not, such as "an image"; None for nothing."""
+    for name in source.family.needs(source.index):
+        if (prompt.image is None) if name == IMAGE else (name not in prompt.clips):
+            return _WORDS[name]
+    return None
+
+
+def require_needed(source: SourceModel, prompts: Iterable[Conditioned]) -> None:
+    """Raise CalibrationError for a prompt that lacks what the pipeline needs."""
+    for prompt in prompts:
+        if (missing := lacking(source, prompt)) is not None:
+            raise CalibrationError(
+                f"a {source.index.class_name} needs {missing}, which prompt {prompt.id!r} has not: give prompts with "
+                "one."
+            )
+
+
+def require_given(source: SourceModel, prompt: Conditioned) -> None:
+    """Hold what was given for one video by hand against what the pipeline takes.
+
+    Raises:
+        CalibrationError: something that the pipeline needs is missing, it takes none of something that is given, or
+            there is no such clip.
+    """
+    name, needed = source.index.class_name, source.family.needs(source.index)
+    if (missing := lacking(source, prompt)) is not None:
+        flags = " and ".join(f"--{each}" for each in needed)
+        raise CalibrationError(f"a {name} needs {missing}: give {flags}.")
+    if prompt.image is not None and not source.family.takes_image(source.index):
+        raise CalibrationError(f"a {name} takes no image: leave --image out.")
+    for clip, path in prompt.clips.items():
+        if clip not in needed:
+            raise CalibrationError(f"a {name} takes no {clip} clip: leave --{clip} out.")
+        if not path.exists():
+            raise CalibrationError(f"there is no {clip} clip {path}.")

@@ -1,0 +1,119 @@
+"""A denoiser as calibration sees it: one block in memory at a time, and between blocks the model's own forward (ours).
+
+To run block k, the model's own forward runs with every earlier block replaced by one that answers what it answered
+before, until it calls block k. So nothing needs to be known of what happens between two blocks, or of what passes from
+one to the next: one tensor, two streams, or hints that skip ten blocks. What an earlier block answered is kept as long
+as the model still needs it, which `what_is_needed` finds out before anything runs.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from tempoquant.calibrate.capture import computing_with
+from tempoquant.calibrate.denoiser_model import Carried
+from tempoquant.calibrate.sample import CalibrationSample
+from tempoquant.errors import ModelError
+from tempoquant.models.denoiser_inputs import on_device
+from tempoquant.models.needed_outputs import Answer, Needed, what_is_needed
+from tempoquant.models.weights import DenoiserWeights
+
+
+class _Called(Exception):
+    """Ends a forward once the wanted block has been called and has answered."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+
+class ReplayedDenoiser:
+    """One denoiser (`calibrate.denoiser_model.DenoiserModel`): at most one block, and what is in none, is in memory."""
+
+    def __init__(self, weights: DenoiserWeights) -> None:
+        self.denoiser = weights.denoiser
+        self._weights, self._family = weights, weights.family
+        self._model = weights.empty_model()
+        self._names = weights.blocks
+        self._blocks: list[nn.Module] = [self._model.get_submodule(name) for name in self._names]
+        self.num_blocks = len(self._blocks)
+        self._needed: Needed | None = None
+
+    @contextlib.contextmanager
+    def running(self, samples: Sequence[CalibrationSample]) -> Iterator[None]:
+        """Within this context the weights that lie in no block are in memory, as `run_block` and `finish` want them."""
+        self._weights.fill(self._model, "")
+        try:
+            if self._needed is None:
+                with torch.no_grad():
+                    self._needed = what_is_needed(self._model, self._blocks, self._inputs(samples[0]))
+            yield
+        finally:
+            self._weights.release(self._model, "")
+
+    @contextlib.contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index`, read from the files and dropped at the end."""
+        block, prefix = self._blocks[index], f"{self._names[index]}."
+        self._weights.fill(block, prefix)
+        try:
+            yield block
+        finally:
+            self._weights.release(block, prefix)
+
+    def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> Carried:
+        """Run block `index` on one sample.
+
+        Args:
+            index: of a block that is in memory, see `block`.
+            carried: what earlier blocks answered and this or a later one needs.
+
+        Returns:
+            The same for the next block.
+        """
+        assert self._needed is not None  # `running` found it
+        answers, block = self._needed.answers_before(index, carried), self._blocks[index]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            raise _Called(type(block).forward(block, *args, **kwargs))
+
+        forwards: dict[nn.Module, Callable[..., Any]] = dict(self._answering(answers))
+        forwards[block] = run
+        try:
+            with computing_with(forwards):
+                self._model(**self._inputs(sample))
+        except _Called as called:
+            return self._needed.carried_after(index, answers, called.answer)
+        raise ModelError(f"the model ran without calling {self._names[index]}.")
+
+    def finish(self, sample: CalibrationSample, carried: Carried) -> torch.Tensor:
+        """Run what comes after the last block, differentiably: the noise prediction."""
+        assert self._needed is not None  # `running` found it
+        with computing_with(self._answering(self._needed.answers_before(self.num_blocks, carried))):
+            output = self._model(**self._inputs(sample))
+        return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))
+
+    def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
+        """Return the linears of a block by name; those that the family says read one input stand together."""
+        linears = [name for name, module in self._blocks[index].named_modules() if isinstance(module, nn.Linear)]
+        together = [tuple(name for name in group if name in linears) for group in self._family.shared_inputs]
+        first = {name: group for group in together for name in group}
+        return list(dict.fromkeys(first.get(name, (name,)) for name in linears))
+
+    def name_of(self, index: int, linear: str) -> str:
+        """Return a linear's full name, such as blocks.3.attn1.to_q."""
+        return f"{self._names[index]}.{linear}"
+
+    def _inputs(self, sample: CalibrationSample) -> dict[str, Any]:
+        return {**on_device(self._model, self._family, sample.inputs, self._weights.device), "return_dict": False}
+
+    def _answering(self, answers: Sequence[Answer]) -> dict[nn.Module, Callable[..., Any]]:
+        return {block: functools.partial(_answer, answer) for block, answer in zip(self._blocks, answers, strict=False)}
+
+
+def _answer(answer: Any, *_args: Any, **_kwargs: Any) -> Any:
+    return answer

@@ -1,0 +1,127 @@
+"""The sampling loop's schedule, known without loading a model: which timesteps there are, and who runs at each."""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tempoquant.errors import ModelError
+from tempoquant.models.source import SourceModel
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, denoiser_at
+
+_SHIFT_ARGUMENTS = ("flow_shift", "shift")
+_FLOW_SCHEDULERS = "UniPCMultistepScheduler or FlowMatchEulerDiscreteScheduler"
+_NO_SHIFT = "leave --flow-shift out and set flow_shift to null in sampling.json"
+_PROBES = (1.0, 5.0)
+"""Two flow shifts that no schedule can confuse."""
+_NUM_PROBED_STEPS = 8
+
+
+def flow_shift_of(scheduler: Any) -> float | None:
+    """A scheduler's flow shift; None where its class has none."""
+    argument = _shift_argument(scheduler)
+    return None if argument is None else scheduler.config[argument]
+
+
+def shifted(scheduler: Any, flow_shift: float | None) -> Any:
+    """The scheduler, or one of its kind with another flow shift.
+
+    Raises:
+        ModelError: its class takes no flow shift, its other settings keep the shift from doing anything, or it makes
+            no timesteps.
+    """
+    if flow_shift is None:
+        return scheduler
+    name, argument = type(scheduler).__name__, _shift_argument(scheduler)
+    if argument is None:
+        raise ModelError(
+            f"the pipeline's {name} has no flow shift: {_NO_SHIFT}, or use a flow-matching scheduler such as "
+            f"{_FLOW_SCHEDULERS}."
+        )
+
+    def sigmas_with(flow_shift: float) -> torch.Tensor:
+        return _set_timesteps(_with(scheduler, **{argument: flow_shift}), _NUM_PROBED_STEPS)
+
+    if torch.equal(*map(sigmas_with, _PROBES)):
+        if scheduler.config[argument] == flow_shift:
+            return scheduler
+        raise ModelError(
+            f"the flow shift of the pipeline's {name} moves no timestep as scheduler_config.json sets it up: turn "
+            f"use_flow_sigmas on and other sigmas off there, or {_NO_SHIFT}."
+        )
+    if torch.equal(_set_timesteps(copy.deepcopy(scheduler), _NUM_PROBED_STEPS), sigmas_with(flow_shift)):
+        return scheduler
+    return type(scheduler).from_config(scheduler.config, **{argument: flow_shift})
+
+
+def _arguments(scheduler: Any) -> set[str]:
+    return set(inspect.signature(type(scheduler).__init__).parameters)
+
+
+def _shift_argument(scheduler: Any) -> str | None:
+    """What its class calls the flow shift. A config is no witness: it keeps what other classes left in it."""
+    return next((name for name in _SHIFT_ARGUMENTS if name in _arguments(scheduler)), None)
+
+
+def _with(scheduler: Any, **changes: float) -> Any:
+    """Another of its class, made of the arguments that the class takes: for those that it does not, diffusers warns."""
+    taken = {name: value for name, value in scheduler.config.items() if name in _arguments(scheduler)}
+    return type(scheduler)(**{**taken, **changes})
+
+
+def _set_timesteps(scheduler: Any, num_steps: int) -> torch.Tensor:
+    """Set a scheduler's timesteps as the pipeline does; its sigmas. Raises ModelError when it wants to know more."""
+    try:
+        scheduler.set_timesteps(num_steps)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, RuntimeError) as error:
+        dynamic = scheduler.config.get("use_dynamic_shifting")
+        remedy = "set use_dynamic_shifting to false in scheduler_config.json" if dynamic else f"use {_FLOW_SCHEDULERS}"
+        raise ModelError(
+            f"the pipeline's {type(scheduler).__name__} makes no timesteps from the number of steps alone ({error}), "
+            f"which is all that the pipeline tells it: {remedy}."
+        ) from error
+    sigmas = getattr(scheduler, "sigmas", scheduler.timesteps / NUM_TRAIN_TIMESTEPS)
+    return torch.as_tensor(sigmas)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the sampling loop.
+
+    Attributes:
+        timestep: as the transformer is told, a tensor of one element.
+        sigma: the noise's share of the latents, 0 … 1.
+        denoiser: the name of the one that runs.
+    """
+
+    timestep: torch.Tensor
+    sigma: float
+    denoiser: str
+
+
+def load_scheduler(source: SourceModel, flow_shift: float | None) -> Any:
+    """Return a pipeline's scheduler alone. Raises ModelError when it does not load, or has no flow shift to set."""
+    if (component := source.components.get("scheduler")) is None:
+        raise ModelError(f"{source.folder} names no scheduler in its model_index.json: fetch the model again.")
+    try:
+        kind: Any = component.kind
+        scheduler = kind.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True)
+    except (AttributeError, OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{component.folder} does not load as a {component.class_name}: {error}") from error
+    return shifted(scheduler, flow_shift)
+
+
+def sampling_steps(source: SourceModel, num_steps: int, flow_shift: float | None) -> list[Step]:
+    """Return the steps that a pipeline takes with these settings, in order, without loading a model.
+
+    Raises:
+        ModelError: the scheduler does not load, has no flow shift to set, or makes no timesteps.
+    """
+    scheduler = load_scheduler(source, flow_shift)
+    sigmas = _set_timesteps(scheduler, num_steps)
+    return [
+        Step(timestep.reshape(1), float(sigma), denoiser_at(source.denoisers, float(timestep)).name)
+        for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False)  # a last sigma, 0, belongs to no step
+    ]

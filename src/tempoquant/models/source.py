@@ -1,0 +1,292 @@
+"""SourceModel: a pipeline on disk, opened and checked once, and passed to whoever wants to know something of it."""
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tempoquant.errors import ModelError
+from tempoquant.models.component_files import Component
+from tempoquant.models.families import family_of
+from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.geometry import LatentGeometry
+from tempoquant.models.no_source import no_pipeline
+from tempoquant.models.pipeline_folder import (
+    INDEX_NAME,
+    SMALL_FILES,
+    WHOLE_MODEL,
+    fetch,
+    local_folder,
+    read_index,
+    refuse_other_weights,
+    revision_of,
+)
+from tempoquant.models.weight_files import Forms
+from tempoquant.models.with_experts import ModelName, WithExperts, warn_of_names
+from tempoquant.timesteps import Denoiser
+
+
+class BlockLinear(NamedTuple):
+    """A linear of a transformer block.
+
+    Attributes:
+        out_features, in_features: of its weight.
+        block_index: its block's position in `SourceModel.blocks`.
+    """
+
+    out_features: int
+    in_features: int
+    block_index: int
+
+
+class SampleSizes(NamedTuple):
+    """Sizes of one call of a denoiser.
+
+    Attributes:
+        num_tokens: of the video.
+        video_values: numbers in the inputs that differ from call to call.
+        text_values: numbers in the inputs that all calls for one prompt in one branch of guidance share.
+    """
+
+    num_tokens: int
+    video_values: int
+    text_values: int
+
+
+@dataclass(frozen=True, eq=False)
+class SourceModel:
+    """A pipeline on disk, 16-bit or quantized. Everything in it is read from the files once.
+
+    Attributes:
+        folder: that it lies in, absolute.
+        family: what kind of model it is.
+        index: its model_index.json.
+        components: by name.
+        denoisers: the noisiest first.
+        hub_id: its name, where it was given as a hub id; a folder's path is nobody's business.
+        bundled: the name of a bundled model; "" for any other.
+    """
+
+    folder: Path
+    family: ModelFamily
+    index: PipelineIndex
+    components: Mapping[str, Component]
+    denoisers: tuple[Denoiser, ...]
+    hub_id: str | None = None
+    bundled: str = ""
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, model: ModelName, weights: bool = True) -> "SourceModel":
+        """Find a model, and check that it is a pipeline of a known family, and that all of it is there and whole.
+
+        Reads configs, indexes and the headers of safetensors files, no weight. Of a hub id the small files are fetched
+        and judged before the weights are.
+
+        Args:
+            model: a bundled model's name, a folder, or a hub id; or one of these and files of denoisers' weights.
+            weights: False to look at configs only, and fetch nothing else.
+
+        Raises:
+            ModelError: there is no such model, it cannot be fetched, or it is not what a family can run; the message
+                names the file, what is wrong with it, and the remedy.
+            CheckpointError: the same of a component that is quantized.
+        """
+        base, given = (model.base, model.files()) if isinstance(model, WithExperts) else (model, {})
+        folder = local_folder(base)
+        if folder is not None:
+            bundled = "" if Path(base).is_dir() else str(base)
+            return cls._of_folder(folder, weights, None, bundled, given)
+        small = cls._of_folder(fetch(str(base), SMALL_FILES), False, str(base), "", given)
+        if not weights:
+            return small
+        needed = [f"{name}/*.safetensors" for name, component in small.components.items() if not component.given]
+        patterns = (*SMALL_FILES, *needed) if given else WHOLE_MODEL
+        return cls._of_folder(fetch(str(base), patterns), True, str(base), "", given)
+
+    @classmethod
+    def _of_folder(
+        cls, folder: Path, weights: bool, hub_id: str | None, bundled: str, given: Mapping[str, tuple[Path, ...]]
+    ) -> "SourceModel":
+        if not folder.is_dir():
+            raise ModelError(f"there is no folder {folder}.")
+        folder = folder.absolute()  # workers may run in another folder
+        if not os.path.lexists(folder / INDEX_NAME):
+            raise no_pipeline(folder, hub_id)
+        index = read_index(folder)
+        family = family_of(index)
+        denoisers = family.denoisers(index)
+        for file in folder.glob("*.json"):
+            if not file.exists():
+                raise ModelError(f"{file} is a link to {os.readlink(file)}, which is not there: fetch the model again.")
+        components = {name: Component(folder / name, *each) for name, each in index.components.items()}
+        for each in denoisers:
+            component = components[each.component]
+            components[each.component] = replace(component, family=family, given=given.get(each.name, ()))
+        if wrong := sorted(given.keys() - {each.name for each in denoisers}):
+            names = " and ".join(each.name for each in denoisers)
+            raise ModelError(f"{hub_id or bundled or folder} has no denoiser {wrong[0]!r}, only {names}.")
+        warn_of_names(given, (each.name for each in denoisers))
+        for component in components.values():
+            if not component.given or not component.folder.is_dir():
+                refuse_other_weights(component.folder)
+            if component.given:
+                component.require_16_bit()
+            component.check(weights)
+        return cls(folder, family, index, components, denoisers, hub_id, bundled)
+
+    @property
+    def name(self) -> str:
+        """What people call it: its name as a bundled model, its hub id, or its folder's name."""
+        return self.bundled or self.hub_id or self.folder.name
+
+    @property
+    def pipeline_tag(self) -> str:
+        """What the hub calls what it does."""
+        return "image-to-video" if self.family.needs(self.index) else "text-to-video"
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a snapshot in the hub's cache; None for any other folder."""
+        return revision_of(self.folder)
+
+    def denoiser(self, name: str) -> Denoiser:
+        """Return a denoiser by its name. Raises ModelError, with the names that there are."""
+        found = next((each for each in self.denoisers if each.name == name), None)
+        if found is None:
+            raise ModelError(f"{self.name} has no denoiser {name!r}, only {' and '.join(self.denoiser_names)}.")
+        return found
+
+    @property
+    def denoiser_names(self) -> tuple[str, ...]:
+        """Of all denoisers, the noisiest first."""
+        return tuple(denoiser.name for denoiser in self.denoisers)
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Its folder, and files of weights that lie elsewhere: whatever is read."""
+        return (self.folder, *(file for component in self.components.values() for file in component.given))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the denoisers' weight files."""
+        return sum(file.stat().st_size for name in self.denoiser_names for file in self.component_of(name).weight_files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the linears of an unquantized pipeline's blocks: 8 for those stored in 8 bits, else 16 in any dtype."""
+        bits = weights = 0
+        for name in self.denoiser_names:
+            tensors = self.component_of(name).tensors
+            for linear, shape in self.linears(name).items():
+                weights += shape.out_features * shape.in_features
+                eight = tensors[f"{linear}.weight"].is_8_bit
+                bits += shape.out_features * shape.in_features * (8 if eight else 16)
+        return bits / weights
+
+    def component_of(self, denoiser: str) -> Component:
+        """Return the component of a denoiser, by the denoiser's name."""
+        return self.components[self.denoiser(denoiser).component]
+
+    @property
+    def denoiser_components(self) -> tuple[str, ...]:
+        """Names of the denoisers' components."""
+        return tuple(denoiser.component for denoiser in self.denoisers)
+
+    @property
+    def other_components(self) -> tuple[str, ...]:
+        """Names of the components that are not denoisers, and are never quantized."""
+        return tuple(name for name in self.components if name not in self.denoiser_components)
+
+    @property
+    def text_components(self) -> tuple[str, ...]:
+        """Names of the components that make embeddings of texts."""
+        return tuple(name for name in self.components if name in self.family.text_components)
+
+    @property
+    def first(self) -> Component:
+        """The component of the first denoiser: whatever all denoisers have in common can be asked of it."""
+        return self.component_of(self.denoisers[0].name)
+
+    @functools.cached_property
+    def geometry(self) -> LatentGeometry:
+        """How a video is divided. Raises ModelError when a config does not say."""
+        try:
+            return self.family.geometry(self.first.config, self.autoencoder.config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the configs of {self.folder} do not say how a video becomes tokens ({error!r}): fetch the model "
+                "again."
+            ) from error
+
+    @property
+    def width(self) -> int:
+        """Features of a token in the first denoiser's blocks. Raises ModelError when its config does not say."""
+        try:
+            return self.family.width(self.first.config)
+        except (KeyError, TypeError) as error:
+            raise ModelError(
+                f"{self.first.folder / 'config.json'} does not say {error}: fetch the model again."
+            ) from error
+
+    @property
+    def autoencoder(self) -> Component:
+        """The component that turns videos into latents. Raises ModelError where there is none."""
+        return self._named(self.family.autoencoder)
+
+    @property
+    def text_encoder(self) -> Component:
+        """The component that turns texts into embeddings. Raises ModelError where there is none."""
+        return self._named(self.family.text_encoder)
+
+    def _named(self, name: str) -> Component:
+        if name not in self.components:
+            raise ModelError(f"{self.folder} names no {name} in its model_index.json: fetch the model again.")
+        return self.components[name]
+
+    def sample_sizes(self, denoiser: str, height: int, width: int, num_frames: int) -> SampleSizes:
+        """Return the sizes of one calibration sample of a denoiser, for a video of this size, 0 for none."""
+        config = self.component_of(denoiser).config
+        try:
+            num_tokens = self.geometry.num_tokens(height, width, num_frames) if num_frames else 0
+            latents = self.geometry.latents(height, width, num_frames) if num_frames else (0, 0, 0)
+            inputs = self.family.example_inputs(self.index, config, latents)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{self.component_of(denoiser).folder / 'config.json'} does not say {error}: fetch the model again."
+            ) from error
+        sizes = {name: tensor.numel() for name, tensor in inputs.items()}
+        texts = sum(sizes.pop(name) for name in self.family.text_inputs if name in sizes)
+        return SampleSizes(num_tokens, sum(sizes.values()), texts)
+
+    def forms(self, denoiser: str) -> Forms:
+        """Return file, dtype and shape of every weight of a denoiser, from the headers. Raises ModelError."""
+        return self.component_of(denoiser).forms
+
+    def blocks(self, denoiser: str) -> tuple[str, ...]:
+        """Return the names of a denoiser's transformer blocks in the order in which they run, such as "blocks.0"."""
+        return self._cached("blocks", denoiser, self._find_blocks)
+
+    def _find_blocks(self, denoiser: str) -> tuple[str, ...]:
+        found = {block for name in self.forms(denoiser) if (block := self.family.block_of(name)) is not None}
+        return self.family.in_order(found)
+
+    def linears(self, denoiser: str) -> Mapping[str, BlockLinear]:
+        """Return every linear of a 16-bit denoiser's blocks by name: their only weights of two dimensions."""
+        return self._cached("linears", denoiser, self._find_linears)
+
+    def _find_linears(self, denoiser: str) -> dict[str, BlockLinear]:
+        position = {block: index for index, block in enumerate(self.blocks(denoiser))}
+        return {
+            name.removesuffix(".weight"): BlockLinear(form.shape[0], form.shape[1], position[block])
+            for name, (_, form) in self.forms(denoiser).items()
+            if name.endswith(".weight") and len(form.shape) == 2 and (block := self.family.block_of(name)) is not None
+        }
+
+    def _cached(self, what: str, denoiser: str, find: Any) -> Any:
+        key = f"{what} of {denoiser}"
+        if key not in self._cache:
+            self._cache[key] = find(denoiser)
+        return self._cache[key]

@@ -1,0 +1,249 @@
+"""Wan's transformer blocks a chunk of tokens at a time: the same numbers from a third of the activations.
+
+All of a block but self-attention's keys and values treats each token by itself. diffusers computes every step for all
+tokens at once, in float32 where it modulates: 11 hidden states' worth of memory at 16 bits. Here keys and values are
+computed first; then each chunk of tokens goes through the rest of the block alone, and its result replaces its input.
+Three hidden states remain, and what one chunk needs. Chunks are tokens of one call, and every row of every product is
+the same as before, so results differ only where a library sums in another order for another number of rows.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformerBlock
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.models.hooks import is_watched
+
+CHUNK_TOKENS = 4096
+"""Large enough for full matrix products, small enough to vanish beside three hidden states of a video."""
+
+
+def chunk_blocks(transformer: Any, num_tokens: int = CHUNK_TOKENS) -> Callable[[], None]:
+    """Have a WanTransformer3DModel compute in chunks of tokens.
+
+    Args:
+        transformer: 16-bit or quantized, with or without adapters.
+        num_tokens: of a chunk.
+
+    Returns:
+        What undoes it.
+
+    Raises:
+        UnsupportedError: this diffusers' blocks do not compute what these chunks do.
+    """
+    _check_same_results()
+    return _use_chunks(transformer, num_tokens)
+
+
+def _use_chunks(transformer: Any, num_tokens: int) -> Callable[[], None]:
+    ours: dict[Any, Callable[..., Any]] = {
+        block: functools.partial(_forward, block, num_tokens)
+        for block in transformer.blocks
+        if type(block) is WanTransformerBlock
+    }
+    ours[transformer.norm_out] = functools.partial(_LazyNorm, transformer, num_tokens)
+    if any("forward" in module.__dict__ for module in ours):
+        raise UnsupportedError(
+            "a cache or another hook of diffusers is on the transformer's blocks already: set the memory mode first, "
+            "and enable caches afterwards."
+        )
+    for module, forward in ours.items():
+        module.forward = forward
+
+    def undo() -> None:
+        for module, forward in ours.items():
+            _take_off(module, forward)
+
+    return undo
+
+
+def _take_off(module: Any, forward: Callable[..., Any]) -> None:
+    """Give a module its class's forward back, beneath hooks that were put on it since."""
+    if module.__dict__.get("forward") is forward:
+        del module.forward
+        return
+    registry = getattr(module, "_diffusers_hook", None)
+    for reference in () if registry is None else registry._fn_refs:
+        for name in ("forward", "original_forward"):
+            if getattr(reference, name) is forward:
+                setattr(reference, name, type(module).forward.__get__(module))
+
+
+def _forward(
+    block: WanTransformerBlock,
+    num_tokens: int,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    temb: torch.Tensor,
+    rotary_emb: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """WanTransformerBlock.forward: (batch, tokens, features), overwritten unless somebody watches the block."""
+    if temb.ndim == 4 or torch.is_grad_enabled() or not _is_plain(block):
+        return type(block).forward(block, hidden_states, encoder_hidden_states, temb, rotary_emb)
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + temb.float()).chunk(6, dim=1)
+    output = torch.empty_like(hidden_states) if is_watched(block) else hidden_states
+
+    def modulated(x: torch.Tensor) -> torch.Tensor:
+        return _modulated(block.norm1(x.float()), scale, shift).type_as(x)
+
+    chunks = list(_chunks(hidden_states.shape[1], num_tokens))
+    key, value = _keys_and_values(block.attn1, (modulated(hidden_states[:, c]) for c in chunks), chunks, rotary_emb)
+    text = slice(0, encoder_hidden_states.shape[1])
+    text_key, text_value = _keys_and_values(block.attn2, [encoder_hidden_states], [text], None)
+    for chunk in chunks:
+        x = hidden_states[:, chunk]
+        query = _rotated(_heads(block.attn1, "q", modulated(x)), rotary_emb, chunk)
+        _forget_input(block.attn1)
+        x = _gated(x, _attend(block.attn1, query, key, value), gate)
+        query = _heads(block.attn2, "q", block.norm2(x.float()).type_as(x))
+        x = x + _attend(block.attn2, query, text_key, text_value)
+        del query
+        inner = _modulated(block.norm3(x.float()), ffn_scale, ffn_shift).type_as(x)
+        output[:, chunk] = _gated(x, block.ffn(inner), ffn_gate)
+    return output
+
+
+def _modulated(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """normed · (1 + scale) + shift, float32, in the memory of the norm's answer."""
+    return normed.mul_(1 + scale).add_(shift)
+
+
+def _gated(x: torch.Tensor, change: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """x + change · gate, in float32, rounded once to the dtype of x."""
+    return change.float().mul_(gate).add_(x).type_as(x)
+
+
+def _keys_and_values(
+    attention: WanAttention, inputs: Any, chunks: list[slice], rotary_emb: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both (batch, tokens, heads, features), from chunks of their input."""
+    key = value = None
+    for chunk, x in zip(chunks, inputs, strict=True):
+        part_key, part_value = _rotated(_heads(attention, "k", x), rotary_emb, chunk), _heads(attention, "v", x)
+        _forget_input(attention)
+        if len(chunks) == 1:
+            return part_key, part_value
+        if key is None or value is None:
+            shape = (x.shape[0], chunks[-1].stop, *part_key.shape[2:])
+            key, value = part_key.new_empty(shape), part_value.new_empty(shape)
+        key[:, chunk], value[:, chunk] = part_key, part_value
+        del part_key, part_value, x
+    assert key is not None and value is not None  # there is at least one token
+    return key, value
+
+
+def _forget_input(attention: WanAttention) -> None:
+    """Linears that quantize an input for each other keep it until the last has run; here queries never come to it."""
+    for linear in (attention.to_q, attention.to_k, attention.to_v):
+        if (shared := getattr(linear, "shared_input", None)) is not None:
+            shared.forget()
+
+
+def _heads(attention: WanAttention, which: str, x: torch.Tensor) -> torch.Tensor:
+    """Queries, keys or values of x, (batch, tokens, heads, features a head), queries and keys normed."""
+    projected = getattr(attention, f"to_{which}")(x)
+    if which != "v":
+        projected = getattr(attention, f"norm_{which}")(projected)
+    return projected.unflatten(2, (attention.heads, -1))
+
+
+def _rotated(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor] | None, chunk: slice) -> torch.Tensor:
+    """WanAttnProcessor's rotary embedding of the tokens of a chunk."""
+    if rotary_emb is None:
+        return x
+    cos, sin = rotary_emb[0][:, chunk, :, 0::2], rotary_emb[1][:, chunk, :, 1::2]
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.empty_like(x)
+    rotated[..., 0::2] = even * cos - odd * sin
+    rotated[..., 1::2] = even * sin + odd * cos
+    return rotated
+
+
+def _attend(attention: WanAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens of the query, features), through the output projection."""
+    backend = attention.processor._attention_backend
+    answer = dispatch_attention_fn(query, key, value, backend=backend).flatten(2, 3).type_as(query)
+    return attention.to_out[1](attention.to_out[0](answer))
+
+
+def _is_plain(block: WanTransformerBlock) -> bool:
+    """Whether attention is what diffusers' own processor computes, on one device, and nobody looks inside."""
+    for attention in (block.attn1, block.attn2):
+        processor = attention.processor
+        is_own = type(processor) is WanAttnProcessor and processor._parallel_config is None
+        if not is_own or attention.add_k_proj is not None or attention.fused_projections:
+            return False
+    inside = (module for module in block.modules() if module is not block)
+    return not any(is_watched(module) or "forward" in module.__dict__ for module in inside)
+
+
+def _chunks(num_tokens: int, size: int) -> Iterator[slice]:
+    for start in range(0, num_tokens, size):
+        yield slice(start, min(start + size, num_tokens))
+
+
+class _LazyNorm:
+    """What the head's norm answers instead of a tensor: `(norm(x.float()) * factor + term).type_as(x)` is all that is
+    ever asked of it, and is computed a chunk of tokens at a time once the last part is known."""
+
+    def __init__(self, transformer: Any, num_tokens: int, x: torch.Tensor) -> None:
+        self._transformer, self._num_tokens, self._x = transformer, num_tokens, x
+        self._factor: torch.Tensor | None = None
+        self._term: torch.Tensor | None = None
+
+    def __mul__(self, factor: torch.Tensor) -> "_LazyNorm":
+        self._factor = factor
+        return self
+
+    def __add__(self, term: torch.Tensor) -> "_LazyNorm":
+        self._term = term
+        return self
+
+    def type_as(self, like: torch.Tensor) -> torch.Tensor:
+        assert self._factor is not None and self._term is not None  # which _check_same_results has seen
+        norm, blocks = self._transformer.norm_out, self._transformer.blocks
+        overwrites = not torch.is_grad_enabled() and len(blocks) > 0 and not is_watched(blocks[-1])
+        output = like if overwrites else torch.empty_like(like)  # the last block's answer, which nothing else reads
+        for chunk in _chunks(like.shape[1], self._num_tokens):
+            normed = type(norm).forward(norm, self._x[:, chunk])
+            output[:, chunk] = (normed * _of(chunk, self._factor) + _of(chunk, self._term)).type_as(like)
+        return output
+
+
+def _of(chunk: slice, modulation: torch.Tensor) -> torch.Tensor:
+    """A modulation's share of a chunk: all of it, unless each token has its own (as where each has its timestep)."""
+    return modulation if modulation.shape[1] == 1 else modulation[:, chunk]
+
+
+@functools.cache
+@torch.no_grad()
+def _check_same_results() -> None:
+    """Compare a small random model with itself in chunks: another diffusers may compute something else."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(0)  # the CPU's alone: torch.manual_seed would touch every GPU's
+        model = WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=8, freq_dim=8, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=16,
+        ).eval()  # fmt: skip
+        inputs = {
+            "hidden_states": torch.randn(1, 4, 2, 4, 6), "timestep": torch.tensor([500.0]),
+            "encoder_hidden_states": torch.randn(1, 3, 8), "return_dict": False,
+        }  # fmt: skip
+    expected = model(**inputs)[0]
+    difference: float | str
+    try:
+        _use_chunks(model, num_tokens=5)
+        difference = float((model(**inputs)[0] - expected).abs().max() / expected.abs().max())
+    except (TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as error:
+        difference = str(error)
+    if isinstance(difference, str) or not difference < 1e-5:  # float32: sums of at most 32 products, in two blocks
+        raise UnsupportedError(
+            f"diffusers {diffusers.__version__} computes its Wan blocks in a way that TempoQuant does not know "
+            f"({difference}): upgrade tempoquant, or install an earlier diffusers."
+        )

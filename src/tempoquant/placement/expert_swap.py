@@ -1,0 +1,171 @@
+"""One expert on the device at a time, the next one copied to where the first one was while that one is still running.
+
+During the last call of an expert each block leaves as soon as it has run, and the block of the expert that comes next
+is copied into the memory it gave back, beside the computation of the blocks that follow. So the experts change places
+without waiting, and without room for more than one of them. Whether a call is the last one is foreseen from the
+scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it lacks.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.models.family import ModelFamily
+from tempoquant.models.hooks import unobtrusive
+from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, tensors_of
+from tempoquant.timesteps import Denoiser, denoiser_at
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A denoiser whose parts come and go.
+
+    Attributes:
+        family: of its pipeline.
+        model: the denoiser.
+        blocks: of it, in the order in which they run.
+    """
+
+    family: ModelFamily
+    model: Any
+    blocks: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, family: ModelFamily, model: Any) -> "Placed":
+        """A denoiser with the blocks that its family says it has."""
+        return cls(family, model, tuple(model.get_submodule(name) for name in family.blocks_of(model)))
+
+
+class ExpertSwap:
+    """Experts whose weights wait in page-locked host memory, hooked into their calls.
+
+    Args:
+        experts: by their names.
+        stream: copies to the device.
+        foresee: (expert, timestep, calls of that expert at that timestep so far, this one included) to who is called
+            next: this expert again, another one, or None for nobody.
+    """
+
+    def __init__(
+        self,
+        experts: Mapping[str, Placed],
+        stream: SideStream,
+        foresee: Callable[[str, float, int], str | None],
+    ) -> None:
+        self._foresee = foresee
+        self._parts = {expert: _parts(placed, stream) for expert, placed in experts.items()}
+        self._calls_so_far: tuple[str, float, int] | None = None
+        self._next: str | None = None
+        self._handles: list[Any] = []
+        for expert, placed in experts.items():
+            model = placed.model
+            self._handles.append(model.register_forward_pre_hook(requiring_same_weights(expert, model)))
+            begin = model.register_forward_pre_hook(_before_call(self._begin, expert, placed), with_kwargs=True)
+            self._handles.append(begin)
+            for index, module in enumerate((model, *placed.blocks)):
+                self._hook(expert, index, module)
+
+    def on_device(self, expert: str) -> list[bool]:
+        """Whether it is there: first all that is in no block, then each block in order."""
+        return [part.is_here for part in self._parts[expert]]
+
+    def remove(self) -> None:
+        """Leave plain models on the host."""
+        for handle in self._handles:
+            handle.remove()
+        for parts in self._parts.values():
+            _leave(parts)
+
+    def _hook(self, expert: str, index: int, module: nn.Module) -> None:
+        part = self._parts[expert][index]
+        before, after = unobtrusive(lambda *_: part.wait()), unobtrusive(lambda *_: self._exchange(expert, index))
+        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    def _begin(self, expert: str, timestep: float) -> None:
+        """Before a call: make room, bring what is missing, and foresee who comes next."""
+        for other, parts in self._parts.items():
+            if other != expert:
+                _leave(parts)
+        for part in self._parts[expert]:
+            part.bring()
+        last = self._calls_so_far
+        count = last[2] + 1 if last is not None and last[:2] == (expert, timestep) else 1
+        self._calls_so_far = (expert, timestep, count)
+        self._next = self._foresee(expert, timestep, count)
+
+    def _exchange(self, expert: str, index: int) -> None:
+        """After a part has run: in an expert's last call it makes room for its counterpart."""
+        if self._next == expert:
+            return
+        self._parts[expert][index].leave()
+        if self._next is not None and index < len(self._parts[self._next]):
+            self._parts[self._next][index].bring()
+
+
+def next_expert(
+    timesteps: Sequence[float], denoisers: Sequence[Denoiser], num_branches: int
+) -> Callable[[str, float, int], str | None]:
+    """Who follows in a sampling loop, as `ExpertSwap` asks.
+
+    Args:
+        timesteps: of the loop, in order.
+        denoisers: of the pipeline, the noisiest first.
+        num_branches: calls of a step: two with classifier-free guidance.
+    """
+
+    def foresee(expert: str, timestep: float, num_calls: int) -> str | None:
+        if timestep not in timesteps or num_calls % num_branches:
+            return expert
+        following = timesteps[timesteps.index(timestep) + 1 :]
+        return denoiser_at(denoisers, following[0]).name if following else None
+
+    return foresee
+
+
+def _before_call(begin: Callable[[str, float], None], expert: str, placed: Placed) -> Callable[..., None]:
+    signature = inspect.signature(type(placed.model).forward)
+
+    def hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        begin(expert, placed.family.timestep_of(signature.bind(model, *args, **kwargs).arguments))
+
+    return hook
+
+
+def requiring_same_weights(expert: str, model: nn.Module) -> Callable[..., None]:
+    """A hook before the model's calls that raises UnsupportedError once it has other weights than now."""
+    known = tensors_of(model).keys()
+
+    def check(*_: Any) -> None:
+        if tensors_of(model).keys() != known:
+            raise UnsupportedError(
+                f"the {expert} expert has got other weights since the memory mode was set (by peft, perhaps): "
+                "set the mode again after loading."
+            )
+
+    return unobtrusive(check)
+
+
+def _parts(placed: Placed, stream: SideStream) -> list[HostCopy]:
+    """What is in no block, and each block."""
+    slabs = PinnedSlabs() if stream.device.type == "cuda" else None
+    return [HostCopy(part, stream, slabs) for part in parts_of(placed)]
+
+
+def parts_of(placed: Placed) -> list[list[torch.Tensor]]:
+    """The tensors of an expert: those in no block, then those of each block."""
+    blocks = [tensors_of(block) for block in placed.blocks]
+    rest = {
+        key: tensor for key, tensor in tensors_of(placed.model).items() if not any(key in block for block in blocks)
+    }
+    return [list(part.values()) for part in (rest, *blocks)]
+
+
+def _leave(parts: Sequence[HostCopy]) -> None:
+    for part in parts:
+        if part.is_here:
+            part.leave()

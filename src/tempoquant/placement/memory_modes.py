@@ -1,0 +1,258 @@
+"""What of a pipeline is on the device when, while it generates: three ways, fast to frugal. docs/memory.md has
+their peaks.
+
+All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
+and in tiles, its video in host memory, and compute the experts' blocks in chunks of tokens. They differ in the experts:
+*resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import accelerate
+import torch
+from diffusers.hooks import HookRegistry, apply_group_offloading
+from torch import nn
+
+from tempoquant.device import compute_dtype, default_device
+from tempoquant.errors import SettingsError, UnsupportedError
+from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.models.families import PipelineFacts, facts_of
+from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS
+from tempoquant.models.source import SourceModel
+from tempoquant.placement.expert_swap import ExpertSwap, Placed, next_expert, parts_of, requiring_same_weights
+from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blocks
+from tempoquant.placement.lifted_verbs import EXPERT_VERBS, PIPELINE_VERBS, lift_for
+from tempoquant.placement.one_at_a_time import Turn, one_at_a_time
+from tempoquant.placement.streaming import MEMORY_MODES, Memory
+
+TILE_PIXELS = 192
+TILE_STRIDE = 144
+"""Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
+take more memory than denoising at 480 × 832."""
+
+_ATTRIBUTE = "_tempoquant_memory_mode"
+
+
+class MemoryMode:
+    """A memory mode in force on a pipeline.
+
+    Attributes:
+        mode: "resident", "swap" or "lean".
+        swap: the experts that take turns; None but in "swap".
+    """
+
+    def __init__(self, pipeline: Any, mode: Memory, device: torch.device) -> None:
+        self.mode = mode
+        self.swap: ExpertSwap | None = None
+        self._pipeline, self._device, self._facts = pipeline, device, facts_of(pipeline)
+        self._undo, self._verbs = ExitStack(), ExitStack()
+        self._is_lifted = False
+        self._set()
+        self._verbs.push(lift_for(pipeline, PIPELINE_VERBS, self._lifted))
+        for denoiser in self._facts.denoisers:
+            self._verbs.push(lift_for(getattr(pipeline, denoiser.component), EXPERT_VERBS, self._lifted))
+
+    def remove(self) -> None:
+        """Leave a plain pipeline: no hooks, in "resident" with experts on the device, else all on the CPU."""
+        self._verbs.close()
+        self._undo.close()
+
+    @contextlib.contextmanager
+    def _lifted(self) -> Iterator[None]:
+        """Within this context the pipeline is plain, as it is after `remove`."""
+        if self._is_lifted:  # one verb calls another
+            yield
+            return
+        self._is_lifted = True
+        self._undo.close()
+        try:
+            yield
+        finally:
+            self._is_lifted = False
+            self._set()
+
+    def _set(self) -> None:
+        pipeline, device, family = self._pipeline, self._device, self._facts.family
+        experts = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
+        with ExitStack() as undo:  # what was done is undone when the rest fails
+            stream = SideStream(device)
+            if family.chunk_blocks is not None:
+                for placed in experts.values():
+                    undo.callback(family.chunk_blocks(placed.model))
+            if (encoder := getattr(pipeline, family.text_encoder)) is not None:
+                embedding = encoder.get_input_embeddings().weight
+                blocks = encoder.get_submodule(family.text_encoder_blocks)
+                undo.callback(stream_blocks(encoder, list(blocks), embedding, stream))
+            if (autoencoder := getattr(pipeline, family.autoencoder)) is not None:
+                undo.callback(_use_autoencoder(autoencoder, [each.model for each in experts.values()], device))
+            if (image_encoder := getattr(pipeline, family.image_encoder, None)) is not None:
+                undo.callback(_use_briefly(image_encoder, [each.model for each in experts.values()], device))
+            undo.callback(self._place(pipeline, experts, stream))
+            models = [*(each.model for each in experts.values()), *([] if encoder is None else [encoder])]
+            coding = [] if autoencoder is None else [(autoencoder, verb) for verb in ("encode", "decode")]
+            undo.push(one_at_a_time(Turn(), models, coding))
+            self._undo = undo.pop_all()
+
+    def _place(self, pipeline: Any, experts: dict[str, Placed], stream: SideStream) -> Callable[[], None]:
+        if self.mode == "swap":
+            self.swap = ExpertSwap(experts, stream, _foreseeing(pipeline, self._facts))
+            return self.swap.remove
+        if self.mode == "lean":
+            return _offload_blocks(experts, stream.device)
+        for placed in experts.values():
+            placed.model.to(stream.device)
+        return lambda: None
+
+
+def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torch.device | None = None) -> MemoryMode:
+    """Decide what of a pipeline is on the device when. Call it instead of `pipeline.to(device)`.
+
+    Args:
+        pipeline: of a family that TempoQuant knows, 16-bit or quantized, best still on the CPU.
+        mode: "resident": both experts stay on the device; the fastest. "swap": the expert that runs, the other one in
+            page-locked host memory; they change places while the first one's last call still runs. "lean": the block
+            that runs and the next.
+        device: where it computes; CUDA where there is one if left out.
+
+    Returns:
+        The mode, whose `remove()` takes it off again. Setting another one does that by itself.
+
+    Raises:
+        SettingsError: there is no such mode.
+        UnsupportedError: other hooks already place the pipeline's models, or its class is another one.
+    """
+    if mode not in MEMORY_MODES:
+        raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
+    remove_memory_mode(pipeline)
+    _check(pipeline)
+    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()))
+    setattr(pipeline, _ATTRIBUTE, in_force)
+    return in_force
+
+
+def remove_memory_mode(pipeline: Any) -> None:
+    """Take off the memory mode that is set, if any."""
+    if (in_force := getattr(pipeline, _ATTRIBUTE, None)) is not None:
+        in_force.remove()
+        setattr(pipeline, _ATTRIBUTE, None)
+
+
+def load_in_mode(source: SourceModel, mode: Memory, device: str) -> Any:
+    """Load a pipeline to the CPU, in the dtype that the device computes in, and set its memory mode.
+
+    Raises as `load_pipeline` and `set_memory_mode` do.
+    """
+    pipeline = load_pipeline(source, "cpu", compute_dtype(device))
+    set_memory_mode(pipeline, mode, device)
+    return pipeline
+
+
+def _check(pipeline: Any) -> None:
+    facts_of(pipeline)  # refuses what no family covers, and a pipeline without its denoisers
+    models = [model for model in pipeline.components.values() if isinstance(model, nn.Module)]
+    offloaded = any(_group_offloaded(module) for model in models for module in model.modules())
+    if offloaded or any(hasattr(model, "_hf_hook") for model in models) or pipeline.hf_device_map is not None:
+        raise UnsupportedError(
+            "other hooks place this pipeline's models already (a device map, CPU or group offloading): load the "
+            "pipeline without them, or call its remove_all_hooks(), and set the memory mode instead."
+        )
+
+
+def _group_offloaded(module: nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook(OFFLOADING) is not None
+
+
+def _foreseeing(pipeline: Any, facts: PipelineFacts) -> Callable[[str, float, int], str | None]:
+    """Who is called next, by the pipeline's scheduler and guidance as they are at each call."""
+
+    def foresee(expert: str, timestep: float, num_calls: int) -> str | None:
+        timesteps = getattr(pipeline.scheduler, "timesteps", None)
+        guidance_scale = getattr(pipeline, "_guidance_scale", None)  # which no pipeline has before its first call
+        if timesteps is None or guidance_scale is None:
+            return expert
+        num_branches = 2 if pipeline.do_classifier_free_guidance else 1
+        follows = next_expert(timesteps.tolist(), facts.denoisers, num_branches)
+        return follows(expert, timestep, num_calls)
+
+    return foresee
+
+
+def _use_autoencoder(vae: Any, experts: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
+    """Tiles; on the device from when it is called until an expert is; what it decodes goes to the host."""
+    before = (
+        vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width, vae.tile_sample_stride_height,
+        vae.tile_sample_stride_width,
+    )  # fmt: skip
+    vae.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
+    _, offload = accelerate.cpu_offload_with_hook(vae, device)
+    # Tiles, their blending, and the whole video: ten times the size of a tile at work.
+    handles = [vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())]
+    handles += [model.register_forward_pre_hook(lambda *_: offload.offload()) for model in experts]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        accelerate.hooks.remove_hook_from_module(vae, recurse=True)
+        _own_forward(vae)
+        vae.to("cpu")
+        vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width = before[:3]
+        vae.tile_sample_stride_height, vae.tile_sample_stride_width = before[3:]
+
+    return undo
+
+
+def _use_briefly(encoder: Any, experts: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
+    """On the device from when it is called until an expert is."""
+    _, offload = accelerate.cpu_offload_with_hook(encoder, device)
+    handles = [model.register_forward_pre_hook(lambda *_: offload.offload()) for model in experts]
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        accelerate.hooks.remove_hook_from_module(encoder, recurse=True)
+        _own_forward(encoder)
+        encoder.to("cpu")
+
+    return undo
+
+
+def _offload_blocks(experts: dict[str, Placed], device: torch.device) -> Callable[[], None]:
+    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two experts.)"""
+    streams = device.type == "cuda"
+    handles = [
+        placed.model.register_forward_pre_hook(requiring_same_weights(name, placed.model))
+        for name, placed in experts.items()
+    ]
+    for placed in experts.values():
+        if streams:  # it page-locks each tensor by itself, unless it is so already
+            slabs = PinnedSlabs()
+            for tensor in itertools.chain.from_iterable(parts_of(placed)):
+                tensor.data = slabs.hold(tensor.data)
+        apply_group_offloading(
+            placed.model, onload_device=device, offload_device=torch.device("cpu"), offload_type="block_level",
+            num_blocks_per_group=1, use_stream=streams, record_stream=streams,
+        )  # fmt: skip
+
+    def undo() -> None:
+        for handle in handles:
+            handle.remove()
+        for model in (placed.model for placed in experts.values()):
+            registry = HookRegistry.check_if_exists_or_initialize(model)
+            for name in OFFLOADING_HOOKS:
+                registry.remove_hook(name, recurse=True)
+            for module in model.modules():
+                _own_forward(module)
+            model.to("cpu")
+
+    return undo
+
+
+def _own_forward(module: Any) -> None:
+    """Libraries that wrapped a module's forward leave its class's behind on the instance: remove it there."""
+    if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+        del module.forward

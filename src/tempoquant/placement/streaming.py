@@ -1,0 +1,203 @@
+"""Where the parts of a 16-bit pipeline are while it runs: all on the device, one model at a time, or one block.
+
+`lean` does not use diffusers' group offload to disk, which loads the whole model first and, in a pipeline, writes all
+denoisers under the same file names. It reads each block from the denoiser's own files when the block runs.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from tempoquant.device import compute_dtype, free_memory
+from tempoquant.errors import SettingsError
+from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component, pipeline_class
+from tempoquant.models.source import SourceModel
+from tempoquant.models.weights import DenoiserWeights
+from tempoquant.placement.cpu_threads import suited_threads
+
+if TYPE_CHECKING:
+    from tempoquant.models.lora.lora import LoraSum
+
+Memory = Literal["resident", "swap", "lean"]
+MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
+
+
+@dataclass(frozen=True)
+class LoadedPipeline:
+    """A pipeline that can run.
+
+    Attributes:
+        pipeline: without a text encoder where texts are encoded already.
+        embeddings: text to (1, tokens, features), of the texts that were encoded ahead; else empty.
+    """
+
+    pipeline: Any
+    embeddings: Mapping[str, torch.Tensor]
+
+    def texts(self, prompt: str, negative_prompt: str = "") -> dict[str, Any]:
+        """The pipeline's arguments for a prompt."""
+        if not self.embeddings:
+            return {"prompt": prompt, "negative_prompt": negative_prompt}
+        return {
+            "prompt_embeds": self.embeddings[prompt],
+            "negative_prompt_embeds": self.embeddings[negative_prompt],
+        }
+
+
+def check_memory(memory: str, device: str) -> None:
+    """Raise SettingsError for a mode that does not exist, or not on this device."""
+    if memory not in MEMORY_MODES:
+        raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory!r}.")
+    if memory == "swap" and torch.device(device).type == "cpu":
+        raise SettingsError(
+            "--memory swap keeps models in the computer's memory while the GPU runs others, and there is no GPU here: "
+            "choose resident or lean."
+        )
+
+
+@contextlib.contextmanager
+def loaded_pipeline(
+    source: SourceModel,
+    device: str,
+    memory: Memory = "resident",
+    texts: Sequence[str] = (),
+    loras: Mapping[str, "LoraSum"] | None = None,
+) -> Iterator[LoadedPipeline]:
+    """A 16-bit pipeline within this context. Once nobody refers to it any more, `free_memory` gives its memory back.
+
+    Args:
+        source: the pipeline.
+        device: where it computes.
+        memory: "resident" holds everything on the device; "swap" holds everything in RAM and one model on the GPU;
+            "lean" encodes the texts first, lets go of the encoder, and holds one block of one denoiser.
+        texts: what `LoadedPipeline.texts` will be asked for, both prompts and negative prompts; used by "lean" only.
+        loras: added to the denoisers' weights.
+
+    Raises:
+        ModelError: the pipeline lacks a weight, or does not load.
+        SettingsError: "swap" without a GPU.
+    """
+    check_memory(memory, device)
+    dtype = compute_dtype(device)
+    where = device if memory != "swap" else "cpu"
+    weights = {
+        name: DenoiserWeights(source, name, dtype, where, (loras or {}).get(name)) for name in source.denoiser_names
+    }
+    components = {name: source.denoiser(name).component for name in weights}
+    embeddings: dict[str, torch.Tensor] = {}
+    if memory == "lean":
+        embeddings = encode_texts(source, texts, device)
+        denoisers = {components[name]: model for name, model in lean_denoisers(weights).items()}
+        pipeline = _load(source, dtype, {**dict.fromkeys(source.text_components), **denoisers})
+        for name in (source.family.autoencoder, source.family.image_encoder):
+            if (model := getattr(pipeline, name, None)) is not None:
+                model.to(device)  # pipeline.to would move the denoisers, which are nowhere
+        pipeline.lean_device = torch.device(device)
+    else:
+        denoisers = {components[name]: each.whole_model() for name, each in weights.items()}
+        # In its stored dtype, as `lean` has it: which mode recorded a sample must not show in it.
+        encoder = {source.family.text_encoder: load_text_encoder(source)}
+        pipeline = _load(source, dtype, {**encoder, **denoisers})
+        if memory == "swap":
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
+    try:
+        with suited_threads(source, device):
+            yield LoadedPipeline(pipeline, embeddings)
+    finally:
+        if memory == "swap":
+            pipeline.remove_all_hooks()
+
+
+@contextlib.contextmanager
+def loaded_autoencoder(source: SourceModel, device: str) -> Iterator[Any]:
+    """A pipeline that has its autoencoder and its scheduler only: enough to prepare latents. Raises ModelError."""
+    left_out = dict.fromkeys((*source.text_components, *source.denoiser_components))
+    pipeline = _load(source, compute_dtype(device), left_out).to(device)
+    yield pipeline
+
+
+def _load(source: SourceModel, dtype: torch.dtype, components: Mapping[str, nn.Module | None]) -> Any:
+    """A pipeline on the CPU that can be told where it computes: denoisers whose weights come and go have no device to
+    ask for."""
+    pipeline = from_pretrained(source, dtype, **components)
+    pipeline.__class__ = _told_its_device(pipeline_class(source))
+    return pipeline
+
+
+@functools.cache
+def _told_its_device(kind: type) -> type:
+    """A pipeline class with the attribute `lean_device`: where it computes, or None for where its models are."""
+
+    def execution_device(self: Any) -> torch.device:
+        return self.lean_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
+
+    return type(kind.__name__, (kind,), {"lean_device": None, "_execution_device": property(execution_device)})
+
+
+def load_text_encoder(source: SourceModel) -> Any:
+    """The text encoder on the CPU, in the dtype it is stored in. Raises ModelError."""
+    return load_component(source.text_encoder, "auto")
+
+
+@torch.no_grad()
+def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict[str, torch.Tensor]:
+    """Each text's embedding, (1, tokens, features), on the device, in the dtype the encoder is stored in.
+
+    Nothing but the text encoder is in memory meanwhile, and it is gone afterwards.
+    """
+    encoder = load_text_encoder(source)
+    left_out = [name for name in source.components if source.components[name].has_weights]
+    parts = {**dict.fromkeys(left_out), source.family.text_encoder: encoder}
+    pipeline = from_pretrained(source, encoder.dtype, **parts).to(device)
+    embeddings = {}
+    for text in dict.fromkeys(texts):
+        embeddings[text], _ = pipeline.encode_prompt(
+            text, do_classifier_free_guidance=False, max_sequence_length=source.family.text_tokens,
+            device=torch.device(device),
+        )  # fmt: skip
+    del pipeline, encoder, parts
+    free_memory()
+    return embeddings
+
+
+def lean_denoisers(weights: Mapping[str, DenoiserWeights]) -> dict[str, Any]:
+    """Denoisers that read what they need from their files: what lies outside the blocks while this denoiser and no
+    other runs, each block while it runs.
+
+    Returns:
+        Denoiser's name to model. Its weights are on the meta device between calls.
+    """
+    models = {name: _typed(each.empty_model(), each) for name, each in weights.items()}
+    running: list[str] = []
+
+    def begin(denoiser: str) -> None:
+        if running == [denoiser]:
+            return
+        for other in running:
+            weights[other].release(models[other], "")
+        weights[denoiser].fill(models[denoiser], "")
+        running[:] = [denoiser]
+
+    for name, model in models.items():
+        model.register_forward_pre_hook(lambda *_, name=name: begin(name))
+        for block in weights[name].blocks:
+            module, prefix = model.get_submodule(block), f"{block}."
+            module.register_forward_pre_hook(lambda b, _, w=weights[name], prefix=prefix: w.fill(b, prefix))
+            module.register_forward_hook(
+                lambda b, _args, _output, w=weights[name], prefix=prefix: w.release(b, prefix), always_call=True
+            )
+    return models
+
+
+def _typed(model: Any, weights: DenoiserWeights) -> Any:
+    """The pipeline asks a denoiser for its dtype before any weight is read."""
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(weights.dtype_of(name))
+    return model

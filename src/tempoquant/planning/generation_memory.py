@@ -1,0 +1,250 @@
+"""What each part of a generation holds: bytes of its weights, counted, and of its activations, traced.
+
+The parts are built on the meta device from their configs and run there as a memory mode runs them, at the real size.
+Only what repeats is cut short: two of an expert's blocks, two of the text encoder's, three latent frames of one tile.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tempoquant.checkpoint.schema import LayerEntry
+from tempoquant.checkpoint.tensors import keys_by_bin, stored_as
+from tempoquant.kernels.reference import w4a4_linear
+from tempoquant.models.pipeline_configs import PipelineConfigs
+from tempoquant.models.recipe_fit import check_linear_fits
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.placement.expert_swap import Placed, parts_of
+from tempoquant.placement.host_copies import slab_bytes
+from tempoquant.placement.memory_modes import TILE_PIXELS, TILE_STRIDE
+from tempoquant.planning.allocations import peak_bytes
+from tempoquant.planning.foreseen import Linear, foreseen_entry
+from tempoquant.recipe import Recipe
+from tempoquant.runtime.bin_clock import BinClock
+from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.timesteps import TimestepBins
+
+Kernels = Literal["fp8", "int8", "bf16", "reference"]
+"""How 4-bit linears compute: products of numbers expanded to one or two bytes, or plain PyTorch."""
+
+_EXPANDED_BYTES = {"fp8": 1, "int8": 1, "bf16": 2}
+
+_16_BIT, _32_BIT = torch.bfloat16, torch.float32
+_LATENT_COPIES = 5  # float32: the latents, the sampler's last two predictions, its last sample, and its next one
+
+
+@dataclass(frozen=True)
+class QuantizedLayers:
+    """The 4-bit layers of one expert.
+
+    Attributes:
+        entries: by module name.
+        num_bins: timestep bins of the expert.
+    """
+
+    entries: Mapping[str, LayerEntry]
+    num_bins: int = 1
+
+
+@dataclass(frozen=True)
+class ExpertBytes:
+    """Bytes of one expert's weights on a device.
+
+    Attributes:
+        rest: of all that is in no block.
+        blocks: of each block.
+        pinned: of page-locked host memory that holds all of them.
+    """
+
+    rest: int
+    blocks: tuple[int, ...]
+    pinned: int
+
+    @property
+    def total(self) -> int:
+        """Of the whole expert."""
+        return self.rest + sum(self.blocks)
+
+
+def foreseen_layers(configs: PipelineConfigs, denoiser: str, recipe: Recipe) -> QuantizedLayers:
+    """What quantizing a denoiser with a recipe will give. Raises RecipeError for a rank or group that does not fit."""
+    family, model = configs.family, empty_denoiser(configs, denoiser)
+    blocks = family.blocks_of(model)
+    entries, num_bins = {}, len(recipe.bin_fractions_of(denoiser)) + 1
+    for name, linear in model.named_modules():
+        block = family.block_of(name)
+        if block is None or not isinstance(linear, nn.Linear):
+            continue
+        format = recipe.format_of(name, denoiser, blocks.index(block), len(blocks))
+        if format is not None:
+            rank = recipe.rank_of(name, denoiser)
+            check_linear_fits(format, rank, f"{name} of {denoiser}", linear.out_features, linear.in_features)
+            shape = Linear(format, linear.out_features, linear.in_features, 0, rank)
+            bias = None if linear.bias is None else str(_16_BIT).removeprefix("torch.")
+            entries[name] = foreseen_entry(recipe, shape, bias, num_bins)
+    return QuantizedLayers(entries, num_bins)
+
+
+def empty_denoiser(configs: PipelineConfigs, denoiser: str, num_blocks: int | None = None) -> Any:
+    """A denoiser on the meta device, in the dtypes in which it computes on a GPU. Raises ModelError."""
+    described = configs.denoiser(denoiser)
+    changes = {} if num_blocks is None else configs.family.shortened(described.config, num_blocks)
+    model = described.build(**changes)
+    in_float32 = set(getattr(model, "_keep_in_fp32_modules", None) or [])
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(_32_BIT if in_float32 & {*name.split(".")} else _16_BIT)
+    for module in model.modules():  # the rotary tables, made from numbers
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to("meta"))
+    return model
+
+
+def denoiser_bytes(configs: PipelineConfigs, denoiser: str, layers: QuantizedLayers | None = None) -> ExpertBytes:
+    """Exact: of every tensor in the dtype in which it is held."""
+    model = empty_denoiser(configs, denoiser)
+    entries = {} if layers is None else layers.entries
+    for name, entry in entries.items():
+        linear = nn.Module()
+        for key, form in stored_as(entry, 1 if layers is None else layers.num_bins).items():
+            linear.register_buffer(key, torch.empty(form.shape, dtype=form.dtype, device="meta"))
+        model.set_submodule(name, linear)
+    rest, *blocks = [[tensor.nbytes for tensor in part] for part in parts_of(Placed.of(configs.family, model))]
+    pinned = slab_bytes(itertools.chain(rest, *blocks))
+    return ExpertBytes(sum(rest), tuple(sum(block) for block in blocks), pinned)
+
+
+def denoising_bytes(
+    configs: PipelineConfigs,
+    denoiser: str,
+    layers: QuantizedLayers | None,
+    size: SamplingSettings,
+    kernels: Kernels = "fp8",
+) -> int:
+    """Of one call of a denoiser, and of what the sampling loop holds meanwhile."""
+    family, config = configs.family, configs.denoiser(denoiser).config
+    model = empty_denoiser(configs, denoiser, num_blocks=2)
+    blocks = family.blocks_of(model)
+    for name, entry in {} if layers is None else layers.entries.items():
+        if family.block_of(name) in blocks:
+            model.set_submodule(
+                name, _ReferenceLinear(entry) if kernels == "reference" else _ForeseenLinear(entry, kernels)
+            )
+    if family.chunk_blocks is not None:
+        family.chunk_blocks(model)
+    shape = configs.geometry.latents(size.height, size.width, size.num_frames)
+    inputs = family.example_inputs(configs.index, family.shortened(config, 2), shape)
+    texts = sum(inputs[name].nbytes for name in family.text_inputs)
+    others = [each for name, each in inputs.items() if name not in family.text_inputs]
+    channels = family.latent_channels(config)
+    num_latents = math.prod(shape)
+    given = sum(each.numel() for each in others if each.dim() > 2)  # the latents and what conditions them
+    condition = given - num_latents * channels
+    held = num_latents * channels * (_LATENT_COPIES * 4 + 2) + condition * 4 + given * 2
+    return peak_bytes(lambda: model(**inputs, return_dict=False)) + held + 2 * texts  # with the prompt and without
+
+
+class _ForeseenLinear(nn.Module):
+    """A 4-bit linear as kernels run it: it allocates and does not compute.
+
+    Beside its output: the rounded input and the weight, both expanded to what is multiplied, the input's product
+    with the branch, and what it has by timestep bin, taken out of the other bins'.
+    """
+
+    def __init__(self, entry: LayerEntry, kernels: Kernels) -> None:
+        super().__init__()
+        self._entry, self._num_bytes = entry, _EXPANDED_BYTES[kernels]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        entry, tokens = self._entry, x.shape[:-1]
+        shapes = [(*tokens, entry.in_features), (entry.out_features, entry.in_features)]
+        scratch = [x.new_empty((*shape, self._num_bytes), dtype=torch.uint8) for shape in shapes]
+        scratch.append(x.new_empty((*tokens, entry.rank)))
+        of_one_bin = stored_as(entry, 1)
+        scratch += [x.new_empty(of_one_bin[key].shape, dtype=of_one_bin[key].dtype) for key in keys_by_bin(entry)]
+        return x.new_empty((*tokens, entry.out_features))
+
+
+class _ReferenceLinear(nn.Module):
+    """A 4-bit linear as plain PyTorch runs it."""
+
+    def __init__(self, entry: LayerEntry) -> None:
+        super().__init__()
+        self._entry = entry
+        self._linear = QuantizedLinear(entry, BinClock(TimestepBins()), _16_BIT, device="meta")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        linear, entry = self._linear, self._entry
+        transform, weight = linear.input_transform(), linear.weight_tensors()
+        return w4a4_linear(x, transform, weight, entry.format, entry.activation_scale_rule)
+
+
+@dataclass(frozen=True)
+class AutoencoderBytes:
+    """The autoencoder's weights, and its activations in tiles; float32."""
+
+    weights: int
+    encoding: int
+    decoding: int
+
+
+def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> AutoencoderBytes:
+    """Of encoding the first frame (with the empty frames after it) and of decoding the video. Raises ModelError."""
+    vae, geometry = configs.autoencoder.build(), configs.geometry
+    latent_shape = geometry.latents(size.height, size.width, size.num_frames)
+    tile_size = TILE_PIXELS // geometry.pixels
+    # Three latent frames: the first is coded differently, and the third finds all that is kept from earlier ones.
+    frames, height, width = (min(a, b) for a, b in zip(latent_shape, (3, *2 * [tile_size]), strict=True))
+    tile = torch.empty(1, vae.config.z_dim, frames, height, width, device="meta")
+    num_frames = geometry.frames * (frames - 1) + 1
+    pixels = torch.empty(1, 3, num_frames, height * geometry.pixels, width * geometry.pixels, device="meta")
+    encoding = peak_bytes(lambda: vae.encode(pixels))
+    vae.decoder.register_forward_hook(lambda _m, _args, decoded: decoded[:, :, :, :1, :1].clone())  # it leaves
+    decoding = peak_bytes(lambda: vae.decode(tile))
+    latents = 4 * math.prod(latent_shape)
+    overlapping = (TILE_PIXELS / TILE_STRIDE) ** 2 + 2  # tiles, joined to rows, joined to the whole
+    video = 4 * 3 * size.num_frames * size.height * size.width
+    encoded = round(2 * vae.config.z_dim * latents * overlapping)
+    # The empty frames are made, then joined to the first; only the joined ones are left when the encoder runs.
+    encoding = max(2 * video, video + encoding + encoded)
+    weights = sum(tensor.nbytes for tensor in vae.state_dict().values())
+    return AutoencoderBytes(weights, encoding, decoding + 3 * vae.config.z_dim * latents)
+
+
+@dataclass(frozen=True)
+class TextEncoderBytes:
+    """The text encoder's weights, all and of what is on the device at once, and its activations; 16-bit."""
+
+    weights: int
+    on_device: int
+    encoding: int
+
+
+def text_encoder_bytes(configs: PipelineConfigs) -> TextEncoderBytes:
+    """Of encoding one text, padded to the family's number of tokens. Raises ModelError."""
+    family, described = configs.family, configs.text_encoder
+    encoder = described.build().to(_16_BIT)
+    blocks = [
+        sum(parameter.nbytes for parameter in block.parameters())
+        for block in encoder.get_submodule(family.text_encoder_blocks)
+    ]
+    traced = described.build(num_layers=min(2, len(blocks))).to(_16_BIT)
+    embedding = encoder.get_input_embeddings().weight
+    weights = sum(parameter.nbytes for parameter in encoder.parameters())
+    rest = weights - sum(blocks) - embedding.nbytes
+    tokens = family.text_tokens
+    embedded = torch.empty(1, tokens, embedding.shape[1], dtype=_16_BIT, device="meta")
+    mask = torch.empty(1, 1, tokens, tokens, dtype=_16_BIT, device="meta")
+    encoding = peak_bytes(lambda: traced(inputs_embeds=embedded, attention_mask=mask)) + embedded.nbytes + mask.nbytes
+    return TextEncoderBytes(weights, rest + max(blocks), encoding)
+
+
+def image_encoder_bytes(configs: PipelineConfigs) -> int:
+    """Of the image encoder's weights; 0 where there is none. Its activations vanish beside the autoencoder's."""
+    if configs.image_encoder is None:
+        return 0
+    return sum(parameter.nbytes for parameter in configs.image_encoder.build().to(_16_BIT).parameters())

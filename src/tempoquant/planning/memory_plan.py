@@ -1,0 +1,281 @@
+"""What a generation will need of a GPU and its host, phase by phase, in each memory mode, before any weight is there.
+
+Everything is torch's own allocations. A process takes more: `OVERHEAD_BYTES` is set aside for that, an assumption and
+no measurement.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tempoquant.models.pipeline_configs import PipelineConfigs
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.placement.streaming import MEMORY_MODES, Memory
+from tempoquant.planning.generation_memory import (
+    AutoencoderBytes,
+    ExpertBytes,
+    Kernels,
+    QuantizedLayers,
+    TextEncoderBytes,
+    autoencoder_bytes,
+    denoiser_bytes,
+    denoising_bytes,
+    foreseen_layers,
+    image_encoder_bytes,
+    text_encoder_bytes,
+)
+from tempoquant.recipe import Recipe
+
+OVERHEAD_BYTES = 2**30
+"""Of a GPU: CUDA's context, the workspaces of its libraries, and what the allocator cannot use."""
+
+TEXT, IMAGE, BOUNDARY, VIDEO = "text encoding", "image encoding", "boundary", "video decoding"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a generation on the device.
+
+    Attributes:
+        name: one of those above, or what `denoising_name` says.
+        weights: bytes of weights on the device at the phase's peak.
+        activations: bytes of everything else.
+    """
+
+    name: str
+    weights: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
+class ModePlan:
+    """One memory mode of one model.
+
+    Attributes:
+        mode: "resident", "swap" or "lean".
+        phases: in order.
+        host: bytes of RAM at the most: all components, as they load or as they wait.
+        pinned: bytes of it that are page-locked while generating.
+    """
+
+    mode: Memory
+    phases: tuple[Phase, ...]
+    host: int
+    pinned: int
+
+    @property
+    def deciding(self) -> Phase:
+        """The phase that takes the most; the first of those that take the same."""
+        return max(self.phases, key=lambda phase: phase.peak)
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device, over all phases."""
+        return self.deciding.peak
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """All modes of a 16-bit or a quantized model.
+
+    Attributes:
+        label: "16-bit", or the recipe's name.
+        disk: bytes of the model's weight files.
+        modes: the fastest first.
+    """
+
+    label: str
+    disk: int
+    modes: tuple[ModePlan, ...]
+
+    def fastest_within(self, device_bytes: float) -> ModePlan | None:
+        """The fastest mode whose peak, and what a process takes beside it, fits a device; None when none does."""
+        return next((mode for mode in self.modes if mode.peak + OVERHEAD_BYTES <= device_bytes), None)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a video of one size needs, in 16 bits and quantized.
+
+    Attributes:
+        model: as it was asked for.
+        size: of the video.
+        sixteen_bit, quantized: with the same placement, tiles and chunks.
+    """
+
+    model: str
+    size: SamplingSettings
+    sixteen_bit: ModelPlan
+    quantized: ModelPlan
+
+    def reduction(self, mode: Memory) -> float:
+        """How much less the quantized model's peak is, as a share of the 16-bit one's in the same mode."""
+        peaks = [next(m.peak for m in model.modes if m.mode == mode) for model in (self.quantized, self.sixteen_bit)]
+        return 1 - peaks[0] / peaks[1]
+
+
+def plan_memory(
+    configs: PipelineConfigs, size: SamplingSettings, recipe: Recipe, kernels: Kernels = "fp8"
+) -> MemoryPlan:
+    """Predict the peaks of every mode.
+
+    Args:
+        configs: of a 16-bit pipeline, or of a quantized one, whose own layers are then taken.
+        size: of the video.
+        recipe: what a 16-bit pipeline would be quantized with.
+        kernels: how 4-bit linears compute.
+
+    Raises:
+        ModelError: a config describes no model of its class.
+        RecipeError: the recipe does not fit the model.
+    """
+    configs.geometry.require(size)
+    others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), image_encoder_bytes(configs))
+    layers: dict[str, QuantizedLayers | None] = {}
+    for denoiser in configs.denoisers:
+        found = configs.quantized.get(denoiser.name)
+        if found is not None:
+            layers[denoiser.name] = QuantizedLayers(found.layers, found.bins.num_bins)
+        else:
+            layers[denoiser.name] = None if configs.quantized else foreseen_layers(configs, denoiser.name, recipe)
+    label = next((found.recipe.name for found in configs.quantized.values()), recipe.name)
+    return MemoryPlan(
+        configs.name,
+        size,
+        _model_plan("16-bit", configs, dict.fromkeys(layers), others, size, kernels),
+        _model_plan(label, configs, layers, others, size, kernels),
+    )
+
+
+class OtherBytes(NamedTuple):
+    """Bytes of the models that are not quantized.
+
+    Attributes:
+        text, autoencoder: of these.
+        image: weights of the image encoder; 0 where there is none.
+    """
+
+    text: TextEncoderBytes
+    autoencoder: AutoencoderBytes
+    image: int
+
+
+def _model_plan(
+    label: str,
+    configs: PipelineConfigs,
+    layers: Mapping[str, QuantizedLayers | None],
+    others: OtherBytes,
+    size: SamplingSettings,
+    kernels: Kernels,
+) -> ModelPlan:
+    text, vae, image = others
+    experts = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
+    calls = _calls(configs, layers, size, kernels)
+    family = configs.family
+    on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, family.image_encoder: image}
+    is_given = any(layers.values()) == bool(configs.quantized)  # or else the files are of the other kind
+    for denoiser in configs.denoisers:
+        on_disk[denoiser.component] = experts[denoiser.name].total
+    disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
+    all_weights = text.weights + vae.weights + image + sum(expert.total for expert in experts.values())
+    modes = []
+    for mode in MEMORY_MODES:
+        places = _PLACES[mode](list(experts.values()))
+        away = places.away + vae.weights
+        phases = (
+            Phase(TEXT, away + text.on_device, text.encoding),
+            *([Phase(IMAGE, away + image, vae.encoding)] if family.takes_image(configs.index) else []),
+            *_denoising(experts, places, calls),
+            Phase(VIDEO, away, vae.decoding),
+        )
+        pinned = 0 if mode == "resident" else sum(expert.pinned for expert in experts.values())
+        # Page-locked copies take the places of the loaded weights one tensor at a time.
+        host = max(all_weights, pinned + text.weights + vae.weights + image)
+        modes.append(ModePlan(mode, phases, host, pinned))
+    return ModelPlan(label, disk, tuple(modes))
+
+
+def _calls(
+    configs: PipelineConfigs, layers: Mapping[str, QuantizedLayers | None], size: SamplingSettings, kernels: Kernels
+) -> dict[str, int]:
+    """Of one call of each denoiser; traced once for those that are alike, as Wan2.2's two are."""
+    found: dict[str, int] = {}
+    for name, own in layers.items():
+        alike = (
+            found[other]
+            for other in found
+            if configs.denoiser(other) == configs.denoiser(name) and layers[other] == own
+        )
+        traced = next(alike, None)
+        found[name] = denoising_bytes(configs, name, own, size, kernels) if traced is None else traced
+    return found
+
+
+class Places(NamedTuple):
+    """Bytes of denoisers on the device.
+
+    Attributes:
+        away: while none runs.
+        running: while each runs.
+        changing: while each takes the place of the one before; one fewer.
+    """
+
+    away: int
+    running: list[int]
+    changing: list[int]
+
+
+def _denoising(experts: Mapping[str, ExpertBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
+    """The phases between the first step and the last: each denoiser, and each change from one to the next."""
+    names, phases = list(experts), []
+    for index, name in enumerate(names):
+        if index:
+            both = max(calls[name], calls[names[index - 1]])
+            phases.append(Phase(BOUNDARY, places.changing[index - 1], both))
+        phases.append(Phase(denoising_name(name), places.running[index], calls[name]))
+    return phases
+
+
+def denoising_name(denoiser: str) -> str:
+    """What the phase of a denoiser is called: "high-noise denoising", say, or plain "denoising" of a single one."""
+    return f"{denoiser.replace('_', '-')} denoising" if denoiser.endswith("_noise") else "denoising"
+
+
+def _resident(experts: Sequence[ExpertBytes]) -> Places:
+    all_of_them = sum(expert.total for expert in experts)
+    return Places(all_of_them, [all_of_them] * len(experts), [all_of_them] * (len(experts) - 1))
+
+
+def _swap(experts: Sequence[ExpertBytes]) -> Places:
+    """Each part of the first leaves before its counterpart is brought: blocks in order, and last what is in none."""
+    changing = []
+    for high, low in itertools.pairwise(experts):
+        there = most = high.total
+        for leaving, coming in zip([*high.blocks, high.rest], [*low.blocks, low.rest], strict=False):
+            there += coming - leaving
+            most = max(most, there)
+        changing.append(most)
+    return Places(0, [expert.total for expert in experts], changing)
+
+
+def _lean(experts: Sequence[ExpertBytes]) -> Places:
+    running = [expert.rest + _two_in_a_row(expert.blocks) for expert in experts]
+    return Places(0, running, [max(pair) for pair in itertools.pairwise(running)])
+
+
+def _two_in_a_row(blocks: Sequence[int]) -> int:
+    """The block that runs and the next, which is copied meanwhile."""
+    return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
+
+
+_PLACES: Mapping[Memory, Callable[[Sequence[ExpertBytes]], Places]] = {
+    "resident": _resident,
+    "swap": _swap,
+    "lean": _lean,
+}

@@ -1,0 +1,221 @@
+"""Record calibration samples: which transformer calls of the 16-bit pipeline are kept, and the sample store they go to.
+
+Which calls are kept is decided before anything runs, from the scheduler's timesteps. Each finished prompt is on the
+disk, so that a recording that was killed goes on at the next one and leaves the same bytes.
+"""
+
+import functools
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tempoquant.calibrate.store import SampleStore
+from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry
+from tempoquant.calibrate.store_writer import StoreWriter
+from tempoquant.device import compute_dtype
+from tempoquant.engines import Crew, Engine
+from tempoquant.engines.crew import InProcessCrew
+from tempoquant.errors import CalibrationError, OutputError
+from tempoquant.models.schedule import sampling_steps
+from tempoquant.models.source import SourceModel
+from tempoquant.output.work_folder import WorkFolder
+from tempoquant.placement.streaming import Memory, check_memory
+from tempoquant.progress import SILENT, CombinedProgress, Progress
+from tempoquant.recording.plan import (
+    Calls,
+    ModelIdentity,
+    RecordingPlan,
+    Wanted,
+    plan_provenance,
+    require_prompts,
+    wanted_calls,
+)
+from tempoquant.recording.stages import NOISING, SAMPLING, NoisingClips, SamplingPrompts, ToRecord
+
+_STORE = "store"
+
+
+def record(
+    source: SourceModel,
+    folder: Path,
+    plan: RecordingPlan,
+    *,
+    model: ModelIdentity,
+    engine: Engine,
+    memory: Memory = "resident",
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> SampleStore:
+    """Record into a folder that appears when everything is in it; a finished store of the same plan is left as it is.
+
+    Until then finished prompts lie in `FOLDER.unfinished`, where the same recording goes on.
+
+    Args:
+        source: the 16-bit pipeline.
+        folder: new, empty, or an earlier store.
+        engine: where it runs; each worker has a pipeline of its own and takes one prompt after the other.
+        overwrite: replace what is in `folder`, and another recording's unfinished work.
+
+    Raises:
+        OutputError: `folder` holds something else (the difference is named), cannot be written, or the disk is full.
+        CalibrationError: a prompt lacks something, an input holds NaN or Inf, or an expert has no step.
+        ModelError, SettingsError: as `loaded_pipeline`, `require_prompts` and `sampling_steps` raise them.
+    """
+    device = engine.device
+    check_memory(memory, device)
+    folder = folder.expanduser().resolve()
+    for place in source.places:
+        if place.resolve().is_relative_to(folder) or folder.is_relative_to(place.resolve()):
+            raise OutputError(f"{folder} and the model in {place} overlap: choose a folder beside it.")
+    source.geometry.require(plan.settings)
+    require_prompts(source, plan)
+    steps = sampling_steps(source, plan.settings.num_steps, plan.settings.flow_shift)
+    wanted = wanted_calls(plan, steps, source.denoiser_names)
+    facts = plan_provenance(source, plan, model, device)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give a folder.")
+    work = WorkFolder(folder, {**facts, "samples_per_expert": plan.samples_per_expert})
+    if not overwrite and folder.exists() and any(folder.iterdir()):
+        store = _require_same(folder, facts, wanted, plan)
+        work.tidy()
+        return store
+    with work.owned(overwrite) as path, engine.open(path) as crew:
+        record_into(
+            source, path / _STORE, plan, model=model, device=device, memory=memory, crew=crew, progress=progress
+        )
+        _appear(path / _STORE, folder, path / "replaced")
+        work.remove()
+    return SampleStore.open(folder)
+
+
+def record_into(
+    source: SourceModel,
+    folder: Path,
+    plan: RecordingPlan,
+    *,
+    model: ModelIdentity,
+    device: str,
+    memory: Memory = "resident",
+    crew: Crew | None = None,
+    progress: Progress = SILENT,
+) -> SampleStore:
+    """Record into a folder that is the caller's alone, and go on with what an earlier call with the same plan left.
+
+    Args:
+        device: as workers name theirs.
+        crew: who does it, each worker with a pipeline of its own; this process if left out.
+
+    Raises as `record` does; finished prompts stay in the folder.
+    """
+    check_memory(memory, device)
+    steps = sampling_steps(source, plan.settings.num_steps, plan.settings.flow_shift)
+    wanted = wanted_calls(plan, steps, source.denoiser_names)
+    facts = plan_provenance(source, plan, model, device)
+    if (folder / INDEX_NAME).is_file():
+        store = SampleStore.open(folder)
+        if not _differences(store, facts, wanted, plan):
+            StoreWriter(folder, source.family.text_inputs).tidy()
+            return store
+    writer = StoreWriter(folder, source.family.text_inputs)
+    left = {index: calls for index, calls in wanted.items() if not _is_recorded(writer, index, calls)}
+    if left:
+        _check_space(source, folder, plan, left, device)
+        _record_left(source, folder.absolute(), plan, wanted, left, memory, crew or InProcessCrew(device), progress)
+    schedule = {
+        name: [float(step.timestep) for step in steps if step.denoiser == name] for name in source.denoiser_names
+    }
+    return writer.finish(facts, schedule, sorted(wanted))
+
+
+def _record_left(
+    source: SourceModel,
+    folder: Path,
+    plan: RecordingPlan,
+    wanted: Wanted,
+    left: Wanted,
+    memory: Memory,
+    crew: Crew,
+    progress: Progress,
+) -> None:
+    stage: SamplingPrompts | NoisingClips
+    if plan.from_latents:
+        stage = NoisingClips(source, folder, plan, tuple(left))
+        together = CombinedProgress(progress, NOISING, len(wanted), len(wanted) - len(left))
+    else:
+        stage = SamplingPrompts(source, folder, plan, memory, tuple(left))
+        num_steps = {index: 1 + max(step for step, _ in calls) for index, calls in wanted.items()}
+        done = sum(num for index, num in num_steps.items() if index not in left)
+        together = CombinedProgress(progress, SAMPLING, sum(num_steps.values()), done)
+    items = [ToRecord(index, calls) for index, calls in left.items()]
+    writer_of = functools.partial(StoreWriter, folder, source.family.text_inputs)
+    crew.run(
+        stage, items, progress=together,
+        is_done=lambda item: _is_recorded(writer_of(), item.prompt_index, item.calls),
+    )  # fmt: skip
+
+
+def _is_recorded(writer: StoreWriter, index: int, calls: Calls) -> bool:
+    return _calls_of(writer.committed(index)) == calls
+
+
+def _calls_of(entries: Iterable[SampleEntry] | None) -> Calls:
+    return frozenset((entry.step_index, entry.guidance_branch) for entry in entries or ())
+
+
+def _stored_calls(store: SampleStore) -> Mapping[str, Calls]:
+    """Prompt id to its calls."""
+    entries = [entry for denoiser in store.denoisers for entry in store.entries(denoiser)]
+    return {id: _calls_of(e for e in entries if e.prompt_id == id) for id in {entry.prompt_id for entry in entries}}
+
+
+def _differences(store: SampleStore, facts: Mapping[str, Any], wanted: Wanted, plan: RecordingPlan) -> list[str]:
+    """What differs between a store and what would be recorded."""
+    different = [key for key, value in facts.items() if store.provenance[key] != value]
+    if not different and _stored_calls(store) != {plan.prompts[index].id: calls for index, calls in wanted.items()}:
+        different = ["samples_per_expert"]
+    return different
+
+
+def _require_same(folder: Path, facts: Mapping[str, Any], wanted: Wanted, plan: RecordingPlan) -> SampleStore:
+    """The finished store in a folder. Raises OutputError when the folder holds anything else."""
+    try:
+        store = SampleStore.open(folder)
+    except CalibrationError as error:
+        raise OutputError(f"{error} Or choose another folder, or --overwrite.") from error
+    if different := _differences(store, facts, wanted, plan):
+        raise OutputError(
+            f"{folder} holds other samples (different {' and '.join(different)}): choose another folder, or "
+            "--overwrite."
+        )
+    return store
+
+
+def _check_space(source: SourceModel, folder: Path, plan: RecordingPlan, left: Wanted, device: str) -> None:
+    """Raise OutputError when the disk has no room for the samples that are still to be recorded."""
+    settings = plan.settings
+    sizes = source.sample_sizes(source.denoiser_names[0], settings.height, settings.width, settings.num_frames)
+    num_samples = sum(len(calls) for calls in left.values())
+    num_values = num_samples * sizes.video_values + len(left) * plan.num_branches * sizes.text_values
+    needed = num_values * compute_dtype(device).itemsize
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{num_samples} samples need {needed / 2**30:.1f} GiB and the disk of {folder} has {free / 2**30:.1f} GiB "
+            "free: free some, choose another folder, or ask for fewer samples."
+        )
+
+
+def _appear(finished: Path, folder: Path, aside: Path) -> None:
+    """Rename; what was there before comes back if that fails, Ctrl-C included."""
+    try:
+        if folder.exists():
+            folder.rename(aside)
+        try:
+            finished.rename(folder)
+        except BaseException:
+            if aside.exists():
+                aside.rename(folder)
+            raise
+    except OSError as error:
+        raise OutputError(f"{folder} could not be written: {error.strerror or error}.") from error

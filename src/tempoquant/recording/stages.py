@@ -1,0 +1,139 @@
+"""What workers do to record calibration samples: they sample prompts, or noise clips, one prompt after the other.
+
+Each finished prompt is on the disk when its item is done.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tempoquant.calibrate.store_writer import StoreWriter
+from tempoquant.errors import ModelError
+from tempoquant.hosts.diffusers.quiet import quiet_workers
+from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
+from tempoquant.models.family import ModelFamily
+from tempoquant.models.schedule import sampling_steps
+from tempoquant.models.source import SourceModel
+from tempoquant.placement.streaming import LoadedPipeline, Memory, encode_texts, loaded_autoencoder, loaded_pipeline
+from tempoquant.progress import Progress
+from tempoquant.recording.from_latents import noised_samples
+from tempoquant.recording.plan import CALIBRATION_NOISE, Calls, RecordingPlan
+
+SAMPLING, NOISING = "Recording calibration samples", "Encoding clips"
+"""Descriptions of progress, a unit per step or clip."""
+
+
+class ToRecord(NamedTuple):
+    """prompt_index: in the plan. calls: of the transformer, those to keep."""
+
+    prompt_index: int
+    calls: Calls
+
+
+@dataclass(frozen=True)
+class SamplingPrompts:
+    """The stage in which the pipeline runs for each prompt, up to its last step that is wanted.
+
+    Attributes:
+        source: the 16-bit pipeline.
+        folder: of the store.
+        indices: of all prompts that are left, whoever takes them: their texts may be encoded first.
+    """
+
+    source: SourceModel
+    folder: Path
+    plan: RecordingPlan
+    memory: Memory
+    indices: tuple[int, ...]
+
+    @contextlib.contextmanager
+    def open(self, device: str, progress: Progress) -> Iterator[Callable[[ToRecord], None]]:
+        """See `Stage.open`. Raises as `loaded_pipeline`."""
+        quiet_workers()
+        on_loaded = progress.start("Loading the 16-bit pipeline", 1)
+        writer = StoreWriter(self.folder, self.source.family.text_inputs)
+        with loaded_pipeline(
+            self.source, device, self.memory, _texts(self.plan, self.indices), self.plan.loras
+        ) as loaded:
+            on_loaded()
+
+            def sample(item: ToRecord) -> None:
+                num_steps = 1 + max(step for step, _ in item.calls)
+                _sample_prompt(loaded, self.source.family, self.plan, item, writer, progress.start(SAMPLING, num_steps))
+                writer.commit(item.prompt_index)
+
+            yield sample
+
+
+@dataclass(frozen=True)
+class NoisingClips:
+    """The stage in which each prompt's clip is noised to its timesteps that are wanted. Attributes as above."""
+
+    source: SourceModel
+    folder: Path
+    plan: RecordingPlan
+    indices: tuple[int, ...]
+
+    @contextlib.contextmanager
+    def open(self, device: str, progress: Progress) -> Iterator[Callable[[ToRecord], None]]:
+        """See `Stage.open`. Text encoder first, then the autoencoder alone."""
+        quiet_workers()
+        plan, writer = self.plan, StoreWriter(self.folder, self.source.family.text_inputs)
+        on_encoded = progress.start("Encoding texts", 1)
+        embeddings = encode_texts(self.source, _texts(plan, self.indices), device)
+        on_encoded()
+        steps = sampling_steps(self.source, plan.settings.num_steps, plan.settings.flow_shift)
+        with loaded_autoencoder(self.source, device) as pipeline:
+
+            def noise(item: ToRecord) -> None:
+                on_noised = progress.start(NOISING, 1)
+                prompt, seed = plan.prompts[item.prompt_index], CALIBRATION_NOISE + plan.seed + item.prompt_index
+                texts = {"conditional": embeddings[prompt.text], "unconditional": embeddings[""]}
+                for sample in noised_samples(
+                    pipeline, self.source.family, prompt, plan.settings, seed, steps, item.calls, texts
+                ):
+                    writer.add(item.prompt_index, sample)
+                writer.commit(item.prompt_index)
+                on_noised()
+
+            yield noise
+
+
+def _texts(plan: RecordingPlan, indices: tuple[int, ...]) -> list[str]:
+    """Of prompts, each with the negative one."""
+    return [text for index in indices for text in (plan.prompts[index].text, "")]
+
+
+def _sample_prompt(
+    loaded: LoadedPipeline,
+    family: ModelFamily,
+    plan: RecordingPlan,
+    item: ToRecord,
+    writer: StoreWriter,
+    advance: Callable[[], None],
+) -> None:
+    prompt, pipeline = plan.prompts[item.prompt_index], loaded.pipeline
+    left = set(item.calls)
+
+    def keep(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
+        call = (position.step_index, position.guidance_branch)
+        if call in left:
+            writer.add(item.prompt_index, sample_of(family, prompt, position, inputs))
+            left.remove(call)
+
+    with watching_trajectory(pipeline, keep) as step_done:
+
+        def after_step() -> None:
+            step_done()
+            advance()
+            pipeline._interrupt = not left  # the pipeline's own way to end early
+
+        seed = CALIBRATION_NOISE + plan.seed + item.prompt_index
+        sample_latents(pipeline, prompt, plan.settings, seed, loaded.texts(prompt.text), on_step=after_step)
+    if left:
+        raise ModelError(
+            f"the pipeline did not make the calls {sorted(left)} of prompt {prompt.id!r}: its scheduler takes other "
+            "steps when it runs; use UniPCMultistepScheduler."
+        )

@@ -1,0 +1,154 @@
+"""Laws of computing in chunks of tokens: the same numbers, whatever the chunks, and nothing left behind."""
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from torch import nn
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.models.hooks import unobtrusive
+from tempoquant.models.wan import chunked_blocks
+from tempoquant.models.wan.chunked_blocks import chunk_blocks
+from tempoquant.planning.allocations import peak_bytes
+from tempoquant.runtime.convert import install_layers
+from tests.quantized_wan import BINS, inputs, quantize_all, run, tiny_wan
+
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # products of other heights may sum in another order
+
+
+def quantized(model: nn.Module) -> nn.Module:
+    layers = quantize_all(model, "mixed", centred_by_bin=True, deflated_by_bin=True)
+    install_layers(model, layers, BINS, torch.float32)
+    return model
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 16, 32, 100])  # of 32
+@pytest.mark.parametrize("prepare", [lambda model: model, quantized], ids=["16-bit", "quantized"])
+def test_chunks_change_nothing(prepare, num_tokens):
+    model = prepare(tiny_wan(dtype=torch.float32))
+    before = run(model, torch.float32, batch=2)
+    undo = chunk_blocks(model, num_tokens)
+    chunked = run(model, torch.float32, batch=2)
+    if prepare is quantized:  # a last bit may tip a code over to the next level: a few of them, no more
+        assert (chunked - before).norm() < 0.02 * before.norm()
+    else:
+        torch.testing.assert_close(chunked, before, **FLOAT32)
+    undo()
+    assert torch.equal(run(model, torch.float32, batch=2), before)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_in_one_chunk_the_numbers_are_the_same_to_the_last_bit_in_bfloat16():
+    model = tiny_wan()
+    before = run(model)
+    chunk_blocks(model, 32)
+    assert torch.equal(run(model), before)
+
+
+def test_a_hook_that_keeps_a_blocks_tensors_finds_them_as_they_were():
+    model = tiny_wan(dtype=torch.float32)
+    kept = []
+
+    def keep() -> None:
+        for block in model.blocks:
+            block.register_forward_hook(lambda _, args, output: kept.extend([args[0], output]))
+
+    keep()
+    run(model, torch.float32)
+    before = [tensor.clone() for tensor in kept]
+    kept.clear()
+    chunk_blocks(model, 7)
+    run(model, torch.float32)
+    for after, expected in zip(kept, before, strict=True):
+        torch.testing.assert_close(after, expected, **FLOAT32)
+
+
+def test_a_hook_inside_a_block_finds_what_it_always_finds():
+    model = tiny_wan(dtype=torch.float32)
+    kept = []
+    for name in ("attn1", "norm3", "ffn"):
+        getattr(model.blocks[1], name).register_forward_hook(lambda _module, _args, output: kept.append(output))
+    run(model, torch.float32)
+    chunk_blocks(model, 7)
+    run(model, torch.float32)
+    for expected, after in zip(kept[:3], kept[3:], strict=True):
+        torch.testing.assert_close(after, expected, **FLOAT32)
+
+
+def test_a_cache_of_activations_finds_a_blocks_input_as_it_was():
+    """diffusers' first-block cache adds what later blocks changed the last time: their output less their input."""
+
+    plain, model = (tiny_wan(num_layers=3, dtype=torch.float32) for _ in range(2))
+    undo = chunk_blocks(model, 7)
+    for each in (plain, model):
+        each.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    with pytest.raises(UnsupportedError, match="set the memory mode first"):
+        chunk_blocks(plain)
+
+    def second_call(model: nn.Module) -> torch.Tensor:
+        with model.cache_context("cond"):
+            run(model, torch.float32)
+            second = run(model, torch.float32, seed=2)
+        model._reset_stateful_cache()
+        return second
+
+    expected = second_call(plain)
+    torch.testing.assert_close(second_call(model), expected, **FLOAT32)
+    undo()
+    assert torch.equal(second_call(model), expected)
+
+
+class SharedInput:
+    """Counts how often it is told to let go of its input."""
+
+    num_forgotten = 0
+
+    def forget(self) -> None:
+        self.num_forgotten += 1
+
+
+def test_no_chunk_is_kept_for_linears_that_share_it():
+    model = tiny_wan(dtype=torch.float32)
+    shared = SharedInput()
+    for linear in (model.blocks[0].attn1.to_q, model.blocks[0].attn1.to_k):
+        linear.shared_input = shared
+    chunk_blocks(model, 16)
+    run(model, torch.float32)
+    assert shared.num_forgotten == 2 * 2 * 2  # linears, chunks, and keys apart from queries
+
+
+def test_chunks_take_half_the_memory_of_a_long_video():
+    def peak(model: nn.Module) -> int:
+        long = inputs(dtype=torch.bfloat16)
+        long = {key: torch.empty_like(value, device="meta") for key, value in long.items() if key != "return_dict"}
+        long["hidden_states"] = torch.empty(1, 36, 8, 64, 64, device="meta", dtype=torch.bfloat16)
+        return peak_bytes(lambda: model(**long, return_dict=False))
+
+    model = tiny_wan().to("meta")
+    for name in ("freqs_cos", "freqs_sin"):
+        setattr(model.rope, name, getattr(model.rope, name).to("meta"))
+    before = peak(model)
+    handle = model.blocks[0].register_forward_pre_hook(unobtrusive(lambda *_: None))
+    chunk_blocks(model, 256)
+    assert peak(model) < 0.5 * before
+    handle.remove()
+
+
+def test_gradients_and_timesteps_per_token_take_the_usual_way():
+    model = tiny_wan(dtype=torch.float32)
+    chunk_blocks(model, 7)
+    arguments = inputs(dtype=torch.float32)
+    arguments["hidden_states"].requires_grad_()
+    model(**arguments)[0].sum().backward()
+    assert arguments["hidden_states"].grad is not None
+
+
+def test_another_diffusers_is_refused(monkeypatch):
+    chunked_blocks._check_same_results.cache_clear()
+    original = chunked_blocks.WanTransformerBlock.forward
+    monkeypatch.setattr(chunked_blocks.WanTransformerBlock, "forward", lambda *args: 1.01 * original(*args))
+    model = tiny_wan()
+    with pytest.raises(UnsupportedError, match="in a way that TempoQuant does not know"):
+        chunk_blocks(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    chunked_blocks._check_same_results.cache_clear()

@@ -1,0 +1,196 @@
+"""Laws of the prediction: weights are counted to the byte, modes differ as they should, targets of A14B are kept."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanImageToVideoPipeline
+from torch import nn
+
+from tempoquant.errors import ModelError
+from tempoquant.models.pipeline_configs import ModelConfig, PipelineConfigs, read_configs
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.models.wan.pipelines import I2V_A14B
+from tempoquant.models.wan.published import A14B
+from tempoquant.planning.allocations import peak_bytes
+from tempoquant.planning.generation_memory import (
+    QuantizedLayers,
+    _ForeseenLinear,
+    autoencoder_bytes,
+    denoiser_bytes,
+    denoising_bytes,
+    foreseen_layers,
+    text_encoder_bytes,
+)
+from tempoquant.planning.memory_plan import OVERHEAD_BYTES, MemoryPlan, plan_memory
+from tempoquant.recipe import Recipe
+from tests.quantized_wan import tiny_wan, write_pipeline
+from tests.recorded import TINY
+
+GIB, GB = 2**30, 10**9
+DEFAULT, PAPER = Recipe.load("default"), Recipe.load("paper")
+
+
+def size_of(height: int, width: int, num_frames: int) -> SamplingSettings:
+    return I2V_A14B.replace(height=height, width=width, num_frames=num_frames)
+
+
+def with_config(configs: PipelineConfigs, component: str, **changes: object) -> PipelineConfigs:
+    """The same with another config of one component."""
+    described = configs.models[component]
+    config = ModelConfig(described.library, described.class_name, {**described.config, **changes})
+    return dataclasses.replace(configs, models={**configs.models, component: config})
+
+
+def num_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("q") / "pipeline", centred_by_bin=True, deflated_by_bin=True)
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, MemoryPlan]:
+    configs, size = read_configs(A14B), size_of(480, 832, 81)
+    return {recipe.name: plan_memory(configs, size, recipe) for recipe in (DEFAULT, PAPER)}
+
+
+def test_weights_are_counted_to_the_byte(quantized):
+    pipeline = WanImageToVideoPipeline.from_pretrained(quantized, dtype=torch.bfloat16)
+    configs = read_configs(str(quantized))
+    for expert, model in zip(COMPONENTS, (pipeline.transformer, pipeline.transformer_2), strict=True):
+        component = configs.quantized[expert]
+        found = denoiser_bytes(configs, expert, QuantizedLayers(component.layers, component.bins.num_bins))
+        assert found.total == num_bytes(model)
+        assert found.blocks == tuple(num_bytes(block) for block in model.blocks)
+    assert text_encoder_bytes(configs).weights == num_bytes(pipeline.text_encoder)
+    assert autoencoder_bytes(configs, size_of(16, 16, 5)).weights == 2 * num_bytes(pipeline.vae)  # float32
+
+
+def test_16_bit_weights_are_those_of_a_loaded_expert():
+    model = tiny_wan()
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    configs = with_config(read_configs(A14B), "transformer", **config)
+    assert denoiser_bytes(configs, "high_noise").total == num_bytes(model)
+
+
+def test_the_built_in_model_has_the_published_number_of_weights():
+    configs = read_configs(A14B)
+    found = denoiser_bytes(configs, "high_noise").total
+    assert 2 * 14_288_901_184 < found < 2 * 14_288_901_184 + 2 * 30 * 2**20 * 2  # norms and modulation in float32
+    assert text_encoder_bytes(configs).weights == 2 * 5_680_910_336
+    assert autoencoder_bytes(configs, size_of(64, 64, 5)).weights == 4 * 126_892_531
+
+
+def test_the_page_locked_memory_of_an_expert_is_hardly_more_than_its_weights():
+    configs = read_configs(A14B)
+    for layers in (None, foreseen_layers(configs, "high_noise", DEFAULT)):
+        found = denoiser_bytes(configs, "high_noise", layers)
+        assert found.total <= found.pinned <= 1.15 * found.total
+
+
+def test_the_reference_takes_more_than_kernels(quantized):
+    configs = read_configs(str(quantized))
+    found = configs.quantized["high_noise"]
+    layers = QuantizedLayers(found.layers, found.bins.num_bins)
+    size = size_of(128, 128, 17)
+    by_kernels, by_reference = (
+        denoising_bytes(configs, "high_noise", layers, size, each) for each in ("fp8", "reference")
+    )
+    assert by_kernels < by_reference
+
+
+@pytest.mark.parametrize(("kernels", "expanded"), [("fp8", 1), ("int8", 1), ("bf16", 2)])
+def test_a_linear_is_counted_as_its_arithmetic_says(kernels, expanded):
+    entry = foreseen_layers(read_configs(A14B), "high_noise", DEFAULT).entries["blocks.0.ffn.net.0.proj"]
+    x = torch.empty(1, 100, 5120, dtype=torch.bfloat16, device="meta")
+    peak = peak_bytes(lambda: _ForeseenLinear(entry, kernels)(x))
+    of_one_bin = 2 * 5120 + 2 * 13824  # its offset and bias
+    assert peak == expanded * (100 + 13824) * 5120 + 2 * 100 * 32 + of_one_bin + 2 * 100 * 13824
+
+
+def test_targets_of_a14b_at_480p(plans):
+    assert plans["default"].reduction("resident") >= 0.67
+    assert plans["paper"].reduction("resident") >= 0.69
+    lean = plans["default"].quantized.modes[2]
+    assert lean.mode == "lean" and lean.peak + OVERHEAD_BYTES <= 12 * GB
+
+
+def test_the_document_shows_what_is_predicted(plans):
+    document = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+    for recipe, plan in plans.items():
+        [row] = [line for line in document.splitlines() if line.startswith(f"| 480 × 832 | `{recipe}` |")]
+        for before, after in zip(plan.sixteen_bit.modes, plan.quantized.modes, strict=True):
+            assert f"{before.peak / GIB:.1f} → {after.peak / GIB:.1f}" in row
+            assert before.mode == "lean" or f"−{100 * plan.reduction(before.mode):.1f} %" in row
+
+
+def test_targets_of_a14b_at_720p():
+    plan = plan_memory(read_configs(A14B), size_of(720, 1280, 81), DEFAULT)
+    assert plan.reduction("resident") >= 0.60
+    assert plan.quantized.modes[2].peak + OVERHEAD_BYTES <= 16 * GB
+
+
+def test_faster_modes_take_more_and_the_fastest_that_fits_is_recommended(plans):
+    model = plans["default"].quantized
+    assert [mode.mode for mode in model.modes] == ["resident", "swap", "lean"]
+    peaks = [mode.peak for mode in model.modes]
+    assert peaks == sorted(peaks, reverse=True)
+    for mode in model.modes:
+        assert model.fastest_within(mode.peak + OVERHEAD_BYTES) is mode
+    assert model.fastest_within(peaks[-1] + OVERHEAD_BYTES - 1) is None
+
+
+def test_where_nothing_computes_an_expert_only_resident_has_one_there(plans):
+    for model in (plans["default"].sixteen_bit, plans["default"].quantized):
+        resident, swap, _ = model.modes
+        text, image, *_, video = swap.phases
+        assert {text.name, image.name, video.name} == {"text encoding", "image encoding", "video decoding"}
+        both = 2 * swap.phases[2].weights
+        for phase, in_swap in zip(resident.phases, swap.phases, strict=True):
+            expected = both if in_swap.weights * 2 == both else both + in_swap.weights
+            assert phase.weights == expected and phase.activations == in_swap.activations
+
+
+def test_activations_follow_the_number_of_tokens():
+    configs = read_configs(A14B)
+    sizes = [size_of(480, 832, frames) for frames in (41, 81, 161)]
+    small, middle, large = (denoising_bytes(configs, "high_noise", None, size) for size in sizes)
+    # Beyond what a chunk needs it is a straight line: 11, 21 and 41 latent frames.
+    assert (large - middle) / 20 == pytest.approx((middle - small) / 10, rel=0.05)
+
+
+def test_a_plan_reads_configs_and_no_weights(quantized, tmp_path):
+    for file in quantized.rglob("*.json"):
+        place = tmp_path / "configs" / file.relative_to(quantized)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+    size = size_of(32, 32, 5)
+    with_weights, without = (
+        plan_memory(read_configs(str(folder)), size, DEFAULT) for folder in (quantized, tmp_path / "configs")
+    )
+    assert without.quantized.modes == with_weights.quantized.modes
+    assert without.sixteen_bit.modes == with_weights.sixteen_bit.modes
+    assert without.quantized.label == "test"  # the checkpoint's own recipe
+
+
+def test_a_broken_or_foreign_config_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"model_index\.json is missing"):
+        read_configs(str(tmp_path))
+    configs = read_configs(str(TINY))
+    with pytest.raises(ModelError, match="does not describe a WanTransformer3DModel"):
+        denoiser_bytes(with_config(configs, "transformer", num_attention_heads="many"), "high_noise")
+    with pytest.raises(ModelError, match="does not describe a AutoencoderKLWan"):
+        autoencoder_bytes(with_config(configs, "vae", base_dim=None), size_of(16, 16, 5))
+    with pytest.raises(ModelError, match="does not describe a UMT5EncoderModel"):
+        text_encoder_bytes(with_config(configs, "text_encoder", d_model="wide"))
+    with pytest.raises(ModelError, match="do not say how a video becomes tokens"):
+        plan_memory(with_config(configs, "transformer", patch_size=None), size_of(16, 16, 5), DEFAULT)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ModelError, match="FluxPipeline"):
+        read_configs(str(tmp_path))
