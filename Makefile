@@ -16,7 +16,7 @@ help:  ## Show this list.
 demo: .venv/.installed  ## Quantize the bundled model, run it beside the original, and write what you should look at.
 	$(BIN)/tempoquant demo
 
-test: .venv/.installed-test  ## Run the tests, in two processes of one thread each: ten minutes on two cores.
+test: .venv/.installed-test  ## Run the tests, in two processes of one thread each: thirteen minutes on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.installed-test  ## Run the tests that `make test` leaves out, Ray clusters of several nodes, killed runs, whole reproductions: fifteen minutes.
