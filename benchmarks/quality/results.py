@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tempoquant.plain_values import plain
 
 from benchmarks.quality.measure import Measured
 from benchmarks.quality.reference import unfinished_name, write_tensors
@@ -18,6 +17,7 @@ from benchmarks.quality.rows import Row
 from benchmarks.quality.task import Task, key_of
 from tempoquant.checkpoint.files import sync
 from tempoquant.evaluate.results import Summary
+from tempoquant.plain_values import plain
 from tempoquant.recipe import Recipe
 
 MEASURES = ("bits_per_weight", "seconds", "cpu_seconds", "sqnr_db", "final_latent_db")

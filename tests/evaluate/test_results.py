@@ -3,10 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
-from tempoquant.plain_values import plain, to_json
 
 from tempoquant.errors import ModelError
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
+from tempoquant.plain_values import plain, to_json
 
 
 def result(label: str, **video: object) -> ModelResult:

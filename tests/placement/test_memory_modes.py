@@ -274,7 +274,7 @@ def test_what_cannot_be_placed_is_refused_and_left_alone(plain):
     with pytest.raises(SettingsError, match="memory is one of resident, swap, lean, not 'disk'"):
         set_memory_mode(plain, "disk", "cpu")
     with pytest.raises(
-        UnsupportedError, match="no model family covers a Linear: supported are .*WanImageToVideoPipeline"
+        UnsupportedError, match=r"no model family covers a Linear: supported are .*WanImageToVideoPipeline"
     ):
         set_memory_mode(nn.Linear(1, 1), "swap", "cpu")
     plain.transformer.enable_group_offload(
