@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tempoquant import quantize_linear
-from tempoquant.calibrate.capture import first_call, watching_calls, watching_inputs
+from tempoquant.calibrate.capture import watching_calls, watching_inputs
 from tempoquant.calibrate.denoiser_model import Carried
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch
@@ -279,16 +279,6 @@ def test_progress_counts_what_is_done(tmp_path: Path, changes: dict[str, object]
     recipe = PAPER.replace(**changes)
     list(quantize_denoiser(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))
     assert counted == [units, units]
-
-
-def test_first_call_catches_the_arguments_and_stops() -> None:
-    model = nn.Sequential(nn.Identity(), nn.Linear(4, 4))
-    x = torch.ones(2, 4)
-    args, kwargs = first_call(model[1], lambda: model(x))
-    assert torch.equal(args[0], x) and kwargs == {}
-    assert not model[1]._forward_pre_hooks
-    with pytest.raises(RuntimeError, match="without calling Linear"):
-        first_call(model[1], lambda: None)
 
 
 def test_watching_calls_sees_keyword_arguments_and_the_answer() -> None:

@@ -11,33 +11,6 @@ from torch.utils.hooks import RemovableHandle
 Name = TypeVar("Name", bound=Hashable)
 
 
-class _Caught(Exception):
-    """Stops a forward pass once the wanted call has been seen."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.call_args, self.call_kwargs = args, kwargs
-
-
-def first_call(module: nn.Module, run: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the first call that `run` makes to `module`; nothing after that call is computed.
-
-    Raises:
-        RuntimeError: `run` never called the module.
-    """
-
-    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Caught(args, kwargs)
-
-    handle = module.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        run()
-    except _Caught as caught:
-        return caught.call_args, caught.call_kwargs
-    finally:
-        handle.remove()
-    raise RuntimeError(f"the model ran without calling {type(module).__name__}")
-
-
 @contextlib.contextmanager
 def _while_hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
     try:

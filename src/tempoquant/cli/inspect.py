@@ -72,7 +72,7 @@ def verify_folder(folder: Path, progress: Progress) -> list[str]:
 
     check_sound(folder)
     components = quantized_components(folder)
-    advance = progress.start("verifying", len(components) + 1)
+    advance = progress.start("Verifying", len(components) + 1)
     verified = set(verify_manifest(folder)) if (folder / MANIFEST_NAME).is_file() else set()
     advance()
     for component in components.values():

@@ -189,34 +189,30 @@ def _use_autoencoder(vae: Any, experts: Sequence[nn.Module], device: torch.devic
         vae.tile_sample_stride_width,
     )  # fmt: skip
     vae.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
-    _, offload = accelerate.cpu_offload_with_hook(vae, device)
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
-    handles = [vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())]
-    handles += [model.register_forward_pre_hook(lambda *_: offload.offload()) for model in experts]
+    to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
+    release = _use_briefly(vae, experts, device)
 
     def undo() -> None:
-        for handle in handles:
-            handle.remove()
-        accelerate.hooks.remove_hook_from_module(vae, recurse=True)
-        _own_forward(vae)
-        vae.to("cpu")
+        to_host.remove()
+        release()
         vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width = before[:3]
         vae.tile_sample_stride_height, vae.tile_sample_stride_width = before[3:]
 
     return undo
 
 
-def _use_briefly(encoder: Any, experts: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
+def _use_briefly(model: Any, experts: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
     """On the device from when it is called until an expert is."""
-    _, offload = accelerate.cpu_offload_with_hook(encoder, device)
-    handles = [model.register_forward_pre_hook(lambda *_: offload.offload()) for model in experts]
+    _, offload = accelerate.cpu_offload_with_hook(model, device)
+    handles = [expert.register_forward_pre_hook(lambda *_: offload.offload()) for expert in experts]
 
     def undo() -> None:
         for handle in handles:
             handle.remove()
-        accelerate.hooks.remove_hook_from_module(encoder, recurse=True)
-        _own_forward(encoder)
-        encoder.to("cpu")
+        accelerate.hooks.remove_hook_from_module(model, recurse=True)
+        _own_forward(model)
+        model.to("cpu")
 
     return undo
 
