@@ -84,7 +84,7 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
         "picture": output / "contact_sheet.png",
         "results": output / "results.json",
     }
-    on_drawn = progress.start("drawing", 1)
+    on_drawn = progress.start("Drawing", 1)
     draw(found, evaluation, files["video"], files["picture"])
     on_drawn()
     build_report([evaluation], files["page"], progress=progress)

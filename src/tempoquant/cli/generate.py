@@ -70,12 +70,12 @@ def command(  # noqa: PLR0913 (one argument per option)
         require_given(model, item)
         settings = settings_of(model, changes)
         sampling_steps(model, settings.num_steps, settings.flow_shift)  # refuses a scheduler before anything is loaded
-        on_loaded = progress.start("loading", 1)
+        on_loaded = progress.start("Loading", 1)
         pipeline = load_in_mode(model, memory.value, device or default_device())
         if activation_bits is not None:
             set_activation_bits(pipeline, activation_bits.bits, activation_bits.timesteps)
         on_loaded()
-        on_step = progress.start("generating", settings.num_steps)
+        on_step = progress.start("Generating", settings.num_steps)
         try:
             with suited_threads(model, device or default_device()):
                 video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)

@@ -43,7 +43,7 @@ def command(
         settings = configs.family.published(configs.index)[1].replace(
             height=size and size.height, width=size and size.width, num_frames=frames
         )
-        done = progress.start("tracing", 1)
+        done = progress.start("Tracing", 1)
         plan = plan_memory(configs, settings, Recipe.load(recipe))
         done()
         device_bytes = None if gpu_gib is None else gpu_gib * 2**30

@@ -49,7 +49,7 @@ def layer_maps(
     """
     maps = {}
     device = pipeline._execution_device  # in a memory mode the weights may lie elsewhere
-    on_call = progress.start("layer maps", len(calls))
+    on_call = progress.start("Layer maps", len(calls))
     for denoiser in reference.denoisers:
         expert, transformer = denoiser.name, getattr(pipeline, denoiser.component)
         of_expert = [call for call in calls if call.denoiser == expert]

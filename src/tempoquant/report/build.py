@@ -54,14 +54,14 @@ def build_report(
     if not folders:
         raise EvaluationError("there is nothing to report on: give a folder that `tempoquant evaluate -o` wrote.")
     check_place(output, ".html")
-    advance = progress.start("reading evaluations", len(folders))
+    advance = progress.start("Reading evaluations", len(folders))
     evaluations = []
     for folder in folders:
         evaluations.append(read_evaluation(folder))
         advance()
     parts = merge(evaluations)
     media = Media(output.parent / f"{output.stem}_videos", int(budget_mib * 2**20))
-    advance = progress.start("embedding videos", len(parts))
+    advance = progress.start("Embedding videos", len(parts))
     payloads = []
     for part in parts:
         payloads.append(payload_of(part, media))
