@@ -59,6 +59,33 @@ def test_no_file_is_left_unfinished():
     assert matching_lines(OUR_CODE + TESTS + TEXTS, UNFINISHED) == []
 
 
+NAMED_MODULE = re.compile(r"-m ((?:tests|benchmarks|training|tempoquant)(?:\.[a-z_]+)*)(?![\w.{\\])")
+NAMED_FILE = re.compile(r"(?<![\w./-])((?:tests|benchmarks|training|src|docs)/[\w./-]+\.(?:py|md|toml|html|png))\b")
+HISTORY = {"docs/log.md", "CHANGELOG.md"}  # what they tell of has moved since
+
+
+def test_every_module_and_file_that_a_text_names_exists():
+    """Whoever types a command from a docstring, a page or a Makefile finds what it runs."""
+    missing = [
+        f"{name_of(path)}:{number} names {named}"
+        for path in OUR_CODE + TESTS + TEXTS
+        if name_of(path) not in HISTORY and not name_of(path).startswith("docs/decisions")
+        for number, line in enumerate(lines_of(path), start=1)
+        for named in missing_names(line)
+    ]
+    assert missing == []
+
+
+def missing_names(line: str) -> Iterator[str]:
+    for module in NAMED_MODULE.findall(line):
+        place = module.replace(".", "/")
+        if not any((root / f"{place}{end}").exists() for root in (ROOT, ROOT / "src") for end in (".py", "/__main__.py")):
+            yield module
+    for file in NAMED_FILE.findall(line):
+        if not (ROOT / file).exists():
+            yield file
+
+
 def test_no_text_names_a_path_of_one_machine():
     assert matching_lines(OUR_CODE + TESTS + TEXTS, MACHINE_PATH) == []
 

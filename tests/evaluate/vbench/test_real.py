@@ -20,7 +20,7 @@ from tempoquant.progress import SILENT
 from tests.evaluate.real_vbench import vbench_python
 from tests.evaluate.vbench_folder import LABELS, noise, plan_of, write_takes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXTS = {name: f"A picture of {name}." for name in ("rain", "snow", "fog")}
 FLICKERING = ("temporal_flickering",)
 
@@ -88,7 +88,7 @@ def test_weights_that_are_no_weights_fail_with_vbenchs_own_reason_and_download_n
 def test_a_killed_run_scores_the_rest_and_nothing_twice(settings, tmp_path):
     """Killed after two of six scores, in a process of its own."""
     write_takes(tmp_path / "out", list(TEXTS), noise)
-    program = f"{sys.executable} -m tests.evaluate.test_vbench_real {tmp_path / 'out'}".split()
+    program = f"{sys.executable} -m tests.evaluate.vbench.test_real {tmp_path / 'out'}".split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([*program, "2"], cwd=ROOT, env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
