@@ -4,8 +4,8 @@
     python -m benchmarks.memory --size 720x1280 --modes swap lean
     python -m benchmarks.memory --json memory.jsonl
 
-On an NVIDIA GPU it runs two steps, one of each expert, with guidance, on random weights made there, in 16 bits and
-quantized, and compares torch.cuda.max_memory_allocated with the prediction: within 10 %. Both 16-bit experts stay on
+On an NVIDIA GPU it runs two steps, one of each denoiser, with guidance, on random weights made there, in 16 bits and
+quantized, and compares torch.cuda.max_memory_allocated with the prediction: within 10 %. Both 16-bit denoisers stay on
 the GPU in "resident", which takes 80 GB; 128 GiB of RAM hold all modes. Without a GPU it prints the prediction alone.
 """
 
@@ -31,7 +31,7 @@ from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.wan.pipelines import HIGH_NOISE
 from tempoquant.models.wan.published import A14B
 from tempoquant.placement.memory_modes import set_memory_mode
-from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.placement.modes import MEMORY_MODES
 from tempoquant.planning.generation_memory import QuantizedLayers, foreseen_layers
 from tempoquant.planning.memory_plan import BOUNDARY, MemoryPlan, ModePlan, denoising_name, plan_memory
 from tempoquant.recipe import Recipe
@@ -79,7 +79,7 @@ def measured(pipeline: Any, mode: str, size: SamplingSettings, device: torch.dev
 
 
 def predicted(mode: ModePlan) -> dict[str, int]:
-    """Bytes by phase. Experts change places within the last high-noise call, so the two are one here."""
+    """Bytes by phase. Denoisers change places within the last high-noise call, so the two are one here."""
     peaks = {phase.name: phase.peak for phase in mode.phases}
     high = denoising_name(HIGH_NOISE)
     peaks[high] = max(peaks[high], peaks.pop(BOUNDARY))

@@ -29,7 +29,7 @@ def command(
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Write both experts for stock diffusers, which runs them with nunchaku's fused kernels on NVIDIA GPUs.
+    """Write all denoisers for stock diffusers, which runs them with nunchaku's fused kernels on NVIDIA GPUs.
 
     DIR is what `quantize` wrote with --recipe nunchaku_int4 or nunchaku_nvfp4, or like them: layers that the kernels
     cannot hold are refused by name. Clip ratios are not carried. `compare` scores OUT as the kernels round.
@@ -48,7 +48,7 @@ def command(
         path = export(folder, output, overwrite=overwrite, link=link, progress=progress)
         contents = contents_of(path)
         record = {"output": str(path), "existed": was_there, "target": target.value, "clip_ratios_carried": False}
-        notes = [f"{expert.expert}: {note}" for expert in contents.experts for note in expert.notes]
+        notes = [f"{denoiser.denoiser}: {note}" for denoiser in contents.denoisers for note in denoiser.notes]
         words = f"{path} was already finished." if was_there else f"Written to {path}."
         return Outcome({**record, **plain(contents)}, Group(contents_table(contents), *notes, words))
 

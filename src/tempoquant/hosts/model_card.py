@@ -86,7 +86,7 @@ from diffusers import {pipeline}
 pipeline = {pipeline}.from_pretrained("this folder")
 ```
 
-| expert | 4-bit layers | bits a weight, all included | source, MiB on disk | this, MiB on disk |
+| denoiser | 4-bit layers | bits a weight, all included | source, MiB on disk | this, MiB on disk |
 |---|---|---|---|---|
 {rows}
 

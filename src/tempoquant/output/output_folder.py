@@ -35,7 +35,7 @@ class RunIdentity:
         store: digest of the sample store that was given, or None when the run records for itself.
         seed: of the calibration's noise.
         compute_dtype: that samples and hidden states are in: a run that began on a CPU does not go on on a GPU.
-        lora: expert to the SHA-256 of the LoRA fused into it.
+        lora: denoiser to the SHA-256 of the LoRA fused into it.
         library_version: of the TempoQuant that ran.
         budget: that ranks were spent by, and the SHA-256 of the sensitivity file that was given; None for no budget.
     """

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.sampling_settings import SamplingSettings
-from tempoquant.placement.streaming import MEMORY_MODES, Memory
+from tempoquant.placement.modes import MEMORY_MODES, Memory
 from tempoquant.planning.generation_memory import (
     AutoencoderBytes,
-    ExpertBytes,
+    DenoiserBytes,
     Kernels,
     QuantizedLayers,
     TextEncoderBytes,
@@ -175,26 +175,26 @@ def _model_plan(
     kernels: Kernels,
 ) -> ModelPlan:
     text, vae, image = others
-    experts = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
+    denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
     calls = _calls(configs, layers, size, kernels)
     family = configs.family
     on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, family.image_encoder: image}
     is_given = any(layers.values()) == bool(configs.quantized)  # or else the files are of the other kind
     for denoiser in configs.denoisers:
-        on_disk[denoiser.component] = experts[denoiser.name].total
+        on_disk[denoiser.component] = denoisers[denoiser.name].total
     disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
-    all_weights = text.weights + vae.weights + image + sum(expert.total for expert in experts.values())
+    all_weights = text.weights + vae.weights + image + sum(denoiser.total for denoiser in denoisers.values())
     modes = []
     for mode in MEMORY_MODES:
-        places = _PLACES[mode](list(experts.values()))
+        places = _PLACES[mode](list(denoisers.values()))
         away = places.away + vae.weights
         phases = (
             Phase(TEXT, away + text.on_device, text.encoding),
             *([Phase(IMAGE, away + image, vae.encoding)] if family.takes_image(configs.index) else []),
-            *_denoising(experts, places, calls),
+            *_denoising(denoisers, places, calls),
             Phase(VIDEO, away, vae.decoding),
         )
-        pinned = 0 if mode == "resident" else sum(expert.pinned for expert in experts.values())
+        pinned = 0 if mode == "resident" else sum(denoiser.pinned for denoiser in denoisers.values())
         # Page-locked copies take the places of the loaded weights one tensor at a time.
         host = max(all_weights, pinned + text.weights + vae.weights + image)
         modes.append(ModePlan(mode, phases, host, pinned))
@@ -231,9 +231,9 @@ class Places(NamedTuple):
     changing: list[int]
 
 
-def _denoising(experts: Mapping[str, ExpertBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
+def _denoising(denoisers: Mapping[str, DenoiserBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
     """The phases between the first step and the last: each denoiser, and each change from one to the next."""
-    names, phases = list(experts), []
+    names, phases = list(denoisers), []
     for index, name in enumerate(names):
         if index:
             both = max(calls[name], calls[names[index - 1]])
@@ -247,25 +247,25 @@ def denoising_name(denoiser: str) -> str:
     return f"{denoiser.replace('_', '-')} denoising" if denoiser.endswith("_noise") else "denoising"
 
 
-def _resident(experts: Sequence[ExpertBytes]) -> Places:
-    all_of_them = sum(expert.total for expert in experts)
-    return Places(all_of_them, [all_of_them] * len(experts), [all_of_them] * (len(experts) - 1))
+def _resident(denoisers: Sequence[DenoiserBytes]) -> Places:
+    all_of_them = sum(denoiser.total for denoiser in denoisers)
+    return Places(all_of_them, [all_of_them] * len(denoisers), [all_of_them] * (len(denoisers) - 1))
 
 
-def _swap(experts: Sequence[ExpertBytes]) -> Places:
+def _swap(denoisers: Sequence[DenoiserBytes]) -> Places:
     """Each part of the first leaves before its counterpart is brought: blocks in order, and last what is in none."""
     changing = []
-    for high, low in itertools.pairwise(experts):
+    for high, low in itertools.pairwise(denoisers):
         there = most = high.total
         for leaving, coming in zip([*high.blocks, high.rest], [*low.blocks, low.rest], strict=False):
             there += coming - leaving
             most = max(most, there)
         changing.append(most)
-    return Places(0, [expert.total for expert in experts], changing)
+    return Places(0, [denoiser.total for denoiser in denoisers], changing)
 
 
-def _lean(experts: Sequence[ExpertBytes]) -> Places:
-    running = [expert.rest + _two_in_a_row(expert.blocks) for expert in experts]
+def _lean(denoisers: Sequence[DenoiserBytes]) -> Places:
+    running = [denoiser.rest + _two_in_a_row(denoiser.blocks) for denoiser in denoisers]
     return Places(0, running, [max(pair) for pair in itertools.pairwise(running)])
 
 
@@ -274,7 +274,7 @@ def _two_in_a_row(blocks: Sequence[int]) -> int:
     return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
 
 
-_PLACES: Mapping[Memory, Callable[[Sequence[ExpertBytes]], Places]] = {
+_PLACES: Mapping[Memory, Callable[[Sequence[DenoiserBytes]], Places]] = {
     "resident": _resident,
     "swap": _swap,
     "lean": _lean,

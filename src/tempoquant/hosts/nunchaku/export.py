@@ -41,7 +41,7 @@ MAX_SHARD_BYTES = 2**30
 
 @dataclass(frozen=True)
 class _Plan:
-    """One expert's export.
+    """One denoiser's export.
 
     Attributes:
         source: its quantized component.
@@ -57,7 +57,7 @@ class _Plan:
 def export(
     folder: str | Path, output: str | Path, *, overwrite: bool = False, link: bool = False, progress: Progress = SILENT
 ) -> Path:
-    """Write both experts as `nunchaku_lite`, and everything else of the pipeline as it is.
+    """Write all denoisers as `nunchaku_lite`, and everything else of the pipeline as it is.
 
     Args:
         folder: that `quantize` wrote.
@@ -102,17 +102,17 @@ def _plan(component: Path) -> _Plan:
         raise UnsupportedError(f"{component} is an export already: give the folder that `quantize` wrote.")
     config = read_config(component)
     for name, entry in sorted(config.layers.items()):
-        require_exportable(f"{name} of {config.expert}", entry)
+        require_exportable(f"{name} of {config.denoiser}", entry)
     common_format(config.layers)
     rank = common_rank(config.layers)
     layers = {name: exported_entry(entry, rank) for name, entry in config.layers.items()}
     return _Plan(component, config, ComponentConfig(
-        config.expert, BINS, layers, config.recipe, config.library_version, config.calibration
+        config.denoiser, BINS, layers, config.recipe, config.library_version, config.calibration
     ))  # fmt: skip
 
 
 def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progress) -> None:
-    """Write one expert to `partial`, check its names, then move it to its place."""
+    """Write one denoiser to `partial`, check its names, then move it to its place."""
     model_config = read_model_config(plan.source)
     del model_config["quantization_config"]
     model = empty_model(model_config, plan.config.layers, str(plan.source))
@@ -121,7 +121,7 @@ def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progres
     place.parent.mkdir(exist_ok=True)
     out = ShardWriter(place, partial, MAX_SHARD_BYTES)
     rank = common_rank(plan.exported.layers)
-    advance = progress.start(f"Exporting {plan.config.expert}", len(plan.config.layers))
+    advance = progress.start(f"Exporting {plan.config.denoiser}", len(plan.config.layers))
     num_clipped = 0
     for name, layer in iter_layers(plan.source):
         num_clipped += bool((layer.clip_ratio != 1).any())

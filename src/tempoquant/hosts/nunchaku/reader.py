@@ -1,4 +1,4 @@
-"""Reading an exported component back: its layers as ours, checked, and the whole expert in our own modules.
+"""Reading an exported component back: its layers as ours, checked, and the whole denoiser in our own modules.
 
 Plain diffusers loads exports by its own kernels, on CUDA. This is for machines without them, and for measuring.
 """
@@ -26,7 +26,7 @@ from tempoquant.runtime.convert import replace_linears
 
 
 class ExportedComponent:
-    """The files of one exported expert, their headers checked against the config and the model it describes.
+    """The files of one exported denoiser, their headers checked against the config and the model it describes.
 
     Raises CheckpointError for a tensor that is missing, unknown, or of another dtype or shape; methods for one that
     holds what no export writes.
@@ -56,7 +56,7 @@ class ExportedComponent:
             yield name, self.layer(name)
 
     def load(self, dtype: torch.dtype) -> Any:
-        """The expert on the CPU: 4-bit layers as NunchakuLinears, all else in `dtype`, as diffusers casts it."""
+        """The denoiser on the CPU: 4-bit layers as NunchakuLinears, all else in `dtype`, as diffusers casts it."""
         model = empty_model(self._model_config, {}, "config.json")
         clock = replace_linears(model, self.config.layers, BINS, dtype)
         for name, layer in self.layers():
@@ -75,7 +75,7 @@ class ExportedComponent:
 
 
 def empty_model(model_config: Mapping[str, Any], layers: Mapping[str, LayerEntry], where: str) -> Any:
-    """The expert that a config.json describes, on the meta device but for buffers that no file holds.
+    """The denoiser that a config.json describes, on the meta device but for buffers that no file holds.
 
     Raises CheckpointError when it describes none, or one that lacks one of the layers.
     """
