@@ -1,9 +1,11 @@
 """Inputs of a denoiser where it computes, and in the dtype that it computes in."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from tempoquant.models.family import ModelFamily
 
@@ -11,18 +13,24 @@ from tempoquant.models.family import ModelFamily
 def on_device(
     denoiser: nn.Module,
     family: ModelFamily,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Any],
     device: torch.device | str | None = None,
-) -> dict[str, torch.Tensor]:
-    """Return inputs where the denoiser computes, floats but for the timestep in the dtype that it computes in.
+) -> dict[str, Any]:
+    """Return inputs where the denoiser computes, floats but for times and places in the dtype that it computes in.
 
     Args:
+        inputs: arguments of a call by name.
         device: None for where its weights are. In a memory mode that may be host memory, while it computes elsewhere.
     """
     weight = _first_weight(denoiser, family)
-    moved = {key: value.to(device or weight.device) for key, value in inputs.items()}
-    casts = {key for key, value in moved.items() if value.is_floating_point() and key != family.timestep_argument}
-    return {key: value.to(weight.dtype) if key in casts else value for key, value in moved.items()}
+    exact = {family.timestep_argument, *family.exact_inputs}
+
+    def moved(key: str, value: torch.Tensor) -> torch.Tensor:
+        dtype = weight.dtype if value.is_floating_point() and key not in exact else value.dtype
+        return value.to(device or weight.device, dtype)
+
+    return {key: pytree.tree_map_only(torch.Tensor, lambda tensor, key=key: moved(key, tensor), value)
+            for key, value in inputs.items()}  # fmt: skip
 
 
 def _first_weight(denoiser: nn.Module, family: ModelFamily) -> nn.Parameter:

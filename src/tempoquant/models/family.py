@@ -13,6 +13,7 @@ from torch import nn
 
 from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.models.geometry import LatentGeometry
+from tempoquant.models.guidance import TWO_CALLS, Guidance
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Denoiser
@@ -52,6 +53,10 @@ def _nothing(_index: PipelineIndex) -> tuple[str, ...]:
     return ()
 
 
+def _two_above_one(_index: PipelineIndex, settings: SamplingSettings) -> int:
+    return 2 if settings.guidance_scale > 1 else 1
+
+
 @dataclass(frozen=True, eq=False)
 class ModelFamily:
     """Facts of one kind of model.
@@ -63,7 +68,8 @@ class ModelFamily:
         denoisers: a pipeline's, the noisiest first; raises ModelError for a pipeline that the family cannot run.
         block_lists: the ModuleLists of transformer blocks in a denoiser, in the order in which they run.
         call: how a denoiser takes its timestep, and which linears of a block read one tensor.
-        text_linears: linears of a block that read the text; all others read the video.
+        text_linears: linears of a block that read the text, or a stream of about as few tokens; all others read the
+            video.
         text_tokens: of a prompt, padded.
         geometry: from the configs of a denoiser and of the autoencoder.
         width: features of a token, from a denoiser's config.
@@ -94,6 +100,10 @@ class ModelFamily:
         chunk_blocks: have a denoiser compute its blocks a chunk of tokens at a time; returns what undoes it. None where
             the family has no such forward.
         needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
+        guidance: which call, or which row of a call, is guided by the text and which is not.
+        num_branches: of guidance that a pipeline computes with these settings: 2, or 1 without guidance.
+        exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
+        kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
     """
 
     name: str
@@ -129,6 +139,10 @@ class ModelFamily:
     may_lack: Callable[[str], bool] = _never
     chunk_blocks: Callable[[nn.Module], Callable[[], None]] | None = None
     needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
+    guidance: Guidance = TWO_CALLS
+    num_branches: Callable[[PipelineIndex, SamplingSettings], int] = _two_above_one
+    exact_inputs: frozenset[str] = frozenset()
+    kept_in_16_bits: frozenset[str] = frozenset()
 
     def block_of(self, name: str) -> str | None:
         """Return the block that a tensor or module lies in, such as "blocks.3"; None for what lies in no block."""
@@ -138,6 +152,11 @@ class ModelFamily:
             if ".".join(parts[:depth]) == list_name and len(parts) > depth and parts[depth].isdecimal():
                 return f"{list_name}.{parts[depth]}"
         return None
+
+    def may_quantize(self, linear: str) -> bool:
+        """Whether a recipe may quantize a linear, by its name in the denoiser: it lies in a block, and is not kept."""
+        block = self.block_of(linear)
+        return block is not None and linear.removeprefix(f"{block}.") not in self.kept_in_16_bits
 
     def blocks_of(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Return the names of a denoiser's transformer blocks, in the order in which they run."""

@@ -274,7 +274,10 @@ class SourceModel:
         return self.family.in_order(found)
 
     def linears(self, denoiser: str) -> Mapping[str, BlockLinear]:
-        """Return every linear of a 16-bit denoiser's blocks by name: their only weights of two dimensions."""
+        """Return every linear of a 16-bit denoiser's blocks that may be quantized, by name: weights of two dimensions.
+
+        A block's table of embeddings would be one too: its family keeps it in 16 bits.
+        """
         return self._cached("linears", denoiser, self._find_linears)
 
     def _find_linears(self, denoiser: str) -> dict[str, BlockLinear]:
@@ -282,7 +285,10 @@ class SourceModel:
         return {
             name.removesuffix(".weight"): BlockLinear(form.shape[0], form.shape[1], position[block])
             for name, (_, form) in self.forms(denoiser).items()
-            if name.endswith(".weight") and len(form.shape) == 2 and (block := self.family.block_of(name)) is not None
+            if name.endswith(".weight")
+            and len(form.shape) == 2
+            and self.family.may_quantize(name.removesuffix(".weight"))
+            and (block := self.family.block_of(name)) is not None
         }
 
     def _cached(self, what: str, denoiser: str, find: Any) -> Any:

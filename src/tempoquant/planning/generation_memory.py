@@ -78,7 +78,7 @@ def foreseen_layers(configs: PipelineConfigs, denoiser: str, recipe: Recipe) -> 
     entries, num_bins = {}, len(recipe.bin_fractions_of(denoiser)) + 1
     for name, linear in model.named_modules():
         block = family.block_of(name)
-        if block is None or not isinstance(linear, nn.Linear):
+        if block is None or not isinstance(linear, nn.Linear) or not family.may_quantize(name):
             continue
         format = recipe.format_of(name, denoiser, blocks.index(block), len(blocks))
         if format is not None:

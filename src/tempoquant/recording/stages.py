@@ -13,7 +13,6 @@ from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.errors import ModelError
 from tempoquant.hosts.diffusers.quiet import quiet_workers
 from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
-from tempoquant.models.family import ModelFamily
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.modes import RecordingMemory
@@ -62,7 +61,7 @@ class SamplingPrompts:
 
             def sample(item: ToRecord) -> None:
                 num_steps = 1 + max(step for step, _ in item.calls)
-                _sample_prompt(loaded, self.source.family, self.plan, item, writer, progress.start(SAMPLING, num_steps))
+                _sample_prompt(loaded, self.plan, item, writer, progress.start(SAMPLING, num_steps))
                 writer.commit(item.prompt_index)
 
             yield sample
@@ -109,7 +108,6 @@ def _texts(plan: RecordingPlan, indices: tuple[int, ...]) -> list[str]:
 
 def _sample_prompt(
     loaded: LoadedPipeline,
-    family: ModelFamily,
     plan: RecordingPlan,
     item: ToRecord,
     writer: StoreWriter,
@@ -121,7 +119,7 @@ def _sample_prompt(
     def keep(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
         call = (position.step_index, position.guidance_branch)
         if call in left:
-            writer.add(item.prompt_index, sample_of(family, prompt, position, inputs))
+            writer.add(item.prompt_index, sample_of(prompt, position, inputs))
             left.remove(call)
 
     with watching_trajectory(pipeline, keep) as step_done:
