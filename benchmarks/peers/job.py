@@ -77,7 +77,7 @@ def write_job(work: Path, request: Request, progress: Progress) -> None:
     job = {
         "request": dataclasses.asdict(request),
         "model": str(source.folder.resolve()),
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.to_dict(),
         "seed": request.seed,
         "held_out": held_out,
     }

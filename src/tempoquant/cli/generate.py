@@ -69,7 +69,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         model = open_pipeline(folder)
         require_given(model, item)
         settings = settings_of(model, changes)
-        sampling_steps(model, settings.num_steps, settings.flow_shift)  # refuses a scheduler before anything is loaded
+        sampling_steps(model, settings)  # refuses a scheduler before anything is loaded
         on_loaded = progress.start("Loading", 1)
         pipeline = load_in_mode(model, memory.value, device or default_device())
         if activation_bits is not None:

@@ -78,7 +78,7 @@ class Plan:
         memory: Memory = "resident",
     ) -> "Plan":
         """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
-        steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
+        steps = sampling_steps(reference, settings)
         paper = Recipe.load("paper")
         bins = {}
         for name in reference.denoiser_names:

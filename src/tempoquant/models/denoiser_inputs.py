@@ -1,5 +1,6 @@
 """Inputs of a denoiser where it computes, and in the dtype that it computes in."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +26,14 @@ def on_device(
     weight = _first_weight(denoiser, family)
     exact = {family.timestep_argument, *family.exact_inputs}
 
-    def moved(key: str, value: torch.Tensor) -> torch.Tensor:
-        dtype = weight.dtype if value.is_floating_point() and key not in exact else value.dtype
+    def moved(is_cast: bool, value: torch.Tensor) -> torch.Tensor:
+        dtype = weight.dtype if is_cast and value.is_floating_point() else value.dtype
         return value.to(device or weight.device, dtype)
 
-    return {key: pytree.tree_map_only(torch.Tensor, lambda tensor, key=key: moved(key, tensor), value)
-            for key, value in inputs.items()}  # fmt: skip
+    return {
+        key: pytree.tree_map_only(torch.Tensor, functools.partial(moved, key not in exact), value)
+        for key, value in inputs.items()
+    }
 
 
 def _first_weight(denoiser: nn.Module, family: ModelFamily) -> nn.Parameter:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.errors import ModelError
 from tempoquant.models.component_files import Component
 from tempoquant.models.families import family_of
@@ -257,7 +258,7 @@ class SourceModel:
             raise ModelError(
                 f"{self.component_of(denoiser).folder / 'config.json'} does not say {error}: fetch the model again."
             ) from error
-        sizes = {name: tensor.numel() for name, tensor in inputs.items()}
+        sizes = {name: sum(each.numel() for each in tensors_in(value)) for name, value in inputs.items()}
         texts = sum(sizes.pop(name) for name in self.family.text_inputs if name in sizes)
         return SampleSizes(num_tokens, sum(sizes.values()), texts)
 

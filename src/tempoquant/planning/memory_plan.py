@@ -22,7 +22,7 @@ from tempoquant.planning.generation_memory import (
     denoiser_bytes,
     denoising_bytes,
     foreseen_layers,
-    image_encoder_bytes,
+    other_weight_bytes,
     text_encoder_bytes,
 )
 from tempoquant.recipe import Recipe
@@ -136,7 +136,7 @@ def plan_memory(
         RecipeError: the recipe does not fit the model.
     """
     configs.geometry.require(size)
-    others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), image_encoder_bytes(configs))
+    others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), other_weight_bytes(configs))
     layers: dict[str, QuantizedLayers | None] = {}
     for denoiser in configs.denoisers:
         found = configs.quantized.get(denoiser.name)
@@ -158,12 +158,12 @@ class OtherBytes(NamedTuple):
 
     Attributes:
         text, autoencoder: of these.
-        image: weights of the image encoder; 0 where there is none.
+        weights: of the image encoder and of what is used as briefly, by the component's name.
     """
 
     text: TextEncoderBytes
     autoencoder: AutoencoderBytes
-    image: int
+    weights: Mapping[str, int]
 
 
 def _model_plan(
@@ -174,29 +174,31 @@ def _model_plan(
     size: SamplingSettings,
     kernels: Kernels,
 ) -> ModelPlan:
-    text, vae, image = others
+    text, vae, weights = others
+    image = weights.get(configs.family.image_encoder, 0)
+    brief = sum(weights.values()) - image  # beside the text encoder, or beside the autoencoder: counted with both
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
     calls = _calls(configs, layers, size, kernels)
     family = configs.family
-    on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, family.image_encoder: image}
+    on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, **weights}
     is_given = any(layers.values()) == bool(configs.quantized)  # or else the files are of the other kind
     for denoiser in configs.denoisers:
         on_disk[denoiser.component] = denoisers[denoiser.name].total
     disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
-    all_weights = text.weights + vae.weights + image + sum(denoiser.total for denoiser in denoisers.values())
+    all_weights = text.weights + vae.weights + image + brief + sum(denoiser.total for denoiser in denoisers.values())
     modes = []
     for mode in MEMORY_MODES:
         places = _PLACES[mode](list(denoisers.values()))
         away = places.away + vae.weights
         phases = (
-            Phase(TEXT, away + text.on_device, text.encoding),
+            Phase(TEXT, away + text.on_device + brief, text.encoding),
             *([Phase(IMAGE, away + image, vae.encoding)] if family.takes_image(configs.index) else []),
             *_denoising(denoisers, places, calls),
-            Phase(VIDEO, away, vae.decoding),
+            Phase(VIDEO, away + brief, vae.decoding),
         )
         pinned = 0 if mode == "resident" else sum(denoiser.pinned for denoiser in denoisers.values())
         # Page-locked copies take the places of the loaded weights one tensor at a time.
-        host = max(all_weights, pinned + text.weights + vae.weights + image)
+        host = max(all_weights, pinned + text.weights + vae.weights + image + brief)
         modes.append(ModePlan(mode, phases, host, pinned))
     return ModelPlan(label, disk, tuple(modes))
 

@@ -4,10 +4,12 @@ Each finished prompt is on the disk when its item is done.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.errors import ModelError
@@ -84,13 +86,13 @@ class NoisingClips:
         on_encoded = progress.start("Encoding texts", 1)
         embeddings = encode_texts(self.source, _texts(plan, self.indices), device)
         on_encoded()
-        steps = sampling_steps(self.source, plan.settings.num_steps, plan.settings.flow_shift)
+        steps = sampling_steps(self.source, plan.settings)
         with loaded_autoencoder(self.source, device) as pipeline:
 
             def noise(item: ToRecord) -> None:
                 on_noised = progress.start(NOISING, 1)
                 prompt, seed = plan.prompts[item.prompt_index], CALIBRATION_NOISE + plan.seed + item.prompt_index
-                texts = {"conditional": embeddings[prompt.text], "unconditional": embeddings[""]}
+                texts = {"conditional": _only(embeddings[prompt.text]), "unconditional": _only(embeddings[""])}
                 for sample in noised_samples(
                     pipeline, self.source.family, prompt, plan.settings, seed, steps, item.calls, texts
                 ):
@@ -99,6 +101,12 @@ class NoisingClips:
                 on_noised()
 
             yield noise
+
+
+def _only(embedding: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the one tensor that a text is encoded as, in pipelines whose clips are noised."""
+    (tensor,) = embedding.values()
+    return tensor
 
 
 def _texts(plan: RecordingPlan, indices: tuple[int, ...]) -> list[str]:

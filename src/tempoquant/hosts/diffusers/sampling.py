@@ -44,7 +44,7 @@ def sample_latents(
     on_step: Callable[[], None] = lambda: None,
     on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
 ) -> Any:
-    """One generation; what the pipeline calls `frames`. An image is cropped to the video's aspect ratio.
+    """One generation; what the pipeline calls `frames`, or `images`. An image is cropped to the video's aspect ratio.
 
     Args:
         texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their place.
@@ -64,18 +64,22 @@ def sample_latents(
         on_step()
         return tensors
 
-    size = {"height": settings.height, "width": settings.width, "num_frames": settings.num_frames}
-    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip
-    return pipeline(
+    given = {
         **texts,
+        "height": settings.height, "width": settings.width, "num_frames": settings.num_frames,
+        "guidance_scale": settings.guidance_scale,
+        **({} if settings.sigmas is None else {"sigmas": list(settings.sigmas)}),
         **facts.family.arguments(facts.index, prompt, settings),
-        **{name: value for name, value in size.items() if name in taken},
+    }  # fmt: skip
+    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip, or make images
+    answer = pipeline(
+        **{name: value for name, value in given.items() if name in taken},
         num_inference_steps=settings.num_steps,
-        guidance_scale=settings.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type=output_type,
         callback_on_step_end=callback,
-    ).frames
+    )
+    return answer.frames if hasattr(answer, "frames") else answer.images
 
 
 def generate_video(
@@ -95,6 +99,7 @@ def generate_video(
     """
     texts = {"prompt": prompt.text, "negative_prompt": negative_prompt}
     frames = np.asarray(sample_latents(pipeline, prompt, settings, seed, texts, "np", on_step, on_latents)[0])
+    frames = frames[None] if frames.ndim == 3 else frames  # an image is a video of one frame
     if not np.isfinite(frames).all():
         raise ModelError(f"the video for {prompt.id!r} holds NaN or Inf: the model overflows in this dtype.")
     return (frames * 255).round().clip(0, 255).astype(np.uint8)
