@@ -6,10 +6,11 @@ from typing import Any
 
 from tempoquant.errors import ModelError, UnsupportedError
 from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.ltx2.family import LTX2
 from tempoquant.models.wan.family import WAN, WAN_ANIMATE, WAN_VACE
 from tempoquant.timesteps import Denoiser
 
-FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE]
+FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE, LTX2]
 
 
 def family_of(index: PipelineIndex) -> ModelFamily:

@@ -146,6 +146,7 @@ class ModelFamily:
         brief_components: names of models beside the text encoder, the image encoder, the autoencoder and the denoisers,
             each of which is on the device only while it is used.
         autoencoder_channels: of its latents, from its config.
+        encodes_first_frame_alone: whether a pipeline that takes an image encodes it alone, and no frames after it.
         traced_text_encoder: changes of the text encoder's config that leave so many of its blocks, at most; and how it
             is called with embedded tokens (1, tokens, features) and a mask, to see what it allocates.
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
@@ -191,6 +192,7 @@ class ModelFamily:
     encoded_text: Callable[[Any, str, int, torch.device], dict[str, torch.Tensor]] = _one_embedding
     brief_components: tuple[str, ...] = ()
     autoencoder_channels: Callable[[Config], int] = _z_dim
+    encodes_first_frame_alone: bool = False
     traced_text_encoder: TracedTextEncoder = PLAIN_ENCODER
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()

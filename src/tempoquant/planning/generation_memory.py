@@ -202,13 +202,15 @@ def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> Autoe
     frames, height, width = (min(a, b) for a, b in zip(latent_shape, (3, *2 * [tile_size]), strict=True))
     tile = torch.empty(1, channels, frames, height, width, device="meta")
     num_frames = geometry.frames * (frames - 1) + 1
+    given_frames = 1 if configs.family.encodes_first_frame_alone else size.num_frames
+    num_frames = min(num_frames, given_frames)
     pixels = torch.empty(1, 3, num_frames, height * geometry.pixels, width * geometry.pixels, device="meta")
     encoding = peak_bytes(lambda: vae.encode(pixels))
     vae.decoder.register_forward_hook(lambda _m, _args, decoded: decoded[:, :, :, :1, :1].clone())  # it leaves
     decoding = peak_bytes(lambda: vae.decode(tile))
     latents = 4 * math.prod(latent_shape)
     overlapping = (TILE_PIXELS / tile_stride(geometry.pixels)) ** 2 + 2  # tiles, joined to rows, joined to the whole
-    video = 4 * 3 * size.num_frames * size.height * size.width
+    video = 4 * 3 * given_frames * size.height * size.width
     encoded = round(2 * channels * latents * overlapping)
     # The empty frames are made, then joined to the first; only the joined ones are left when the encoder runs.
     encoding = max(2 * video, video + encoding + encoded)
