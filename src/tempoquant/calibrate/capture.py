@@ -66,13 +66,13 @@ def watching_gradients(
 def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], None]) -> Iterator[None]:
     """Within this context, `observe(arguments by name, output)` runs after each call of the module."""
     handle = module.register_forward_hook(
-        lambda called, args, kwargs, out: observe(_by_name(called, args, kwargs), out), with_kwargs=True
+        lambda called, args, kwargs, out: observe(arguments_by_name(called, args, kwargs), out), with_kwargs=True
     )
     with _while_hooked([handle]):
         yield
 
 
-def _by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments, in the order in which the module's class names them, but for plain defaults."""
     signature = inspect.signature(type(module).forward)
     found: dict[str, Any] = {}

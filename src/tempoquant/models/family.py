@@ -53,7 +53,9 @@ def _nothing(_index: PipelineIndex) -> tuple[str, ...]:
     return ()
 
 
-def _by_number(scheduler: Any, settings: SamplingSettings, _latents: tuple[int, int, int]) -> None:
+def _by_number(
+    _index: PipelineIndex, scheduler: Any, settings: SamplingSettings, _latents: tuple[int, int, int]
+) -> None:
     if settings.sigmas is None:
         scheduler.set_timesteps(settings.num_steps)
     else:
@@ -139,7 +141,7 @@ class ModelFamily:
         needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
         guidance: which call, or which row of a call, is guided by the text and which is not.
         num_branches: of guidance that a pipeline computes with these settings: 2, or 1 without guidance.
-        set_timesteps: of a scheduler, as the pipeline sets them with these settings for latents of a shape (frames,
+        set_timesteps: of a scheduler, as a pipeline sets them with these settings for latents of a shape (frames,
             rows, columns).
         encoded_text: what a pipeline is called with in place of a prompt's text, by the names of its arguments; those
             in place of a negative prompt have the same names after "negative_".
@@ -151,6 +153,7 @@ class ModelFamily:
             is called with embedded tokens (1, tokens, features) and a mask, to see what it allocates.
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
         kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
+        stored: what a denoiser's config keeps beside its own, for those who load it later.
     """
 
     name: str
@@ -188,7 +191,7 @@ class ModelFamily:
     needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
     guidance: Guidance = TWO_CALLS
     num_branches: Callable[[PipelineIndex, SamplingSettings], int] = _two_above_one
-    set_timesteps: Callable[[Any, SamplingSettings, tuple[int, int, int]], None] = _by_number
+    set_timesteps: Callable[[PipelineIndex, Any, SamplingSettings, tuple[int, int, int]], None] = _by_number
     encoded_text: Callable[[Any, str, int, torch.device], dict[str, torch.Tensor]] = _one_embedding
     brief_components: tuple[str, ...] = ()
     autoencoder_channels: Callable[[Config], int] = _z_dim
@@ -196,6 +199,7 @@ class ModelFamily:
     traced_text_encoder: TracedTextEncoder = PLAIN_ENCODER
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
     def block_of(self, name: str) -> str | None:
         """Return the block that a tensor or module lies in, such as "blocks.3"; None for what lies in no block."""

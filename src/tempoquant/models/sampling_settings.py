@@ -18,7 +18,7 @@ class SamplingSettings:
         height, width: pixels.
         num_frames: of the video.
         num_steps: of the sampler.
-        guidance_scale: of classifier-free guidance, all denoisers; 1 for none.
+        guidance_scale: of guidance, all denoisers; 1 for none, but in pipelines that count from 0.
         flow_shift: of the scheduler; None keeps the one stored in the pipeline.
         fps: frames a second of the written video.
         sigmas: noise's share of the latents before each step, falling, as a distilled model was taught; None for the
@@ -46,8 +46,9 @@ class SamplingSettings:
             value = getattr(self, name)
             if value is None and name == "flow_shift":
                 continue
-            if not isinstance(value, int | float) or not 0 < value < 1e6:
-                raise SettingsError(f"{name} is a number above 0, not {value!r}.")
+            may_be_0 = name == "guidance_scale"  # of models that count from 0 what others count from 1
+            if not isinstance(value, int | float) or not 0 <= value < 1e6 or (value == 0 and not may_be_0):
+                raise SettingsError(f"{name} is a number {'of at least' if may_be_0 else 'above'} 0, not {value!r}.")
         self._check_sigmas()
 
     def _check_sigmas(self) -> None:

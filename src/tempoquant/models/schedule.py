@@ -130,7 +130,7 @@ def sampling_steps(source: SourceModel, settings: SamplingSettings) -> list[Step
     scheduler = load_scheduler(source, settings.flow_shift)
     latents = source.geometry.latents(settings.height, settings.width, settings.num_frames)
     sigmas = _set_timesteps(
-        scheduler, settings.num_steps, lambda own: source.family.set_timesteps(own, settings, latents)
+        scheduler, settings.num_steps, lambda own: source.family.set_timesteps(source.index, own, settings, latents)
     )
     return [
         Step(timestep.reshape(1), float(sigma), denoiser_at(source.denoisers, float(timestep)).name)

@@ -25,7 +25,7 @@ from tempoquant.models.pipeline_folder import (
     revision_of,
 )
 from tempoquant.models.weight_files import Forms
-from tempoquant.models.with_experts import ModelName, WithExperts, warn_of_names
+from tempoquant.models.with_experts import GenericModel, ModelName, WithExperts, warn_of_names
 from tempoquant.timesteps import Denoiser
 
 
@@ -87,7 +87,8 @@ class SourceModel:
         and judged before the weights are.
 
         Args:
-            model: a bundled model's name, a folder, or a hub id; or one of these and files of denoisers' weights.
+            model: a bundled model's name, a folder, or a hub id; or one of these and files of denoisers' weights; or
+                one of these to be taken by the generic family.
             weights: False to look at configs only, and fetch nothing else.
 
         Raises:
@@ -95,29 +96,45 @@ class SourceModel:
                 names the file, what is wrong with it, and the remedy.
             CheckpointError: the same of a component that is quantized.
         """
+        if isinstance(model, GenericModel):
+            from tempoquant.models.generic.opening import open_generic  # which opens sources itself
+
+            return open_generic(model)
         base, given = (model.base, model.files()) if isinstance(model, WithExperts) else (model, {})
         folder = local_folder(base)
         if folder is not None:
             bundled = "" if Path(base).is_dir() else str(base)
-            return cls._of_folder(folder, weights, None, bundled, given)
-        small = cls._of_folder(fetch(str(base), SMALL_FILES), False, str(base), "", given)
+            return cls.of_folder(folder, weights, None, bundled, given)
+        small = cls.of_folder(fetch(str(base), SMALL_FILES), False, str(base), "", given)
         if not weights:
             return small
         needed = [f"{name}/*.safetensors" for name, component in small.components.items() if not component.given]
         patterns = (*SMALL_FILES, *needed) if given else WHOLE_MODEL
-        return cls._of_folder(fetch(str(base), patterns), True, str(base), "", given)
+        return cls.of_folder(fetch(str(base), patterns), True, str(base), "", given)
 
     @classmethod
-    def _of_folder(
-        cls, folder: Path, weights: bool, hub_id: str | None, bundled: str, given: Mapping[str, tuple[Path, ...]]
+    def of_folder(
+        cls,
+        folder: Path,
+        weights: bool,
+        hub_id: str | None,
+        bundled: str,
+        given: Mapping[str, tuple[Path, ...]],
+        family: ModelFamily | None = None,
     ) -> "SourceModel":
+        """Open a folder, as `open` does.
+
+        Args:
+            given: files of denoisers' weights, by their names.
+            family: None for the one that covers the pipeline's class.
+        """
         if not folder.is_dir():
             raise ModelError(f"there is no folder {folder}.")
         folder = folder.absolute()  # workers may run in another folder
         if not os.path.lexists(folder / INDEX_NAME):
             raise no_pipeline(folder, hub_id)
         index = read_index(folder)
-        family = family_of(index)
+        family = family or family_of(index)
         denoisers = family.denoisers(index)
         for file in folder.glob("*.json"):
             if not file.exists():

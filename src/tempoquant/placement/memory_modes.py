@@ -91,7 +91,8 @@ class MemoryMode:
             if family.chunk_blocks is not None:
                 for placed in denoisers.values():
                     undo.callback(family.chunk_blocks(placed.model))
-            if (encoder := getattr(pipeline, family.text_encoder)) is not None:
+            encoder = getattr(pipeline, family.text_encoder) if family.text_encoder_blocks else None
+            if encoder is not None:
                 embedding = encoder.get_input_embeddings().weight
                 blocks = encoder.get_submodule(family.text_encoder_blocks)
                 undo.callback(stream_blocks(encoder, list(blocks), embedding, stream))

@@ -231,6 +231,9 @@ def text_encoder_bytes(configs: PipelineConfigs) -> TextEncoderBytes:
     """Of encoding one text, padded to the family's number of tokens. Raises ModelError."""
     family, described = configs.family, configs.text_encoder
     encoder = described.build().to(_16_BIT)
+    if not family.text_encoder_blocks:  # it is there whole; what it allocates vanishes beside its weights
+        whole = sum(parameter.nbytes for parameter in encoder.parameters())
+        return TextEncoderBytes(whole, whole, 0)
     blocks = [
         sum(parameter.nbytes for parameter in block.parameters())
         for block in encoder.get_submodule(family.text_encoder_blocks)
@@ -253,6 +256,6 @@ def other_weight_bytes(configs: PipelineConfigs) -> dict[str, int]:
 
     Their activations vanish beside the autoencoder's.
     """
-    names = (configs.family.image_encoder, *configs.family.brief_components)
-    built = {name: configs.models[name].build() for name in names if name in configs.models}
+    names = {configs.family.image_encoder, *configs.family.brief_components} - {configs.family.text_encoder}
+    built = {name: configs.models[name].build() for name in sorted(names & configs.models.keys())}
     return {name: sum(each.nbytes for each in model.to(_16_BIT).parameters()) for name, model in built.items()}

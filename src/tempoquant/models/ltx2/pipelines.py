@@ -42,6 +42,21 @@ def geometry(denoiser: Config, autoencoder: Config) -> LatentGeometry:
     return LatentGeometry(int(pixels), int(frames), (int(denoiser["patch_size_t"]), int(size), int(size)))
 
 
+def width(denoiser: Config) -> int:
+    """Return the features of a token of the video."""
+    return int(denoiser["num_attention_heads"] * denoiser["attention_head_dim"])
+
+
+def latent_channels(denoiser: Config) -> int:
+    """Return the channels of what a denoiser predicts of the video."""
+    return int(denoiser["out_channels"] or denoiser["in_channels"])
+
+
+def autoencoder_channels(autoencoder: Config) -> int:
+    """Return the channels of the video's latents."""
+    return int(autoencoder["latent_channels"])
+
+
 def takes_image(index: PipelineIndex) -> bool:
     """Whether a pipeline's first frame is given."""
     return index.class_name == IMAGE_TO_VIDEO
@@ -67,7 +82,9 @@ def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) 
     return found
 
 
-def set_timesteps(scheduler: Any, settings: SamplingSettings, latents: tuple[int, int, int]) -> None:
+def set_timesteps(
+    index: PipelineIndex, scheduler: Any, settings: SamplingSettings, latents: tuple[int, int, int]
+) -> None:
     """Set a scheduler's timesteps as the pipelines do: shifted by how many tokens a video has, where it says so."""
     num_steps, config = settings.num_steps, scheduler.config
     sigmas = np.linspace(1.0, 1 / num_steps, num_steps) if settings.sigmas is None else list(settings.sigmas)
