@@ -118,7 +118,7 @@ def z_image() -> ZImagePipeline:
         vocab_size=32, hidden_size=TEXT_WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=32,
     )  # fmt: skip
-    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    template = "{% for message in messages %}a {{ message.content }}{% endfor %}"  # never without a token
     return ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=autoencoder(4), text_encoder=Qwen3Model(text).eval(),
         tokenizer=tokenizer(template), transformer=transformer,

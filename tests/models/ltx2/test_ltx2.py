@@ -37,7 +37,7 @@ from tests.ltx2_pipelines import PIPELINES, write
 
 MARGIN_DB = 3.0
 DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=4)
-PAPER = Recipe.load("paper").replace(rank=4, num_prompts=2, samples_per_denoiser=8)
+PAPER = Recipe.load("paper").replace(rank=4, num_prompts=2, samples_per_denoiser=8, bin_fractions=(0.3, 0.7))
 LATER = ("ltx2_with_image", "ltx23")
 
 

@@ -77,7 +77,7 @@ class Assumptions:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         known = {*values["guidance_calls"], *values["guidance_rows"]} <= {*_BRANCHES}
         texts = all(isinstance(values[name], str) for name in ("pipeline", "transformer", "component"))
-        if not known or not texts or not values["component"].isidentifier():
+        if not known or not texts or not str(values["component"]).isidentifier():
             raise ModelError(f"{place} says something else than the generic family assumes: quantize the model again.")
         return cls(**cast(dict[str, Any], {**values, "call": ModelCall.from_dict(record["call"])}))
 

@@ -60,7 +60,8 @@ def schedule_of(
     index: PipelineIndex, assumed: Assumptions, settings: SamplingSettings, scheduler: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return timesteps and sigmas as the pipeline sets them on a scheduler like this one. Raises ModelError."""
-    return _schedule_of(_Pipeline(index, assumed), settings, type(scheduler), scheduler.to_json_string())
+    kind: Any = type(scheduler)
+    return _schedule_of(_Pipeline(index, assumed), settings, kind, scheduler.to_json_string())
 
 
 @functools.lru_cache(maxsize=16)

@@ -24,6 +24,8 @@ from tempoquant.models.weights import DenoiserWeights
 _SIDE = 256
 """Pixels; twice that in the step that shows which linears read the text alone."""
 _SCALE = 2.0
+_PIXELS = ("vae_scale_factor_spatial", "vae_scale_factor", "vae_spatial_compression_ratio")
+_FRAMES = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
 _DEFAULT_SIDE, _DEFAULT_STEPS, _DEFAULT_FRAMES = 1024, 30, 81
 _ORDERS: tuple[tuple[GuidanceBranch, ...], ...] = (("conditional", "unconditional"), ("unconditional", "conditional"))
 
@@ -61,10 +63,7 @@ def observe(source: SourceModel) -> Assumptions:
     first, other, larger = run(2), run(1, prompt="b"), run(1, scale=1.0, side=2 * _SIDE)
     guidance = _guidance(first, other, index.class_name)
     num_rows = _num_rows(first.calls[0][0])
-    parts = [
-        [part for number, call in enumerate(step) for part in guidance.parts(call, None, number)]
-        for step in first.calls
-    ]
+    parts = [_parts(guidance, step) for step in first.calls]
     timestep = timestep_in(first, index.class_name)
     linears = linears_of(blocks, first.inputs, larger.inputs, num_rows, _num_rows(larger.calls[0][0]))
     both = len(parts[0]) == 2
@@ -117,13 +116,14 @@ def _hollow(source: SourceModel, component: str) -> tuple[Any, dict[str, nn.Modu
 
 def _latent_size(pipeline: Any) -> tuple[int, int]:
     """Pixels, and frames, that one latent stands for, as the pipeline says."""
-    pixels = getattr(pipeline, "vae_scale_factor_spatial", None) or getattr(pipeline, "vae_scale_factor", None)
-    if not isinstance(pixels, int):
+    found = [getattr(pipeline, name, None) for name in _PIXELS]
+    pixels = next((each for each in found if isinstance(each, int)), None)
+    if pixels is None:
         raise ModelError(
             f"a {type(pipeline).__name__} does not say how many pixels a latent stands for (vae_scale_factor): it "
             "needs a model family of its own, see CONTRIBUTING.md."
         )
-    return pixels, int(getattr(pipeline, "vae_scale_factor_temporal", 1))
+    return pixels, next((int(getattr(pipeline, name)) for name in _FRAMES if hasattr(pipeline, name)), 1)
 
 
 def _defaults(
@@ -159,15 +159,9 @@ def _guidance(first: Seen, other: Seen, class_name: str) -> Guidance:
         )
     for order in _ORDERS:
         guidance = Guidance(rows=order) if num_rows == 2 else Guidance(calls=order)
-        sides = [
-            {
-                part.branch: part
-                for number, call in enumerate(seen.calls[0])
-                for part in guidance.parts(call, None, number)
-            }
-            for seen in (first, other)
-        ]
-        if not _same(*(side["conditional"] for side in sides)) and _same(*(side["unconditional"] for side in sides)):
+        sides = [{part.branch: part for part in _parts(guidance, seen.calls[0])} for seen in (first, other)]
+        changed = [name for name in order if not _same(*(side[name].arguments for side in sides))]
+        if changed == ["conditional"]:
             return guidance if num_rows == 1 else Guidance(calls=("conditional",), rows=order)
     raise ModelError(
         f"two prompts change both branches of guidance of a {class_name}, or none, so that nobody can tell them apart: "
@@ -175,8 +169,13 @@ def _guidance(first: Seen, other: Seen, class_name: str) -> Guidance:
     )
 
 
-def _same(one: Part, other: Part) -> bool:
-    a, b = tensors_in(one.arguments), tensors_in(other.arguments)
+def _parts(guidance: Guidance, step: list[dict[str, Any]]) -> list[Part]:
+    return [part for number, call in enumerate(step) for part in guidance.parts(call, None, number)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether all tensors in two structures are equal."""
+    a, b = tensors_in(one), tensors_in(other)
     return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -185,17 +184,11 @@ def _unchanged(steps: list[list[Part]], timestep: str) -> tuple[str, ...]:
     latents = next(iter(steps[0][0].arguments))
     names = [name for name, value in steps[0][0].arguments.items() if tensors_in(value)]
     pairs = list(zip(*steps, strict=False))
-
-    def is_same(name: str) -> bool:
-        return all(
-            all(
-                torch.equal(x, y)
-                for x, y in zip(tensors_in(a.arguments[name]), tensors_in(b.arguments[name]), strict=True)
-            )
-            for a, b in pairs
-        )
-
-    return tuple(name for name in names if name not in (latents, timestep) and is_same(name))
+    return tuple(
+        name
+        for name in names
+        if name not in (latents, timestep) and all(_same(a.arguments[name], b.arguments[name]) for a, b in pairs)
+    )
 
 
 def _exact(part: Part, timestep: str) -> tuple[str, ...]:
@@ -209,10 +202,7 @@ def _exact(part: Part, timestep: str) -> tuple[str, ...]:
 def _in_order(blocks: list[str], lists: tuple[str, ...], class_name: str) -> tuple[str, ...]:
     """The lists in the order in which they ran. Raises ModelError where blocks ran in another one."""
     found = tuple(dict.fromkeys(name.rpartition(".")[0] for name in blocks))
-    numbers = {
-        name: [int(block.rpartition(".")[2]) for block in blocks if block.startswith(f"{name}.")] for name in found
-    }
-    in_order = [f"{name}.{number}" for name in found for number in sorted(numbers[name])]
+    in_order = sorted(blocks, key=lambda name: (found.index(name.rpartition(".")[0]), int(name.rpartition(".")[2])))
     if in_order != blocks:
         raise ModelError(
             f"a {class_name} does not run its lists of blocks ({', '.join(lists)}) one after the other, each from its "
