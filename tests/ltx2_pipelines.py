@@ -45,7 +45,7 @@ def autoencoder() -> AutoencoderKLLTX2Video:
     """32 pixels and 8 frames a latent, as the published one's."""
     torch.manual_seed(1)
     return AutoencoderKLLTX2Video(
-        latent_channels=LATENTS, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        latent_channels=LATENTS, block_out_channels=(8, 16, 32, 64), decoder_block_out_channels=(8, 16, 32),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), decoder_causal=False,
         spatial_compression_ratio=32, temporal_compression_ratio=8,
     ).eval()  # fmt: skip

@@ -258,4 +258,4 @@ def other_weight_bytes(configs: PipelineConfigs) -> dict[str, int]:
     """
     names = {configs.family.image_encoder, *configs.family.brief_components} - {configs.family.text_encoder}
     built = {name: configs.models[name].build() for name in sorted(names & configs.models.keys())}
-    return {name: sum(each.nbytes for each in model.to(_16_BIT).parameters()) for name, model in built.items()}
+    return {name: _16_BIT.itemsize * sum(each.numel() for each in model.parameters()) for name, model in built.items()}

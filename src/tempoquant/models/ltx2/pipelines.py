@@ -158,9 +158,11 @@ def shortened(denoiser: Config, num_blocks: int) -> dict[str, Any]:
 
 
 def call_text_encoder(encoder: nn.Module, embedded: torch.Tensor, mask: torch.Tensor) -> Any:
-    """Call Gemma as the pipeline does: with what every layer answers, and with the scores of the next word."""
-    tokens = torch.ones(mask.shape[0], mask.shape[-1], dtype=torch.int64, device=mask.device)
-    return encoder(inputs_embeds=embedded, attention_mask=tokens, output_hidden_states=True)
+    """Call Gemma as the pipeline does: with what every layer answers, and with the scores of the next word.
+
+    It makes its masks of numbers, which are not there: of all that it allocates, the masks are left out.
+    """
+    return encoder(inputs_embeds=embedded, output_hidden_states=True)
 
 
 def all_layers(config: Config, num_blocks: int) -> dict[str, Any]:
