@@ -202,8 +202,6 @@ def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.dev
             tile_sample_min_height=TILE_PIXELS, tile_sample_min_width=TILE_PIXELS,
             tile_sample_stride_height=stride, tile_sample_stride_width=stride,
         )  # fmt: skip
-    elif before:
-        vae.enable_tiling()  # in tiles of its own
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
     to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
     release = _use_briefly(vae, denoisers, device)

@@ -25,6 +25,10 @@ diffusers.pipelines.ltx2.utils."""
 
 _FPS = 24
 _IMAGE_CRF = 33  # H.264's, that the model's images were compressed with in training; diffusers' default for LTX-2
+_UNGUIDED = {
+    "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_guidance_scale": 1.0,
+    "audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "audio_guidance_rescale": 0.0,
+}  # fmt: skip
 _logger = logging.getLogger(__name__)
 
 
@@ -70,6 +74,8 @@ def needs(index: PipelineIndex) -> tuple[str, ...]:
 def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
     """Return what a pipeline is called with for one prompt, beside texts, size, steps and noise."""
     found: dict[str, Any] = {"frame_rate": float(settings.fps)}
+    if settings.guidance_scale <= 1:  # without guidance of any kind, as a distilled model samples
+        found |= _UNGUIDED
     if takes_image(index):
         assert prompt.image is not None  # `needs` has it
         found["image"] = first_frame(prompt.image, settings.width, settings.height)
