@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.errors import ModelError
@@ -24,36 +24,10 @@ from tempoquant.models.pipeline_folder import (
     refuse_other_weights,
     revision_of,
 )
+from tempoquant.models.source_sizes import BlockLinear, SampleSizes
 from tempoquant.models.weight_files import Forms
 from tempoquant.models.with_experts import GenericModel, ModelName, WithExperts, warn_of_names
 from tempoquant.timesteps import Denoiser
-
-
-class BlockLinear(NamedTuple):
-    """A linear of a transformer block.
-
-    Attributes:
-        out_features, in_features: of its weight.
-        block_index: its block's position in `SourceModel.blocks`.
-    """
-
-    out_features: int
-    in_features: int
-    block_index: int
-
-
-class SampleSizes(NamedTuple):
-    """Sizes of one call of a denoiser.
-
-    Attributes:
-        num_tokens: of the video.
-        video_values: numbers in the inputs that differ from call to call.
-        text_values: numbers in the inputs that all calls for one prompt in one branch of guidance share.
-    """
-
-    num_tokens: int
-    video_values: int
-    text_values: int
 
 
 @dataclass(frozen=True, eq=False)
