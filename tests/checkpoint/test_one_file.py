@@ -48,21 +48,22 @@ def test_what_is_added_comes_back_with_the_metadata(tmp_path: Path) -> None:
         assert opened.metadata() == {"format": "pt", "tempoquant": "ü"}
 
 
-def test_a_tensor_that_is_not_the_announced_one_is_refused(tmp_path: Path) -> None:
-    forms = {"a": StoredAs(torch.float32, (2,))}
-    with pytest.raises(CheckpointError, match=r"a is torch\.float32 \[3\], but its config says torch\.float32 \[2\]"):
-        with OneFileWriter(tmp_path / "x.safetensors", forms, {}) as writer:
-            writer.add("a", torch.zeros(3))
-    with pytest.raises(CheckpointError, match="tensor b is not one of the 1 announced"):
-        with OneFileWriter(tmp_path / "x.safetensors", forms, {}) as writer:
-            writer.add("b", torch.zeros(2))
-    with pytest.raises(CheckpointError, match="tensor a was added twice"):
-        with OneFileWriter(tmp_path / "x.safetensors", forms, {}) as writer:
-            writer.add("a", torch.zeros(2))
-            writer.add("a", torch.zeros(2))
-    with pytest.raises(CheckpointError, match="tensor a was announced and never added"):
-        with OneFileWriter(tmp_path / "x.safetensors", forms, {}):
-            pass
+@pytest.mark.parametrize(
+    ("added", "words"),
+    [
+        ([("a", torch.zeros(3))], r"a is torch\.float32 \[3\], but its config says torch\.float32 \[2\]"),
+        ([("b", torch.zeros(2))], "tensor b is not one of the 1 announced"),
+        ([("a", torch.zeros(2)), ("a", torch.zeros(2))], "tensor a was added twice"),
+        ([], "tensor a was announced and never added"),
+    ],
+)
+def test_a_tensor_that_is_not_the_announced_one_is_refused(
+    tmp_path: Path, added: list[tuple[str, torch.Tensor]], words: str
+) -> None:
+    writer = OneFileWriter(tmp_path / "x.safetensors", {"a": StoredAs(torch.float32, (2,))}, {})
+    with pytest.raises(CheckpointError, match=words), writer:
+        for name, tensor in added:
+            writer.add(name, tensor)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
