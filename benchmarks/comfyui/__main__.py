@@ -48,7 +48,6 @@ from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
-from tempoquant.recording.plan import default_samples_per_expert
 from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
 
 Layers = Mapping[str, QuantizedExpert]
@@ -74,11 +73,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=2, help="of every branch (default: %(default)s, as 32 is of 5120)")
     parser.add_argument("--prompts", type=int, default=4, help="held out (default: %(default)s)")
     parser.add_argument("--every", type=int, default=4, help="judge every so many-th call (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=40, help="to calibrate on, each denoiser (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the record there")
     arguments = parser.parse_args()
     progress = RichProgress()
-    task = task_of(arguments.model, arguments.prompts)
+    task = task_of(arguments.model, arguments.prompts, arguments.samples)
     pipeline = load_pipeline(task.source, "cpu")
     with tempfile.TemporaryDirectory() as work, torch.no_grad():
         reference = prepare(task, arguments.seed, pipeline, Path(work), progress)
@@ -89,18 +89,17 @@ def main() -> None:
             results.append(judge(pipeline, reference, row, arguments.every))
             advance()
     Console().print(table_of(results))
-    given = {"model": arguments.model, "rank": arguments.rank, "prompts": arguments.prompts, "every": arguments.every}
-    publish({"benchmark": "comfyui", **given, "seed": arguments.seed, "rows": results}, arguments.json)
+    given = {key: value for key, value in vars(arguments).items() if key != "json"}
+    publish({"benchmark": "comfyui", **given, "rows": results}, arguments.json)
 
 
-def task_of(model: str, num_prompts: int) -> Task:
+def task_of(model: str, num_prompts: int, num_samples: int) -> Task:
     """What all rows are judged on. Raises TempoQuantError."""
     source = SourceModel.open(model)
     settings = default_settings(source)
     calibration = calibration_prompts(model, None, Recipe(name="").num_prompts)
     held_out = evaluation_prompts(model, None, num_prompts)
-    samples = default_samples_per_expert(settings, source.geometry)
-    return Task(source, fingerprint(source), settings, calibration, held_out, samples)
+    return Task(source, fingerprint(source), settings, calibration, held_out, num_samples)
 
 
 def make_rows(task: Task, reference: Reference, rank: int, progress: Progress) -> list[Row]:

@@ -48,8 +48,8 @@ def command(
     --to nunchaku-lite: a pipeline for stock diffusers, with nunchaku's fused kernels on NVIDIA GPUs. DIR is what
     `quantize` wrote with --recipe nunchaku_int4 or nunchaku_nvfp4. `compare` scores OUT as the kernels round.
 
-    --to comfyui-nvfp4: a model file and a branch file for each denoiser, which ComfyUI loads without a node. DIR is what
-    `quantize` wrote with --recipe comfyui_nvfp4.
+    --to comfyui-nvfp4: a model file and a branch file for each denoiser, which ComfyUI loads without a node pack. DIR
+    is what `quantize` wrote with --recipe comfyui_nvfp4.
 
     Layers that the target cannot hold are refused by name. Clip ratios are not carried.
     """

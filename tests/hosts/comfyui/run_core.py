@@ -2,8 +2,8 @@
 
     python run_core.py MODEL BRANCH USER INPUTS OUTPUTS
 
-Loads MODEL as the node UNETLoader does and the LoRA BRANCH as LoraLoaderBypassModelOnly does, calls the denoiser once on
-the tensors of INPUTS, and writes to OUTPUTS what came out; also with the LoRA USER, bypassing and as an ordinary one.
+Loads MODEL as the node UNETLoader does and the LoRA BRANCH as LoraLoaderBypassModelOnly does, calls the denoiser once
+on the tensors of INPUTS, and writes to OUTPUTS what came out; also with the LoRA USER, by bypass and in the weights.
 """
 
 import sys
@@ -43,7 +43,8 @@ def bypassing(model, file: str):
 
 def ordinary(model, file: str):
     """The model with a LoRA in its weights."""
-    return comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(file, safe_load=True), 1.0, 0)[0]
+    lora = comfy.utils.load_torch_file(file, safe_load=True)
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
 
 
 loaded = comfy.sd.load_diffusion_model(MODEL)

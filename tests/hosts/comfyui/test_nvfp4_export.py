@@ -233,7 +233,7 @@ def test_a_tensor_that_is_missing_or_strange_is_named(quantized, tmp_path):
         export(source, tmp_path / "out")
     del whole["scale_shift_table"]
     save_file(whole, file)
-    with pytest.raises(CheckpointError, match="lacks .*scale_shift_table"):
+    with pytest.raises(CheckpointError, match=r"lacks .*scale_shift_table"):
         export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

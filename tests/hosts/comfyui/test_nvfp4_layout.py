@@ -1,4 +1,4 @@
-"""Laws of a layer in ComfyUI's nvfp4: its bytes by the published formula, what its own library reads, what is refused."""
+"""Laws of a layer in ComfyUI's nvfp4: its bytes by the published formula, what its library reads, what is refused."""
 
 import json
 import re

@@ -2,10 +2,11 @@
 
     y = f(x) + up · (down · x),   f(x) = Q(x ∘ pre_quant_scale) · (weight · weight_scale · weight_scale_2)ᵀ + bias
 
-f is ComfyUI's linear of that format; the rest is what its bypass loader makes of a LoRA, which reads the raw x: SVDQuant's
-formula (arXiv 2411.05007, eq. 5). Q is ComfyUI's affair: NVFP4 by one dynamic scale a tensor on Blackwell and later, and
-nothing elsewhere. Sources: ComfyUI's comfy/ops.py (names, what multiplies what) and comfy/weight_adapter (the bypass),
-comfy-kitchen's layout TensorCoreNVFP4Layout (bytes, padding, order of scales); docs/comfyui-nvfp4.md.
+f is ComfyUI's linear of that format; the rest is what its bypass loader makes of a LoRA, which reads the raw x:
+SVDQuant's formula (arXiv 2411.05007, eq. 5). Q is ComfyUI's affair: NVFP4 by one dynamic scale a tensor on Blackwell
+and later, and nothing elsewhere. Sources: ComfyUI's comfy/ops.py (names, what multiplies what) and
+comfy/weight_adapter (the bypass), comfy-kitchen's TensorCoreNVFP4Layout (bytes, padding, order of scales);
+docs/comfyui-nvfp4.md.
 """
 
 import json
