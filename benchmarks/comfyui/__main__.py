@@ -30,7 +30,7 @@ from benchmarks.comfyui.linears import (
     svdquant_w4a4,
 )
 from benchmarks.json_line import publish
-from benchmarks.quality.measure import QuantizedExpert, dequantizing_once, installed, quantize
+from benchmarks.quality.measure import QuantizedDenoiser, dequantizing_once, installed, quantize
 from benchmarks.quality.reference import Reference, prepare
 from benchmarks.quality.task import Task
 from tempoquant.calibrate.capture import watching_inputs
@@ -50,7 +50,7 @@ from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
 from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
 
-Layers = Mapping[str, QuantizedExpert]
+Layers = Mapping[str, QuantizedDenoiser]
 """By denoiser."""
 CONVROT_GROUPS = (16, 64, 256)
 
@@ -142,20 +142,20 @@ def _convrot(size: int) -> Callable[[str, str, nn.Linear], Compute]:
 
 def row_scaled_bits(layers: Layers) -> float:
     """Bits a weight with four for each and one float32 a row, counted."""
-    shapes = [(each.out_features, each.in_features) for e in layers.values() for each in e.layers.values()]
+    shapes = [(each.out_features, each.in_features) for one in layers.values() for each in one.layers.values()]
     return 4 + 32 * sum(rows for rows, _ in shapes) / sum(rows * columns for rows, columns in shapes)
 
 
 def exported_bits(layers: Layers) -> float:
     """Bits a weight of both files, counted."""
-    found = [layer for expert in layers.values() for layer in expert.layers.values()]
+    found = [layer for each in layers.values() for layer in each.layers.values()]
     num_weights = sum(layer.in_features * layer.out_features for layer in found)
     return 8 * sum(num_replacing_bytes(entry_of(layer)) for layer in found) / num_weights
 
 
 def stored_bits(layers: Layers) -> float:
     """Bits a weight of our checkpoint, counted."""
-    return sum(expert.num_bits for expert in layers.values()) / sum(expert.num_weights for expert in layers.values())
+    return sum(each.num_bits for each in layers.values()) / sum(each.num_weights for each in layers.values())
 
 
 @contextlib.contextmanager
@@ -191,7 +191,7 @@ def judge(pipeline: Any, reference: Reference, row: Row, every: int) -> dict[str
             layers = layers or layer_errors(reference, pairs, calls, row)
             errors = call_errors(lambda sample: predict_noise(pipeline, sample), calls)
             for name, values in by_denoiser.items():
-                values.append(statistics.fmean(error.sqnr_db for error in errors if error.expert == name))
+                values.append(statistics.fmean(error.sqnr_db for error in errors if error.denoiser == name))
     means = {name: statistics.fmean(values) for name, values in by_denoiser.items()}
     spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in by_denoiser.items()}
     return {

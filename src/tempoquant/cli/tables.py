@@ -1,13 +1,15 @@
 """Tables for people: what `compare` and `demo` measured, what `inspect` found."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tempoquant.evaluate.results import Comparison, ModelResult, Summary
-from tempoquant.hosts.comfyui.nvfp4_export import ExportedDenoiser
 from tempoquant.hosts.contents import Contents, DenoiserContents
+
+if TYPE_CHECKING:
+    from tempoquant.hosts.comfyui.nvfp4_export import ExportedDenoiser
 
 NOT_MEASURED = "–"
 MIN_WIDTH = 72
@@ -82,7 +84,7 @@ def contents_table(contents: Contents) -> Table:
     return table
 
 
-def comfyui_table(denoisers: Sequence[ExportedDenoiser]) -> Table:
+def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
     """A row per file that was written for ComfyUI."""
     table = Table(title="For ComfyUI's folder models", title_justify="left", min_width=MIN_WIDTH)
     for heading in ("denoiser", "file"):

@@ -52,7 +52,7 @@ def exported(folder: Path) -> tuple[Path, Path, Path]:
         shutil.rmtree(source / component)
         model = denoiser_of(number)
         layers = quantized_wan.quantize_all(model, "nvfp4", deflated=False, centred=False)
-        quantized_wan.write_component(source / component, model, layers, expert=denoiser)
+        quantized_wan.write_component(source / component, model, layers, denoiser=denoiser)
     [written, _] = export(source, folder / "out")
     return source, folder / "out" / written.model_file, folder / "out" / str(written.branch_file)
 
