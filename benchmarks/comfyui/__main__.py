@@ -1,6 +1,6 @@
 """What ComfyUI's own 4-bit formats lose on a bundled model: our export beside our runtime and round to nearest.
 
-    python -m benchmarks.comfyui --json runs/comfyui.jsonl      # half an hour on two cores; needs comfy-kitchen
+    python -m benchmarks.comfyui --json runs/comfyui.jsonl      # twenty minutes on two cores; needs comfy-kitchen
 
 Every row has the same calibration samples, and is judged on the same calls of held-out 16-bit generations: SQNR of the
 noise prediction by denoiser, and the median over layers of the output's SQNR, each layer on the 16-bit model's input.
