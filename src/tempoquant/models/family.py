@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tempoquant.checkpoint.model_call import ModelCall
+from tempoquant.models.comfyui_layout import ComfyLayout
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.prompts import Prompt
@@ -100,6 +101,7 @@ class ModelFamily:
         chunk_blocks: have a denoiser compute its blocks a chunk of tokens at a time; returns what undoes it. None where
             the family has no such forward.
         needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
+        comfyui: its denoisers inside ComfyUI; None where they do not run there.
     """
 
     name: str
@@ -136,6 +138,7 @@ class ModelFamily:
     may_lack: Callable[[str], bool] = _never
     chunk_blocks: Callable[[nn.Module], Callable[[], None]] | None = None
     needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
+    comfyui: ComfyLayout | None = None
 
     def block_of(self, name: str) -> str | None:
         """Return the block that a tensor or module lies in, such as "blocks.3"; None for what lies in no block."""

@@ -9,6 +9,7 @@ from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.models.family import Config, ModelFamily
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.wan import pipelines
+from tempoquant.models.wan.comfyui import COMFYUI
 from tempoquant.models.wan.latents import TEXT_TOKENS, example_inputs, noised_calls
 from tempoquant.models.wan.names import is_of_image_branch, original_name, own_name
 from tempoquant.models.wan.originals import DIFFUSERS_IDS, original_parts
@@ -85,6 +86,7 @@ WAN = ModelFamily(
     bare_parameters=frozenset({"scale_shift_table", "pos_embed"}),
     may_lack=is_of_image_branch,
     chunk_blocks=_chunk_blocks,
+    comfyui=COMFYUI,
 )
 
 WAN_VACE = dataclasses.replace(
@@ -109,4 +111,5 @@ WAN_ANIMATE = dataclasses.replace(
     noised_calls=None,  # a clip alone says nothing of poses and faces
     published_models=published_animate_models,
     chunk_blocks=None,  # its blocks attend to an image, which chunks know nothing of
+    comfyui=None,  # its face adapter and motion encoder have names and layouts of their own there
 )
