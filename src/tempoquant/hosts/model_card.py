@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from tempoquant.checkpoint.reader import read_config, read_model_config
+from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.hosts.nunchaku.config import exported_config
 from tempoquant.models.source import SourceModel
@@ -67,6 +68,22 @@ def comfyui_nvfp4_card(source: SourceModel, recipe: Recipe, files_of: Mapping[st
     rows = [f"| {name} | `{model}` | {f'`{lora}`' if lora else 'none'} |" for name, (model, lora) in files_of.items()]
     title = source.family.title(source.index)
     body = _COMFYUI_BODY.format(title=title, recipe=recipe.name, rows="\n".join(rows), toml=recipe.to_toml())
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
+def comfyui_card(source: SourceModel, config: ComponentConfig) -> str:
+    """Text of the model card for an export of the quantized pipeline `source` to ComfyUI's files.
+
+    Args:
+        config: of one of its denoisers.
+    """
+    base = _source_card(source)
+    kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
+    data = ModelCardData(tags=["tempoquant", "quantized", "W4A4", "comfyui", config.recipe.format], **kept)
+    body = _COMFYUI_NODES_BODY.format(
+        title=source.family.title(source.index), recipe=config.recipe.name, toml=config.recipe.to_toml(),
+        files="\n".join(f"- `{each.name}.safetensors`" for each in source.denoisers),
+    )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
@@ -158,6 +175,24 @@ node changes the 4-bit weights, whose input is scaled, and is wrong on these fil
 quantizing: `tempoquant quantize --lora`.
 
 NVIDIA Blackwell multiplies in four bits; every other device dequantizes the weights and multiplies in 16 (W4A16).
+
+## Recipe
+
+```toml
+{toml}```
+"""
+
+_COMFYUI_NODES_BODY = """
+# A 4-bit {title} for ComfyUI
+
+Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}` and exported
+(`tempoquant export --to comfyui`): 4-bit weights and 4-bit activations (W4A4) in the linears of every transformer
+block.
+
+{files}
+
+Put the folder into ComfyUI's `models/diffusion_models` and load it with TempoQuant's nodes, which run what the files
+hold as it was quantized. ComfyUI's own loader does not read them. Text encoder and VAE are the model's usual ones.
 
 ## Recipe
 
