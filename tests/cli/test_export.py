@@ -102,6 +102,6 @@ def test_a_layer_that_comfyui_cannot_hold_is_named_with_the_recipe_to_use(tmp_pa
     assert "--recipe comfyui_nvfp4" in " ".join(result.stderr.split()) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [("--to", "comfyui", "-o", "out"), ("--to", "nunchaku-lite"), ("-o", "out")])
+@pytest.mark.parametrize("arguments", [("--to", "somewhere", "-o", "out"), ("--to", "nunchaku-lite"), ("-o", "out")])
 def test_a_target_and_an_output_must_be_given(tmp_path, arguments):
     assert run("export", tmp_path, *arguments).exit_code == 2

@@ -18,6 +18,7 @@ class Target(str, Enum):
     """Whose files to write."""
 
     NUNCHAKU_LITE = "nunchaku-lite"
+    COMFYUI = "comfyui"
     COMFYUI_NVFP4 = "comfyui-nvfp4"
 
 
@@ -34,7 +35,8 @@ def command(
     folder: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; new, or empty.")],
     target: Annotated[
-        Target, typer.Option("--to", help="diffusers' own quant_method nunchaku_lite, or ComfyUI's own format nvfp4.")
+        Target,
+        typer.Option("--to", help="diffusers' nunchaku_lite, TempoQuant's nodes in ComfyUI, or ComfyUI's own nvfp4."),
     ],
     overwrite: Overwrite = False,
     link: Annotated[
@@ -43,15 +45,17 @@ def command(
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Write all denoisers for an engine that runs them without TempoQuant.
+    """Write all denoisers for another engine.
 
     --to nunchaku-lite: a pipeline for stock diffusers, with nunchaku's fused kernels on NVIDIA GPUs. DIR is what
     `quantize` wrote with --recipe nunchaku_int4 or nunchaku_nvfp4. `compare` scores OUT as the kernels round.
 
+    --to comfyui: a file for each denoiser, of any recipe and with all it has, for TempoQuant's nodes in ComfyUI.
+
     --to comfyui-nvfp4: a model file and a branch file for each denoiser, which ComfyUI loads without a node pack. DIR
     is what `quantize` wrote with --recipe comfyui_nvfp4.
 
-    Layers that the target cannot hold are refused by name. Clip ratios are not carried.
+    Layers that the target cannot hold are refused by name. Only comfyui carries clip ratios.
     """
     request = _Request(folder, output, overwrite, link)
     run_command(lambda progress: _TARGETS[target](request, progress), as_json, json_log, interrupted=GOES_ON)
@@ -72,6 +76,20 @@ def _to_nunchaku_lite(request: _Request, progress: Progress) -> Outcome:
     record = _record(path, was_there, Target.NUNCHAKU_LITE)
     notes = [f"{denoiser.denoiser}: {note}" for denoiser in contents.denoisers for note in denoiser.notes]
     return Outcome({**record, **plain(contents)}, Group(contents_table(contents), *notes, _words(path, was_there)))
+
+
+def _to_comfyui(request: _Request, progress: Progress) -> Outcome:
+    from tempoquant.checkpoint.manifest import MANIFEST_NAME
+    from tempoquant.hosts.comfyui.export import export
+
+    if request.link:
+        raise UnsupportedError("--link links what is no denoiser, of which comfyui writes nothing: leave it out.")
+    was_there = (request.output / MANIFEST_NAME).is_file() and not request.overwrite
+    path = export(request.folder, request.output, overwrite=request.overwrite, progress=progress)
+    files = {file.name: file.stat().st_size for file in sorted(path.glob("*.safetensors"))}
+    record = {**_record(path, was_there, Target.COMFYUI), "clip_ratios_carried": True, "files": files}
+    lines = [f"{name}: {size / 2**20:,.1f} MiB" for name, size in files.items()]
+    return Outcome(record, "\n".join([*lines, _words(path, was_there)]))
 
 
 def _to_comfyui_nvfp4(request: _Request, progress: Progress) -> Outcome:
@@ -99,6 +117,7 @@ def _to_comfyui_nvfp4(request: _Request, progress: Progress) -> Outcome:
 
 _TARGETS: dict[Target, Callable[[_Request, Progress], Outcome]] = {
     Target.NUNCHAKU_LITE: _to_nunchaku_lite,
+    Target.COMFYUI: _to_comfyui,
     Target.COMFYUI_NVFP4: _to_comfyui_nvfp4,
 }
 
