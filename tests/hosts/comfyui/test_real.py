@@ -15,9 +15,11 @@ from tempoquant.models.source import SourceModel
 from tempoquant.prompts import Prompt
 from tempoquant.quantizing import quantize
 from tempoquant.recipe import Recipe
+from tempoquant.runtime.convert import quantized_linears
 from tempoquant.tiny.sets import evaluation_items
 from tests.hosts.comfyui.real import dense, load, needs_comfyui, on_device, predict, sqnr_db
 from tests.quantized_wan import write_pipeline
+from tests.wan_files import wan_name
 
 pytestmark = [needs_comfyui, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -68,14 +70,40 @@ def test_16_bits_agree_with_diffusers_in_every_call(calls: list[RecordedCall]) -
     assert min(sqnr_db(each, call.output) for each, call in zip(found, calls, strict=True)) > 110
 
 
-def test_rounded_to_nearest_every_call_is_that_of_diffusers(
+def test_rounded_to_nearest_calls_are_those_of_diffusers_but_where_a_rounding_flips(
     places: Any, calls: list[RecordedCall], folders: Any
 ) -> None:
+    """A number that lies on the edge between two codes in float32 may fall to either side: then a call shows it."""
     models = {name: load(place, name) for name, place in places["rtn"].items()}
     found, wanted = answers(models, calls), diffusers_answers(folders["rtn"], calls)
     levels = [sqnr_db(one, other) for one, other in zip(found, wanted, strict=True)]
     print("rtn against diffusers, dB:", [round(level, 1) for level in levels])
-    assert min(levels) >= 100
+    assert sum(level >= 100 for level in levels) >= 0.8 * len(levels) and min(levels) > 40
+
+
+def test_every_linear_gives_the_same_bits_for_the_input_that_diffusers_gives_it(
+    places: Any, calls: list[RecordedCall], folders: Any
+) -> None:
+    call = calls[0]
+    pipeline = load_pipeline(SourceModel.open(folders["default"]), "cpu")
+    theirs = {wan_name(f"{name}.weight"): linear for name, linear in quantized_linears(pipeline.transformer).items()}
+    patcher = load(places["default"]["high_noise"], "high_noise")
+    ours = quantized_linears(patcher.model.diffusion_model)
+    assert {name.removesuffix(".weight") for name in theirs} == ours.keys() and len(ours) == 40
+    same = []
+
+    def compare(name: str) -> Any:
+        def hook(module: Any, args: Any, y: torch.Tensor) -> None:
+            with ours[name].clock.at(call.sample.inputs["timestep"]):
+                same.append(torch.equal(ours[name](args[0]), y))
+
+        return hook
+
+    for name, linear in theirs.items():
+        linear.register_forward_hook(compare(name.removesuffix(".weight")))
+    with torch.no_grad():
+        pipeline.transformer(**call.sample.inputs)
+    assert len(same) == 40 and all(same)
 
 
 def test_the_default_recipe_is_as_near_to_16_bits_as_in_diffusers(
