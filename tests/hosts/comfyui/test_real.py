@@ -67,7 +67,7 @@ def test_16_bits_agree_with_diffusers_in_every_call(calls: list[RecordedCall]) -
     root = SourceModel.open("tiny").folder
     models = {"high_noise": dense(root / "transformer"), "low_noise": dense(root / "transformer_2")}
     found = answers(models, calls)
-    assert min(sqnr_db(each, call.output) for each, call in zip(found, calls, strict=True)) > 110
+    assert min(sqnr_db(each, call.noise_prediction) for each, call in zip(found, calls, strict=True)) > 110
 
 
 def test_rounded_to_nearest_calls_are_those_of_diffusers_but_where_a_rounding_flips(
@@ -112,7 +112,7 @@ def test_the_default_recipe_is_as_near_to_16_bits_as_in_diffusers(
     """Rounding flips at ties, so calls are not equal; how far they are from 16 bits is."""
     models = {name: load(place, name) for name, place in places["default"].items()}
     found, wanted = answers(models, calls), diffusers_answers(folders["default"], calls)
-    reference = [call.output for call in calls]
+    reference = [call.noise_prediction for call in calls]
     ours, theirs = ([sqnr_db(one, call) for one, call in zip(made, reference, strict=True)] for made in (found, wanted))
     print("default: distance to 16 bits here and in diffusers, dB:", [(round(a, 2), round(b, 2)) for a, b in
                                                                       zip(ours, theirs, strict=True)])  # fmt: skip
@@ -169,7 +169,7 @@ def test_activation_bits_hold_for_one_clone_and_its_timesteps(places: Any, calls
         return run.execute()
 
     eight, none = with_activation_bits(patcher, 8, 0, 1000), with_activation_bits(patcher, 8, 0, 100)
-    assert sqnr_db(by(eight), call.output) > sqnr_db(four, call.output) + 3
+    assert sqnr_db(by(eight), call.noise_prediction) > sqnr_db(four, call.noise_prediction) + 3
     assert torch.equal(by(none), four) and torch.equal(by(with_activation_bits(eight, 4, 0, 1000)), four)
     assert torch.equal(by(patcher), four)
 

@@ -71,7 +71,7 @@ def test_every_kind_answers_as_in_diffusers(kind: str, tmp_path: Path) -> None:
         wanted = same(**call, return_dict=False)[0]
     found = predict(load(folder), in_comfyui(call))
     print(f"{kind}: {sqnr_db(found, wanted):.1f} dB")
-    assert sqnr_db(found, wanted) > 60
+    assert sqnr_db(found, wanted) > 40  # one rounding that flips leaves 50, none more than 110; a wrong wire 20 or less
 
 
 def test_ours_differs_from_what_comfyuis_own_loader_makes_in_the_4_bit_linears_alone(tmp_path: Path) -> None:
