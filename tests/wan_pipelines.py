@@ -24,12 +24,13 @@ LATENTS = 16
 
 
 def transformer(seed: int, in_channels: int, num_layers: int = 2, **config: Any) -> WanTransformer3DModel:
-    """A random denoiser that predicts LATENTS channels."""
+    """A random denoiser, which predicts LATENTS channels where `config` has no out_channels."""
     torch.manual_seed(seed)
+    config = {"out_channels": LATENTS, **config}
     kind = WanVACETransformer3DModel if "vace_layers" in config else WanTransformer3DModel
     return kind(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=WIDTH // 2, in_channels=in_channels,
-        out_channels=LATENTS, text_dim=TEXT_DIM, freq_dim=64, ffn_dim=2 * WIDTH, num_layers=num_layers,
+        text_dim=TEXT_DIM, freq_dim=64, ffn_dim=2 * WIDTH, num_layers=num_layers,
         rope_max_seq_len=64, **config,
     ).eval()  # fmt: skip
 

@@ -117,7 +117,20 @@ def test_an_equal_tensor_is_not_the_same_one(calls: list[Any]) -> None:
     assert len(calls) == 2
 
 
-def test_in_inference_mode_nothing_is_shared_because_changes_are_not_counted(calls: list[Any]) -> None:
+def test_in_inference_mode_a_call_of_the_model_shares_with_the_same_result(calls: list[Any]) -> None:
+    model = quantized()
+    with torch.inference_mode():
+        apart = run(model)
+        calls.clear()
+        assert share_inputs(model, GROUPS) == 3
+        assert torch.equal(run(model), apart) and len(calls) == 7
+        calls.clear()
+        assert torch.equal(run(model), apart) and len(calls) == 7, "the next call begins anew"
+
+
+def test_in_inference_mode_nothing_is_shared_outside_of_a_call_because_changes_are_not_counted(
+    calls: list[Any],
+) -> None:
     model = quantized()
     share_inputs(model, GROUPS)
     with torch.inference_mode():

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tempoquant.checkpoint.model_call import ModelCall
+from tempoquant.models.comfyui_layout import ComfyLayout
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.guidance import TWO_CALLS, Guidance
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -43,6 +44,10 @@ class PipelineIndex(NamedTuple):
 
 def _never(_name: str) -> bool:
     return False
+
+
+def _no_name(_name: str) -> str | None:
+    return None
 
 
 def _none_of(_folder: Path) -> dict[str, Path]:
@@ -132,6 +137,8 @@ class ModelFamily:
         noised_calls: make calls of a clip's latents without sampling, see `wan/latents.py`; None where nothing does.
         own_name: other people's name of a module, such as the original release's, to diffusers' name; None for a name
             that means nothing here.
+        original_name: a tensor's name in the original release, which ComfyUI uses too, from diffusers' name; None for a
+            name that it has not. The inverse of `own_name`.
         bare_parameters: last parts of names that are parameters by themselves, and no modules.
         diffusers_ids: hub ids of original releases to those of their diffusers pipelines.
         original_parts: a release's folders of weights by denoiser; none for a folder that is no release of the family.
@@ -154,6 +161,7 @@ class ModelFamily:
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
         kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
         stored: what a denoiser's config keeps beside its own, for those who load it later.
+        comfyui: its denoisers inside ComfyUI; None where they do not run there.
     """
 
     name: str
@@ -182,6 +190,7 @@ class ModelFamily:
     takes_image: Callable[[PipelineIndex], bool]
     arguments: Callable[[PipelineIndex, Prompt, SamplingSettings], dict[str, Any]]
     own_name: Callable[[str], str | None]
+    original_name: Callable[[str], str | None] = _no_name
     noised_calls: Callable[..., Callable[..., dict[str, torch.Tensor]]] | None = None
     bare_parameters: frozenset[str] = frozenset()
     diffusers_ids: Mapping[str, str] = field(default_factory=dict)
@@ -200,6 +209,7 @@ class ModelFamily:
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()
     stored: Mapping[str, Any] = field(default_factory=dict)
+    comfyui: ComfyLayout | None = None
 
     def block_of(self, name: str) -> str | None:
         """Return the block that a tensor or module lies in, such as "blocks.3"; None for what lies in no block."""

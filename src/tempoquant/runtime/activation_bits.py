@@ -25,12 +25,7 @@ def set_activation_bits(model: Any, bits: int, timesteps: tuple[float, float] | 
         RecipeError: other bits, or timesteps that are no interval.
         UnsupportedError: the model has no 4-bit linear.
     """
-    if bits not in (4, 8):
-        raise RecipeError(f"activations have 4 or 8 bits, not {bits}.")
-    if timesteps is not None and (bits == 4 or not 0 <= timesteps[0] < timesteps[1]):
-        raise RecipeError(
-            f"timesteps {timesteps} with {bits} bits: give low < high, 0 to {NUM_TRAIN_TIMESTEPS}, with 8 bits only."
-        )
+    interval = eight_bit_timesteps(bits, timesteps)
     modules = [model] if isinstance(model, nn.Module) else model.components.values()
     linears = [linear for module in modules if isinstance(module, nn.Module)
                for linear in quantized_linears(module).values()]  # fmt: skip
@@ -38,4 +33,18 @@ def set_activation_bits(model: Any, bits: int, timesteps: tuple[float, float] | 
     if not clocks:
         raise UnsupportedError(f"{type(model).__name__} has no 4-bit linear whose activations could have {bits} bits.")
     for clock in clocks.values():
-        clock.eight_bit_timesteps = None if bits == 4 else timesteps or (-math.inf, math.inf)
+        clock.eight_bit_timesteps = interval
+
+
+def eight_bit_timesteps(bits: int, timesteps: tuple[float, float] | None = None) -> tuple[float, float] | None:
+    """Return the interval of timesteps with eight bits, for arguments as of `set_activation_bits`; None for none.
+
+    Raises RecipeError for other bits, or timesteps that are no interval.
+    """
+    if bits not in (4, 8):
+        raise RecipeError(f"activations have 4 or 8 bits, not {bits}.")
+    if timesteps is not None and (bits == 4 or not 0 <= timesteps[0] < timesteps[1]):
+        raise RecipeError(
+            f"timesteps {timesteps} with {bits} bits: give low < high, 0 to {NUM_TRAIN_TIMESTEPS}, with 8 bits only."
+        )
+    return None if bits == 4 else timesteps or (-math.inf, math.inf)

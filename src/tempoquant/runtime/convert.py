@@ -20,8 +20,14 @@ def replace_linears(
     bins: TimestepBins,
     compute_dtype: torch.dtype = torch.bfloat16,
     call: ModelCall | None = None,
+    kind: type[QuantizedLinear] = QuantizedLinear,
 ) -> BinClock:
     """Replace linears by QuantizedLinears on the meta device, to be loaded into, and attach a clock to the model.
+
+    Args:
+        model: whose linears `layers` names.
+        call: how the model takes its timestep; as most do if left out.
+        kind: of QuantizedLinear to put in.
 
     Raises CheckpointError when the model has no such linear, or one of another shape; the model is then unchanged.
     """
@@ -31,7 +37,7 @@ def replace_linears(
     clock.attach(model)
     for name, entry in layers.items():
         # set_submodule indexes into ModuleLists (`to_out.0`, `ffn.net.2`), which have no attribute "0".
-        model.set_submodule(name, QuantizedLinear(entry, clock, compute_dtype, device="meta"))
+        model.set_submodule(name, kind(entry, clock, compute_dtype, device="meta"))
     return clock
 
 

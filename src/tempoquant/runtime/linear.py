@@ -166,7 +166,8 @@ class QuantizedLinear(nn.Linear):
             return tuple(operators.quantize_input(self._source(run), run.transform, entry.format, backend)
                          for run in runs)  # fmt: skip
 
-        quantized = quantize(x) if self.shared_input is None else self.shared_input.quantized(x, quantize)
+        shared, in_call = self.shared_input, self.clock.call is not None
+        quantized = quantize(x) if shared is None else shared.quantized(x, quantize, in_call)
         y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, backend)
                        for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
         return y.reshape(*x.shape[:-1], entry.out_features)

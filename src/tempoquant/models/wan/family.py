@@ -9,8 +9,9 @@ from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.models.family import Config, ModelFamily
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.wan import pipelines
+from tempoquant.models.wan.comfyui import COMFYUI
 from tempoquant.models.wan.latents import TEXT_TOKENS, example_inputs, noised_calls
-from tempoquant.models.wan.names import is_of_image_branch, own_name
+from tempoquant.models.wan.names import is_of_image_branch, original_name, own_name
 from tempoquant.models.wan.originals import DIFFUSERS_IDS, original_parts
 from tempoquant.models.wan.pipelines import COMPONENTS
 from tempoquant.models.wan.published import published_animate_models, published_models, published_vace_models
@@ -78,12 +79,14 @@ WAN = ModelFamily(
     needs=pipelines.needs,
     arguments=pipelines.arguments,
     own_name=own_name,
+    original_name=original_name,
     noised_calls=noised_calls,
     diffusers_ids=DIFFUSERS_IDS,
     original_parts=original_parts,
     bare_parameters=frozenset({"scale_shift_table", "pos_embed"}),
     may_lack=is_of_image_branch,
     chunk_blocks=_chunk_blocks,
+    comfyui=COMFYUI,
 )
 
 WAN_VACE = dataclasses.replace(
@@ -108,4 +111,5 @@ WAN_ANIMATE = dataclasses.replace(
     noised_calls=None,  # a clip alone says nothing of poses and faces
     published_models=published_animate_models,
     chunk_blocks=None,  # its blocks attend to an image, which chunks know nothing of
+    comfyui=None,  # its face adapter and motion encoder have names and layouts of their own there
 )

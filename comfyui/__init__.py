@@ -1,0 +1,5 @@
+"""TempoQuant in ComfyUI: a node pack. Copy or link this folder into `custom_nodes/`, and `pip install tempoquant`."""
+
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
