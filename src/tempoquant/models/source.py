@@ -137,6 +137,8 @@ class SourceModel:
     @property
     def pipeline_tag(self) -> str:
         """What the hub calls what it does."""
+        if self.geometry.is_image:
+            return "text-to-image"
         return "image-to-video" if self.family.needs(self.index) else "text-to-video"
 
     @property
