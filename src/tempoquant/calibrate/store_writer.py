@@ -163,7 +163,8 @@ class StoreWriter:
 def _serialized(arguments: Mapping[str, Any]) -> bytes:
     tensors, outline = take_apart(arguments)
     metadata = None if outline is None else {OUTLINE_KEY: json.dumps(outline, sort_keys=True)}
-    return save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata)
+    # Copies, since one tensor may be told by two names, which a file cannot hold.
+    return save({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, metadata)
 
 
 class _writing:
