@@ -51,7 +51,7 @@ class Plan:
     Attributes:
         reference: the pipeline whose scheduler all models use.
         items, seeds: every item with every seed.
-        settings: flow_shift is a number.
+        settings: flow_shift is a number, unless the reference's scheduler has none.
         device: where to run, as workers name it.
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
