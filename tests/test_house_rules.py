@@ -79,7 +79,9 @@ def test_every_module_and_file_that_a_text_names_exists():
 def missing_names(line: str) -> Iterator[str]:
     for module in NAMED_MODULE.findall(line):
         place = module.replace(".", "/")
-        if not any((root / f"{place}{end}").exists() for root in (ROOT, ROOT / "src") for end in (".py", "/__main__.py")):
+        if not any(
+            (root / f"{place}{end}").exists() for root in (ROOT, ROOT / "src") for end in (".py", "/__main__.py")
+        ):
             yield module
     for file in NAMED_FILE.findall(line):
         if not (ROOT / file).exists():

@@ -117,7 +117,17 @@ def test_an_equal_tensor_is_not_the_same_one(calls: list[Any]) -> None:
     assert len(calls) == 2
 
 
-def test_in_inference_mode_nothing_is_shared_because_changes_are_not_counted(calls: list[Any]) -> None:
+def test_in_inference_mode_a_call_of_the_model_shares_too(calls: list[Any]) -> None:
+    model = quantized()
+    apart = run(model)
+    share_inputs(model, GROUPS)
+    calls.clear()
+    with torch.inference_mode():
+        shared = model(**inputs())[0]
+    assert torch.equal(shared, apart) and len(calls) == 7
+
+
+def test_in_inference_mode_linears_alone_share_nothing_because_changes_are_not_counted(calls: list[Any]) -> None:
     model = quantized()
     share_inputs(model, GROUPS)
     with torch.inference_mode():

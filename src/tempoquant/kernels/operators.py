@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from tempoquant.exact_products import exact_linear
 from tempoquant.formats import Format, ScaleRule, get_format
 from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.dispatch import Backend, choose
@@ -54,7 +55,7 @@ def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """
     if x.dtype == torch.bfloat16:
         return functional.linear(x, down)
-    return functional.linear(x.float(), down.float()).bfloat16()
+    return exact_linear(x.float(), down.float()).bfloat16()
 
 
 def quantize_input(source: Source, transform: InputTransform, format: Format, backend: str) -> QuantizedInput:

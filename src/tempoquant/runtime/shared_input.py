@@ -35,18 +35,23 @@ class SharedInput(threading.local):
         self._version, self._num_waiting = 0, 0
 
     def quantized(
-        self, x: torch.Tensor, quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]]
+        self,
+        x: torch.Tensor,
+        quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]],
+        is_in_call: bool = False,
     ) -> tuple[QuantizedInput, ...]:
         """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
 
-        A graph that is being compiled cannot ask whether x changed: there the same tensor is taken to be unchanged, as
-        it is in every attention of diffusers.
+        Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x changed. Within a call of
+        the model (`is_in_call`) the same tensor is then taken to be unchanged, as it is in every attention of diffusers;
+        outside of one, in inference mode, x is quantized again.
         """
         version = 0
         if not torch.compiler.is_compiling():
-            if torch.is_inference(x):  # does not count its changes
+            if not torch.is_inference(x):
+                version = x._version
+            elif not is_in_call:
                 return quantize(x)
-            version = x._version
         if self._quantized is None or self._x is not x or self._version != version:
             self._x, self._version, self._quantized = x, version, quantize(x)
             self._num_waiting = self.num_linears
