@@ -2,7 +2,7 @@
 their peaks.
 
 All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
-and in tiles, its video in host memory, and compute the experts' blocks in chunks of tokens. They differ in the experts:
+and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the experts:
 *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
 """
 
@@ -42,11 +42,12 @@ class MemoryMode:
 
     Attributes:
         mode: "resident", "swap" or "lean".
+        in_chunks: whether blocks compute a chunk of tokens at a time.
         swap: the experts that take turns; None but in "swap".
     """
 
-    def __init__(self, pipeline: Any, mode: Memory, device: torch.device) -> None:
-        self.mode = mode
+    def __init__(self, pipeline: Any, mode: Memory, device: torch.device, in_chunks: bool) -> None:
+        self.mode, self.in_chunks = mode, in_chunks
         self.swap: ExpertSwap | None = None
         self._pipeline, self._device, self._facts = pipeline, device, facts_of(pipeline)
         self._undo, self._verbs = ExitStack(), ExitStack()
@@ -80,7 +81,7 @@ class MemoryMode:
         experts = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
-            if family.chunk_blocks is not None:
+            if self.in_chunks and family.chunk_blocks is not None:
                 for placed in experts.values():
                     undo.callback(family.chunk_blocks(placed.model))
             if (encoder := getattr(pipeline, family.text_encoder)) is not None:
@@ -108,7 +109,12 @@ class MemoryMode:
         return lambda: None
 
 
-def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torch.device | None = None) -> MemoryMode:
+def set_memory_mode(
+    pipeline: Any,
+    mode: Memory = "resident",
+    device: str | torch.device | None = None,
+    in_chunks: bool = True,
+) -> MemoryMode:
     """Decide what of a pipeline is on the device when. Call it instead of `pipeline.to(device)`.
 
     Args:
@@ -117,6 +123,8 @@ def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torc
             page-locked host memory; they change places while the first one's last call still runs. "lean": the block
             that runs and the next.
         device: where it computes; CUDA where there is one if left out.
+        in_chunks: whether blocks compute a chunk of tokens at a time, where the family has chunks: less than half of
+            the activations, and slower. `tempoquant plan` says what each way takes.
 
     Returns:
         The mode, whose `remove()` takes it off again. Setting another one does that by itself.
@@ -129,7 +137,7 @@ def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torc
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
     remove_memory_mode(pipeline)
     _check(pipeline)
-    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()))
+    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()), in_chunks)
     setattr(pipeline, _ATTRIBUTE, in_force)
     return in_force
 
@@ -141,13 +149,13 @@ def remove_memory_mode(pipeline: Any) -> None:
         setattr(pipeline, _ATTRIBUTE, None)
 
 
-def load_in_mode(source: SourceModel, mode: Memory, device: str) -> Any:
+def load_in_mode(source: SourceModel, mode: Memory, device: str, in_chunks: bool = True) -> Any:
     """Load a pipeline to the CPU, in the dtype that the device computes in, and set its memory mode.
 
     Raises as `load_pipeline` and `set_memory_mode` do.
     """
     pipeline = load_pipeline(source, "cpu", compute_dtype(device))
-    set_memory_mode(pipeline, mode, device)
+    set_memory_mode(pipeline, mode, device, in_chunks)
     return pipeline
 
 

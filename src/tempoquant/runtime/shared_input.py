@@ -43,8 +43,8 @@ class SharedInput(threading.local):
         """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
 
         Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x changed. Within a call of
-        the model (`is_in_call`) the same tensor is then taken to be unchanged, as it is in every attention of diffusers;
-        outside of one, in inference mode, x is quantized again.
+        the model (`is_in_call`) the same tensor is then taken to be unchanged, as it is in every attention of
+        diffusers; outside of one, in inference mode, x is quantized again.
         """
         version = 0
         if not torch.compiler.is_compiling():
