@@ -1,7 +1,7 @@
 """Products in float32 that stay in float32, whatever precision the user allows matrix products elsewhere.
 
-`torch.set_float32_matmul_precision` and `allow_tf32` let libraries round float32 operands to 11 or 8 significant bits. A
-product that *defines* a result must not depend on them.
+`torch.set_float32_matmul_precision` and `allow_tf32` let libraries round float32 operands to 11 or 8 significant bits.
+A product that *defines* a result must not depend on them.
 """
 
 import contextlib

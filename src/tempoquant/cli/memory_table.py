@@ -14,7 +14,10 @@ PREDICTED = "predicted"
 
 
 def memory_tables(plan: MemoryPlan, device_bytes: float | None) -> Iterator[RenderableType]:
-    """A table of peaks by phase for each model, in chunks of tokens and in one piece, what quantizing saves, and a recommendation for a device."""
+    """A table of peaks by phase for each model, what quantizing saves, and a recommendation for a device.
+
+    Phases are of blocks in chunks of tokens; a row tells the peak in one piece.
+    """
     for model in (plan.quantized, plan.sixteen_bit):
         yield _phases_table(plan, model)
     shares = ", ".join(f"{mode.mode} {plan.reduction(mode.mode):.1%}" for mode in plan.quantized.modes)
@@ -69,16 +72,16 @@ def _mode_record(mode: ModePlan) -> dict[str, Any]:
         for phase in mode.phases
     ]
     return {
-        "mode": mode.mode, "in_chunks": mode.in_chunks, "peak_bytes": mode.peak, "deciding_phase": mode.deciding.name, "host_bytes": mode.host,
-        "pinned_bytes": mode.pinned, "phases": phases,
+        "mode": mode.mode, "in_chunks": mode.in_chunks, "peak_bytes": mode.peak,
+        "deciding_phase": mode.deciding.name, "host_bytes": mode.host, "pinned_bytes": mode.pinned, "phases": phases,
     }  # fmt: skip
 
 
 def _phases_table(plan: MemoryPlan, model: ModelPlan) -> Table:
     size = plan.size
     title = (
-        f"{plan.model}, {model.label}, {size.height}×{size.width}, {size.num_frames} frames, in chunks: {PREDICTED} GPU "
-        f"memory (and {format_bytes(OVERHEAD_BYTES)} beside it)"
+        f"{plan.model}, {model.label}, {size.height}×{size.width}, {size.num_frames} frames, in chunks: {PREDICTED} "
+        f"GPU memory (and {format_bytes(OVERHEAD_BYTES)} beside it)"
     )
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
     table.add_column("")

@@ -1,12 +1,13 @@
 """One expert on the device at a time, the next one copied to where the first one was while that one is still running.
 
 During the last call of an expert each block leaves as soon as it has run, and the block of the expert that comes next
-is copied into the memory it gave back, beside the computation of the blocks that follow. So the experts change places
-without waiting, and without room for more than one of them. Whether a call is the last one is foreseen from the
+is copied into the slot that it had, beside the computation of the blocks that follow. Slots are memory that is taken
+once, so the experts change places without waiting, and without room for more than one of them. Whether a call is the last one is foreseen from the
 scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it lacks.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from tempoquant.errors import UnsupportedError
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.hooks import unobtrusive
-from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, tensors_of
+from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, Slot, tensors_of
 from tempoquant.timesteps import Denoiser, denoiser_at
 
 
@@ -58,7 +59,8 @@ class ExpertSwap:
         foresee: Callable[[str, float, int], str | None],
     ) -> None:
         self._foresee = foresee
-        self._parts = {expert: _parts(placed, stream) for expert, placed in experts.items()}
+        slots: list[Slot] = []
+        self._parts = {expert: _parts(placed, stream, slots) for expert, placed in experts.items()}
         self._calls_so_far: tuple[str, float, int] | None = None
         self._next: str | None = None
         self._handles: list[Any] = []
@@ -80,6 +82,8 @@ class ExpertSwap:
             handle.remove()
         for parts in self._parts.values():
             _leave(parts)
+        for part in itertools.chain.from_iterable(self._parts.values()):
+            part.give_back()
 
     def _hook(self, expert: str, index: int, module: nn.Module) -> None:
         part = self._parts[expert][index]
@@ -88,10 +92,13 @@ class ExpertSwap:
 
     def _begin(self, expert: str, timestep: float) -> None:
         """Before a call: make room, bring what is missing, and foresee who comes next."""
+        own = self._parts[expert]
         for other, parts in self._parts.items():
             if other != expert:
                 _leave(parts)
-        for part in self._parts[expert]:
+                for part in parts[len(own) :]:
+                    part.give_back()
+        for part in own:
             part.bring()
         last = self._calls_so_far
         count = last[2] + 1 if last is not None and last[:2] == (expert, timestep) else 1
@@ -102,9 +109,12 @@ class ExpertSwap:
         """After a part has run: in an expert's last call it makes room for its counterpart."""
         if self._next == expert:
             return
-        self._parts[expert][index].leave()
+        part = self._parts[expert][index]
         if self._next is not None and index < len(self._parts[self._next]):
+            part.leave()
             self._parts[self._next][index].bring()
+        else:
+            part.give_back()
 
 
 def next_expert(
@@ -150,10 +160,12 @@ def requiring_same_weights(expert: str, model: nn.Module) -> Callable[..., None]
     return unobtrusive(check)
 
 
-def _parts(placed: Placed, stream: SideStream) -> list[HostCopy]:
-    """What is in no block, and each block."""
+def _parts(placed: Placed, stream: SideStream, slots: list[Slot]) -> list[HostCopy]:
+    """What is in no block, and each block; parts of the same place in the order have the same of the slots."""
     slabs = PinnedSlabs() if stream.device.type == "cuda" else None
-    return [HostCopy(part, stream, slabs) for part in parts_of(placed)]
+    parts = parts_of(placed)
+    slots += [Slot(stream) for _ in range(len(slots), len(parts))]
+    return [HostCopy(part, stream, slot, slabs) for part, slot in zip(parts, slots, strict=False)]
 
 
 def parts_of(placed: Placed) -> list[list[torch.Tensor]]:

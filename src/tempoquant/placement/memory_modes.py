@@ -2,8 +2,8 @@
 their peaks.
 
 All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
-and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the experts:
-*resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
+and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the
+experts: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
 """
 
 import contextlib

@@ -4,8 +4,7 @@ Everything is torch's own allocations. A process takes more: `OVERHEAD_BYTES` is
 no measurement.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from tempoquant.planning.generation_memory import (
     image_encoder_bytes,
     text_encoder_bytes,
 )
+from tempoquant.planning.places import PLACES, Places
 from tempoquant.recipe import Recipe
 
 OVERHEAD_BYTES = 2**30
@@ -190,7 +190,7 @@ def _model_plan(
     all_weights = text.weights + vae.weights + image + sum(each.total for each in denoisers.values())
 
     def plan_of(mode: Memory, in_chunks: bool, calls: Mapping[str, int]) -> ModePlan:
-        places = _PLACES[mode](list(denoisers.values()))
+        places = PLACES[mode](list(denoisers.values()))
         away = places.away + vae.weights
         phases = (
             Phase(TEXT, away + text.on_device, text.encoding),
@@ -217,7 +217,7 @@ def denoising_peak(
     """The most bytes on the device while a pipeline denoises, quantized or not as its configs say."""
     layers = own_layers(configs)
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
-    places = _PLACES[mode](list(denoisers.values()))
+    places = PLACES[mode](list(denoisers.values()))
     phases = _denoising(denoisers, places, _calls(configs, layers, size, kernels, in_chunks))
     return max(phase.peak for phase in phases)
 
@@ -250,20 +250,6 @@ def _calls(
     return found
 
 
-class Places(NamedTuple):
-    """Bytes of denoisers on the device.
-
-    Attributes:
-        away: while none runs.
-        running: while each runs.
-        changing: while each takes the place of the one before; one fewer.
-    """
-
-    away: int
-    running: list[int]
-    changing: list[int]
-
-
 def _denoising(experts: Mapping[str, ExpertBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
     """The phases between the first step and the last: each denoiser, and each change from one to the next."""
     names, phases = list(experts), []
@@ -278,37 +264,3 @@ def _denoising(experts: Mapping[str, ExpertBytes], places: Places, calls: Mappin
 def denoising_name(denoiser: str) -> str:
     """What the phase of a denoiser is called: "high-noise denoising", say, or plain "denoising" of a single one."""
     return f"{denoiser.replace('_', '-')} denoising" if denoiser.endswith("_noise") else "denoising"
-
-
-def _resident(experts: Sequence[ExpertBytes]) -> Places:
-    all_of_them = sum(expert.total for expert in experts)
-    return Places(all_of_them, [all_of_them] * len(experts), [all_of_them] * (len(experts) - 1))
-
-
-def _swap(experts: Sequence[ExpertBytes]) -> Places:
-    """Each part of the first leaves before its counterpart is brought: blocks in order, and last what is in none."""
-    changing = []
-    for high, low in itertools.pairwise(experts):
-        there = most = high.total
-        for leaving, coming in zip([*high.blocks, high.rest], [*low.blocks, low.rest], strict=False):
-            there += coming - leaving
-            most = max(most, there)
-        changing.append(most)
-    return Places(0, [expert.total for expert in experts], changing)
-
-
-def _lean(experts: Sequence[ExpertBytes]) -> Places:
-    running = [expert.rest + _two_in_a_row(expert.blocks) for expert in experts]
-    return Places(0, running, [max(pair) for pair in itertools.pairwise(running)])
-
-
-def _two_in_a_row(blocks: Sequence[int]) -> int:
-    """The block that runs and the next, which is copied meanwhile."""
-    return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
-
-
-_PLACES: Mapping[Memory, Callable[[Sequence[ExpertBytes]], Places]] = {
-    "resident": _resident,
-    "swap": _swap,
-    "lean": _lean,
-}
