@@ -152,18 +152,22 @@ class QuantizedLinear(nn.Linear):
     @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x; the gradient is that of the dequantized layer."""
-        entry = self.entry
-        runs = self._runs(x)
-        with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
-            backend = operators.backend_of(x.device.type, x.device.index, entry.format.name)
-            if backend == Backend.FP8 and not self.fits_fp8:
-                backend = Backend.BF16.value
-            if backend == Backend.REFERENCE or x.dtype == torch.float64:
-                return _together([
-                    w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
-                                run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
-                ])  # fmt: skip
-            return self._forward_by_kernels(x, runs, backend)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
+                return self._forward(x)
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        entry, runs = self.entry, self._runs(x)
+        backend = operators.backend_of(x.device.type, x.device.index, entry.format.name)
+        if backend == Backend.FP8 and not self.fits_fp8:
+            backend = Backend.BF16.value
+        if backend == Backend.REFERENCE or x.dtype == torch.float64:
+            return _together([
+                w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
+                            run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
+            ])  # fmt: skip
+        return self._forward_by_kernels(x, runs, backend)
 
     def _forward_by_kernels(self, x: torch.Tensor, runs: list[_Run], backend: str) -> torch.Tensor:
         entry = self.entry
