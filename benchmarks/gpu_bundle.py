@@ -3,11 +3,12 @@
     python -m benchmarks.gpu_bundle build/gpu-bundle
 
 The machine has Python 3.12 on x86-64, PyTorch, Triton, transformers and pytest. Carried are wheels of this project and
-of what it needs beside those, the benchmarks, and the tests. There, `sh run.sh [SECONDS]` installs the wheels beside the
-folder's files and runs all steps; results are appended to first_day.jsonl.
+of what it needs beside those (in the versions installed here), the benchmarks, and the tests. There, `sh run.sh
+[SECONDS]` installs the wheels into the folder and runs all steps; results are appended to first_day.jsonl.
 """
 
 import argparse
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -15,17 +16,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 60 * 10**6
-CARRIED = ("diffusers", "tomli-w", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "ftfy", "wcwidth",
-           "importlib-metadata")  # fmt: skip
+CARRIED = ("diffusers", "tomli-w", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "ftfy",
+           "wcwidth", "importlib-metadata")  # fmt: skip
 """Without imageio-ffmpeg, which is large, and with which only videos are written."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COPIED = ("benchmarks", "tests", "pyproject.toml")
 
 RUN = """#!/bin/sh
 # Installs the carried wheels into this folder and runs every step; the same command goes on where it was cut.
-cd "$(dirname "$0")" || exit 1
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target site wheels/*.whl || exit 1
-PYTHONPATH="$PWD/site:$PWD" exec python3 -m benchmarks.gpu_first_day --json "${2:-first_day.jsonl}" --seconds "${1:-560}"
+set -e
+cd "$(dirname "$0")"
+python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target site wheels/*.whl
+export PYTHONPATH="$PWD/site:$PWD"
+exec python3 -m benchmarks.gpu_first_day --json "${2:-first_day.jsonl}" --seconds "${1:-560}"
 """
 
 
@@ -38,9 +41,9 @@ def build(folder: Path) -> int:
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT)], check=True)
     platforms = [flag for platform in PLATFORMS for flag in ("--platform", platform)]
     subprocess.run(
-        [*pip, "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp",
-         *platforms, "-c", str(ROOT / "constraints.txt"), "-d", str(wheels),
-         *CARRIED],
+        [*pip, "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
+         "--implementation", "cp", *platforms, "-d", str(wheels),
+         *[f"{name}=={importlib.metadata.version(name)}" for name in CARRIED]],
         check=True,
     )  # fmt: skip
     copy_files(folder)

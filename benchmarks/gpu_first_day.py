@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_first_day --json first_day.jsonl --seconds 300
     python -m benchmarks.gpu_first_day --json dry.jsonl --dry-run          # small, on a CPU, by plain PyTorch
 
-Steps come in the order of their worth, `benchmarks.gpu_first_day_steps` has them. Each runs in a process of its own, with
-a limit of its own, and its result is appended to the file at once: what is cut costs no more than itself. The same
+Steps come in the order of their worth, `benchmarks.gpu_first_day_steps` has them. Each runs in a process of its own,
+with a limit of its own, and its result is appended to the file at once: what is cut costs no more than itself. The same
 command goes on with what is not done yet. `make gpu-bundle` builds a folder for a machine without package registries.
 """
 

@@ -1,4 +1,4 @@
-"""Laws of slots: whatever is asked for in whatever order, what is computed with is there, and nobody else's is touched."""
+"""Laws of slots: in whatever order parts come and go, what is computed with is there, and nobody else's is touched."""
 
 import itertools
 import random

@@ -1,8 +1,8 @@
 """The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes and not their insides.
 
 `quantize_input` rounds what linears share, `multiply` does the rest; the backend says by which kernels. Both are pure:
-same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name. Where nothing
-is compiled, kernels are called without PyTorch's dispatcher, which takes longer than all else here.
+same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name. Where
+nothing is compiled, kernels are called without PyTorch's dispatcher, which takes longer than all else here.
 """
 
 import functools

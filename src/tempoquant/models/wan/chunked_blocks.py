@@ -2,11 +2,11 @@
 
 All of a block but self-attention's keys and values treats each token by itself. diffusers computes every step for all
 tokens at once, in float32 where it modulates: 11 hidden states' worth of memory at 16 bits. Here queries, keys and
-values are computed first, a chunk at a time from one modulated input, which 4-bit linears quantize once. Then each chunk
-attends, and once queries, keys and values are gone, each goes through the rest of the block; results replace their
-inputs. Four hidden states are the most there is, beside what one chunk needs. Chunks are tokens of one call, and every
-row of every product is the same as before, so results differ only where a library sums in another order for another
-number of rows.
+values are computed first, a chunk at a time from one modulated input, which 4-bit linears quantize once. Then each
+chunk attends, and once queries, keys and values are gone, each goes through the rest of the block; results replace
+their inputs. Four hidden states are the most there is, beside what one chunk needs. Chunks are tokens of one call, and
+every row of every product is the same as before, so results differ only where a library sums in another order for
+another number of rows.
 
 Each chunk costs launches, and 4-bit weights are expanded for each: where memory is no reason, one piece is faster.
 """
