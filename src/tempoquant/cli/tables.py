@@ -1,12 +1,15 @@
 """Tables for people: what `compare` and `demo` measured, what `inspect` found."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tempoquant.evaluate.results import Comparison, ModelResult, Summary
 from tempoquant.hosts.contents import Contents, DenoiserContents
+
+if TYPE_CHECKING:
+    from tempoquant.hosts.comfyui.nvfp4_export import ExportedDenoiser
 
 NOT_MEASURED = "–"
 MIN_WIDTH = 72
@@ -78,6 +81,21 @@ def contents_table(contents: Contents) -> Table:
     ]
     for name, cells in rows:
         table.add_row(name, *cells)
+    return table
+
+
+def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
+    """A row per file that was written for ComfyUI."""
+    table = Table(title="For ComfyUI's folder models", title_justify="left", min_width=MIN_WIDTH)
+    for heading in ("denoiser", "file"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("4-bit linears", "bits per weight", "size"):
+        table.add_column(heading, justify="right")
+    for each in denoisers:
+        bits, size = f"{each.bits_per_weight:.2f}", format_bytes(each.num_bytes)
+        table.add_row(each.denoiser, each.model_file, str(each.num_layers), bits, size)
+        if each.branch_file is not None:
+            table.add_row("", each.branch_file)
     return table
 
 

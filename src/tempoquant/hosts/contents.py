@@ -217,7 +217,7 @@ def num_weight_bytes(component: Path) -> int:
 
 
 def _denoiser_contents(component: Path, config: ComponentConfig) -> DenoiserContents:
-    clip_ratios = dict(_clip_ratios(component, config))
+    clip_ratios = dict(clip_ratios_of(component, config))
     return DenoiserContents(
         denoiser=config.denoiser,
         component=component.name,
@@ -257,7 +257,8 @@ def _bins(component: Path, config: ComponentConfig, clip_ratios: Iterable[list[f
     )
 
 
-def _clip_ratios(component: Path, config: ComponentConfig) -> Iterator[tuple[str, list[float]]]:
+def clip_ratios_of(component: Path, config: ComponentConfig) -> Iterator[tuple[str, list[float]]]:
+    """Yield every 4-bit layer of a component with its clip ratios, one a timestep bin, from clean to noisy."""
     if isinstance(config, ExportedConfig):
         yield from ((name, [1.0] * config.bins.num_bins) for name in config.layers)
         return

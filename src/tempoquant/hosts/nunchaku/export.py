@@ -18,6 +18,7 @@ from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.checkpoint.shards import ShardWriter
 from tempoquant.checkpoint.writer import library_version
 from tempoquant.errors import UnsupportedError
+from tempoquant.hosts.empty_model import empty_model
 from tempoquant.hosts.model_card import export_card
 from tempoquant.hosts.nunchaku.config import (
     BINS,
@@ -30,7 +31,7 @@ from tempoquant.hosts.nunchaku.config import (
     require_exportable,
     to_target,
 )
-from tempoquant.hosts.nunchaku.reader import check_names, empty_model
+from tempoquant.hosts.nunchaku.reader import check_names
 from tempoquant.models.fingerprint import fingerprint
 from tempoquant.models.source import SourceModel
 from tempoquant.output.output_folder import ExportIdentity, OutputFolder
