@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow browser test-kill check format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test test-slow browser test-kill check docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -34,6 +34,10 @@ check: .venv/.installed-check  ## Lint, formatting, types, and which module may 
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/.installed-docs  ## Build the documentation site in build/site; a broken link is an error.
+	$(BIN)/typer tempoquant.cli utils docs --name tempoquant --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: .venv/.installed-check  ## Rewrite the sources as `make check` wants them.
 	$(BIN)/ruff check --fix
@@ -101,6 +105,10 @@ clean:  ## Remove the virtual environments and every cache.
 
 .venv/.installed-bench: .venv/bin/python $(REQUIREMENTS)
 	$(PIP_INSTALL) -e '.[bench]'
+	@touch $@ .venv/.installed
+
+.venv/.installed-docs: .venv/bin/python $(REQUIREMENTS)
+	$(PIP_INSTALL) -e '.[docs]'
 	@touch $@ .venv/.installed
 
 .venv/.installed-check: .venv/bin/python $(REQUIREMENTS)

@@ -27,7 +27,7 @@ from benchmarks.evaluation_stages import (
     take_bytes,
 )
 from tempoquant.models.sampling_settings import SamplingSettings
-from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.placement.modes import MEMORY_MODES
 from tempoquant.planning.run_estimate import GIB
 
 NUM_ITEMS = 180  # of OpenS2V-Eval

@@ -16,12 +16,12 @@ from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
-from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.placement.modes import MEMORY_MODES, WHILE_RECORDING
 from tempoquant.planning.memory_plan import MemoryPlan, ModelPlan, plan_memory
 from tempoquant.planning.run_estimate import GIB, RunEstimate, estimate
 from tempoquant.quantizing.machine import Machine
 from tempoquant.recipe import Recipe
-from tempoquant.recording.plan import default_samples_per_expert
+from tempoquant.recording.plan import default_samples_per_denoiser
 
 PUBLISHED = I2V_A14B.replace(num_frames=61)
 NUM_CALIBRATION_PROMPTS = 12
@@ -87,7 +87,7 @@ def resolved(name: str, size: SamplingSettings) -> Recipe:
     return Recipe.load(name).replace(
         height=size.height, width=size.width, num_frames=size.num_frames, num_steps=size.num_steps,
         flow_shift=size.flow_shift, guidance_scale=size.guidance_scale, num_prompts=NUM_CALIBRATION_PROMPTS,
-        samples_per_expert=default_samples_per_expert(size, read_configs(A14B).geometry),
+        samples_per_denoiser=default_samples_per_denoiser(size, read_configs(A14B).geometry),
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def run_estimate(
 ) -> RunEstimate:
     """Of `quantize`, and of `record` before it where that is asked for, on one GPU."""
     return estimate(
-        source, recipe, devices=["cuda"], num_samples=dict.fromkeys(COMPONENTS, recipe.samples_per_expert or 0),
+        source, recipe, devices=["cuda"], num_samples=dict.fromkeys(COMPONENTS, recipe.samples_per_denoiser or 0),
         records=records, link=True, hidden_ram_bytes=Machine(("cuda",)).hidden_ram_bytes, memory=memory,
         gemm_rates={"cuda": PRODUCT_SHARE * rates.bf16_flops},
     )  # fmt: skip
@@ -123,7 +123,10 @@ def model_gib() -> float:
 
 
 def _recording(source: SourceModel, size: SamplingSettings, rates: Rates) -> Stage:
-    found = {m: run_estimate(source, resolved("paper", size), rates, True, m).stages[0] for m in MEMORY_MODES}
+    found = {
+        m: run_estimate(source, resolved("paper", size), rates, True, WHILE_RECORDING[m]).stages[0]
+        for m in MEMORY_MODES
+    }
     return Stage(
         "record", {mode: (stage.seconds or 0.0) / 3600 for mode, stage in found.items()},
         {mode: stage.peak_gpu_gib for mode, stage in found.items()},

@@ -10,7 +10,7 @@ from benchmarks.memory_model import fill
 from tempoquant.models.pipeline_configs import read_configs
 from tempoquant.models.wan.family import WAN
 from tempoquant.models.wan.published import A14B
-from tempoquant.placement.expert_swap import ExpertSwap, Placed
+from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed
 from tempoquant.placement.host_copies import SideStream
 from tempoquant.planning.generation_memory import empty_denoiser, foreseen_layers
 from tempoquant.recipe import Recipe
@@ -105,7 +105,7 @@ def measure_swap(device: str, num_blocks: int = 6) -> dict[str, Any]:
     placed = {name: Placed.of(WAN, model) for name, model in models.items()}
     turns = {"one": "other", "other": "one"}
     with _peaks(device) as peaks:
-        swap = ExpertSwap(placed, SideStream(torch.device(device)), lambda name, *_: turns[name])
+        swap = DenoiserSwap(placed, SideStream(torch.device(device)), lambda name, *_: turns[name])
         is_same = all(torch.equal(models[name](**arguments)[0].cpu(), expected[name]) for name in 3 * tuple(turns))
         swap.remove()
     return {"is_same": is_same, "bytes_of_one": one, **peaks}

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu_first_day` finds out, a function a step; each answers plain values and runs in its own process."""
+"""What `benchmarks.gpu_first_day` finds out, a function a step; each answers plain values, in a process of its own."""
 
 import contextlib
 import importlib.metadata

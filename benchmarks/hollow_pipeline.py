@@ -27,7 +27,7 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def write_hollow_pipeline(folder: Path) -> Path:
-    """Write it: experts and autoencoder in float32, the text encoder in bfloat16, as they are published."""
+    """Write it: denoisers and autoencoder in float32, the text encoder in bfloat16, as they are published."""
     configs = read_configs(A14B)
     (folder / "tokenizer").mkdir(parents=True)
     _write_json(folder / "model_index.json", _INDEX)

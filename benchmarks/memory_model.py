@@ -32,13 +32,14 @@ _STD = 0.02
 def random_pipeline(
     configs: PipelineConfigs, layers: dict[str, QuantizedLayers | None], device: torch.device
 ) -> WanImageToVideoPipeline:
-    """A pipeline on the CPU, its experts with 4-bit layers where there are some; bfloat16, the autoencoder float32."""
-    experts = [_expert(configs, name, layers[name], device) for name in (HIGH_NOISE, LOW_NOISE)]
+    """Return a pipeline on the CPU: 4-bit layers where there are some, bfloat16 otherwise, the autoencoder float32."""
+    denoisers = [_denoiser(configs, name, layers[name], device) for name in (HIGH_NOISE, LOW_NOISE)]
     text_encoder, vae = configs.text_encoder.build().to(torch.bfloat16), configs.autoencoder.build()
     for model in (text_encoder, vae):
         fill(model, device)
     return WanImageToVideoPipeline(
-        tokenizer=_tokenizer(), text_encoder=text_encoder, vae=vae, transformer=experts[0], transformer_2=experts[1],
+        tokenizer=_tokenizer(), text_encoder=text_encoder, vae=vae, transformer=denoisers[0],
+        transformer_2=denoisers[1],
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
         ),
@@ -46,7 +47,7 @@ def random_pipeline(
     )  # fmt: skip
 
 
-def _expert(configs: PipelineConfigs, name: str, layers: QuantizedLayers | None, device: torch.device) -> Any:
+def _denoiser(configs: PipelineConfigs, name: str, layers: QuantizedLayers | None, device: torch.device) -> Any:
     model = empty_denoiser(configs, name)
     rope = model.rope
     model.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)  # from numbers, not random
@@ -116,10 +117,13 @@ def entering_phases(pipeline: Any, enter: Callable[[str], None]) -> Iterator[Non
 
         return wrapped
 
-    experts = ((pipeline.transformer, denoising_name(HIGH_NOISE)), (pipeline.transformer_2, denoising_name(LOW_NOISE)))
+    denoisers = (
+        (pipeline.transformer, denoising_name(HIGH_NOISE)),
+        (pipeline.transformer_2, denoising_name(LOW_NOISE)),
+    )
     methods = [(pipeline, "encode_prompt", TEXT), (pipeline, "prepare_latents", IMAGE), (pipeline.vae, "decode", VIDEO)]
     with contextlib.ExitStack() as undo:
-        for model, name in experts:
+        for model, name in denoisers:
             handle = model.register_forward_pre_hook(unobtrusive(lambda *_, name=name: enter(name)))
             model._forward_pre_hooks.move_to_end(handle.id, last=False)  # before the mode's own, which brings weights
             undo.callback(handle.remove)

@@ -1,4 +1,4 @@
-"""How long one transformer block of Wan2.2's 14B expert takes on this machine, stage by stage, beside its floor.
+"""How long one transformer block of Wan2.2's 14B denoiser takes on this machine, stage by stage, beside its floor.
 
     python -m benchmarks.methods_time                       # the three real shapes, MXFP4, rank 16
     python -m benchmarks.methods_time --rank 32 --json      # one JSON line
@@ -236,7 +236,7 @@ def main() -> None:
     machine = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if not arguments.json:
         speed = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
-        print_table(summary, f"One block of the 14B expert, {arguments.format}, rank {arguments.rank}. {machine}")
+        print_table(summary, f"One block of the 14B denoiser, {arguments.format}, rank {arguments.rank}. {machine}")
         print(f"float32 products, GFLOP/s: {speed}; commit {commit}")
     print(json.dumps({"benchmark": "methods_time", **vars(arguments), "commit": commit, "machine": machine,
                       "gflop_per_second": rates, **summary}))  # fmt: skip

@@ -90,13 +90,13 @@ def main() -> None:
     folders = arguments.folder or [weights_folder(), outliers_folder()]
     dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
     results = {folder: run_pipeline(folder, dtype=dtype) for folder in folders}
-    print("channel absmax / median, smallest to largest block; experts: high noise, low noise")
+    print("channel absmax / median, smallest to largest block; denoisers: high noise, low noise")
     print("| inputs of | " + " | ".join(folder.name for folder in folders) + " |")
     print("|---" * (len(folders) + 1) + "|")
     for kind in KINDS:
         cells = []
         for result in results.values():
-            ranges = [result[expert][kind] for expert in ("transformer", "transformer_2")]
+            ranges = [result[denoiser][kind] for denoiser in ("transformer", "transformer_2")]
             cells.append(", ".join(f"{min(numbers):.0f} to {max(numbers):.0f}" for numbers in ranges))
         print(f"| {kind} | " + " | ".join(cells) + " |")
     first, last = (results[folder]["latents"] for folder in (folders[0], folders[-1]))

@@ -26,7 +26,7 @@ from benchmarks.scale import commit_name, describe_machine
 from tempoquant.device import default_device
 from tempoquant.errors import TempoQuantError
 from tempoquant.models.pipeline_folder import BUNDLED_MODELS
-from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.placement.modes import MEMORY_MODES
 
 
 def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:

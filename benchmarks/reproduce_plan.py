@@ -1,9 +1,12 @@
 """The commands of `python -m benchmarks.reproduce`: the published protocol, and its counterpart for a laptop."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from tempoquant.models.pipeline_folder import BUNDLED_MODELS
+from tempoquant.placement.modes import WHILE_RECORDING, Memory
 
 PUBLISHED_MODEL = "Wan-AI/Wan2.2-I2V-A14B-Diffusers"
 REFERENCE_RECIPE, OUR_RECIPE, FLOOR = "paper", "ours", "rtn"
@@ -68,7 +71,7 @@ class Chain:
     work: Path
     vbench: tuple[str, ...] = ()
     place: tuple[str, ...] = ()
-    memory: str | None = None
+    memory: Memory | None = None
     limit: int | None = None
     with_floor: bool = False
 
@@ -104,7 +107,8 @@ class Chain:
         prompts = [] if self.opens2v is None else ["--calibration", str(self.calibration)]
         return [
             "record", self.model, "-o", self._path("samples"), *prompts, "--prompts",
-            str(self.protocol.num_calibrated), *self.protocol.sampling, *self.place, *self._memory(),
+            str(self.protocol.num_calibrated), *self.protocol.sampling, *self.place,
+            *self._memory(WHILE_RECORDING),
         ]  # fmt: skip
 
     def _quantize(self) -> list[list[str]]:
@@ -130,5 +134,5 @@ class Chain:
     def _path(self, name: str) -> str:
         return str(self.work / name)
 
-    def _memory(self) -> list[str]:
-        return [] if self.memory is None else ["--memory", self.memory]
+    def _memory(self, renamed: Mapping[Memory, str] = MappingProxyType({})) -> list[str]:
+        return [] if self.memory is None else ["--memory", renamed.get(self.memory, self.memory)]

@@ -1,10 +1,10 @@
-"""Memory and time of quantizing one expert of Wan2.2-I2V-A14B's shapes, by number of blocks and of tokens.
+"""Memory and time of quantizing one denoiser of Wan2.2-I2V-A14B's shapes, by number of blocks and of tokens.
 
     python -m benchmarks.scale                       # 2 and 6 blocks, 4 samples of 4,096 tokens
     python -m benchmarks.scale --blocks 1 --long     # one block, and one with a sample of 32,760 tokens
     python -m benchmarks.scale --device cuda --json scale.jsonl
 
-The expert is random (benchmarks/scale_model.py), the recipe is the paper's, each row runs in a process of its own.
+The denoiser is random (benchmarks/scale_model.py), the recipe is the paper's, each row runs in a process of its own.
 `--recipe` takes another. Memory must follow the size of one block and never their number.
 """
 
@@ -27,7 +27,7 @@ from rich.table import Table
 
 import tempoquant
 from benchmarks.json_line import publish
-from benchmarks.scale_model import CONFIG, write_expert, write_samples
+from benchmarks.scale_model import CONFIG, write_denoiser, write_samples
 from tempoquant.cli.progress import duration_text
 from tempoquant.device import compute_dtype
 from tempoquant.planning.run_estimate import measure_gemm_rate
@@ -37,7 +37,7 @@ TARGET_GIB = 10.0
 LONG_TARGET_GIB = 14.0
 MAX_SPREAD = 0.03  # between the rows that differ in their number of blocks
 PUBLISHED = (
-    "The published code holds 56 to 68 GB of float32 Hessians of an expert on the CPU and both bfloat16 experts "
+    "The published code holds 56 to 68 GB of float32 Hessians of a denoiser on the CPU and both bfloat16 denoisers "
     "on a GPU of the 80 GB class, and samples three trajectories a prompt."
 )
 
@@ -51,11 +51,11 @@ class RowSize(NamedTuple):
 
 
 def run_row(work: Path, size: RowSize, device: str, recipe: str) -> dict[str, Any]:
-    """Write the expert, quantize it in another process, remove it; what that process measured, or its error."""
+    """Write the denoiser, quantize it in another process, remove it; what that process measured, or its error."""
     folder = work / f"{size.blocks}-blocks-{size.tokens}-tokens"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        write_expert(folder, size.blocks)
+        write_denoiser(folder, size.blocks)
         write_samples(folder / "store", size.samples, size.tokens)
         command = [sys.executable, "-m", "benchmarks.scale_row", str(folder), "--device", device, "--recipe", recipe]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -67,14 +67,14 @@ def run_row(work: Path, size: RowSize, device: str, recipe: str) -> dict[str, An
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what each stage takes over the blocks (spread: largest less smallest), and what a whole expert would take."""
+    """Add what each stage takes over the blocks (spread: largest less smallest) and what a denoiser would take."""
     stages = {
         stage: _mean_and_spread([block.get(stage, 0.0) for block in found["each_block_s"]])
         for stage in dict.fromkeys(stage for block in found["each_block_s"] for stage in block)
     }
     block_s = _mean_and_spread([sum(block.values()) for block in found["each_block_s"]])
-    expert_s = found["start_s"] + CONFIG["num_layers"] * block_s["mean"] + found["end_s"]
-    return {**found, "stages_s": stages, "block_s": block_s, "expert_s": expert_s}
+    denoiser_s = found["start_s"] + CONFIG["num_layers"] * block_s["mean"] + found["end_s"]
+    return {**found, "stages_s": stages, "block_s": block_s, "expert_s": denoiser_s}
 
 
 def _mean_and_spread(values: list[float]) -> dict[str, float]:
@@ -103,7 +103,7 @@ def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
 
 def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any]) -> None:
     """A column a row, with the published code's needs below."""
-    title = (f"One expert of Wan2.2-I2V-A14B's shapes, recipe paper; {machine['cpu']}, {machine['cores']} cores, "
+    title = (f"One denoiser of Wan2.2-I2V-A14B's shapes, recipe paper; {machine['cpu']}, {machine['cores']} cores, "
              f"{machine['ram_gib']:.0f} GiB, {machine['gemm_gflops']:.0f} GFLOP/s")  # fmt: skip
     table = Table(title=title, title_justify="left", caption=PUBLISHED, caption_justify="left")
     table.add_column("")
@@ -117,7 +117,7 @@ def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any]) -> None:
         table.add_row(f"{stage}, s a block", *(_text(row["stages_s"].get(stage)) for row in measured))
     table.add_row("a block, s", *(_text(row["block_s"]) for row in measured))
     table.add_row("start, s", *(f"{row['start_s']:.1f}" for row in measured))
-    table.add_row("expert of 40 blocks", *(duration_text(row["expert_s"]) for row in measured))
+    table.add_row("denoiser of 40 blocks", *(duration_text(row["expert_s"]) for row in measured))
     Console(width=140).print(table)
     for is_met, sentence in verdicts(rows):
         print("pass:" if is_met else "MISS:", sentence)
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help=f"add one block with one sample of {LONG_TOKENS} tokens")
     parser.add_argument("--recipe", default="paper")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--work", type=Path, help="folder for the experts (9 GB for 6 blocks)")
+    parser.add_argument("--work", type=Path, help="folder for the denoisers (9 GB for 6 blocks)")
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
     sizes = [RowSize(blocks, arguments.samples, arguments.tokens) for blocks in arguments.blocks]

@@ -1,4 +1,4 @@
-"""A random expert of Wan2.2-I2V-A14B's shapes, of as many blocks as wanted, and calibration samples of any length.
+"""A random denoiser of Wan2.2-I2V-A14B's shapes, of as many blocks as wanted, and calibration samples of any length.
 
 What is measured with them is memory and time: weights and inputs are random, with a few outlier channels.
 """
@@ -38,8 +38,8 @@ _NUM_OUTLIERS = 4
 _STEM = "diffusion_pytorch_model"
 
 
-def write_expert(folder: Path, num_blocks: int, config: dict[str, Any] | None = None) -> Path:
-    """Write a folder whose high-noise expert has `num_blocks` random blocks, in float32 shards with an index.
+def write_denoiser(folder: Path, num_blocks: int, config: dict[str, Any] | None = None) -> Path:
+    """Write a folder whose high-noise denoiser has `num_blocks` random blocks, in float32 shards with an index.
 
     One tensor is in memory at a time.
 
@@ -66,7 +66,7 @@ def write_expert(folder: Path, num_blocks: int, config: dict[str, Any] | None = 
 
 
 def source_of(folder: Path) -> SourceModel:
-    """Return a pipeline of which only the expert that `write_expert` wrote is there: no more takes part."""
+    """Return a pipeline of which only the denoiser that `write_denoiser` wrote is there: no more takes part."""
     component = Component(folder / COMPONENTS["high_noise"], "diffusers", "WanTransformer3DModel")
     name = component.folder.name
     denoiser = Denoiser("high_noise", name, (BOUNDARY_RATIO * NUM_TRAIN_TIMESTEPS, float(NUM_TRAIN_TIMESTEPS)))
@@ -133,14 +133,14 @@ def latent_shape(num_tokens: int) -> tuple[int, int, int]:
 
 
 def timesteps(num_samples: int) -> list[float]:
-    """Of the high-noise expert, falling, one a sample."""
+    """Of the high-noise denoiser, falling, one a sample."""
     lowest = BOUNDARY_RATIO * NUM_TRAIN_TIMESTEPS
     step = (NUM_TRAIN_TIMESTEPS - 1 - lowest) / max(1, num_samples - 1)
     return [NUM_TRAIN_TIMESTEPS - 1 - step * number for number in range(num_samples)]
 
 
 def write_samples(folder: Path, num_samples: int, num_tokens: int) -> SampleStore:
-    """Write a store of random calls of the high-noise expert, spread evenly over its timesteps, one a prompt."""
+    """Write a store of random calls of the high-noise denoiser, spread evenly over its timesteps, one a prompt."""
     writer = StoreWriter(folder, {"encoder_hidden_states"})
     falling = timesteps(num_samples)
     for index, timestep in enumerate(falling):

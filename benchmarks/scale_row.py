@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale_row FOLDER --device cpu
 
-The folder holds the expert and its samples. Prints one JSON line.
+The folder holds the denoiser and its samples. Prints one JSON line.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class _Starts:
 
 
 def quantize_row(folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
-    """Quantize the expert in `folder` with the samples in its `store`, as a run does, each block safe before the next.
+    """Quantize the denoiser in `folder` with the samples in its `store` as a run does: each block safe, then the next.
 
     Returns:
         Seconds of the start, of each block by stage, of the end, and of all.

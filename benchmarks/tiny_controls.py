@@ -3,8 +3,8 @@
     python -m benchmarks.tiny_controls --num-items 64
 
 Six runs over the same (image, prompt, seed) triples: as shipped; with another prompt on the same image; with an empty
-prompt (judged against the prompt left out: what chance gives); with the experts swapped; and with one expert for all
-steps. Then the teacher-forced loss of each expert on each range of timesteps. Prints a table and one JSON line.
+prompt (judged against the prompt left out: what chance gives); with the denoisers swapped; and with one for all
+steps. Then the teacher-forced loss of each denoiser on each range of timesteps. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
+from training.denoisers import sample_sigma
 
 from tempoquant.models.sampling_file import default_settings
 from tempoquant.models.source import SourceModel
 from tempoquant.tiny import evaluation_items, render, weights_folder
 from tempoquant.tiny.sets import TinyItem, item_of
 from tempoquant.tiny.world import with_other_motions
-from training.experts import sample_sigma
 from training.generate import generate, summary
 
 COLUMNS = {
@@ -69,7 +69,7 @@ def generation_rows(
         "as shipped": (pipeline, items, items),
         "another prompt": (pipeline, other, other),
         "empty prompt": (pipeline, emptied, items),
-        "experts swapped": (with_experts(pipeline, low, high), items, items),
+        "denoisers swapped": (with_experts(pipeline, low, high), items, items),
         "only high noise": (with_experts(pipeline, high, high), items, items),
         "only low noise": (with_experts(pipeline, low, low), items, items),
     }
@@ -83,7 +83,7 @@ def generation_rows(
 
 @torch.no_grad()
 def teacher_forced_losses(pipeline: WanImageToVideoPipeline, items: Sequence[TinyItem]) -> dict[str, float]:
-    """Mean squared velocity error of each expert on noised encodings of the drawn scenes, for both timestep ranges."""
+    """Return each denoiser's mean squared velocity error on noised encodings, for both timestep ranges."""
     generator = torch.Generator().manual_seed(0)
     losses: dict[str, list[float]] = {}
     for item in items:
@@ -93,11 +93,11 @@ def teacher_forced_losses(pipeline: WanImageToVideoPipeline, items: Sequence[Tin
         for range_name in ("high_noise", "low_noise"):
             sigma = sample_sigma(range_name, uniform)
             noisy = torch.cat([(1.0 - sigma) * clean + sigma * noise, condition], dim=1)
-            for expert_name, component in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
-                expert = pipeline.components[component]
-                velocity = expert(noisy.to(expert.dtype), (sigma * 1000).floor(), text, return_dict=False)[0]
+            for denoiser_name, component in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
+                denoiser = pipeline.components[component]
+                velocity = denoiser(noisy.to(denoiser.dtype), (sigma * 1000).floor(), text, return_dict=False)[0]
                 loss = float((velocity.float() - (noise - clean)).square().mean())
-                losses.setdefault(f"{expert_name} expert on {range_name} steps", []).append(loss)
+                losses.setdefault(f"{denoiser_name} denoiser on {range_name} steps", []).append(loss)
     return {name: float(np.mean(values)) for name, values in losses.items()}
 
 

@@ -24,7 +24,7 @@ import tempoquant
 from tempoquant import Recipe
 from tempoquant.quantizing import quantize
 
-RECIPE = Recipe.load("paper").replace(num_prompts=2, num_steps=6, rank=2, samples_per_expert=6, num_frames=9)
+RECIPE = Recipe.load("paper").replace(num_prompts=2, num_steps=6, rank=2, samples_per_denoiser=6, num_frames=9)
 _MAX_RUNS = 2000
 _FEWEST_RENAMES = 80  # before and after each: two experts of four blocks, their shards, samples and components
 

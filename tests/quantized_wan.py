@@ -1,4 +1,4 @@
-"""Tiny random Wan experts with random layers: enough to fill every tensor that a checkpoint can hold."""
+"""Tiny random Wan denoisers with random layers: enough to fill every tensor that a checkpoint can hold."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ BLOCK_LINEARS = (
 def tiny_wan(
     seed: int = 0, num_layers: int = 2, width: int = 128, dtype: torch.dtype = torch.bfloat16
 ) -> WanTransformer3DModel:
-    """A random expert of `num_layers` blocks and two heads, in the dtypes in which diffusers loads one."""
+    """A random denoiser of `num_layers` blocks and two heads, in the dtypes in which diffusers loads one."""
     torch.manual_seed(seed)
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=width // 2, in_channels=36, out_channels=16,
@@ -70,11 +70,11 @@ def write_component(
     model: nn.Module,
     layers: dict[str, QuantizedLayer],
     bins: TimestepBins = BINS,
-    expert: str = "high_noise",
+    denoiser: str = "high_noise",
     **kwargs: Any,
 ) -> Path:
     """Write a quantized component as `tempoquant.quantize` does: the layers, then the 16-bit rest."""
-    with ComponentWriter(folder, expert=expert, bins=bins, recipe=RECIPE, **kwargs) as writer:
+    with ComponentWriter(folder, denoiser=denoiser, bins=bins, recipe=RECIPE, **kwargs) as writer:
         for name, layer in layers.items():
             writer.add_layer(name, layer)
         for name, tensor in model.state_dict().items():
@@ -85,7 +85,7 @@ def write_component(
 
 
 def load(folder: Path, dtype: torch.dtype | None = torch.bfloat16, **kwargs: Any) -> Any:
-    """The expert of a component folder, by plain diffusers."""
+    """The denoiser of a component folder, by plain diffusers."""
     return WanTransformer3DModel.from_pretrained(folder, dtype=dtype, **kwargs)
 
 
@@ -135,19 +135,19 @@ def tiny_pipeline() -> WanImageToVideoPipeline:
 
 
 def write_pipeline(folder: Path, format: str = "mixed", **kwargs: Any) -> Path:
-    """A complete pipeline folder with both experts quantized."""
+    """A complete pipeline folder with all denoisers quantized."""
     pipe = tiny_pipeline()
     pipe.save_pretrained(folder)
-    for expert, name in zip(COMPONENTS, ("transformer", "transformer_2"), strict=True):
+    for denoiser, name in zip(COMPONENTS, ("transformer", "transformer_2"), strict=True):
         model = getattr(pipe, name)
         shutil.rmtree(folder / name)
-        write_component(folder / name, model, quantize_all(model, format, **kwargs), expert=expert)
+        write_component(folder / name, model, quantize_all(model, format, **kwargs), denoiser=denoiser)
     return folder
 
 
 @torch.no_grad()
 def generate(pipe: WanImageToVideoPipeline, seed: int = 0) -> torch.Tensor:
-    """Latents of two steps, one for each expert, with guidance."""
+    """Latents of two steps, one for each denoiser, with guidance."""
     image = Image.new("RGB", (16, 16), (200, 100, 50))
     return pipe(
         image, "a cat walks", negative_prompt="", height=16, width=16, num_frames=5, num_inference_steps=2,

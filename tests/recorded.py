@@ -23,16 +23,16 @@ MODEL = ModelIdentity("f" * 64)
 PROMPTS = calibration_prompts("tiny", None, 3)
 
 
-def plan(num_prompts: int = 2, samples_per_expert: int = 6, **changes: Any) -> RecordingPlan:
-    """Of the first prompts, with guidance: two steps of each expert, eight calls with two prompts."""
+def plan(num_prompts: int = 2, samples_per_denoiser: int = 6, **changes: Any) -> RecordingPlan:
+    """Of the first prompts, with guidance: two steps of each denoiser, eight calls with two prompts."""
     return RecordingPlan(**{
-        "prompts": PROMPTS[:num_prompts], "settings": SETTINGS, "samples_per_expert": samples_per_expert, **changes
+        "prompts": PROMPTS[:num_prompts], "settings": SETTINGS, "samples_per_denoiser": samples_per_denoiser, **changes
     })  # fmt: skip
 
 
 def samples_of(store: SampleStore) -> list[CalibrationSample]:
     """All of them, high noise first."""
-    return [sample for expert in COMPONENTS for sample in store.samples(expert)]
+    return [sample for denoiser in COMPONENTS for sample in store.samples(denoiser)]
 
 
 def position(sample: CalibrationSample) -> tuple[object, ...]:

@@ -169,10 +169,11 @@ assert not torch.cuda.is_initialized(), "CUDA was initialised"
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_importing_the_package_loads_no_model_class_and_no_statistics():
-    """Every worker process waits for it, so what few need is imported where it is needed."""
+def test_importing_the_package_and_its_command_line_loads_no_library_that_takes_seconds():
+    """Every worker process waits for it, and whoever types --help; what few need is imported where it is needed."""
     program = (
-        "import sys, tempoquant; print(*{'diffusers.models.transformers', 'scipy.stats', 'peft'} & {*sys.modules})"
+        "import sys, tempoquant.cli\n"
+        "print(*{'torch', 'diffusers', 'transformers', 'scipy', 'numpy', 'peft', 'ray'} & {*sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout.split() == []

@@ -36,7 +36,7 @@ def generate(pipeline: Any, phases: list[str]) -> torch.Tensor:
 def test_the_random_pipeline_has_valid_layers_and_meets_every_phase(format):
     configs = read_configs("tiny")
     recipe = Recipe(name="r", format=format, rank=2, smoothing_alpha=0.5, deflation=True, centring=True)
-    layers = {expert: foreseen_layers(configs, expert, recipe) for expert in COMPONENTS}
+    layers = {denoiser: foreseen_layers(configs, denoiser, recipe) for denoiser in COMPONENTS}
     pipeline = random_pipeline(configs, layers, CPU)
     pipeline.set_progress_bar_config(disable=True)
     for name, linear in quantized_linears(pipeline.transformer).items():

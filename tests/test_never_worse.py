@@ -87,7 +87,7 @@ FAULTS: dict[str, tuple[Fault, int]] = {  # and on how many tokens it is calibra
     "a handful of tokens": (nothing, 8),
     "one token": (nothing, 1),
 }
-OTHER_ENGINES = {"int4": "nunchaku_int4", "nvfp4": "nunchaku_nvfp4"}
+OTHER_ENGINES = {"int4": ("nunchaku_int4",), "nvfp4": ("nunchaku_nvfp4", "comfyui_nvfp4")}
 each_fault = pytest.mark.parametrize("fault", FAULTS)
 each_format = pytest.mark.parametrize("format", FORMATS)
 
@@ -127,7 +127,7 @@ def mean_errors_db(recipe: str, format: str, fault: str, is_gelu: bool) -> tuple
 @pytest.mark.parametrize("is_gelu", [False, True], ids=["gaussian", "gelu"])
 def test_no_recipe_of_ours_is_worse_than_rounding_or_the_published_one(format: str, fault: str, is_gelu: bool) -> None:
     rounding, published = (mean_errors_db(name, format, fault, is_gelu) for name in ("rtn", "paper"))
-    for name in ("default", OTHER_ENGINES.get(format, "default")):
+    for name in ("default", *OTHER_ENGINES.get(format, ())):
         over_all, worst = mean_errors_db(name, format, fault, is_gelu)
         assert over_all <= rounding[0] + ALLOWED_DB and worst <= rounding[1] + ALLOWED_DB, name
         assert name != "default" or over_all <= published[0] + ALLOWED_DB

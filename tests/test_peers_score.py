@@ -26,13 +26,13 @@ def write(file: Path, **tensors: torch.Tensor) -> None:
 def work(tmp_path: Path) -> Path:
     """Two held-out prompts, one quantized twenty decibels better than the other."""
     out = tmp_path / "out" / ROW.name
-    for expert, prompt_ids in PROMPT_IDS.items():
+    for denoiser, prompt_ids in PROMPT_IDS.items():
         for index, prompt_id in enumerate(prompt_ids):
             name = f"{index:04}.safetensors"
             answer = torch.randn(1, 16, 2, 4, 4)
             call = {"noise_prediction": answer, "timestep": torch.tensor([900.0]), "hidden_states": torch.zeros(1)}
-            write(tmp_path / "held_out" / expert / name, **call)
-            write(out / "predictions" / expert / name, noise_prediction=answer * (1 + ERROR[prompt_id]))
+            write(tmp_path / "held_out" / denoiser / name, **call)
+            write(out / "predictions" / denoiser / name, noise_prediction=answer * (1 + ERROR[prompt_id]))
     for index, error in enumerate(ERROR.values()):
         latent = torch.randn(1, 16, 2, 4, 4)
         write(tmp_path / "generations" / f"{index:04}.safetensors", final_latent=latent)

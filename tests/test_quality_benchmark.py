@@ -129,8 +129,8 @@ def test_eight_bits_at_some_timesteps_are_a_row_of_their_own_that_gains_there(pi
     run.measure([ROW, wide])
     in_four, in_eight = run.results([ROW, wide])
     assert in_eight["bits_per_weight"] == in_four["bits_per_weight"]
-    for expert in ("high_noise", "low_noise"):
-        assert in_eight["sqnr_db"][expert]["mean"] > in_four["sqnr_db"][expert]["mean"] + 1
+    for denoiser in ("high_noise", "low_noise"):
+        assert in_eight["sqnr_db"][denoiser]["mean"] > in_four["sqnr_db"][denoiser]["mean"] + 1
     assert all(each.startswith("ours, W4A4 with A8") for each in labels_of("eight bits"))
 
 
@@ -153,13 +153,13 @@ def test_a_result_whose_settings_meant_something_else_is_none(pipeline: Any, wor
 
 def test_bits_are_those_of_all_stored_bytes(reference: Reference):
     recipe = RTN.replace(rank=2, keep_16bit_blocks=(1, 0))
-    expert = quantize(TASK, reference, recipe, "high_noise", SILENT)
+    denoiser = quantize(TASK, reference, recipe, "high_noise", SILENT)
     counts = {name: each.out_features * each.in_features for name, each in SOURCE.linears("high_noise").items()}
-    kept = sum(count for name, count in counts.items() if name not in expert.layers)
+    kept = sum(count for name, count in counts.items() if name not in denoiser.layers)
     assert kept > 0
-    stored = 8 * sum(layer.num_bytes for layer in expert.layers.values())
+    stored = 8 * sum(layer.num_bytes for layer in denoiser.layers.values())
     wanted = (stored + BITS_OF_16BIT * kept) / sum(counts.values())
-    assert bits_per_weight({"high_noise": expert}) == pytest.approx(wanted, rel=1e-12)
+    assert bits_per_weight({"high_noise": denoiser}) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_a_bias_counts_where_the_model_had_none(reference: Reference):
@@ -183,10 +183,10 @@ def test_a_trajectory_comes_back_from_its_file(pipeline: Any, reference: Referen
 def test_weights_dequantized_once_change_no_bit_and_the_pipeline_stays_as_it_was(pipeline: Any, reference: Reference):
     [trajectory] = reference.trajectories()
     sample, before = trajectory.calls[0].sample, pipeline.transformer
-    experts = {e: quantize(TASK, reference, RTN, e, SILENT) for e in COMPONENTS}
-    with installed(pipeline, experts):
+    denoisers = {e: quantize(TASK, reference, RTN, e, SILENT) for e in COMPONENTS}
+    with installed(pipeline, denoisers):
         slow = predict_noise(pipeline, sample)
-        with dequantizing_once(experts):
+        with dequantizing_once(denoisers):
             assert torch.equal(predict_noise(pipeline, sample), slow)
     assert pipeline.transformer is before
     assert torch.equal(predict_noise(pipeline, sample), trajectory.calls[0].noise_prediction)

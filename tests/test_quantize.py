@@ -99,8 +99,8 @@ def test_a_saved_pipeline_holds_the_same_tensors_as_the_loaded_one(quantized: Pa
 
 
 def test_one_expert_loads_beside_a_16_bit_partner(quantized: Path) -> None:
-    expert = WanTransformer3DModel.from_pretrained(quantized, subfolder="transformer", dtype=torch.bfloat16)
-    pipeline = WanImageToVideoPipeline.from_pretrained(weights_folder(), transformer=expert, dtype=torch.bfloat16)
+    denoiser = WanTransformer3DModel.from_pretrained(quantized, subfolder="transformer", dtype=torch.bfloat16)
+    pipeline = WanImageToVideoPipeline.from_pretrained(weights_folder(), transformer=denoiser, dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     video = generate_video(
         pipeline, held_out(), default_settings(SourceModel.open(quantized)).replace(num_steps=3, num_frames=5), 0

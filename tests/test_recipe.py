@@ -196,7 +196,7 @@ def test_bin_fractions_for_what_no_denoiser_is_called_are_refused():
 
 
 def old(high: list[float] | None = None, low: list[float] | None = None) -> Recipe:
-    """A recipe as files and checkpoints had it when each expert's fractions had a key of their own."""
+    """A recipe as files and checkpoints had it when each denoiser's fractions had a key of their own."""
     keys = {"bin_fractions_high_noise": high, "bin_fractions_low_noise": low}
     return Recipe.from_dict({"name": "x", **{key: value for key, value in keys.items() if value is not None}})
 
@@ -206,6 +206,12 @@ def test_bin_fractions_with_a_key_for_each_expert_are_read_with_the_same_meaning
     assert old([0.25, 0.5], [0.25, 0.5]) == Recipe("x", bin_fractions=(0.25, 0.5))
     assert [old(low=[0.5]).bin_fractions_of(name) for name in ("high_noise", "low_noise")] == [(), (0.5,)]
     assert old([], []) == old([]) == Recipe("x")
+
+
+def test_samples_per_expert_is_read_as_samples_per_denoiser_and_not_beside_it():
+    assert Recipe.from_dict({"name": "x", "samples_per_expert": 7}) == Recipe("x", samples_per_denoiser=7)
+    with pytest.raises(RecipeError, match="samples_per_denoiser replaces samples_per_expert: give it alone"):
+        Recipe.from_dict({"name": "x", "samples_per_expert": 7, "samples_per_denoiser": 7})
 
 
 @pytest.mark.parametrize("bin_fractions", [(0.5,), {"high_noise": (0.5,)}])

@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
     prompts = [Prompt(item.id, item.image, item.prompt) for item in calibration_items(2)]
     source = SourceModel.open("tiny-outliers")
     settings = default_settings(source).replace(num_steps=6)
-    plan = RecordingPlan(prompts, settings, samples_per_expert=10)
+    plan = RecordingPlan(prompts, settings, samples_per_denoiser=10)
     identity = ModelIdentity(fingerprint(source))
     return record(source, tmp_path_factory.mktemp("store") / "store", plan, model=identity, engine=Local(("cpu",)))
 
@@ -101,14 +101,16 @@ def sqnr_db(wanted: torch.Tensor, found: torch.Tensor, x: torch.Tensor) -> float
     return float(10 * torch.log10(signal / error))
 
 
-@pytest.mark.parametrize("expert", list(COMPONENTS))
-def test_the_streamed_layers_are_the_plain_ones(store: SampleStore, tmp_path: Path, expert: str) -> None:
-    samples = store.samples(expert)
-    bins = TimestepBins.from_step_fractions(store.schedule(expert), RECIPE.bin_fractions_of(expert))
-    model = ReplayedDenoiser(DenoiserWeights(SourceModel.open("tiny-outliers"), expert, torch.float32, "cpu"))
+@pytest.mark.parametrize("denoiser", list(COMPONENTS))
+def test_the_streamed_layers_are_the_plain_ones(store: SampleStore, tmp_path: Path, denoiser: str) -> None:
+    samples = store.samples(denoiser)
+    bins = TimestepBins.from_step_fractions(store.schedule(denoiser), RECIPE.bin_fractions_of(denoiser))
+    model = ReplayedDenoiser(DenoiserWeights(SourceModel.open("tiny-outliers"), denoiser, torch.float32, "cpu"))
     blocks = quantize_denoiser(model, samples, RECIPE, bins, HiddenStates(tmp_path, ram_bytes=0))
     streamed: dict[str, QuantizedLayer] = {named.name: named.layer for block in blocks for named in block.layers}
-    whole = WanTransformer3DModel.from_pretrained(outliers_folder(), subfolder=COMPONENTS[expert], dtype=torch.float32)
+    whole = WanTransformer3DModel.from_pretrained(
+        outliers_folder(), subfolder=COMPONENTS[denoiser], dtype=torch.float32
+    )
     inputs = inputs_of(whole, samples)
     assert inputs.keys() == streamed.keys()
     same_codes, same_ratios = [], []

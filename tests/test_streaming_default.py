@@ -117,12 +117,14 @@ def groups_of(inputs: Inputs) -> list[tuple[str, ...]]:
 
 
 def test_the_streamed_layers_of_the_default_recipe_are_the_plain_ones(store: SampleStore, tmp_path: Path) -> None:
-    expert = "high_noise"
-    samples = store.samples(expert)
-    model = ReplayedDenoiser(DenoiserWeights(SourceModel.open("tiny-outliers"), expert, torch.float32, "cpu"))
+    denoiser = "high_noise"
+    samples = store.samples(denoiser)
+    model = ReplayedDenoiser(DenoiserWeights(SourceModel.open("tiny-outliers"), denoiser, torch.float32, "cpu"))
     blocks = quantize_denoiser(model, samples, RECIPE, TimestepBins(), HiddenStates(tmp_path, ram_bytes=0))
     streamed = {named.name: named for block in blocks for named in block.layers}
-    whole = WanTransformer3DModel.from_pretrained(outliers_folder(), subfolder=COMPONENTS[expert], dtype=torch.float32)
+    whole = WanTransformer3DModel.from_pretrained(
+        outliers_folder(), subfolder=COMPONENTS[denoiser], dtype=torch.float32
+    )
     inputs = inputs_of(whole, samples)
     assert inputs.keys() == streamed.keys()
     same_codes = []

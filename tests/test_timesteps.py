@@ -1,4 +1,4 @@
-"""Experts and timestep bins."""
+"""Denoisers and timestep bins."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ from tests import toy_family
 from tests.test_house_rules import PACKAGE
 
 PROMPTS = '{"prompt": "a cat", "image": "frame.png"}\n{"prompt": "cat walks", "image": "frame.png"}\n'
-RECIPE = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_expert=8)
+RECIPE = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=8)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_it_generates_and_is_nearer_to_16_bits_than_rounding_is(folder: Path) ->
     prompt = Prompt("held out", Image.new("RGB", (32, 32)), "a cat walks")
     models = {label: open_pipeline(folder / label) for label in ("rtn", "ours")}
     found = compare(source, models, Task([prompt], settings, num_trajectories=1))
-    rtn, ours = (model.expert_sqnr_db("transformer").mean for model in found.comparison.models)
+    rtn, ours = (model.denoiser_sqnr_db("transformer").mean for model in found.comparison.models)
     assert ours > rtn + 2
     assert found.videos["ours"][0].shape == (5, 32, 32, 3)
 

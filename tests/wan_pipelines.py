@@ -100,8 +100,8 @@ def wan21_i2v() -> WanImageToVideoPipeline:
 
 def two_experts_with_image_encoder() -> WanImageToVideoPipeline:
     """Wan2.2's two experts with Wan2.1's image branch."""
-    experts = [transformer(seed, 36, **_IMAGE_BRANCH) for seed in (0, 1)]
-    return _pipeline(WanImageToVideoPipeline, experts, boundary_ratio=0.9, **image_encoder())
+    denoisers = [transformer(seed, 36, **_IMAGE_BRANCH) for seed in (0, 1)]
+    return _pipeline(WanImageToVideoPipeline, denoisers, boundary_ratio=0.9, **image_encoder())
 
 
 def vace() -> WanVACEPipeline:
@@ -112,8 +112,8 @@ def vace() -> WanVACEPipeline:
 
 def vace_with_two_experts() -> WanVACEPipeline:
     """The same with two denoisers."""
-    experts = [transformer(seed, LATENTS, num_layers=3, vace_layers=[0, 2], vace_in_channels=96) for seed in (0, 1)]
-    return _pipeline(WanVACEPipeline, experts, boundary_ratio=0.875)
+    denoisers = [transformer(seed, LATENTS, num_layers=3, vace_layers=[0, 2], vace_in_channels=96) for seed in (0, 1)]
+    return _pipeline(WanVACEPipeline, denoisers, boundary_ratio=0.875)
 
 
 _FACE = {

@@ -3,7 +3,7 @@
     python -m benchmarks.peers.job WORK --model tiny-outliers --prompts 8
 
 Files only, so that a peer needs nothing of TempoQuant: WORK/job.json (written last), and safetensors files in
-WORK/calibration/EXPERT, WORK/held_out/EXPERT and WORK/generations.
+WORK/calibration/DENOISER, WORK/held_out/DENOISER and WORK/generations.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
-from tempoquant.recording.plan import ModelIdentity, RecordingPlan, default_samples_per_expert
+from tempoquant.recording.plan import ModelIdentity, RecordingPlan, default_samples_per_denoiser
 from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
 from tempoquant.recording.record import record_into
 
@@ -49,7 +49,7 @@ class Request:
     Attributes:
         model: a bundled model, a folder, or a hub id.
         num_prompts: held out; of each, every transformer call and one generation.
-        num_calls: calibration calls of each expert, spread over prompts and timesteps; None for as many as recording
+        num_calls: calibration calls of each denoiser, spread over prompts and timesteps; None for as many as recording
             keeps by itself (all that there are, for a bundled model).
         seed: of the calibration's noise.
         calibration, held_out: prompt files; None for the built-in sets of a bundled model.
@@ -89,7 +89,7 @@ def _write_calibration(
 ) -> None:
     """Samples as the `paper` recipe records them, in the order in which it reads them."""
     prompts = calibration_prompts(request.model, request.calibration, Recipe.load("paper").num_prompts)
-    num_calls = request.num_calls or default_samples_per_expert(settings, source.geometry)
+    num_calls = request.num_calls or default_samples_per_denoiser(settings, source.geometry)
     plan = RecordingPlan(prompts, settings, num_calls, request.seed)
     identity = ModelIdentity(fingerprint(source))
     store = record_into(source, work / STORE, plan, model=identity, device="cpu", progress=progress)
@@ -98,29 +98,29 @@ def _write_calibration(
 
 def write_store(store: SampleStore, folder: Path) -> None:
     """Every sample of a store as one file, in its order."""
-    for expert in COMPONENTS:
-        for index, sample in enumerate(store.samples(expert)):
-            _write(folder / expert / f"{index:04}.safetensors", sample.inputs)
+    for denoiser in COMPONENTS:
+        for index, sample in enumerate(store.samples(denoiser)):
+            _write(folder / denoiser / f"{index:04}.safetensors", sample.inputs)
 
 
 def _write_held_out(
     work: Path, source: SourceModel, settings: SamplingSettings, request: Request, progress: Progress
 ) -> dict[str, list[str]]:
-    """Generate with the 16-bit pipeline; per expert, the prompt of each call, by the number of its file."""
+    """Generate with the 16-bit pipeline; per denoiser, the prompt of each call, by the number of its file."""
     pipeline = load_pipeline(source, "cpu")
     prompts = evaluation_prompts(request.model, request.held_out, request.num_prompts)
     advance = progress.start("Held-out generations", len(prompts) * settings.num_steps)
     written: Counter[str] = Counter()
-    prompt_ids: dict[str, list[str]] = {expert: [] for expert in COMPONENTS}
+    prompt_ids: dict[str, list[str]] = {denoiser: [] for denoiser in COMPONENTS}
     for index, prompt in enumerate(prompts):
         calls, generation = _generate(pipeline, prompt, settings, EVALUATION_SEED + index, advance)
         _write(work / "generations" / f"{index:04}.safetensors", generation)
         for call in calls:
-            expert = call.sample.denoiser
-            file = work / "held_out" / expert / f"{written[expert]:04}.safetensors"
+            denoiser = call.sample.denoiser
+            file = work / "held_out" / denoiser / f"{written[denoiser]:04}.safetensors"
             _write(file, {**call.sample.inputs, "noise_prediction": call.noise_prediction})
-            written[expert] += 1
-            prompt_ids[expert].append(prompt.id)
+            written[denoiser] += 1
+            prompt_ids[denoiser].append(prompt.id)
     return prompt_ids
 
 
@@ -166,7 +166,7 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=Request.model)
     parser.add_argument("--prompts", type=int, default=Request.num_prompts, help="held-out prompts")
     parser.add_argument(
-        "--calls", type=int, help="calibration calls of each expert; the default is what `record` keeps"
+        "--calls", type=int, help="calibration calls of each denoiser; the default is what `record` keeps"
     )
     parser.add_argument("--seed", type=int, default=Request.seed, help="of the calibration's noise")
     parser.add_argument("--calibration", help="jsonl of {image, prompt}; not needed for a bundled model")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One way in which one peer quantizes both experts.
+    """One way in which one peer quantizes all denoisers.
 
     Attributes:
         name: the row's folder in WORK/out, PEER-WHAT.

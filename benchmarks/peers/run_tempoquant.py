@@ -18,16 +18,16 @@ from tempoquant.runtime.convert import install_layers
 
 
 def quantize(task: Task) -> Quantized:
-    """Quantize one expert from the sample store that the calibration files were copied from."""
-    job, row, expert = task.job, task.row, task.expert
+    """Quantize one denoiser from the sample store that the calibration files were copied from."""
+    job, row, denoiser = task.job, task.row, task.denoiser
     recipe = Recipe.load(row.name.split("-")[2]).replace(format=row.format)
     if row.rank is not None:
         recipe = recipe.replace(rank=row.rank)
     store = SampleStore.open(job.work / STORE)
-    bins = bins_of(store, recipe, expert)
-    weights = ReplayedDenoiser(DenoiserWeights(SourceModel.open(job.model), expert, torch.float32, "cpu"))
+    bins = bins_of(store, recipe, denoiser)
+    weights = ReplayedDenoiser(DenoiserWeights(SourceModel.open(job.model), denoiser, torch.float32, "cpu"))
     with TemporaryDirectory() as scratch:
-        blocks = quantize_denoiser(weights, store.samples(expert), recipe, bins, HiddenStates(Path(scratch)))
+        blocks = quantize_denoiser(weights, store.samples(denoiser), recipe, bins, HiddenStates(Path(scratch)))
         layers = {named.name: named.layer for block in blocks for named in block.layers}
     install_layers(task.model, layers, bins)
     num_bits = 8 * sum(layer.num_bytes for layer in layers.values())

@@ -28,7 +28,7 @@ def score_all(work: Path, rows: tuple[Row, ...] = ROWS) -> list[dict[str, Any]]:
 
 
 def score_row(work: Path, row: Row) -> dict[str, Any]:
-    """One row.json with its SQNR: per expert, each held-out prompt counted once; and of the final latents.
+    """One row.json with its SQNR: per denoiser, each held-out prompt counted once; and of the final latents.
 
     Raises:
         ModelError: a prediction or a latent is missing, of another shape, or not finite.
@@ -37,7 +37,7 @@ def score_row(work: Path, row: Row) -> dict[str, Any]:
     record = {"name": row.name, **json.loads((folder / "row.json").read_text(encoding="utf-8"))}
     if "error" not in record:
         record["sqnr_db"] = {
-            **{result.expert: _plain(result.sqnr_db) for result in summarize(_call_errors(work, folder))},
+            **{result.denoiser: _plain(result.sqnr_db) for result in summarize(_call_errors(work, folder))},
             "final_latent": _plain(Summary.of(_latent_sqnrs(work, folder))),
         }
     return record
@@ -46,13 +46,13 @@ def score_row(work: Path, row: Row) -> dict[str, Any]:
 def _call_errors(work: Path, folder: Path) -> list[CallError]:
     prompt_ids: Mapping[str, list[str]] = json.loads((work / "job.json").read_text(encoding="utf-8"))["held_out"]
     errors = []
-    for expert in COMPONENTS:
-        for index, prompt_id in enumerate(prompt_ids[expert]):
+    for denoiser in COMPONENTS:
+        for index, prompt_id in enumerate(prompt_ids[denoiser]):
             name = f"{index:04}.safetensors"
-            call = load_file(work / "held_out" / expert / name)
-            prediction = _tensor(folder / "predictions" / expert / name, "noise_prediction")
+            call = load_file(work / "held_out" / denoiser / name)
+            prediction = _tensor(folder / "predictions" / denoiser / name, "noise_prediction")
             value = sqnr_db(call["noise_prediction"], prediction)
-            errors.append(CallError(prompt_id, expert, float(call["timestep"].flatten()[0]), value))
+            errors.append(CallError(prompt_id, denoiser, float(call["timestep"].flatten()[0]), value))
     return errors
 
 
@@ -76,7 +76,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
 
 def print_table(results: list[dict[str, Any]], title: str) -> None:
     """A table, and below it what has to be known of each row."""
-    columns = [*(expert for expert in COMPONENTS), "final_latent"]
+    columns = [*(denoiser for denoiser in COMPONENTS), "final_latent"]
     table = Table(title=title)
     for heading in ("", "format", "rank", "bits", *columns, "s"):
         table.add_column(heading, justify="left" if heading in ("", "format") else "right")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.rows import Row, row_named
 
-EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
+DENOISERS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 LINEARS = tuple(f"{attn}.{name}" for attn in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")) + (
     "ffn.net.0.proj",
     "ffn.net.2",
@@ -34,7 +34,7 @@ MIN_UNQUANTIZED_SQNR = 60.0  # dB; the same model in another version of diffuser
 
 @dataclass
 class Storage:
-    """How much a quantized expert takes, in bits, over the weights it replaces.
+    """How much a quantized denoiser takes, in bits, over the weights it replaces.
 
     Attributes:
         num_bits: of codes, scales, branch and smoothing.
@@ -61,7 +61,7 @@ class Storage:
 
 @dataclass
 class Quantized:
-    """An expert as a peer left it.
+    """A denoiser as a peer left it.
 
     Attributes:
         model: called as the 16-bit one is.
@@ -92,13 +92,13 @@ class Job:
         """The 16-bit pipeline's folder."""
         return Path(self.facts["model"])
 
-    def calibration(self, expert: str) -> list[dict[str, Tensor]]:
+    def calibration(self, denoiser: str) -> list[dict[str, Tensor]]:
         """Keyword inputs of each calibration call, in order."""
-        return [load_file(file) for file in sorted((self.work / "calibration" / expert).glob("*.safetensors"))]
+        return [load_file(file) for file in sorted((self.work / "calibration" / denoiser).glob("*.safetensors"))]
 
-    def held_out(self, expert: str) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
+    def held_out(self, denoiser: str) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
         """(file name, keyword inputs, the 16-bit answer) of each held-out call, one at a time."""
-        for file in sorted((self.work / "held_out" / expert).glob("*.safetensors")):
+        for file in sorted((self.work / "held_out" / denoiser).glob("*.safetensors")):
             inputs = load_file(file)
             answer = inputs.pop("noise_prediction")
             yield file.name, inputs, answer
@@ -106,19 +106,19 @@ class Job:
 
 @dataclass
 class Task:
-    """One expert to quantize.
+    """One denoiser to quantize.
 
     Attributes:
         job: what it belongs to.
         row: how to quantize.
-        expert: a key of EXPERTS.
-        model: the expert in float32; may be changed in place.
+        denoiser: a key of DENOISERS.
+        model: the denoiser in float32; may be changed in place.
         calls: keyword inputs of each calibration call, in order.
     """
 
     job: Job
     row: Row
-    expert: str
+    denoiser: str
     model: nn.Module
     calls: Sequence[dict[str, Tensor]]
 
@@ -188,19 +188,19 @@ def one_line(error: Exception) -> str:
 
 
 def make_row(job: Job, row: Row, quantize: Callable[[Task], Quantized], out: Path) -> dict[str, Any]:
-    """Quantize both experts, write their predictions and latents; what the row says of bits, seconds and notes."""
+    """Quantize all denoisers, write their predictions and latents; what the row says of bits, seconds and notes."""
     torch.manual_seed(job.facts["seed"])
     quantized, seconds = {}, 0.0
-    for expert in EXPERTS:
-        model, calls = load_expert(job, expert), job.calibration(expert)
+    for denoiser in DENOISERS:
+        model, calls = load_denoiser(job, denoiser), job.calibration(denoiser)
         others = other_parameters(model)
         start = time.perf_counter()
-        quantized[expert] = quantize(Task(job, row, expert, model, calls))
+        quantized[denoiser] = quantize(Task(job, row, denoiser, model, calls))
         seconds += time.perf_counter() - start
-        require_unchanged(quantized[expert].model, others)
-        quantized[expert].model.eval()
+        require_unchanged(quantized[denoiser].model, others)
+        quantized[denoiser].model.eval()
     predict(job, quantized, out)
-    generate(job, {expert: result.model for expert, result in quantized.items()}, out)
+    generate(job, {denoiser: result.model for denoiser, result in quantized.items()}, out)
     stores = [result.storage for result in quantized.values()]
     return {
         "bits_per_weight": sum(s.num_bits for s in stores) / sum(s.num_weights for s in stores),
@@ -209,19 +209,21 @@ def make_row(job: Job, row: Row, quantize: Callable[[Task], Quantized], out: Pat
     }
 
 
-def load_expert(job: Job, expert: str) -> nn.Module:
-    """One expert in float32. Raises RuntimeError unless it answers as the recorded one did."""
-    model = WanTransformer3DModel.from_pretrained(job.model, subfolder=EXPERTS[expert], dtype=torch.float32)
+def load_denoiser(job: Job, denoiser: str) -> nn.Module:
+    """One denoiser in float32. Raises RuntimeError unless it answers as the recorded one did."""
+    model = WanTransformer3DModel.from_pretrained(job.model, subfolder=DENOISERS[denoiser], dtype=torch.float32)
     model.eval().requires_grad_(False)
-    _, inputs, answer = next(job.held_out(expert))
+    _, inputs, answer = next(job.held_out(denoiser))
     with torch.no_grad():
         error = model(**inputs, return_dict=False)[0] - answer
     sqnr = 10 * torch.log10(answer.square().sum() / error.square().sum().clamp(min=1e-30))
     if not sqnr > MIN_UNQUANTIZED_SQNR:
-        raise RuntimeError(f"before quantizing, {expert} is {sqnr:.1f} dB from its recorded answer: not the same model")
+        raise RuntimeError(
+            f"before quantizing, {denoiser} is {sqnr:.1f} dB from its recorded answer: not the same model"
+        )
     missing = set(LINEARS) - {name.split(".", 2)[-1] for name in block_linears(model)}
     if missing:
-        raise RuntimeError(f"{expert} has no linears {sorted(missing)}")
+        raise RuntimeError(f"{denoiser} has no linears {sorted(missing)}")
     return model
 
 
@@ -241,12 +243,12 @@ def require_unchanged(model: nn.Module, others: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def predict(job: Job, quantized: dict[str, Quantized], out: Path) -> None:
-    """Each held-out call, teacher-forced: the quantized expert on the 16-bit pipeline's inputs."""
-    for expert, result in quantized.items():
-        folder = out / "predictions" / expert
+    """Each held-out call, teacher-forced: the quantized denoiser on the 16-bit pipeline's inputs."""
+    for denoiser, result in quantized.items():
+        folder = out / "predictions" / denoiser
         folder.mkdir(parents=True, exist_ok=True)
         names, calls = [], []
-        for name, inputs, _ in job.held_out(expert):
+        for name, inputs, _ in job.held_out(denoiser):
             names.append(name)
             calls.append(inputs)
         together = batches(calls, result.batched)
@@ -257,11 +259,11 @@ def predict(job: Job, quantized: dict[str, Quantized], out: Path) -> None:
 
 @torch.no_grad()
 def generate(job: Job, models: dict[str, nn.Module], out: Path) -> None:
-    """Each held-out generation anew by diffusers' pipeline, both experts quantized, up to the final latents."""
+    """Each held-out generation anew by diffusers' pipeline, all denoisers quantized, up to the final latents."""
     settings = job.facts["settings"]
-    experts = {EXPERTS[expert]: model for expert, model in models.items()}
+    denoisers = {DENOISERS[denoiser]: model for denoiser, model in models.items()}
     pipeline = WanImageToVideoPipeline.from_pretrained(
-        job.model, text_encoder=None, tokenizer=None, dtype=torch.float32, **experts
+        job.model, text_encoder=None, tokenizer=None, dtype=torch.float32, **denoisers
     )
     if settings["flow_shift"] is not None:
         scheduler = pipeline.scheduler

@@ -38,7 +38,7 @@ from tempoquant.models.sampling_file import default_settings
 from tempoquant.models.source import SourceModel
 from tempoquant.plain_values import plain
 from tempoquant.recipe import Recipe
-from tempoquant.recording.plan import default_samples_per_expert
+from tempoquant.recording.plan import default_samples_per_denoiser
 from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
 
 
@@ -89,7 +89,7 @@ def task_of(arguments: argparse.Namespace) -> Task:
         source, fingerprint(source), settings,
         calibration_prompts(arguments.prompt_set or model, arguments.calibration, arguments.calibration_prompts),
         evaluation_prompts(arguments.prompt_set or model, arguments.samples_from, arguments.prompts),
-        arguments.samples_per_expert or default_samples_per_expert(settings, source.geometry), arguments.device,
+        arguments.samples_per_denoiser or default_samples_per_denoiser(settings, source.geometry), arguments.device,
     )  # fmt: skip
 
 

@@ -10,19 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.quality.maps import bin_names, mean_map
-from benchmarks.quality.table import EXPERTS
+from benchmarks.quality.table import DENOISERS
 
 MARKERS = "osD^v<>Ph*X"
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#dd7722", "#225555", "#000000")
 _MAPS = (("clip_ratio", "clip ratio", "viridis"), ("sqnr_db", "output SQNR, dB", "magma"))
 _TITLES = {
-    "high_noise": "noise prediction, high-noise expert", "low_noise": "noise prediction, low-noise expert",
+    "high_noise": "noise prediction, high-noise denoiser", "low_noise": "noise prediction, low-noise denoiser",
     "final_latent": "final latent of a generation",
 }  # fmt: skip
 
 
 def draw_error_against_bits(results: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
-    """A line a method (through its ranks, in each format), a panel for each expert and one for the final latent."""
+    """A line a method (through its ranks, in each format), a panel for each denoiser and one for the final latent."""
     shown = [r for r in results if not r.get("error") and r.get("format") and r.get("bits_per_weight")]
     methods = list(dict.fromkeys(r["method"] for r in shown))
     formats = list(dict.fromkeys(r["format"] for r in shown))
@@ -57,25 +57,25 @@ def _draw_line(panel: Axes, results: Sequence[Mapping[str, Any]], what: str, col
 
 
 def draw_maps(label: str, records: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Layers down, timestep bins across: clip ratio and SQNR of each layer's output, for both experts.
+    """Layers down, timestep bins across: clip ratio and SQNR of each layer's output, for all denoisers.
 
     Args:
         records: the row's results, one a seed; the mean over them is drawn.
     """
-    maps = {expert: [record["maps"][expert] for record in records] for expert in EXPERTS}
+    maps = {denoiser: [record["maps"][denoiser] for record in records] for denoiser in DENOISERS}
     num_layers = max(len(found[0]["layers"]) for found in maps.values())
     figure = Figure(figsize=(15, 2.2 + 0.19 * num_layers), layout="constrained")
     panels = figure.subplots(1, 4)
     for column, (key, what, colors) in enumerate(_MAPS):
-        values = {expert: mean_map(found, key) for expert, found in maps.items()}
+        values = {denoiser: mean_map(found, key) for denoiser, found in maps.items()}
         finite = [v for rows in values.values() for row in rows for v in row if math.isfinite(v)] or [0.0, 1.0]
-        for panel, expert in zip(panels[column::2], EXPERTS, strict=True):  # both in the same colours
+        for panel, denoiser in zip(panels[column::2], DENOISERS, strict=True):  # both in the same colours
             image = panel.imshow(
-                values[expert], aspect="auto", cmap=colors, vmin=min(finite, default=0), vmax=max(finite, default=1)
+                values[denoiser], aspect="auto", cmap=colors, vmin=min(finite, default=0), vmax=max(finite, default=1)
             )
             figure.colorbar(image, ax=panel, location="bottom", label=what, fraction=0.03)
-            panel.set_title(f"{expert}: {what}", fontsize=10)
-            names, layers = bin_names(maps[expert][0]["edges"]), maps[expert][0]["layers"]
+            panel.set_title(f"{denoiser}: {what}", fontsize=10)
+            names, layers = bin_names(maps[denoiser][0]["edges"]), maps[denoiser][0]["layers"]
             panel.set_xticks(range(len(names)), names, fontsize=7)
             panel.set_yticks(range(len(layers)), layers if column == 0 else [""] * len(layers), fontsize=6)
     figure.suptitle(f"{label}: every layer in every timestep bin, seeds: {len(records)}")

@@ -16,7 +16,7 @@ from tempoquant.timesteps import TimestepBins
 
 
 class LayerMap(NamedTuple):
-    """One expert's layers by timestep bins.
+    """One denoiser's layers by timestep bins.
 
     layers: names. edges: of the bins, timesteps. clip_ratio: (layers, bins), mean over the bin's calls. sqnr_db:
     (layers, bins), output of the 4-bit linear against the 16-bit one's, both on the 16-bit model's inputs. NaN in bins
@@ -40,24 +40,24 @@ def layer_maps(
 
     Args:
         family: that the transformers are of.
-        transformers: 16-bit and 4-bit transformer of each expert.
+        transformers: 16-bit and 4-bit transformer of each denoiser.
         calls: of one generation.
         bins: to sort the calls into.
     """
     maps = {}
-    for expert, (original, quantized) in transformers.items():
-        watch = _Watch(original, quantized, bins[expert])
+    for denoiser, (original, quantized) in transformers.items():
+        watch = _Watch(original, quantized, bins[denoiser])
         for sample in (call.sample for call in calls):
-            if sample.denoiser == expert and sample.guidance_branch == "conditional":
+            if sample.denoiser == denoiser and sample.guidance_branch == "conditional":
                 watch.timestep = sample.timestep
                 with watching_inputs(watch.linears, watch.observe):
                     original(**on_device(original, family, sample.inputs), return_dict=False)
-        maps[expert] = watch.map()
+        maps[denoiser] = watch.map()
     return maps
 
 
 class _Watch:
-    """Sums, per layer and bin, over the calls of one expert."""
+    """Sums, per layer and bin, over the calls of one denoiser."""
 
     def __init__(self, original: Any, quantized: Any, bins: TimestepBins) -> None:
         self.timestep = 0.0
@@ -86,7 +86,7 @@ class _Watch:
 
 
 def mean_map(maps: Sequence[Mapping[str, Any]], key: str) -> list[list[float]]:
-    """Mean over seeds of one expert's maps as plain values, (layers, bins); NaN where a bin saw no call."""
+    """Mean over seeds of one denoiser's maps as plain values, (layers, bins); NaN where a bin saw no call."""
     values = [torch.tensor([[float(cell) for cell in row] for row in found[key]]) for found in maps]
     return torch.stack(values).mean(0).tolist()
 

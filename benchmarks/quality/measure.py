@@ -1,4 +1,4 @@
-"""One row and seed: quantize both experts, count what they store, and see how far they are from 16 bits."""
+"""One row and seed: quantize all denoisers, count what they store, and see how far they are from 16 bits."""
 
 import contextlib
 import copy
@@ -41,7 +41,7 @@ MAX_REMEMBERED_WEIGHTS = 2**28
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedExpert:
+class QuantizedDenoiser:
     """layers: by name. bins: of all of them. num_bits: of all block linears. num_weights: of the same."""
 
     layers: Mapping[str, QuantizedLayer]
@@ -55,13 +55,13 @@ class Measured:
     """What was found of one row and seed.
 
     Attributes:
-        bits_per_weight: of all linears of both experts' blocks.
-        seconds: to quantize both experts, by the clock.
+        bits_per_weight: of all linears of all denoisers' blocks.
+        seconds: to quantize all denoisers, by the clock.
         cpu_seconds: the same, of the processor: what counts on a machine that does other work too.
-        sqnr_db: of the noise prediction, one value a held-out prompt (the mean over its calls); by expert, such as
+        sqnr_db: of the noise prediction, one value a held-out prompt (the mean over its calls); by denoiser, such as
             "low_noise", and by timestep bin of the paper recipe, such as "low_noise bin 0".
         final_latent_db: SQNR of the final latent of each held-out generation.
-        maps: by expert.
+        maps: by denoiser.
         final_latents: (prompts, channels, frames, height, width).
     """
 
@@ -91,8 +91,8 @@ def measure(
     """
     task = reference.task
     start, cpu_start = time.perf_counter(), time.process_time()
-    experts = {} if recipe is None else {
-        expert: quantize(task, reference, recipe, expert, progress) for expert in COMPONENTS
+    denoisers = {} if recipe is None else {
+        denoiser: quantize(task, reference, recipe, denoiser, progress) for denoiser in COMPONENTS
     }  # fmt: skip
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     bins = judging_bins(reference)
@@ -100,7 +100,7 @@ def measure(
     latents, latent_errors = [], []
     maps: Mapping[str, LayerMap] = {}
     advance = progress.start("Judging", len(task.held_out))
-    with installed(pipeline, experts) as transformers, dequantizing_once(experts):
+    with installed(pipeline, denoisers) as transformers, dequantizing_once(denoisers):
         if eight_bit_timesteps is not None:
             set_activation_bits(pipeline, 8, eight_bit_timesteps)
         for trajectory in reference.trajectories():
@@ -112,27 +112,33 @@ def measure(
             latent_errors.append(sqnr_db(trajectory.final_latent, latent))
             advance()
     return Measured(
-        bits_per_weight(experts), seconds, cpu_seconds, by_prompt(errors, bins), latent_errors, maps, torch.cat(latents)
+        bits_per_weight(denoisers),
+        seconds,
+        cpu_seconds,
+        by_prompt(errors, bins),
+        latent_errors,
+        maps,
+        torch.cat(latents),
     )
 
 
-def quantize(task: Task, reference: Reference, recipe: Recipe, expert: str, progress: Progress) -> QuantizedExpert:
-    """One expert from its files and the seed's calibration samples."""
-    bins = bins_of(reference.store, recipe, expert)
-    samples = reference.store.samples(expert) if recipe.needs_calibration else []
-    weights = DenoiserWeights(task.source, expert, compute_dtype(task.device), task.device)
+def quantize(task: Task, reference: Reference, recipe: Recipe, denoiser: str, progress: Progress) -> QuantizedDenoiser:
+    """One denoiser from its files and the seed's calibration samples."""
+    bins = bins_of(reference.store, recipe, denoiser)
+    samples = reference.store.samples(denoiser) if recipe.needs_calibration else []
+    weights = DenoiserWeights(task.source, denoiser, compute_dtype(task.device), task.device)
     with tempfile.TemporaryDirectory() as scratch:
         states = HiddenStates(Path(scratch))
         blocks = quantize_denoiser(ReplayedDenoiser(weights), samples, recipe, bins, states, progress=progress)
         layers = {named.name: named.layer for block in blocks for named in block.layers}
-    linears = task.source.linears(expert)
+    linears = task.source.linears(denoiser)
     num_weights = {name: linear.out_features * linear.in_features for name, linear in linears.items()}
     num_bits = sum(
         8 * num_stored_bytes(layers[name], had_bias=f"{name}.bias" in weights)
         if name in layers else BITS_OF_16BIT * count
         for name, count in num_weights.items()
     )  # fmt: skip
-    return QuantizedExpert(layers, bins, num_bits, sum(num_weights.values()))
+    return QuantizedDenoiser(layers, bins, num_bits, sum(num_weights.values()))
 
 
 def num_stored_bytes(layer: QuantizedLayer, had_bias: bool) -> int:
@@ -142,34 +148,34 @@ def num_stored_bytes(layer: QuantizedLayer, had_bias: bool) -> int:
     return stored - (bias.nbytes if had_bias and bias is not None else 0)
 
 
-def bits_per_weight(experts: Mapping[str, QuantizedExpert]) -> float:
-    """Of all linears of both experts' blocks; those a recipe leaves in 16 bits count as such."""
-    if not experts:
+def bits_per_weight(denoisers: Mapping[str, QuantizedDenoiser]) -> float:
+    """Of all linears of all denoisers' blocks; those a recipe leaves in 16 bits count as such."""
+    if not denoisers:
         return float(BITS_OF_16BIT)
-    return sum(e.num_bits for e in experts.values()) / sum(e.num_weights for e in experts.values())
+    return sum(e.num_bits for e in denoisers.values()) / sum(e.num_weights for e in denoisers.values())
 
 
 @contextlib.contextmanager
-def installed(pipeline: Any, experts: Mapping[str, QuantizedExpert]) -> Iterator[dict[str, tuple[Any, Any]]]:
+def installed(pipeline: Any, denoisers: Mapping[str, QuantizedDenoiser]) -> Iterator[dict[str, tuple[Any, Any]]]:
     """Within this context the pipeline computes in four bits. Yields the 16-bit and the 4-bit transformer of each."""
-    originals = {expert: getattr(pipeline, COMPONENTS[expert]) for expert in experts}
+    originals = {denoiser: getattr(pipeline, COMPONENTS[denoiser]) for denoiser in denoisers}
     try:
         pairs = {}
-        for expert, original in originals.items():
+        for denoiser, original in originals.items():
             # The copy has modules of its own, and shares the parameters.
             shared = {id(parameter): parameter for parameter in original.parameters()}
             quantized = copy.deepcopy(original, shared)
-            install_layers(quantized, experts[expert].layers, experts[expert].bins)
-            setattr(pipeline, COMPONENTS[expert], quantized)
-            pairs[expert] = (original, quantized)
+            install_layers(quantized, denoisers[denoiser].layers, denoisers[denoiser].bins)
+            setattr(pipeline, COMPONENTS[denoiser], quantized)
+            pairs[denoiser] = (original, quantized)
         yield pairs
     finally:
-        for expert, original in originals.items():
-            setattr(pipeline, COMPONENTS[expert], original)
+        for denoiser, original in originals.items():
+            setattr(pipeline, COMPONENTS[denoiser], original)
 
 
 @contextlib.contextmanager
-def dequantizing_once(experts: Mapping[str, QuantizedExpert]) -> Iterator[None]:
+def dequantizing_once(denoisers: Mapping[str, QuantizedDenoiser]) -> Iterator[None]:
     """Within this context small models keep their dequantized weights between calls: a third of the time, same bits."""
     known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -179,7 +185,7 @@ def dequantizing_once(experts: Mapping[str, QuantizedExpert]) -> Iterator[None]:
             known[where] = (weight.packed, dequantize_residual(weight, format, dtype))
         return known[where][1].to(dtype)
 
-    if sum(expert.num_weights for expert in experts.values()) > MAX_REMEMBERED_WEIGHTS:
+    if sum(denoiser.num_weights for denoiser in denoisers.values()) > MAX_REMEMBERED_WEIGHTS:
         yield
         return
     with mock.patch("tempoquant.kernels.reference.dequantize_residual", remembered):
@@ -190,16 +196,16 @@ def judging_bins(reference: Reference) -> dict[str, TimestepBins]:
     """The paper recipe's timestep bins: every row is judged on the same ones, whatever its own."""
     paper = Recipe.load("paper")
     return {
-        expert: TimestepBins.from_step_fractions(reference.store.schedule(expert), paper.bin_fractions_of(expert))
-        for expert in COMPONENTS
+        denoiser: TimestepBins.from_step_fractions(reference.store.schedule(denoiser), paper.bin_fractions_of(denoiser))
+        for denoiser in COMPONENTS
     }
 
 
 def by_prompt(errors: Sequence[CallError], bins: Mapping[str, TimestepBins]) -> dict[str, list[float]]:
-    """Mean SQNR of each prompt's calls, in the order of the prompts: by expert, then by expert and timestep bin."""
+    """Mean SQNR of each prompt's calls, in the order of the prompts: by denoiser, then by denoiser and timestep bin."""
     found: dict[str, dict[str, list[float]]] = {}
     for error in errors:
-        expert = error.expert
-        for key in (expert, f"{expert} bin {bins[error.expert].of(error.timestep)}"):
+        denoiser = error.denoiser
+        for key in (denoiser, f"{denoiser} bin {bins[error.denoiser].of(error.timestep)}"):
             found.setdefault(key, {}).setdefault(error.prompt_id, []).append(error.sqnr_db)
     return {key: [sum(v) / len(v) for v in prompts.values()] for key, prompts in sorted(found.items())}

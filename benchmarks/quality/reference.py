@@ -69,7 +69,7 @@ def prepare(task: Task, seed: int, pipeline: Any, work: Path, progress: Progress
     folder = work / f"reference-{hash_of(task.identity())}" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        plan = RecordingPlan(task.calibration, task.settings, task.samples_per_expert, task.calibration_seed(seed))
+        plan = RecordingPlan(task.calibration, task.settings, task.samples_per_denoiser, task.calibration_seed(seed))
         model = ModelIdentity(task.fingerprint)
         store = record_into(task.source, folder / "store", plan, model=model, device=task.device, progress=progress)
         files = {index: folder / f"{index:04d}.safetensors" for index in range(len(task.held_out))}
@@ -136,13 +136,13 @@ def _load(file: Path, prompt: Prompt, seed: int, texts: Set[str]) -> Trajectory:
         positions = json.loads(stored.metadata()["calls"])
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
     calls = []
-    for number, (expert, timestep, step_index, branch) in enumerate(positions):
+    for number, (denoiser, timestep, step_index, branch) in enumerate(positions):
         prediction = tensors.pop(f"{number}.noise_prediction")
         inputs = {
             key: tensor
             for group, _, key, tensor in ((*name.partition("."), tensor) for name, tensor in tensors.items())
             if group == (branch if key in texts else _step(step_index))
         }
-        sample = CalibrationSample(prompt.id, expert, timestep, step_index, branch, inputs)
+        sample = CalibrationSample(prompt.id, denoiser, timestep, step_index, branch, inputs)
         calls.append(RecordedCall(sample, prediction))
     return Trajectory(prompt, seed, calls, tensors["final_latent"])

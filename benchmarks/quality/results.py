@@ -50,7 +50,7 @@ class RowFiles:
             "recipe": self._settings(row.recipe), "eight_bit_timesteps": repr(row.eight_bit_timesteps),
             "seed": seed, "commit": commit(), "machine": machine(),
             **{key: getattr(measured, key) for key in MEASURES},
-            "maps": {expert: found._asdict() for expert, found in measured.maps.items()},
+            "maps": {denoiser: found._asdict() for denoiser, found in measured.maps.items()},
         })  # fmt: skip
         write_json(file, record)
         return record

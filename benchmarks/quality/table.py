@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-EXPERTS = ("high_noise", "low_noise")
+DENOISERS = ("high_noise", "low_noise")
 
 
 def print_tables(results: Sequence[Mapping[str, Any]], title: str, against: str | None, console: Console) -> None:
@@ -18,14 +18,14 @@ def print_tables(results: Sequence[Mapping[str, Any]], title: str, against: str 
 
 
 def quality_table(results: Sequence[Mapping[str, Any]], title: str, against: str | None = None) -> Table:
-    """Bits, SQNR of the noise prediction per expert, SQNR of the final latent, seconds; the reason in failed rows."""
+    """Bits, SQNR of the noise prediction per denoiser, SQNR of the final latent, seconds; the reason in failed rows."""
     caption = f"SQNR in dB, mean ± standard error over seeds × prompts ({_counts(results)}); higher is better."
     if against:
         caption += f" Δ: paired difference to {against}."
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("")
-    differs = [f"Δ {name}" for name in (*EXPERTS, "final latent")] if against else []
-    for heading in ("bits a weight", *EXPERTS, "final latent", *differs, "s to quantize"):
+    differs = [f"Δ {name}" for name in (*DENOISERS, "final latent")] if against else []
+    for heading in ("bits a weight", *DENOISERS, "final latent", *differs, "s to quantize"):
         table.add_column(heading, justify="right")
     table.add_column("")
     previous = None
@@ -56,11 +56,11 @@ def video_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 def _cells(result: Mapping[str, Any], with_difference: bool) -> list[str]:
     bits = "" if result.get("bits_per_weight") is None else f"{result['bits_per_weight']:.2f}"
-    numbers = [_text(result.get("sqnr_db", {}).get(expert)) for expert in EXPERTS]
+    numbers = [_text(result.get("sqnr_db", {}).get(denoiser)) for denoiser in DENOISERS]
     numbers.append(_text(result.get("final_latent_db")))
     if with_difference:
         found = result.get("difference_db", {})
-        numbers += [_text(found.get(key), signed=True) for key in (*EXPERTS, "final_latent")]
+        numbers += [_text(found.get(key), signed=True) for key in (*DENOISERS, "final_latent")]
     seconds = "" if result.get("seconds") is None else f"{result['seconds']:.0f}"
     note = f"failed: {result['error']}" if result.get("error") else result.get("note") or ""
     return [_label(result), bits, *numbers, seconds, note]

@@ -35,7 +35,7 @@ class Task:
         settings: of every generation, of calibration and of evaluation.
         calibration: prompts to calibrate on.
         held_out: prompts to judge on.
-        samples_per_expert: calibration samples kept of each expert.
+        samples_per_denoiser: calibration samples kept of each denoiser.
         device: to compute on.
 
     Raises:
@@ -47,7 +47,7 @@ class Task:
     settings: SamplingSettings
     calibration: Sequence[Prompt]
     held_out: Sequence[Prompt]
-    samples_per_expert: int
+    samples_per_denoiser: int
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Task:
             "settings": dataclasses.asdict(self.settings),
             "calibration": provenance(self.calibration),
             "held_out": provenance(self.held_out),
-            "samples_per_expert": self.samples_per_expert,
+            "samples_per_expert": self.samples_per_denoiser,
             "compute_dtype": str(compute_dtype(self.device)),
             "noise": [EVALUATION_SEED, SEED_STRIDE],
         }
@@ -89,7 +89,7 @@ class Task:
                 raise RecipeError(
                     f"recipe {recipe.name} calibrates with {key} = {getattr(recipe, key)}, all other rows with {value}."
                 )
-        return recipe.replace(**own, num_prompts=len(self.calibration), samples_per_expert=self.samples_per_expert)
+        return recipe.replace(**own, num_prompts=len(self.calibration), samples_per_denoiser=self.samples_per_denoiser)
 
 
 def hash_of(record: Any) -> str:

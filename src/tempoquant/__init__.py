@@ -9,15 +9,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tempoquant.errors import TempoQuantError
-from tempoquant.hosts.diffusers.loader import register
-from tempoquant.recipe import Recipe
-from tempoquant.runtime.activation_bits import set_activation_bits
-from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.registration import register_on_import
 
 if TYPE_CHECKING:
     from tempoquant.models.with_experts import WithExperts
     from tempoquant.placement.memory_modes import set_memory_mode
     from tempoquant.quantizing import quantize, quantize_linear
+    from tempoquant.recipe import Recipe
+    from tempoquant.runtime.activation_bits import set_activation_bits
+    from tempoquant.runtime.linear import QuantizedLinear
 
 __version__ = version("tempoquant")
 
@@ -27,17 +27,20 @@ __all__ = [
 ]  # fmt: skip
 
 _ON_FIRST_USE = {
+    "QuantizedLinear": "tempoquant.runtime.linear",
+    "Recipe": "tempoquant.recipe",
     "WithExperts": "tempoquant.models.with_experts",
     "quantize": "tempoquant.quantizing",
     "quantize_linear": "tempoquant.quantizing",
+    "set_activation_bits": "tempoquant.runtime.activation_bits",
     "set_memory_mode": "tempoquant.placement.memory_modes",
 }
 
-register()
+register_on_import()
 
 
 def __getattr__(name: str) -> Any:
-    """The verbs, on first use: they need diffusers' pipelines, which a loader of one model need not wait for."""
+    """Import what a name stands for when it is first used: that takes torch or diffusers, and not all need them."""
     if name in _ON_FIRST_USE:
         return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

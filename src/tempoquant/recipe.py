@@ -50,7 +50,7 @@ class Recipe:
         name: what logs and model cards call the run.
         format: 4-bit format of weights and activations of every block linear, unless `layers` says otherwise.
         layers: exceptions, in order; the first that matches wins, for format and rank both.
-        keep_16bit_blocks: how many blocks at the start and at the end of each expert stay in 16 bits.
+        keep_16bit_blocks: how many blocks at the start and at the end of each denoiser stay in 16 bits.
         weight_scale_rule, activation_scale_rule: how scales follow from a group: "floor" or "ceil", which differ for
             E8M0 scales only, or "least_error", the best of a few (weights: under the Hessian's diagonal).
         smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no smoothing.
@@ -76,8 +76,8 @@ class Recipe:
             sees both.
         block_inputs: what a block is calibrated on, outputs of the "16bit" or of the "quantized" block before it.
         num_prompts: calibration prompts.
-        samples_per_expert: transformer calls kept of each expert, spread over its timesteps; None for as many as hold
-            about a million video tokens.
+        samples_per_denoiser: transformer calls kept of each denoiser, spread over its timesteps; None for as many as
+            hold about a million video tokens.
         num_steps, flow_shift, guidance_scale, height, width, num_frames: how calibration samples; None for the
             model's own.
     """
@@ -111,7 +111,7 @@ class Recipe:
     statistics_branches: Literal["both", "conditional"] = "both"
     block_inputs: Literal["16bit", "quantized"] = "16bit"
     num_prompts: Positive = 12
-    samples_per_expert: Positive | None = None
+    samples_per_denoiser: Positive | None = None
     num_steps: Positive | None = None
     flow_shift: PositiveFloat | None = None
     guidance_scale: PositiveFloat | None = None
@@ -271,8 +271,12 @@ def builtin_recipes() -> list[str]:
 
 
 def _in_new_words(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings with `bin_fractions` in place of a key for each of Wan2.2's experts, which files and checkpoints of
-    before have. One of these alone leaves the other expert one bin, as it did."""
+    """Return settings with today's names in place of those that older recipes and checkpoints have.
+
+    `samples_per_expert` is `samples_per_denoiser`. A key for each of Wan2.2's experts became `bin_fractions`; one of
+    these keys alone leaves the other expert one bin, as it did.
+    """
+    settings = _renamed(settings, "samples_per_expert", "samples_per_denoiser")
     old = {name: key for name in ("high_noise", "low_noise") if (key := f"bin_fractions_{name}") in settings}
     if not old:
         return settings
@@ -281,3 +285,10 @@ def _in_new_words(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     same = isinstance(high, list | tuple) and isinstance(low, list | tuple) and list(high) == list(low)
     others = {key: value for key, value in settings.items() if key not in old.values()}
     return {**others, "bin_fractions": high if same else {"high_noise": high, "low_noise": low}}
+
+
+def _renamed(settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
+    if old not in settings:
+        return settings
+    require(new not in settings, f"{new} replaces {old}: give it alone")
+    return {new if key == old else key: value for key, value in settings.items()}

@@ -96,7 +96,7 @@ class TimestepBins:
         separates no step from another (short schedules) makes no edge. Source: arXiv 2605.27003's bins, as edges.
 
         Args:
-            timesteps: one expert's timesteps, falling.
+            timesteps: one denoiser's timesteps, falling.
             fractions: ascending, each in (0, 1).
         """
         falling = [float(t) for t in timesteps]

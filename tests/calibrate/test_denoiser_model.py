@@ -8,22 +8,22 @@ from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import LayerRule, Recipe
-from tests.calibrate.test_sequential import BINS, ToyExpert, samples
+from tests.calibrate.test_sequential import BINS, ToyTransformer, samples
 
 OURS = Recipe.load("default").replace(rank=4)
 
 
 def quantized(recipe: Recipe, folder: Path) -> Mapping[str, QuantizedLayer]:
-    blocks = quantize_denoiser(ToyExpert(), samples(), recipe, BINS, HiddenStates(folder))
+    blocks = quantize_denoiser(ToyTransformer(), samples(), recipe, BINS, HiddenStates(folder))
     return {named.name: named.layer for block in blocks for named in block.layers}
 
 
 def test_linears_that_read_one_input_share_it_where_they_get_the_same_rank() -> None:
     recipe = OURS.replace(layers=(LayerRule("*.0.gate", rank=2), LayerRule("*.down", "16bit")))
-    groups = [linear_groups(ToyExpert(), index, recipe) for index in (0, 1)]
+    groups = [linear_groups(ToyTransformer(), index, recipe) for index in (0, 1)]
     assert [list(group) for group in groups] == [[("up",), ("gate",)], [("up", "gate")]]
     assert [choice.rank for choice in groups[0].values()] == [4, 2]
-    apart = linear_groups(ToyExpert(), 1, recipe.replace(share_smoothing=False))
+    apart = linear_groups(ToyTransformer(), 1, recipe.replace(share_smoothing=False))
     assert list(apart) == [("up",), ("gate",)]
 
 

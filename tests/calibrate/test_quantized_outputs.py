@@ -12,7 +12,7 @@ from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
-from tests.calibrate.test_sequential import BINS, ToyExpert, samples
+from tests.calibrate.test_sequential import BINS, ToyTransformer, samples
 from tests.random_layers import by_bin
 
 RECIPE = Recipe.load("default").replace(rank=2, block_inputs="quantized")
@@ -29,8 +29,8 @@ def test_the_next_block_sees_what_the_runtime_computes_in_each_samples_bin(
 
     if has_bins:
         monkeypatch.setattr(InputCalibration, "finish", finish_by_bin)
-    states, clock, block = HiddenStates(tmp_path, 2**30), BinClock(BINS), ToyExpert().blocks[0]
-    for named in next(quantize_denoiser(ToyExpert(), samples(), RECIPE, BINS, states)).layers:
+    states, clock, block = HiddenStates(tmp_path, 2**30), BinClock(BINS), ToyTransformer().blocks[0]
+    for named in next(quantize_denoiser(ToyTransformer(), samples(), RECIPE, BINS, states)).layers:
         block.set_submodule(named.name.rpartition(".")[2], QuantizedLinear.from_layer(named.layer, clock))
     for number, sample in enumerate(samples()):
         with clock.at(sample.timestep), torch.no_grad():

@@ -21,15 +21,15 @@ from tempoquant.calibrate.sensitivity import (
 from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.errors import CalibrationError
 from tempoquant.recipe import LayerRule, Recipe
-from tests.calibrate.test_sequential import BINS, ToyExpert, sample, samples
+from tests.calibrate.test_sequential import BINS, ToyTransformer, sample, samples
 from tests.random_layers import reference_of
 
 RECIPE = Recipe.load("default").replace(rank=4, gptq=False, act_order=False)
 LINEARS = [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "gate", "down")]
 
 
-class EndingExpert(ToyExpert):
-    """The toy expert with something after its last block."""
+class EndingDenoiser(ToyTransformer):
+    """The toy denoiser with something after its last block."""
 
     def finish(self, sample: CalibrationSample, carried: Carried) -> torch.Tensor:
         return torch.tanh(carried[0]) * (1 + sample.timestep / 1000)
@@ -45,7 +45,7 @@ def measured(
     folder: Path, calls: Sequence[CalibrationSample], recipe: Recipe = RECIPE
 ) -> Mapping[str, LayerSensitivity]:
     groups = measure_denoiser(
-        EndingExpert(), calls, recipe, HiddenStates(folder / "states"), HiddenStates(folder / "gradients")
+        EndingDenoiser(), calls, recipe, HiddenStates(folder / "states"), HiddenStates(folder / "gradients")
     )
     return {name: layer for linears in groups for name, layer in linears.items()}
 
@@ -57,7 +57,7 @@ def few_tokens(seed: int = 0) -> CalibrationSample:
 
 @pytest.mark.parametrize("name", ["blocks.0.up", "blocks.1.down", "blocks.2.gate"])
 def test_the_gain_is_the_squared_jacobian_of_the_noise_prediction_over_its_power(name: str, tmp_path: Path) -> None:
-    model, call = EndingExpert(), few_tokens()
+    model, call = EndingDenoiser(), few_tokens()
     linear = model.blocks[int(name[7])].get_submodule(name[9:])
 
     def with_error(error: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_the_gain_is_the_squared_jacobian_of_the_noise_prediction_over_its_power
 
 
 def test_the_error_foreseen_is_the_one_that_rounding_a_layer_alone_makes(tmp_path: Path) -> None:
-    calls, model = samples(), EndingExpert()
+    calls, model = samples(), EndingDenoiser()
     with torch.no_grad():
         references = [model.run(call) for call in calls]
     found = measured(tmp_path, calls)
@@ -108,7 +108,7 @@ def test_every_layer_that_the_recipe_quantizes_is_measured_and_none_else(tmp_pat
 def test_linears_that_share_an_input_stand_together_where_they_share_a_rank(tmp_path: Path) -> None:
     def groups(recipe: Recipe, folder: Path) -> list[list[str]]:
         states = HiddenStates(folder / "states"), HiddenStates(folder / "gradients")
-        return [list(linears) for linears in measure_denoiser(EndingExpert(), samples(), recipe, *states)]
+        return [list(linears) for linears in measure_denoiser(EndingDenoiser(), samples(), recipe, *states)]
 
     together, apart = groups(RECIPE, tmp_path / "a"), groups(RECIPE.replace(share_smoothing=False), tmp_path / "b")
     assert together[:2] == [["blocks.0.up", "blocks.0.gate"], ["blocks.0.down"]]

@@ -1,4 +1,4 @@
-"""Laws of block-by-block quantization, on a toy expert that is no Wan: calibration must not need one."""
+"""Laws of block-by-block quantization, on a toy denoiser that is no Wan: calibration must not need one."""
 
 import contextlib
 import itertools
@@ -36,7 +36,7 @@ class ToyBlock(nn.Module):
         return hidden + self.down(torch.relu(self.up(shifted)) * self.gate(shifted))
 
 
-class ToyExpert:
+class ToyTransformer:
     """Three blocks; the first block's input is the sample's own, shifted by its timestep."""
 
     denoiser = "low_noise"
@@ -79,14 +79,15 @@ def samples() -> list[CalibrationSample]:
 
 @pytest.fixture
 def quantized(tmp_path: Path) -> Callable[..., dict[str, QuantizedLayer]]:
-    """Quantizes a toy expert, each time with hidden states of its own; layers by name."""
+    """Quantizes a toy denoiser, each time with hidden states of its own; layers by name."""
     counter = itertools.count()
 
-    def run(recipe: Recipe = PAPER, calls: Sequence[CalibrationSample] | None = None, model: ToyExpert | None = None,
-            bins: TimestepBins = BINS, ram_bytes: int = 2**30) -> dict[str, QuantizedLayer]:  # fmt: skip
+    def run(recipe: Recipe = PAPER, calls: Sequence[CalibrationSample] | None = None,
+            model: ToyTransformer | None = None, bins: TimestepBins = BINS,
+            ram_bytes: int = 2**30) -> dict[str, QuantizedLayer]:  # fmt: skip
         calls = samples() if calls is None else calls
         states = HiddenStates(tmp_path / str(next(counter)), ram_bytes)
-        blocks = quantize_denoiser(model or ToyExpert(), calls, recipe, bins, states)
+        blocks = quantize_denoiser(model or ToyTransformer(), calls, recipe, bins, states)
         return {named.name: named.layer for block in blocks for named in block.layers}
 
     return run
@@ -108,7 +109,7 @@ def test_every_layer_comes_once_in_block_order(quantized: Quantized) -> None:
 
 def test_a_layer_equals_the_one_quantized_alone_on_the_inputs_it_sees(quantized: Quantized) -> None:
     """The plain way: hooks on the whole model in memory, one layer at a time."""
-    model, calls = ToyExpert(), samples()[::3]  # one call in each bin, so that sums are made in the same order
+    model, calls = ToyTransformer(), samples()[::3]  # one call in each bin, so that sums are made in the same order
     seen: dict[str, dict[int, list[torch.Tensor]]] = {}
     for call in calls:
         hidden, shift = call.inputs["hidden"], call.timestep / 1000
@@ -141,12 +142,12 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
 ) -> None:
     whole = quantized()
     states = HiddenStates(tmp_path / "resumed", ram_bytes)
-    interrupted = quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, states)
+    interrupted = quantize_denoiser(ToyTransformer(), samples(), PAPER, BINS, states)
     layers = next(interrupted).layers + next(interrupted).layers
     interrupted.close()
     again = HiddenStates(tmp_path / "resumed", ram_bytes)
     again.keep_only(2)
-    rest = quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, again, first_block=2)
+    rest = quantize_denoiser(ToyTransformer(), samples(), PAPER, BINS, again, first_block=2)
     layers += [named for block in rest for named in block.layers]
     assert same({named.name: named.layer for named in layers}, whole)
 
@@ -154,25 +155,25 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
 def test_hidden_states_that_are_gone_are_an_error(tmp_path: Path) -> None:
     states = HiddenStates(tmp_path / "none")
     with pytest.raises(CalibrationError, match="hidden states before block 2 of low_noise are gone"):
-        list(quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, states, first_block=2))
+        list(quantize_denoiser(ToyTransformer(), samples(), PAPER, BINS, states, first_block=2))
 
 
 def test_only_the_boundary_that_is_needed_stays_on_the_disk(tmp_path: Path) -> None:
-    for block in quantize_denoiser(ToyExpert(), samples(), PAPER, BINS, HiddenStates(tmp_path)):
+    for block in quantize_denoiser(ToyTransformer(), samples(), PAPER, BINS, HiddenStates(tmp_path)):
         # Those before the block are needed until its layers are safe; nothing is before the first.
         kept = sorted(folder.name for folder in tmp_path.iterdir()) if tmp_path.is_dir() else []
         assert kept == {0: ["0001"], 1: ["0001", "0002"], 2: ["0002"]}[block.index]
 
 
 def test_no_hook_is_left_behind(quantized: Quantized) -> None:
-    model = ToyExpert()
+    model = ToyTransformer()
     quantized(PAPER.replace(block_inputs="quantized"), model=model)
     for module in model.blocks.modules():
         assert not module._forward_pre_hooks and not module._forward_hooks and "forward" not in vars(module)
 
 
 def test_hooks_are_gone_after_an_error_too(quantized: Quantized) -> None:
-    model, spoiled = ToyExpert(), samples()
+    model, spoiled = ToyTransformer(), samples()
     spoiled[0].inputs["hidden"][0, 3, 4] = torch.nan
     with pytest.raises(CalibrationError, match=r"input of blocks\.0\.up holds NaN"):
         quantized(calls=spoiled, model=model)
@@ -187,7 +188,7 @@ def test_a_bad_sample_of_the_other_guidance_branch_is_found_too(quantized: Quant
 
 
 def test_a_damaged_weight_is_named(quantized: Quantized) -> None:
-    model = ToyExpert()
+    model = ToyTransformer()
     with torch.no_grad():
         model.blocks[2].down.weight[0, 0] = torch.inf
     with pytest.raises(ModelError, match=r"weight of blocks.2.down holds NaN or Inf"):
@@ -210,7 +211,7 @@ def test_a_bin_without_samples_is_an_error_that_says_so(quantized: Quantized) ->
 
 
 def test_round_to_nearest_runs_no_block(quantized: Quantized) -> None:
-    model = ToyExpert()
+    model = ToyTransformer()
     for block in model.blocks:
         block.forward = None
     assert len(quantized(Recipe.load("rtn"), [], model, TimestepBins())) == 9
@@ -238,7 +239,7 @@ def test_linears_that_share_smoothing_share_everything_their_input_decides(quant
         assert torch.equal(up.clip_ratio, gate.clip_ratio)
         alone = apart[f"blocks.{i}.up"].smoothing_factor, apart[f"blocks.{i}.gate"].smoothing_factor
         assert not torch.equal(*alone)
-        weights = [getattr(ToyExpert().blocks[i], name).weight.abs().amax(0) for name in ("up", "gate")]
+        weights = [getattr(ToyTransformer().blocks[i], name).weight.abs().amax(0) for name in ("up", "gate")]
         stacked = torch.where(weights[0] > weights[1], *alone)  # a larger weight means a smaller factor: amax decides
         assert torch.equal(up.smoothing_factor, stacked)
 
@@ -277,7 +278,7 @@ def test_progress_counts_what_is_done(tmp_path: Path, changes: dict[str, object]
             return advance
 
     recipe = PAPER.replace(**changes)
-    list(quantize_denoiser(ToyExpert(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))
+    list(quantize_denoiser(ToyTransformer(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))
     assert counted == [units, units]
 
 

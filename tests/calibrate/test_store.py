@@ -34,13 +34,13 @@ PROVENANCE = {
 
 def sample(prompt: int, step: int, branch: str = "conditional") -> CalibrationSample:
     generator = torch.Generator().manual_seed(100 * prompt + step)
-    expert, timestep = LOOP[step]
+    denoiser, timestep = LOOP[step]
     inputs = {
         "hidden_states": torch.randn(1, 36, 2, 4, 4, generator=generator).to(torch.bfloat16),
         "timestep": torch.tensor([timestep]),
         "encoder_hidden_states": torch.full((1, 5, 8), float(prompt) if branch == "conditional" else -1.0),
     }
-    return CalibrationSample(f"p{prompt}", expert, timestep, step, branch, inputs)  # type: ignore[arg-type]
+    return CalibrationSample(f"p{prompt}", denoiser, timestep, step, branch, inputs)  # type: ignore[arg-type]
 
 
 SAMPLES = {
@@ -74,7 +74,7 @@ def key_of(sample: CalibrationSample) -> tuple[object, ...]:
 
 def test_what_was_recorded_is_read_back_bit_for_bit(store):
     wanted = {key_of(each): each for samples in SAMPLES.values() for each in samples}
-    found = [each for expert in COMPONENTS for each in store.samples(expert)]
+    found = [each for denoiser in COMPONENTS for each in store.samples(denoiser)]
     assert len(found) == len(wanted)
     for each in found:
         original = wanted[key_of(each)]

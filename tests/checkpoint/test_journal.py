@@ -18,7 +18,7 @@ LAYERS = quantize_all(MODEL)
 def writer(tmp_path: Path) -> ComponentWriter:
     journal = Journal(tmp_path / "journal")
     return ComponentWriter(
-        tmp_path / "component", expert="high_noise", bins=BINS, recipe=RECIPE, journal=journal
+        tmp_path / "component", denoiser="high_noise", bins=BINS, recipe=RECIPE, journal=journal
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def test_damaged_work_is_refused_and_the_remedy_named(tmp_path: Path, damage: st
         shard.unlink()
     else:
         (tmp_path / "journal" / "0000.json").write_text('{"shards": 3}')
-    with pytest.raises(OutputError, match=rf"remove {tmp_path / 'journal'}, and this expert starts over"):
+    with pytest.raises(OutputError, match=rf"remove {tmp_path / 'journal'}, and this denoiser starts over"):
         writer(tmp_path)
     shutil.rmtree(tmp_path / "journal")
     assert writer(tmp_path).num_commits == 0
@@ -125,7 +125,7 @@ def test_a_layer_committed_earlier_is_not_added_again(tmp_path: Path) -> None:
 
 def test_a_writer_without_a_journal_cannot_commit(tmp_path: Path) -> None:
     with (
-        ComponentWriter(tmp_path / "c", expert="high_noise", bins=BINS, recipe=RECIPE) as into,
+        ComponentWriter(tmp_path / "c", denoiser="high_noise", bins=BINS, recipe=RECIPE) as into,
         pytest.raises(ValueError, match="cannot commit"),
     ):
         into.add_tensor("x", torch.zeros(1))

@@ -20,7 +20,7 @@ ENTRY = LayerEntry(
     centred=True,
 )  # fmt: skip
 CONFIG = ComponentConfig(
-    expert="low_noise",
+    denoiser="low_noise",
     bins=BINS,
     layers={"blocks.0.ffn.net.2": ENTRY, "blocks.0.attn1.to_out.0": ENTRY},
     recipe=RECIPE,

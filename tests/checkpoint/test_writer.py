@@ -30,7 +30,7 @@ LAYER = random_layer(torch.nn.Linear(128, 64))
 
 
 def writer(folder: Path, **kwargs: Any) -> ComponentWriter:
-    return ComponentWriter(folder, expert="high_noise", bins=BINS, recipe=RECIPE, **kwargs)
+    return ComponentWriter(folder, denoiser="high_noise", bins=BINS, recipe=RECIPE, **kwargs)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -77,6 +77,31 @@ def test_a_layer_that_cannot_be_exported_is_named_with_the_recipe_to_use(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_files_for_comfyui_are_listed_and_the_second_time_they_are_there(tmp_path):
+    run_json("quantize", "tiny", "-o", tmp_path / "rtn", "--recipe", "rtn", "--format", "nvfp4")
+    arguments = ("export", tmp_path / "rtn", "--to", "comfyui-nvfp4", "-o", tmp_path / "out")
+    first, second = run_json(*arguments), run_json(*arguments)
+    assert (first["existed"], second["existed"]) == (False, True)
+    assert (first["target"], first["output"], first["clip_ratios_carried"]) == (
+        "comfyui-nvfp4", str(tmp_path / "out"), False,
+    )  # fmt: skip
+    assert first["denoisers"] == second["denoisers"]
+    for each, name in zip(first["denoisers"], ("high_noise", "low_noise"), strict=True):
+        assert (each["denoiser"], each["num_layers"], each.get("branch_file")) == (name, 40, None)
+        assert (tmp_path / "out" / each["model_file"]).stat().st_size == each["num_bytes"]
+        assert each["bits_per_weight"] == pytest.approx(4.5, abs=0.1)
+    shown = " ".join(run(*arguments).stdout.split())
+    assert "diffusion_models/tempoquant_high_noise_nvfp4.safetensors" in shown and "was already finished" in shown
+    assert_refused(run(*arguments, "--link"), 1, "leave it out")
+
+
+def test_a_layer_that_comfyui_cannot_hold_is_named_with_the_recipe_to_use(tmp_path):
+    run_json("quantize", "tiny", "-o", tmp_path / "m1", "--recipe", "rtn", "--format", "nvfp4_m1")
+    result = run("export", tmp_path / "m1", "--to", "comfyui-nvfp4", "-o", tmp_path / "out")
+    assert_refused(result, 1, "is in nvfp4_m1, and comfyui-nvfp4 has nvfp4 only")
+    assert "--recipe comfyui_nvfp4" in " ".join(result.stderr.split()) and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arguments", [("--to", "comfyui", "-o", "out"), ("--to", "nunchaku-lite"), ("-o", "out")])
 def test_a_target_and_an_output_must_be_given(tmp_path, arguments):
     assert run("export", tmp_path, *arguments).exit_code == 2

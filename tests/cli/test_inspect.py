@@ -23,8 +23,8 @@ def test_inspect_shows_what_is_inside(quantized):
 
 def test_inspect_prints_one_json_object(quantized):
     record = json.loads(run("inspect", quantized, "--json").stdout)
-    assert record["experts"][0]["num_layers"] == 19
-    assert len(record["experts"][0]["bins"]) == 3
+    assert record["denoisers"][0]["num_layers"] == 19
+    assert len(record["denoisers"][0]["bins"]) == 3
     assert "verified_files" not in record
 
 

@@ -30,8 +30,8 @@ def test_files_and_strengths_are_read(
     files: None, texts: list[str], high: list[tuple[str, float]] | None, low: list[tuple[str, float]] | None
 ) -> None:
     wanted = {
-        expert: [(Path(file), strength) for file, strength in found]
-        for expert, found in (("high_noise", high), ("low_noise", low)) if found is not None
+        denoiser: [(Path(file), strength) for file, strength in found]
+        for denoiser, found in (("high_noise", high), ("low_noise", low)) if found is not None
     }  # fmt: skip
     assert parse_loras(texts) == wanted
 

@@ -17,14 +17,14 @@ def test_version_and_help():
 
 def test_quantize_passes_everything_on(quantize_calls, tmp_path):
     (tmp_path / "lora.safetensors").touch()
-    flags = split("--calibration p.jsonl --device cpu,cpu --seed 3 --overwrite --link --recipe svdquant --memory lean")
+    flags = split("--calibration p.jsonl --device cpu,cpu --seed 3 --overwrite --link --recipe svdquant --memory disk")
     flags += ["--lora", f"low_noise={tmp_path / 'lora.safetensors'}:0.5"]
     flags += split("--hidden-ram-gib 0.5 --tokens-at-once 100")
     assert run("quantize", "tiny", "-o", tmp_path / "out", *flags).exit_code == 0
     arguments = {
         "calibration": "p.jsonl", "seed": 3, "overwrite": True, "link": True, "store": None,
         "lora": {"low_noise": [(tmp_path / "lora.safetensors", 0.5)]},
-        "machine": Machine(("cpu", "cpu"), "lean", hidden_ram_gib=0.5, num_tokens_at_once=100),
+        "machine": Machine(("cpu", "cpu"), "disk", hidden_ram_gib=0.5, num_tokens_at_once=100),
     }  # fmt: skip
     assert quantize_calls == [("tiny", tmp_path / "out", Recipe.load("svdquant"), arguments)]
 
@@ -36,7 +36,7 @@ def test_flags_override_the_recipe_and_its_name_says_so(quantize_calls, tmp_path
     [(_, _, recipe, _)] = quantize_calls
     wanted = Recipe.load("default").replace(
         name=recipe.name, format="int4", rank=8, num_prompts=2, num_steps=5, num_frames=9, height=32, width=48,
-        flow_shift=3.5, samples_per_expert=7, guidance_scale=1.5,
+        flow_shift=3.5, samples_per_denoiser=7, guidance_scale=1.5,
     )  # fmt: skip
     assert recipe == wanted
     assert recipe.name.startswith("default (format int4, rank 8")
@@ -51,7 +51,7 @@ def test_quantize_prints_one_json_object(quantize_calls, tmp_path):
     record = json.loads(run("quantize", "tiny", "-o", tmp_path / "out", "--json").stdout)
     assert record["existed"] is False
     assert record["recipe"]["name"] == "test"
-    assert [expert["expert"] for expert in record["experts"]] == ["high_noise", "low_noise"]
+    assert [denoiser["denoiser"] for denoiser in record["denoisers"]] == ["high_noise", "low_noise"]
 
 
 def test_quantize_says_when_a_result_was_there_already(quantize_calls, tmp_path):
@@ -76,7 +76,7 @@ def test_quantize_says_when_a_result_was_there_already(quantize_calls, tmp_path)
         (["--memory", "some"], 2, "Invalid value for '--memory'"),
         (["--lora", "x"], 2, "'x' is not DENOISER=FILE"),
         (["--lora", "low_noise=missing"], 2, "there is no LoRA file missing"),
-        (["--device", "cpu,cpu,cpu"], 1, "give one device, or one for each expert"),
+        (["--device", "cpu,cpu,cpu"], 1, "give one device, or one for each denoiser"),
     ],
 )
 def test_quantize_refuses_bad_flags_before_any_work(quantize_calls, tmp_path, flags, code, words):

@@ -11,7 +11,7 @@ from tempoquant.recording import record as recording
 from tests.cli.typed import assert_refused, run, split
 from tests.recorded import write_lora
 
-SMALL = split("--prompts 2 --samples-per-expert 3 --steps 4 --frames 5 --size 32x32 --device cpu")
+SMALL = split("--prompts 2 --samples-per-denoiser 3 --steps 4 --frames 5 --size 32x32 --device cpu")
 
 
 @pytest.fixture
@@ -35,9 +35,9 @@ def test_record_says_what_it_wrote_and_then_that_it_is_there(tmp_path):
     record = json.loads(run("record", "tiny", "-o", tmp_path / "store", *SMALL, "--json").stdout)
     assert record["existed"] is True
     assert record["digest"] == SampleStore.open(tmp_path / "store").digest
-    assert record["experts"]["low_noise"] == {"num_prompts": 2, "num_samples": 3, "num_timesteps": 2}
+    assert record["denoisers"]["low_noise"] == {"num_prompts": 2, "num_samples": 3, "num_timesteps": 2}
     assert_refused(run("record", "tiny", "-o", tmp_path / "store", *SMALL, "--seed", 1), 1, "different seed")
-    again = run("record", "tiny", "-o", tmp_path / "store", *SMALL, *split("--seed 1 --overwrite --memory lean"))
+    again = run("record", "tiny", "-o", tmp_path / "store", *SMALL, *split("--seed 1 --overwrite --memory disk"))
     assert "written" in again.stdout
 
 
@@ -56,14 +56,14 @@ def test_record_from_latents_needs_no_flag_but_its_own(tmp_path):
 
 
 def test_flags_become_the_plan(plans, tmp_path):
-    flags = split("--guidance-scale 4 --flow-shift 3 --seed 7 --memory lean --overwrite")
+    flags = split("--guidance-scale 4 --flow-shift 3 --seed 7 --memory disk --overwrite")
     run("record", "tiny", "-o", tmp_path / "store", *SMALL, *flags)
     [(plan, arguments)] = plans
     settings = plan.settings
     assert (settings.height, settings.num_frames, settings.num_steps) == (32, 5, 4)
     assert (settings.guidance_scale, settings.flow_shift) == (4.0, 3.0)
-    assert (plan.samples_per_expert, plan.seed, len(plan.prompts), plan.from_latents) == (3, 7, 2, False)
-    assert (arguments["memory"], arguments["overwrite"], arguments["engine"]) == ("lean", True, Local(("cpu",)))
+    assert (plan.samples_per_denoiser, plan.seed, len(plan.prompts), plan.from_latents) == (3, 7, 2, False)
+    assert (arguments["memory"], arguments["overwrite"], arguments["engine"]) == ("disk", True, Local(("cpu",)))
     assert len(arguments["model"].fingerprint) == 64 and arguments["model"].hub_id is None
 
 
@@ -95,8 +95,8 @@ def test_twelve_prompts_are_the_default(plans, tmp_path):
     [
         ("--lora x", 2, "'x' is not DENOISER=FILE"),
         ("--lora high_noise=missing", 2, "there is no LoRA file missing"),
-        ("--memory disk", 2, "Invalid value for '--memory'"),
-        ("--memory swap --device cpu", 1, "there is no GPU here: choose resident or lean"),
+        ("--memory lean", 2, "Invalid value for '--memory'"),
+        ("--memory swap --device cpu", 1, "there is no GPU here: choose resident or disk"),
         ("--size 33x32", 1, "height is a multiple of 16, not 33"),
         ("--prompts 0", 2, "Invalid value for '--prompts'"),
         ("--calibration missing.jsonl", 1, "there is no prompt file or folder missing.jsonl"),

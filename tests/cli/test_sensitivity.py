@@ -51,9 +51,9 @@ def test_the_table_has_each_layer_alone_and_all_together_in_decibels(measured, t
 
 def test_json_has_every_number(measured, tmp_path: Path) -> None:
     record = json.loads(run("sensitivity", "tiny", "--store", tmp_path, "--rank", 4, "--json").stdout)
-    layer = record["experts"]["low_noise"]["layers"]["blocks.1.q"]
+    layer = record["denoisers"]["low_noise"]["layers"]["blocks.1.q"]
     assert layer == {"gain": 2.0, "errors": {"0": 1e-2, "4": 1e-3}}
-    assert record["experts"]["low_noise"]["sqnr_db"] == pytest.approx(27.0, abs=0.02)
+    assert record["denoisers"]["low_noise"]["sqnr_db"] == pytest.approx(27.0, abs=0.02)
 
 
 def test_a_missing_store_is_one_sentence(measured, tmp_path: Path) -> None:

@@ -50,4 +50,4 @@ def test_what_a_budget_bought_is_shown_with_the_sqnr_that_is_foretold() -> None:
 
 def test_the_record_has_what_the_tables_have() -> None:
     record = sensitivity_record(FOUND, 2)
-    assert round(record["experts"]["high_noise"]["sqnr_db"], 1) == 15.2
+    assert round(record["denoisers"]["high_noise"]["sqnr_db"], 1) == 15.2

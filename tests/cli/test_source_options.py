@@ -24,7 +24,7 @@ SMALL = split("--steps 4 --frames 5 --size 32x32 --device cpu")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled model's experts, each in a file of its own."""
+    """The bundled model's denoisers, each in a file of its own."""
     folder = tmp_path_factory.mktemp("files")
     return {
         name: write_single(folder / f"{name}.safetensors", state_of(TINY, component), "diffusion_model.")
@@ -72,7 +72,7 @@ def test_eight_bit_weights_are_said_in_the_result(files: dict[str, Path], tmp_pa
 def test_every_command_that_takes_a_16_bit_model_takes_files(
     files: dict[str, Path], quantized: Path, tmp_path: Path
 ) -> None:
-    small = ["--prompts", 1, "--samples-per-expert", 2, *SMALL]
+    small = ["--prompts", 1, "--samples-per-denoiser", 2, *SMALL]
     for store, named in (("own", ["tiny"]), ("files", flags(files))):
         assert run("record", *named, "-o", tmp_path / store, *small).exit_code == 0
     own, found = (samples_of(SampleStore.open(tmp_path / store)) for store in ("own", "files"))
@@ -137,7 +137,7 @@ def test_what_is_not_there_or_not_a_file_of_weights_is_refused_before_work(
 
 
 @pytest.mark.parametrize(
-    ("model", "base", "experts", "words"),
+    ("model", "base", "denoisers", "words"),
     [
         (None, None, None, "say which model"),
         (None, None, ["high_noise=f"], "say with --base which pipeline"),
@@ -148,9 +148,9 @@ def test_what_is_not_there_or_not_a_file_of_weights_is_refused_before_work(
         (None, "tiny", ["high_noise=f", "high_noise=g"], "high_noise is given twice: f and g"),
     ],
 )
-def test_half_a_model_is_refused(model: str | None, base: str | None, experts: list[str] | None, words: str) -> None:
+def test_half_a_model_is_refused(model: str | None, base: str | None, denoisers: list[str] | None, words: str) -> None:
     with pytest.raises(typer.BadParameter, match=words):
-        model_of(model, base, experts)
+        model_of(model, base, denoisers)
 
 
 def test_a_base_stands_in_the_place_of_a_reference() -> None:

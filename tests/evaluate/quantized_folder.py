@@ -1,4 +1,4 @@
-"""A folder with two quantized experts and nothing else: what `inspect` and the configs need, not enough to generate."""
+"""A folder with two quantized denoisers and nothing else: enough for `inspect`, not enough to generate."""
 
 from pathlib import Path
 
@@ -13,14 +13,14 @@ KEPT_16BIT = "blocks.1.ffn.net.2"
 
 
 def write_quantized_folder(folder: Path, format: str = "mixed") -> Path:
-    """Both experts quantized from random weights, but for one linear each, which stays in 16 bits."""
-    for seed, (expert, component) in enumerate(COMPONENTS.items()):
+    """All denoisers quantized from random weights, but for one linear each, which stays in 16 bits."""
+    for seed, (denoiser, component) in enumerate(COMPONENTS.items()):
         model = quantized_wan.tiny_wan(seed)
-        layers = quantized_wan.quantize_all(model, format, bins=BINS[expert])
+        layers = quantized_wan.quantize_all(model, format, bins=BINS[denoiser])
         del layers[KEPT_16BIT]
         layers["blocks.0.ffn.net.2"] = by_bin(layers["blocks.0.ffn.net.2"])
         with ComponentWriter(
-            folder / component, expert=expert, bins=BINS[expert], recipe=quantized_wan.RECIPE
+            folder / component, denoiser=denoiser, bins=BINS[denoiser], recipe=quantized_wan.RECIPE
         ) as writer:
             for name, layer in layers.items():
                 writer.add_layer(name, layer)
@@ -30,6 +30,6 @@ def write_quantized_folder(folder: Path, format: str = "mixed") -> Path:
             writer.finish(
                 {"_class_name": "WanTransformer3DModel"},
                 calibration=quantized_wan.CALIBRATION,
-                notes=("a note",) if expert == "low_noise" else (),
+                notes=("a note",) if denoiser == "low_noise" else (),
             )
     return folder

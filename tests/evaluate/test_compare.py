@@ -67,8 +67,8 @@ class FakePipelines:
             on_step()
         prediction = torch.arange(1.0, 9.0)
         return [
-            RecordedCall(CalibrationSample(prompt.id, expert, timestep, 0, "conditional", {}), prediction)
-            for expert, timestep in (("high_noise", 950.0), ("low_noise", 300.0))
+            RecordedCall(CalibrationSample(prompt.id, denoiser, timestep, 0, "conditional", {}), prediction)
+            for denoiser, timestep in (("high_noise", 950.0), ("low_noise", 300.0))
         ]
 
     def predict_noise(self, pipeline, sample):
@@ -106,16 +106,16 @@ def test_both_sides_get_the_same_prompts_and_seeds(fake):
 
 def test_errors_are_those_of_the_model(fake):
     [model] = compare(REFERENCE, {"model": MODEL}, task()).comparison.models
-    for expert in COMPONENTS:
-        assert model.expert_sqnr_db(expert).mean == pytest.approx(20.0, abs=1e-3)
-        assert model.expert_sqnr_db(expert).num_values == 2
+    for denoiser in COMPONENTS:
+        assert model.denoiser_sqnr_db(denoiser).mean == pytest.approx(20.0, abs=1e-3)
+        assert model.denoiser_sqnr_db(denoiser).num_values == 2
     assert 30 < model.psnr_db.mean < 50
     assert model.psnr_db.num_values == 3
 
 
 def test_a_reference_compared_with_itself_is_identical(fake):
     [model] = compare(REFERENCE, {"same": REFERENCE}, task()).comparison.models
-    assert model.psnr_db.mean == model.expert_sqnr_db("low_noise").mean == math.inf
+    assert model.psnr_db.mean == model.denoiser_sqnr_db("low_noise").mean == math.inf
     assert model.ssim.mean == pytest.approx(1.0)
 
 
@@ -165,7 +165,7 @@ def test_all_models_are_measured_on_the_finest_bins(fake, monkeypatch):
     monkeypatch.setattr(module, "configs_of", lambda folder: configs.get(folder, {}))
     models = compare(REFERENCE, {"model": MODEL, "binned": BINNED}, task()).comparison.models
     for model in models:
-        assert [(e.expert, e.bin_index) for e in model.noise_prediction] == [
+        assert [(e.denoiser, e.bin_index) for e in model.noise_prediction] == [
             ("high_noise", None),
             ("low_noise", None),
             ("low_noise", 1),

@@ -121,7 +121,7 @@ def test_eight_bit_activations_are_nearer_to_the_reference(found):
 def test_the_final_latent_is_that_of_the_cleanest_bin(found):
     metrics = found.record["items"][0]["metrics"]["rtn"]
     assert metrics["final_latent_db"] == metrics["sqnr_db"]["low_noise bin 0"]
-    assert len(metrics["sqnr_db"]) == 2  # one step of each expert
+    assert len(metrics["sqnr_db"]) == 2  # one step of each denoiser
 
 
 def test_layer_maps_show_every_quantized_linear_of_both_experts(found):

@@ -33,7 +33,7 @@ def quantized():
 
 def test_the_error_is_that_of_the_layer_on_its_own_input(calls, quantized):
     low = [call for call in calls if call.denoiser == "low_noise"][:1]
-    [(expert, found)] = layer_maps(quantized, SOURCE, low, dict.fromkeys(COMPONENTS, TimestepBins())).items()
+    [(denoiser, found)] = layer_maps(quantized, SOURCE, low, dict.fromkeys(COMPONENTS, TimestepBins())).items()
     seen = {}
     module = quantized.transformer_2.get_submodule(NAME)
     with watching_outputs({NAME: module}, lambda name, x, y: seen.update(x=x, y=y)), torch.no_grad():
@@ -41,7 +41,7 @@ def test_the_error_is_that_of_the_layer_on_its_own_input(calls, quantized):
     original = load_pipeline(SOURCE, "cpu").transformer_2.get_submodule(NAME)
     with torch.no_grad():
         wanted = -sqnr_db(original(seen["x"]), seen["y"])
-    assert expert == "low_noise"
+    assert denoiser == "low_noise"
     assert found["error_db"][found["layers"].index(NAME)][0] == pytest.approx(wanted, abs=1e-3)
 
 

@@ -21,7 +21,7 @@ from tempoquant.models.denoiser_inputs import on_device
 from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.placement.memory_modes import load_in_mode, set_memory_mode
-from tempoquant.placement.streaming import MEMORY_MODES
+from tempoquant.placement.modes import MEMORY_MODES
 from tempoquant.progress import SILENT
 from tempoquant.quantizing import quantize
 from tempoquant.timesteps import TimestepBins
@@ -112,7 +112,7 @@ def map_layers(pipeline, call):
 @pytest.mark.parametrize("run", [repeat, map_layers])
 @pytest.mark.parametrize("mode", ["resident", "swap"])  # in "lean" diffusers moves them, and knows no meta device
 def test_a_recorded_call_is_repeated_on_the_device_of_the_mode(rounded, run, mode):
-    """PyTorch's meta device in a GPU's place: the expert is asked, and what it is given is already there."""
+    """PyTorch's meta device in a GPU's place: the denoiser is asked, and what it is given is already there."""
     [call, *_] = [call.sample for call in record_trajectory(load_pipeline(SOURCE, "cpu"), PROMPTS[0], STEPS, 0)]
     pipeline = load_pipeline(rounded, "cpu")
     set_memory_mode(pipeline, mode, "meta")

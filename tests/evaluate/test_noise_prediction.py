@@ -9,10 +9,10 @@ from tempoquant.evaluate.noise_prediction import CallError, call_errors, summari
 from tempoquant.timesteps import TimestepBins
 
 
-def call(expert: str, timestep: float, prompt_id: str = "p0") -> RecordedCall:
+def call(denoiser: str, timestep: float, prompt_id: str = "p0") -> RecordedCall:
     prediction = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(int(timestep)))
     inputs = {"hidden_states": prediction.clone()}
-    return RecordedCall(CalibrationSample(prompt_id, expert, timestep, 0, "conditional", inputs), prediction)
+    return RecordedCall(CalibrationSample(prompt_id, denoiser, timestep, 0, "conditional", inputs), prediction)
 
 
 CALLS = [call("high_noise", 950.0), call("low_noise", 500.0), call("low_noise", 100.0)]
@@ -52,7 +52,7 @@ def test_experts_and_bins_are_summarized_apart():
         CallError("p0", "low_noise", 100.0, 10.0),
     ]
     found = summarize(errors, {"high_noise": TimestepBins(), "low_noise": TimestepBins((500.0,))})
-    rows = [(each.expert, each.bin_index, each.sqnr_db.mean, each.timesteps) for each in found]
+    rows = [(each.denoiser, each.bin_index, each.sqnr_db.mean, each.timesteps) for each in found]
     assert rows == [
         ("high_noise", None, 30.0, (950.0, 950.0)),
         ("low_noise", None, 15.0, (100.0, 500.0)),
@@ -73,4 +73,4 @@ def test_each_prompt_counts_once_however_many_calls_it_has():
 def test_bins_and_experts_without_a_call_are_absent():
     bins = {"low_noise": TimestepBins((50.0, 900.0))}
     found = summarize([CallError("p0", "low_noise", 500.0, 10.0)], bins)
-    assert [(each.expert, each.bin_index) for each in found] == [("low_noise", None), ("low_noise", 1)]
+    assert [(each.denoiser, each.bin_index) for each in found] == [("low_noise", None), ("low_noise", 1)]

@@ -49,7 +49,7 @@ def test_json_is_strict_and_infinities_are_texts():
 def test_json_of_values_keeps_names_and_drops_what_was_not_measured():
     error = NoisePredictionError("low_noise", None, (10.0, 800.0), Summary.of([20.0, 22.0]), 8)
     record = plain(error)
-    assert record["expert"] == "low_noise"
+    assert record["denoiser"] == "low_noise"
     assert "bin_index" not in record
     assert plain(Path("a") / "b") == str(Path("a") / "b")
 

@@ -43,24 +43,24 @@ def test_bits_per_weight_are_those_of_the_layers_that_are_stored(folder):
     one = dict(iter_layers(folder / "transformer"))
     num_weights = sum(layer.in_features * layer.out_features for layer in one.values())
     bits = 8 * sum(layer.num_bytes for layer in one.values()) / num_weights
-    assert contents.experts[0].bits_per_weight == pytest.approx(bits)
+    assert contents.denoisers[0].bits_per_weight == pytest.approx(bits)
 
 
 def test_clip_ratios_are_summed_up_per_bin(folder):
-    for expert in contents_of(folder).experts:
-        layers = [layer for _, layer in iter_layers(folder / expert.component)]
-        assert [(b.lowest_timestep, b.highest_timestep) for b in expert.bins] == list(
-            zip((0.0, *BINS[expert.expert].edges), (*BINS[expert.expert].edges, 1000.0), strict=True)
+    for denoiser in contents_of(folder).denoisers:
+        layers = [layer for _, layer in iter_layers(folder / denoiser.component)]
+        assert [(b.lowest_timestep, b.highest_timestep) for b in denoiser.bins] == list(
+            zip((0.0, *BINS[denoiser.denoiser].edges), (*BINS[denoiser.denoiser].edges, 1000.0), strict=True)
         )
-        for index, each in enumerate(expert.bins):
+        for index, each in enumerate(denoiser.bins):
             ratios = sorted(float(layer.clip_ratio[index]) for layer in layers)
             assert (each.clip_ratio_min, each.clip_ratio_max) == (ratios[0], ratios[-1])
             assert ratios[0] <= each.clip_ratio_median <= ratios[-1]
 
 
 def test_layers_are_counted(folder):
-    high, low = contents_of(folder).experts
-    assert (high.expert, low.expert) == ("high_noise", "low_noise")
+    high, low = contents_of(folder).denoisers
+    assert (high.denoiser, low.denoiser) == ("high_noise", "low_noise")
     assert (high.num_layers, high.num_16bit_linears) == (19, 1)
     assert sum(high.formats.values()) == sum(high.ranks.values()) == 19
     assert set(high.formats) == set(FORMATS)
@@ -82,7 +82,7 @@ def test_a_pipeline_without_a_quantized_expert_is_told_apart(tmp_path):
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text("{}")
     assert configs_of(tmp_path) == {}
-    with pytest.raises(CheckpointError, match="holds no quantized expert"):
+    with pytest.raises(CheckpointError, match="holds no quantized denoiser"):
         contents_of(tmp_path)
 
 

@@ -19,7 +19,7 @@ from tests.hub import Hub
 
 TEXT = "text_encoder/model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
-EXPERT = "transformer_2/diffusion_pytorch_model.safetensors"
+DENOISER = "transformer_2/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def dangle(file: Path) -> None:
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     (TEXT, Path.unlink, "text_encoder has no weights, neither model.safetensors nor"),
     (VAE, Path.unlink, "vae has no weights, neither diffusion_pytorch_model.safetensors nor"),
-    (EXPERT, Path.unlink, "transformer_2 has no weights"),
+    (DENOISER, Path.unlink, "transformer_2 has no weights"),
     (TEXT, lambda file: second_shard(file).unlink(), "model-00002-of-00002.safetensors is missing, which .*index.json"),
     (VAE, lambda file: second_shard(file).unlink(), "model-00002-of-00002.safetensors is missing"),
     (TEXT, lambda file: cut(second_shard(file), 5000), "model-00002-of-00002.safetensors is not a whole"),
-    (EXPERT, lambda file: cut(file, -1), "transformer_2/.*safetensors is not a whole safetensors file"),
+    (DENOISER, lambda file: cut(file, -1), "transformer_2/.*safetensors is not a whole safetensors file"),
     (VAE, lambda file: cut(file, 0), "vae/.*safetensors is not a whole safetensors file"),
     (VAE, dangle, r"vae/.*safetensors is a link to \.\./\.\./blobs/pruned, which is not there"),
     ("tokenizer/tokenizer.json", dangle, "tokenizer/tokenizer.json is a link to"),
@@ -99,7 +99,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     (VAE, lambda file: write_index(file, {"x": "../vae/x.safetensors"}), "not the name of a safetensors file beside"),
     (TEXT, lambda file: change(file, lambda t: t.pop("shared.weight")), "text_encoder lacks 2 weight.*fetch"),
     (VAE, lambda file: change(file, lambda t: t.pop("decoder.conv_in.bias")), "lacks 1 .* decoder.conv_in.bias"),
-    (EXPERT, lambda file: change(file, lambda t: t.update({"proj_out.bias": torch.ones(3)})),
+    (DENOISER, lambda file: change(file, lambda t: t.update({"proj_out.bias": torch.ones(3)})),
      r"proj_out.bias in .*transformer_2 is \[3\], but \[64\] in the model"),
     ("vae/config.json", Path.unlink, "vae/config.json is missing"),
     ("text_encoder/config.json", lambda file: cut(file, 40), "text_encoder/config.json is not readable JSON"),
@@ -131,7 +131,7 @@ def test_what_is_missing_or_damaged_is_named_with_its_remedy(folder, name, damag
 
 
 def test_shards_are_as_good_as_one_file_and_tied_weights_are_stored_once(folder):
-    for name in (TEXT, VAE, EXPERT):
+    for name in (TEXT, VAE, DENOISER):
         shard(folder / name)
     assert "encoder.embed_tokens.weight" not in load_file(weights_folder() / TEXT)
     SourceModel.open(folder)
@@ -247,9 +247,9 @@ def other_class(repository: Path) -> None:
 
 
 def lacking_index(repository: Path) -> None:
-    places = shard(repository / EXPERT)
+    places = shard(repository / DENOISER)
     del places["proj_out.bias"]
-    write_index(repository / EXPERT, places)
+    write_index(repository / DENOISER, places)
 
 
 @pytest.mark.parametrize(

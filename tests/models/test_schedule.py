@@ -52,8 +52,8 @@ def test_timesteps_are_a_thousand_times_the_share_of_noise_and_fall(tmp_path, sc
     timesteps = [float(step.timestep) for step in steps]
     assert len(steps) == 10 and timesteps == sorted(timesteps, reverse=True)
     assert timesteps == pytest.approx([1000 * step.sigma for step in steps], abs=1.0)  # UniPC's are whole numbers
-    experts = [step.denoiser for step in steps]
-    assert experts == sorted(experts, key=list(COMPONENTS).index)
+    denoisers = [step.denoiser for step in steps]
+    assert denoisers == sorted(denoisers, key=list(COMPONENTS).index)
 
 
 def test_a_larger_flow_shift_moves_steps_to_the_high_noise_expert(tmp_path):

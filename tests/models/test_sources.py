@@ -46,16 +46,16 @@ def without_weights(folder: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_files_are_the_same_model(kind: str, prefix: str, folders: dict[str, Path], tmp_path: Path) -> None:
     states = {name: state_of(folders[kind], component) for name, component in denoisers_of(folders[kind]).items()}
-    experts = {name: write_single(tmp_path / f"{name}.safetensors", state, prefix) for name, state in states.items()}
+    denoisers = {name: write_single(tmp_path / f"{name}.safetensors", state, prefix) for name, state in states.items()}
     base = without_weights(Path(shutil.copytree(folders[kind], tmp_path / "base")))
-    source, own = SourceModel.open(WithExperts(base, experts)), SourceModel.open(folders[kind])
+    source, own = SourceModel.open(WithExperts(base, denoisers)), SourceModel.open(folders[kind])
     for name, state in states.items():
         found = read_all(source, name)
         assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
         assert source.linears(name) == own.linears(name) and source.blocks(name) == own.blocks(name)
         assert source.component_of(name).notes == (f"the weights are those of {name}.safetensors",)
         assert not source.component_of(name).has_8_bits
-    assert source.weight_bytes == sum(file.stat().st_size for file in experts.values())
+    assert source.weight_bytes == sum(file.stat().st_size for file in denoisers.values())
     ours, theirs = load_pipeline(source, "cpu", torch.float32), load_pipeline(own, "cpu", torch.float32)
     for component in own.denoiser_components:
         wanted, loaded = getattr(theirs, component).state_dict(), getattr(ours, component).state_dict()

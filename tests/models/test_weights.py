@@ -1,4 +1,4 @@
-"""Laws of reading an expert tensor by tensor."""
+"""Laws of reading a denoiser tensor by tensor."""
 
 import json
 import shutil

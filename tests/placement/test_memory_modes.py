@@ -17,7 +17,7 @@ from tempoquant.models.hooks import is_watched, unobtrusive
 from tempoquant.models.wan import chunked_blocks
 from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.placement import host_copies
-from tempoquant.placement.lifted_verbs import EXPERT_VERBS, PIPELINE_VERBS
+from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS
 from tempoquant.placement.memory_modes import set_memory_mode
 from tests.quantized_wan import generate, write_pipeline
 from tests.recorded import PROMPTS, SETTINGS, SOURCE
@@ -158,23 +158,26 @@ def test_experts_take_turns_and_never_take_more_room_than_one(plain, copying):
     num_parts = 1 + len(plain.transformer.blocks)
     calls = []
 
-    def look(expert: str) -> None:
+    def look(denoiser: str) -> None:
         there = {each: sum(swap.on_device(each)) for each in COMPONENTS}
         assert sum(there.values()) <= num_parts
-        calls.append((expert, there[expert]))
+        calls.append((denoiser, there[denoiser]))
 
     handles = [
-        block.register_forward_pre_hook(lambda *_, expert=expert: look(expert))
-        for expert, model in (("high_noise", plain.transformer), ("low_noise", plain.transformer_2))
+        block.register_forward_pre_hook(lambda *_, denoiser=denoiser: look(denoiser))
+        for denoiser, model in (("high_noise", plain.transformer), ("low_noise", plain.transformer_2))
         for block in model.blocks
     ]
     generate_video(plain, PROMPTS[0], SETTINGS, 0)
     for handle in handles:
         handle.remove()
     whole, leaving = (num_parts,) * (num_parts - 1), tuple(range(num_parts, 1, -1))
-    of_each = [tuple(number for each, number in calls if each == expert) for expert in COMPONENTS]
+    of_each = [tuple(number for each, number in calls if each == denoiser) for denoiser in COMPONENTS]
     assert of_each == 2 * [3 * whole + leaving]  # two steps of two calls; blocks leave during the last one
-    assert [sum(swap.on_device(expert)) for expert in COMPONENTS] == [0, 0]  # the autoencoder had the device to itself
+    assert [sum(swap.on_device(denoiser)) for denoiser in COMPONENTS] == [
+        0,
+        0,
+    ]  # the autoencoder had the device to itself
 
 
 def test_the_next_expert_is_there_when_the_first_one_ends(plain, copying):
@@ -206,7 +209,7 @@ def test_a_call_that_fails_spoils_nothing(plain, copying, mode):
 
 
 def lora(rows: int = 128) -> dict[str, torch.Tensor]:
-    """A LoRA of one 4-bit layer and one 16-bit layer of the quantized experts; other `rows` do not fit them."""
+    """A LoRA of one 4-bit layer and one 16-bit layer of the quantized denoisers; other `rows` do not fit them."""
     generator = torch.Generator().manual_seed(0)
     modules = {"blocks.0.attn1.to_q": (rows, 128), "proj_out": (64, 128)}
     return {
@@ -239,7 +242,7 @@ def test_a_lora_goes_into_a_mode_and_out_of_it(quantized, copying, mode):
         pipeline.load_lora_weights(lora(rows=64), adapter_name="y")
     assert torch.equal(generate(pipeline), before) and hasattr(pipeline.vae, "_hf_hook")
     set_memory_mode(pipeline, mode, "cpu").remove()
-    assert not {*PIPELINE_VERBS} & {*vars(pipeline)} and not {*EXPERT_VERBS} & {*vars(pipeline.transformer)}
+    assert not {*PIPELINE_VERBS} & {*vars(pipeline)} and not {*DENOISER_VERBS} & {*vars(pipeline.transformer)}
 
 
 @pytest.mark.parametrize("mode", ("swap", "lean"))

@@ -11,7 +11,7 @@ from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS, WAN
 from tempoquant.placement import host_copies
-from tempoquant.placement.expert_swap import ExpertSwap, Placed
+from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed
 from tempoquant.placement.host_copies import SideStream
 from tempoquant.placement.memory_modes import set_memory_mode
 from tempoquant.placement.one_at_a_time import Turn, one_at_a_time
@@ -37,25 +37,25 @@ class TwoBlocks(nn.Module):
 
 def test_a_second_thread_waits_until_the_first_is_out_of_its_expert(monkeypatch):
     monkeypatch.setattr(host_copies, "to_device", lambda host, _device: host.clone())
-    experts, x = {HIGH: TwoBlocks(), LOW: TwoBlocks()}, torch.randn(1, 2)
-    expected = experts[LOW](x, timestep=TIMESTEP)
-    placed = {name: Placed.of(WAN, model) for name, model in experts.items()}
-    swap = ExpertSwap(placed, SideStream(torch.device("cpu")), lambda expert, *_: expert)
-    undo = one_at_a_time(Turn(), experts.values(), ())
+    denoisers, x = {HIGH: TwoBlocks(), LOW: TwoBlocks()}, torch.randn(1, 2)
+    expected = denoisers[LOW](x, timestep=TIMESTEP)
+    placed = {name: Placed.of(WAN, model) for name, model in denoisers.items()}
+    swap = DenoiserSwap(placed, SideStream(torch.device("cpu")), lambda denoiser, *_: denoiser)
+    undo = one_at_a_time(Turn(), denoisers.values(), ())
     found: list[torch.Tensor] = []
-    other = threading.Thread(target=lambda: found.append(experts[LOW](x, timestep=TIMESTEP)), daemon=True)
+    other = threading.Thread(target=lambda: found.append(denoisers[LOW](x, timestep=TIMESTEP)), daemon=True)
 
     def come_in() -> None:
         other.start()
         other.join(BRIEFLY_S)
         assert other.is_alive() and all(swap.on_device(HIGH)) and not any(swap.on_device(LOW))
 
-    experts[HIGH].pause = come_in
-    experts[HIGH](x, timestep=TIMESTEP)
+    denoisers[HIGH].pause = come_in
+    denoisers[HIGH](x, timestep=TIMESTEP)
     other.join(20)
     assert torch.equal(found[0], expected) and all(swap.on_device(LOW))
     undo.close()
-    assert not any(model._forward_hooks for model in experts.values() if swap.remove() is None)
+    assert not any(model._forward_hooks for model in denoisers.values() if swap.remove() is None)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])

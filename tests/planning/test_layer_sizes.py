@@ -1,9 +1,9 @@
-"""What a linear stores, added up, is what the expert stores."""
+"""What a linear stores, added up, is what the denoiser stores."""
 
 import pytest
 
 from tempoquant.models.wan.family import COMPONENTS
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.planning.layer_sizes import LayerSizes
 from tempoquant.recipe import LayerRule, Recipe
 from tests.recorded import SOURCE
@@ -13,15 +13,15 @@ RULES = (LayerRule("low_noise.*.ffn.*", rank=8), LayerRule("*.1.attn1.*", "16bit
 
 
 @pytest.mark.parametrize("name", ["default", "paper", "rtn", "svdquant"])
-@pytest.mark.parametrize("expert", list(COMPONENTS))
-def test_another_recipe_changes_the_size_of_an_expert_by_that_of_its_linears(name: str, expert: str) -> None:
+@pytest.mark.parametrize("denoiser", list(COMPONENTS))
+def test_another_recipe_changes_the_size_of_an_expert_by_that_of_its_linears(name: str, denoiser: str) -> None:
     plain = Recipe.load(name)
     recipe = plain.replace(layers=RULES, keep_16bit_blocks=(1, 0))
 
     def rest(recipe: Recipe) -> int:
-        """Of an expert that is not in its linears."""
-        sizes = LayerSizes(SOURCE, expert, recipe)
-        whole = ExpertCosts(SOURCE, expert, recipe, 0, "cpu").output_bytes
+        """Of a denoiser that is not in its linears."""
+        sizes = LayerSizes(SOURCE, denoiser, recipe)
+        whole = DenoiserCosts(SOURCE, denoiser, recipe, 0, "cpu").output_bytes
         return whole - sum(sizes.as_recipe_says(linear).on_disk for linear in sizes)
 
     assert rest(recipe) == rest(plain)

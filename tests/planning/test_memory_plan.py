@@ -63,9 +63,9 @@ def plans() -> dict[str, MemoryPlan]:
 def test_weights_are_counted_to_the_byte(quantized):
     pipeline = WanImageToVideoPipeline.from_pretrained(quantized, dtype=torch.bfloat16)
     configs = read_configs(str(quantized))
-    for expert, model in zip(COMPONENTS, (pipeline.transformer, pipeline.transformer_2), strict=True):
-        component = configs.quantized[expert]
-        found = denoiser_bytes(configs, expert, QuantizedLayers(component.layers, component.bins.num_bins))
+    for denoiser, model in zip(COMPONENTS, (pipeline.transformer, pipeline.transformer_2), strict=True):
+        component = configs.quantized[denoiser]
+        found = denoiser_bytes(configs, denoiser, QuantizedLayers(component.layers, component.bins.num_bins))
         assert found.total == num_bytes(model)
         assert found.blocks == tuple(num_bytes(block) for block in model.blocks)
     assert text_encoder_bytes(configs).weights == num_bytes(pipeline.text_encoder)

@@ -11,7 +11,7 @@ from tempoquant.errors import OutputError
 from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.planning import run_estimate as module
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.planning.run_estimate import RunEstimate, StageEstimate, check_disk, estimate, measure_gemm_rate
 from tempoquant.recipe import LayerRule, Recipe
 from tempoquant.timesteps import TimestepBins
@@ -21,13 +21,13 @@ from tests.recorded import SOURCE, TINY
 GIB = 2**30
 PAPER = Recipe.load("paper").replace(
     rank=4, num_prompts=2, num_steps=4, num_frames=5, height=32, width=32, guidance_scale=2.5, flow_shift=5.0,
-    samples_per_expert=6,
+    samples_per_denoiser=6,
 )  # fmt: skip
 ALL_SIX = dict.fromkeys(COMPONENTS, 6)
 
 
-def costs(recipe: Recipe = PAPER, num_samples: int = 6, device: str = "cpu") -> ExpertCosts:
-    return ExpertCosts(SOURCE, "high_noise", recipe, num_samples, device)
+def costs(recipe: Recipe = PAPER, num_samples: int = 6, device: str = "cpu") -> DenoiserCosts:
+    return DenoiserCosts(SOURCE, "high_noise", recipe, num_samples, device)
 
 
 def estimate_of(recipe: Recipe = PAPER, **changes) -> RunEstimate:
@@ -59,9 +59,9 @@ def test_the_size_of_a_quantized_component_is_known_before_it_is_written(recipe,
     pipeline = tiny_pipeline()
     pipeline.save_pretrained(tmp_path / "model")
     quantizing.quantize(tmp_path / "model", tmp_path / "out", recipe, device="cpu")
-    for expert, component in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
+    for denoiser, component in (("high_noise", "transformer"), ("low_noise", "transformer_2")):
         written = sum(file.stat().st_size for file in (tmp_path / "out" / component).glob("*.safetensors"))
-        foreseen = ExpertCosts(SourceModel.open(tmp_path / "model"), expert, recipe, 0, "cpu").output_bytes
+        foreseen = DenoiserCosts(SourceModel.open(tmp_path / "model"), denoiser, recipe, 0, "cpu").output_bytes
         num_tensors = 200  # whose headers differ by some tens of bytes from what is reckoned
         assert abs(foreseen - written) < 64 * num_tensors
 
@@ -79,10 +79,10 @@ def test_the_size_foreseen_counts_deflation_offset_and_a_wider_bias(name, by_bin
     layers = quantize_all(model, recipe.format, rank=4, bins=bins, **by_bin)
     folder = write_component(tmp_path / "component", model, layers, bins)
     written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    foreseen = ExpertCosts(SourceModel.open(tmp_path / "model"), "high_noise", recipe, 0, "cpu").output_bytes
+    foreseen = DenoiserCosts(SourceModel.open(tmp_path / "model"), "high_noise", recipe, 0, "cpu").output_bytes
     assert abs(foreseen - written) < 64 * 200  # tensors, as above
     without = recipe.replace(deflation=False, centring=False, centring_by_bin=False, deflation_by_bin=False)
-    plain = ExpertCosts(SourceModel.open(tmp_path / "model"), "high_noise", without, 0, "cpu").output_bytes
+    plain = DenoiserCosts(SourceModel.open(tmp_path / "model"), "high_noise", without, 0, "cpu").output_bytes
     linears = list(layers.values())
     inputs, outputs = sum(x.in_features for x in linears), sum(x.out_features for x in linears)
     centred, deflated = (num_bins if key in by_bin else 1 for key in ("centred_by_bin", "deflated_by_bin"))
@@ -113,7 +113,7 @@ def test_a_linked_component_takes_no_disk():
 
 
 def test_only_calls_that_there_are_count():
-    # Two steps of each expert, two prompts, two guidance branches: eight calls at most.
+    # Two steps of each denoiser, two prompts, two guidance branches: eight calls at most.
     assert estimate_of(num_samples=dict.fromkeys(COMPONENTS, 10_000)) == estimate_of(
         num_samples=dict.fromkeys(COMPONENTS, 8)
     )
@@ -137,16 +137,16 @@ def test_two_devices_share_the_time_and_add_their_memory():
     saved = min(first.seconds, second.seconds) + recording.seconds - shared.seconds
     assert alone.total_seconds - together.total_seconds == pytest.approx(saved)
     assert together.peak_memory_gib >= first.peak_memory_gib + second.peak_memory_gib - 1e-9
-    hidden_gib = costs().hidden_bytes / GIB  # of the other expert
+    hidden_gib = costs().hidden_bytes / GIB  # of the other denoiser
     low_noise = by_name(alone)["quantize low_noise"].disk_gib
     assert by_name(together)["quantize low_noise"].disk_gib - low_noise == pytest.approx(hidden_gib)
 
 
 def test_a_leaner_residency_takes_less_memory_to_record():
-    peaks = [by_name(estimate_of(memory=memory))["record"].peak_memory_gib for memory in ("resident", "lean")]
+    peaks = [by_name(estimate_of(memory=memory))["record"].peak_memory_gib for memory in ("resident", "disk")]
     assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[1]
     on_gpu = {"devices": ("cuda",), "gemm_rates": {"cuda": 1e14}}
-    peaks = [by_name(estimate_of(memory=m, **on_gpu))["record"].peak_gpu_gib for m in ("resident", "swap", "lean")]
+    peaks = [by_name(estimate_of(memory=m, **on_gpu))["record"].peak_gpu_gib for m in ("resident", "swap", "disk")]
     assert peaks == sorted(peaks, reverse=True)
 
 

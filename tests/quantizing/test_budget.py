@@ -9,7 +9,7 @@ from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.errors import RecipeError
 from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.planning.layer_sizes import LayerSizes
 from tempoquant.quantizing.budget import Budget, BudgetPlan
 from tempoquant.recipe import LayerRule, Recipe
@@ -27,11 +27,11 @@ def linears(block: int, names: tuple[str, ...], loudness: float) -> LinearsSensi
 
 def sensitivity(low_noise: float = 10.0) -> Sensitivity:
     """The later a block, the more it matters; low noise so much more than high noise."""
-    experts = {
-        expert: [linears(block, names, loudness * 2**block) for block in range(4) for names in (*SHARED, *ALONE)]
-        for expert, loudness in (("high_noise", 1.0), ("low_noise", low_noise))
+    denoisers = {
+        denoiser: [linears(block, names, loudness * 2**block) for block in range(4) for names in (*SHARED, *ALONE)]
+        for denoiser, loudness in (("high_noise", 1.0), ("low_noise", low_noise))
     }
-    return Sensitivity(experts, {})
+    return Sensitivity(denoisers, {})
 
 
 def spend(budget: Budget, recipe: Recipe = OURS, low_noise: float = 10.0) -> Recipe:
@@ -39,13 +39,13 @@ def spend(budget: Budget, recipe: Recipe = OURS, low_noise: float = 10.0) -> Rec
 
 
 def bits_per_weight(recipe: Recipe) -> float:
-    all_sizes = [LayerSizes(TINY, expert, recipe) for expert in COMPONENTS]
+    all_sizes = [LayerSizes(TINY, denoiser, recipe) for denoiser in COMPONENTS]
     num_bytes = sum(sizes.as_recipe_says(name).replacing for sizes in all_sizes for name in sizes)
     return 8 * num_bytes / sum(sizes.num_weights(name) for sizes in all_sizes for name in sizes)
 
 
 def size_gib(recipe: Recipe) -> float:
-    costs = [ExpertCosts(TINY, expert, recipe, 0, "cpu") for expert in COMPONENTS]
+    costs = [DenoiserCosts(TINY, denoiser, recipe, 0, "cpu") for denoiser in COMPONENTS]
     return sum(cost.output_bytes for cost in costs) / 2**30
 
 
@@ -63,8 +63,8 @@ def test_a_size_is_never_exceeded_and_nearly_used_up(share: float) -> None:
 def test_the_expert_and_the_blocks_that_matter_more_get_more() -> None:
     recipe = spend(Budget(bits_per_weight=5.5))
     totals = {
-        (expert, block): sum(recipe.rank_of(f"blocks.{block}.{name}", expert) for [name] in ALONE)
-        for expert in COMPONENTS
+        (denoiser, block): sum(recipe.rank_of(f"blocks.{block}.{name}", denoiser) for [name] in ALONE)
+        for denoiser in COMPONENTS
         for block in (0, 3)
     }
     high, low = "high_noise", "low_noise"
@@ -74,10 +74,10 @@ def test_the_expert_and_the_blocks_that_matter_more_get_more() -> None:
 
 def test_linears_that_share_an_input_get_one_rank() -> None:
     recipe = spend(Budget(bits_per_weight=5.2))
-    for expert in COMPONENTS:
+    for denoiser in COMPONENTS:
         for block in range(4):
             for names in SHARED:
-                assert len({recipe.rank_of(f"blocks.{block}.{name}", expert) for name in names}) == 1
+                assert len({recipe.rank_of(f"blocks.{block}.{name}", denoiser) for name in names}) == 1
 
 
 def test_the_recipes_own_rules_stay_whatever_the_budget() -> None:
@@ -127,6 +127,6 @@ def test_a_budget_needs_activations_and_something_to_decide() -> None:
 
 
 def test_a_sensitivity_that_lacks_a_layer_is_refused() -> None:
-    lacking = Sensitivity({**sensitivity().experts, "low_noise": []}, {})
+    lacking = Sensitivity({**sensitivity().denoisers, "low_noise": []}, {})
     with pytest.raises(RecipeError, match=r"says nothing of blocks\.0\.\S+ of low_noise: measure it again"):
         BudgetPlan(TINY, OURS, Budget(5.0)).spend(lacking)

@@ -1,4 +1,4 @@
-"""Quantizing on a Ray cluster of two machines: recording, measuring, both experts; one machine is lost midway."""
+"""Quantizing on a Ray cluster of two machines: recording, measuring, all denoisers; one machine is lost midway."""
 
 import threading
 import time
@@ -34,7 +34,7 @@ def test_a_machine_that_is_lost_midway_costs_nothing_that_was_finished(tmp_path:
         losing.start()
         folder = tempoquant.quantize("tiny", tmp_path / "out", QUICK, machine=machine, budget=BUDGET)
         losing.join(60)
-        assert not losing.is_alive(), "both experts were never begun side by side"
+        assert not losing.is_alive(), "all denoisers were never begun side by side"
     here = tempoquant.quantize("tiny", tmp_path / "here", QUICK, device="cpu", budget=BUDGET)
     found, wanted = contents_of(folder), contents_of(here)
     assert found.bits_per_weight == pytest.approx(wanted.bits_per_weight, rel=0.01)

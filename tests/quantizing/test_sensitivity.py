@@ -21,7 +21,7 @@ from tempoquant.recording.record import record
 from tests.recorded import CPU, SOURCE, bytes_of, plan
 
 QUICK = Recipe.load("default").replace(
-    num_prompts=1, num_steps=4, samples_per_expert=2, rank=2, height=32, width=32, num_frames=5
+    num_prompts=1, num_steps=4, samples_per_denoiser=2, rank=2, height=32, width=32, num_frames=5
 )
 BUDGET = Budget(bits_per_weight=5.0)
 COMPONENTS = ("transformer", "transformer_2")
@@ -35,7 +35,7 @@ def within_budget(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_layers_get_ranks_of_their_own_within_the_budget(within_budget: Path) -> None:
     contents = contents_of(within_budget)
     assert contents.bits_per_weight <= 5.0
-    assert all(len(expert.ranks) > 1 for expert in contents.experts)
+    assert all(len(denoiser.ranks) > 1 for denoiser in contents.denoisers)
     assert contents.recipe["name"] == "default (5 bits a weight)"
 
 
@@ -123,7 +123,7 @@ def test_measuring_by_itself_asks_for_room_and_takes_no_more(tmp_path: Path, mon
     monkeypatch.setattr(measuring, "measure_denoiser", lambda *_: pytest.fail("it began"))
     with pytest.raises(OutputError, match=r"hidden states need 0\.0 GiB .* or record fewer samples"):
         measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu",)))
-    room = shutil._ntuple_diskusage(needed, 1, needed)  # enough for one expert, not for two side by side
+    room = shutil._ntuple_diskusage(needed, 1, needed)  # enough for one denoiser, not for two side by side
     with pytest.raises(OutputError, match="hidden states need"):
         measure_sensitivity("tiny", tmp_path / "store", tmp_path / "new", recipe, machine=Machine(("cpu", "cpu")))
     assert not (tmp_path / "new").exists()

@@ -21,7 +21,7 @@ from tests.conditioned import write_prompts
 from tests.recorded import CPU, MODEL
 from tests.wan_pipelines import write
 
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=3, samples_per_expert=8)
+DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=3, samples_per_denoiser=8)
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,8 @@ def test_the_clips_that_samples_depend_on_are_in_their_provenance(models, tmp_pa
     Image.new("RGB", (64, 48), "white").save(changed_frame)
     changed = record(source, tmp_path / "other", plan_of(source, prompts), model=MODEL, engine=CPU)
     assert changed.provenance["videos"]["prompt-0, pose"] != videos["prompt-0, pose"]
-    lean = record(source, tmp_path / "lean", plan_of(source, prompts), model=MODEL, engine=CPU, memory="lean")
-    assert lean.digest == changed.digest
+    from_disk = record(source, tmp_path / "disk", plan_of(source, prompts), model=MODEL, engine=CPU, memory="disk")
+    assert from_disk.digest == changed.digest
     inputs = changed.samples("transformer")[0].inputs
     assert not torch.equal(inputs["pose_hidden_states"], store.samples("transformer")[0].inputs["pose_hidden_states"])
     assert inputs["face_pixel_values"].shape == (1, 3, 5, 16, 16)

@@ -1,4 +1,4 @@
-"""Laws of samples from latents: of the form of recorded ones, as noisy as their timestep says, and no expert runs."""
+"""Laws of samples from latents: of the form of recorded ones, as noisy as their timestep says, and no denoiser runs."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 
 from tempoquant.errors import CalibrationError
 from tempoquant.evaluate.files import write_mp4
-from tempoquant.models import weights as expert_weights
+from tempoquant.models import weights as denoiser_weights
 from tempoquant.models.clips import clip_hash, read_clip
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.prompts import Prompt
@@ -80,9 +80,9 @@ def test_a_sample_holds_as_much_of_the_clip_as_its_timestep_says(both):
 
 def test_no_expert_is_loaded(tmp_path, monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("an expert was loaded")
+        raise AssertionError("a denoiser was loaded")
 
-    monkeypatch.setattr(expert_weights.DenoiserWeights, "__init__", refuse)
+    monkeypatch.setattr(denoiser_weights.DenoiserWeights, "__init__", refuse)
     monkeypatch.setattr(WanTransformer3DModel, "__init__", refuse)
     record(SOURCE, tmp_path / "store", plan(1, 1, from_latents=True), model=MODEL, engine=CPU)
 

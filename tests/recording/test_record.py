@@ -19,7 +19,7 @@ from tempoquant.output.work_folder import SUFFIX
 from tempoquant.recipe import Recipe
 from tempoquant.recording import record as recording
 from tempoquant.recording import stages as recording_stages
-from tempoquant.recording.plan import CALIBRATION_NOISE, default_samples_per_expert, resolve_recipe, stored_settings
+from tempoquant.recording.plan import CALIBRATION_NOISE, default_samples_per_denoiser, resolve_recipe, stored_settings
 from tempoquant.recording.record import record, record_into
 from tests.recorded import (
     CPU,
@@ -75,7 +75,7 @@ def test_the_store_says_where_its_samples_come_from(store):
     assert stored_settings(store) == SETTINGS
     assert store.provenance["model"] == {"fingerprint": "f" * 64, "hub_id": None, "revision": None}
     assert store.provenance["scheduler"] == {"class": "UniPCMultistepScheduler", "flow_shift": 5.0}
-    assert {expert: store.schedule(expert) for expert in COMPONENTS} == {
+    assert {denoiser: store.schedule(denoiser) for denoiser in COMPONENTS} == {
         "high_noise": (999.0, 937.0), "low_noise": (833.0, 625.0),
     }  # fmt: skip
 
@@ -96,9 +96,9 @@ def test_settings_that_no_recording_has_are_refused(store, settings):
 
 
 def test_lean_records_what_resident_records(store, tmp_path):
-    lean = record(SOURCE, tmp_path / "lean", plan(), model=MODEL, engine=CPU, memory="lean")
-    assert lean.provenance == store.provenance
-    for expected, found in zip(samples_of(store), samples_of(lean), strict=True):
+    from_disk = record(SOURCE, tmp_path / "disk", plan(), model=MODEL, engine=CPU, memory="disk")
+    assert from_disk.provenance == store.provenance
+    for expected, found in zip(samples_of(store), samples_of(from_disk), strict=True):
         assert position(expected) == position(found)
         for key, tensor in expected.inputs.items():
             torch.testing.assert_close(found.inputs[key], tensor)
@@ -137,7 +137,7 @@ def test_a_finished_store_is_left_as_it_is(store, monkeypatch):
         ({"seed": 1}, "different seed"),
         ({"settings": SETTINGS.replace(flow_shift=4.0)}, "different scheduler and settings"),
         ({"prompts": PROMPTS[1:3]}, "different prompts"),
-        ({"samples_per_expert": 5}, "different samples_per_expert"),
+        ({"samples_per_denoiser": 5}, "different samples_per_denoiser"),
         ({"from_latents": True}, "different from_latents"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_store_inside_the_model_is_refused():
 
 def test_only_steps_and_prompts_that_are_wanted_are_sampled(tmp_path):
     progress = Counting()
-    # One call of each expert, of its second step: the third step of the loop is the last one needed.
+    # One call of each denoiser, of its second step: the third step of the loop is the last one needed.
     found = record(SOURCE, tmp_path / "store", plan(2, 1), model=MODEL, engine=CPU, progress=progress)
     steps = [sample.step_index for sample in samples_of(found)]
     assert {sample.prompt_id for sample in samples_of(found)} == {PROMPTS[0].id}
@@ -217,21 +217,21 @@ def test_a_plan_of_nothing_cannot_be_made():
     with pytest.raises(CalibrationError, match="nothing to record"):
         plan(0)
     with pytest.raises(CalibrationError, match="nothing to record"):
-        plan(samples_per_expert=0)
+        plan(samples_per_denoiser=0)
 
 
 def test_a_million_tokens_are_recorded_where_nobody_says():
     geometry = SOURCE.geometry
-    assert default_samples_per_expert(I2V_A14B, geometry) == 33  # 32,760 tokens each
-    assert default_samples_per_expert(I2V_A14B.replace(height=720, width=1280), geometry) == 32
-    assert default_samples_per_expert(SETTINGS, geometry) == 2**20 // 8
+    assert default_samples_per_denoiser(I2V_A14B, geometry) == 33  # 32,760 tokens each
+    assert default_samples_per_denoiser(I2V_A14B.replace(height=720, width=1280), geometry) == 32
+    assert default_samples_per_denoiser(SETTINGS, geometry) == 2**20 // 8
 
 
 def test_a_resolved_recipe_leaves_nothing_of_sampling_to_the_model():
     geometry = SOURCE.geometry
     recipe = resolve_recipe(Recipe("a", smoothing_alpha=0.5, num_steps=7), SETTINGS, geometry)
     assert (recipe.num_steps, recipe.guidance_scale, recipe.flow_shift, recipe.height) == (7, 2.5, 5.0, 32)
-    assert recipe.samples_per_expert == 2**20 // 8
+    assert recipe.samples_per_denoiser == 2**20 // 8
     assert resolve_recipe(recipe, I2V_A14B, geometry) == recipe
     assert resolve_recipe(Recipe("rtn"), SETTINGS, geometry) == Recipe("rtn")
 

@@ -159,6 +159,22 @@ def test_a_call_that_is_refused_ends_too(model: Any) -> None:
         model(**inputs() | {"timestep": "late"})
 
 
+def test_a_call_that_another_hook_refuses_first_ends_no_call_around_it(model: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("first")
+
+    linear = model.blocks[0].attn1.to_q
+    handle = model.register_forward_pre_hook(refuse, prepend=True)
+    try:
+        with linear.at_timestep(900.0):
+            around = linear.clock.call
+            with pytest.raises(ValueError, match="first"):
+                run(model)
+            assert linear.clock.call is around
+    finally:
+        handle.remove()
+
+
 def test_a_call_keeps_the_activation_bits_that_it_began_with(model: Any) -> None:
     linear, x = model.blocks[0].attn1.to_q, torch.randn(1, 3, 128)
     with linear.at_timestep(900.0):

@@ -41,7 +41,7 @@ def quantized(name: str, linear: nn.Linear) -> QuantizedLayer:
 
 @pytest.fixture(scope="module")
 def models() -> tuple[Any, Any]:
-    """The bundled expert in 16 bits and in four, LoRAs on both."""
+    """The bundled denoiser in 16 bits and in four, LoRAs on both."""
     sixteen = WanTransformer3DModel.from_pretrained(weights_folder() / "transformer")
     four = copy.deepcopy(sixteen)
     linears = {f"blocks.{name}": each for name, each in four.blocks.named_modules() if isinstance(each, nn.Linear)}

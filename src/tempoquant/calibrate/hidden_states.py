@@ -22,7 +22,7 @@ class HiddenStates:
     """Hidden states of all samples before block `index`, and those before the next, which are being made.
 
     Args:
-        folder: of this expert's hidden states; holds one folder for each boundary between blocks.
+        folder: of this denoiser's hidden states; holds one folder for each boundary between blocks.
         ram_bytes: up to this much is also kept in RAM, half of it for each of the two; what is beyond is read back from
             its files, a sample at a time.
     """

@@ -59,7 +59,7 @@ _logger = logging.getLogger(__name__)
 
 
 class NamedLayer(NamedTuple):
-    """name: in the expert. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32.
+    """name: in the denoiser. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32.
     bias_correction: (out,) or (num_bins, out) float32, what the linear's bias lacks for the layer; None for nothing.
     hardly_seen: features that calibration hardly saw; None for none."""
 
@@ -85,7 +85,7 @@ class InputCalibration:
     Args:
         linears: by name; weights (out, in) of any float dtype, all of one `in`.
         format, recipe: of weights and activations; what to do.
-        bins: timestep bins of the linears' expert.
+        bins: timestep bins of the linears' denoiser.
         calls_per_bin: how many calls of each bin will be observed; the clip search's tokens are spread over them.
         chunks: how many tokens are worked on at once.
         rank: of each linear's branch; None for the recipe's.

@@ -1,4 +1,4 @@
-"""CalibrationSample: the inputs of one transformer call, one prompt at one timestep in one expert."""
+"""CalibrationSample: the inputs of one transformer call, one prompt at one timestep in one denoiser."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +34,7 @@ class RecordedCall:
     """A call and its answer, for measuring other models against the one that was recorded.
 
     Attributes:
-        sample: what the expert was called with.
+        sample: what the denoiser was called with.
         noise_prediction: what it answered, on the CPU.
     """
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Call(NamedTuple):
-    """step: position among the expert's steps. prompt: index. branch: 0 conditional, 1 unconditional."""
+    """step: position among the denoiser's steps. prompt: index. branch: 0 conditional, 1 unconditional."""
 
     step: int
     prompt: int
@@ -12,13 +12,13 @@ class Call(NamedTuple):
 
 
 def select_calls(num_steps: int, num_prompts: int, num_branches: int, num_wanted: int) -> list[Call]:
-    """Choose `num_wanted` calls of one expert, or all there are.
+    """Choose `num_wanted` calls of one denoiser, or all there are.
 
     They are spread evenly over its steps first (counts of two steps differ by at most 1), then over prompts and
     branches: neighbouring calls take the next prompt and the other branch, and go on where the step before stopped.
 
     Args:
-        num_steps: of the expert in the sampling loop.
+        num_steps: of the denoiser in the sampling loop.
         num_prompts: sampled.
         num_branches: 2 with classifier-free guidance, else 1.
         num_wanted: calls to keep.

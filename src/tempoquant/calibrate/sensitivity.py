@@ -48,11 +48,11 @@ class LayerSensitivity:
 
 
 LinearsSensitivity = Mapping[str, LayerSensitivity]
-"""Of linears that get one rank together, by their names in the expert."""
+"""Of linears that get one rank together, by their names in the denoiser."""
 
 
 def evenly_spaced(samples: Sequence[CalibrationSample], recipe: Recipe) -> list[CalibrationSample]:
-    """Choose at most MAX_SAMPLES of an expert's samples, evenly spaced in their order, that of the timesteps."""
+    """Choose at most MAX_SAMPLES of a denoiser's samples, evenly spaced in their order, that of the timesteps."""
     seen = [number for number, sample in enumerate(samples)
             if recipe.statistics_branches == "both" or sample.guidance_branch == "conditional"]  # fmt: skip
     spaced = torch.linspace(0, len(seen) - 1, min(MAX_SAMPLES, len(seen))).round().long().tolist()
@@ -78,8 +78,8 @@ def measure_denoiser(
     """Measure every linear that the recipe quantizes.
 
     Args:
-        model: the 16-bit expert.
-        samples: recorded calls of this expert; all are used, see `evenly_spaced`.
+        model: the 16-bit denoiser.
+        samples: recorded calls of this denoiser; all are used, see `evenly_spaced`.
         recipe: resolved.
         states: where the hidden states before every block lie meanwhile.
         gradients: where what comes back lies between two blocks.

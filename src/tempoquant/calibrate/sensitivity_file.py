@@ -1,4 +1,4 @@
-"""The sensitivity of both experts as a JSON file, so that it is measured once for many budgets.
+"""The sensitivity of all denoisers as a JSON file, so that it is measured once for many budgets.
 
     {"tempoquant_sensitivity": 1,
      "measured": {"model": fingerprint, "recipe": {…}},
@@ -29,14 +29,14 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of both experts.
+    """Of all denoisers.
 
     Attributes:
-        experts: the linears that can be given a rank, see `measure_denoiser`.
+        denoisers: the linears that can be given a rank, see `measure_denoiser`.
         measured: on which model and with which settings.
     """
 
-    experts: Mapping[str, Sequence[LinearsSensitivity]]
+    denoisers: Mapping[str, Sequence[LinearsSensitivity]]
     measured: Mapping[str, Any]
 
     def require_fits(self, model_fingerprint: str, recipe: Recipe, file: Path) -> None:
@@ -55,15 +55,15 @@ class Sensitivity:
 
     def to_json(self) -> str:
         """The file's text."""
-        experts = {
-            expert: [
+        denoisers = {
+            denoiser: [
                 {name: {"gain": layer.gain, "errors": {str(rank): error for rank, error in layer.errors.items()}}
                  for name, layer in linears.items()}
                 for linears in groups
             ]
-            for expert, groups in self.experts.items()
+            for denoiser, groups in self.denoisers.items()
         }  # fmt: skip
-        return json.dumps({_VERSION_KEY: _VERSION, "measured": self.measured, "experts": experts}, indent=1) + "\n"
+        return json.dumps({_VERSION_KEY: _VERSION, "measured": self.measured, "experts": denoisers}, indent=1) + "\n"
 
     @classmethod
     def load(cls, file: Path) -> "Sensitivity":
@@ -72,10 +72,10 @@ class Sensitivity:
             record = json.loads(file.read_text(encoding="utf-8"))
             if record[_VERSION_KEY] != _VERSION:
                 raise ValueError(f"version {record[_VERSION_KEY]!r} is unknown")
-            experts = {name: [_linears(group) for group in groups] for name, groups in record["experts"].items()}
-            if not experts:
+            denoisers = {name: [_linears(group) for group in groups] for name, groups in record["experts"].items()}
+            if not denoisers:
                 raise ValueError("it names no denoiser")
-            return cls(experts, dict(record["measured"]))
+            return cls(denoisers, dict(record["measured"]))
         except OSError as error:
             raise CalibrationError(f"sensitivity file {file} cannot be read: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -56,13 +56,13 @@ def quantize_denoiser(
     chunks: TokenChunks | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[QuantizedBlock]:
-    """Yield the quantized layers of an expert, block after block. Ask for the next one once these are safe.
+    """Yield the quantized layers of a denoiser, block after block. Ask for the next one once these are safe.
 
     Args:
-        model: the 16-bit expert.
-        samples: recorded calls of this expert, read one at a time.
+        model: the 16-bit denoiser.
+        samples: recorded calls of this denoiser, read one at a time.
         recipe: what to do.
-        bins: timestep bins of this expert.
+        bins: timestep bins of this denoiser.
         states: where hidden states wait between blocks.
         first_block: the first block that is not finished yet; its hidden states must be in `states`, if it is not 0.
         chunks: how many tokens are worked on at once.
@@ -156,7 +156,7 @@ class _DenoiserRun:
             if self._recipe.clip_ratios and not count:
                 raise CalibrationError(
                     f"timestep bin {timestep_bin} of {self._bins.num_bins} of {denoiser} has no calibration sample: "
-                    "record more samples per expert or more steps, or use fewer bins."
+                    "record more samples per denoiser or more steps, or use fewer bins."
                 )
 
     @property

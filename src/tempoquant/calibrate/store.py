@@ -24,17 +24,17 @@ _MAX_LENGTH = 2**24  # of one dimension
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
 
 
-def bins_of(store: "SampleStore", recipe: Recipe, expert: str) -> TimestepBins:
+def bins_of(store: "SampleStore", recipe: Recipe, denoiser: str) -> TimestepBins:
     """The timestep bins of a recipe on the schedule that a store was recorded with.
 
     Bins that no sample reaches are joined to their neighbours. Only a recipe with a clip search keeps them: it needs
     samples of every bin, and says so.
     """
-    bins = TimestepBins.from_step_fractions(store.schedule(expert), recipe.bin_fractions_of(expert))
+    bins = TimestepBins.from_step_fractions(store.schedule(denoiser), recipe.bin_fractions_of(denoiser))
     if recipe.clip_ratios:
         return bins
     both = recipe.statistics_branches == "both"
-    seen = [entry.timestep for entry in store.entries(expert) if both or entry.guidance_branch == "conditional"]
+    seen = [entry.timestep for entry in store.entries(denoiser) if both or entry.guidance_branch == "conditional"]
     return bins.joined(seen)
 
 
@@ -96,17 +96,17 @@ class SampleStore:
         schedule = self._index.schedule
         return tuple(sorted(schedule, key=lambda name: max(schedule[name], default=0.0), reverse=True))
 
-    def schedule(self, expert: str) -> tuple[float, ...]:
-        """All timesteps of an expert in the sampling loop, falling; samples of some of them only may be stored."""
-        return self._index.schedule.get(expert, ())
+    def schedule(self, denoiser: str) -> tuple[float, ...]:
+        """All timesteps of a denoiser in the sampling loop, falling; samples of some of them only may be stored."""
+        return self._index.schedule.get(denoiser, ())
 
-    def entries(self, expert: str) -> tuple[SampleEntry, ...]:
-        """What is stored of an expert, without tensors: by step, then prompt, then guidance branch."""
-        return tuple(entry for entry in self._index.samples if entry.expert == expert)
+    def entries(self, denoiser: str) -> tuple[SampleEntry, ...]:
+        """What is stored of a denoiser, without tensors: by step, then prompt, then guidance branch."""
+        return tuple(entry for entry in self._index.samples if entry.denoiser == denoiser)
 
-    def samples(self, expert: str) -> "StoredSamples":
-        """The samples of an expert in the order of `entries`; each is read from the disk when it is asked for."""
-        return StoredSamples(self, self.entries(expert))
+    def samples(self, denoiser: str) -> "StoredSamples":
+        """The samples of a denoiser in the order of `entries`; each is read from the disk when it is asked for."""
+        return StoredSamples(self, self.entries(denoiser))
 
     def read(self, entry: SampleEntry) -> CalibrationSample:
         """One sample, on the CPU, in the dtypes it was recorded in.
@@ -120,7 +120,7 @@ class SampleStore:
         if "timestep" in inputs and float(inputs["timestep"].max()) != entry.timestep:
             raise damaged(f"{self.folder / entry.file} is of another timestep than {entry.timestep:g}")
         return CalibrationSample(
-            entry.prompt_id, entry.expert, entry.timestep, entry.step_index, entry.guidance_branch, inputs
+            entry.prompt_id, entry.denoiser, entry.timestep, entry.step_index, entry.guidance_branch, inputs
         )
 
     def _tensors(self, entry: SampleEntry, name: str, sha256: str) -> dict[str, torch.Tensor]:

@@ -37,14 +37,14 @@ class SampleEntry:
 
     Attributes:
         file: safetensors file of the call's own inputs, relative to the store.
-        expert: the denoiser's name.
+        denoiser: the denoiser's name.
         prompt_id, timestep, step_index, guidance_branch: see `CalibrationSample`.
         texts: safetensors file of the inputs that other calls have too, relative to the store; None without such.
         sha256: hexadecimal, of `file`.
     """
 
     file: str
-    expert: str
+    denoiser: str
     prompt_id: str
     timestep: float
     step_index: int
@@ -54,7 +54,8 @@ class SampleEntry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""
-        return asdict(self)
+        values = asdict(self)
+        return {"expert" if name == "denoiser" else name: value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, entry: Any) -> "SampleEntry":
@@ -73,7 +74,8 @@ class SampleEntry:
         _require(branch in BRANCHES, "guidance_branch", f"is one of {BRANCHES}", branch)
         _require(type(step) is int and 0 <= step < MAX_STEPS, "step_index", f"is one of 0 … {MAX_STEPS - 1}", step)
         _require(_is_timestep(timestep), "timestep", f"lies in 0 … {NUM_TRAIN_TIMESTEPS}", timestep)
-        return cls(**{**entry, "timestep": float(timestep)})
+        values = {"denoiser" if name == "expert" else name: value for name, value in entry.items()}
+        return cls(**{**values, "timestep": float(timestep)})
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class StoreIndex:
     Attributes:
         provenance: where the samples come from, see docs/checkpoint.md.
         schedule: all timesteps of each denoiser in the sampling loop, falling; the noisiest denoiser first.
-        samples: by expert (high noise first), step, prompt, guidance branch.
+        samples: by denoiser (high noise first), step, prompt, guidance branch.
         texts: file of shared inputs to its hexadecimal SHA-256.
     """
 
@@ -97,7 +99,7 @@ class StoreIndex:
         record = {
             "format_version": FORMAT_VERSION,
             "provenance": dict(self.provenance),
-            "schedule": {expert: list(timesteps) for expert, timesteps in self.schedule.items()},
+            "schedule": {denoiser: list(timesteps) for denoiser, timesteps in self.schedule.items()},
             "samples": [entry.to_dict() for entry in self.samples],
             "texts": dict(self.texts),
         }
@@ -130,9 +132,9 @@ class StoreIndex:
             _require(entry.prompt_id in known, "prompt_id", "is one of the recorded prompts", entry.prompt_id)
             _require(entry.texts is None or entry.texts in self.texts, "texts", "is a listed file", entry.texts)
             _require(entry.file not in seen, "file", "is listed once", entry.file)
-            _require(entry.expert in self.schedule, "expert", "is a denoiser of the schedule", entry.expert)
-            timesteps = self.schedule[entry.expert]
-            _require(entry.timestep in timesteps, "timestep", f"is in the schedule of {entry.expert}",
+            _require(entry.denoiser in self.schedule, "expert", "is a denoiser of the schedule", entry.denoiser)
+            timesteps = self.schedule[entry.denoiser]
+            _require(entry.timestep in timesteps, "timestep", f"is in the schedule of {entry.denoiser}",
                      entry.timestep)  # fmt: skip
             seen.add(entry.file)
 

@@ -69,7 +69,7 @@ class StoreWriter:
         content = _serialized(own)
         entry = SampleEntry(
             file=file,
-            expert=sample.denoiser,
+            denoiser=sample.denoiser,
             prompt_id=sample.prompt_id,
             timestep=sample.timestep,
             step_index=sample.step_index,

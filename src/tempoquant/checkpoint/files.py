@@ -21,7 +21,7 @@ WEIGHTS_STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{WEIGHTS_STEM}.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TORCH_DTYPES = {
+TORCH_DTYPES = {
     "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -131,7 +131,7 @@ def forms_of(file: Path, weights: Any) -> Iterator[tuple[str, StoredAs]]:
     """Yield name, dtype and shape of every tensor of an open file. Raises CheckpointError for an unknown dtype."""
     for name in weights.keys():  # noqa: SIM118 (not a dict)
         header = weights.get_slice(name)
-        dtype = _TORCH_DTYPES.get(header.get_dtype())
+        dtype = TORCH_DTYPES.get(header.get_dtype())
         if dtype is None:
             raise damaged(f"{file}: {name} has the unknown dtype {header.get_dtype()}")
         yield name, StoredAs(dtype, tuple(header.get_shape()))

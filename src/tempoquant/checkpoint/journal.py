@@ -74,7 +74,7 @@ class Journal:
             path = self.shard_folder / shard_name(number)
             if not path.is_file() or files.sha256_of(path) != shard.sha256:
                 raise OutputError(
-                    f"{path} is not what was committed: remove {self._folder}, and this expert starts over."
+                    f"{path} is not what was committed: remove {self._folder}, and this denoiser starts over."
                 )
         kept = {shard_name(number) for number in range(len(shards))}
         for entry in self.shard_folder.iterdir():
@@ -132,5 +132,5 @@ def _read(file: Path) -> Commit:
     except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
             f"{file} is damaged, or of another version of TempoQuant ({str(error).removesuffix(REMEDY).strip()}): "
-            f"remove {file.parent}, and this expert starts over."
+            f"remove {file.parent}, and this denoiser starts over."
         ) from error

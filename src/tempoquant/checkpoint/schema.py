@@ -135,7 +135,7 @@ class ComponentConfig:
     """Everything `quantization_config` says about one component.
 
     Attributes:
-        expert: which half of the trajectory the component serves.
+        denoiser: which half of the trajectory the component serves.
         bins: its timestep bins.
         layers: the 4-bit layers by module name.
         recipe: the resolved recipe.
@@ -148,7 +148,7 @@ class ComponentConfig:
         call: how the model is called; None where a version before 5 did not say.
     """
 
-    expert: str
+    denoiser: str
     bins: TimestepBins
     layers: Mapping[str, LayerEntry]
     recipe: Recipe
@@ -165,7 +165,7 @@ class ComponentConfig:
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "library_version": self.library_version,
-            "expert": self.expert,
+            "expert": self.denoiser,
             "timestep_edges": list(self.bins.edges),
             "layers": {name: entry.to_dict() for name, entry in sorted(self.layers.items())},
             "recipe": self.recipe.to_dict(),
@@ -213,7 +213,7 @@ def _parse(config: Any) -> ComponentConfig:
     size = len(json.dumps(calibration))
     require(size <= MAX_JSON_BYTES, "calibration", f"is at most {MAX_JSON_BYTES} bytes of JSON", size)
     return ComponentConfig(
-        expert=config["expert"],
+        denoiser=config["expert"],
         bins=_bins(config["timestep_edges"]),
         layers=_layers(config["layers"], config["format_version"]),
         recipe=_recipe(config["recipe"]),

@@ -40,7 +40,7 @@ class _Counts(NamedTuple):
 class ComponentWriter:
     """Writes one component folder.
 
-        with ComponentWriter(folder, expert=expert, bins=bins, recipe=recipe) as writer:
+        with ComponentWriter(folder, denoiser=denoiser, bins=bins, recipe=recipe) as writer:
             writer.add_layer("blocks.0.attn1.to_q", layer)
             writer.add_tensor("proj_out.weight", weight)
             writer.finish(model_config)
@@ -56,7 +56,7 @@ class ComponentWriter:
         self,
         folder: str | Path,
         *,
-        expert: str,
+        denoiser: str,
         bins: TimestepBins,
         recipe: Recipe,
         call: ModelCall | None = None,
@@ -65,7 +65,7 @@ class ComponentWriter:
     ) -> None:
         """Prepare. Raises OutputError when the target exists and is not empty, or what the journal names is damaged."""
         self.folder = Path(folder)
-        self._expert, self._bins, self._recipe, self._call = expert, bins, recipe, call
+        self._denoiser, self._bins, self._recipe, self._call = denoiser, bins, recipe, call
         self._journal = journal
         self.layers: dict[str, LayerEntry] = {}
         self._notes: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ class ComponentWriter:
             model_config: the source component's config.json, to which quantization_config is added.
         """
         config = ComponentConfig(
-            self._expert, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
+            self._denoiser, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
             calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen, self._call,
         )  # fmt: skip
         # Through JSON and the reader's own checks: what cannot be read back must not be written.

@@ -26,7 +26,7 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Experts, reference_and_folders
+from tempoquant.cli.source_options import Base, Denoisers, reference_and_folders
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A folder for everything.")],
     base: Base = None,
-    expert: Experts = None,
+    denoiser: Denoisers = None,
     root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
@@ -96,7 +96,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     if vbench_python is None and (vbench_dimensions or vbench_cache):
         raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
     wanted_seeds = parse_seeds(seeds)
-    reference, folders = reference_and_folders(names, base, expert)
+    reference, folders = reference_and_folders(names, base, denoiser)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:

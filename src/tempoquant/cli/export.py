@@ -1,14 +1,16 @@
 """`tempoquant export`: a quantized pipeline in another engine's files."""
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.options import Folder, Json, Overwrite
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
+from tempoquant.errors import UnsupportedError
 from tempoquant.progress import Progress
 
 
@@ -16,40 +18,94 @@ class Target(str, Enum):
     """Whose files to write."""
 
     NUNCHAKU_LITE = "nunchaku-lite"
+    COMFYUI_NVFP4 = "comfyui-nvfp4"
+
+
+class _Request(NamedTuple):
+    """What was asked for, the target apart."""
+
+    folder: Path
+    output: Path
+    overwrite: bool
+    link: bool
 
 
 def command(
     folder: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to write; new, or empty.")],
-    target: Annotated[Target, typer.Option("--to", help="diffusers' own quant_method nunchaku_lite.")],
+    target: Annotated[
+        Target, typer.Option("--to", help="diffusers' own quant_method nunchaku_lite, or ComfyUI's own format nvfp4.")
+    ],
     overwrite: Overwrite = False,
     link: Annotated[
-        bool, typer.Option("--link", help="Link the unquantized components instead of copying them.")
+        bool, typer.Option("--link", help="Link the unquantized components instead of copying them (nunchaku-lite).")
     ] = False,
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Write both experts for stock diffusers, which runs them with nunchaku's fused kernels on NVIDIA GPUs.
+    """Write all denoisers for an engine that runs them without TempoQuant.
 
-    DIR is what `quantize` wrote with --recipe nunchaku_int4 or nunchaku_nvfp4, or like them: layers that the kernels
-    cannot hold are refused by name. Clip ratios are not carried. `compare` scores OUT as the kernels round.
+    --to nunchaku-lite: a pipeline for stock diffusers, with nunchaku's fused kernels on NVIDIA GPUs. DIR is what
+    `quantize` wrote with --recipe nunchaku_int4 or nunchaku_nvfp4. `compare` scores OUT as the kernels round.
+
+    --to comfyui-nvfp4: a model file and a branch file for each denoiser, which ComfyUI loads without a node pack. DIR
+    is what `quantize` wrote with --recipe comfyui_nvfp4.
+
+    Layers that the target cannot hold are refused by name. Clip ratios are not carried.
     """
+    request = _Request(folder, output, overwrite, link)
+    run_command(lambda progress: _TARGETS[target](request, progress), as_json, json_log, interrupted=GOES_ON)
 
-    def work(progress: Progress) -> Outcome:
-        from rich.console import Group
 
-        from tempoquant.cli.quantize import is_finished
-        from tempoquant.cli.tables import contents_table
-        from tempoquant.hosts.contents import contents_of
-        from tempoquant.hosts.nunchaku.export import export
-        from tempoquant.plain_values import plain
+def _to_nunchaku_lite(request: _Request, progress: Progress) -> Outcome:
+    from rich.console import Group
 
-        was_there = is_finished(output) and not overwrite
-        path = export(folder, output, overwrite=overwrite, link=link, progress=progress)
-        contents = contents_of(path)
-        record = {"output": str(path), "existed": was_there, "target": target.value, "clip_ratios_carried": False}
-        notes = [f"{expert.expert}: {note}" for expert in contents.experts for note in expert.notes]
-        words = f"{path} was already finished." if was_there else f"Written to {path}."
-        return Outcome({**record, **plain(contents)}, Group(contents_table(contents), *notes, words))
+    from tempoquant.cli.quantize import is_finished
+    from tempoquant.cli.tables import contents_table
+    from tempoquant.hosts.contents import contents_of
+    from tempoquant.hosts.nunchaku.export import export
+    from tempoquant.plain_values import plain
 
-    run_command(work, as_json, json_log, interrupted=GOES_ON)
+    was_there = is_finished(request.output) and not request.overwrite
+    path = export(request.folder, request.output, overwrite=request.overwrite, link=request.link, progress=progress)
+    contents = contents_of(path)
+    record = _record(path, was_there, Target.NUNCHAKU_LITE)
+    notes = [f"{denoiser.denoiser}: {note}" for denoiser in contents.denoisers for note in denoiser.notes]
+    return Outcome({**record, **plain(contents)}, Group(contents_table(contents), *notes, _words(path, was_there)))
+
+
+def _to_comfyui_nvfp4(request: _Request, progress: Progress) -> Outcome:
+    from rich.console import Group
+
+    from tempoquant.checkpoint.manifest import MANIFEST_NAME
+    from tempoquant.cli.tables import comfyui_table
+    from tempoquant.hosts.comfyui.nvfp4_export import export
+    from tempoquant.plain_values import plain
+
+    if request.link:
+        raise UnsupportedError("--link links what is no denoiser, of which comfyui-nvfp4 writes nothing: leave it out.")
+    was_there = (request.output / MANIFEST_NAME).is_file() and not request.overwrite
+    denoisers = export(request.folder, request.output, overwrite=request.overwrite, progress=progress)
+    path = request.output.expanduser().resolve()
+    record = {**_record(path, was_there, Target.COMFYUI_NVFP4), "denoisers": [plain(each) for each in denoisers]}
+    notes = [
+        f"{each.denoiser}: clip ratios are not carried ({each.num_clipped} of {each.num_layers} layers had one other "
+        "than 1)."
+        for each in denoisers
+        if each.num_clipped
+    ]
+    return Outcome(record, Group(comfyui_table(denoisers), *notes, _words(path, was_there)))
+
+
+_TARGETS: dict[Target, Callable[[_Request, Progress], Outcome]] = {
+    Target.NUNCHAKU_LITE: _to_nunchaku_lite,
+    Target.COMFYUI_NVFP4: _to_comfyui_nvfp4,
+}
+
+
+def _record(path: Path, was_there: bool, target: Target) -> dict[str, object]:
+    return {"output": str(path), "existed": was_there, "target": target.value, "clip_ratios_carried": False}
+
+
+def _words(path: Path, was_there: bool) -> str:
+    return f"{path} was already finished." if was_there else f"Written to {path}."

@@ -27,7 +27,7 @@ def command(
         contents = contents_of(folder)
         check_sound(folder)
         record: dict[str, Any] = plain(contents)
-        notes = [f"{expert.expert}: {note}" for expert in contents.experts for note in expert.notes]
+        notes = [f"{denoiser.denoiser}: {note}" for denoiser in contents.denoisers for note in denoiser.notes]
         shown = {**contents.recipe, "layers": f"{len(contents.recipe['layers'])} rules"}
         settings = ", ".join(f"{key} {value}" for key, value in shown.items() if key != "name")
         lines = [f"Recipe: {settings}", *hardly_seen_lines(contents), *notes]
@@ -42,7 +42,7 @@ def command(
 def check_sound(folder: Path) -> None:
     """Check what manifest, configs, indexes and headers tell of a quantized pipeline.
 
-    A folder without model_index.json holds experts alone: then they are what can be checked.
+    A folder without model_index.json holds denoisers alone: then they are what can be checked.
     Raises CheckpointError or ModelError for the first damage.
     """
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest
@@ -61,9 +61,9 @@ def check_sound(folder: Path) -> None:
 
 
 def verify_folder(folder: Path, progress: Progress) -> list[str]:
-    """Check the hash of every file, and every tensor of both experts; the files that agree.
+    """Check the hash of every file, and every tensor of all denoisers; the files that agree.
 
-    A folder put together by hand has no manifest: then the experts' own weight files are what can be checked.
+    A folder put together by hand has no manifest: then the denoisers' own weight files are what can be checked.
     Raises CheckpointError or ModelError for the first damage.
     """
     from tempoquant.checkpoint import verify_hashes

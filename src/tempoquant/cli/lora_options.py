@@ -1,4 +1,4 @@
-"""The option `--lora`: which LoRA files are fused into which expert, and how strongly."""
+"""The option `--lora`: which LoRA files are fused into which denoiser, and how strongly."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ Loras = Annotated[
 
 
 def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
-    """Read texts such as "high_noise=a.safetensors:0.8,b.safetensors": expert to files and strengths, in order.
+    """Read texts such as "high_noise=a.safetensors:0.8,b.safetensors": denoiser to files and strengths, in order.
 
     A path may hold commas and colons, as long as one reading alone names files that are there.
 
@@ -27,8 +27,8 @@ def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
     """
     loras: dict[str, list[tuple[Path, float]]] = {}
     for text in texts or []:
-        expert, _, files = text.partition("=")
-        if not expert.isidentifier() or not files:
+        denoiser, _, files = text.partition("=")
+        if not denoiser.isidentifier() or not files:
             raise _wrong(f"{text!r} is not {_FORM}.")
         if "" in files.split(","):
             raise _wrong(f"{text!r} has a comma with no file beside it.")
@@ -38,7 +38,7 @@ def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
         if len(readings) > 1:
             ways = " or ".join(" and ".join(f"{file} (strength {s:g})" for file, s in way) for way in readings[:2])
             raise _wrong(f"{files!r} can be read as {ways}: rename a file, or give each a --lora of its own.")
-        loras.setdefault(expert, []).extend(readings[0])
+        loras.setdefault(denoiser, []).extend(readings[0])
     return loras
 
 

@@ -80,11 +80,19 @@ def check_devices(names: str | None) -> str | None:
 
 
 class MemoryMode(str, Enum):
-    """Where a pipeline is while it runs: `placement.streaming` while recording, `.memory_modes` while generating."""
+    """Where a pipeline's weights are while it generates; `placement.modes` says what each means."""
 
     RESIDENT = "resident"
     SWAP = "swap"
     LEAN = "lean"
+
+
+class RecordingMode(str, Enum):
+    """Where the 16-bit pipeline's weights are while it records; `placement.modes` says what each means."""
+
+    RESIDENT = "resident"
+    SWAP = "swap"
+    DISK = "disk"
 
 
 def sampling_changes(
@@ -109,19 +117,27 @@ Calibration = Annotated[
     str | None,
     typer.Option(metavar="FILE|FOLDER", help="jsonl of {prompt, image} (bundled models have their own)."),
 ]
-SamplesPerExpert = Annotated[
+SamplesPerDenoiser = Annotated[
     int | None,
-    typer.Option(min=1, help="Transformer calls to keep of each expert; about a million video tokens if left out."),
+    typer.Option(
+        "--samples-per-denoiser",
+        "--samples-per-expert",
+        min=1,
+        help="Transformer calls to keep of each denoiser; about a million video tokens if left out.",
+    ),
 ]
 GuidanceScale = Annotated[float | None, typer.Option(min=1e-6, help="Of classifier-free guidance; 1 for none.")]
-Memory = Annotated[
-    MemoryMode,
-    typer.Option(help="The 16-bit pipeline: all on the device, one model there at a time, or one block of one model."),
+RecordingMemory = Annotated[
+    RecordingMode,
+    typer.Option(
+        "--memory",
+        help="The 16-bit pipeline: all on the device, one model there at a time, or each block from its file.",
+    ),
 ]
 GenerationMemory = Annotated[
     MemoryMode,
     typer.Option(
-        "--memory", help="On the device: both experts, the one that runs, or its block that runs (docs/memory.md)."
+        "--memory", help="On the device: all denoisers, the one that runs, or its block that runs (docs/memory.md)."
     ),
 ]
 InChunks = Annotated[

@@ -14,17 +14,17 @@ from tempoquant.cli.options import (
     Frames,
     GuidanceScale,
     Json,
-    Memory,
-    MemoryMode,
     Model,
     Overwrite,
-    SamplesPerExpert,
+    RecordingMemory,
+    RecordingMode,
+    SamplesPerDenoiser,
     Seed,
     Size,
     Steps,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Experts, model_of
+from tempoquant.cli.source_options import Base, Denoisers, model_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     calibration: Calibration = None,
     base: Base = None,
-    expert: Experts = None,
+    denoiser: Denoisers = None,
     lora: Loras = None,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
     address: Address = None,
-    memory: Memory = MemoryMode.RESIDENT,
+    memory: RecordingMemory = RecordingMode.RESIDENT,
     hidden_ram_gib: Annotated[
-        float | None, typer.Option(min=0.0, help="RAM for hidden states of each expert; the rest is read from files.")
+        float | None, typer.Option(min=0.0, help="RAM for hidden states of each denoiser; the rest is read from files.")
     ] = None,
     tokens_at_once: Annotated[
         int | None, typer.Option(min=1, help="Tokens that statistics are gathered from at once: fewer, less memory.")
@@ -68,13 +68,13 @@ def command(  # noqa: PLR0913 (one argument per option)
         float | None, typer.Option(min=1e-6, help="A budget instead of the rank, spent where rounding hurts most.")
     ] = None,
     size_gib: Annotated[
-        float | None, typer.Option(min=1e-6, help="The same budget, as the size of both experts on the disk.")
+        float | None, typer.Option(min=1e-6, help="The same budget, as the size of all denoisers on the disk.")
     ] = None,
     sensitivity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What `sensitivity` wrote; a budget measures it if left out.")
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe: calibration prompts.")] = None,
-    samples_per_expert: SamplesPerExpert = None,
+    samples_per_denoiser: SamplesPerDenoiser = None,
     steps: Steps = None,
     frames: Frames = None,
     size: Size = None,
@@ -86,16 +86,16 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Quantize both experts of a Wan2.2 image-to-video pipeline to four bits.
+    """Quantize all denoisers of a Wan2.2 image-to-video pipeline to four bits.
 
     One block of the 16-bit model is in memory at a time, and every finished block is kept in DIR.unfinished: after
     Ctrl-C or a crash the same command goes on from there. With --bits-per-weight or --size-gib, ranks and layers in 16
     bits are chosen by what each layer's rounding does to the noise prediction, measured first. --format, --rank,
-    --num-prompts, --samples-per-expert, --steps, --frames, --size, --guidance-scale and --flow-shift override the
+    --num-prompts, --samples-per-denoiser, --steps, --frames, --size, --guidance-scale and --flow-shift override the
     recipe's settings; the resolved recipe is stored in the result.
     """
     changes = {
-        "format": format, "rank": rank, "num_prompts": num_prompts, "samples_per_expert": samples_per_expert,
+        "format": format, "rank": rank, "num_prompts": num_prompts, "samples_per_denoiser": samples_per_denoiser,
         "num_steps": steps, "num_frames": frames, "height": size and size.height, "width": size and size.width,
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
     }  # fmt: skip
@@ -103,7 +103,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         raise typer.BadParameter("say where to write, with -o DIR (or ask for --dry-run).", param_hint="'--output'")
     if store is not None:
         refuse_beside_store({"--calibration": calibration, "--num-prompts": num_prompts, "--seed": seed or None})
-    source, loras = model_of(model, base, expert), parse_loras(lora)
+    source, loras = model_of(model, base, denoiser), parse_loras(lora)
     cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:

@@ -14,18 +14,18 @@ from tempoquant.cli.options import (
     Frames,
     GuidanceScale,
     Json,
-    Memory,
-    MemoryMode,
     Model,
     Overwrite,
-    SamplesPerExpert,
+    RecordingMemory,
+    RecordingMode,
+    SamplesPerDenoiser,
     Seed,
     Size,
     Steps,
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Experts, model_of
+from tempoquant.cli.source_options import Base, Denoisers, model_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def command(  # noqa: PLR0913 (one argument per option)
     model: Model = None,
     calibration: Calibration = None,
     prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the first ones.")] = NUM_PROMPTS,
-    samples_per_expert: SamplesPerExpert = None,
+    samples_per_denoiser: SamplesPerDenoiser = None,
     steps: Steps = None,
     frames: Frames = None,
     size: Size = None,
     guidance_scale: GuidanceScale = None,
     flow_shift: FlowShift = None,
     base: Base = None,
-    expert: Experts = None,
+    denoiser: Denoisers = None,
     lora: Loras = None,
     from_latents: Annotated[
         bool,
@@ -58,7 +58,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
     address: Address = None,
-    memory: Memory = MemoryMode.RESIDENT,
+    memory: RecordingMemory = RecordingMode.RESIDENT,
     overwrite: Overwrite = False,
     json_log: JsonLogFile = None,
     as_json: Json = False,
@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
     """
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
-    named, loras = model_of(model, base, expert), parse_loras(lora)
+    named, loras = model_of(model, base, denoiser), parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.models.fingerprint import fingerprint
@@ -83,7 +83,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         check_memory(memory.value, workers.device)
         source = SourceModel.open(named)
         drawn = {"calibration": calibration, "prompts": prompts, "seed": seed, "from_latents": from_latents}
-        plan = make_plan(str(named), source, drawn, changes, loras, samples_per_expert)
+        plan = make_plan(str(named), source, drawn, changes, loras, samples_per_denoiser)
         existed = (output / "store.json").is_file() and not overwrite
         identity = ModelIdentity(fingerprint(source, progress), source.hub_id, source.revision)
         store = record(
@@ -101,7 +101,7 @@ def make_plan(
     drawn: dict[str, Any],
     changes: dict[str, Any],
     loras: dict[str, list[tuple[Path, float]]],
-    samples_per_expert: int | None,
+    samples_per_denoiser: int | None,
 ) -> "RecordingPlan":
     """What to record: the model's own settings, those of LoRAs that say for how many steps they are, then the flags.
 
@@ -109,7 +109,7 @@ def make_plan(
     """
     from tempoquant.models.lora.given import load_loras, sampler_with, sampler_words
     from tempoquant.models.sampling_file import settings_of
-    from tempoquant.recording.plan import RecordingPlan, default_samples_per_expert
+    from tempoquant.recording.plan import RecordingPlan, default_samples_per_denoiser
     from tempoquant.recording.prompt_sets import calibration_prompts
 
     fused = load_loras(source, loras)
@@ -120,7 +120,7 @@ def make_plan(
     return RecordingPlan(
         prompts=calibration_prompts(model, drawn["calibration"], drawn["prompts"]),
         settings=settings,
-        samples_per_expert=samples_per_expert or default_samples_per_expert(settings, source.geometry),
+        samples_per_denoiser=samples_per_denoiser or default_samples_per_denoiser(settings, source.geometry),
         seed=drawn["seed"],
         loras=fused,
         from_latents=drawn["from_latents"],
@@ -128,19 +128,19 @@ def make_plan(
 
 
 def describe(store: "SampleStore", existed: bool) -> Outcome:
-    """What is in a store: how many samples of each expert, over how many of its timesteps."""
+    """What is in a store: how many samples of each denoiser, over how many of its timesteps."""
     counts, words = {}, []
-    for expert in store.denoisers:
-        entries = store.entries(expert)
+    for denoiser in store.denoisers:
+        entries = store.entries(denoiser)
         num_steps = len({entry.step_index for entry in entries})
-        counts[expert] = {
+        counts[denoiser] = {
             "num_samples": len(entries),
             "num_timesteps": num_steps,
             "num_prompts": len({entry.prompt_id for entry in entries}),
         }
-        words.append(f"{len(entries)} of {expert} at {num_steps} of its {len(store.schedule(expert))} timesteps")
+        words.append(f"{len(entries)} of {denoiser} at {num_steps} of its {len(store.schedule(denoiser))} timesteps")
     record = {
-        "output": str(store.folder), "existed": existed, "digest": store.digest, "experts": counts,
+        "output": str(store.folder), "existed": existed, "digest": store.digest, "denoisers": counts,
         "settings": store.settings, "seed": store.provenance["seed"],
     }  # fmt: skip
     state = "was already finished" if existed else "written"

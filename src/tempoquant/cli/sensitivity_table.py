@@ -19,31 +19,31 @@ _NUMBERED = re.compile(r"(.*?\.\d+)\.(.+)")
 
 
 def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
-    """Both experts' tables at a rank, and below each what all layers together leave at every rank."""
+    """All denoisers' tables at a rank, and below each what all layers together leave at every rank."""
     parts: list[RenderableType] = []
-    for expert in sensitivity.experts:
-        parts += [_table(sensitivity, expert, rank), _all_ranks_line(_layers(sensitivity, expert))]
+    for denoiser in sensitivity.denoisers:
+        parts += [_table(sensitivity, denoiser, rank), _all_ranks_line(_layers(sensitivity, denoiser))]
     return Group(*parts)
 
 
 def budget_text(sensitivity: Sensitivity, recipe: Recipe) -> RenderableType:
-    """What a budget made of a recipe: each expert's ranks, and the SQNR that is foretold for them."""
+    """What a budget made of a recipe: each denoiser's ranks, and the SQNR that is foretold for them."""
     parts: list[RenderableType] = []
-    for expert in sensitivity.experts:
-        layers = _layers(sensitivity, expert)
-        total = _db(sum(_error_under(recipe, expert, name, layer) for name, layer in layers.items()))
-        text = functools.partial(_rank_text, recipe, expert)
-        table = _grid(f"{expert}: ranks for {recipe.name}", _by_block(layers), text)
+    for denoiser in sensitivity.denoisers:
+        layers = _layers(sensitivity, denoiser)
+        total = _db(sum(_error_under(recipe, denoiser, name, layer) for name, layer in layers.items()))
+        text = functools.partial(_rank_text, recipe, denoiser)
+        table = _grid(f"{denoiser}: ranks for {recipe.name}", _by_block(layers), text)
         parts += [table, f"All layers together: {total:.1f} dB, to nearest, without GPTQ.\n"]
     return Group(*parts)
 
 
 def sensitivity_record(sensitivity: Sensitivity, rank: int) -> dict[str, Any]:
-    """For --json: each expert's layers with gain and errors by rank, and the SQNR of all together at the given one."""
-    record: dict[str, Any] = {"rank": rank, "experts": {}}
-    for expert in sensitivity.experts:
-        layers = _layers(sensitivity, expert)
-        record["experts"][expert] = {
+    """Return for --json each denoiser's layers with gain and errors by rank, and their SQNR at the given rank."""
+    record: dict[str, Any] = {"rank": rank, "denoisers": {}}
+    for denoiser in sensitivity.denoisers:
+        layers = _layers(sensitivity, denoiser)
+        record["denoisers"][denoiser] = {
             "sqnr_db": _db(sum(_error_at(layer, rank) for layer in layers.values())),
             "layers": {name: {"gain": layer.gain, "errors": {str(r): e for r, e in layer.errors.items()}}
                        for name, layer in layers.items()},
@@ -51,18 +51,18 @@ def sensitivity_record(sensitivity: Sensitivity, rank: int) -> dict[str, Any]:
     return record
 
 
-def _layers(sensitivity: Sensitivity, expert: str) -> dict[str, LayerSensitivity]:
-    return {name: layer for linears in sensitivity.experts[expert] for name, layer in linears.items()}
+def _layers(sensitivity: Sensitivity, denoiser: str) -> dict[str, LayerSensitivity]:
+    return {name: layer for linears in sensitivity.denoisers[denoiser] for name, layer in linears.items()}
 
 
-def _table(sensitivity: Sensitivity, expert: str, rank: int) -> Table:
-    by_block = _by_block(_layers(sensitivity, expert))
+def _table(sensitivity: Sensitivity, denoiser: str, rank: int) -> Table:
+    by_block = _by_block(_layers(sensitivity, denoiser))
 
     def text(block: str, linear: str) -> str:
         layers = by_block[block].values() if linear == _ALL else [by_block[block][linear]]
         return f"{_db(sum(_error_at(layer, rank) for layer in layers)):.1f}"
 
-    return _grid(f"{expert}: SQNR in dB with one layer alone rounded, rank {rank}", by_block, text, (_ALL,))
+    return _grid(f"{denoiser}: SQNR in dB with one layer alone rounded, rank {rank}", by_block, text, (_ALL,))
 
 
 def _by_block(layers: dict[str, LayerSensitivity]) -> dict[str, dict[str, LayerSensitivity]]:
@@ -90,16 +90,16 @@ def _grid(
     return table
 
 
-def _rank_text(recipe: Recipe, expert: str, block: str, linear: str) -> str:
+def _rank_text(recipe: Recipe, denoiser: str, block: str, linear: str) -> str:
     name = f"{block}.{linear}"
-    rule = recipe.rule_of(name, expert)
-    return KEEP_16BIT if rule is not None and rule.format == KEEP_16BIT else str(recipe.rank_of(name, expert))
+    rule = recipe.rule_of(name, denoiser)
+    return KEEP_16BIT if rule is not None and rule.format == KEEP_16BIT else str(recipe.rank_of(name, denoiser))
 
 
-def _error_under(recipe: Recipe, expert: str, name: str, layer: LayerSensitivity) -> float:
-    rule = recipe.rule_of(name, expert)
+def _error_under(recipe: Recipe, denoiser: str, name: str, layer: LayerSensitivity) -> float:
+    rule = recipe.rule_of(name, denoiser)
     is_kept = rule is not None and rule.format == KEEP_16BIT
-    return 0.0 if is_kept else _error_at(layer, recipe.rank_of(name, expert))
+    return 0.0 if is_kept else _error_at(layer, recipe.rank_of(name, denoiser))
 
 
 def _all_ranks_line(layers: dict[str, LayerSensitivity]) -> str:

@@ -15,7 +15,7 @@ Base = Annotated[
         help="In place of MODEL, with --expert: gives all but the weights that --expert names (docs/sources.md).",
     ),
 ]
-Experts = Annotated[
+Denoisers = Annotated[
     list[str] | None,
     typer.Option(
         "--expert", metavar="DENOISER=FILE|FOLDER",
@@ -24,7 +24,7 @@ Experts = Annotated[
 ]  # fmt: skip
 
 
-def model_of(model: str | None, base: str | None, experts: list[str] | None, called: str = "MODEL") -> "ModelName":
+def model_of(model: str | None, base: str | None, denoisers: list[str] | None, called: str = "MODEL") -> "ModelName":
     """Return the model that a command line names: by itself, or by a base and files of its denoisers.
 
     Args:
@@ -34,19 +34,19 @@ def model_of(model: str | None, base: str | None, experts: list[str] | None, cal
         typer.BadParameter: none is named, both are, an option lacks the other, or a text is no DENOISER=FILE.
     """
     if base is None:
-        if experts:
+        if denoisers:
             raise _wrong("gives weights alone: say with --base which pipeline they belong to.")
         if model is None:
             raise typer.BadParameter("say which model, or give --base and --expert.", param_hint=f"'{called}'")
         return model
     if model is not None:
         raise typer.BadParameter(f"stands in the place of {called}: leave {model} out.", param_hint="'--base'")
-    if not experts:
+    if not denoisers:
         raise typer.BadParameter(f"goes with --expert: give the model alone as {called}.", param_hint="'--base'")
     from tempoquant.models.with_experts import WithExperts
 
     files: dict[str, str | Path] = {}
-    for text in experts:
+    for text in denoisers:
         name, _, path = text.partition("=")
         if not name.isidentifier() or not path:
             raise _wrong(f"{text!r} is not DENOISER=FILE or DENOISER=FOLDER.")
@@ -57,7 +57,7 @@ def model_of(model: str | None, base: str | None, experts: list[str] | None, cal
 
 
 def reference_and_folders(
-    names: list[str], base: str | None, experts: list[str] | None
+    names: list[str], base: str | None, denoisers: list[str] | None
 ) -> tuple["ModelName", list[Path]]:
     """Take what follows a command apart: a reference, unless --base is one, and folders of quantized pipelines.
 
@@ -65,7 +65,7 @@ def reference_and_folders(
     """
     reference = None if base is not None or not names else names[0]
     folders = names if base is not None else names[1:]
-    model = model_of(reference, base, experts, "REFERENCE")
+    model = model_of(reference, base, denoisers, "REFERENCE")
     if not folders:
         raise typer.BadParameter("say which quantized pipeline.", param_hint="'DIR'")
     return model, [Path(name) for name in folders]

@@ -1,12 +1,15 @@
 """Tables for people: what `compare` and `demo` measured, what `inspect` found."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tempoquant.evaluate.results import Comparison, ModelResult, Summary
-from tempoquant.hosts.contents import Contents, ExpertContents
+from tempoquant.hosts.contents import Contents, DenoiserContents
+
+if TYPE_CHECKING:
+    from tempoquant.hosts.comfyui.nvfp4_export import ExportedDenoiser
 
 NOT_MEASURED = "–"
 MIN_WIDTH = 72
@@ -18,8 +21,8 @@ def comparison_table(comparison: Comparison) -> Table:
     results = [comparison.reference, *comparison.models]
     rows = [
         ("bits per weight", [f"{result.bits_per_weight:.2f}" for result in results]),
-        ("experts on disk", [format_bytes(result.num_bytes) for result in results]),
-        *((f"SQNR of {name}, dB", [_text(r.expert_sqnr_db(name)) for r in results]) for name in _denoisers(results)),
+        ("denoisers on disk", [format_bytes(result.num_bytes) for result in results]),
+        *((f"SQNR of {name}, dB", [_text(r.denoiser_sqnr_db(name)) for r in results]) for name in _denoisers(results)),
         ("PSNR, dB", [_text(result.psnr_db) for result in results]),
         ("SSIM", [_text(result.ssim, 3) for result in results]),
         ("motion followed", [_share(result.motion_followed) for result in results]),
@@ -38,7 +41,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def bins_table(comparison: Comparison) -> Table | None:
     """SQNR of the noise prediction: a row per timestep bin, the noisiest first, and a column per model.
 
-    None where no expert has several bins.
+    None where no denoiser has several bins.
     """
     by_model = [[e for e in model.noise_prediction if e.bin_index is not None] for model in comparison.models]
     if not any(by_model):
@@ -49,49 +52,64 @@ def bins_table(comparison: Comparison) -> Table | None:
     for model in comparison.models:
         table.add_column(model.label, justify="right")
     rows = list(zip(*by_model, strict=True))  # all models were measured on the same calls and bins
-    for expert in _denoisers(comparison.models):
-        for errors in reversed([row for row in rows if row[0].expert == expert]):
+    for denoiser in _denoisers(comparison.models):
+        for errors in reversed([row for row in rows if row[0].denoiser == denoiser]):
             low, high = errors[0].timesteps
-            table.add_row(expert, f"{low:.0f} … {high:.0f}", *(error.sqnr_db.text() for error in errors))
+            table.add_row(denoiser, f"{low:.0f} … {high:.0f}", *(error.sqnr_db.text() for error in errors))
     return table
 
 
 def _denoisers(results: Sequence[ModelResult]) -> list[str]:
     """Names of those that noise predictions were measured of, the noisiest first."""
-    return list(dict.fromkeys(errors.expert for result in results for errors in result.noise_prediction))
+    return list(dict.fromkeys(errors.denoiser for result in results for errors in result.noise_prediction))
 
 
 def contents_table(contents: Contents) -> Table:
-    """A column per expert."""
+    """A column per denoiser."""
     table = Table(title=_contents_title(contents), title_justify="left", min_width=MIN_WIDTH)
     table.add_column("")
-    for expert in contents.experts:
-        table.add_column(expert.expert, justify="right")
+    for denoiser in contents.denoisers:
+        table.add_column(denoiser.denoiser, justify="right")
     rows = [
-        ("4-bit linears", [str(expert.num_layers) for expert in contents.experts]),
-        ("16-bit linears", [str(expert.num_16bit_linears) for expert in contents.experts]),
-        ("format", [_counts(expert.formats) for expert in contents.experts]),
-        ("rank", [_counts(expert.ranks) for expert in contents.experts]),
-        ("bits per weight", [f"{expert.bits_per_weight:.2f}" for expert in contents.experts]),
-        ("size", [format_bytes(expert.num_bytes) for expert in contents.experts]),
-        ("clip ratio by timesteps", ["\n".join(_bin_lines(expert)) for expert in contents.experts]),
+        ("4-bit linears", [str(denoiser.num_layers) for denoiser in contents.denoisers]),
+        ("16-bit linears", [str(denoiser.num_16bit_linears) for denoiser in contents.denoisers]),
+        ("format", [_counts(denoiser.formats) for denoiser in contents.denoisers]),
+        ("rank", [_counts(denoiser.ranks) for denoiser in contents.denoisers]),
+        ("bits per weight", [f"{denoiser.bits_per_weight:.2f}" for denoiser in contents.denoisers]),
+        ("size", [format_bytes(denoiser.num_bytes) for denoiser in contents.denoisers]),
+        ("clip ratio by timesteps", ["\n".join(_bin_lines(denoiser)) for denoiser in contents.denoisers]),
     ]
     for name, cells in rows:
         table.add_row(name, *cells)
     return table
 
 
+def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
+    """A row per file that was written for ComfyUI."""
+    table = Table(title="For ComfyUI's folder models", title_justify="left", min_width=MIN_WIDTH)
+    for heading in ("denoiser", "file"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("4-bit linears", "bits per weight", "size"):
+        table.add_column(heading, justify="right")
+    for each in denoisers:
+        bits, size = f"{each.bits_per_weight:.2f}", format_bytes(each.num_bytes)
+        table.add_row(each.denoiser, each.model_file, str(each.num_layers), bits, size)
+        if each.branch_file is not None:
+            table.add_row("", each.branch_file)
+    return table
+
+
 def hardly_seen_lines(contents: Contents) -> list[str]:
-    """A sentence for each expert with input features that calibration hardly saw."""
+    """A sentence for each denoiser with input features that calibration hardly saw."""
     lines = []
-    for expert in contents.experts:
-        if not (layers := expert.hardly_seen):
+    for denoiser in contents.denoisers:
+        if not (layers := denoiser.hardly_seen):
             continue
         count = sum(seen.num_features for seen in layers.values())
         most = max(layers, key=lambda name: layers[name].num_features)
         factor = max(seen.amplification for seen in layers.values())
         lines.append(
-            f"{expert.expert}: calibration hardly saw {count} input features of {len(layers)} layers, most in "
+            f"{denoiser.denoiser}: calibration hardly saw {count} input features of {len(layers)} layers, most in "
             f"{most} ({layers[most].num_features}). An ordinary value in one reaches the quantizer up to {factor:.3g} "
             "times as large as elsewhere. Calibrate with more prompts to see more."
         )
@@ -121,10 +139,10 @@ def _contents_title(contents: Contents) -> str:
     return f"{contents.folder}: recipe {contents.recipe['name']}, {size}, {calibrated}"
 
 
-def _bin_lines(expert: ExpertContents) -> list[str]:
+def _bin_lines(denoiser: DenoiserContents) -> list[str]:
     """A line per bin, the noisiest first, as sampling meets them: median and range of the clip ratio over layers."""
     lines = []
-    for each in reversed(expert.bins):
+    for each in reversed(denoiser.bins):
         spread = f" ({each.clip_ratio_min:g}–{each.clip_ratio_max:g})"
         has_spread = each.clip_ratio_min < each.clip_ratio_max
         timesteps = f"{each.lowest_timestep:g}–{each.highest_timestep:g}"

@@ -25,7 +25,7 @@ from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.memory_modes import load_in_mode, remove_memory_mode
-from tempoquant.placement.streaming import Memory
+from tempoquant.placement.modes import Memory
 from tempoquant.plain_values import plain
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, check_disjoint
@@ -130,12 +130,12 @@ def compare(
 
 
 def _common_bins(folders: Iterable[Path]) -> dict[str, TimestepBins]:
-    """For each expert the finest bins that any of the models has, so that all are measured on the same ones."""
+    """For each denoiser the finest bins that any of the models has, so that all are measured on the same ones."""
     finest: dict[str, TimestepBins] = {}
     for folder in folders:
-        for expert, config in configs_of(folder).items():
-            if expert not in finest or config.bins.num_bins > finest[expert].num_bins:
-                finest[expert] = config.bins
+        for denoiser, config in configs_of(folder).items():
+            if denoiser not in finest or config.bins.num_bins > finest[denoiser].num_bins:
+                finest[denoiser] = config.bins
     return finest
 
 

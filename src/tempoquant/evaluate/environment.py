@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-import tempoquant
-
 
 def environment() -> dict[str, Any]:
     """Plain values; "commit" is None for an installed package."""
@@ -34,7 +32,7 @@ def device_name(device: torch.device) -> str:
 
 def _commit() -> str | None:
     """Of the checkout that this package is imported from; "… (modified)" with uncommitted changes."""
-    folder = Path(tempoquant.__file__).parent
+    folder = Path(__file__).parent.parent
     if not (folder.parent.parent / ".git").exists():
         return None
     try:

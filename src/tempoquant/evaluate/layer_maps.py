@@ -1,6 +1,6 @@
 """Where a model's error is: output error and clip ratio of every 4-bit linear in every timestep bin.
 
-A quantized expert repeats calls that the reference was recorded with. Each linear is judged on the input that it gets
+A quantized denoiser repeats calls that the reference was recorded with. Each linear is judged on the input that it gets
 there, against the product of that input with the 16-bit weight, which is read from the reference's files each time.
 """
 
@@ -51,25 +51,25 @@ def layer_maps(
     device = pipeline._execution_device  # in a memory mode the weights may lie elsewhere
     on_call = progress.start("Layer maps", len(calls))
     for denoiser in reference.denoisers:
-        expert, transformer = denoiser.name, getattr(pipeline, denoiser.component)
-        of_expert = [call for call in calls if call.denoiser == expert]
+        name, transformer = denoiser.name, getattr(pipeline, denoiser.component)
+        own_calls = [call for call in calls if call.denoiser == name]
         if linears := quantized_linears(transformer):
-            weights = DenoiserWeights(reference, expert, compute_dtype(str(device)), str(device))
-            watch = _Watch(linears, weights, bins[expert])
-            for call in of_expert:
-                watch.bin = bins[expert].of(call.timestep)
+            weights = DenoiserWeights(reference, name, compute_dtype(str(device)), str(device))
+            watch = _Watch(linears, weights, bins[name])
+            for call in own_calls:
+                watch.bin = bins[name].of(call.timestep)
                 with watching_outputs(linears, watch.observe):
                     transformer(**on_device(transformer, reference.family, call.inputs, device), return_dict=False)
                 on_call()
-            maps[expert] = watch.map(*denoiser.timesteps)
+            maps[name] = watch.map(*denoiser.timesteps)
         else:
-            for _ in of_expert:
+            for _ in own_calls:
                 on_call()
     return maps
 
 
 class _Watch:
-    """Sums, per layer and bin, over the calls of one expert."""
+    """Sums, per layer and bin, over the calls of one denoiser."""
 
     def __init__(self, linears: Mapping[str, Any], weights: DenoiserWeights, bins: TimestepBins) -> None:
         self.bin = 0

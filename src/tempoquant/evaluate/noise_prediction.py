@@ -1,6 +1,6 @@
 """SQNR of the noise prediction, teacher-forced on the reference's trajectory.
 
-Every recorded call is repeated with the quantized expert *on the reference's inputs*, so that errors of earlier steps
+Every recorded call is repeated with the quantized denoiser *on the reference's inputs*, so that errors of earlier steps
 do not add up and each timestep is judged alone.
 """
 
@@ -23,7 +23,7 @@ class CallError:
     """The error of one transformer call."""
 
     prompt_id: str
-    expert: str
+    denoiser: str
     timestep: float
     sqnr_db: float
 
@@ -58,32 +58,32 @@ def call_errors(
 def summarize(
     errors: Sequence[CallError], bins: Mapping[str, TimestepBins] | None = None
 ) -> tuple[NoisePredictionError, ...]:
-    """Per expert (all timesteps first, then its bins from clean to noisy where it has several), high noise first.
+    """Per denoiser (all timesteps first, then its bins from clean to noisy where it has several), high noise first.
 
-    Each prompt counts once: its value is the mean over its calls. Experts and bins without a call are left out.
+    Each prompt counts once: its value is the mean over its calls. Denoisers and bins without a call are left out.
     """
     found = []
     noisiest: dict[str, float] = {}
     for error in errors:
-        noisiest[error.expert] = max(error.timestep, noisiest.get(error.expert, 0.0))
-    for expert in sorted(noisiest, key=noisiest.__getitem__, reverse=True):
-        of_expert = [error for error in errors if error.expert == expert]
-        found.append(_summary_of(of_expert, expert, None))
-        expert_bins = (bins or {}).get(expert, TimestepBins())
-        for bin_index in range(expert_bins.num_bins) if expert_bins.num_bins > 1 else ():
-            in_bin = [error for error in of_expert if expert_bins.of(error.timestep) == bin_index]
+        noisiest[error.denoiser] = max(error.timestep, noisiest.get(error.denoiser, 0.0))
+    for denoiser in sorted(noisiest, key=noisiest.__getitem__, reverse=True):
+        of_denoiser = [error for error in errors if error.denoiser == denoiser]
+        found.append(_summary_of(of_denoiser, denoiser, None))
+        denoiser_bins = (bins or {}).get(denoiser, TimestepBins())
+        for bin_index in range(denoiser_bins.num_bins) if denoiser_bins.num_bins > 1 else ():
+            in_bin = [error for error in of_denoiser if denoiser_bins.of(error.timestep) == bin_index]
             if in_bin:
-                found.append(_summary_of(in_bin, expert, bin_index))
+                found.append(_summary_of(in_bin, denoiser, bin_index))
     return tuple(found)
 
 
-def _summary_of(errors: Sequence[CallError], expert: str, bin_index: int | None) -> NoisePredictionError:
+def _summary_of(errors: Sequence[CallError], denoiser: str, bin_index: int | None) -> NoisePredictionError:
     by_prompt: dict[str, list[float]] = {}
     for error in errors:
         by_prompt.setdefault(error.prompt_id, []).append(error.sqnr_db)
     timesteps = [error.timestep for error in errors]
     return NoisePredictionError(
-        expert=expert,
+        denoiser=denoiser,
         bin_index=bin_index,
         timesteps=(min(timesteps), max(timesteps)),
         sqnr_db=Summary.of([Summary.of(values).mean for values in by_prompt.values()]),

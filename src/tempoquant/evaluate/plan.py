@@ -10,7 +10,7 @@ from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import Step, sampling_steps
 from tempoquant.models.source import SourceModel
-from tempoquant.placement.streaming import Memory
+from tempoquant.placement.modes import Memory
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins, denoiser_at
 
@@ -102,7 +102,7 @@ class Plan:
         return {(item.id, self.seeds[0]) for item in self.items[:NUM_MAPPED]}
 
     def bin_name(self, timestep: float) -> str:
-        """Such as "high_noise bin 0", the cleanest of its expert."""
+        """Such as "high_noise bin 0", the cleanest of its denoiser."""
         name = denoiser_at(self.reference.denoisers, timestep).name
         return f"{name} bin {self.bins[name].of(timestep)}"
 

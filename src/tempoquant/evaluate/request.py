@@ -8,7 +8,7 @@ from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap
 from tempoquant.evaluate.plan import Model
 from tempoquant.evaluate.vbench.settings import VBenchSettings
 from tempoquant.models.sampling_settings import SamplingSettings
-from tempoquant.placement.streaming import Memory
+from tempoquant.placement.modes import Memory
 
 
 @dataclass(frozen=True)

@@ -49,17 +49,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class NoisePredictionError:
-    """How well one expert predicts the noise, over all its timesteps or inside one timestep bin.
+    """How well one denoiser predicts the noise, over all its timesteps or inside one timestep bin.
 
     Attributes:
-        expert: whose predictions.
-        bin_index: the timestep bin, 0 the cleanest; None for all of the expert's timesteps.
+        denoiser: whose predictions.
+        bin_index: the timestep bin, 0 the cleanest; None for all of the denoiser's timesteps.
         timesteps: lowest and highest timestep that was measured.
         sqnr_db: one value per prompt (the mean over its calls: calls of one prompt are no independent samples).
         num_calls: transformer calls in all.
     """
 
-    expert: str
+    denoiser: str
     bin_index: int | None
     timesteps: tuple[float, float]
     sqnr_db: Summary
@@ -90,9 +90,9 @@ class ModelResult:
     Attributes:
         label: what tables and pictures call it.
         folder: where it lies.
-        bits_per_weight: of the linears of both experts' blocks, scales and branch included; 16 for the reference.
+        bits_per_weight: of the linears of all denoisers' blocks, scales and branch included; 16 for the reference.
         num_bytes: of the two experts on disk.
-        noise_prediction: per expert and per bin; empty for the reference.
+        noise_prediction: per denoiser and per bin; empty for the reference.
         videos: one per prompt, in the order of the prompts.
     """
 
@@ -123,9 +123,9 @@ class ModelResult:
         """Share of the videos; None outside the bundled world."""
         return _summary([video.appearance_kept for video in self.videos])
 
-    def expert_sqnr_db(self, expert: str) -> Summary | None:
-        """Over all timesteps of one expert; None when it was not measured."""
-        found = [e.sqnr_db for e in self.noise_prediction if e.expert == expert and e.bin_index is None]
+    def denoiser_sqnr_db(self, denoiser: str) -> Summary | None:
+        """Over all timesteps of one denoiser; None when it was not measured."""
+        found = [e.sqnr_db for e in self.noise_prediction if e.denoiser == denoiser and e.bin_index is None]
         return found[0] if found else None
 
     def to_dict(self) -> dict[str, Any]:

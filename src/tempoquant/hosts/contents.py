@@ -25,11 +25,11 @@ CLIP_RATIO_SUFFIX = ".clip_ratio"
 
 @dataclass(frozen=True)
 class BinContents:
-    """One timestep bin and the clip ratios that an expert's layers use inside it.
+    """One timestep bin and the clip ratios that a denoiser's layers use inside it.
 
     Attributes:
         lowest_timestep, highest_timestep: the half-open interval [lowest, highest).
-        clip_ratio_min, clip_ratio_median, clip_ratio_max: over the expert's layers.
+        clip_ratio_min, clip_ratio_median, clip_ratio_max: over the denoiser's layers.
     """
 
     lowest_timestep: float
@@ -46,7 +46,7 @@ class LayerContents:
     Attributes:
         format: its name.
         rank: of the low-rank branch.
-        bits_per_weight: as of ExpertContents.
+        bits_per_weight: as of DenoiserContents.
         clip_ratio: one per timestep bin, from clean to noisy.
     """
 
@@ -57,11 +57,11 @@ class LayerContents:
 
 
 @dataclass(frozen=True)
-class ExpertContents:
-    """One quantized expert.
+class DenoiserContents:
+    """One quantized denoiser.
 
     Attributes:
-        expert: which one.
+        denoiser: which one.
         component: the name of its folder.
         num_layers: linears in four bits.
         num_16bit_linears: linears of blocks that stayed in 16 bits.
@@ -75,7 +75,7 @@ class ExpertContents:
         hardly_seen: layers with input features that calibration hardly saw, by name.
     """
 
-    expert: str
+    denoiser: str
     component: str
     num_layers: int
     num_16bit_linears: int
@@ -95,9 +95,9 @@ class Contents:
 
     Attributes:
         folder: where it lies.
-        experts: high noise first.
-        bits_per_weight: over both experts.
-        num_bytes: of both experts' weight files.
+        denoisers: high noise first.
+        bits_per_weight: over all denoisers.
+        num_bytes: of all denoisers' weight files.
         recipe: the resolved recipe, as plain values.
         library_version: of the TempoQuant that wrote it.
         calibration_prompt_ids: none where the recipe needed none.
@@ -105,7 +105,7 @@ class Contents:
     """
 
     folder: str
-    experts: tuple[ExpertContents, ...]
+    denoisers: tuple[DenoiserContents, ...]
     bits_per_weight: float
     num_bytes: int
     recipe: Mapping[str, Any]
@@ -115,9 +115,9 @@ class Contents:
 
 
 def quantized_components(folder: Path) -> dict[str, Path]:
-    """The quantized component of each expert of a pipeline folder, high noise first; empty for a 16-bit pipeline.
+    """The quantized component of each denoiser of a pipeline folder, high noise first; empty for a 16-bit pipeline.
 
-    Raises CheckpointError when the folder is none, a config is damaged, or two components claim one expert.
+    Raises CheckpointError when the folder is none, a config is damaged, or two components claim one denoiser.
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}.")
@@ -126,10 +126,10 @@ def quantized_components(folder: Path) -> dict[str, Path]:
         component = config_file.parent
         if "quantization_config" not in read_model_config(component):
             continue
-        expert = config_of(component).expert
-        if expert in found:
-            raise CheckpointError(f"{found[expert]} and {component} both claim to be the {expert} expert.")
-        found[expert] = component
+        denoiser = config_of(component).denoiser
+        if denoiser in found:
+            raise CheckpointError(f"{found[denoiser]} and {component} both claim to be the {denoiser} denoiser.")
+        found[denoiser] = component
     return found
 
 
@@ -163,32 +163,32 @@ def check_component(component: Path) -> None:
 
 
 def configs_of(folder: Path) -> dict[str, ComponentConfig]:
-    """The quantization config of each quantized expert; empty for a 16-bit pipeline. Raises CheckpointError."""
-    return {expert: config_of(component) for expert, component in quantized_components(folder).items()}
+    """The quantization config of each quantized denoiser; empty for a 16-bit pipeline. Raises CheckpointError."""
+    return {denoiser: config_of(component) for denoiser, component in quantized_components(folder).items()}
 
 
 def calibration_prompts_of(folder: Path) -> list[dict[str, str]]:
-    """Provenance of every prompt that any expert was calibrated on. Raises CheckpointError."""
+    """Provenance of every prompt that any denoiser was calibrated on. Raises CheckpointError."""
     calibrations = [config.calibration for config in configs_of(folder).values()]
     return [dict(prompt) for calibration in calibrations if calibration is not None for prompt in calibration.prompts]
 
 
 def contents_of(folder: Path) -> Contents:
-    """Look into a quantized pipeline. Raises CheckpointError when it holds no quantized expert or is damaged."""
+    """Look into a quantized pipeline. Raises CheckpointError when it holds no quantized denoiser or is damaged."""
     components = quantized_components(folder)
     if not components:
-        raise CheckpointError(f"{folder} holds no quantized expert: make one with `tempoquant quantize`.")
-    configs = {expert: config_of(component) for expert, component in components.items()}
+        raise CheckpointError(f"{folder} holds no quantized denoiser: make one with `tempoquant quantize`.")
+    configs = {denoiser: config_of(component) for denoiser, component in components.items()}
     first = next(iter(configs.values()))
     prompts = {
         prompt["id"] for config in configs.values() if config.calibration for prompt in config.calibration.prompts
     }
-    experts = tuple(_expert_contents(components[expert], config) for expert, config in configs.items())
+    denoisers = tuple(_denoiser_contents(components[denoiser], config) for denoiser, config in configs.items())
     return Contents(
         folder=str(folder),
-        experts=experts,
+        denoisers=denoisers,
         bits_per_weight=bits_per_weight(configs.values()),
-        num_bytes=sum(expert.num_bytes for expert in experts),
+        num_bytes=sum(denoiser.num_bytes for denoiser in denoisers),
         recipe=first.recipe.to_dict(),
         library_version=first.library_version,
         calibration_prompt_ids=tuple(sorted(prompts)),
@@ -216,10 +216,10 @@ def num_weight_bytes(component: Path) -> int:
     return sum(file.stat().st_size for file in weight_files(component))
 
 
-def _expert_contents(component: Path, config: ComponentConfig) -> ExpertContents:
-    clip_ratios = dict(_clip_ratios(component, config))
-    return ExpertContents(
-        expert=config.expert,
+def _denoiser_contents(component: Path, config: ComponentConfig) -> DenoiserContents:
+    clip_ratios = dict(clip_ratios_of(component, config))
+    return DenoiserContents(
+        denoiser=config.denoiser,
         component=component.name,
         num_layers=len(config.layers),
         num_16bit_linears=sum(1 for name, _ in _block_matrices(component) if name.endswith(".weight")),
@@ -257,7 +257,8 @@ def _bins(component: Path, config: ComponentConfig, clip_ratios: Iterable[list[f
     )
 
 
-def _clip_ratios(component: Path, config: ComponentConfig) -> Iterator[tuple[str, list[float]]]:
+def clip_ratios_of(component: Path, config: ComponentConfig) -> Iterator[tuple[str, list[float]]]:
+    """Yield every 4-bit layer of a component with its clip ratios, one a timestep bin, from clean to noisy."""
     if isinstance(config, ExportedConfig):
         yield from ((name, [1.0] * config.bins.num_bins) for name in config.layers)
         return

@@ -1,6 +1,6 @@
 """The README.md of a quantized pipeline: base model, licence, recipe, bits, measured sizes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,23 @@ def export_card(partial: Path, source: SourceModel) -> str:
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
+def comfyui_nvfp4_card(source: SourceModel, recipe: Recipe, files_of: Mapping[str, tuple[str, str | None]]) -> str:
+    """Text of the README.md of an export for ComfyUI's own `nvfp4`.
+
+    Args:
+        source: the quantized pipeline.
+        recipe: that it was quantized by.
+        files_of: denoiser to the file of the model and that of its branches, relative to the export.
+    """
+    base = _source_card(source)
+    kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
+    data = ModelCardData(tags=["tempoquant", "quantized", "comfyui", "nvfp4"], **kept)
+    rows = [f"| {name} | `{model}` | {f'`{lora}`' if lora else 'none'} |" for name, (model, lora) in files_of.items()]
+    title = source.family.title(source.index)
+    body = _COMFYUI_BODY.format(title=title, recipe=recipe.name, rows="\n".join(rows), toml=recipe.to_toml())
+    return f"---\n{data.to_yaml()}\n---\n{body}"
+
+
 def _source_card(source: SourceModel) -> dict[str, Any]:
     """Metadata of the source's own card; empty when it has none."""
     file = source.folder / "README.md"
@@ -86,7 +103,7 @@ from diffusers import {pipeline}
 pipeline = {pipeline}.from_pretrained("this folder")
 ```
 
-| expert | 4-bit layers | bits a weight, all included | source, MiB on disk | this, MiB on disk |
+| denoiser | 4-bit layers | bits a weight, all included | source, MiB on disk | this, MiB on disk |
 |---|---|---|---|---|
 {rows}
 
@@ -117,6 +134,30 @@ pipeline = {pipeline}.from_pretrained("this folder", dtype=torch.bfloat16)
 
 INT4 needs Turing or newer, NVFP4 Blackwell; Hopper is not supported by those kernels. Clip ratios are not carried.
 `tempoquant compare REFERENCE THIS_FOLDER` scores it on any machine, with the kernels' rounding done in plain PyTorch.
+
+## Recipe
+
+```toml
+{toml}```
+"""
+
+_COMFYUI_BODY = """
+# A 4-bit {title} for ComfyUI, without a node
+
+Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}` and exported
+(`tempoquant export --to comfyui-nvfp4`). Copy both folders into ComfyUI's `models` folder, and wire for each denoiser
+**Load Diffusion Model** → **Load LoRA (Bypass, Model Only)** at strength 1 with its own branch file: the 4-bit weights
+are the remainder that the branch leaves, and mean nothing without it.
+
+| denoiser | model | branch |
+|---|---|---|
+{rows}
+
+One such bypass holds for a model: a second one takes the first one's place, and the branch is gone. An ordinary LoRA
+node changes the 4-bit weights, whose input is scaled, and is wrong on these files. To use a LoRA, fuse it before
+quantizing: `tempoquant quantize --lora`.
+
+NVIDIA Blackwell multiplies in four bits; every other device dequantizes the weights and multiplies in 16 (W4A16).
 
 ## Recipe
 

@@ -109,8 +109,8 @@ def _likeness(argument: Any) -> Any:
 
 def _is_observed() -> bool:
     """Whether a profiler wants to hear of each launch, or Triton is one whose launchers we do not know."""
-    runtime = getattr(getattr(triton, "knobs", None), "runtime", None)
-    chains = (getattr(runtime, "launch_enter_hook", None), getattr(runtime, "launch_exit_hook", None))
+    runtime: Any = getattr(getattr(triton, "knobs", None), "runtime", None)
+    chains: list[Any] = [getattr(runtime, name, None) for name in ("launch_enter_hook", "launch_exit_hook")]
     return not all(isinstance(getattr(chain, "calls", None), list) and not chain.calls for chain in chains)
 
 

@@ -14,7 +14,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     On processors with AVX-512 large float32 products go through oneDNN, whose kernels use it on every make; the BLAS
     that PyTorch ships with (MKL) does so on Intel's only and is half as fast elsewhere. oneDNN is asked for by its
     tensor layout and not by `torch.set_float32_matmul_precision`: that setting belongs to the whole process, and
-    another thread that quantizes another expert would lose precision by it.
+    another thread that quantizes another denoiser would lose precision by it.
     """
     if _is_faster_in_onednn(left, right):
         return functional.linear(left.to_mkldnn(), right).to_dense()  # oneDNN takes the second as it is

@@ -44,6 +44,10 @@ def _never(_name: str) -> bool:
     return False
 
 
+def _no_name(_name: str) -> str | None:
+    return None
+
+
 def _none_of(_folder: Path) -> dict[str, Path]:
     return {}
 
@@ -87,6 +91,8 @@ class ModelFamily:
         noised_calls: make calls of a clip's latents without sampling, see `wan/latents.py`; None where nothing does.
         own_name: other people's name of a module, such as the original release's, to diffusers' name; None for a name
             that means nothing here.
+        original_name: a tensor's name in the original release, which ComfyUI uses too, from diffusers' name; None for a
+            name that it has not. The inverse of `own_name`.
         bare_parameters: last parts of names that are parameters by themselves, and no modules.
         diffusers_ids: hub ids of original releases to those of their diffusers pipelines.
         original_parts: a release's folders of weights by denoiser; none for a folder that is no release of the family.
@@ -122,6 +128,7 @@ class ModelFamily:
     takes_image: Callable[[PipelineIndex], bool]
     arguments: Callable[[PipelineIndex, Prompt, SamplingSettings], dict[str, Any]]
     own_name: Callable[[str], str | None]
+    original_name: Callable[[str], str | None] = _no_name
     noised_calls: Callable[..., Callable[..., dict[str, torch.Tensor]]] | None = None
     bare_parameters: frozenset[str] = frozenset()
     diffusers_ids: Mapping[str, str] = field(default_factory=dict)

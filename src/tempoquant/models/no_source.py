@@ -44,8 +44,8 @@ def no_pipeline(folder: Path, hub_id: str | None) -> ModelError:
     if parts := _original_parts(folder):
         like = next((base for original, base in bases.items() if original.endswith(f"/{folder.name}")), None)
         base = like or f"the diffusers repository of the same model, such as {next(iter(bases.values()))}"
-        experts = " ".join(f"--expert {denoiser}={path}" for denoiser, path in parts.items())
-        return ModelError(f"{name} is an original release, no diffusers pipeline: give --base {base} and {experts}.")
+        denoisers = " ".join(f"--expert {denoiser}={path}" for denoiser, path in parts.items())
+        return ModelError(f"{name} is an original release, no diffusers pipeline: give --base {base} and {denoisers}.")
     files = sorted(file for file in folder.iterdir() if file.suffix in (".gguf", ".safetensors", *PICKLES))
     if files:
         return ModelError(f"{name} has no model_index.json, so it is no diffusers pipeline: {file_as_model(files[0])}")

@@ -103,32 +103,15 @@ class PipelineConfigs:
 
 def published_models() -> dict[str, PipelineConfigs]:
     """Return published models by names that need no file: for planning before anything is fetched."""
-    return {
-        name: PipelineConfigs(name, family, each.index, family.denoisers(each.index), each.models, {}, each.disk_bytes)
-        for family in FAMILIES
-        for name, each in published_of(family).items()
-    }
+    return {name: _published(family, name) for family in FAMILIES for name in family.published_models()}
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published model as `ModelFamily.published_models` describes it; see `PipelineConfigs`."""
-
-    index: PipelineIndex
-    models: Mapping[str, ModelConfig]
-    disk_bytes: Mapping[str, int]
-
-
-def published_of(family: ModelFamily) -> dict[str, Published]:
-    """Return a family's published models by name."""
-    return {
-        name: Published(
-            PipelineIndex(Path(name), each["index"], {key: model[:2] for key, model in each["models"].items()}),
-            {component: ModelConfig(*model) for component, model in each["models"].items()},
-            each["disk_bytes"],
-        )
-        for name, each in family.published_models().items()
-    }
+def _published(family: ModelFamily, name: str) -> PipelineConfigs:
+    described = family.published_models()[name]
+    models = {component: ModelConfig(*model) for component, model in described["models"].items()}
+    classes = {component: (model.library, model.class_name) for component, model in models.items()}
+    index = PipelineIndex(Path(name), described["index"], classes)
+    return PipelineConfigs(name, family, index, family.denoisers(index), models, {}, described["disk_bytes"])
 
 
 def read_configs(model: str) -> PipelineConfigs:

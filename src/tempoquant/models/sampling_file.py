@@ -1,6 +1,6 @@
 """How a pipeline is sampled: what `sampling.json` says, or configs of denoisers that lay beside one, or its family.
 
-diffusers' `save_pretrained` knows no file of ours, but keeps what is in a component's config. So a 4-bit expert takes
+diffusers' `save_pretrained` knows no file of ours, but keeps what is in a component's config. So a 4-bit denoiser takes
 the settings along as it is loaded, and a pipeline that is saved again still samples in four steps, if it did.
 """
 
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 SAMPLING_FILE = "sampling.json"
 _FALLBACKS = ("height", "width", "num_frames", "num_steps", "guidance_scale", "flow_shift")
 _CONFIG_KEY = "_sampling"
-"""Of the experts' config.json; diffusers keeps keys that begin with an underscore, without a warning."""
+"""Of the denoisers' config.json; diffusers keeps keys that begin with an underscore, without a warning."""
 
 
 def take_sampling_along(model: Any, component: Path) -> None:

@@ -66,7 +66,7 @@ class DenoiserWeights:
 
         Args:
             module: the model itself with the prefix "", for all that lies outside the blocks; or one block.
-            prefix: of the module's names in the expert, such as "blocks.3.".
+            prefix: of the module's names in the denoiser, such as "blocks.3.".
         """
         for name in self._own_names(module, prefix):
             _put(module, name, self.read(prefix + name).to(self.device, self.dtype_of(prefix + name)))

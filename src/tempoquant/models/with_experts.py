@@ -19,19 +19,19 @@ class WithExperts:
 
     Attributes:
         base: a bundled model's name, a diffusers folder, or a hub id: it gives configs, texts' encoder, autoencoder,
-            scheduler, and the denoisers that `experts` does not name.
-        experts: a denoiser's name to a safetensors file, or to a folder of its shards.
+            scheduler, and the denoisers that `denoisers` does not name.
+        denoisers: a denoiser's name to a safetensors file, or to a folder of its shards.
     """
 
     base: str | Path
-    experts: Mapping[str, str | Path]
+    denoisers: Mapping[str, str | Path]
 
     def __str__(self) -> str:
         return str(self.base)
 
     def files(self) -> dict[str, tuple[Path, ...]]:
         """Return each denoiser's files. Raises ModelError for what holds none, and for one that two share."""
-        found = {name: _files_at(Path(path)) for name, path in self.experts.items()}
+        found = {name: _files_at(Path(path)) for name, path in self.denoisers.items()}
         for name, files in found.items():
             twice = next((other for other in found if other != name and {*found[other]} & {*files}), None)
             if twice is not None:
@@ -60,7 +60,7 @@ def _files_at(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         return tuple(_own(file) for file in _shards_in(path))
     if not path.exists():
-        raise ModelError(f"there is no file or folder {path} to read an expert from.")
+        raise ModelError(f"there is no file or folder {path} to read a denoiser from.")
     refuse_file(path)
     return (_own(path),)
 
@@ -74,7 +74,7 @@ def _shards_in(folder: Path) -> tuple[Path, ...]:
     for other in () if files else sorted(file for file in folder.iterdir() if file.is_file()):
         refuse_file(other)
     if not files:
-        raise ModelError(f"{folder} holds no safetensors file: give the file or the folder of an expert's weights.")
+        raise ModelError(f"{folder} holds no safetensors file: give the file or the folder of a denoiser's weights.")
     if len(files) > 1 and not all("-of-" in file.name for file in files):
         raise ModelError(f"{folder} holds {len(files)} models ({files[0].name}, {files[1].name}, …): give a file.")
     return tuple(files)

@@ -35,7 +35,7 @@ class RunIdentity:
         store: digest of the sample store that was given, or None when the run records for itself.
         seed: of the calibration's noise.
         compute_dtype: that samples and hidden states are in: a run that began on a CPU does not go on on a GPU.
-        lora: expert to the SHA-256 of the LoRA fused into it.
+        lora: denoiser to the SHA-256 of the LoRA fused into it.
         library_version: of the TempoQuant that ran.
         budget: that ranks were spent by, and the SHA-256 of the sensitivity file that was given; None for no budget.
     """
@@ -175,19 +175,37 @@ class OutputFolder:
             if sampling is not None:
                 write_atomically(result / SAMPLING_FILE, json.dumps(dict(sampling), indent=1) + "\n")
             (result / "README.md").write_text(card(result), encoding="utf-8")
-            write_manifest(result, self._identity)
-            for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model
-                if not link or entry.is_dir() or entry.parent.name in source.denoiser_components:
-                    entry.chmod(0o755 if entry.is_dir() else 0o644)
-            for entry in result.iterdir():
-                if entry.is_file():
-                    sync(entry)
-            sync(result)
-            self._replace_by(result)
-            sync(self.path.parent)
+            self._appear(result, lambda path: not link or path.parent.name in source.denoiser_components)
             advance()
         except OSError as error:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
+
+    def complete_alone(self, work: Path, card: str) -> None:
+        """Let a result that is no pipeline, all of whose files this run wrote, appear with its card and manifest.
+
+        Args:
+            work: the work folder; the result's files lie where `component` says.
+            card: text of its README.md.
+        """
+        result = work / _RESULT
+        try:
+            (result / "README.md").write_text(card, encoding="utf-8")
+            self._appear(result, lambda path: True)
+        except OSError as error:
+            raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
+
+    def _appear(self, result: Path, is_ours: Callable[[Path], bool]) -> None:
+        """Write the manifest, let others read what this run wrote, have the disk keep all of it, and rename."""
+        write_manifest(result, self._identity)
+        for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model
+            if entry.is_dir() or is_ours(entry):
+                entry.chmod(0o755 if entry.is_dir() else 0o644)
+        for entry in result.iterdir():
+            if entry.is_file():
+                sync(entry)
+        sync(result)
+        self._replace_by(result)
+        sync(self.path.parent)
 
     def _replace_by(self, result: Path) -> None:
         """Rename; what was there before comes back if that fails, Ctrl-C included, and goes only afterwards."""

@@ -12,8 +12,9 @@ from typing import Any
 PIPELINE_VERBS = (
     "load_lora_weights", "unload_lora_weights", "delete_adapters", "fuse_lora", "unfuse_lora", "set_lora_device",
 )  # fmt: skip
-EXPERT_VERBS = (
+DENOISER_VERBS = (
     "load_lora_adapter", "add_adapter", "unload_lora", "delete_adapters", "fuse_lora", "unfuse_lora", "dequantize",
+    "compile", "compile_repeated_blocks",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@ their peaks.
 
 All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
 and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the
-experts: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
+denoisers: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
 """
 
 import contextlib
@@ -23,11 +23,12 @@ from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.models.families import PipelineFacts, facts_of
 from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS
 from tempoquant.models.source import SourceModel
-from tempoquant.placement.expert_swap import ExpertSwap, Placed, next_expert, parts_of, requiring_same_weights
+from tempoquant.placement.compiled_blocks import refuse_compiled
+from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser, parts_of, requiring_same_weights
 from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blocks
-from tempoquant.placement.lifted_verbs import EXPERT_VERBS, PIPELINE_VERBS, lift_for
+from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS, lift_for
+from tempoquant.placement.modes import MEMORY_MODES, Memory
 from tempoquant.placement.one_at_a_time import Turn, one_at_a_time
-from tempoquant.placement.streaming import MEMORY_MODES, Memory
 
 TILE_PIXELS = 192
 TILE_STRIDE = 144
@@ -43,22 +44,22 @@ class MemoryMode:
     Attributes:
         mode: "resident", "swap" or "lean".
         in_chunks: whether blocks compute a chunk of tokens at a time.
-        swap: the experts that take turns; None but in "swap".
+        swap: the denoisers that take turns; None but in "swap".
     """
 
     def __init__(self, pipeline: Any, mode: Memory, device: torch.device, in_chunks: bool) -> None:
         self.mode, self.in_chunks = mode, in_chunks
-        self.swap: ExpertSwap | None = None
+        self.swap: DenoiserSwap | None = None
         self._pipeline, self._device, self._facts = pipeline, device, facts_of(pipeline)
         self._undo, self._verbs = ExitStack(), ExitStack()
         self._is_lifted = False
         self._set()
         self._verbs.push(lift_for(pipeline, PIPELINE_VERBS, self._lifted))
         for denoiser in self._facts.denoisers:
-            self._verbs.push(lift_for(getattr(pipeline, denoiser.component), EXPERT_VERBS, self._lifted))
+            self._verbs.push(lift_for(getattr(pipeline, denoiser.component), DENOISER_VERBS, self._lifted))
 
     def remove(self) -> None:
-        """Leave a plain pipeline: no hooks, in "resident" with experts on the device, else all on the CPU."""
+        """Leave a plain pipeline: no hooks, in "resident" with denoisers on the device, else all on the CPU."""
         self._verbs.close()
         self._undo.close()
 
@@ -78,33 +79,35 @@ class MemoryMode:
 
     def _set(self) -> None:
         pipeline, device, family = self._pipeline, self._device, self._facts.family
-        experts = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
+        denoisers = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
+        for placed in denoisers.values():
+            refuse_compiled(self.mode, placed.model, placed.blocks)
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
             if self.in_chunks and family.chunk_blocks is not None:
-                for placed in experts.values():
+                for placed in denoisers.values():
                     undo.callback(family.chunk_blocks(placed.model))
             if (encoder := getattr(pipeline, family.text_encoder)) is not None:
                 embedding = encoder.get_input_embeddings().weight
                 blocks = encoder.get_submodule(family.text_encoder_blocks)
                 undo.callback(stream_blocks(encoder, list(blocks), embedding, stream))
             if (autoencoder := getattr(pipeline, family.autoencoder)) is not None:
-                undo.callback(_use_autoencoder(autoencoder, [each.model for each in experts.values()], device))
+                undo.callback(_use_autoencoder(autoencoder, [each.model for each in denoisers.values()], device))
             if (image_encoder := getattr(pipeline, family.image_encoder, None)) is not None:
-                undo.callback(_use_briefly(image_encoder, [each.model for each in experts.values()], device))
-            undo.callback(self._place(pipeline, experts, stream))
-            models = [*(each.model for each in experts.values()), *([] if encoder is None else [encoder])]
+                undo.callback(_use_briefly(image_encoder, [each.model for each in denoisers.values()], device))
+            undo.callback(self._place(pipeline, denoisers, stream))
+            models = [*(each.model for each in denoisers.values()), *([] if encoder is None else [encoder])]
             coding = [] if autoencoder is None else [(autoencoder, verb) for verb in ("encode", "decode")]
             undo.push(one_at_a_time(Turn(), models, coding))
             self._undo = undo.pop_all()
 
-    def _place(self, pipeline: Any, experts: dict[str, Placed], stream: SideStream) -> Callable[[], None]:
+    def _place(self, pipeline: Any, denoisers: dict[str, Placed], stream: SideStream) -> Callable[[], None]:
         if self.mode == "swap":
-            self.swap = ExpertSwap(experts, stream, _foreseeing(pipeline, self._facts))
+            self.swap = DenoiserSwap(denoisers, stream, _foreseeing(pipeline, self._facts))
             return self.swap.remove
         if self.mode == "lean":
-            return _offload_blocks(experts, stream.device)
-        for placed in experts.values():
+            return _offload_blocks(denoisers, stream.device)
+        for placed in denoisers.values():
             placed.model.to(stream.device)
         return lambda: None
 
@@ -119,8 +122,8 @@ def set_memory_mode(
 
     Args:
         pipeline: of a family that TempoQuant knows, 16-bit or quantized, best still on the CPU.
-        mode: "resident": both experts stay on the device; the fastest. "swap": the expert that runs, the other one in
-            page-locked host memory; they change places while the first one's last call still runs. "lean": the block
+        mode: "resident": all denoisers stay on the device; the fastest. "swap": the denoiser that runs, the other one
+            in page-locked host memory; they change places while the first one's last call still runs. "lean": the block
             that runs and the next.
         device: where it computes; CUDA where there is one if left out.
         in_chunks: whether blocks compute a chunk of tokens at a time, where the family has chunks: less than half of
@@ -178,20 +181,20 @@ def _group_offloaded(module: nn.Module) -> bool:
 def _foreseeing(pipeline: Any, facts: PipelineFacts) -> Callable[[str, float, int], str | None]:
     """Who is called next, by the pipeline's scheduler and guidance as they are at each call."""
 
-    def foresee(expert: str, timestep: float, num_calls: int) -> str | None:
+    def foresee(denoiser: str, timestep: float, num_calls: int) -> str | None:
         timesteps = getattr(pipeline.scheduler, "timesteps", None)
         guidance_scale = getattr(pipeline, "_guidance_scale", None)  # which no pipeline has before its first call
         if timesteps is None or guidance_scale is None:
-            return expert
+            return denoiser
         num_branches = 2 if pipeline.do_classifier_free_guidance else 1
-        follows = next_expert(timesteps.tolist(), facts.denoisers, num_branches)
-        return follows(expert, timestep, num_calls)
+        follows = next_denoiser(timesteps.tolist(), facts.denoisers, num_branches)
+        return follows(denoiser, timestep, num_calls)
 
     return foresee
 
 
-def _use_autoencoder(vae: Any, experts: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
-    """Tiles; on the device from when it is called until an expert is; what it decodes goes to the host."""
+def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
+    """Tiles; on the device from when it is called until a denoiser is; what it decodes goes to the host."""
     before = (
         vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width, vae.tile_sample_stride_height,
         vae.tile_sample_stride_width,
@@ -199,7 +202,7 @@ def _use_autoencoder(vae: Any, experts: Sequence[nn.Module], device: torch.devic
     vae.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
     to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
-    release = _use_briefly(vae, experts, device)
+    release = _use_briefly(vae, denoisers, device)
 
     def undo() -> None:
         to_host.remove()
@@ -210,10 +213,10 @@ def _use_autoencoder(vae: Any, experts: Sequence[nn.Module], device: torch.devic
     return undo
 
 
-def _use_briefly(model: Any, experts: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
-    """On the device from when it is called until an expert is."""
+def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
+    """On the device from when it is called until a denoiser is."""
     _, offload = accelerate.cpu_offload_with_hook(model, device)
-    handles = [expert.register_forward_pre_hook(lambda *_: offload.offload()) for expert in experts]
+    handles = [denoiser.register_forward_pre_hook(lambda *_: offload.offload()) for denoiser in denoisers]
 
     def undo() -> None:
         for handle in handles:
@@ -225,14 +228,14 @@ def _use_briefly(model: Any, experts: Sequence[nn.Module], device: torch.device)
     return undo
 
 
-def _offload_blocks(experts: dict[str, Placed], device: torch.device) -> Callable[[], None]:
-    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two experts.)"""
+def _offload_blocks(denoisers: dict[str, Placed], device: torch.device) -> Callable[[], None]:
+    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two denoisers.)"""
     streams = device.type == "cuda"
     handles = [
         placed.model.register_forward_pre_hook(requiring_same_weights(name, placed.model))
-        for name, placed in experts.items()
+        for name, placed in denoisers.items()
     ]
-    for placed in experts.values():
+    for placed in denoisers.values():
         if streams:  # it page-locks each tensor by itself, unless it is so already
             slabs = PinnedSlabs()
             for tensor in itertools.chain.from_iterable(parts_of(placed)):
@@ -245,7 +248,7 @@ def _offload_blocks(experts: dict[str, Placed], device: torch.device) -> Callabl
     def undo() -> None:
         for handle in handles:
             handle.remove()
-        for model in (placed.model for placed in experts.values()):
+        for model in (placed.model for placed in denoisers.values()):
             registry = HookRegistry.check_if_exists_or_initialize(model)
             for name in OFFLOADING_HOOKS:
                 registry.remove_hook(name, recurse=True)

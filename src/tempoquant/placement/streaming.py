@@ -1,6 +1,6 @@
-"""Where the parts of a 16-bit pipeline are while it runs: all on the device, one model at a time, or one block.
+"""Where the parts of a 16-bit pipeline are while it records: all on the device, one model there at a time, or on disk.
 
-`lean` does not use diffusers' group offload to disk, which loads the whole model first and, in a pipeline, writes all
+`disk` does not use diffusers' group offload to disk, which loads the whole model first and, in a pipeline, writes all
 denoisers under the same file names. It reads each block from the denoiser's own files when the block runs.
 """
 
@@ -8,7 +8,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,12 +19,10 @@ from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component,
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.cpu_threads import suited_threads
+from tempoquant.placement.modes import RECORDING_MODES, RecordingMemory
 
 if TYPE_CHECKING:
     from tempoquant.models.lora.lora import LoraSum
-
-Memory = Literal["resident", "swap", "lean"]
-MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,15 @@ class LoadedPipeline:
 
 
 def check_memory(memory: str, device: str) -> None:
-    """Raise SettingsError for a mode that does not exist, or not on this device."""
-    if memory not in MEMORY_MODES:
-        raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory!r}.")
+    """Raise SettingsError for a mode that recording does not have, or not on this device."""
+    if memory == "lean":
+        raise SettingsError("lean is a mode of generating: choose disk, which reads each block from its file.")
+    if memory not in RECORDING_MODES:
+        raise SettingsError(f"memory is one of {', '.join(RECORDING_MODES)} while recording, not {memory!r}.")
     if memory == "swap" and torch.device(device).type == "cpu":
         raise SettingsError(
             "--memory swap keeps models in the computer's memory while the GPU runs others, and there is no GPU here: "
-            "choose resident or lean."
+            "choose resident or disk."
         )
 
 
@@ -64,7 +64,7 @@ def check_memory(memory: str, device: str) -> None:
 def loaded_pipeline(
     source: SourceModel,
     device: str,
-    memory: Memory = "resident",
+    memory: RecordingMemory = "resident",
     texts: Sequence[str] = (),
     loras: Mapping[str, "LoraSum"] | None = None,
 ) -> Iterator[LoadedPipeline]:
@@ -74,8 +74,8 @@ def loaded_pipeline(
         source: the pipeline.
         device: where it computes.
         memory: "resident" holds everything on the device; "swap" holds everything in RAM and one model on the GPU;
-            "lean" encodes the texts first, lets go of the encoder, and holds one block of one denoiser.
-        texts: what `LoadedPipeline.texts` will be asked for, both prompts and negative prompts; used by "lean" only.
+            "disk" encodes the texts first, lets go of the encoder, and reads each block from its file when it runs.
+        texts: what `LoadedPipeline.texts` will be asked for, both prompts and negative prompts; used by "disk" only.
         loras: added to the denoisers' weights.
 
     Raises:
@@ -90,17 +90,17 @@ def loaded_pipeline(
     }
     components = {name: source.denoiser(name).component for name in weights}
     embeddings: dict[str, torch.Tensor] = {}
-    if memory == "lean":
+    if memory == "disk":
         embeddings = encode_texts(source, texts, device)
-        denoisers = {components[name]: model for name, model in lean_denoisers(weights).items()}
+        denoisers = {components[name]: model for name, model in denoisers_on_disk(weights).items()}
         pipeline = _load(source, dtype, {**dict.fromkeys(source.text_components), **denoisers})
         for name in (source.family.autoencoder, source.family.image_encoder):
             if (model := getattr(pipeline, name, None)) is not None:
                 model.to(device)  # pipeline.to would move the denoisers, which are nowhere
-        pipeline.lean_device = torch.device(device)
+        pipeline.stated_device = torch.device(device)
     else:
         denoisers = {components[name]: each.whole_model() for name, each in weights.items()}
-        # In its stored dtype, as `lean` has it: which mode recorded a sample must not show in it.
+        # In its stored dtype, as `disk` has it: which mode recorded a sample must not show in it.
         encoder = {source.family.text_encoder: load_text_encoder(source)}
         pipeline = _load(source, dtype, {**encoder, **denoisers})
         if memory == "swap":
@@ -133,12 +133,12 @@ def _load(source: SourceModel, dtype: torch.dtype, components: Mapping[str, nn.M
 
 @functools.cache
 def _told_its_device(kind: type) -> type:
-    """A pipeline class with the attribute `lean_device`: where it computes, or None for where its models are."""
+    """A pipeline class with the attribute `stated_device`: where it computes, or None for where its models are."""
 
     def execution_device(self: Any) -> torch.device:
-        return self.lean_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
+        return self.stated_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
 
-    return type(kind.__name__, (kind,), {"lean_device": None, "_execution_device": property(execution_device)})
+    return type(kind.__name__, (kind,), {"stated_device": None, "_execution_device": property(execution_device)})
 
 
 def load_text_encoder(source: SourceModel) -> Any:
@@ -167,7 +167,7 @@ def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict
     return embeddings
 
 
-def lean_denoisers(weights: Mapping[str, DenoiserWeights]) -> dict[str, Any]:
+def denoisers_on_disk(weights: Mapping[str, DenoiserWeights]) -> dict[str, Any]:
     """Denoisers that read what they need from their files: what lies outside the blocks while this denoiser and no
     other runs, each block while it runs.
 

@@ -1,4 +1,4 @@
-"""What quantizing one expert costs, from shapes alone: bytes on disk and in memory, floating-point operations.
+"""What quantizing one denoiser costs, from shapes alone: bytes on disk and in memory, floating-point operations.
 
 Bytes on disk are exact but for file headers. Memory and speed follow formulas with constants that benchmarks/scale.py
 measured: a guide, good to some tens of percent.
@@ -28,7 +28,7 @@ _EIGEN_PASSES = ITERATIONS + 2  # products of the covariance with them
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of one kind of work, over a whole expert.
+    """Floating-point operations of one kind of work, over a whole denoiser.
 
     Attributes:
         forward: running blocks, in the compute dtype.
@@ -45,23 +45,23 @@ class Operations:
     num_columns: int
 
 
-class ExpertCosts:
-    """One expert under one resolved recipe.
+class DenoiserCosts:
+    """One denoiser under one resolved recipe.
 
     Args:
         source: the 16-bit pipeline.
-        num_samples: calibration samples of this expert.
+        num_samples: calibration samples of this denoiser.
         device: that computes; it fixes the dtype.
 
     Raises:
         ModelError: files are missing or damaged.
     """
 
-    def __init__(self, source: SourceModel, expert: str, recipe: Recipe, num_samples: int, device: str) -> None:
-        self._forms: Mapping[str, StoredAs] = {name: form for name, (_, form) in source.forms(expert).items()}
-        self._linears, self._blocks, self._family = source.linears(expert), source.blocks(expert), source.family
-        sample = source.sample_sizes(expert, recipe.height or 0, recipe.width or 0, recipe.num_frames or 0)
-        self._expert, self._recipe, self._num_samples = expert, recipe, num_samples
+    def __init__(self, source: SourceModel, denoiser: str, recipe: Recipe, num_samples: int, device: str) -> None:
+        self._forms: Mapping[str, StoredAs] = {name: form for name, (_, form) in source.forms(denoiser).items()}
+        self._linears, self._blocks, self._family = source.linears(denoiser), source.blocks(denoiser), source.family
+        sample = source.sample_sizes(denoiser, recipe.height or 0, recipe.width or 0, recipe.num_frames or 0)
+        self._denoiser, self._recipe, self._num_samples = denoiser, recipe, num_samples
         self.dtype = compute_dtype(device)
         self._memory = RecordingMemory(
             source, recipe.height or 0, recipe.width or 0, recipe.num_frames or 0, self.dtype
@@ -74,14 +74,14 @@ class ExpertCosts:
 
     @functools.cached_property
     def num_blocks(self) -> int:
-        """How many blocks the expert has."""
+        """How many blocks the denoiser has."""
         return len(self._blocks)
 
     @functools.cached_property
     def output_bytes(self) -> int:
         """Of the quantized component's files."""
         total = sum(num_bytes(form) + HEADER_BYTES for form in self._forms.values())
-        num_bins = len(self._recipe.bin_fractions_of(self._expert)) + 1
+        num_bins = len(self._recipe.bin_fractions_of(self._denoiser)) + 1
         for name, linear in self._quantized():
             weight, bias = self._forms[f"{name}.weight"], self._forms.get(f"{name}.bias")
             dtype = None if bias is None else str(bias.dtype).removeprefix("torch.")
@@ -99,7 +99,7 @@ class ExpertCosts:
 
     @property
     def recorded_bytes(self) -> int:
-        """Of this expert's samples in a store, but for the texts."""
+        """Of this denoiser's samples in a store, but for the texts."""
         return self._num_samples * self._sample_values * self.dtype.itemsize
 
     @property
@@ -109,7 +109,7 @@ class ExpertCosts:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the expert in memory, in the compute dtype."""
+        """Of the denoiser in memory, in the compute dtype."""
         return sum(math.prod(form.shape) for form in self._forms.values()) * self.dtype.itemsize
 
     @functools.cached_property
@@ -124,7 +124,7 @@ class ExpertCosts:
     @functools.cached_property
     def activation_bytes(self) -> int:
         """Of a call of the denoiser on one sample, at its peak, traced; 0 where nothing is sampled."""
-        return self._memory.of_call(self._expert) if self.num_tokens else 0
+        return self._memory.of_call(self._denoiser) if self.num_tokens else 0
 
     @functools.cached_property
     def encoding_bytes(self) -> int:
@@ -158,11 +158,11 @@ class ExpertCosts:
         return max(running, *rounding)
 
     def operations(self) -> Operations:
-        """Of quantizing the whole expert."""
+        """Of quantizing the whole denoiser."""
         recipe, num_samples = self._recipe, self._num_samples
         guided = recipe.guidance_scale is None or recipe.guidance_scale > 1
         seen = num_samples * (0.5 if guided and recipe.statistics_branches == "conditional" else 1.0)
-        num_search_tokens = recipe.clip_search_tokens_per_bin * (len(recipe.bin_fractions_of(self._expert)) + 1)
+        num_search_tokens = recipe.clip_search_tokens_per_bin * (len(recipe.bin_fractions_of(self._denoiser)) + 1)
         statistics = solving = searching = 0.0
         num_columns = 0
         for linears in self._by_block().values():
@@ -198,9 +198,9 @@ class ExpertCosts:
 
     def _quantized(self) -> Iterator[tuple[str, Linear]]:
         for name, (out_features, in_features, block_index) in self._linears.items():
-            format = self._recipe.format_of(name, self._expert, block_index, self.num_blocks)
+            format = self._recipe.format_of(name, self._denoiser, block_index, self.num_blocks)
             if format is not None:
-                rank = self._recipe.rank_of(name, self._expert)
+                rank = self._recipe.rank_of(name, self._denoiser)
                 yield name, Linear(format, out_features, in_features, self._tokens_of(name), rank)
 
     def _own_name(self, name: str) -> str:

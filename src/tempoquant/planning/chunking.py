@@ -12,7 +12,7 @@ from tempoquant.kernels.dispatch import choose
 from tempoquant.models.pipeline_configs import PipelineConfigs, configs_of
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.source import SourceModel
-from tempoquant.placement.streaming import Memory
+from tempoquant.placement.modes import Memory
 from tempoquant.planning.generation_memory import Kernels
 from tempoquant.planning.memory_plan import OVERHEAD_BYTES, denoising_peak
 

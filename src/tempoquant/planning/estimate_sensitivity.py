@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tempoquant.calibrate.sensitivity import MAX_SAMPLES
 from tempoquant.models.source import SourceModel
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.planning.run_estimate import GIB, MEASURE, RunEstimate, StageEstimate
 from tempoquant.recipe import Recipe
 
@@ -15,8 +15,8 @@ _GRAPH_WIDTHS = 40  # of what autograd keeps of a block, in hidden states of the
 _FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
 
 
-def states_bytes(cost: ExpertCosts) -> int:
-    """On the disk at most while an expert is measured: the hidden states before every block, and gradients."""
+def states_bytes(cost: DenoiserCosts) -> int:
+    """On the disk at most while a denoiser is measured: the hidden states before every block, and gradients."""
     return (cost.num_blocks + 2) * cost.hidden_bytes // 2
 
 
@@ -28,7 +28,7 @@ def with_sensitivity(
     num_samples: Mapping[str, int],
     gemm_rates: Mapping[str, float] | None = None,
 ) -> RunEstimate:
-    """A plan with the stages that measure each expert's sensitivity put before the experts are quantized.
+    """A plan with the stages that measure each denoiser's sensitivity put before the denoisers are quantized.
 
     Its memory and time are a guess from shapes; its disk, the hidden states before every block, is exact.
     """
@@ -37,22 +37,22 @@ def with_sensitivity(
     names = source.denoiser_names
     places = dict(zip(names, itertools.cycle(devices), strict=False))
     counts = {name: min(MAX_SAMPLES, num_samples.get(name, 0)) for name in names}
-    costs = {name: ExpertCosts(source, name, recipe, counts[name], places[name]) for name in names}
+    costs = {name: DenoiserCosts(source, name, recipe, counts[name], places[name]) for name in names}
     all_states = sum(map(states_bytes, costs.values())) if planned.side_by_side else 0
     stages = []
-    for expert, cost in costs.items():
-        count, device = counts[expert], places[expert]
+    for denoiser, cost in costs.items():
+        count, device = counts[denoiser], places[denoiser]
         graph = _GRAPH_WIDTHS * cost.num_tokens * cost.width * cost.dtype.itemsize
         computing = (cost.block_bytes + graph) / GIB
         on_gpu = device.startswith("cuda")
-        quantizing = next(stage for stage in planned.stages if stage.name.endswith(expert))
+        quantizing = next(stage for stage in planned.stages if stage.name.endswith(denoiser))
         held = quantizing.peak_memory_gib if on_gpu else max(quantizing.peak_memory_gib, computing)
         seconds = None
         if gemm_rates is not None:
             rate = gemm_rates[device] * _FORWARD_SHARE["cuda" if on_gpu else "cpu"]
             seconds = (1 + _BACKWARD) * count * cost.num_blocks * cost.forward_operations / rate
         stages.append(StageEstimate(
-            f"{MEASURE}{expert}", seconds, held, computing if on_gpu else 0.0,
+            f"{MEASURE}{denoiser}", seconds, held, computing if on_gpu else 0.0,
             store_gib + (all_states or states_bytes(cost)) / GIB,
         ))  # fmt: skip
     rest = [stage for stage in planned.stages if stage not in recorded]

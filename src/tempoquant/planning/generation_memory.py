@@ -1,7 +1,7 @@
 """What each part of a generation holds: bytes of its weights, counted, and of its activations, traced.
 
 The parts are built on the meta device from their configs and run there as a memory mode runs them, at the real size.
-Only what repeats is cut short: two of an expert's blocks, two of the text encoder's, three latent frames of one tile.
+Only what repeats is cut short: two of a denoiser's blocks, two of the text encoder's, three latent frames of one tile.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.recipe_fit import check_linear_fits
 from tempoquant.models.sampling_settings import SamplingSettings
-from tempoquant.placement.expert_swap import Placed, parts_of
+from tempoquant.placement.denoiser_swap import Placed, parts_of
 from tempoquant.placement.host_copies import slab_bytes
 from tempoquant.placement.memory_modes import TILE_PIXELS, TILE_STRIDE
 from tempoquant.planning.allocations import peak_bytes
@@ -40,11 +40,11 @@ _LATENT_COPIES = 5  # float32: the latents, the sampler's last two predictions, 
 
 @dataclass(frozen=True)
 class QuantizedLayers:
-    """The 4-bit layers of one expert.
+    """The 4-bit layers of one denoiser.
 
     Attributes:
         entries: by module name.
-        num_bins: timestep bins of the expert.
+        num_bins: timestep bins of the denoiser.
     """
 
     entries: Mapping[str, LayerEntry]
@@ -52,8 +52,8 @@ class QuantizedLayers:
 
 
 @dataclass(frozen=True)
-class ExpertBytes:
-    """Bytes of one expert's weights on a device.
+class DenoiserBytes:
+    """Bytes of one denoiser's weights on a device.
 
     Attributes:
         rest: of all that is in no block.
@@ -67,7 +67,7 @@ class ExpertBytes:
 
     @property
     def total(self) -> int:
-        """Of the whole expert."""
+        """Of the whole denoiser."""
         return self.rest + sum(self.blocks)
 
 
@@ -104,7 +104,7 @@ def empty_denoiser(configs: PipelineConfigs, denoiser: str, num_blocks: int | No
     return model
 
 
-def denoiser_bytes(configs: PipelineConfigs, denoiser: str, layers: QuantizedLayers | None = None) -> ExpertBytes:
+def denoiser_bytes(configs: PipelineConfigs, denoiser: str, layers: QuantizedLayers | None = None) -> DenoiserBytes:
     """Exact: of every tensor in the dtype in which it is held."""
     model = empty_denoiser(configs, denoiser)
     entries = {} if layers is None else layers.entries
@@ -115,7 +115,7 @@ def denoiser_bytes(configs: PipelineConfigs, denoiser: str, layers: QuantizedLay
         model.set_submodule(name, linear)
     rest, *blocks = [[tensor.nbytes for tensor in part] for part in parts_of(Placed.of(configs.family, model))]
     pinned = slab_bytes(itertools.chain(rest, *blocks))
-    return ExpertBytes(sum(rest), tuple(sum(block) for block in blocks), pinned)
+    return DenoiserBytes(sum(rest), tuple(sum(block) for block in blocks), pinned)
 
 
 def denoising_bytes(

@@ -1,4 +1,4 @@
-"""What each linear of an expert would store, at every rank of the branch or in 16 bits: exact but for file headers."""
+"""What each linear of a denoiser would store, at every rank of the branch or in 16 bits: exact but for file headers."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tempoquant.recipe import Recipe
 
 class LayerSize(NamedTuple):
     """replacing: bytes in place of the weight, the bias apart. on_disk: of all its tensors and their headers, as
-    `ExpertCosts.output_bytes` counts them."""
+    `DenoiserCosts.output_bytes` counts them."""
 
     replacing: int
     on_disk: int
@@ -24,18 +24,18 @@ class LayerSize(NamedTuple):
 
 
 class LayerSizes:
-    """The linears of one expert's blocks under one recipe.
+    """The linears of one denoiser's blocks under one recipe.
 
     Raises:
-        ModelError: the expert's files are missing or damaged.
+        ModelError: the denoiser's files are missing or damaged.
     """
 
-    def __init__(self, source: SourceModel, expert: str, recipe: Recipe) -> None:
-        self._forms = {name: form for name, (_, form) in source.forms(expert).items()}
-        self._linears = source.linears(expert)
-        self._expert, self._recipe = expert, recipe
-        self._num_blocks = len(source.blocks(expert))
-        self._num_bins = len(recipe.bin_fractions_of(expert)) + 1
+    def __init__(self, source: SourceModel, denoiser: str, recipe: Recipe) -> None:
+        self._forms = {name: form for name, (_, form) in source.forms(denoiser).items()}
+        self._linears = source.linears(denoiser)
+        self._denoiser, self._recipe = denoiser, recipe
+        self._num_blocks = len(source.blocks(denoiser))
+        self._num_bins = len(recipe.bin_fractions_of(denoiser)) + 1
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._linears)
@@ -65,14 +65,14 @@ class LayerSizes:
         """Under the recipe's own rank and format, or in 16 bits where it keeps the layer."""
         if self._format(name) is None:
             return self.in_16_bits(name)
-        return self.at_rank(name, self._recipe.rank_of(name, self._expert))
+        return self.at_rank(name, self._recipe.rank_of(name, self._denoiser))
 
     def is_free(self, name: str) -> bool:
         """Whether a budget may decide over a layer: no rule names it, and its block is not kept in 16 bits."""
-        return self._format(name) is not None and self._recipe.rule_of(name, self._expert) is None
+        return self._format(name) is not None and self._recipe.rule_of(name, self._denoiser) is None
 
     def _format(self, name: str) -> Format | None:
-        return self._recipe.format_of(name, self._expert, self._linears[name].block_index, self._num_blocks)
+        return self._recipe.format_of(name, self._denoiser, self._linears[name].block_index, self._num_blocks)
 
     def _own(self, name: str) -> list[StoredAs]:
         """The 16-bit tensors: weight, and bias where there is one."""

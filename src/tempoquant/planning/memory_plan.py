@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.sampling_settings import SamplingSettings
-from tempoquant.placement.streaming import MEMORY_MODES, Memory
+from tempoquant.placement.modes import MEMORY_MODES, Memory
 from tempoquant.planning.generation_memory import (
     AutoencoderBytes,
-    ExpertBytes,
+    DenoiserBytes,
     Kernels,
     QuantizedLayers,
     TextEncoderBytes,
@@ -250,9 +250,9 @@ def _calls(
     return found
 
 
-def _denoising(experts: Mapping[str, ExpertBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
+def _denoising(denoisers: Mapping[str, DenoiserBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
     """The phases between the first step and the last: each denoiser, and each change from one to the next."""
-    names, phases = list(experts), []
+    names, phases = list(denoisers), []
     for index, name in enumerate(names):
         if index:
             both = max(calls[name], calls[names[index - 1]])

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from tempoquant.placement.streaming import Memory
-from tempoquant.planning.generation_memory import ExpertBytes
+from tempoquant.placement.modes import Memory
+from tempoquant.planning.generation_memory import DenoiserBytes
 
 
 class Places(NamedTuple):
@@ -22,20 +22,20 @@ class Places(NamedTuple):
     changing: list[int]
 
 
-def _resident(experts: Sequence[ExpertBytes]) -> Places:
-    all_of_them = sum(expert.total for expert in experts)
-    return Places(all_of_them, [all_of_them] * len(experts), [all_of_them] * (len(experts) - 1))
+def _resident(denoisers: Sequence[DenoiserBytes]) -> Places:
+    all_of_them = sum(denoiser.total for denoiser in denoisers)
+    return Places(all_of_them, [all_of_them] * len(denoisers), [all_of_them] * (len(denoisers) - 1))
 
 
-def _swap(experts: Sequence[ExpertBytes]) -> Places:
+def _swap(denoisers: Sequence[DenoiserBytes]) -> Places:
     """A slot for each part, as large as the largest that comes there, from the first step to the last."""
-    parts = [(expert.rest, *expert.blocks) for expert in experts]
+    parts = [(denoiser.rest, *denoiser.blocks) for denoiser in denoisers]
     slots = sum(max(sizes) for sizes in itertools.zip_longest(*parts, fillvalue=0))
-    return Places(0, [slots] * len(experts), [slots] * (len(experts) - 1))
+    return Places(0, [slots] * len(denoisers), [slots] * (len(denoisers) - 1))
 
 
-def _lean(experts: Sequence[ExpertBytes]) -> Places:
-    running = [expert.rest + _two_in_a_row(expert.blocks) for expert in experts]
+def _lean(denoisers: Sequence[DenoiserBytes]) -> Places:
+    running = [denoiser.rest + _two_in_a_row(denoiser.blocks) for denoiser in denoisers]
     return Places(0, running, [max(pair) for pair in itertools.pairwise(running)])
 
 
@@ -44,7 +44,7 @@ def _two_in_a_row(blocks: Sequence[int]) -> int:
     return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
 
 
-PLACES: Mapping[Memory, Callable[[Sequence[ExpertBytes]], Places]] = {
+PLACES: Mapping[Memory, Callable[[Sequence[DenoiserBytes]], Places]] = {
     "resident": _resident,
     "swap": _swap,
     "lean": _lean,

@@ -15,7 +15,7 @@ from tempoquant.errors import OutputError
 from tempoquant.models.component_files import Component
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.recipe import Recipe
 
 GIB = 2**30
@@ -59,7 +59,7 @@ class RunEstimate:
     """The stages of a run, in order.
 
     Attributes:
-        side_by_side: whether both experts are measured, and quantized, at the same time, each on its own device.
+        side_by_side: whether all denoisers are measured, and quantized, at the same time, each on its own device.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -87,8 +87,8 @@ class RunEstimate:
         if not self.side_by_side:
             return [[stage] for stage in self.stages]
         kinds = ([stage for stage in self.stages if stage.name.startswith(kind)] for kind in (MEASURE, _QUANTIZE))
-        experts = [stages for stages in kinds if stages]
-        return [*experts, *([stage] for stage in self.stages if not any(stage in stages for stages in experts))]
+        denoisers = [stages for stages in kinds if stages]
+        return [*denoisers, *([stage] for stage in self.stages if not any(stage in stages for stages in denoisers))]
 
 
 def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
@@ -109,11 +109,11 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
         source: the 16-bit pipeline.
         recipe: resolved: size, frames, steps and samples are set if it needs calibration.
         devices: one, or one for each denoiser.
-        num_samples: calibration samples of each expert; where they are recorded, as many as are wanted at most.
+        num_samples: calibration samples of each denoiser; where they are recorded, as many as are wanted at most.
         records: whether the run records them, with the whole pipeline in memory.
         link: whether components that are not quantized are linked instead of copied.
-        hidden_ram_bytes: of hidden states kept in RAM, for each expert.
-        memory: where the 16-bit pipeline lives while it records, "resident", "swap" or "lean".
+        hidden_ram_bytes: of hidden states kept in RAM, for each denoiser.
+        memory: where the 16-bit pipeline lives while it records, "resident", "swap" or "disk".
         gemm_rates: floating-point operations a second by device, see `measure_gemm_rate`; None leaves times out.
 
     Raises:
@@ -121,17 +121,17 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
     """
     places = dict(zip(source.denoiser_names, itertools.cycle(devices), strict=False))
     counts = _recorded(source, recipe, num_samples) if records else num_samples
-    costs = {e: ExpertCosts(source, e, recipe, counts.get(e, 0), places[e]) for e in source.denoiser_names}
+    costs = {e: DenoiserCosts(source, e, recipe, counts.get(e, 0), places[e]) for e in source.denoiser_names}
     side_by_side = len(devices) > 1
     store = _store_bytes(costs, recipe) if records else 0
     copied = 0 if link else _other_bytes(source)
     stages = [_recording(source, recipe, costs, devices, memory, store, gemm_rates)] if records else []
     on_disk = store
     all_hidden = sum(cost.hidden_bytes for cost in costs.values()) if side_by_side else 0
-    for expert, cost in costs.items():
+    for denoiser, cost in costs.items():
         on_disk += cost.output_bytes
         disk = on_disk + (all_hidden or cost.hidden_bytes)
-        stages.append(_quantizing(expert, cost, places[expert], hidden_ram_bytes, disk, gemm_rates))
+        stages.append(_quantizing(denoiser, cost, places[denoiser], hidden_ram_bytes, disk, gemm_rates))
     hashed = sum(cost.output_bytes for cost in costs.values()) + copied
     seconds = None if gemm_rates is None else hashed / _COPY_BYTES_PER_S
     stages.append(StageEstimate("write", seconds, _LIBRARIES_GIB, 0.0, (on_disk + copied) / GIB))
@@ -144,7 +144,7 @@ def _recorded(source: SourceModel, recipe: Recipe, num_wanted: Mapping[str, int]
         return dict(num_wanted)
     steps = [step.denoiser for step in sampling_steps(source, recipe.num_steps, recipe.flow_shift)]
     calls_a_step = recipe.num_prompts * _num_branches(recipe)
-    return {expert: min(wanted, steps.count(expert) * calls_a_step) for expert, wanted in num_wanted.items()}
+    return {denoiser: min(wanted, steps.count(denoiser) * calls_a_step) for denoiser, wanted in num_wanted.items()}
 
 
 def _num_branches(recipe: Recipe) -> int:
@@ -153,8 +153,8 @@ def _num_branches(recipe: Recipe) -> int:
 
 
 def _quantizing(
-    expert: str,
-    cost: ExpertCosts,
+    denoiser: str,
+    cost: DenoiserCosts,
     device: str,
     hidden_ram_bytes: int,
     disk_bytes: float,
@@ -177,13 +177,13 @@ def _quantizing(
             + work.searching / (_SEARCHING_SHARE[kind] * rate)
             + work.num_columns * _COLUMN_S[kind]
         )
-    return StageEstimate(f"{_QUANTIZE}{expert}", seconds, memory, gpu, disk_bytes / GIB)
+    return StageEstimate(f"{_QUANTIZE}{denoiser}", seconds, memory, gpu, disk_bytes / GIB)
 
 
 def _recording(
     source: SourceModel,
     recipe: Recipe,
-    costs: Mapping[str, ExpertCosts],
+    costs: Mapping[str, DenoiserCosts],
     devices: Sequence[str],
     memory: str,
     store_bytes: int,
@@ -193,15 +193,15 @@ def _recording(
     kind = torch.device(devices[0]).type
     num_workers = min(len(devices), recipe.num_prompts)
     first = next(iter(costs.values()))
-    experts = sum(cost.weight_bytes for cost in costs.values())
+    denoisers = sum(cost.weight_bytes for cost in costs.values())
     others = {name: _loaded_bytes(source.components[name], first.dtype) for name in source.other_components}
     encoding = others.get(source.family.autoencoder, 0) + first.encoding_bytes
     one_block = first.weight_bytes - (first.num_blocks - 1) * first.block_bytes
     held, on_device = {
-        "resident": (0, experts + sum(others.values()) + max(first.activation_bytes, encoding)),
-        "swap": (experts + sum(others.values()),
+        "resident": (0, denoisers + sum(others.values()) + max(first.activation_bytes, encoding)),
+        "swap": (denoisers + sum(others.values()),
                  max(*others.values(), first.weight_bytes + first.activation_bytes, encoding)),
-        "lean": (0, max(*others.values(), one_block + first.activation_bytes, encoding)),
+        "disk": (0, max(*others.values(), one_block + first.activation_bytes, encoding)),
     }[memory]  # fmt: skip
     on_gpu = kind == "cuda"
     ram_gib = num_workers * (_LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB)
@@ -209,14 +209,14 @@ def _recording(
     if gemm_rates is not None:
         num_calls = math.ceil(recipe.num_prompts / num_workers) * (recipe.num_steps or 0) * _num_branches(recipe)
         passes = num_calls * first.num_blocks * first.forward_operations
-        num_loads = num_calls if memory == "lean" else 2  # of one expert
+        num_loads = num_calls if memory == "disk" else 2  # of one denoiser
         seconds = num_loads * first.weight_bytes / _READ_BYTES_PER_S + passes / (
             _FORWARD_SHARE[kind] * gemm_rates[devices[0]]
         )
     return StageEstimate("record", seconds, ram_gib, on_device / GIB if on_gpu else 0.0, store_bytes / GIB)
 
 
-def _store_bytes(costs: Mapping[str, ExpertCosts], recipe: Recipe) -> int:
+def _store_bytes(costs: Mapping[str, DenoiserCosts], recipe: Recipe) -> int:
     """Samples, and what those of a prompt share in each branch of guidance: at most, since prompts may share it too."""
     texts = recipe.num_prompts * _num_branches(recipe) * next(iter(costs.values())).text_bytes
     return texts + sum(cost.recorded_bytes for cost in costs.values())

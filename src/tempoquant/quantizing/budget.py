@@ -1,4 +1,4 @@
-"""A budget instead of a rank: what the experts may take, spent where the noise prediction feels it most.
+"""A budget instead of a rank: what the denoisers may take, spent where the noise prediction feels it most.
 
 The result is a recipe with a rule for each layer that departs from its settings. That recipe is what is stored, and it
 gives the same layers without any budget.
@@ -13,7 +13,7 @@ from tempoquant.calibrate.sensitivity_file import Sensitivity
 from tempoquant.errors import RecipeError
 from tempoquant.methods import Option, allocate
 from tempoquant.models.source import SourceModel
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.planning.layer_sizes import LayerSize, LayerSizes
 from tempoquant.recipe import KEEP_16BIT, LayerRule, Recipe
 
@@ -58,7 +58,7 @@ class Budget:
 class _Item(NamedTuple):
     """Linears that get one rank together, and what may become of them: rank, or None for 16 bits, to its option."""
 
-    expert: str
+    denoiser: str
     names: tuple[str, ...]
     options: Mapping[int | None, Option]
 
@@ -73,7 +73,7 @@ class BudgetPlan:
     Raises:
         RecipeError: the budget is below the cheapest that the recipe allows, or holds the whole model in 16 bits, or
             the recipe looks at no activations.
-        ModelError: the experts' files are missing or damaged.
+        ModelError: the denoisers' files are missing or damaged.
     """
 
     def __init__(self, source: SourceModel, recipe: Recipe, budget: Budget) -> None:
@@ -83,7 +83,7 @@ class BudgetPlan:
                 "another recipe."
             )
         self._recipe, self._budget = recipe, budget
-        self._sizes = {expert: LayerSizes(source, expert, recipe) for expert in source.denoiser_names}
+        self._sizes = {denoiser: LayerSizes(source, denoiser, recipe) for denoiser in source.denoiser_names}
         names = [(sizes, name) for sizes in self._sizes.values() for name in sizes]
         free = [(sizes, name) for sizes, name in names if sizes.is_free(name)]
         if not free:
@@ -95,7 +95,9 @@ class BudgetPlan:
         if budget.size_gib is None:
             self._rest = sum(map(self._cost, fixed))
         else:
-            now = sum(ExpertCosts(source, expert, recipe, 0, "cpu").output_bytes for expert in source.denoiser_names)
+            now = sum(
+                DenoiserCosts(source, denoiser, recipe, 0, "cpu").output_bytes for denoiser in source.denoiser_names
+            )
             self._rest = now - sum(sizes.as_recipe_says(name).on_disk for sizes, name in free)
         self._require_between(
             self._rest + sum(self._cost(sizes.at_rank(name, 0)) for sizes, name in free),
@@ -108,11 +110,11 @@ class BudgetPlan:
         Raises RecipeError when the sensitivity lacks a layer.
         """
         items = list(self._items(sensitivity))
-        measured = {(item.expert, name) for item in items for name in item.names}
-        for expert, sizes in self._sizes.items():
+        measured = {(item.denoiser, name) for item in items for name in item.names}
+        for denoiser, sizes in self._sizes.items():
             for name in sizes:
-                if sizes.is_free(name) and (expert, name) not in measured:
-                    raise RecipeError(f"the sensitivity says nothing of {name} of {expert}: measure it again.")
+                if sizes.is_free(name) and (denoiser, name) not in measured:
+                    raise RecipeError(f"the sensitivity says nothing of {name} of {denoiser}: measure it again.")
         chosen = allocate([list(item.options.values()) for item in items], self._num_bytes - self._rest)
         rules = [
             rule
@@ -148,8 +150,8 @@ class BudgetPlan:
             )
 
     def _items(self, sensitivity: Sensitivity) -> Iterator[_Item]:
-        for expert, groups in sensitivity.experts.items():
-            sizes = self._sizes[expert]
+        for denoiser, groups in sensitivity.denoisers.items():
+            sizes = self._sizes[denoiser]
             for linears in groups:
                 if not all(name in sizes and sizes.is_free(name) for name in linears):
                     continue
@@ -162,12 +164,12 @@ class BudgetPlan:
                     for rank in first.errors
                 }
                 options[None] = Option(sum(self._cost(sizes.in_16_bits(name)) for name in linears), 0.0)
-                yield _Item(expert, tuple(linears), options)
+                yield _Item(denoiser, tuple(linears), options)
 
     def _rules(self, item: _Item, rank: int | None) -> Iterator[LayerRule]:
         """For each linear of an item, unless it gets what the recipe says anyway."""
         for name in item.names:
-            pattern = f"{item.expert}.{name}"
+            pattern = f"{item.denoiser}.{name}"
             if rank is None:
                 yield LayerRule(pattern, KEEP_16BIT)
             elif rank != self._recipe.rank:

@@ -36,11 +36,11 @@ _DYING_S = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class ComponentJob:
-    """What to do to one expert. Plain values, so that it can be sent to another process.
+    """What to do to one denoiser. Plain values, so that it can be sent to another process.
 
     Attributes:
         source: the 16-bit pipeline.
-        expert: the denoiser's name.
+        denoiser: the denoiser's name.
         recipe: resolved.
         store: folder of the calibration samples; None for a recipe that needs none.
         lora: the LoRAs that are fused into the weights, or None.
@@ -50,7 +50,7 @@ class ComponentJob:
     """
 
     source: SourceModel
-    expert: str
+    denoiser: str
     recipe: Recipe
     store: Path | None
     lora: LoraSum | None
@@ -61,7 +61,7 @@ class ComponentJob:
     @property
     def journal(self) -> Journal:
         """The commits of this component."""
-        return Journal(self.work / f"{self.expert}.journal")
+        return Journal(self.work / f"{self.denoiser}.journal")
 
 
 def quantize_component(
@@ -70,15 +70,15 @@ def quantize_component(
     progress: Progress = SILENT,
     on_block: Callable[[QuantizedBlock], None] = lambda block: None,
 ) -> None:
-    """Quantize one expert, or what is left of it. `on_block` is called with each block once it is safe.
+    """Quantize one denoiser, or what is left of it. `on_block` is called with each block once it is safe.
 
     Raises:
         TempoQuantError: see tempoquant.errors; finished blocks stay in the work folder.
     """
     try:
-        owned = FileLock(job.work / f"{job.expert}.lock", timeout=_DYING_S).acquire()
+        owned = FileLock(job.work / f"{job.denoiser}.lock", timeout=_DYING_S).acquire()
     except Timeout as error:
-        raise OutputError(f"another process is still quantizing {job.expert} in {job.work}: stop it.") from error
+        raise OutputError(f"another process is still quantizing {job.denoiser} in {job.work}: stop it.") from error
     with owned:
         if job.target.is_dir():
             job.journal.remove()
@@ -91,7 +91,7 @@ def quantize_component(
 
 @dataclasses.dataclass(frozen=True)
 class Quantizing:
-    """The stage in which experts are quantized; its items are jobs, of whatever device the worker has."""
+    """The stage in which denoisers are quantized; its items are jobs, of whatever device the worker has."""
 
     machine: Machine
 
@@ -102,24 +102,24 @@ class Quantizing:
 
 
 def _hidden(job: ComponentJob) -> Path:
-    return job.work / f"{job.expert}.hidden"
+    return job.work / f"{job.denoiser}.hidden"
 
 
 class _Component:
-    """The expert's files, its samples, and what both imply."""
+    """The denoiser's files, its samples, and what both imply."""
 
     def __init__(self, job: ComponentJob, machine: Machine, progress: Progress) -> None:
         self._job, self._machine, self._progress = job, machine, progress
-        self._weights = DenoiserWeights(job.source, job.expert, compute_dtype(job.device), job.device, job.lora)
+        self._weights = DenoiserWeights(job.source, job.denoiser, compute_dtype(job.device), job.device, job.lora)
         self._store = None if job.store is None else SampleStore.open(job.store)
-        self._bins = TimestepBins() if self._store is None else bins_of(self._store, job.recipe, job.expert)
+        self._bins = TimestepBins() if self._store is None else bins_of(self._store, job.recipe, job.denoiser)
 
     def quantize(self, on_block: Callable[[QuantizedBlock], None]) -> None:
         job = self._job
         model = ReplayedDenoiser(self._weights)
         with ComponentWriter(
             job.target,
-            expert=job.expert,
+            denoiser=job.denoiser,
             bins=self._bins,
             recipe=job.recipe,
             call=job.source.family.call,
@@ -138,7 +138,7 @@ class _Component:
             writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._weights.notes)
 
     def _blocks(self, model: ReplayedDenoiser, done: int) -> Iterator[QuantizedBlock]:
-        samples = [] if self._store is None else self._store.samples(self._job.expert)
+        samples = [] if self._store is None else self._store.samples(self._job.denoiser)
         states = HiddenStates(_hidden(self._job), self._machine.hidden_ram_bytes)
         states.keep_only(done)
         chunks = TokenChunks(self._machine.num_tokens_at_once)

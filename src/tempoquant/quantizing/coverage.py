@@ -22,7 +22,7 @@ class SampleAt(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """schedule: every timestep of each expert, falling. samples: of each expert."""
+    """schedule: every timestep of each denoiser, falling. samples: of each denoiser."""
 
     schedule: Mapping[str, Sequence[float]]
     samples: Mapping[str, Sequence[SampleAt]]
@@ -30,18 +30,18 @@ class Coverage(NamedTuple):
 
 def check_coverage(recipe: Recipe, coverage: Coverage) -> None:
     """Raise CalibrationError when samples leave a timestep bin without a clip ratio, or statistics without a sample."""
-    for expert, samples in coverage.samples.items():
-        bins = TimestepBins.from_step_fractions(coverage.schedule[expert], recipe.bin_fractions_of(expert))
+    for denoiser, samples in coverage.samples.items():
+        bins = TimestepBins.from_step_fractions(coverage.schedule[denoiser], recipe.bin_fractions_of(denoiser))
         missing = set(range(bins.num_bins)) - {bins.of(sample.timestep) for sample in samples}
         if missing and recipe.clip_ratios:
             raise CalibrationError(
-                f"{len(samples)} samples of {expert} leave {len(missing)} of its {bins.num_bins} timestep bins "
-                "without any: calibrate on more samples per expert, or more steps, or use fewer bins."
+                f"{len(samples)} samples of {denoiser} leave {len(missing)} of its {bins.num_bins} timestep bins "
+                "without any: calibrate on more samples per denoiser, or more steps, or use fewer bins."
             )
         if all(each.guidance_branch != "conditional" for each in samples) and recipe.statistics_branches != "both":
             raise CalibrationError(
-                f"none of {len(samples)} samples of {expert} is of the conditional branch, the only one that "
-                "this recipe's statistics see: calibrate on more samples per expert."
+                f"none of {len(samples)} samples of {denoiser} is of the conditional branch, the only one that "
+                "this recipe's statistics see: calibrate on more samples per denoiser."
             )
 
 
@@ -56,9 +56,9 @@ def stored(store: SampleStore) -> Coverage:
 
 def planned(source: SourceModel, recipe: Recipe, settings: SamplingSettings, prompts: Sequence[Prompt]) -> Coverage:
     """Of samples that this recipe, resolved, will record. Raises CalibrationError when a denoiser has no step."""
-    assert recipe.samples_per_expert is not None  # resolve_recipe filled it in
+    assert recipe.samples_per_denoiser is not None  # resolve_recipe filled it in
     steps = sampling_steps(source, settings.num_steps, settings.flow_shift)
-    plan, names = RecordingPlan(prompts, settings, recipe.samples_per_expert), source.denoiser_names
+    plan, names = RecordingPlan(prompts, settings, recipe.samples_per_denoiser), source.denoiser_names
     samples: dict[str, list[SampleAt]] = {name: [] for name in names}
     for calls in wanted_calls(plan, steps, names).values():
         for step_index, branch in calls:

@@ -9,7 +9,7 @@ from tempoquant.calibrate.hidden_states import DEFAULT_RAM_BYTES
 from tempoquant.calibrate.token_chunks import DEFAULT_TOKENS
 from tempoquant.engines import Engine, Local, RayCluster
 from tempoquant.errors import SettingsError
-from tempoquant.placement.streaming import Memory
+from tempoquant.placement.modes import RecordingMemory
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class Machine:
     """How a run uses its machine.
 
     Attributes:
-        devices: one for both experts, or one for each, which are then quantized side by side. On a cluster, one as its
+        devices: one for all denoisers, or one for each, which are then quantized side by side. On a cluster, one as its
             workers name it.
-        memory: where the 16-bit pipeline lives while it records: "resident", "swap" or "lean".
-        hidden_ram_gib: hidden states are kept in RAM up to this much for each expert, and mapped from files beyond it.
+        memory: where the 16-bit pipeline lives while it records: "resident", "swap" or "disk".
+        hidden_ram_gib: hidden states in RAM, up to this much for each denoiser; beyond it they are mapped from files.
         num_tokens_at_once: tokens that statistics are gathered from at once.
         cluster: where workers are, if not here.
 
@@ -29,14 +29,14 @@ class Machine:
     """
 
     devices: tuple[str, ...]
-    memory: Memory = "resident"
+    memory: RecordingMemory = "resident"
     hidden_ram_gib: float = DEFAULT_RAM_BYTES / 2**30
     num_tokens_at_once: int = DEFAULT_TOKENS
     cluster: RayCluster | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.devices) <= 2:
-            raise SettingsError(f"give one device, or one for each expert, not {', '.join(self.devices)!r}.")
+            raise SettingsError(f"give one device, or one for each denoiser, not {', '.join(self.devices)!r}.")
         if not 0 <= self.hidden_ram_gib < math.inf:
             raise SettingsError(f"hidden states cannot have {self.hidden_ram_gib} GiB of RAM.")
         if self.num_tokens_at_once < 1:
@@ -49,7 +49,7 @@ class Machine:
 
     @property
     def is_side_by_side(self) -> bool:
-        """Whether both experts are worked on at once."""
+        """Whether all denoisers are worked on at once."""
         return self.cluster is not None or len(self.devices) > 1
 
     @property

@@ -48,15 +48,15 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
         output: a folder that does not exist or is empty. A finished result of the same run is left as it is.
         recipe: a built-in recipe's name, a .toml file, or a Recipe.
         calibration: jsonl of {image, prompt[, id]}, or a folder of such; None for a bundled model's own set.
-        device: "cpu", "cuda", or "cuda:0,cuda:1" to quantize the experts side by side, each in a process of its own
+        device: "cpu", "cuda", or "cuda:0,cuda:1" to quantize the denoisers side by side, each in a process of its own
             (call from under `if __name__ == "__main__":` then); None for CUDA where there is one.
         seed: of the calibration's noise. Same seed, machine and thread count: same bytes.
         store: folder that `record` wrote; None to record now. Prompts, seed and sampling are then the store's.
-        lora: "high_noise" and "low_noise" to what is fused into the experts before they are quantized: a LoRA file, a
+        lora: "high_noise" and "low_noise" to what is fused into the denoisers before they are quantized: a LoRA file, a
             file and its strength, or several of these. Calibration samples as LoRAs that say for how many steps they
             were distilled do ("4steps" in the file's or folder's name), or else as ever; and so does the result.
         machine: further settings of how this machine does it; its devices are used where `device` is None.
-        budget: bits per weight or a size for both experts, in place of the recipe's rank: it is spent on the branches,
+        budget: bits per weight or a size for all denoisers, in place of the recipe's rank: it is spent on the branches,
             and on layers in 16 bits, of those layers whose rounding the noise prediction feels most. Layers that a rule
             of the recipe names stay as the rule says.
         sensitivity: file of how much that is, which `tempoquant sensitivity` wrote; None to measure it now.
@@ -91,8 +91,8 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
             assert samples is not None  # a budget needs a recipe that is calibrated
             run = run.spend(sensitivity_in(run, samples, work, machine, crew, progress))
         jobs = run.jobs(work, folder, samples, machine)
-        num_blocks = {job.expert: run.num_blocks(job.expert) for job in jobs}
-        finished = sum(num_blocks[job.expert] if job.target.is_dir() else job.journal.num_commits for job in jobs)
+        num_blocks = {job.denoiser: run.num_blocks(job.denoiser) for job in jobs}
+        finished = sum(num_blocks[job.denoiser] if job.target.is_dir() else job.journal.num_commits for job in jobs)
         blocks = CombinedProgress(progress, FINISHED_BLOCKS, sum(num_blocks.values()), finished)
         crew.run(Quantizing(machine), jobs, progress=blocks)
         card = functools.partial(model_card, source=run.source, settings=run.recipe.to_dict())

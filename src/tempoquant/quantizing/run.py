@@ -104,7 +104,7 @@ class Run:
             prompts, store, seed = provenance(self.prompts), None, self.seed
         else:
             prompts, store, seed = self.store.prompts, self.store.digest, self.store.provenance["seed"]
-        hashes = {expert: lora.sha256 for expert, lora in self.loras.items()}
+        hashes = {denoiser: lora.sha256 for denoiser, lora in self.loras.items()}
         return RunIdentity(
             self.recipe.to_dict(), self.model_fingerprint, prompts, store, seed, " and ".join(dtypes), hashes,
             version("tempoquant"), self._budget_identity,
@@ -131,9 +131,9 @@ class Run:
             return None
         return None if settings == own else dataclasses.asdict(settings)
 
-    def num_blocks(self, expert: str) -> int:
-        """How many blocks an expert has."""
-        return len(self.source.blocks(expert))
+    def num_blocks(self, denoiser: str) -> int:
+        """How many blocks a denoiser has."""
+        return len(self.source.blocks(denoiser))
 
     @property
     def records(self) -> bool:
@@ -152,8 +152,8 @@ class Run:
             except CalibrationError as error:
                 raise CalibrationError(f"{error} (Remove {work / _STORE} for that.)") from error
             return work / _STORE
-        assert self.recipe.samples_per_expert is not None  # resolve_recipe filled it in
-        plan = RecordingPlan(self.prompts, self.settings, self.recipe.samples_per_expert, self.seed, self.loras)
+        assert self.recipe.samples_per_denoiser is not None  # resolve_recipe filled it in
+        plan = RecordingPlan(self.prompts, self.settings, self.recipe.samples_per_denoiser, self.seed, self.loras)
         model = ModelIdentity(self.model_fingerprint, self.source.hub_id, self.source.revision)
         record_into(
             self.source, work / _STORE, plan, model=model, device=machine.devices[0], memory=machine.memory,
@@ -173,7 +173,7 @@ class Run:
 
     def estimate(self, machine: Machine, link: bool, gemm_rates: Mapping[str, float] | None = None) -> RunEstimate:
         """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
-        wanted = self.recipe.samples_per_expert or 0
+        wanted = self.recipe.samples_per_denoiser or 0
         names = self.source.denoiser_names
         num_samples = {name: wanted if self.store is None else len(self.store.entries(name)) for name in names}
         devices = machine.devices if machine.cluster is None else machine.devices * len(names)  # of as many workers
@@ -259,12 +259,12 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
                 "record anew, or leave that setting out."
             )
     num_samples = max(len(store.entries(denoiser)) for denoiser in store.denoisers)
-    if recipe.samples_per_expert is not None and recipe.samples_per_expert < num_samples:
+    if recipe.samples_per_denoiser is not None and recipe.samples_per_denoiser < num_samples:
         raise CalibrationError(
-            f"the sample store holds {num_samples} samples of an expert, the recipe asks for "
-            f"{recipe.samples_per_expert}: record anew, or leave that setting out."
+            f"the sample store holds {num_samples} samples of a denoiser, the recipe asks for "
+            f"{recipe.samples_per_denoiser}: record anew, or leave that setting out."
         )
-    return recipe.replace(**recorded, samples_per_expert=num_samples, num_prompts=len(store.prompts)), settings
+    return recipe.replace(**recorded, samples_per_denoiser=num_samples, num_prompts=len(store.prompts)), settings
 
 
 def _require_same_model(store: SampleStore, identified: str, loras: Mapping[str, LoraSum]) -> None:
@@ -273,7 +273,7 @@ def _require_same_model(store: SampleStore, identified: str, loras: Mapping[str,
         raise CalibrationError(
             f"the samples in {store.folder} were recorded from another model: record samples of this one."
         )
-    hashes = {expert: lora.sha256 for expert, lora in loras.items()}
+    hashes = {denoiser: lora.sha256 for denoiser, lora in loras.items()}
     if not store.provenance["from_latents"] and store.provenance["loras"] != hashes:
         raise CalibrationError(
             f"the samples in {store.folder} were recorded with other LoRAs than --lora names: give the same to both."

@@ -24,7 +24,7 @@ from tempoquant.models.weights import DenoiserWeights
 from tempoquant.models.with_experts import ModelName
 from tempoquant.output.work_folder import write_atomically
 from tempoquant.placement.cpu_threads import suited_threads
-from tempoquant.planning.block_costs import ExpertCosts
+from tempoquant.planning.block_costs import DenoiserCosts
 from tempoquant.planning.estimate_sensitivity import states_bytes
 from tempoquant.planning.run_estimate import GIB
 from tempoquant.progress import SILENT, Progress
@@ -67,11 +67,14 @@ def measure_sensitivity(
 
 
 def _check_space(run: Run, work: Path, machine: Machine) -> None:
-    """Raise OutputError when the disk has no room for the hidden states of the experts that are measured at once."""
+    """Raise OutputError when the disk has no room for the hidden states of the denoisers that are measured at once."""
     assert run.store is not None
-    num_samples = {expert: min(MAX_SAMPLES, len(run.store.entries(expert))) for expert in run.source.denoiser_names}
+    num_samples = {
+        denoiser: min(MAX_SAMPLES, len(run.store.entries(denoiser))) for denoiser in run.source.denoiser_names
+    }
     costs = [
-        ExpertCosts(run.source, expert, run.recipe, num, machine.devices[0]) for expert, num in num_samples.items()
+        DenoiserCosts(run.source, denoiser, run.recipe, num, machine.devices[0])
+        for denoiser, num in num_samples.items()
     ]
     states, place = [states_bytes(cost) for cost in costs], work
     needed = sum(states) if machine.is_side_by_side else max(states)
@@ -100,23 +103,23 @@ def sensitivity_in(run: Run, store: Path, work: Path, machine: Machine, crew: Cr
 
 
 def sensitivity_of(run: Run, store: Path, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Sensitivity:
-    """Measure both experts, each on the device of the worker that takes it."""
+    """Measure all denoisers, each on the device of the worker that takes it."""
     for left in work.glob(f"*{_FOLDER}"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     stage = MeasuringSensitivity(run.source, run.recipe, run.loras, store, work, machine.num_tokens_at_once)
     found: dict[str, list[LinearsSensitivity]] = {}
     crew.run(stage, list(run.source.denoiser_names), progress=progress, on_done=found.__setitem__)
-    experts = {expert: found[expert] for expert in run.source.denoiser_names}
-    return Sensitivity(experts, {"model": run.model_fingerprint, "recipe": measured_settings(run.recipe)})
+    denoisers = {denoiser: found[denoiser] for denoiser in run.source.denoiser_names}
+    return Sensitivity(denoisers, {"model": run.model_fingerprint, "recipe": measured_settings(run.recipe)})
 
 
 @dataclass(frozen=True)
 class MeasuringSensitivity:
-    """The stage in which experts' sensitivity is measured; its items are experts.
+    """The stage in which denoisers' sensitivity is measured; its items are denoisers.
 
     Attributes:
         source: the 16-bit pipeline.
-        loras: expert to what is fused into it.
+        loras: denoiser to what is fused into it.
         store: folder of the calibration samples.
         work: folder for hidden states.
     """
@@ -133,15 +136,15 @@ class MeasuringSensitivity:
         """See `Stage.open`."""
         map_large_blocks()
         with suited_threads(self.source, device):
-            yield lambda expert: self._measure(expert, device, progress)
+            yield lambda denoiser: self._measure(denoiser, device, progress)
 
-    def _measure(self, expert: str, device: str, progress: Progress) -> list[LinearsSensitivity]:
+    def _measure(self, denoiser: str, device: str, progress: Progress) -> list[LinearsSensitivity]:
         # Of a name of its own: a machine that was cut off may still be at work beside the one that took over.
-        folder = self.work / f"{expert}.{uuid.uuid4().hex[:8]}{_FOLDER}"
+        folder = self.work / f"{denoiser}.{uuid.uuid4().hex[:8]}{_FOLDER}"
         model = ReplayedDenoiser(
-            DenoiserWeights(self.source, expert, compute_dtype(device), device, self.loras.get(expert))
+            DenoiserWeights(self.source, denoiser, compute_dtype(device), device, self.loras.get(denoiser))
         )
-        samples = evenly_spaced(SampleStore.open(self.store).samples(expert), self.recipe)
+        samples = evenly_spaced(SampleStore.open(self.store).samples(denoiser), self.recipe)
         try:
             folder.mkdir(parents=True)
             return measure_denoiser(

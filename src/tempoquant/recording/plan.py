@@ -1,4 +1,4 @@
-"""What to record: prompts, settings, how many calls of each expert and which, and where all of that is written down."""
+"""What to record: prompts, settings, which calls of each denoiser, and where all of that is written down."""
 
 import dataclasses
 import math
@@ -28,9 +28,9 @@ CALIBRATION_NOISE = 2**31
 """Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before.
 torch's generator on the CPU reads the lowest 32 bits of a seed: a larger number would add nothing."""
 
-MIN_SAMPLES_PER_EXPERT = 32
-VIDEO_TOKENS_PER_EXPERT = 2**20
-"""How much of each expert is recorded where nobody says: a Hessian of 13,824 features then sees 75 tokens a feature."""
+MIN_SAMPLES_PER_DENOISER = 32
+VIDEO_TOKENS_PER_DENOISER = 2**20
+"""How much of each denoiser is recorded by default: a Hessian of 13,824 features then sees 75 tokens a feature."""
 
 _OVERRIDES = ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale")
 """What a recipe may change of the model's own sampling settings; None there leaves it."""
@@ -64,10 +64,10 @@ class RecordingPlan:
     Attributes:
         prompts: prompt i is sampled from noise of seed CALIBRATION_NOISE + seed + i.
         settings: of every generation.
-        samples_per_expert: calls to keep of each expert; all there are where that is fewer.
+        samples_per_denoiser: calls to keep of each denoiser; all there are where that is fewer.
         seed: of the noise.
-        loras: added to the experts' weights; of no effect on samples from latents.
-        from_latents: noise encoded videos to each timestep instead of sampling; no expert runs.
+        loras: added to the denoisers' weights; of no effect on samples from latents.
+        from_latents: noise encoded videos to each timestep instead of sampling; no denoiser runs.
 
     Raises:
         CalibrationError: no prompts, or no samples wanted.
@@ -75,16 +75,16 @@ class RecordingPlan:
 
     prompts: Sequence[Prompt]
     settings: SamplingSettings
-    samples_per_expert: int
+    samples_per_denoiser: int
     seed: int = 0
     loras: Mapping[str, "LoraSum"] = field(default_factory=dict)
     from_latents: bool = False
 
     def __post_init__(self) -> None:
-        if not self.prompts or self.samples_per_expert < 1:
+        if not self.prompts or self.samples_per_denoiser < 1:
             raise CalibrationError(
-                f"{len(self.prompts)} prompts and {self.samples_per_expert} samples of each expert leave nothing to "
-                "record: give at least one of each."
+                f"{len(self.prompts)} prompts and {self.samples_per_denoiser} samples of each denoiser leave nothing "
+                "to record: give at least one of each."
             )
 
         if not 0 <= self.seed < 2**32 - CALIBRATION_NOISE - len(self.prompts):
@@ -126,7 +126,7 @@ def resolve_recipe(recipe: Recipe, own: SamplingSettings, geometry: LatentGeomet
     settings = calibration_settings(recipe, own)
     filled = {key: getattr(settings, key) for key in _OVERRIDES}
     return recipe.replace(
-        **filled, samples_per_expert=recipe.samples_per_expert or default_samples_per_expert(settings, geometry)
+        **filled, samples_per_denoiser=recipe.samples_per_denoiser or default_samples_per_denoiser(settings, geometry)
     )
 
 
@@ -143,10 +143,10 @@ def stored_settings(store: SampleStore) -> SamplingSettings:
         raise CalibrationError(f"{store.folder} has settings that no recording has ({error}): record again.") from error
 
 
-def default_samples_per_expert(settings: SamplingSettings, geometry: LatentGeometry) -> int:
+def default_samples_per_denoiser(settings: SamplingSettings, geometry: LatentGeometry) -> int:
     """As many calls as hold about a million video tokens, and at least 32: 33 at 480×832 and 81 frames."""
     num_tokens = geometry.num_tokens(settings.height, settings.width, settings.num_frames)
-    return max(MIN_SAMPLES_PER_EXPERT, math.ceil(VIDEO_TOKENS_PER_EXPERT / num_tokens))
+    return max(MIN_SAMPLES_PER_DENOISER, math.ceil(VIDEO_TOKENS_PER_DENOISER / num_tokens))
 
 
 def wanted_calls(plan: RecordingPlan, steps: Sequence[Step], denoisers: Sequence[str]) -> Wanted:
@@ -159,7 +159,7 @@ def wanted_calls(plan: RecordingPlan, steps: Sequence[Step], denoisers: Sequence
                 f"none of {len(steps)} steps with flow shift {plan.settings.flow_shift} belongs to "
                 f"{denoiser}: calibrate with more steps or another flow shift."
             )
-        for call in select_calls(len(own), len(plan.prompts), plan.num_branches, plan.samples_per_expert):
+        for call in select_calls(len(own), len(plan.prompts), plan.num_branches, plan.samples_per_denoiser):
             wanted.setdefault(call.prompt, set()).add((own[call.step], BRANCHES[call.branch]))
     return {index: frozenset(calls) for index, calls in sorted(wanted.items())}
 
@@ -167,7 +167,7 @@ def wanted_calls(plan: RecordingPlan, steps: Sequence[Step], denoisers: Sequence
 def plan_provenance(source: SourceModel, plan: RecordingPlan, model: ModelIdentity, device: str) -> dict[str, Any]:
     """What store.json says of where its samples come from; the same plan, model and dtype give the same."""
     scheduler = load_scheduler(source, plan.settings.flow_shift)
-    loras = {} if plan.from_latents else {expert: lora.sha256 for expert, lora in plan.loras.items()}
+    loras = {} if plan.from_latents else {denoiser: lora.sha256 for denoiser, lora in plan.loras.items()}
     return {
         "model": dataclasses.asdict(model),
         "scheduler": {"class": type(scheduler).__name__, "flow_shift": flow_shift_of(scheduler)},

@@ -20,7 +20,8 @@ from tempoquant.errors import CalibrationError, OutputError
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.output.work_folder import WorkFolder
-from tempoquant.placement.streaming import Memory, check_memory
+from tempoquant.placement.modes import RecordingMemory
+from tempoquant.placement.streaming import check_memory
 from tempoquant.progress import SILENT, CombinedProgress, Progress
 from tempoquant.recording.plan import (
     Calls,
@@ -43,7 +44,7 @@ def record(
     *,
     model: ModelIdentity,
     engine: Engine,
-    memory: Memory = "resident",
+    memory: RecordingMemory = "resident",
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> SampleStore:
@@ -59,7 +60,7 @@ def record(
 
     Raises:
         OutputError: `folder` holds something else (the difference is named), cannot be written, or the disk is full.
-        CalibrationError: a prompt lacks something, an input holds NaN or Inf, or an expert has no step.
+        CalibrationError: a prompt lacks something, an input holds NaN or Inf, or a denoiser has no step.
         ModelError, SettingsError: as `loaded_pipeline`, `require_prompts` and `sampling_steps` raise them.
     """
     device = engine.device
@@ -75,7 +76,7 @@ def record(
     facts = plan_provenance(source, plan, model, device)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give a folder.")
-    work = WorkFolder(folder, {**facts, "samples_per_expert": plan.samples_per_expert})
+    work = WorkFolder(folder, {**facts, "samples_per_denoiser": plan.samples_per_denoiser})
     if not overwrite and folder.exists() and any(folder.iterdir()):
         store = _require_same(folder, facts, wanted, plan)
         work.tidy()
@@ -96,7 +97,7 @@ def record_into(
     *,
     model: ModelIdentity,
     device: str,
-    memory: Memory = "resident",
+    memory: RecordingMemory = "resident",
     crew: Crew | None = None,
     progress: Progress = SILENT,
 ) -> SampleStore:
@@ -134,7 +135,7 @@ def _record_left(
     plan: RecordingPlan,
     wanted: Wanted,
     left: Wanted,
-    memory: Memory,
+    memory: RecordingMemory,
     crew: Crew,
     progress: Progress,
 ) -> None:
@@ -173,7 +174,7 @@ def _differences(store: SampleStore, facts: Mapping[str, Any], wanted: Wanted, p
     """What differs between a store and what would be recorded."""
     different = [key for key, value in facts.items() if store.provenance[key] != value]
     if not different and _stored_calls(store) != {plan.prompts[index].id: calls for index, calls in wanted.items()}:
-        different = ["samples_per_expert"]
+        different = ["samples_per_denoiser"]
     return different
 
 

@@ -16,7 +16,8 @@ from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sa
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
-from tempoquant.placement.streaming import LoadedPipeline, Memory, encode_texts, loaded_autoencoder, loaded_pipeline
+from tempoquant.placement.modes import RecordingMemory
+from tempoquant.placement.streaming import LoadedPipeline, encode_texts, loaded_autoencoder, loaded_pipeline
 from tempoquant.progress import Progress
 from tempoquant.recording.from_latents import noised_samples
 from tempoquant.recording.plan import CALIBRATION_NOISE, Calls, RecordingPlan
@@ -45,7 +46,7 @@ class SamplingPrompts:
     source: SourceModel
     folder: Path
     plan: RecordingPlan
-    memory: Memory
+    memory: RecordingMemory
     indices: tuple[int, ...]
 
     @contextlib.contextmanager

@@ -138,9 +138,9 @@ def _toml(recipe: dict[str, Any]) -> str:
 
 
 def _map_rows(label: str, maps: dict[str, Any]) -> list[dict[str, Any]]:
-    """The heat maps in words: a row per expert and bin, the noisiest first, with medians and the worst layer."""
+    """The heat maps in words: a row per denoiser and bin, the noisiest first, with medians and the worst layer."""
     rows = []
-    for expert, heat in maps.items():
+    for denoiser, heat in maps.items():
         for number in reversed(range(len(heat["bins"]))):
             errors = [
                 (row[number], layer)
@@ -152,7 +152,7 @@ def _map_rows(label: str, maps: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "label": label,
-                    "expert": expert,
+                    "denoiser": denoiser,
                     "bin": heat["bins"][number],
                     "median_error": statistics.median(error for error, _ in errors) if errors else None,
                     "worst_error": worst[0],

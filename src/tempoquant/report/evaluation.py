@@ -124,8 +124,8 @@ def _check_meaning(document: Mapping[str, Any], file: Path) -> None:
     for where, used in _used_labels(document):
         _refuse(used not in labels, f"{file}: {where} speaks of {used!r}, which is none of the models {labels}.")
     for model in document["models"]:
-        for expert, heat in (model.get("maps") or {}).items():
-            _check_map(heat, f"{file}: the map of {model['label']!r}, {expert},")
+        for denoiser, heat in (model.get("maps") or {}).items():
+            _check_map(heat, f"{file}: the map of {model['label']!r}, {denoiser},")
 
 
 def _used_labels(document: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

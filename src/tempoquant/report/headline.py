@@ -137,7 +137,7 @@ def _size(part: Part) -> tuple[Row, ...]:
         part,
         ("Bits per weight", "Of everything that is stored in place of the 4-bit layers' weights.",
          lambda model: _number(model.get("bits_per_weight"), 2)),
-        ("On disk", "The two experts.", lambda model: _bytes(model.get("num_bytes"))),
+        ("On disk", "The denoisers.", lambda model: _bytes(model.get("num_bytes"))),
         ("Activations", "Bits of the inputs of 4-bit linears; 8@LOW-HIGH at these timesteps, 4 at the others.",
          lambda model: model.get("activation_bits") and f"{model['activation_bits']} bits"),
     )  # fmt: skip

@@ -28,7 +28,7 @@ class HeatMaps {
     new ResizeObserver(() => this.grid.clientWidth !== this.width && this.draw(select.value)).observe(this.grid);
   }
 
-  /** One scale per kind for all models and experts, so that maps can be compared. */
+  /** One scale per kind for all models and denoisers, so that maps can be compared. */
   range(kind) {
     let [low, high] = [Infinity, -Infinity];
     for (const maps of Object.values(this.data.maps))
@@ -42,18 +42,18 @@ class HeatMaps {
     this.width = this.grid.clientWidth;
     const figures = [];
     for (const kind of Object.keys(KINDS))
-      for (const [expert, heat] of Object.entries(this.data.maps[label] ?? {}))
-        if (heat[kind]) figures.push(this.figure(label, expert, this.ordered(heat), kind));
+      for (const [denoiser, heat] of Object.entries(this.data.maps[label] ?? {}))
+        if (heat[kind]) figures.push(this.figure(label, denoiser, this.ordered(heat), kind));
     this.grid.replaceChildren(...figures);
   }
 
-  figure(label, expert, heat, kind) {
+  figure(label, denoiser, heat, kind) {
     const [title] = KINDS[kind];
     const [numLayers, numBins] = [heat.layers.length, heat.bins.length];
     const cell = Math.max(3, Math.floor((this.width - 110) / Math.max(1, numLayers)));
     const canvas = element("canvas", {
       width: numLayers * cell, height: numBins * CELL_HEIGHT, tabindex: "0", role: "application", "aria-roledescription": "heat map",
-      "aria-label": `${title} of ${label}, ${expert}: ${numLayers} layers, ${numBins} timestep bins. Arrow keys read the cells.`,
+      "aria-label": `${title} of ${label}, ${denoiser}: ${numLayers} layers, ${numBins} timestep bins. Arrow keys read the cells.`,
     });
     const state = { heat, kind, canvas, cell, range: this.range(kind), layer: 0, bin: numBins - 1 };
     this.paint(state, false);
@@ -63,7 +63,7 @@ class HeatMaps {
     const read = element("p", { class: "read faint", text: "Point at a cell, or move with the arrow keys." });
     this.listen(state, read);
     const body = element("div", { class: "axis" }, bins, element("div", { class: "scroll" }, canvas, this.blocks(heat, cell)));
-    return element("figure", { class: "map" }, element("figcaption", { text: `${title}, ${expert.replace("_", " ")} expert` }), body, read, this.legend(state));
+    return element("figure", { class: "map" }, element("figcaption", { text: `${title}, ${denoiser.replace("_", " ")}` }), body, read, this.legend(state));
   }
 
   /** As it is, block after block; or all blocks' layers of one kind beside each other. */

@@ -16,7 +16,7 @@ def set_activation_bits(model: Any, bits: int, timesteps: tuple[float, float] | 
     On FP8 and INT8 tensor cores eight bits take the time of four. A result with eight bits is W4A8, not W4A4.
 
     Args:
-        model: one model, or a diffusers pipeline with its experts.
+        model: one model, or a diffusers pipeline with its denoisers.
         bits: 4 or 8.
         timesteps: (low, high) of the scheduler's timesteps, 0 clean to 1000 noise: eight bits where low ≤ timestep <
             high and four elsewhere; None for everywhere. With 4 bits it must be None.

@@ -27,10 +27,12 @@ class Call(NamedTuple):
     Attributes:
         bins: (1,) or (batch,) int64, the bin of each row of the batch; None with a single bin.
         is_eight: (1,) or (batch,) bool, which rows have 8-bit activations; None where all have four.
+        is_forward: whether the model's own forward began it, and not `BinClock.at`.
     """
 
     bins: torch.Tensor | None = None
     is_eight: torch.Tensor | None = None
+    is_forward: bool = False
 
 
 class _ThisThread(threading.local):
@@ -101,17 +103,19 @@ class BinClock:
         model.register_forward_hook(self._after_forward, always_call=True)
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._begin(Call())  # before anything may raise: _after_forward ends it in every case
+        self._begin(Call(is_forward=True))  # before anything may raise: _after_forward ends it in every case
         name, scale = self._model_call.timestep_argument, self._model_call.timestep_scale
         timestep = kwargs[name] if name in kwargs else args[self._position]
-        self._this_thread.calls[-1] = self._call_at(timestep if scale == 1 else timestep * scale)
+        call = self._call_at(timestep if scale == 1 else timestep * scale)
+        self._this_thread.calls[-1] = call._replace(is_forward=True)
         if getattr(model, "gradient_checkpointing", False) and not torch.compiler.is_compiling():
             checkpointing: Any = model._gradient_checkpointing_func  # as diffusers and transformers call it
             if not isinstance(checkpointing, _CheckpointingInCall):
                 model._gradient_checkpointing_func = _CheckpointingInCall(self, checkpointing)  # type: ignore[assignment]
 
     def _after_forward(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._end()
+        if self.call is not None and self.call.is_forward:  # else another hook raised before ours began a call
+            self._end()
 
     def _begin(self, call: Call) -> None:
         self._forget_inputs()

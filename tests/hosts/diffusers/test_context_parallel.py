@@ -1,4 +1,4 @@
-"""A quantized expert computes the same when two processes share its tokens (Ulysses attention, gloo)."""
+"""A quantized denoiser computes the same when two processes share its tokens (Ulysses attention, gloo)."""
 
 import os
 import socket

@@ -168,8 +168,8 @@ def test_a_layer_with_tensors_by_bin_is_dequantized_to_the_mean_over_bins(folder
 
 def test_a_pipeline_loads_generates_and_saves_both_experts(pipeline: Path, tmp_path: Path) -> None:
     pipe = WanImageToVideoPipeline.from_pretrained(pipeline, dtype=torch.bfloat16)
-    for expert in (pipe.transformer, pipe.transformer_2):
-        assert quantized_linears(expert).keys() == LAYERS.keys()
+    for denoiser in (pipe.transformer, pipe.transformer_2):
+        assert quantized_linears(denoiser).keys() == LAYERS.keys()
     latents = generate(pipe)
     assert torch.isfinite(latents).all() and torch.equal(generate(pipe), latents)
     pipe.save_pretrained(tmp_path / "again")

@@ -80,22 +80,22 @@ def test_the_manifest_and_both_configs_say_that_clip_ratios_are_not_carried(expo
         assert config["quant_method"] == "nunchaku_lite"
         assert config["tempoquant"]["clip_ratios_carried"] is False
         verify_hashes(exported / component, config_of(exported / component))
-    [note] = [note for note in contents_of(exported).experts[0].notes if "clip ratios" in note]
+    [note] = [note for note in contents_of(exported).denoisers[0].notes if "clip ratios" in note]
     assert note == "exported to nunchaku-lite: clip ratios are not carried (10 of 10 layers had one other than 1)"
 
 
 def test_contents_count_what_the_export_stores(exported):
-    for expert in contents_of(exported).experts:
-        tensors = load_file(exported / expert.component / WEIGHTS_NAME)
+    for denoiser in contents_of(exported).denoisers:
+        tensors = load_file(exported / denoiser.component / WEIGHTS_NAME)
         stored = sum(
             tensor.numel() * tensor.element_size()
             for name, tensor in tensors.items()
             if name.rpartition(".")[0] in NAMES and not name.endswith(".bias")
         )
         weights = sum(2 * tensor.numel() for name, tensor in tensors.items() if name.endswith(".qweight"))
-        assert expert.bits_per_weight == pytest.approx(8 * stored / weights, rel=1e-12)
-        assert (expert.num_layers, expert.num_16bit_linears, dict(expert.ranks)) == (10, 0, {16: 10})
-        assert [(each.clip_ratio_min, each.clip_ratio_max) for each in expert.bins] == [(1.0, 1.0)]
+        assert denoiser.bits_per_weight == pytest.approx(8 * stored / weights, rel=1e-12)
+        assert (denoiser.num_layers, denoiser.num_16bit_linears, dict(denoiser.ranks)) == (10, 0, {16: 10})
+        assert [(each.clip_ratio_min, each.clip_ratio_max) for each in denoiser.bins] == [(1.0, 1.0)]
 
 
 def test_calibration_is_carried_so_that_no_prompt_of_it_is_compared_on(exported):
@@ -203,7 +203,7 @@ def test_a_layer_kept_in_16_bits_stays_so_and_is_no_target(tmp_path):
     assert sorted(config["svdq_w4a4"]["targets"]) == sorted(layers)
     stored = load_file(component / WEIGHTS_NAME)
     assert torch.equal(stored[f"{NAMES[9]}.weight"], model.get_submodule(NAMES[9]).weight)
-    assert contents_of(component.parent).experts[0].num_16bit_linears == 1
+    assert contents_of(component.parent).denoisers[0].num_16bit_linears == 1
 
 
 def test_what_is_not_a_quantized_pipeline_is_refused(exported, tmp_path):

@@ -35,7 +35,7 @@ QUERY = "blocks.0.attn1.to_q.weight"
 
 @pytest.fixture(scope="module")
 def weights() -> Tensors:
-    """The tensors of a random expert of two blocks, in float32."""
+    """The tensors of a random denoiser of two blocks, in float32."""
     return tiny_wan(dtype=torch.float32).state_dict()
 
 
@@ -44,7 +44,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def pairs(weights: Tensors, modules: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A random down (rank, in) and up (out, rank) for each module of the expert."""
+    """A random down (rank, in) and up (out, rank) for each module of the denoiser."""
     torch.manual_seed(3)
     shapes = {module: weights[f"{module}.weight"].shape for module in modules}
     return {module: (random(RANK, shape[1]), random(shape[0], RANK)) for module, shape in shapes.items()}
@@ -231,7 +231,10 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
         {"diffusion_model.blocks.0.self_attn.x.alpha": INF},
         "self_attn.x.alpha, which is not understood",
     ),
-    "text encoder": ({"text_encoder.q.lora_A.weight": torch.ones(4, 4)}, "of several models or experts .*text_encoder"),
+    "text encoder": (
+        {"text_encoder.q.lora_A.weight": torch.ones(4, 4)},
+        "of several models .*text_encoder",
+    ),
 }
 
 
@@ -279,11 +282,11 @@ def test_alpha_in_both_places_is_refused(weights: Tensors, tmp_path: Path) -> No
 def test_a_lora_for_another_model_is_refused_by_a_name(weights: Tensors, tmp_path: Path) -> None:
     lora = Lora.load(write(tmp_path, in_kohya_names(weights)), WAN)
     other = tiny_wan(width=64).state_dict()
-    with pytest.raises(ModelError, match=r"blocks.* × .*, but the expert's has .*another model"):
+    with pytest.raises(ModelError, match=r"blocks.* × .*, but the denoiser's has .*another model"):
         lora.check_fits({name: tuple(tensor.shape) for name, tensor in other.items()})
-    with pytest.raises(ModelError, match=f"{QUERY} as a tensor of shape 128 × 128, but the expert's has 64 × 64"):
+    with pytest.raises(ModelError, match=f"{QUERY} as a tensor of shape 128 × 128, but the denoiser's has 64 × 64"):
         lora.fuse(QUERY, other[QUERY])
-    with pytest.raises(ModelError, match=r"that the expert does not have, such as blocks\.1"):
+    with pytest.raises(ModelError, match=r"that the denoiser does not have, such as blocks\.1"):
         lora.check_fits({name: tuple(tensor.shape) for name, tensor in weights.items() if "blocks.1" not in name})
 
 

@@ -52,7 +52,7 @@ def weights() -> Tensors:
 
 
 def pairs(weights: Tensors) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A random down and up of every module of the expert that holds a product."""
+    """A random down and up of every module of the denoiser that holds a product."""
     generator = torch.Generator().manual_seed(0)
     shapes = {name.removesuffix(".weight"): tensor.shape for name, tensor in weights.items() if tensor.dim() in (2, 5)}
     return {
@@ -77,7 +77,7 @@ def spelled(weights: Tensors, spelling: str, halves: tuple[str, str] = HALVES[0]
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_means_the_same_tensors(spelling: str, weights: Tensors, tmp_path: Path) -> None:
-    assert set(pairs(weights)) == set(WAN_NAMES), "every product of an expert has a name"
+    assert set(pairs(weights)) == set(WAN_NAMES), "every product of a denoiser has a name"
     halves = HALVES[list(SPELLINGS).index(spelling) % len(HALVES)]
     lora = Lora.load(written(tmp_path / "lora.safetensors", spelled(weights, spelling, halves)), WAN)
     lora.check_fits({name: tuple(tensor.shape) for name, tensor in weights.items()})
@@ -96,7 +96,7 @@ def test_every_spelling_means_the_same_tensors(spelling: str, weights: Tensors, 
         ("diffusion_model.blocks.0.self_attn.q.dora_scale", "is a DoRA"),
         ("diffusion_model.blocks.0.self_attn.q.lora_magnitude_vector", "is a DoRA"),
         ("diffusion_model.blocks.0.self_attn.q.lora_mid.weight", "is a LoCon with a core tensor"),
-        ("transformer_2.blocks.0.attn1.to_q.alpha", "of several models or experts"),
+        ("transformer_2.blocks.0.attn1.to_q.alpha", "of several models"),
         ("diffusion_model.blocks.0.attn1.to_q.alpha", "states the same twice"),
         ("diffusion_model.blocks.0.self_attn.q.lora_A.other.weight", r"states the same twice|several adapters"),
         ("diffusion_model.blocks.1.self_attn.q.lora_A.other.weight", r"several adapters \(default, other\)"),

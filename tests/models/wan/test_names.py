@@ -31,6 +31,7 @@ def test_every_tensor_has_the_name_that_diffusers_gives_it(kind: str) -> None:
         found = meaning_of([prefix + wan_name(name) for name in state], family)
         assert found.tensors == {name: prefix + wan_name(name) for name in state}
         assert found.unknown == () and found.is_renamed
+    assert {name: family.original_name(name) for name in state} == {name: wan_name(name) for name in state}
     own = meaning_of(state, family)
     assert own.tensors == {name: name for name in state} and own.unknown == () and not own.is_renamed
 
@@ -41,6 +42,16 @@ def test_a_position_of_first_and_last_frame_has_a_name_too() -> None:
     assert meaning_of(["img_emb.emb_pos"], WAN).tensors == {
         "condition_embedder.image_embedder.pos_embed": "img_emb.emb_pos"
     }
+    assert WAN.original_name("condition_embedder.image_embedder.pos_embed") == "img_emb.emb_pos"
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn1.strange.weight", "face_adapter.weight", "blocks.0.self_attn.q.bias"])
+def test_a_tensor_that_the_release_has_not_has_no_name_in_it(name: str) -> None:
+    assert WAN.original_name(name) is None
+
+
+def test_a_linear_has_a_name_without_its_weight_too() -> None:
+    assert WAN.original_name("blocks.12.attn2.to_out.0") == "blocks.12.cross_attn.o"
 
 
 def test_what_is_no_tensor_of_a_denoiser_is_told_apart() -> None:

@@ -26,7 +26,7 @@ from tests.conditioned import prompts_for
 from tests.wan_pipelines import PIPELINES, write
 
 MARGIN_DB = 3.0  # the least of any pipeline is 3.3
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_expert=8)
+DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=8)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_default_recipe_is_nearer_to_16_bits_than_rounding(made: Made):
     errors = {
-        model.label: {each.expert: each.sqnr_db.mean for each in model.noise_prediction if each.bin_index is None}
+        model.label: {each.denoiser: each.sqnr_db.mean for each in model.noise_prediction if each.bin_index is None}
         for model in made.evidence.comparison.models
     }
     assert list(errors["default"]) == list(errors["rtn"]) == list(made.source.denoiser_names)

@@ -1,6 +1,6 @@
 """What `save_pretrained` writes of a model that came from a 4-bit folder loads again, or nothing is written.
 
-diffusers writes config.json before it looks at the weights, and a pipeline's text encoder before its experts. So both
+diffusers writes config.json before it looks at the weights, and a pipeline's text encoder before its denoisers. So both
 ask here first. It also holds for a model that was dequantized: what is wrong with saving it is the same.
 """
 

@@ -79,7 +79,7 @@ def common_format(layers: Mapping[str, LayerEntry]) -> Format:
         if layers[name].format != layers[first].format:
             raise UnsupportedError(
                 f"{first} is in {layers[first].format.name} and {name} in {layers[name].format.name}, but {TARGET} has "
-                "one format for all layers of an expert: quantize again with one format."
+                "one format for all layers of a denoiser: quantize again with one format."
             )
     return layers[first].format
 

@@ -18,6 +18,7 @@ from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.checkpoint.shards import ShardWriter
 from tempoquant.checkpoint.writer import library_version
 from tempoquant.errors import UnsupportedError
+from tempoquant.hosts.empty_model import empty_model
 from tempoquant.hosts.model_card import export_card
 from tempoquant.hosts.nunchaku.config import (
     BINS,
@@ -30,7 +31,7 @@ from tempoquant.hosts.nunchaku.config import (
     require_exportable,
     to_target,
 )
-from tempoquant.hosts.nunchaku.reader import check_names, empty_model
+from tempoquant.hosts.nunchaku.reader import check_names
 from tempoquant.models.fingerprint import fingerprint
 from tempoquant.models.source import SourceModel
 from tempoquant.output.output_folder import ExportIdentity, OutputFolder
@@ -41,7 +42,7 @@ MAX_SHARD_BYTES = 2**30
 
 @dataclass(frozen=True)
 class _Plan:
-    """One expert's export.
+    """One denoiser's export.
 
     Attributes:
         source: its quantized component.
@@ -57,7 +58,7 @@ class _Plan:
 def export(
     folder: str | Path, output: str | Path, *, overwrite: bool = False, link: bool = False, progress: Progress = SILENT
 ) -> Path:
-    """Write both experts as `nunchaku_lite`, and everything else of the pipeline as it is.
+    """Write all denoisers as `nunchaku_lite`, and everything else of the pipeline as it is.
 
     Args:
         folder: that `quantize` wrote.
@@ -102,17 +103,17 @@ def _plan(component: Path) -> _Plan:
         raise UnsupportedError(f"{component} is an export already: give the folder that `quantize` wrote.")
     config = read_config(component)
     for name, entry in sorted(config.layers.items()):
-        require_exportable(f"{name} of {config.expert}", entry)
+        require_exportable(f"{name} of {config.denoiser}", entry)
     common_format(config.layers)
     rank = common_rank(config.layers)
     layers = {name: exported_entry(entry, rank) for name, entry in config.layers.items()}
     return _Plan(component, config, ComponentConfig(
-        config.expert, BINS, layers, config.recipe, config.library_version, config.calibration
+        config.denoiser, BINS, layers, config.recipe, config.library_version, config.calibration
     ))  # fmt: skip
 
 
 def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progress) -> None:
-    """Write one expert to `partial`, check its names, then move it to its place."""
+    """Write one denoiser to `partial`, check its names, then move it to its place."""
     model_config = read_model_config(plan.source)
     del model_config["quantization_config"]
     model = empty_model(model_config, plan.config.layers, str(plan.source))
@@ -121,7 +122,7 @@ def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progres
     place.parent.mkdir(exist_ok=True)
     out = ShardWriter(place, partial, MAX_SHARD_BYTES)
     rank = common_rank(plan.exported.layers)
-    advance = progress.start(f"Exporting {plan.config.expert}", len(plan.config.layers))
+    advance = progress.start(f"Exporting {plan.config.denoiser}", len(plan.config.layers))
     num_clipped = 0
     for name, layer in iter_layers(plan.source):
         num_clipped += bool((layer.clip_ratio != 1).any())

@@ -1,4 +1,4 @@
-"""Reading an exported component back: its layers as ours, checked, and the whole expert in our own modules.
+"""Reading an exported component back: its layers as ours, checked, and the whole denoiser in our own modules.
 
 Plain diffusers loads exports by its own kernels, on CUDA. This is for machines without them, and for measuring.
 """
@@ -7,18 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import SafetensorError
-from torch import nn
 
 from tempoquant.checkpoint import files, read_model_config
-from tempoquant.checkpoint.checks import damaged
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs, check_form, check_presence, to_stored
 from tempoquant.errors import CheckpointError
+from tempoquant.hosts.empty_model import empty_model
 from tempoquant.hosts.nunchaku.config import BINS, exported_config, from_target, target_forms
 from tempoquant.hosts.nunchaku.linear import NunchakuLinear
 from tempoquant.layer import QuantizedLayer
@@ -26,7 +23,7 @@ from tempoquant.runtime.convert import replace_linears
 
 
 class ExportedComponent:
-    """The files of one exported expert, their headers checked against the config and the model it describes.
+    """The files of one exported denoiser, their headers checked against the config and the model it describes.
 
     Raises CheckpointError for a tensor that is missing, unknown, or of another dtype or shape; methods for one that
     holds what no export writes.
@@ -56,7 +53,7 @@ class ExportedComponent:
             yield name, self.layer(name)
 
     def load(self, dtype: torch.dtype) -> Any:
-        """The expert on the CPU: 4-bit layers as NunchakuLinears, all else in `dtype`, as diffusers casts it."""
+        """The denoiser on the CPU: 4-bit layers as NunchakuLinears, all else in `dtype`, as diffusers casts it."""
         model = empty_model(self._model_config, {}, "config.json")
         clock = replace_linears(model, self.config.layers, BINS, dtype)
         for name, layer in self.layers():
@@ -72,31 +69,6 @@ class ExportedComponent:
                 return weights.get_tensor(name).clone()
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{file} cannot be read ({error}); fetch it again.") from error
-
-
-def empty_model(model_config: Mapping[str, Any], layers: Mapping[str, LayerEntry], where: str) -> Any:
-    """The expert that a config.json describes, on the meta device but for buffers that no file holds.
-
-    Raises CheckpointError when it describes none, or one that lacks one of the layers.
-    """
-    class_name = str(model_config.get("_class_name"))
-    kind = getattr(diffusers, class_name, None)
-    if kind is None or not issubclass(kind, nn.Module):
-        raise CheckpointError(f"{where} is of {class_name}, which the diffusers installed here does not have.")
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = kind.from_config(dict(model_config))
-    except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{where} does not describe a {class_name}: {error}") from error
-    modules = dict(model.named_modules())
-    for name, entry in layers.items():
-        linear = modules.get(name)
-        wanted = (entry.out_features, entry.in_features, entry.bias is not None)
-        if not isinstance(linear, nn.Linear) or wanted != (
-            linear.out_features, linear.in_features, linear.bias is not None,
-        ):  # fmt: skip
-            raise damaged(f"{where} does not describe a model with the layer {name}")
-    return model
 
 
 def check_names(forms: Mapping[str, StoredAs], layers: Mapping[str, LayerEntry], model: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""LoRA files as people name them for an expert: one or several, each with a strength; and how a result then samples."""
+"""LoRA files as people name them for a denoiser, each with a strength; and how a result then samples."""
 
 import logging
 from collections.abc import Mapping, Sequence

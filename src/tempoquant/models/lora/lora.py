@@ -1,4 +1,4 @@
-"""LoRA files: added to an expert's 16-bit weights one tensor at a time, while those are read from disk.
+"""LoRA files: added to a denoiser's 16-bit weights one tensor at a time, while those are read from disk.
 
 Diffusers drops some differences (of norms, of modulations, of a bias without a weight) without a word; here everything
 a file holds is added, or the file is refused.
@@ -20,7 +20,7 @@ from tempoquant.checkpoint.files import open_weights, sha256_of
 from tempoquant.errors import CheckpointError, ModelError
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.lora.change import Change, require_moderate
-from tempoquant.models.lora.experts import share_of
+from tempoquant.models.lora.denoisers import share_of
 from tempoquant.models.lora.names import prefix_of, understand
 from tempoquant.models.lora.settings import PeftConfig, peft_config, stated_steps
 from tempoquant.timesteps import Denoiser
@@ -38,7 +38,7 @@ MAX_STRENGTH = 100.0
 class Lora:
     """One LoRA file, ready to be added to weights one at a time.
 
-    Holds the names of what it changes, by the expert's tensor name, and reads the values from `file` when they are
+    Holds the names of what it changes, by the denoiser's tensor name, and reads the values from `file` when they are
     needed.
 
     Attributes:
@@ -111,7 +111,7 @@ class Lora:
         foreign = [name for name in missing if not self.may_lack(name)]
         if foreign or len(missing) == len(self.changes):
             raise ModelError(
-                f"{self.name} changes {len(missing)} tensor(s) that the expert does not have, such as "
+                f"{self.name} changes {len(missing)} tensor(s) that the denoiser does not have, such as "
                 f"{(foreign or missing)[0]}: it is a LoRA for another model."
             )
         if missing:
@@ -142,14 +142,14 @@ class Lora:
         for change in self.changes[name]:
             if change.shape != shape:
                 raise ModelError(
-                    f"{self.name} changes {name} as a tensor of shape {_times(change.shape)}, but the expert's has "
+                    f"{self.name} changes {name} as a tensor of shape {_times(change.shape)}, but the denoiser's has "
                     f"{_times(shape)}: it is a LoRA for another model."
                 )
 
 
 @dataclass(frozen=True)
 class LoraSum:
-    """The LoRA files of one expert, each with its strength. Call `check_fits` before `fuse`: it sees all tensors."""
+    """The LoRA files of one denoiser, each with its strength. Call `check_fits` before `fuse`: it sees all tensors."""
 
     loras: Sequence[Lora]
 
@@ -184,7 +184,7 @@ class LoraSum:
     def fuse(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` plus what the LoRAs add to it: summed in float32, in the tensor's dtype, shape and device.
 
-        `name` is the tensor's in the diffusers expert, such as blocks.3.attn1.to_q.weight. A tensor that no LoRA says
+        `name` is the tensor's in the diffusers denoiser, such as blocks.3.attn1.to_q.weight. A tensor that no LoRA says
         anything about is returned itself.
 
         Raises:
@@ -211,7 +211,7 @@ def _times(shape: Iterable[int]) -> str:
 
 
 def _read_changes(file: Path, keys: Sequence[str], weights: Any, family: ModelFamily) -> dict[str, tuple[Change, ...]]:
-    """What keys of the open file change, by the expert's tensor name. Raises ModelError for what is not understood."""
+    """Return what keys of the open file change, by the denoiser's tensor name. Raises ModelError for unknown keys."""
     prefix = prefix_of(file, keys)
     modules = understand(file, keys, prefix, family)
     config = peft_config(file, weights.metadata() or {}, prefix)

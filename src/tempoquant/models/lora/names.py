@@ -44,14 +44,14 @@ def prefix_of(file: Path, keys: Iterable[str]) -> str:
     prefixes = {prefix_in(key): key for key in ours}
     if len(prefixes) > 1:
         raise ModelError(
-            f"{file} holds LoRAs of several models or experts ({' and '.join(sorted(prefixes.values())[:2])}): give a "
-            "file of each expert."
+            f"{file} holds LoRAs of several models ({' and '.join(sorted(prefixes.values())[:2])}): give a "
+            "file of each denoiser."
         )
     return next(iter(prefixes))
 
 
 def understand(file: Path, keys: Iterable[str], prefix: str, family: ModelFamily) -> dict[str, dict[str, str]]:
-    """Everything a file holds: module (or parameter) of the expert, in diffusers' names, to what is stored to key.
+    """Everything a file holds: module (or parameter) of the denoiser, in diffusers' names, to what is stored to key.
 
     Stored are "down" and "up" (of shapes (rank, in) and (out, rank)), "up_bias", "alpha", "diff" and "diff_b".
 

@@ -10,7 +10,7 @@ from tempoquant.models.family import Config, ModelFamily
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.wan import pipelines
 from tempoquant.models.wan.latents import TEXT_TOKENS, example_inputs, noised_calls
-from tempoquant.models.wan.names import is_of_image_branch, own_name
+from tempoquant.models.wan.names import is_of_image_branch, original_name, own_name
 from tempoquant.models.wan.originals import DIFFUSERS_IDS, original_parts
 from tempoquant.models.wan.pipelines import COMPONENTS
 from tempoquant.models.wan.published import published_animate_models, published_models, published_vace_models
@@ -78,6 +78,7 @@ WAN = ModelFamily(
     needs=pipelines.needs,
     arguments=pipelines.arguments,
     own_name=own_name,
+    original_name=original_name,
     noised_calls=noised_calls,
     diffusers_ids=DIFFUSERS_IDS,
     original_parts=original_parts,

@@ -9,7 +9,7 @@ from torch import nn
 
 from tempoquant.models.wan.family import COMPONENTS, WAN
 from tempoquant.placement import host_copies
-from tempoquant.placement.expert_swap import ExpertSwap, Placed, next_expert
+from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser
 from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, Slot, slab_bytes
 from tempoquant.timesteps import Denoiser
 
@@ -19,7 +19,7 @@ TIMESTEPS = [999.0, 950.0, 900.0, 600.0, 300.0]  # the boundary of 0.9 belongs t
 
 
 @pytest.mark.parametrize(
-    ("expert", "timestep", "num_calls", "num_branches", "follows"),
+    ("denoiser", "timestep", "num_calls", "num_branches", "follows"),
     [
         (HIGH, 999.0, 1, 1, HIGH),
         (HIGH, 900.0, 1, 1, LOW),
@@ -32,8 +32,8 @@ TIMESTEPS = [999.0, 950.0, 900.0, 600.0, 300.0]  # the boundary of 0.9 belongs t
         (HIGH, 901.0, 1, 1, HIGH),  # no timestep of the loop: somebody else's call
     ],
 )
-def test_who_follows(expert, timestep, num_calls, num_branches, follows):
-    assert next_expert(TIMESTEPS, DENOISERS, num_branches)(expert, timestep, num_calls) == follows
+def test_who_follows(denoiser, timestep, num_calls, num_branches, follows):
+    assert next_denoiser(TIMESTEPS, DENOISERS, num_branches)(denoiser, timestep, num_calls) == follows
 
 
 class ThreeBlocks(nn.Module):
@@ -53,13 +53,13 @@ class ThreeBlocks(nn.Module):
 @pytest.mark.parametrize("foresee", [lambda *_: HIGH, lambda *_: LOW, lambda *_: None])
 def test_foreseeing_wrongly_never_changes_a_result(foresee, monkeypatch):
     monkeypatch.setattr(host_copies, "to_device", lambda host, _device: host.clone())
-    experts = {HIGH: ThreeBlocks(), LOW: ThreeBlocks()}
+    denoisers = {HIGH: ThreeBlocks(), LOW: ThreeBlocks()}
     x, timestep = torch.randn(1, 2), torch.tensor([500.0])
-    expected = {expert: model(x, timestep) for expert, model in experts.items()}
-    placed = {expert: Placed.of(WAN, model) for expert, model in experts.items()}
-    swap = ExpertSwap(placed, SideStream(torch.device("cpu")), foresee)
-    for expert in (HIGH, HIGH, LOW, HIGH, LOW, LOW):
-        assert torch.equal(experts[expert](x, timestep=timestep), expected[expert])
+    expected = {denoiser: model(x, timestep) for denoiser, model in denoisers.items()}
+    placed = {denoiser: Placed.of(WAN, model) for denoiser, model in denoisers.items()}
+    swap = DenoiserSwap(placed, SideStream(torch.device("cpu")), foresee)
+    for denoiser in (HIGH, HIGH, LOW, HIGH, LOW, LOW):
+        assert torch.equal(denoisers[denoiser](x, timestep=timestep), expected[denoiser])
     assert len(swap.on_device(LOW)) == 4  # what is in no block, and three blocks
     swap.remove()
     assert not any(swap.on_device(HIGH)) and not any(swap.on_device(LOW))

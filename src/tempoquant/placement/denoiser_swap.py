@@ -1,9 +1,10 @@
-"""One expert on the device at a time, the next one copied to where the first one was while that one is still running.
+"""One denoiser on the device at a time; the next one is copied to its place while it still runs.
 
-During the last call of an expert each block leaves as soon as it has run, and the block of the expert that comes next
-is copied into the slot that it had, beside the computation of the blocks that follow. Slots are memory that is taken
-once, so the experts change places without waiting, and without room for more than one of them. Whether a call is the last one is foreseen from the
-scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it lacks.
+During the last call of a denoiser each block leaves as soon as it has run. The block of the next denoiser is copied
+into the slot that it had, beside the computation of the blocks that follow. Slots are memory that is taken once, so the
+denoisers change places without waiting, and without room for more than one of them. Whether a call is the last one is
+foreseen from the scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it
+lacks.
 """
 
 import inspect
@@ -18,6 +19,7 @@ from torch import nn
 from tempoquant.errors import UnsupportedError
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.hooks import unobtrusive
+from tempoquant.placement.compiled_blocks import around_calls
 from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, Slot, tensors_of
 from tempoquant.timesteps import Denoiser, denoiser_at
 
@@ -42,74 +44,77 @@ class Placed:
         return cls(family, model, tuple(model.get_submodule(name) for name in family.blocks_of(model)))
 
 
-class ExpertSwap:
-    """Experts whose weights wait in page-locked host memory, hooked into their calls.
+class DenoiserSwap:
+    """Denoisers whose weights wait in page-locked host memory, hooked into their calls.
 
     Args:
-        experts: by their names.
+        denoisers: by their names.
         stream: copies to the device.
-        foresee: (expert, timestep, calls of that expert at that timestep so far, this one included) to who is called
-            next: this expert again, another one, or None for nobody.
+        foresee: (denoiser, timestep, calls of that denoiser at that timestep so far, this one included) to who is
+            called next: this denoiser again, another one, or None for nobody.
     """
 
     def __init__(
         self,
-        experts: Mapping[str, Placed],
+        denoisers: Mapping[str, Placed],
         stream: SideStream,
         foresee: Callable[[str, float, int], str | None],
     ) -> None:
         self._foresee = foresee
         slots: list[Slot] = []
-        self._parts = {expert: _parts(placed, stream, slots) for expert, placed in experts.items()}
+        self._parts = {denoiser: _parts(placed, stream, slots) for denoiser, placed in denoisers.items()}
         self._calls_so_far: tuple[str, float, int] | None = None
         self._next: str | None = None
         self._handles: list[Any] = []
-        for expert, placed in experts.items():
+        self._undo: list[Callable[[], None]] = []
+        for denoiser, placed in denoisers.items():
             model = placed.model
-            self._handles.append(model.register_forward_pre_hook(requiring_same_weights(expert, model)))
-            begin = model.register_forward_pre_hook(_before_call(self._begin, expert, placed), with_kwargs=True)
+            self._handles.append(model.register_forward_pre_hook(requiring_same_weights(denoiser, model)))
+            begin = model.register_forward_pre_hook(_before_call(self._begin, denoiser, placed), with_kwargs=True)
             self._handles.append(begin)
             for index, module in enumerate((model, *placed.blocks)):
-                self._hook(expert, index, module)
+                self._hook(denoiser, index, module)
 
-    def on_device(self, expert: str) -> list[bool]:
+    def on_device(self, denoiser: str) -> list[bool]:
         """Whether it is there: first all that is in no block, then each block in order."""
-        return [part.is_here for part in self._parts[expert]]
+        return [part.is_here for part in self._parts[denoiser]]
 
     def remove(self) -> None:
         """Leave plain models on the host."""
         for handle in self._handles:
             handle.remove()
+        for undo in reversed(self._undo):
+            undo()
         for parts in self._parts.values():
             _leave(parts)
         for part in itertools.chain.from_iterable(self._parts.values()):
             part.give_back()
 
-    def _hook(self, expert: str, index: int, module: nn.Module) -> None:
-        part = self._parts[expert][index]
-        before, after = unobtrusive(lambda *_: part.wait()), unobtrusive(lambda *_: self._exchange(expert, index))
-        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    def _hook(self, denoiser: str, index: int, module: nn.Module) -> None:
+        part = self._parts[denoiser][index]
+        before, after = unobtrusive(lambda *_: part.wait()), unobtrusive(lambda *_: self._exchange(denoiser, index))
+        self._undo.append(around_calls(module, before, after))
 
-    def _begin(self, expert: str, timestep: float) -> None:
+    def _begin(self, denoiser: str, timestep: float) -> None:
         """Before a call: make room, bring what is missing, and foresee who comes next."""
-        own = self._parts[expert]
+        own = self._parts[denoiser]
         for other, parts in self._parts.items():
-            if other != expert:
+            if other != denoiser:
                 _leave(parts)
                 for part in parts[len(own) :]:
                     part.give_back()
         for part in own:
             part.bring()
         last = self._calls_so_far
-        count = last[2] + 1 if last is not None and last[:2] == (expert, timestep) else 1
-        self._calls_so_far = (expert, timestep, count)
-        self._next = self._foresee(expert, timestep, count)
+        count = last[2] + 1 if last is not None and last[:2] == (denoiser, timestep) else 1
+        self._calls_so_far = (denoiser, timestep, count)
+        self._next = self._foresee(denoiser, timestep, count)
 
-    def _exchange(self, expert: str, index: int) -> None:
-        """After a part has run: in an expert's last call it makes room for its counterpart."""
-        if self._next == expert:
+    def _exchange(self, denoiser: str, index: int) -> None:
+        """After a part has run: in a denoiser's last call it makes room for its counterpart."""
+        if self._next == denoiser:
             return
-        part = self._parts[expert][index]
+        part = self._parts[denoiser][index]
         if self._next is not None and index < len(self._parts[self._next]):
             part.leave()
             self._parts[self._next][index].bring()
@@ -117,10 +122,10 @@ class ExpertSwap:
             part.give_back()
 
 
-def next_expert(
+def next_denoiser(
     timesteps: Sequence[float], denoisers: Sequence[Denoiser], num_branches: int
 ) -> Callable[[str, float, int], str | None]:
-    """Who follows in a sampling loop, as `ExpertSwap` asks.
+    """Who follows in a sampling loop, as `DenoiserSwap` asks.
 
     Args:
         timesteps: of the loop, in order.
@@ -128,32 +133,32 @@ def next_expert(
         num_branches: calls of a step: two with classifier-free guidance.
     """
 
-    def foresee(expert: str, timestep: float, num_calls: int) -> str | None:
+    def foresee(denoiser: str, timestep: float, num_calls: int) -> str | None:
         if timestep not in timesteps or num_calls % num_branches:
-            return expert
+            return denoiser
         following = timesteps[timesteps.index(timestep) + 1 :]
         return denoiser_at(denoisers, following[0]).name if following else None
 
     return foresee
 
 
-def _before_call(begin: Callable[[str, float], None], expert: str, placed: Placed) -> Callable[..., None]:
+def _before_call(begin: Callable[[str, float], None], denoiser: str, placed: Placed) -> Callable[..., None]:
     signature = inspect.signature(type(placed.model).forward)
 
     def hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        begin(expert, placed.family.timestep_of(signature.bind(model, *args, **kwargs).arguments))
+        begin(denoiser, placed.family.timestep_of(signature.bind(model, *args, **kwargs).arguments))
 
     return hook
 
 
-def requiring_same_weights(expert: str, model: nn.Module) -> Callable[..., None]:
+def requiring_same_weights(denoiser: str, model: nn.Module) -> Callable[..., None]:
     """A hook before the model's calls that raises UnsupportedError once it has other weights than now."""
     known = tensors_of(model).keys()
 
     def check(*_: Any) -> None:
         if tensors_of(model).keys() != known:
             raise UnsupportedError(
-                f"the {expert} expert has got other weights since the memory mode was set (by peft, perhaps): "
+                f"the {denoiser} denoiser has got other weights since the memory mode was set (by peft, perhaps): "
                 "set the mode again after loading."
             )
 
@@ -169,7 +174,7 @@ def _parts(placed: Placed, stream: SideStream, slots: list[Slot]) -> list[HostCo
 
 
 def parts_of(placed: Placed) -> list[list[torch.Tensor]]:
-    """The tensors of an expert: those in no block, then those of each block."""
+    """The tensors of a denoiser: those in no block, then those of each block."""
     blocks = [tensors_of(block) for block in placed.blocks]
     rest = {
         key: tensor for key, tensor in tensors_of(placed.model).items() if not any(key in block for block in blocks)

@@ -1,7 +1,7 @@
-"""LoRA files of several experts at once: whose LoRA a key belongs to, by the component that its prefix names.
+"""LoRA files of several denoisers at once: whose LoRA a key belongs to, by the component that its prefix names.
 
-A prefix that names the first component says nothing by itself, since trainers of one expert write it for any. It means
-the first expert where the same file has another expert's keys, too. ai-toolkit counts from transformer_1.
+A prefix that names the first component says nothing by itself, since trainers of one denoiser write it for any. It
+means the first denoiser where the same file has another denoiser's keys, too. ai-toolkit counts from transformer_1.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""One file with the LoRAs of both experts is split by expert; one of the other expert alone is refused."""
+"""One file with the LoRAs of all denoisers is split by denoiser; one of the other denoiser alone is refused."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def written(file: Path, *parts: dict[str, torch.Tensor]) -> Path:
 
 
 def added(file: Path, name: str) -> float:
-    """What a file adds to every weight of one expert's modules."""
+    """What a file adds to every weight of one denoiser's modules."""
     found = load_loras(SOURCE, {name: file})[name]
     forms = {key: form.shape for key, (_, form) in SOURCE.forms(name).items()}
     values = {found.fuse(f"{module}.weight", torch.zeros(forms[f"{module}.weight"])).unique() for module in MODULES}
@@ -92,7 +92,7 @@ def test_a_prefix_that_trainers_write_for_any_expert_fits_both(prefix: str, tmp_
 
 def test_what_is_of_two_experts_is_of_no_single_denoiser(tmp_path: Path) -> None:
     file = written(tmp_path / "both.safetensors", lora("transformer.", 2.0), lora("transformer_2.", 3.0))
-    with pytest.raises(ModelError, match="of several models or experts"):
+    with pytest.raises(ModelError, match="of several models"):
         Lora.load(file, WAN, 1.0, (Denoiser("transformer", "transformer"),), "transformer")
 
 

@@ -1,0 +1,17 @@
+"""The names of memory modes: where a pipeline's weights are while it generates, and while it records.
+
+A name that both have means the same in both: *resident* keeps everything on the device; *swap* keeps one model there
+and the others in host memory. The frugal modes differ, and so do their names. Generating has *lean*: weights wait in
+page-locked host memory, and a block is copied before it runs. Recording has *disk*: a block's weights are read from
+their file when it runs, and neither RAM nor the device ever holds a whole denoiser.
+"""
+
+from typing import Literal, get_args
+
+Memory = Literal["resident", "swap", "lean"]
+MEMORY_MODES: tuple[Memory, ...] = get_args(Memory)
+RecordingMemory = Literal["resident", "swap", "disk"]
+RECORDING_MODES: tuple[RecordingMemory, ...] = get_args(RecordingMemory)
+
+WHILE_RECORDING: dict[Memory, RecordingMemory] = {"resident": "resident", "swap": "swap", "lean": "disk"}
+"""The mode that records on a machine for which a mode of generating was chosen."""
