@@ -6,8 +6,9 @@
 
 On an NVIDIA GPU it runs two steps, one of each denoiser, with guidance, on random weights made there, in 16 bits and
 quantized, and compares the peak of active memory with the prediction: within 10 %. Active is what is given out, and
-what waits for another stream to be given out again; beside it stands the peak of reserved memory. Both 16-bit denoisers stay on
-the GPU in "resident", which takes 80 GB; 128 GiB of RAM hold all modes. Without a GPU it prints the prediction alone.
+what waits for another stream to be given out again; beside it stands the peak of reserved memory. Both 16-bit denoisers
+stay on the GPU in "resident", which takes 80 GB; 128 GiB of RAM hold all modes. Without a GPU it prints the prediction
+alone.
 """
 
 import argparse
