@@ -48,6 +48,9 @@ def run_steps(
 ) -> Iterator[dict[str, Any]]:
     """Run what the file does not have as done, and append a line for each step as soon as it is over."""
     done = {record["step"] for record in records_of(file) if record["status"] == DONE}
+    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write("\n")  # a line that was cut off ends here
     end = clock() + seconds
     for step in steps:
         if step.name in done:
