@@ -61,6 +61,7 @@ def test_no_file_is_left_unfinished():
 
 NAMED_MODULE = re.compile(r"-m ((?:tests|benchmarks|training|tempoquant)(?:\.[a-z_]+)*)(?![\w.{\\])")
 NAMED_FILE = re.compile(r"(?<![\w./-])((?:tests|benchmarks|training|src|docs)/[\w./-]+\.(?:py|md|toml|html|png))\b")
+GENERATED = {"docs/cli.md"}  # by `make docs`
 HISTORY = {"docs/log.md", "CHANGELOG.md"}  # what they tell of has moved since
 
 
@@ -84,7 +85,7 @@ def missing_names(line: str) -> Iterator[str]:
         ):
             yield module
     for file in NAMED_FILE.findall(line):
-        if not (ROOT / file).exists():
+        if not (ROOT / file).exists() and file not in GENERATED:
             yield file
 
 
