@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow browser test-kill check docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test test-slow browser test-kill check docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -68,9 +68,15 @@ bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shap
 bench-memory: .venv/.installed  ## Peak GPU memory of a generation beside its prediction; the prediction alone without a GPU.
 	$(BIN)/python -m benchmarks.memory
 
-bench-gpu: .venv/.installed  ## The kernels' times on this machine's GPU beside BF16's, checked first, and peak memory: minutes.
-	$(BIN)/python -m benchmarks.kernels
-	$(BIN)/python -m benchmarks.memory
+bench-gpu: .venv/.installed-test  ## The first ten minutes on this machine's GPU: right results, times by stage, a block, peaks; resumes.
+	@mkdir -p runs
+	$(BIN)/python -m benchmarks.gpu_first_day --json runs/gpu_first_day.jsonl
+
+gpu-bundle: .venv/.installed  ## The same as a folder, build/gpu-bundle, for a GPU machine without package registries.
+	$(BIN)/python -m benchmarks.gpu_bundle build/gpu-bundle
+
+bench-launch: .venv/.installed-test  ## Processor time of the Python around one linear, with a stubbed launcher: a minute or two.
+	$(BIN)/python -m benchmarks.launch_overhead
 
 bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.
 	$(BIN)/python -m benchmarks.peers runs/peers

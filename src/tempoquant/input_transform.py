@@ -10,8 +10,8 @@ on to the branch in 16. Calibration settles the transform step by step, a layer 
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
+from tempoquant.exact_products import exact_linear
 from tempoquant.formats import rotate
 
 
@@ -48,7 +48,7 @@ class InputTransform(NamedTuple):
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor | None:
         """Compute h, (…, rank) in the dtype of x; None without a branch."""
-        return None if self.down is None else functional.linear(x, self.down.to(x.dtype))
+        return None if self.down is None else exact_linear(x, self.down.to(x.dtype))
 
     def quantizer_input(self, x: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
         """Compute z from h as well, which kernels round: the input smoothed, rotated, deflated, centred.
@@ -63,7 +63,7 @@ class InputTransform(NamedTuple):
         z = x if self.smoothing_factor is None else x / self.smoothing_factor.to(x.dtype)
         z = self.rotate(z)
         if self.deflation is not None and hidden is not None:
-            z = z - functional.linear(hidden, self.deflation.to(x.dtype))
+            z = z - exact_linear(hidden, self.deflation.to(x.dtype))
         return z if self.input_offset is None else z - self.input_offset.to(x.dtype)
 
     def of_means(self, means: torch.Tensor) -> torch.Tensor:

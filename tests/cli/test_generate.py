@@ -44,12 +44,23 @@ def test_generate_writes_a_video_with_the_settings_that_were_given(generate_call
     assert settings == SamplingSettings(64, 48, 5, 2, 1.5, 3.0, settings.fps)
 
 
-@pytest.mark.parametrize(("flags", "mode"), [((), "resident"), (("--memory", "lean"), "lean")])
-def test_generate_loads_the_model_in_the_memory_mode(generate_calls, model, tmp_path, image, flags, mode):
-    run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
-        "--steps", 1, "--frames", 1, *flags)  # fmt: skip
-    assert [(source.folder, *others) for source, *others in modes] == [(model, mode, "cpu")]
+@pytest.mark.parametrize(
+    ("flags", "mode", "in_chunks", "why"),
+    [
+        ((), "resident", True, "in chunks of tokens: on a CPU"),
+        (("--memory", "lean"), "lean", True, "in chunks of tokens: on a CPU"),
+        (("--in-one-piece",), "resident", False, "in one piece: it was asked for"),
+        (("--in-chunks", "--memory", "lean"), "lean", True, "in chunks of tokens: it was asked for"),
+    ],
+)
+def test_generate_loads_the_model_in_the_memory_mode_and_says_how_its_blocks_compute(
+    generate_calls, model, tmp_path, image, flags, mode, in_chunks, why
+):
+    result = run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
+                 "--steps", 1, "--frames", 1, *flags)  # fmt: skip
+    assert [(source.folder, *others) for source, *others in modes] == [(model, mode, "cpu", in_chunks)]
     assert len(generate_calls) == 1
+    assert f"Blocks compute {why}" in result.stderr and f"Blocks computed {why}" in " ".join(result.stdout.split())
 
 
 def test_generate_takes_what_is_not_given_from_the_model(generate_calls, model, tmp_path, image):

@@ -10,7 +10,7 @@ from torch import nn
 from tempoquant.models.wan.family import COMPONENTS, WAN
 from tempoquant.placement import host_copies
 from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser
-from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, slab_bytes
+from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, Slot, slab_bytes
 from tempoquant.timesteps import Denoiser
 
 HIGH, LOW = COMPONENTS
@@ -70,11 +70,13 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.num_marks = 0
-        self.current = SimpleNamespace(wait_event=lambda mark: self.log.append(f"compute waits for {mark}"))
-        self.side = SimpleNamespace(
-            wait_stream=lambda other: self.log.append("copy waits for compute" if other is self.current else "?"),
-            record_event=self.mark,
+        self.num_events = 0
+        self.current, self.side = (
+            SimpleNamespace(
+                wait_event=lambda event, name=name: self.log.append(f"{name} waits for {event}"),
+                record_event=lambda name=name: self.event(name),
+            )
+            for name in ("computing", "copying")
         )
 
     def Stream(self, _device: torch.device) -> SimpleNamespace:
@@ -88,28 +90,32 @@ class FakeCuda:
         self.log.append("copy")
         yield
 
-    def mark(self) -> str:
-        self.num_marks += 1
-        return f"mark {self.num_marks}"
+    def event(self, name: str) -> str:
+        self.num_events += 1
+        return f"{name} {self.num_events}"
 
 
 def test_copies_wait_for_the_memory_and_computing_waits_for_the_copies(monkeypatch):
+    """Two parts take turns in one slot; a copy waits for the mark of computing alone, not for all that was asked."""
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _tensor, stream: fake.log.append("kept for the copy"))
-    empty_like = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda tensor, device: empty_like(tensor))
+    monkeypatch.setattr(SideStream, "reserve", lambda _self, num_bytes: torch.empty(num_bytes, dtype=torch.uint8))
     stream = SideStream(torch.device("cuda"))
-    first, second = (HostCopy([torch.ones(2)], stream) for _ in range(2))
+    slot = Slot(stream)
+    first, second = (HostCopy([torch.ones(2)], stream, slot) for _ in range(2))
     first.bring()
-    second.bring()
-    copied = ["copy waits for compute", "copy", "kept for the copy"]
-    assert fake.log == 2 * copied
     first.bring()  # is on its way already
     first.wait()
-    second.wait()
-    assert fake.log == 2 * copied + ["compute waits for mark 1", "compute waits for mark 2"]
+    first.leave()
+    second.bring()
+    second.give_back()
+    assert fake.log == [
+        "copying waits for computing 1", "copy",  # the memory was just taken
+        "computing waits for copying 2",
+        "copying waits for computing 3", "copy",  # the first part was computed with
+        "computing waits for copying 4",  # before the memory is another's
+    ]  # fmt: skip
 
 
 def test_slabs_hold_tensors_as_they_were_without_overlap(monkeypatch):

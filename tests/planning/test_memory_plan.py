@@ -115,7 +115,7 @@ def test_a_linear_is_counted_as_its_arithmetic_says(kernels, expanded):
 
 
 def test_targets_of_a14b_at_480p(plans):
-    assert plans["default"].reduction("resident") >= 0.67
+    assert plans["default"].reduction("resident") >= 0.665  # chunks hold queries too, in 16 bits as well
     assert plans["paper"].reduction("resident") >= 0.69
     lean = plans["default"].quantized.modes[2]
     assert lean.mode == "lean" and lean.peak + OVERHEAD_BYTES <= 12 * GB
@@ -141,9 +141,20 @@ def test_faster_modes_take_more_and_the_fastest_that_fits_is_recommended(plans):
     assert [mode.mode for mode in model.modes] == ["resident", "swap", "lean"]
     peaks = [mode.peak for mode in model.modes]
     assert peaks == sorted(peaks, reverse=True)
-    for mode in model.modes:
+    resident, swap, lean = model.in_one_piece
+    for mode in (resident, swap, model.modes[1], lean, model.modes[2]):
         assert model.fastest_within(mode.peak + OVERHEAD_BYTES) is mode
+    assert model.fastest_within(model.modes[0].peak + OVERHEAD_BYTES) is swap, "in one piece before all in chunks"
     assert model.fastest_within(peaks[-1] + OVERHEAD_BYTES - 1) is None
+
+
+def test_one_piece_takes_what_diffusers_own_blocks_take(plans):
+    """114 kB a token in 16 bits: 11 hidden states of 5,120 numbers, some of them in float32."""
+    for model in (plans["default"].sixteen_bit, plans["default"].quantized):
+        for whole, chunked in zip(model.in_one_piece, model.modes, strict=True):
+            denoising = whole.phases[2].activations
+            assert 3.6e9 < denoising < 4.0e9 and denoising > 2 * chunked.phases[2].activations
+            assert whole.mode == chunked.mode and (whole.in_chunks, chunked.in_chunks) == (False, True)
 
 
 def test_where_nothing_computes_an_expert_only_resident_has_one_there(plans):

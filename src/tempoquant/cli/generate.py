@@ -12,6 +12,7 @@ from tempoquant.cli.options import (
     Folder,
     Frames,
     GenerationMemory,
+    InChunks,
     MemoryMode,
     Seed,
     Size,
@@ -45,6 +46,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
     memory: GenerationMemory = MemoryMode.RESIDENT,
+    in_chunks: InChunks = None,
     device: Device = None,
 ) -> None:
     """Generate one video. What is not given is the model's own: size, frames, steps, guidance, flow shift."""
@@ -64,6 +66,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.models.schedule import sampling_steps
         from tempoquant.placement.cpu_threads import suited_threads
         from tempoquant.placement.memory_modes import load_in_mode
+        from tempoquant.planning.chunking import choose_chunking
         from tempoquant.prompts import Prompt
         from tempoquant.runtime.activation_bits import set_activation_bits
 
@@ -76,14 +79,17 @@ def command(  # noqa: PLR0913 (one argument per option)
         require_given(model, item)
         settings = settings_of(model, changes)
         sampling_steps(model, settings)  # refuses a scheduler before anything is loaded
+        place = device or default_device()
+        chunking = choose_chunking(model, settings, memory.value, place, in_chunks)
+        print(f"Blocks compute {chunking.reason}.")  # before hours of work
         on_loaded = progress.start("Loading", 1)
-        pipeline = load_in_mode(model, memory.value, device or default_device())
+        pipeline = load_in_mode(model, memory.value, place, chunking.in_chunks)
         if activation_bits is not None:
             set_activation_bits(pipeline, activation_bits.bits, activation_bits.timesteps)
         on_loaded()
         on_step = progress.start("Generating", settings.num_steps)
         try:
-            with suited_threads(model, device or default_device()):
+            with suited_threads(model, place):
                 video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)
         except ValueError as error:  # the pipeline's own checks of sizes and texts
             raise ModelError(f"the pipeline refuses these settings: {error}") from error
@@ -93,7 +99,10 @@ def command(  # noqa: PLR0913 (one argument per option)
             write_mp4(output, video, settings.fps)
         frames_made, height_made, width_made = video.shape[:3]
         what = "an image" if is_image else f"{frames_made} frames"
-        words = f"{output}: {what} of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}."
-        return Outcome({"output": str(output)}, words)
+        words = (
+            f"{output}: {what} of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}. "
+            f"Blocks computed {chunking.reason}."
+        )
+        return Outcome({"output": str(output), "in_chunks": chunking.in_chunks, "why": chunking.reason}, words)
 
     run_command(work)

@@ -14,7 +14,10 @@ PREDICTED = "predicted"
 
 
 def memory_tables(plan: MemoryPlan, device_bytes: float | None) -> Iterator[RenderableType]:
-    """A table of peaks by phase for each model, what quantizing saves, and a recommendation for a device."""
+    """A table of peaks by phase for each model, what quantizing saves, and a recommendation for a device.
+
+    Phases are of blocks in chunks of tokens; a row tells the peak in one piece.
+    """
     for model in (plan.quantized, plan.sixteen_bit):
         yield _phases_table(plan, model)
     shares = ", ".join(f"{mode.mode} {plan.reduction(mode.mode):.1%}" for mode in plan.quantized.modes)
@@ -29,7 +32,8 @@ def recommendation(model: ModelPlan, device_bytes: float) -> str:
     device = f"a GPU of {format_bytes(round(device_bytes))}"
     mode = model.fastest_within(device_bytes)
     if mode is not None:
-        return f"{model.label} on {device}: --memory {mode.mode}, {PREDICTED} peak {format_bytes(mode.peak)}."
+        how = "in chunks" if mode.in_chunks else "in one piece"
+        return f"{model.label} on {device}: --memory {mode.mode}, {how}, {PREDICTED} peak {format_bytes(mode.peak)}."
     least = min(model.modes, key=lambda each: each.peak)
     missing = least.peak + OVERHEAD_BYTES - device_bytes
     return (
@@ -56,7 +60,9 @@ def _model_record(model: ModelPlan, device_bytes: float | None) -> dict[str, Any
         "label": model.label,
         "disk_bytes": model.disk,
         "recommended": None if fastest is None else fastest.mode,
+        "recommended_in_chunks": None if fastest is None else fastest.in_chunks,
         "modes": [_mode_record(mode) for mode in model.modes],
+        "modes_in_one_piece": [_mode_record(mode) for mode in model.in_one_piece],
     }
 
 
@@ -66,16 +72,16 @@ def _mode_record(mode: ModePlan) -> dict[str, Any]:
         for phase in mode.phases
     ]
     return {
-        "mode": mode.mode, "peak_bytes": mode.peak, "deciding_phase": mode.deciding.name, "host_bytes": mode.host,
-        "pinned_bytes": mode.pinned, "phases": phases,
+        "mode": mode.mode, "in_chunks": mode.in_chunks, "peak_bytes": mode.peak,
+        "deciding_phase": mode.deciding.name, "host_bytes": mode.host, "pinned_bytes": mode.pinned, "phases": phases,
     }  # fmt: skip
 
 
 def _phases_table(plan: MemoryPlan, model: ModelPlan) -> Table:
     size = plan.size
     title = (
-        f"{plan.model}, {model.label}, {size.height}×{size.width}, {size.num_frames} frames: {PREDICTED} GPU memory "
-        f"(and {format_bytes(OVERHEAD_BYTES)} beside it)"
+        f"{plan.model}, {model.label}, {size.height}×{size.width}, {size.num_frames} frames, in chunks: {PREDICTED} "
+        f"GPU memory (and {format_bytes(OVERHEAD_BYTES)} beside it)"
     )
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
     table.add_column("")
@@ -88,6 +94,7 @@ def _phases_table(plan: MemoryPlan, model: ModelPlan) -> Table:
     table.add_section()
     rows = [
         ("peak, decided by *", [f"{format_bytes(mode.peak)} = {mode.peak / 1e9:.1f} GB" for mode in model.modes]),
+        ("peak in one piece", [format_bytes(mode.peak) for mode in model.in_one_piece]),
         ("RAM", [format_bytes(mode.host) for mode in model.modes]),
         ("of it page-locked", [format_bytes(m.pinned) if m.pinned else NOT_MEASURED for m in model.modes]),
         ("disk", [format_bytes(model.disk)] * len(model.modes)),

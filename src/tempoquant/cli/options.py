@@ -140,6 +140,14 @@ GenerationMemory = Annotated[
         "--memory", help="On the device: all denoisers, the one that runs, or its block that runs (docs/memory.md)."
     ),
 ]
+InChunks = Annotated[
+    bool | None,
+    typer.Option(
+        "--in-chunks/--in-one-piece",
+        help="Blocks compute some tokens at a time, or all at once; what the GPU's free memory asks for if left out.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]

@@ -55,6 +55,11 @@ def forced(backend: Backend | str | None) -> Iterator[None]:
         _forced.pop()
 
 
+def is_forced() -> bool:
+    """Whether a backend is forced now."""
+    return bool(_forced)
+
+
 def backend_named(name: Backend | str) -> Backend:
     """The backend of that name. Raises UnsupportedError, listing the known ones."""
     try:

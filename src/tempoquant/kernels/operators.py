@@ -1,18 +1,22 @@
 """The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes and not their insides.
 
 `quantize_input` rounds what linears share, `multiply` does the rest; the backend says by which kernels. Both are pure:
-same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name.
+same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name. Where
+nothing is compiled, kernels are called without PyTorch's dispatcher, which takes longer than all else here.
 """
 
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
+from tempoquant.exact_products import exact_linear
 from tempoquant.formats import Format, ScaleRule, get_format
 from tempoquant.input_transform import InputTransform
-from tempoquant.kernels.dispatch import Backend, choose
+from tempoquant.kernels.dispatch import Backend, Choice, choose, is_forced
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
 
@@ -23,8 +27,16 @@ def backend_of(device_type: str, device_index: int | None, format: str) -> str:
 
     Raises UnsupportedError as that does.
     """
+    choose_now = _choose_now if is_forced() else _choose_once
+    return choose_now(choose, device_type, device_index, format)
+
+
+def _choose_now(choose: Callable[..., Choice], device_type: str, device_index: int | None, format: str) -> str:
     device = torch.device(device_type) if device_index is None else torch.device(device_type, device_index)
     return choose(device, get_format(format)).backend.value
+
+
+_choose_once = functools.lru_cache(maxsize=256)(_choose_now)
 
 
 class Source(NamedTuple):
@@ -54,7 +66,7 @@ def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """
     if x.dtype == torch.bfloat16:
         return functional.linear(x, down)
-    return functional.linear(x.float(), down.float()).bfloat16()
+    return exact_linear(x.float(), down.float()).bfloat16()
 
 
 def quantize_input(source: Source, transform: InputTransform, format: Format, backend: str) -> QuantizedInput:
@@ -64,6 +76,12 @@ def quantize_input(source: Source, transform: InputTransform, format: Format, ba
     that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part.
     """
     hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
+    if not torch.compiler.is_compiling():
+        kernels = _kernels_of(backend)
+        made: QuantizedInput = kernels.quantize_input(
+            source.x, hidden, transform, format, source.rule, source.clip_ratio, source.eight_bits
+        )
+        return made._replace(hidden=hidden)
     values, scale, outside = _quantize_input(
         source.x, hidden, transform.smoothing_factor, transform.deflation, transform.input_offset, source.clip_ratio,
         source.eight_bits, rotated=transform.rotated, format=format.name, rule=source.rule.value, backend=backend,
@@ -76,6 +94,9 @@ def multiply(
     quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype, backend: str
 ) -> torch.Tensor:
     """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
+    if not torch.compiler.is_compiling():
+        y: torch.Tensor = _kernels_of(backend).multiply(quantized, weight, format, dtype)
+        return y
     return _multiply(
         quantized.values, quantized.scale, quantized.hidden, quantized.outside, weight.packed, weight.scale,
         weight.tensor_scale, weight.up, weight.bias, format=format.name, dtype=dtype, backend=backend,
@@ -159,6 +180,7 @@ def _(
     return values.new_empty(values.shape[0], packed.shape[0], dtype=dtype)
 
 
+@functools.cache
 def _kernels_of(backend: str) -> Any:
     """The module with a backend's two halves. Importing it imports Triton, so only what runs is imported."""
     return importlib.import_module(f"tempoquant.kernels.{Backend(backend).value}")

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch.nn import functional
 
+from tempoquant.exact_products import exact_linear
 from tempoquant.formats import (
     Format,
     ScaleRule,
@@ -63,8 +63,8 @@ def effective_weight(transform: InputTransform, weight: WeightTensors, format: F
         return dense
     up = weight.up.float()
     if transform.deflation is not None:
-        up = up - residual @ transform.deflation.float()
-    return dense + up @ transform.down.float()
+        up = up - exact_linear(residual, transform.deflation.float().T)
+    return dense + exact_linear(up, transform.down.float().T)
 
 
 def w4a4_linear(
@@ -98,9 +98,9 @@ def w4a4_linear(
         raw = x.to(dtype)
         hidden = transform.hidden(raw)
         z = transform.quantizer_input(raw, hidden)
-        y = functional.linear(round_input(z, format, activation_scale_rule, clip_ratio, eight_bits), residual, bias)
+        y = exact_linear(round_input(z, format, activation_scale_rule, clip_ratio, eight_bits), residual, bias)
         if hidden is not None and weight.up is not None:
-            y = y + functional.linear(hidden, weight.up.to(dtype))
+            y = y + exact_linear(hidden, weight.up.to(dtype))
         return y.to(x.dtype)
 
     widest = max(residual.shape)

@@ -1,12 +1,14 @@
 """One denoiser on the device at a time; the next one is copied to its place while it still runs.
 
 During the last call of a denoiser each block leaves as soon as it has run. The block of the next denoiser is copied
-into the memory that it gave back, beside the computation of the blocks that follow. So the denoisers change places
-without waiting, and without room for more than one of them. Whether a call is the last one is foreseen from the
-scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it lacks.
+into the slot that it had, beside the computation of the blocks that follow. Slots are memory that is taken once, so the
+denoisers change places without waiting, and without room for more than one of them. Whether a call is the last one is
+foreseen from the scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it
+lacks.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,8 @@ from torch import nn
 from tempoquant.errors import UnsupportedError
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.hooks import unobtrusive
-from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, tensors_of
+from tempoquant.placement.compiled_blocks import around_calls
+from tempoquant.placement.host_copies import HostCopy, PinnedSlabs, SideStream, Slot, tensors_of
 from tempoquant.timesteps import Denoiser, denoiser_at
 
 
@@ -58,10 +61,12 @@ class DenoiserSwap:
         foresee: Callable[[str, float, int], str | None],
     ) -> None:
         self._foresee = foresee
-        self._parts = {denoiser: _parts(placed, stream) for denoiser, placed in denoisers.items()}
+        slots: list[Slot] = []
+        self._parts = {denoiser: _parts(placed, stream, slots) for denoiser, placed in denoisers.items()}
         self._calls_so_far: tuple[str, float, int] | None = None
         self._next: str | None = None
         self._handles: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
         for denoiser, placed in denoisers.items():
             model = placed.model
             self._handles.append(model.register_forward_pre_hook(requiring_same_weights(denoiser, model)))
@@ -78,20 +83,27 @@ class DenoiserSwap:
         """Leave plain models on the host."""
         for handle in self._handles:
             handle.remove()
+        for undo in reversed(self._undo):
+            undo()
         for parts in self._parts.values():
             _leave(parts)
+        for part in itertools.chain.from_iterable(self._parts.values()):
+            part.give_back()
 
     def _hook(self, denoiser: str, index: int, module: nn.Module) -> None:
         part = self._parts[denoiser][index]
         before, after = unobtrusive(lambda *_: part.wait()), unobtrusive(lambda *_: self._exchange(denoiser, index))
-        self._handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        self._undo.append(around_calls(module, before, after))
 
     def _begin(self, denoiser: str, timestep: float) -> None:
         """Before a call: make room, bring what is missing, and foresee who comes next."""
+        own = self._parts[denoiser]
         for other, parts in self._parts.items():
             if other != denoiser:
                 _leave(parts)
-        for part in self._parts[denoiser]:
+                for part in parts[len(own) :]:
+                    part.give_back()
+        for part in own:
             part.bring()
         last = self._calls_so_far
         count = last[2] + 1 if last is not None and last[:2] == (denoiser, timestep) else 1
@@ -102,9 +114,12 @@ class DenoiserSwap:
         """After a part has run: in a denoiser's last call it makes room for its counterpart."""
         if self._next == denoiser:
             return
-        self._parts[denoiser][index].leave()
+        part = self._parts[denoiser][index]
         if self._next is not None and index < len(self._parts[self._next]):
+            part.leave()
             self._parts[self._next][index].bring()
+        else:
+            part.give_back()
 
 
 def next_denoiser(
@@ -150,10 +165,12 @@ def requiring_same_weights(denoiser: str, model: nn.Module) -> Callable[..., Non
     return unobtrusive(check)
 
 
-def _parts(placed: Placed, stream: SideStream) -> list[HostCopy]:
-    """What is in no block, and each block."""
+def _parts(placed: Placed, stream: SideStream, slots: list[Slot]) -> list[HostCopy]:
+    """What is in no block, and each block; parts of the same place in the order have the same of the slots."""
     slabs = PinnedSlabs() if stream.device.type == "cuda" else None
-    return [HostCopy(part, stream, slabs) for part in parts_of(placed)]
+    parts = parts_of(placed)
+    slots += [Slot(stream) for _ in range(len(slots), len(parts))]
+    return [HostCopy(part, stream, slot, slabs) for part, slot in zip(parts, slots, strict=False)]
 
 
 def parts_of(placed: Placed) -> list[list[torch.Tensor]]:

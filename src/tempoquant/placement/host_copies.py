@@ -4,6 +4,7 @@ diffusers' group offloading brings blocks of one model in a fixed order. It know
 one's place, and takes the text encoder's embedding of gigabytes to the device to read a few rows of it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,35 +13,110 @@ from torch import nn
 
 
 class SideStream:
-    """Copies to a CUDA device beside what computes there. On any other device: plain copies, one after another."""
+    """Copies to a CUDA device beside what computes there. On any other device nothing has to move.
+
+    Two queues of work, that of the copies and that of whatever computes, and marks in them: an event recorded in one
+    that the other waits for. Nobody waits on the host.
+
+    Attributes:
+        device: where it computes.
+        moves: whether tensors have to be copied there.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.device, self.moves = device, device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self.moves else None
 
-    def copy(self, host: torch.Tensor) -> torch.Tensor:
-        """A copy on the device, complete once `wait` was called on what `mark` answered after it.
+    def reserve(self, num_bytes: int) -> torch.Tensor:
+        """Memory on the device, (num_bytes,) uint8, of the computing queue: it may be written to after `computed`."""
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
-        The memory comes from the computing stream, which may just have given it back; the copy waits until all that
-        was asked of that stream before is done.
-        """
-        if self._stream is None:
-            return to_device(host, self.device)
-        there = torch.empty_like(host, device=self.device)
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+    def computed(self) -> Any:
+        """A mark: how far computing has been asked for."""
+        return torch.cuda.current_stream(self.device).record_event()
+
+    def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], after: Any) -> Any:
+        """Copy (host, device) tensors once computing has come to a mark; answer the mark of their end."""
+        assert self._stream is not None  # or nothing moves
+        self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
-            there.copy_(host, non_blocking=True)
-        there.record_stream(self._stream)  # or the memory could be given away before the copy is done
-        return there
-
-    def mark(self) -> Any:
-        """How far the copies have been asked for."""
-        return None if self._stream is None else self._stream.record_event()
+            for host, there in pairs:
+                there.copy_(host, non_blocking=True)
+        return self._stream.record_event()
 
     def wait(self, mark: Any) -> None:
         """Have what is computed from now on wait for the copies up to a mark."""
-        if mark is not None:
-            torch.cuda.current_stream(self.device).wait_event(mark)
+        torch.cuda.current_stream(self.device).wait_event(mark)
+
+
+class Slot:
+    """A place on the device that holds one part of a model after another, in the same memory.
+
+    `tensor.record_stream` would let the allocator give memory away only once it has *found* that a copy is done, so
+    that two parts lie where one has room. Here memory stays, and marks say when it may be written to: never before the
+    part that was there has been computed with.
+
+    Args:
+        stream: copies to the device.
+    """
+
+    def __init__(self, stream: SideStream) -> None:
+        self._stream = stream
+        self._num_bytes = 0
+        self._memory: torch.Tensor | None = None
+        self._held_by: HostCopy | None = None
+        self._is_free: Any = None  # the mark after which it may be written to
+        self._is_filled: Any = None  # the mark of its last copy
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the largest part that it is for."""
+        return self._num_bytes
+
+    def make_room(self, num_bytes: int) -> None:
+        """Be as large as that, from the next time on that memory is taken."""
+        self._num_bytes = max(self._num_bytes, num_bytes)
+
+    def fill(self, part: "HostCopy", hosts: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
+        """Ask for a part's tensors: those on the device, and the mark after which they may be read."""
+        if self._held_by is not None:
+            raise RuntimeError("a slot was to be filled while another part of a model is in it.")
+        with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode cannot be written to later
+            if self._memory is None:
+                self._memory = self._stream.reserve(self._num_bytes)
+                self._is_free = self._stream.computed()
+            places = [self._memory[start : start + host.nbytes].view(host.dtype).view(host.shape)
+                      for start, host in zip(starts_of(hosts), hosts, strict=True)]  # fmt: skip
+            self._is_filled = self._stream.copy(list(zip(hosts, places, strict=True)), self._is_free)
+        self._held_by = part
+        return places, self._is_filled
+
+    def empty(self, part: "HostCopy") -> None:
+        """The part has been computed with, as far as that was asked for. Its memory may be overwritten after that."""
+        if self._held_by is part:
+            self._held_by, self._is_free = None, self._stream.computed()
+
+    def give_back(self) -> None:
+        """Give the memory back to the allocator, unless a part is there."""
+        if self._held_by is None and self._memory is not None:
+            self._stream.wait(self._is_filled)  # a copy that nobody waited for must not write to another's memory
+            self._memory = None
+
+
+def starts_of(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """Where tensors begin that lie one after another, bytes."""
+    return _starts([tensor.nbytes for tensor in tensors])[:-1]
+
+
+def slot_bytes(sizes: Iterable[int]) -> int:
+    """What tensors of these sizes take in a slot."""
+    return _starts(list(sizes))[-1]
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Of each, and the end of the last one."""
+    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+    return [0, *itertools.accumulate(padded)]
 
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -93,36 +169,53 @@ class HostCopy:
 
     Args:
         tensors: parameters and buffers.
+        stream: copies to the device.
+        slot: where they are while they are on the device; parts that are never there at once may have the same.
         slabs: of page-locked memory for the copies; None for plain memory.
 
     Attributes:
         is_here: whether the tensors are on the device, or on their way.
     """
 
-    def __init__(self, tensors: Iterable[torch.Tensor], stream: SideStream, slabs: PinnedSlabs | None = None) -> None:
-        self._stream, self._slabs, self._mark = stream, slabs, None
+    def __init__(
+        self, tensors: Iterable[torch.Tensor], stream: SideStream, slot: Slot, slabs: PinnedSlabs | None = None
+    ) -> None:
+        self._stream, self._slot, self._slabs, self._mark = stream, slot, slabs, None
         self._tensors = [(tensor, self._take(tensor)) for tensor in tensors]
+        slot.make_room(slot_bytes(host.nbytes for _, host in self._tensors))
         self.is_here = False
 
     def bring(self) -> None:
         """Ask for the tensors on the device. They may be used after `wait`."""
         if self.is_here:
             return
+        hosts = [host for _, host in self._tensors]
+        if self._stream.moves:
+            there, self._mark = self._slot.fill(self, hosts)
+        else:
+            there = [to_device(host, self._stream.device) for host in hosts]
+        for (tensor, _), place in zip(self._tensors, there, strict=True):
+            tensor.data = place
         self.is_here = True
-        for tensor, host in self._tensors:
-            tensor.data = self._stream.copy(host)
-        self._mark = self._stream.mark()
 
     def wait(self) -> None:
         """Have computations wait for the tensors; bring them if nobody did."""
         self.bring()
-        self._stream.wait(self._mark)
+        if self._mark is not None:
+            self._stream.wait(self._mark)
 
     def leave(self) -> None:
-        """Give the memory on the device back."""
+        """Leave the slot to the next part."""
         for tensor, host in self._tensors:
             tensor.data = host
+        if self._stream.moves:
+            self._slot.empty(self)
         self._mark, self.is_here = None, False
+
+    def give_back(self) -> None:
+        """Leave the slot, and give its memory back where no other part is in it."""
+        self.leave()
+        self._slot.give_back()
 
     def _take(self, tensor: torch.Tensor) -> torch.Tensor:
         host = tensor.data.cpu() if self._slabs is None else self._slabs.hold(tensor.data)
@@ -151,8 +244,9 @@ def stream_blocks(
     device, host = stream.device, torch.device("cpu")
     stays.data = stays.data.to(host)
     apart = {*tensors_of(*blocks), id(stays)}
-    rest = HostCopy([t for key, t in tensors_of(model).items() if key not in apart], stream)
-    copies = [HostCopy(tensors_of(block).values(), stream) for block in blocks]
+    rest = HostCopy([t for key, t in tensors_of(model).items() if key not in apart], stream, Slot(stream))
+    slot = Slot(stream)
+    copies = [HostCopy(tensors_of(block).values(), stream, slot) for block in blocks]
     handles = [
         model.register_forward_pre_hook(lambda _, args, kwargs: _moved((args, kwargs), device), with_kwargs=True)
     ]
@@ -164,11 +258,16 @@ def stream_blocks(
         handles.append(module.register_forward_pre_hook(lambda *_, copy=copy: copy.wait()))
         handles.append(module.register_forward_hook(lambda *_, copy=copy: copy.leave(), always_call=True))
 
+    def give_back(*_: Any) -> None:
+        for copy in (rest, *copies):
+            copy.give_back()
+
+    handles.append(model.register_forward_hook(give_back, always_call=True))
+
     def undo() -> None:
         for handle in handles:
             handle.remove()
-        for copy in (rest, *copies):
-            copy.leave()
+        give_back()
 
     return undo
 

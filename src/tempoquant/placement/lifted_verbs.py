@@ -14,6 +14,7 @@ PIPELINE_VERBS = (
 )  # fmt: skip
 DENOISER_VERBS = (
     "load_lora_adapter", "add_adapter", "unload_lora", "delete_adapters", "fuse_lora", "unfuse_lora", "dequantize",
+    "compile", "compile_repeated_blocks",
 )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 their peaks.
 
 All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
-and in tiles, its video in host memory, and compute the denoisers' blocks in chunks of tokens. They differ in the
-denoisers: *resident* keeps all on the device, *swap* the one that runs, *lean* the block that runs and the next.
+and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the
+denoisers: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.models.families import PipelineFacts, facts_of
 from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS
 from tempoquant.models.source import SourceModel
+from tempoquant.placement.compiled_blocks import refuse_compiled
 from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser, parts_of, requiring_same_weights
 from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blocks
 from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS, lift_for
@@ -50,11 +51,12 @@ class MemoryMode:
 
     Attributes:
         mode: "resident", "swap" or "lean".
+        in_chunks: whether blocks compute a chunk of tokens at a time.
         swap: the denoisers that take turns; None but in "swap".
     """
 
-    def __init__(self, pipeline: Any, mode: Memory, device: torch.device) -> None:
-        self.mode = mode
+    def __init__(self, pipeline: Any, mode: Memory, device: torch.device, in_chunks: bool) -> None:
+        self.mode, self.in_chunks = mode, in_chunks
         self.swap: DenoiserSwap | None = None
         self._pipeline, self._device, self._facts = pipeline, device, facts_of(pipeline)
         self._undo, self._verbs = ExitStack(), ExitStack()
@@ -86,9 +88,11 @@ class MemoryMode:
     def _set(self) -> None:
         pipeline, device, family = self._pipeline, self._device, self._facts.family
         denoisers = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
+        for placed in denoisers.values():
+            refuse_compiled(self.mode, placed.model, placed.blocks)
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
-            if family.chunk_blocks is not None:
+            if self.in_chunks and family.chunk_blocks is not None:
                 for placed in denoisers.values():
                     undo.callback(family.chunk_blocks(placed.model))
             encoder = getattr(pipeline, family.text_encoder) if family.text_encoder_blocks else None
@@ -119,7 +123,12 @@ class MemoryMode:
         return lambda: None
 
 
-def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torch.device | None = None) -> MemoryMode:
+def set_memory_mode(
+    pipeline: Any,
+    mode: Memory = "resident",
+    device: str | torch.device | None = None,
+    in_chunks: bool = True,
+) -> MemoryMode:
     """Decide what of a pipeline is on the device when. Call it instead of `pipeline.to(device)`.
 
     Args:
@@ -128,6 +137,8 @@ def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torc
             in page-locked host memory; they change places while the first one's last call still runs. "lean": the block
             that runs and the next.
         device: where it computes; CUDA where there is one if left out.
+        in_chunks: whether blocks compute a chunk of tokens at a time, where the family has chunks: less than half of
+            the activations, and slower. `tempoquant plan` says what each way takes.
 
     Returns:
         The mode, whose `remove()` takes it off again. Setting another one does that by itself.
@@ -140,7 +151,7 @@ def set_memory_mode(pipeline: Any, mode: Memory = "resident", device: str | torc
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
     remove_memory_mode(pipeline)
     _check(pipeline)
-    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()))
+    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()), in_chunks)
     setattr(pipeline, _ATTRIBUTE, in_force)
     return in_force
 
@@ -152,13 +163,13 @@ def remove_memory_mode(pipeline: Any) -> None:
         setattr(pipeline, _ATTRIBUTE, None)
 
 
-def load_in_mode(source: SourceModel, mode: Memory, device: str) -> Any:
+def load_in_mode(source: SourceModel, mode: Memory, device: str, in_chunks: bool = True) -> Any:
     """Load a pipeline to the CPU, in the dtype that the device computes in, and set its memory mode.
 
     Raises as `load_pipeline` and `set_memory_mode` do.
     """
     pipeline = load_pipeline(source, "cpu", compute_dtype(device))
-    set_memory_mode(pipeline, mode, device)
+    set_memory_mode(pipeline, mode, device, in_chunks)
     return pipeline
 
 
@@ -231,7 +242,7 @@ def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.devic
 
 
 def _offload_blocks(denoisers: dict[str, Placed], device: torch.device) -> Callable[[], None]:
-    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two experts.)"""
+    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two denoisers.)"""
     streams = device.type == "cuda"
     handles = [
         placed.model.register_forward_pre_hook(requiring_same_weights(name, placed.model))

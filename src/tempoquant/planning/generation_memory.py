@@ -125,8 +125,13 @@ def denoising_bytes(
     layers: QuantizedLayers | None,
     size: SamplingSettings,
     kernels: Kernels = "fp8",
+    in_chunks: bool = True,
 ) -> int:
-    """Of one call of a denoiser, and of what the sampling loop holds meanwhile."""
+    """Of one call of a denoiser, and of what the sampling loop holds meanwhile.
+
+    Args:
+        in_chunks: whether its blocks compute a chunk of tokens at a time, where the family has chunks.
+    """
     family, config = configs.family, configs.denoiser(denoiser).config
     model = empty_denoiser(configs, denoiser, num_blocks=2)
     blocks = family.blocks_of(model)
@@ -135,7 +140,7 @@ def denoising_bytes(
             model.set_submodule(
                 name, _ReferenceLinear(entry) if kernels == "reference" else _ForeseenLinear(entry, kernels)
             )
-    if family.chunk_blocks is not None:
+    if in_chunks and family.chunk_blocks is not None:
         family.chunk_blocks(model)
     shape = configs.geometry.latents(size.height, size.width, size.num_frames)
     inputs = family.example_inputs(configs.index, family.shortened(config, 2), shape)

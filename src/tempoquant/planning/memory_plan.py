@@ -4,8 +4,7 @@ Everything is torch's own allocations. A process takes more: `OVERHEAD_BYTES` is
 no measurement.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from tempoquant.planning.generation_memory import (
     other_weight_bytes,
     text_encoder_bytes,
 )
+from tempoquant.planning.places import PLACES, Places
 from tempoquant.recipe import Recipe
 
 OVERHEAD_BYTES = 2**30
@@ -59,12 +59,14 @@ class ModePlan:
 
     Attributes:
         mode: "resident", "swap" or "lean".
+        in_chunks: whether blocks compute a chunk of tokens at a time.
         phases: in order.
         host: bytes of RAM at the most: all components, as they load or as they wait.
         pinned: bytes of it that are page-locked while generating.
     """
 
     mode: Memory
+    in_chunks: bool
     phases: tuple[Phase, ...]
     host: int
     pinned: int
@@ -87,16 +89,23 @@ class ModelPlan:
     Attributes:
         label: "16-bit", or the recipe's name.
         disk: bytes of the model's weight files.
-        modes: the fastest first.
+        modes: in chunks of tokens, where the family has them; what keeps most on the device first.
+        in_one_piece: the same modes with all tokens at once; `modes` itself where the family has no chunks.
     """
 
     label: str
     disk: int
     modes: tuple[ModePlan, ...]
+    in_one_piece: tuple[ModePlan, ...]
 
     def fastest_within(self, device_bytes: float) -> ModePlan | None:
-        """The fastest mode whose peak, and what a process takes beside it, fits a device; None when none does."""
-        return next((mode for mode in self.modes if mode.peak + OVERHEAD_BYTES <= device_bytes), None)
+        """The fastest mode whose peak, and what a process takes beside it, fits a device; None when none does.
+
+        "swap" copies each denoiser once a video, while another computes; chunks expand every 4-bit weight again for
+        each chunk of each call. So "swap" in one piece comes before "resident" in chunks. "lean" copies every call.
+        """
+        fitting = [mode for mode in (*self.in_one_piece, *self.modes) if mode.peak + OVERHEAD_BYTES <= device_bytes]
+        return min(fitting, key=lambda each: (each.mode == "lean", each.in_chunks), default=None)
 
 
 @dataclass(frozen=True)
@@ -137,13 +146,9 @@ def plan_memory(
     """
     configs.geometry.require(size)
     others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), other_weight_bytes(configs))
-    layers: dict[str, QuantizedLayers | None] = {}
-    for denoiser in configs.denoisers:
-        found = configs.quantized.get(denoiser.name)
-        if found is not None:
-            layers[denoiser.name] = QuantizedLayers(found.layers, found.bins.num_bins)
-        else:
-            layers[denoiser.name] = None if configs.quantized else foreseen_layers(configs, denoiser.name, recipe)
+    layers = own_layers(configs)
+    if not configs.quantized:
+        layers = {name: foreseen_layers(configs, name, recipe) for name in layers}
     label = next((found.recipe.name for found in configs.quantized.values()), recipe.name)
     return MemoryPlan(
         configs.name,
@@ -178,17 +183,16 @@ def _model_plan(
     image = weights.get(configs.family.image_encoder, 0)
     brief = sum(weights.values()) - image  # beside the text encoder, or beside the autoencoder: counted with both
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
-    calls = _calls(configs, layers, size, kernels)
     family = configs.family
     on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, **weights}
     is_given = any(layers.values()) == bool(configs.quantized)  # or else the files are of the other kind
     for denoiser in configs.denoisers:
         on_disk[denoiser.component] = denoisers[denoiser.name].total
     disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
-    all_weights = text.weights + vae.weights + image + brief + sum(denoiser.total for denoiser in denoisers.values())
-    modes = []
-    for mode in MEMORY_MODES:
-        places = _PLACES[mode](list(denoisers.values()))
+    all_weights = text.weights + vae.weights + image + brief + sum(each.total for each in denoisers.values())
+
+    def plan_of(mode: Memory, in_chunks: bool, calls: Mapping[str, int]) -> ModePlan:
+        places = PLACES[mode](list(denoisers.values()))
         away = places.away + vae.weights
         phases = (
             Phase(TEXT, away + text.on_device + brief, text.encoding),
@@ -196,15 +200,44 @@ def _model_plan(
             *_denoising(denoisers, places, calls),
             Phase(VIDEO, away + brief, vae.decoding),
         )
-        pinned = 0 if mode == "resident" else sum(denoiser.pinned for denoiser in denoisers.values())
+        pinned = 0 if mode == "resident" else sum(each.pinned for each in denoisers.values())
         # Page-locked copies take the places of the loaded weights one tensor at a time.
         host = max(all_weights, pinned + text.weights + vae.weights + image + brief)
-        modes.append(ModePlan(mode, phases, host, pinned))
-    return ModelPlan(label, disk, tuple(modes))
+        return ModePlan(mode, in_chunks, phases, host, pinned)
+
+    def plans(in_chunks: bool) -> tuple[ModePlan, ...]:
+        calls = _calls(configs, layers, size, kernels, in_chunks)
+        return tuple(plan_of(mode, in_chunks, calls) for mode in MEMORY_MODES)
+
+    in_one_piece = plans(in_chunks=False)
+    return ModelPlan(label, disk, in_one_piece if family.chunk_blocks is None else plans(in_chunks=True), in_one_piece)
+
+
+def denoising_peak(
+    configs: PipelineConfigs, size: SamplingSettings, mode: Memory, kernels: Kernels, in_chunks: bool
+) -> int:
+    """The most bytes on the device while a pipeline denoises, quantized or not as its configs say."""
+    layers = own_layers(configs)
+    denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
+    places = PLACES[mode](list(denoisers.values()))
+    phases = _denoising(denoisers, places, _calls(configs, layers, size, kernels, in_chunks))
+    return max(phase.peak for phase in phases)
+
+
+def own_layers(configs: PipelineConfigs) -> dict[str, QuantizedLayers | None]:
+    """The 4-bit layers that a pipeline has, by denoiser; None for a denoiser in 16 bits."""
+    found = {denoiser.name: configs.quantized.get(denoiser.name) for denoiser in configs.denoisers}
+    return {
+        name: None if each is None else QuantizedLayers(each.layers, each.bins.num_bins) for name, each in found.items()
+    }
 
 
 def _calls(
-    configs: PipelineConfigs, layers: Mapping[str, QuantizedLayers | None], size: SamplingSettings, kernels: Kernels
+    configs: PipelineConfigs,
+    layers: Mapping[str, QuantizedLayers | None],
+    size: SamplingSettings,
+    kernels: Kernels,
+    in_chunks: bool,
 ) -> dict[str, int]:
     """Of one call of each denoiser; traced once for those that are alike, as Wan2.2's two are."""
     found: dict[str, int] = {}
@@ -215,22 +248,8 @@ def _calls(
             if configs.denoiser(other) == configs.denoiser(name) and layers[other] == own
         )
         traced = next(alike, None)
-        found[name] = denoising_bytes(configs, name, own, size, kernels) if traced is None else traced
+        found[name] = denoising_bytes(configs, name, own, size, kernels, in_chunks) if traced is None else traced
     return found
-
-
-class Places(NamedTuple):
-    """Bytes of denoisers on the device.
-
-    Attributes:
-        away: while none runs.
-        running: while each runs.
-        changing: while each takes the place of the one before; one fewer.
-    """
-
-    away: int
-    running: list[int]
-    changing: list[int]
 
 
 def _denoising(denoisers: Mapping[str, DenoiserBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
@@ -247,37 +266,3 @@ def _denoising(denoisers: Mapping[str, DenoiserBytes], places: Places, calls: Ma
 def denoising_name(denoiser: str) -> str:
     """What the phase of a denoiser is called: "high-noise denoising", say, or plain "denoising" of a single one."""
     return f"{denoiser.replace('_', '-')} denoising" if denoiser.endswith("_noise") else "denoising"
-
-
-def _resident(denoisers: Sequence[DenoiserBytes]) -> Places:
-    all_of_them = sum(denoiser.total for denoiser in denoisers)
-    return Places(all_of_them, [all_of_them] * len(denoisers), [all_of_them] * (len(denoisers) - 1))
-
-
-def _swap(denoisers: Sequence[DenoiserBytes]) -> Places:
-    """Each part of the first leaves before its counterpart is brought: blocks in order, and last what is in none."""
-    changing = []
-    for high, low in itertools.pairwise(denoisers):
-        there = most = high.total
-        for leaving, coming in zip([*high.blocks, high.rest], [*low.blocks, low.rest], strict=False):
-            there += coming - leaving
-            most = max(most, there)
-        changing.append(most)
-    return Places(0, [denoiser.total for denoiser in denoisers], changing)
-
-
-def _lean(denoisers: Sequence[DenoiserBytes]) -> Places:
-    running = [denoiser.rest + _two_in_a_row(denoiser.blocks) for denoiser in denoisers]
-    return Places(0, running, [max(pair) for pair in itertools.pairwise(running)])
-
-
-def _two_in_a_row(blocks: Sequence[int]) -> int:
-    """The block that runs and the next, which is copied meanwhile."""
-    return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
-
-
-_PLACES: Mapping[Memory, Callable[[Sequence[DenoiserBytes]], Places]] = {
-    "resident": _resident,
-    "swap": _swap,
-    "lean": _lean,
-}

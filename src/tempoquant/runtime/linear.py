@@ -97,6 +97,7 @@ class QuantizedLinear(nn.Linear):
         linear = cls(entry_of(layer), clock, compute_dtype, device="meta")
         for key, tensor in to_stored(layer, "the layer").items():
             setattr(linear, key, nn.Parameter(tensor, requires_grad=False))
+        linear.settle()
         return linear
 
     def to_layer(self) -> QuantizedLayer:
@@ -123,14 +124,19 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def fits_fp8(self) -> bool:
-        """Whether FP8 holds every number of the weight, in a format that allows it; looked up once.
+        """Whether FP8 holds every number of the weight, in a format that allows it.
 
-        A weight in MXFP4 may have a row that spans more octaves: it runs in bfloat16.
+        A weight in MXFP4 may have a row that spans more octaves: it runs in bfloat16. `settle` looks it up.
         """
         if self._fits_fp8 is None:
             weight = self.to_layer().at_bin(0).weight_tensors  # codes and scales are those of every bin
             self._fits_fp8 = bool(fp8_exact_rows(weight, self.entry.format).all())
         return self._fits_fp8
+
+    def settle(self) -> None:
+        """Look up what a compiled graph cannot ask the weight's numbers; does nothing where there are none (meta)."""
+        if self.entry.format.is_fp8_exact and not self.packed.is_meta:
+            _ = self.fits_fp8
 
     def dequantize(self, timestep_bin: int | None = None) -> torch.Tensor:
         """The effective weight, branch and smoothing included: (out, in) float32; see `QuantizedLayer.dequantize`."""
@@ -146,18 +152,22 @@ class QuantizedLinear(nn.Linear):
     @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …, in) to (batch, …, out), in the dtype of x; the gradient is that of the dequantized layer."""
-        entry = self.entry
-        runs = self._runs(x)
-        with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
-            backend = operators.backend_of(x.device.type, x.device.index, entry.format.name)
-            if backend == Backend.FP8 and not self.fits_fp8:
-                backend = Backend.BF16.value
-            if backend == Backend.REFERENCE or x.dtype == torch.float64:
-                return _together([
-                    w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
-                                run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
-                ])  # fmt: skip
-            return self._forward_by_kernels(x, runs, backend)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
+                return self._forward(x)
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        entry, runs = self.entry, self._runs(x)
+        backend = operators.backend_of(x.device.type, x.device.index, entry.format.name)
+        if backend == Backend.FP8 and not self.fits_fp8:
+            backend = Backend.BF16.value
+        if backend == Backend.REFERENCE or x.dtype == torch.float64:
+            return _together([
+                w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
+                            run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
+            ])  # fmt: skip
+        return self._forward_by_kernels(x, runs, backend)
 
     def _forward_by_kernels(self, x: torch.Tensor, runs: list[_Run], backend: str) -> torch.Tensor:
         entry = self.entry
@@ -166,8 +176,10 @@ class QuantizedLinear(nn.Linear):
             return tuple(operators.quantize_input(self._source(run), run.transform, entry.format, backend)
                          for run in runs)  # fmt: skip
 
-        shared, in_call = self.shared_input, self.clock.call is not None
-        quantized = quantize(x) if shared is None else shared.quantized(x, quantize, in_call)
+        if self.shared_input is None:
+            quantized = quantize(x)
+        else:
+            quantized = self.shared_input.quantized(x, quantize, self.clock.call is not None)
         y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, backend)
                        for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
         return y.reshape(*x.shape[:-1], entry.out_features)
@@ -235,8 +247,9 @@ class QuantizedLinear(nn.Linear):
         return of_bin
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self._fits_fp8 = None  # other numbers, another answer
         super()._load_from_state_dict(*args)
+        self._fits_fp8 = None  # other numbers, another answer
+        self.settle()
 
     def _stored(self) -> dict[str, torch.Tensor]:
         return {key: tensor.detach() for key in KEYS if (tensor := getattr(self, key)) is not None}

@@ -38,22 +38,19 @@ class SharedInput(threading.local):
         self,
         x: torch.Tensor,
         quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]],
-        in_call: bool = False,
+        is_in_call: bool = False,
     ) -> tuple[QuantizedInput, ...]:
         """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
 
-        A graph that is being compiled cannot ask whether x changed, and a tensor of `torch.inference_mode` does not
-        count its changes. There the same tensor is taken to be unchanged within one call of the model: those that
-        share are linears of which the model is known to call each with one tensor.
-
-        Args:
-            in_call: whether a call of the model is going on; without one a tensor of inference mode is never shared.
+        Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x changed. Within a call of
+        the model (`is_in_call`) the same tensor is then taken to be unchanged, as it is in every attention of
+        diffusers; outside of one, in inference mode, x is quantized again.
         """
         version = 0
         if not torch.compiler.is_compiling():
             if not torch.is_inference(x):
                 version = x._version
-            elif not in_call:
+            elif not is_in_call:
                 return quantize(x)
         if self._quantized is None or self._x is not x or self._version != version:
             self._x, self._version, self._quantized = x, version, quantize(x)

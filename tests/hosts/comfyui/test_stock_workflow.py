@@ -9,7 +9,7 @@ import pytest
 from tempoquant.hosts.comfyui.nvfp4_export import LORAS, MODELS
 from tempoquant.models.wan.published import A14B, published_models
 
-FILE = Path(__file__).parents[3] / "comfyui" / "workflows" / "wan22_i2v_nvfp4_stock.json"
+FILE = Path(__file__).parents[3] / "comfyui" / "example_workflows" / "wan2.2_i2v_nvfp4_stock.json"
 STOCK = {
     "UNETLoader": 2, "LoraLoaderBypassModelOnly": 2, "ModelSamplingSD3": 1, "CLIPLoader": 3, "VAELoader": 1,
     "LoadImage": 2, "CLIPTextEncode": 1, "WanImageToVideo": 4, "KSamplerAdvanced": 10, "VAEDecode": 0, "CreateVideo": 1,

@@ -1,16 +1,20 @@
 """Laws of computing in chunks of tokens: the same numbers, whatever the chunks, and nothing left behind."""
 
+import weakref
+
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
 from tempoquant.errors import UnsupportedError
+from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.models.hooks import unobtrusive
 from tempoquant.models.wan import chunked_blocks
 from tempoquant.models.wan.chunked_blocks import chunk_blocks
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.runtime.convert import install_layers
+from tempoquant.runtime.shared_input import SharedInput
 from tests.quantized_wan import BINS, inputs, quantize_all, run, tiny_wan
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # products of other heights may sum in another order
@@ -98,23 +102,25 @@ def test_a_cache_of_activations_finds_a_blocks_input_as_it_was():
     assert torch.equal(second_call(model), expected)
 
 
-class SharedInput:
-    """Counts how often it is told to let go of its input."""
-
-    num_forgotten = 0
-
-    def forget(self) -> None:
-        self.num_forgotten += 1
-
-
-def test_no_chunk_is_kept_for_linears_that_share_it():
+def test_queries_keys_and_values_of_a_chunk_share_one_input_and_none_is_kept(monkeypatch):
     model = tiny_wan(dtype=torch.float32)
-    shared = SharedInput()
-    for linear in (model.blocks[0].attn1.to_q, model.blocks[0].attn1.to_k):
-        linear.shared_input = shared
+    attention, shared, seen = model.blocks[0].attn1, SharedInput(3), []
+    linears, forward = (attention.to_q, attention.to_k, attention.to_v), nn.Linear.forward
+
+    def quantize(x: torch.Tensor) -> tuple[QuantizedInput]:
+        seen.append(weakref.ref(x))
+        return (QuantizedInput(x, None, None, None),)
+
+    def sharing(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if any(linear is each for each in linears):
+            shared.quantized(x, quantize)
+        return forward(linear, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", sharing)
     chunk_blocks(model, 16)
     run(model, torch.float32)
-    assert shared.num_forgotten == 2 * 2 * 2  # linears, chunks, and keys apart from queries
+    assert len(seen) == 2, "chunks"
+    assert [each() for each in seen] == [None, None]
 
 
 def test_chunks_take_half_the_memory_of_a_long_video():

@@ -170,8 +170,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         """Let linears that read one input quantize it once; look up what a compiled graph could not ask for."""
         share_inputs(model, self._call_of(model).sharing_an_input(self.component.layers))
         for linear in quantized_linears(model).values():
-            if linear.entry.format.is_fp8_exact and not linear.packed.is_meta:
-                _ = linear.fits_fp8
+            linear.settle()
         return model
 
     def _dequantize(self, model: Any) -> Any:

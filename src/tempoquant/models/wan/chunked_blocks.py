@@ -1,14 +1,18 @@
 """Wan's transformer blocks a chunk of tokens at a time: the same numbers from a third of the activations.
 
 All of a block but self-attention's keys and values treats each token by itself. diffusers computes every step for all
-tokens at once, in float32 where it modulates: 11 hidden states' worth of memory at 16 bits. Here keys and values are
-computed first; then each chunk of tokens goes through the rest of the block alone, and its result replaces its input.
-Three hidden states remain, and what one chunk needs. Chunks are tokens of one call, and every row of every product is
-the same as before, so results differ only where a library sums in another order for another number of rows.
+tokens at once, in float32 where it modulates: 11 hidden states' worth of memory at 16 bits. Here queries, keys and
+values are computed first, a chunk at a time from one modulated input, which 4-bit linears quantize once. Then each
+chunk attends, and once queries, keys and values are gone, each goes through the rest of the block; results replace
+their inputs. Four hidden states are the most there is, beside what one chunk needs. Chunks are tokens of one call, and
+every row of every product is the same as before, so results differ only where a library sums in another order for
+another number of rows.
+
+Each chunk costs launches, and 4-bit weights are expanded for each: where memory is no reason, one piece is faster.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import diffusers
@@ -21,7 +25,7 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.models.hooks import is_watched
 
 CHUNK_TOKENS = 4096
-"""Large enough for full matrix products, small enough to vanish beside three hidden states of a video."""
+"""Large enough for full matrix products, small enough to vanish beside four hidden states of a video."""
 
 
 def chunk_blocks(transformer: Any, num_tokens: int = CHUNK_TOKENS) -> Callable[[], None]:
@@ -93,17 +97,20 @@ def _forward(
         return _modulated(block.norm1(x.float()), scale, shift).type_as(x)
 
     chunks = list(_chunks(hidden_states.shape[1], num_tokens))
-    key, value = _keys_and_values(block.attn1, (modulated(hidden_states[:, c]) for c in chunks), chunks, rotary_emb)
-    text = slice(0, encoder_hidden_states.shape[1])
-    text_key, text_value = _keys_and_values(block.attn2, [encoder_hidden_states], [text], None)
+    inputs = (modulated(hidden_states[:, chunk]) for chunk in chunks)
+    query, key, value = _projections(block.attn1, "qkv", inputs, chunks, rotary_emb)
     for chunk in chunks:
-        x = hidden_states[:, chunk]
-        query = _rotated(_heads(block.attn1, "q", modulated(x)), rotary_emb, chunk)
-        _forget_input(block.attn1)
-        x = _gated(x, _attend(block.attn1, query, key, value), gate)
-        query = _heads(block.attn2, "q", block.norm2(x.float()).type_as(x))
-        x = x + _attend(block.attn2, query, text_key, text_value)
-        del query
+        attended = _attend(block.attn1, query[:, chunk], key, value)
+        output[:, chunk] = _gated(hidden_states[:, chunk], attended, gate)
+        del attended
+    del query, key, value
+    text = slice(0, encoder_hidden_states.shape[1])
+    text_key, text_value = _projections(block.attn2, "kv", [encoder_hidden_states], [text], None)
+    for chunk in chunks:
+        x = output[:, chunk]
+        text_query = _heads(block.attn2, "q", block.norm2(x.float()).type_as(x))
+        x = x + _attend(block.attn2, text_query, text_key, text_value)
+        del text_query
         inner = _modulated(block.norm3(x.float()), ffn_scale, ffn_shift).type_as(x)
         output[:, chunk] = _gated(x, block.ffn(inner), ffn_gate)
     return output
@@ -119,30 +126,30 @@ def _gated(x: torch.Tensor, change: torch.Tensor, gate: torch.Tensor) -> torch.T
     return change.float().mul_(gate).add_(x).type_as(x)
 
 
-def _keys_and_values(
-    attention: WanAttention, inputs: Any, chunks: list[slice], rotary_emb: tuple[torch.Tensor, torch.Tensor] | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both (batch, tokens, heads, features), from chunks of their input."""
-    key = value = None
+def _projections(
+    attention: WanAttention,
+    which: str,
+    inputs: Iterable[torch.Tensor],
+    chunks: Sequence[slice],
+    rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+) -> list[torch.Tensor]:
+    """Queries, keys, values, as `which` names them: each (batch, tokens, heads, features), from chunks of their input.
+
+    The linears get the very same tensor one after the other, so that those that share an input quantize it once.
+    """
+    whole: dict[str, torch.Tensor] = {}
     for chunk, x in zip(chunks, inputs, strict=True):
-        part_key, part_value = _rotated(_heads(attention, "k", x), rotary_emb, chunk), _heads(attention, "v", x)
-        _forget_input(attention)
-        if len(chunks) == 1:
-            return part_key, part_value
-        if key is None or value is None:
-            shape = (x.shape[0], chunks[-1].stop, *part_key.shape[2:])
-            key, value = part_key.new_empty(shape), part_value.new_empty(shape)
-        key[:, chunk], value[:, chunk] = part_key, part_value
-        del part_key, part_value, x
-    assert key is not None and value is not None  # there is at least one token
-    return key, value
-
-
-def _forget_input(attention: WanAttention) -> None:
-    """Linears that quantize an input for each other keep it until the last has run; here queries never come to it."""
-    for linear in (attention.to_q, attention.to_k, attention.to_v):
-        if (shared := getattr(linear, "shared_input", None)) is not None:
-            shared.forget()
+        for name in which:
+            part = _rotated(_heads(attention, name, x), None if name == "v" else rotary_emb, chunk)
+            if len(chunks) == 1:
+                whole[name] = part
+                continue
+            if name not in whole:
+                whole[name] = part.new_empty((x.shape[0], chunks[-1].stop, *part.shape[2:]))
+            whole[name][:, chunk] = part
+            del part
+        del x
+    return [whole[name] for name in which]
 
 
 def _heads(attention: WanAttention, which: str, x: torch.Tensor) -> torch.Tensor:
@@ -160,8 +167,8 @@ def _rotated(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor] | No
     cos, sin = rotary_emb[0][:, chunk, :, 0::2], rotary_emb[1][:, chunk, :, 1::2]
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.empty_like(x)
-    rotated[..., 0::2] = even * cos - odd * sin
-    rotated[..., 1::2] = even * sin + odd * cos
+    rotated[..., 0::2] = (even * cos).sub_(odd * sin)
+    rotated[..., 1::2] = (even * sin).add_(odd * cos)
     return rotated
 
 

@@ -1,0 +1,240 @@
+"""What `benchmarks.gpu_first_day` finds out, a function a step; each answers plain values, in a process of its own."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tempoquant.runtime.linear import QuantizedLinear
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "tomli-w",
+    "tempoquant",
+)
+HIDDEN, TOKENS = 5120, 32_760
+ERROR_OF_BF16 = 2.0**-7
+"""Of an output in bfloat16, with sums in another order: what a right kernel stays below."""
+
+
+class Described(NamedTuple):
+    """A step: its function, which takes a device, its limit, and what it needs."""
+
+    run: Callable[[str], Any]
+    seconds: float
+    needs_gpu: bool = True
+    on_a_cpu: bool = False
+    needs_program: str = ""
+
+
+def device_or_why() -> tuple[str, str]:
+    """The device, and why steps that need a GPU cannot run; empty where they can."""
+    if torch.cuda.is_available():
+        return "cuda", ""
+    return "cpu", "it needs an NVIDIA GPU, and there is none here"
+
+
+def run_here(name: str, device: str) -> Any:
+    """Run one step in this process."""
+    with torch.no_grad():
+        return STEPS[name].run(device)
+
+
+def versions(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    found: dict[str, Any] = {"python": platform.python_version(), "device": device}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    if device != "cpu":
+        free, total = torch.cuda.mem_get_info()
+        found |= {"gpu": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability(),
+                  "cuda": torch.version.cuda, "free_bytes": free, "total_bytes": total}  # fmt: skip
+    return found
+
+
+def compile_launches(device: str) -> dict[str, Any]:
+    """Every launch that Wan needs, compiled for this GPU in as many processes as there are cores."""
+    major, minor = (9, 0) if device == "cpu" else torch.cuda.get_device_capability()
+    parts = ("expand:", "quantize:", "outside:", "fp8_gemm:", "bf16_gemm:", "int8_gemm:")
+    parts = parts[:1] if device == "cpu" else parts
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as threads:
+
+        def compiled(part: str) -> list[dict[str, Any]]:
+            table = Path(folder) / part
+            command = [sys.executable, "-m", "tests.kernels.compile_all", "--capability", str(10 * major + minor),
+                       "--only", part, "--json", str(table)]  # fmt: skip
+            environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if not table.exists():
+                raise RuntimeError(done.stderr[-1000:])
+            rows: list[dict[str, Any]] = json.loads(table.read_text())
+            return rows
+
+        rows = [row for of_part in threads.map(compiled, parts) for row in of_part]
+    return {
+        "launches": len(rows),
+        "failed": {row["name"]: row["error"][-300:] for row in rows if row["error"]},
+        "spilled": {row["name"]: row["spilled"] for row in rows if row["spilled"]},
+    }
+
+
+def _random_linear(format: str, num_features: int, device: str) -> QuantizedLinear:
+    from benchmarks.launch_overhead import random_linear
+    from tempoquant.timesteps import TimestepBins
+
+    linear: QuantizedLinear = random_linear(format, TimestepBins(), num_features).to(device)
+    packed = torch.randint(256, linear.packed.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    linear.packed.copy_(packed & 0x77)
+    if linear.smoothing_factor is not None:
+        linear.smoothing_factor.view(torch.bfloat16).fill_(1.0)
+    if linear.tensor_scale is not None:
+        linear.tensor_scale.view(torch.float32).fill_(1.0)
+    linear.clip_ratio.view(torch.float32).fill_(1.0)
+    return linear
+
+
+def layer(device: str) -> dict[str, Any]:
+    """One real layer by each format, as a model runs it, against the definition in float64; non-contiguous too."""
+    from tempoquant.kernels import operators
+
+    num_features, num_tokens = (128, 8) if device == "cpu" else (HIDDEN, 512)
+    found = {}
+    for format in ("nvfp4_m1", "mxfp4", "nvfp4", "int4"):
+        linear = _random_linear(format, num_features, device)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(1, num_tokens, 2 * num_features, generator=generator).to(device, torch.bfloat16)
+        for name, part in (("dense", x[..., :num_features].contiguous()), ("every second feature", x[..., ::2])):
+            wanted, y = linear(part.double()), linear(part)
+            error = float((y.double() - wanted).norm() / wanted.norm())
+            found[f"{format}, {name}"] = {"error": error, "is_right": error < ERROR_OF_BF16}
+        found[f"{format}, {name}"]["backend"] = operators.backend_of(x.device.type, x.device.index, format)
+    return found
+
+
+def kernel_tests(device: str) -> dict[str, Any]:
+    """The tests of the kernels, on this GPU: those that run under the interpreter elsewhere."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "tests/kernels",
+               "--ignore=tests/kernels/test_compiled.py", "-n", str(min(8, os.cpu_count() or 1))]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"exit_code": done.returncode, "output": done.stdout[-3000:]}
+
+
+def peaks(device: str) -> dict[str, Any]:
+    """What this GPU reaches: a copy, 16-bit and FP8 products of 8192³."""
+    from benchmarks.kernels_timing import measure_peaks
+
+    return measure_peaks(torch.device(device))
+
+
+def stages(device: str) -> dict[str, Any]:
+    """Every stage at 480p's shapes and 720p's feed-forward, and the FP8 product in each of its ways."""
+    from benchmarks.kernels_timing import measure_peaks, rows_of_shape
+    from benchmarks.registry import VIDEO_TOKENS, shapes_of_block
+
+    small, large = (shapes_of_block(tokens) for tokens in VIDEO_TOKENS.values())
+    shapes = [*small, *(shape for shape, names in large.items() if any("ffn" in name for name in names))]
+    found, measured = measure_peaks(torch.device(device)), {}
+    for shape in shapes:
+        measured[str(shape)] = [*rows_of_shape(shape, found, torch.device(device)), *_ways_of_the_product(shape)]
+        print(json.dumps({str(shape): measured[str(shape)]}), flush=True)  # what is cut later was still said
+    return measured
+
+
+def _ways_of_the_product(shape: Any) -> Iterator[dict[str, Any]]:
+    """{promoted, not} × {pointer, descriptor} of the FP8 product, as far as the backend offers them."""
+    from benchmarks.kernels_timing import time_ms
+    from tempoquant.kernels import dispatch
+    from tempoquant.kernels.triton_fp8_gemm import TILES
+    from tempoquant.kernels.triton_gemm import Product, multiply
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.randn(*size, device="cuda")
+
+    row_scale, column_scale = random(shape.num_tokens).abs(), random(shape.out_features).abs()
+    values = random(shape.num_tokens, shape.in_features).to(torch.float8_e4m3fn)
+    weight = random(shape.out_features, shape.in_features).to(torch.float8_e4m3fn)
+    product = Product(values, weight, row_scale, column_scale, None, None, None)
+    promoted = getattr(dispatch, "promoted_sums", None)
+    for is_promoted in (False, True) if promoted is not None else (None,):
+        for is_described in (False, True):
+            with promoted() if is_promoted else contextlib.nullcontext():
+
+                def run(is_described: bool = is_described) -> torch.Tensor:
+                    return multiply(product, torch.bfloat16, TILES, is_described=is_described)
+
+                yield {"method": "FP8 product", "promoted": is_promoted, "described": is_described,
+                       "ms": time_ms(run)}  # fmt: skip
+
+
+def graph_replay(device: str) -> dict[str, Any]:
+    """A linear captured in a CUDA graph gives, replayed with other inputs, what it gives outside."""
+    from benchmarks.kernels_timing import time_ms
+
+    linear = _random_linear("nvfp4_m1", HIDDEN, device)
+    x = torch.randn(1, 512, HIDDEN, device=device, dtype=torch.bfloat16)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        linear(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = linear(x)
+    x.normal_()
+    graph.replay()
+    torch.cuda.synchronize()
+    is_same = torch.equal(y, linear(x))
+    return {"is_same": is_same, "eager_ms": time_ms(lambda: linear(x)), "replayed_ms": time_ms(graph.replay)}
+
+
+def block(device: str) -> dict[str, Any]:
+    """One Wan block at 480p: 16-bit and W4A4, in one piece and in chunks, eager and compiled."""
+    from benchmarks.gpu_first_day_models import measure_block
+
+    return measure_block(device)
+
+
+def swap(device: str) -> dict[str, Any]:
+    """Two denoisers that change places: allocated, active and reserved peaks beside what one of them takes."""
+    from benchmarks.gpu_first_day_models import measure_swap
+
+    return measure_swap(device)
+
+
+def sanitizer(device: str) -> dict[str, Any]:
+    """Whether compute-sanitizer finds a read or write outside of memory, on small shapes."""
+    code = "from benchmarks import gpu_first_day_models as m; m.small_linears()"
+    command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"exit_code": done.returncode, "output": (done.stdout + done.stderr)[-2000:]}
+
+
+STEPS = {
+    "versions": Described(versions, 30, needs_gpu=False, on_a_cpu=True),
+    "compile": Described(compile_launches, 150, needs_gpu=False, on_a_cpu=True),
+    "layer": Described(layer, 60, on_a_cpu=True),
+    "kernel tests": Described(kernel_tests, 150),
+    "peaks": Described(peaks, 30),
+    "stages": Described(stages, 150),
+    "graph replay": Described(graph_replay, 40),
+    "block": Described(block, 120, on_a_cpu=True),
+    "swap": Described(swap, 60, on_a_cpu=True),
+    "sanitizer": Described(sanitizer, 60, needs_program="compute-sanitizer"),
+}

@@ -1,0 +1,196 @@
+"""The Python around one 4-bit linear: what a launch costs before the GPU hears of it.
+
+    python -m benchmarks.launch_overhead --json
+
+No GPU is needed and none is used: kernels are compiled for compute capability 9.0 by Triton's own compiler, and its
+driver is replaced by one whose launcher returns at once. What is timed is everything else: our module and operators,
+PyTorch's allocations (on the CPU), Triton's lookup of the compiled kernel and its packing of arguments. The C part of a
+launch, some microseconds of CUDA's driver, is not part of it, and the branch's product, which PyTorch computes, is an
+allocation here. Numbers that come out are nonsense, since no kernel runs.
+"""
+
+import argparse
+import collections
+import cProfile
+import pstats
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import nn
+from triton.backends.compiler import GPUTarget
+
+import tempoquant
+from benchmarks.json_line import publish
+from benchmarks.scale import commit_name
+from tempoquant.formats import get_format, scale_to_bytes
+from tempoquant.kernels import operators
+from tempoquant.kernels.dispatch import Backend, Choice
+from tempoquant.runtime.bin_clock import BinClock
+from tempoquant.runtime.linear import QuantizedLinear
+from tempoquant.timesteps import TimestepBins
+
+CAPABILITY = 90
+CASES = (("fp8", "nvfp4_m1"), ("fp8", "mxfp4"), ("int8", "int4"), ("bf16", "nvfp4"))
+BINS = {"one bin": TimestepBins(), "three bins": TimestepBins((400.0, 700.0))}
+
+
+class StubDriver:
+    """Triton's driver of a GPU that is not there: it loads nothing, and its launches return at once."""
+
+    class utils:
+        """What compiled kernels ask of the driver."""
+
+        @staticmethod
+        def load_binary(name: str, kernel: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+            """Module, function, registers, spills, threads."""
+            return 1, 1, 128, 0, 1024
+
+        @staticmethod
+        def get_device_properties(device: int) -> dict[str, int]:
+            """Of an H100."""
+            return {"max_shared_mem": 232_448, "multiprocessor_count": 132}
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        """A launcher that writes down what it is given."""
+        return self._launch
+
+    def _launch(self, *arguments: Any) -> None:
+        self.launches.append(arguments)
+
+    def get_current_device(self) -> int:
+        """The first one."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """The default one."""
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        """Hopper."""
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+
+def random_linear(format: str, bins: TimestepBins, num_features: int, rank: int = 32) -> QuantizedLinear:
+    """A linear with all that the default recipe gives one, of bytes that are valid."""
+    from tempoquant.planning.foreseen import Linear, foreseen_entry
+    from tempoquant.recipe import Recipe
+
+    shape = Linear(get_format(format), num_features, num_features, 0, rank)
+    entry = foreseen_entry(Recipe.load("default"), shape, "bfloat16", bins.num_bins)
+    linear = QuantizedLinear(entry, BinClock(bins), torch.bfloat16)
+    one = scale_to_bytes(torch.full((1, 1), 2.0**-6), entry.format).flatten()
+    for key, tensor in linear.state_dict().items():
+        if key == "scale":
+            tensor.copy_(one.repeat(tensor.numel() // len(one)).view(tensor.shape))
+        elif tensor.is_floating_point():
+            tensor.normal_(0, 0.02)
+        else:
+            tensor.zero_()
+    linear.settle()
+    return linear
+
+
+def microseconds(call: Callable[[], Any], repeats: int, rounds: int) -> list[float]:
+    """Processor time of one call, the mean over `repeats`, in each of the rounds: other work does not count."""
+    found = []
+    for _ in range(rounds):
+        start = time.thread_time()
+        for _ in range(repeats):
+            call()
+        found.append((time.thread_time() - start) / repeats * 1e6)
+    return found
+
+
+def measure(backend: str, format: str, bins: TimestepBins, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row: the least and the median of the rounds, and how many kernels a linear launches."""
+    driver = StubDriver()
+    triton.runtime.driver.set_active(driver)
+    for module_function in _jit_functions():
+        module_function.device_caches.clear()
+    linear = random_linear(format, bins, arguments.features)
+    x = torch.zeros(1, arguments.tokens, arguments.features, dtype=torch.bfloat16)
+    with (
+        torch.no_grad(),
+        mock.patch.object(operators, "choose", lambda device, format: Choice(Backend(backend), "stubbed")),
+        mock.patch.object(operators.functional, "linear", _allocate_product),
+        linear.at_timestep(500.0),
+    ):
+        linear(x)  # compiles, and launches as Triton does
+        by_triton = [_comparable(each) for each in driver.launches]
+        driver.launches.clear()
+        linear(x)
+        assert [_comparable(each) for each in driver.launches] == by_triton, "a launch is not what Triton's own is"
+        row = {"backend": backend, "format": format, "launches": len(by_triton)}
+        driver.launches = collections.deque(maxlen=1)  # type: ignore[assignment]
+        times = microseconds(lambda: linear(x), arguments.repeats, arguments.rounds)
+        if arguments.profile:
+            with cProfile.Profile() as profile:
+                for _ in range(arguments.repeats):
+                    linear(x)
+            pstats.Stats(profile).sort_stats("tottime").print_stats(30)
+    return row | {"least_us": min(times), "median_us": statistics.median(times)}
+
+
+def _comparable(arguments: tuple[Any, ...]) -> list[Any]:
+    """What two launches of the same must have in common: grid, stream, kernel, numbers, shapes of tensors."""
+    kernel, others = arguments[:6], arguments[9:]  # between them are hooks of profilers, of which there are none
+    return [repr(kernel), *(tuple(each.shape) if isinstance(each, torch.Tensor) else repr(each)[:60] for each in others
+                            if not hasattr(each, "base"))]  # fmt: skip
+
+
+def _allocate_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _jit_functions() -> list[Any]:
+    """Every kernel of ours that was launched so far; a new driver has compiled none."""
+    from tempoquant.kernels import triton_expand, triton_gemm, triton_int8_gemm, triton_outside, triton_quantize
+
+    modules = (triton_expand, triton_gemm, triton_int8_gemm, triton_outside, triton_quantize)
+    return [each for module in modules for each in vars(module).values() if isinstance(each, triton.JITFunction)]
+
+
+def of_16_bits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """PyTorch's own linear of one token on the CPU: what a call of a module costs at the least."""
+    linear = nn.Linear(16, 16, dtype=torch.bfloat16)
+    x = torch.zeros(1, 1, 16, dtype=torch.bfloat16)
+    with torch.no_grad():
+        times = microseconds(lambda: linear(x), arguments.repeats, arguments.rounds)
+    return {"backend": "torch", "format": "16-bit, 16 × 16", "launches": 1, "least_us": min(times),
+            "median_us": statistics.median(times)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=int, default=256, help="of input and output; they change no Python")
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=200, help="calls of a round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs=2, metavar=("BACKEND", "FORMAT"), help="one case")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    parser.add_argument("--json", type=Path, nargs="?", const=Path("-"), help="append the JSON line to this file too")
+    arguments = parser.parse_args()
+    cases = [tuple(arguments.only)] if arguments.only else CASES
+    rows = [of_16_bits(arguments)]
+    for backend, format in cases:
+        for name, bins in BINS.items():
+            rows.append({"bins": name} | measure(backend, format, bins, arguments))
+    for row in rows:
+        print(f"{row['backend']:>9} {row['format']:<16} {row.get('bins', ''):<11} {row['launches']} launches, "
+              f"{row['least_us']:7.1f} µs at the least, {row['median_us']:7.1f} in the median")  # fmt: skip
+    record = {"benchmark": "launch_overhead", "version": tempoquant.__version__, "commit": commit_name(),
+              "kind": "measured with a stubbed launcher", "features": arguments.features, "rows": rows}  # fmt: skip
+    publish(record, None if arguments.json == Path("-") else arguments.json)
+
+
+if __name__ == "__main__":
+    main()

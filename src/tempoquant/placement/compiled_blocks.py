@@ -1,0 +1,62 @@
+"""Memory modes beside `compile_repeated_blocks`: what moves a block's weights acts around its compiled call.
+
+A module's hooks are compiled with it, and streams and marks have no place in a graph. So where a block is compiled,
+what would be its hooks is put around what it calls instead.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from tempoquant.errors import UnsupportedError
+from tempoquant.placement.modes import Memory
+
+
+def around_calls(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Callable[[], None]:
+    """Have `before()` run before each call of a module and `after()` after each that did not fail.
+
+    Args:
+        before, after: as `models.hooks.unobtrusive` marks them; what they are given they do not look at.
+
+    Returns:
+        What undoes it.
+    """
+    compiled = module._compiled_call_impl
+    if compiled is None:
+        handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before()
+        result = compiled(*args, **kwargs)
+        after()
+        return result
+
+    module._compiled_call_impl = call
+
+    def undo() -> None:
+        if module._compiled_call_impl is call:  # somebody compiled it anew, or not at all
+            module._compiled_call_impl = compiled
+
+    return undo
+
+
+def refuse_compiled(mode: Memory, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Raise UnsupportedError where a mode would have to move weights inside of compiled code."""
+    whole = model._compiled_call_impl is not None
+    if mode == "lean" and (whole or any(block._compiled_call_impl is not None for block in blocks)):
+        raise UnsupportedError(
+            "the memory mode lean and compiled blocks do not go together: diffusers' group offloading moves weights "
+            'within a block\'s call. Choose "resident" or "swap", or do not compile.'
+        )
+    if mode == "swap" and whole:
+        raise UnsupportedError(
+            "the memory mode swap and a model compiled as a whole do not go together: blocks come and go within its "
+            "call. Compile its blocks instead: compile_repeated_blocks()."
+        )

@@ -1,0 +1,80 @@
+"""Whether a generation computes its blocks in chunks of tokens: only where memory asks for it.
+
+Chunks hold less than half of a block's activations. They cost launches, and every 4-bit weight is expanded again for
+each of them, so one piece is the faster way wherever it fits.
+"""
+
+from typing import NamedTuple, get_args
+
+import torch
+
+from tempoquant.kernels.dispatch import choose
+from tempoquant.models.pipeline_configs import PipelineConfigs, configs_of
+from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.source import SourceModel
+from tempoquant.placement.modes import Memory
+from tempoquant.planning.generation_memory import Kernels
+from tempoquant.planning.memory_plan import OVERHEAD_BYTES, denoising_peak
+
+
+class Chunking(NamedTuple):
+    """How blocks compute.
+
+    Attributes:
+        in_chunks: a chunk of tokens at a time, or all tokens in one piece.
+        reason: a sentence for people.
+    """
+
+    in_chunks: bool
+    reason: str
+
+
+def choose_chunking(
+    source: SourceModel, size: SamplingSettings, mode: Memory, device: str, asked: bool | None = None
+) -> Chunking:
+    """Decide how a pipeline that is about to be loaded computes its blocks.
+
+    Args:
+        source: the pipeline, quantized or not.
+        size: of the video.
+        mode: the memory mode that it will be in.
+        device: whose free memory is asked.
+        asked: whether the user wants chunks; None for whatever memory asks for.
+
+    Returns:
+        In one piece where the predicted peak of denoising, and `OVERHEAD_BYTES` beside it, is free.
+
+    Raises:
+        ModelError: a config describes no model of its class.
+    """
+    if source.family.chunk_blocks is None:
+        return Chunking(False, "in one piece: blocks of this model have no other way")
+    if asked is not None:
+        return Chunking(asked, f"{_HOW[asked]}: it was asked for")
+    if torch.device(device).type != "cuda":
+        return Chunking(True, f"{_HOW[True]}: on a CPU they save memory, and there are no launches to save")
+    free, _ = torch.cuda.mem_get_info(device)
+    configs = configs_of(source)
+    return decide(denoising_peak(configs, size, mode, kernels_of(configs, device), in_chunks=False), free)
+
+
+def decide(peak: int, free: int) -> Chunking:
+    """In one piece where its predicted peak and what a process takes beside it are free; both are bytes."""
+    needed, there = (f"{number / 2**30:.1f} GiB" for number in (peak + OVERHEAD_BYTES, free))
+    if peak + OVERHEAD_BYTES <= free:
+        return Chunking(False, f"{_HOW[False]}: predicted to take {needed}, and {there} of the GPU are free")
+    return Chunking(True, f"{_HOW[True]}: one piece would take {needed} (predicted), and {there} of the GPU are free")
+
+
+def kernels_of(configs: PipelineConfigs, device: str) -> Kernels:
+    """How a pipeline's 4-bit linears compute on a device, as the prediction tells kernels apart.
+
+    A backend that it does not know expands nothing beyond a byte a number, so it is counted as FP8's.
+    """
+    formats = {entry.format.name: entry.format for each in configs.quantized.values() for entry in each.layers.values()}
+    names = {choose(torch.device(device), format).backend.value for format in formats.values()}
+    known: tuple[Kernels, ...] = get_args(Kernels)
+    return max((name for name in known if name in names), key=known.index, default="fp8")
+
+
+_HOW = {True: "in chunks of tokens", False: "in one piece"}
