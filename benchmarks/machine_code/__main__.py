@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.json_line import publish
 from benchmarks.machine_code.block import WAYS, Way, block, kernels_of, linear
 from benchmarks.machine_code.compiling import named_launches
-from benchmarks.machine_code.counting import Counted, count, numbers_a_thread
+from benchmarks.machine_code.counting import Counted, count, instructions_a_number
 from benchmarks.machine_code.gpus import GPUS
 from benchmarks.machine_code.listing import shortened
 from benchmarks.machine_code.tables import block_table, kernel_table
@@ -39,6 +39,18 @@ def counted_kernels(ways: Iterable[Way]) -> dict[int, dict[str, Counted]]:
     }
 
 
+def chosen_kernels(parts: Iterable[str], capabilities: Iterable[int]) -> dict[int, dict[str, Counted]]:
+    """Compile and count every launch that has one of the parts in its name and is for one of these GPUs."""
+    return {
+        capability: {
+            name: count(name, launch, GPUS[capability])
+            for name, launch in named_launches()
+            if any(part in name for part in parts) and launch.min_capability <= capability <= launch.max_capability
+        }
+        for capability in capabilities
+    }
+
+
 def kernel_record(counted: Counted) -> dict[str, Any]:
     """What is counted of one kernel."""
     loops = [
@@ -52,8 +64,8 @@ def kernel_record(counted: Counted) -> dict[str, Any]:
         "spilled": counted.stack, "shared": counted.shared, "warps": counted.num_warps,
         "programs_a_multiprocessor": counted.programs, "instructions": len(counted.listing.names), "loops": loops,
     }  # fmt: skip
-    if "BLOCK_COLUMNS" in counted.launch.arguments:
-        record["instructions_a_number"] = sum(loop.size for loop in counted.listing.loops) / numbers_a_thread(counted)
+    if (number := instructions_a_number(counted)) is not None:
+        record["instructions_a_number"] = number
     return record
 
 
@@ -81,16 +93,20 @@ def way_records(way: Way, kernels: dict[str, Counted]) -> Iterator[dict[str, Any
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capability", type=int, nargs="+", default=list(GPUS), help="90 for 9.0")
+    parser.add_argument("--capability", type=int, nargs="+", choices=list(GPUS), default=list(GPUS), help="90 for 9.0")
+    parser.add_argument("--only", nargs="+", help="count only kernels with one of these in their names, and no block")
     parser.add_argument("--json", type=Path, help="append a line of JSON for each kernel and each way to this file")
     arguments = parser.parse_args()
     console = Console(width=240)
-    ways = [way for way in WAYS if way.capability in arguments.capability]
+    ways = [way for way in WAYS if way.capability in arguments.capability and not arguments.only]
     kernels = counted_kernels(ways)
+    if arguments.only:
+        kernels = chosen_kernels(arguments.only, arguments.capability)
     console.print(kernel_table([each for named in kernels.values() for each in named.values()]))
     records = [kernel_record(each) for named in kernels.values() for each in named.values()]
     blocks = [record for way in ways for record in way_records(way, kernels[way.capability])]
-    console.print(block_table(blocks))
+    if blocks:
+        console.print(block_table(blocks))
     if arguments.json:
         common = {"benchmark": "machine_code", "how": "counted", "commit": commit_name(), "machine": platform.machine()}
         for record in records + blocks:

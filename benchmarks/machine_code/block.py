@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton
 
 from benchmarks import kernels_roofline as roofline
-from benchmarks.machine_code.counting import Counted, Times, Work, times
+from benchmarks.machine_code.counting import Counted, Times, Work, times, usual_loops
 from benchmarks.machine_code.gpus import GPUS, Gpu
 from benchmarks.registry import BLOCK_LINEARS, Shape, inputs_of_block
 
@@ -19,7 +19,7 @@ class Way(NamedTuple):
     """One way to run a block on one GPU: its kernels by the names of their launches.
 
     Attributes:
-        bits: of activations. operand: what the tensor cores multiply. value_bytes: of a number of theirs.
+        bits: of activations. expand: empty where nothing is expanded. operand: what the tensor cores multiply.
     """
 
     format: str
@@ -39,23 +39,37 @@ class Way(NamedTuple):
     @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the launches of its stages."""
-        return (self.quantize, self.expand, self.multiply)
+        return tuple(name for name in (self.quantize, self.expand, self.multiply) if name)
 
 
 def _fp8(capability: int, bits: int, described: str = "") -> Way:
-    product = f"fp8_gemm: cc {89 if capability == 86 else capability}, 32760 tokens, rank 32{described}"
-    return Way("nvfp4_m1", bits, capability, f"quantize: fp8 nvfp4_m1, rank 32, {bits} bits", "expand: fp8 nvfp4_m1",
+    product = f"fp8: cc {capability}, 32760 tokens, rank 32{described}"
+    return Way("nvfp4_m1", bits, capability, _rounding("fp8 nvfp4_m1", bits, capability), "expand: fp8 nvfp4_m1",
                product, "fp8", 1)  # fmt: skip
 
 
-def _int8(capability: int, bits: int = 4) -> Way:
-    tile = 80 if capability == 80 else 86
-    return Way("int4", bits, capability, f"quantize: int8 int4, rank 32, {bits} bits", "expand: int8 int4",
-               f"int8_gemm: cc {tile}, 32760 tokens, rank 32", "int8", 1)  # fmt: skip
+def _int8(capability: int, bits: int) -> Way:
+    product = f"int8: cc {80 if capability == 80 else 86}, 32760 tokens, rank 32"
+    return Way("int4", bits, capability, _rounding("int8 int4", bits, capability), "expand: int8 int4", product, "int8",
+               1)  # fmt: skip
+
+
+def _fp4(capability: int, format: str) -> Way:
+    product = f"fp4: cc {capability}, {format}, 32760 tokens, rank 32"
+    return Way(format, 4, capability, _rounding(f"fp4 {format}", 4, capability), "", product, "fp4", 0.5 + 1 / 16)
+
+
+def _rounding(what: str, bits: int, capability: int) -> str:
+    """Name of the launch that rounds inputs."""
+    first = 80 if capability < 100 else 100 if capability < 110 else 110
+    return f"quantize: {what}, rank 32, {bits} bits, cc {first}"
 
 
 WAYS = (
-    _int8(80), _int8(86), _int8(89), _fp8(89, 4), _fp8(90, 4, ", described"), _fp8(100, 4, ", described"), _fp8(120, 4),
+    *(_int8(capability, bits) for capability in (80, 86, 89) for bits in (4, 8)),
+    _fp8(89, 4), _fp8(89, 8), _fp8(90, 4, ", described"), _fp8(90, 8, ", described"),
+    _fp4(100, "nvfp4_m1"), _fp4(100, "nvfp4"), _fp8(100, 8, ", described"),
+    _fp4(120, "nvfp4_m1"), _fp4(120, "nvfp4"), _fp8(120, 8),
 )  # fmt: skip
 
 
@@ -92,11 +106,13 @@ def rates_of(gpu: Gpu) -> roofline.Rates:
 def linear(way: Way, kernels: Mapping[str, Counted], shape: Shape) -> Linear:
     """One linear of that shape; `kernels` by (name) for the way's GPU."""
     gpu = GPUS[way.capability]
-    quantize, expand, multiply = (kernels[name] for name in way.kernels)
+    quantize, multiply = kernels[way.quantize], kernels[way.multiply]
+    nothing = Times(0.0, 0.0, 0.0, 0.0)
+    expand = kernels.get(way.expand)
     return Linear(
         shape, least_bf16(shape, gpu), roofline.project(shape).floor_s(rates_of(gpu)),
         times(quantize, quantize_work(quantize, shape, way.value_bytes)),
-        times(expand, expand_work(expand, shape, way.value_bytes)),
+        nothing if expand is None else times(expand, expand_work(expand, shape, way.value_bytes)),
         times(multiply, multiply_work(multiply, shape, way)),
     )  # fmt: skip
 
@@ -122,8 +138,11 @@ def quantize_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
     """What rounding the input of a linear does."""
     arguments = counted.launch.arguments
     rows, columns = arguments["BLOCK_ROWS"], arguments["BLOCK_COLUMNS"]
-    trips = tuple(triton.cdiv(shape.in_features, columns) for _ in counted.listing.loops)
-    operations = 2.0 * rows * shape.in_features * 2 * arguments["HALF_RANK"] * len(trips)
+    walks = len(usual_loops(counted))
+    trips = tuple(
+        triton.cdiv(shape.in_features, columns) if place < walks else 0 for place in range(len(counted.listing.loops))
+    )
+    operations = 2.0 * rows * shape.in_features * 2 * arguments["HALF_RANK"] * walks
     moved = roofline.quantize(shape).bytes + (value_bytes - 1) * shape.num_tokens * shape.in_features
     return Work(triton.cdiv(shape.num_tokens, rows), trips, operations, "bf16", moved)
 

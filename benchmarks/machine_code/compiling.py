@@ -31,7 +31,7 @@ class Binary(NamedTuple):
     Attributes:
         registers: of a thread.
         stack: bytes of a thread in memory, which is where registers that do not fit are spilled.
-        shared: bytes of a program, static and dynamic.
+        shared: bytes of a program, without the one KiB that every program takes beside them.
         listing: what nvdisasm prints.
     """
 
@@ -86,8 +86,8 @@ def binary_of(launch: Launch, capability: int) -> Binary:
         file.write_bytes(compiled.asm["cubin"])
         usage = _output_of("cuobjdump", "-res-usage", str(file))
         listing = _output_of("nvdisasm", "-c", str(file))
-    found = {name: int(number) for name, number in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    return Binary(found["REG"], found["STACK"], found["SHARED"] + compiled.metadata.shared, listing)
+    found = {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", usage)}
+    return Binary(found["REG"], found["STACK"], compiled.metadata.shared, listing)
 
 
 def _output_of(tool: str, *arguments: str) -> str:

@@ -130,6 +130,22 @@ def drains_tensor_cores(loop: Loop) -> bool:
     return any(name.startswith("WARPGROUP.DEPBAR") and name.endswith("0x0") for name in loop.counts)
 
 
+def usual_loops(counted: Counted) -> tuple[Loop, ...]:
+    """The loops that a program goes through whatever its numbers are.
+
+    Four bits are rounded in one walk; a second follows only where a row is not usual (`triton_rounding.is_usual`).
+    """
+    is_four_bits = counted.launch.arguments.get("ALL_EIGHT_BITS") is False
+    return counted.listing.loops[:1] if is_four_bits else counted.listing.loops
+
+
+def instructions_a_number(counted: Counted) -> float | None:
+    """Instructions of a rounding kernel's usual loops for each number; None for other kernels."""
+    if "BLOCK_COLUMNS" not in counted.launch.arguments:
+        return None
+    return sum(loop.size for loop in usual_loops(counted)) / numbers_a_thread(counted)
+
+
 def numbers_a_thread(counted: Counted) -> float:
     """Numbers that a thread of a rounding kernel has in its hands at a time."""
     arguments = counted.launch.arguments

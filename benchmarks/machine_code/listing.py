@@ -18,7 +18,8 @@ _TENSOR = re.compile(r"^(HMMA|IMMA|QMMA|OMMA|HGMMA|QGMMA|IGMMA|UTC\w*MMA)")
 UNITS = {
     "float32": ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2"),
     "integer": ("LOP3", "IADD", "VIMNMX", "VIADD", "SHF", "SHL", "PRMT", "SEL", "FSEL", "FMNMX", "ISETP", "FSETP",
-                "LEA", "F2FP", "SGXT", "BMSK", "IABS", "IMNMX", "FCHK", "VOTE", "PLOP3", "I2FP", "MOV", "VIMNMX3", "FMNMX3"),
+                "LEA", "F2FP",
+                "SGXT", "BMSK", "IABS", "IMNMX", "FCHK", "VOTE", "PLOP3", "I2FP", "MOV", "VIMNMX3", "FMNMX3"),
     "multiplier": ("IMAD", "IDP"),
     "special": ("MUFU", "F2I", "I2F", "F2F", "POPC", "FLO"),
     "memory": ("LDG", "STG", "LDS", "STS", "LDGSTS", "LDSM", "STSM", "SHFL", "LDL", "STL", "LDC", "LDTM", "STTM",
