@@ -134,13 +134,13 @@ def _hidden_order(ROWS: tl.constexpr) -> tl.tensor:
 @triton.jit
 def _deflation_block(
     deflation: tl.tensor, features: tl.tensor, first: tl.constexpr, rank: int, IN_FEATURES: tl.constexpr,
-    NUM_RANKS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, NUM_RANKS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """NUM_RANKS columns of deflation from `first` on, of these features: (features, NUM_RANKS)."""
     ranks = first + tl.arange(0, NUM_RANKS)
     places = deflation + features[:, None] * rank + ranks[None, :]
     mask = (ranks < rank)[None, :]
-    if IN_FEATURES % features.shape[0] != 0:
+    if IN_FEATURES % BLOCK_COLUMNS != 0:
         mask = mask & (features < IN_FEATURES)[:, None]
     return tl.load(places, mask=mask, other=0.0)
 
@@ -181,9 +181,9 @@ def _deflated(
     features = start + (n % 8 // 2) * QUARTER + n // 8 * 2 + n % 2
     total = tl.permute(tl.reshape(z, (2, ROWS // 16, 8, 4, BLOCK_COLUMNS // 8, 2)), (1, 0, 2, 4, 3, 5))
     total = tl.reshape(total, (ROWS, BLOCK_COLUMNS))
-    block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, hidden.shape[1])
+    block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, BLOCK_COLUMNS, hidden.shape[1])
     total = tl.dot(hidden, tl.trans(block.to(hidden.dtype)), total, input_precision="ieee")
-    block = _deflation_block(deflation, features, hidden.shape[1], rank, IN_FEATURES, hidden.shape[1])
+    block = _deflation_block(deflation, features, hidden.shape[1], rank, IN_FEATURES, BLOCK_COLUMNS, hidden.shape[1])
     total = tl.dot(more_hidden, tl.trans(block.to(hidden.dtype)), total, input_precision="ieee")
     total = tl.reshape(total, (ROWS // 16, 2, 8, BLOCK_COLUMNS // 8, 4, 2))
     return tl.reshape(tl.permute(total, (1, 0, 2, 4, 3, 5)), (ROWS, BLOCK_COLUMNS))
