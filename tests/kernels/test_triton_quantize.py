@@ -68,6 +68,17 @@ def test_a_rotated_row_has_the_numbers_of_the_definition(format: Format, output:
 
 
 @each_output
+@pytest.mark.parametrize("loudest", [0.0, 2.0**12, 2.0**100, torch.nan])
+def test_a_row_is_rounded_the_same_whatever_its_neighbours_are(format: Format, output: torch.dtype, loudest: float):
+    """Of a usual row everything is settled beforehand, but one that is not sends its neighbours round again."""
+    x = activations(3, 192).clamp(-20, 20)
+    alone = QUANTIZE[output](x, None, PLAIN, format, ScaleRule.LEAST_ERROR, ones())
+    loud = torch.cat([x, torch.full((1, 192), loudest, device=DEVICE)])
+    beside = QUANTIZE[output](loud, None, PLAIN, format, ScaleRule.LEAST_ERROR, ones())
+    assert_same(numbers_of(beside, format)[:3], numbers_of(alone, format))
+
+
+@each_output
 def test_no_tokens_make_no_numbers(format: Format, output: torch.dtype):
     quantized = QUANTIZE[output](activations(0, 128), None, PLAIN, format, ScaleRule.CEIL, ones())
     assert quantized.values.shape == (0, 128) and quantized.values.dtype == output
