@@ -77,7 +77,7 @@ def quantize_input(source: Source, transform: InputTransform, format: Format, ba
     of eight bits: where `source` has some, another backend rounds them, and `multiply` sees it by their dtype.
     """
     if backend == Backend.FP4 and source.eight_bits is not None:
-        backend = (Backend.FP8 if _takes_eight_bits_in_fp8(format) else Backend.BF16).value
+        backend = eight_bit_backend(format)
     hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
     if not torch.compiler.is_compiling():
         kernels = _kernels_of(backend)
@@ -98,7 +98,8 @@ def multiply(
 ) -> torch.Tensor:
     """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
     if backend == Backend.FP4 and quantized.values.dtype != torch.uint8:
-        backend = (Backend.FP8 if _takes_eight_bits_in_fp8(format) else Backend.BF16).value
+    if backend == Backend.FP4 and quantized.values.dtype != torch.uint8:
+        backend = eight_bit_backend(format)
     if not torch.compiler.is_compiling():
         y: torch.Tensor = _kernels_of(backend).multiply(quantized, weight, format, dtype)
         return y
@@ -108,9 +109,13 @@ def multiply(
     )  # fmt: skip
 
 
-def _takes_eight_bits_in_fp8(format: Format) -> bool:
-    """Not MXFP4, of which a weight may have rows that FP8 does not hold."""
-    return format.is_fp8_exact and format.scale_octaves is not None
+def eight_bit_backend(format: Format) -> str:
+    """The backend that takes activations of eight bits where FP4 takes those of four.
+
+    For MXFP4 that is bf16, since a weight may have rows that FP8 does not hold.
+    """
+    fits_fp8 = format.is_fp8_exact and format.scale_octaves is not None
+    return (Backend.FP8 if fits_fp8 else Backend.BF16).value
 
 
 @torch.library.custom_op("tempoquant::quantize_input", mutates_args=())
