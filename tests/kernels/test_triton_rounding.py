@@ -9,14 +9,8 @@ import triton
 import triton.language as tl
 
 from tempoquant.formats import INT4, ScaleRule
-from tempoquant.kernels.triton_rounding import (
-    divide,
-    divided,
-    over_scale,
-    remainder_of_reciprocal,
-    rounding_of,
-    sum_by_halves,
-)
+from tempoquant.kernels.triton_division import divide, divided, over_scale, remainder_of_reciprocal
+from tempoquant.kernels.triton_rounding import rounding_of, sum_by_halves
 from tests.kernels.rounded_inputs import DEVICE
 from tests.random_layers import random
 

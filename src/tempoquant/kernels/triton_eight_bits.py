@@ -11,7 +11,8 @@ from tempoquant.kernels.triton_bits import (
     power_of_two,
     with_sign_of,
 )
-from tempoquant.kernels.triton_rounding import E4M3_MAX, SMALLEST_NORMAL, over_scale, round_magnitude
+from tempoquant.kernels.triton_division import over_scale
+from tempoquant.kernels.triton_rounding import E4M3_MAX, SMALLEST_NORMAL, round_magnitude
 
 INTEGER_MAX = tl.constexpr(127.0)
 _INTEGER_ROUNDER = tl.constexpr(1.5 * 2.0**23)

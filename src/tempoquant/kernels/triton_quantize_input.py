@@ -5,8 +5,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from tempoquant.kernels.triton_division import divided, remainder_of_reciprocal
 from tempoquant.kernels.triton_rotation import rotated_tile
-from tempoquant.kernels.triton_rounding import divided, remainder_of_reciprocal
 
 
 class InputSteps(NamedTuple):
