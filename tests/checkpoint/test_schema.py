@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tempoquant.checkpoint import FORMAT_VERSION, ComponentConfig, LayerEntry
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.checkpoint.schema import MAX_EDGES, MAX_FEATURES
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule
@@ -28,6 +29,7 @@ CONFIG = ComponentConfig(
     calibration=CALIBRATION,
     notes=("blocks.0.ffn.net.2: Hessian in float64",),
     weight_sha256={"diffusion_pytorch_model.safetensors": "0" * 64},
+    magnitude_ratios=MagnitudeRatios((900.0, 450.0), {"conditional": (1.0, 1.05), "unconditional": (1.0, 0.95)}),
 )
 
 
@@ -69,6 +71,13 @@ def test_a_recipe_stored_with_a_key_for_each_experts_bins_is_read_with_the_same_
     parsed = ComponentConfig.from_dict(altered("recipe", recipe))
     assert parsed.recipe == Recipe.load("paper")
     assert ComponentConfig.from_dict(json.loads(json.dumps(parsed.to_dict()))) == parsed
+
+
+def test_a_component_of_an_older_recording_has_no_magnitude_ratios() -> None:
+    config = plain()
+    del config["magnitude_ratios"]
+    parsed = ComponentConfig.from_dict(config)
+    assert parsed.magnitude_ratios is None and "magnitude_ratios" not in parsed.to_dict()
 
 
 def test_a_component_may_have_no_calibration_and_no_bins() -> None:
