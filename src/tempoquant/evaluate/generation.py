@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tempoquant.acceleration.accelerate import acceleration_of
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.device import free_memory, is_device_lost
 from tempoquant.engines import Crew
@@ -56,11 +57,13 @@ def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> I
     pipeline = load_in_mode(model.source, plan.memory, device)
     try:
         pipeline.scheduler = load_scheduler(plan.reference, plan.settings.flow_shift)
-        model.prepare(pipeline)
+        model.make_ready(pipeline)
         on_loaded()
         with suited_threads(plan.reference, device):
             yield pipeline
     finally:
+        if (in_force := acceleration_of(pipeline)) is not None:
+            in_force.remove()
         remove_memory_mode(pipeline)
 
 
@@ -113,7 +116,9 @@ class Generating:
 
     @property
     def lacks_maps(self) -> bool:
-        """Whether maps can be made and have not been."""
+        """Whether maps can be made and have not been; not of calls whose blocks a cache may leave out."""
+        if self.model.speed is not None:
+            return False
         is_there = EvaluationFolder(self.path).maps(self.model.label).is_file()
         return not self.is_reference and not is_there and bool(self.calls_files) and bool(configs_of(self.model.folder))
 
@@ -206,7 +211,9 @@ class _Generator:
         }
         device = torch.device(self._device)
         backends = {name: choose(device, format).backend.value for name, format in formats.items()}
-        return {"device": device_name(device), "kernels": backends}
+        in_force = acceleration_of(self._pipeline)
+        speed = {} if in_force is None else {"acceleration": in_force.to_dict()}
+        return {"device": device_name(device), "kernels": backends, **speed}
 
 
 def _generate(
