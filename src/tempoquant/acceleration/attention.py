@@ -163,7 +163,11 @@ def _asked(backend: str, family: ModelFamily | None, capability: Capability | No
 
 
 def use_attention(pipeline: Any, facts: PipelineFacts, backend: str) -> ExitStack:
-    """Have the denoisers, and no other model of this process, run with a backend. Closing the stack undoes it."""
+    """Have the denoisers, and no other model of this process, run with a backend. Closing the stack undoes it.
+
+    Raises:
+        UnsupportedError: diffusers refuses it, beside context parallelism, say, or its kernel cannot be fetched.
+    """
     registry = attention_dispatch._AttentionBackendRegistry
     with ExitStack() as undo:
         for denoiser in facts.denoisers:
@@ -173,6 +177,8 @@ def use_attention(pipeline: Any, facts: PipelineFacts, backend: str) -> ExitStac
             before, _ = registry.get_active_backend()
             try:
                 model.set_attention_backend(backend)
+            except (ValueError, RuntimeError, ImportError, OSError) as error:
+                raise UnsupportedError(f"diffusers refuses attention backend {backend}: {error}") from error
             finally:
                 registry.set_active_backend(before)  # diffusers sets it for every model of the process
         return undo.pop_all()
