@@ -1,5 +1,6 @@
 """Which steps a cache leaves out: its settings, and for MagCache the steps themselves, known before anything runs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -33,9 +34,11 @@ class CacheSettings:
     def __post_init__(self) -> None:
         if self.name not in CACHES:
             raise SettingsError(f"a cache is one of {', '.join(CACHES)}, not {self.name!r}.")
-        fits = self.threshold >= 0 and self.max_skip_steps >= 0 and 0 <= self.retention_ratio <= 1
+        fits = 0 <= self.threshold < math.inf and self.max_skip_steps >= 0 and 0 <= self.retention_ratio <= 1
         if not fits or self.interval < 1:
-            raise SettingsError(f"{self} has a setting below what it can be: threshold and steps start at 0.")
+            raise SettingsError(
+                f"{self} has a setting outside what it can be: threshold and steps are finite and start at 0."
+            )
 
     def __str__(self) -> str:
         if self.name == "magcache":

@@ -15,8 +15,8 @@ from tempoquant.checkpoint.checks import check_keys, require
 
 BRANCHES = ("conditional", "unconditional")
 MAX_STEPS = 1000
-NOT_RECORDED = 0.0
-"""A ratio that no cache takes for small: what was not recorded is computed."""
+NOT_RECORDED = math.inf
+"""A ratio that no cache takes for a small change: what was not recorded is computed."""
 
 
 @dataclass(frozen=True)
