@@ -211,9 +211,7 @@ class _Generator:
         }
         device = torch.device(self._device)
         backends = {name: choose(device, format).backend.value for name, format in formats.items()}
-        in_force = acceleration_of(self._pipeline)
-        speed = {} if in_force is None else {"acceleration": in_force.to_dict()}
-        return {"device": device_name(device), "kernels": backends, **speed}
+        return {"device": device_name(device), "kernels": backends}
 
 
 def _generate(
@@ -253,7 +251,9 @@ def _generate(
     write_lossless(folder.place("lossless", take), video, settings.fps)
     if calls:
         write_calls(folder.calls(take.id, take.seed), calls)
-    return folder.finish(take, latents, {**costs.record(), **where})
+    in_force = acceleration_of(pipeline)
+    speed = {} if in_force is None else {"acceleration": in_force.to_dict()}
+    return folder.finish(take, latents, {**costs.record(), **where, **speed})
 
 
 def _why(error: Exception) -> str:

@@ -32,15 +32,15 @@ class Model:
         label: unique, fit for a folder's name.
         source: the pipeline.
         activation_bits: as the user wrote them; None for those of the checkpoint.
-        speed: at which it generates, beside the label that says so; None for every step and 16-bit attention.
         prepare: called with the pipeline before it runs; can be pickled.
+        speed: at which it generates, beside the label that says so; None for every step and 16-bit attention.
     """
 
     label: str
     source: SourceModel
     activation_bits: str | None = None
-    speed: Choices | None = None
     prepare: Callable[[Any], None] = as_it_is
+    speed: Choices | None = None
 
     @property
     def folder(self) -> Path:
