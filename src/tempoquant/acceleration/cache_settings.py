@@ -26,8 +26,8 @@ class CacheSettings:
     """
 
     name: CacheName
-    threshold: float = 0.06
-    max_skip_steps: int = 3
+    threshold: float = 0.12
+    max_skip_steps: int = 2
     retention_ratio: float = 0.2
     interval: int = 3
 

@@ -93,7 +93,7 @@ class Choices:
 
 
 BY_NAME = {
-    "magcache": CacheSettings("magcache", threshold=0.06, max_skip_steps=2),
+    "magcache": CacheSettings("magcache", threshold=0.12, max_skip_steps=2),
     "firstblock": CacheSettings("firstblock", threshold=0.08),
     "taylorseer": CacheSettings("taylorseer", interval=3),
 }
