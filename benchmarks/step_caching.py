@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
     done = _rows(arguments.json, arguments.model, arguments.num_items)
     left = [each for each in candidates() if str(each) not in done]
     if left:
