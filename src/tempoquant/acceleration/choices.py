@@ -7,6 +7,10 @@ from tempoquant.acceleration.speeds import DEFAULTS, SPEEDS, Speed
 from tempoquant.errors import SettingsError, UnsupportedError
 
 NO_CACHE = "none"
+_IN_CHUNKS = (
+    "--compile needs blocks that compute all tokens in one piece, and these compute in chunks, as memory modes have it, "
+    "or have hooks of their own: leave --compile out."
+)
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,20 @@ class Choices:
             return own
         return None if self.asked_cache == NO_CACHE else BY_NAME[self.asked_cache]
 
-    def require_possible(self, memory: str | None) -> None:
+    def require_possible(self, memory: str | None, in_chunks: bool = False) -> None:
         """Raise UnsupportedError for what cannot be combined, by name.
 
         Args:
             memory: the memory mode, or None.
+            in_chunks: whether blocks will compute a chunk of tokens at a time.
         """
         if self.asked_compile and memory == "lean":
             raise UnsupportedError(
                 "--compile and --memory lean cannot be combined: lean brings each block's weights by a hook in its "
                 "forward, which compiling would go round. Use --memory swap, or leave --compile out."
             )
+        if self.asked_compile and in_chunks:
+            raise UnsupportedError(_IN_CHUNKS)
         if self.asked_compile and self.cache is not None and self.cache.name == "taylorseer":
             raise UnsupportedError(
                 "--compile and --cache taylorseer cannot be combined: its hook lies on blocks and output at once. Use "
@@ -75,10 +82,7 @@ class Choices:
             UnsupportedError: it was asked for, and blocks compute in chunks.
         """
         if self.asked_compile and not has_plain_blocks:
-            raise UnsupportedError(
-                "--compile needs blocks that compute all tokens in one piece, and these compute in chunks or have "
-                "hooks of their own: leave --compile out."
-            )
+            raise UnsupportedError(_IN_CHUNKS)
         if self.asked_compile is not None:
             return self.asked_compile, "it was asked for" if self.asked_compile else "it was not wanted"
         if self.speed == "exact":

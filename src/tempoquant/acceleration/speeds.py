@@ -31,6 +31,6 @@ DEFAULTS: Mapping[Speed, SpeedDefaults] = {
     ),
     "fastest": SpeedDefaults(
         "MagCache, more steps in a row, attention in 4 or 8 bits where a kernel for it is installed",
-        CacheSettings("magcache", threshold=0.12, max_skip_steps=4, retention_ratio=0.1),
+        CacheSettings("magcache", threshold=0.16, max_skip_steps=5, retention_ratio=0.1),
     ),
 }

@@ -72,7 +72,7 @@ def check_choices(choices: "Choices", source: "SourceModel", memory: str, device
     from tempoquant.acceleration.attention import capability_of, choose_attention
     from tempoquant.acceleration.step_cache import require_cacheable_family
 
-    choices.require_possible(memory)
+    choices.require_possible(memory, in_chunks=source.family.chunk_blocks is not None)  # as every memory mode has it
     choose_attention(choices.speed, source.family, capability_of(torch.device(device)), choices.attention)
     if choices.cache is not None:
         require_cacheable_family(source.family, source.index)
