@@ -180,7 +180,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             place = (own["skipped_percent"], own["final_latent_db"])
             axes.annotate(speed, place, xytext=(6, 6), textcoords="offset points")
     axes.set_xlabel("denoiser calls whose blocks are left out, %")
-    axes.set_ylabel("final latent against the same model without a cache, dB")
+    axes.set_ylabel("final latent against no cache, SQNR in dB")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=130)
