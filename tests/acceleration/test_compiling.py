@@ -1,6 +1,7 @@
 """Laws of compiled blocks: one compilation serves a whole video, beneath caches too, and nothing stays behind."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,9 @@ from tempoquant.acceleration.cache_settings import CacheSettings
 from tempoquant.acceleration.compiling import compile_blocks
 from tempoquant.acceleration.step_cache import StepCache
 from tempoquant.errors import UnsupportedError
+from tempoquant.models import families
 from tempoquant.models.families import facts_of
+from tempoquant.models.wan.family import WAN
 from tempoquant.placement.memory_modes import set_memory_mode
 from tests.quantized_wan import generate, write_pipeline
 
@@ -81,6 +84,21 @@ def test_blocks_stay_compiled_beneath_a_cache(quantized):
         latents(quantized, 4)
         cache.remove()
         assert counts["runs"] > 0
+
+
+@pytest.mark.parametrize("mode", ["resident", "swap"])
+def test_compiled_blocks_give_the_same_latents_where_denoisers_come_and_go(quantized, monkeypatch, mode):
+    """In one piece; weights that are exchanged beneath a compiled block compile nothing anew."""
+    monkeypatch.setattr(families, "FAMILIES", [dataclasses.replace(WAN, chunk_blocks=None)])
+    quantized.set_progress_bar_config(disable=True)
+    before = latents(quantized, 4)
+    in_force = set_memory_mode(quantized, mode, "cpu")
+    with counting(quantized) as counts:
+        assert torch.equal(latents(quantized, 4), before)
+        first = counts["graphs"]
+        assert torch.equal(latents(quantized, 4), before) and counts["graphs"] == first > 0
+    in_force.remove()
+    assert torch.equal(latents(quantized, 4), before)
 
 
 def test_blocks_in_chunks_are_refused(quantized):
