@@ -1,7 +1,6 @@
 """Laws of compiled blocks: one compilation serves a whole video, beneath caches too, and nothing stays behind."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +11,7 @@ from tempoquant.acceleration.cache_settings import CacheSettings
 from tempoquant.acceleration.compiling import compile_blocks
 from tempoquant.acceleration.step_cache import StepCache
 from tempoquant.errors import UnsupportedError
-from tempoquant.models import families
 from tempoquant.models.families import facts_of
-from tempoquant.models.wan.family import WAN
 from tempoquant.placement.memory_modes import set_memory_mode
 from tests.quantized_wan import generate, write_pipeline
 
@@ -87,12 +84,11 @@ def test_blocks_stay_compiled_beneath_a_cache(quantized):
 
 
 @pytest.mark.parametrize("mode", ["resident", "swap"])
-def test_compiled_blocks_give_the_same_latents_where_denoisers_come_and_go(quantized, monkeypatch, mode):
+def test_compiled_blocks_give_the_same_latents_where_denoisers_come_and_go(quantized, mode):
     """In one piece; weights that are exchanged beneath a compiled block compile nothing anew."""
-    monkeypatch.setattr(families, "FAMILIES", [dataclasses.replace(WAN, chunk_blocks=None)])
     quantized.set_progress_bar_config(disable=True)
     before = latents(quantized, 4)
-    in_force = set_memory_mode(quantized, mode, "cpu")
+    in_force = set_memory_mode(quantized, mode, "cpu", in_chunks=False)
     with counting(quantized) as counts:
         assert torch.equal(latents(quantized, 4), before)
         first = counts["graphs"]

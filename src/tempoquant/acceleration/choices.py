@@ -8,8 +8,8 @@ from tempoquant.errors import SettingsError, UnsupportedError
 
 NO_CACHE = "none"
 _IN_CHUNKS = (
-    "--compile needs blocks that compute all tokens in one piece, and these compute in chunks, as memory modes have "
-    "it, or have hooks of their own: leave --compile out."
+    "--compile needs blocks that compute all tokens in one piece (--in-one-piece), and these compute in chunks or have "
+    "hooks of their own: leave --compile out, or compute in one piece."
 )
 
 

@@ -197,5 +197,6 @@ def at_speed(model: "Model", choices: "Choices", memory: str, device: str) -> "M
     """The same model as a row of its own, with the speed in its label. Raises as `check_choices`."""
     from tempoquant.cli.speed_options import check_choices
 
-    check_choices(choices, model.source, memory, device)
+    in_chunks = model.source.family.chunk_blocks is not None  # as every model of an evaluation computes
+    check_choices(choices, model.source, memory, device, in_chunks)
     return dataclasses.replace(model, label=f"{model.label}-{choices.speed}", speed=choices)

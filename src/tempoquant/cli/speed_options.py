@@ -59,8 +59,11 @@ def choices_of(
     return Choices((speed or SpeedName.EXACT).value, attention, None if cache is None else cache.value, compile)
 
 
-def check_choices(choices: "Choices", source: "SourceModel", memory: str, device: str) -> None:
+def check_choices(choices: "Choices", source: "SourceModel", memory: str, device: str, in_chunks: bool) -> None:
     """Refuse, before a weight is loaded, what cannot be had.
+
+    Args:
+        in_chunks: whether blocks will compute a chunk of tokens at a time.
 
     Raises:
         UnsupportedError: with this model, memory mode or machine.
@@ -72,7 +75,7 @@ def check_choices(choices: "Choices", source: "SourceModel", memory: str, device
     from tempoquant.acceleration.attention import capability_of, choose_attention
     from tempoquant.acceleration.step_cache import require_cacheable_family
 
-    choices.require_possible(memory, in_chunks=source.family.chunk_blocks is not None)  # as every memory mode has it
+    choices.require_possible(memory, in_chunks)
     choose_attention(choices.speed, source.family, capability_of(torch.device(device)), choices.attention)
     if choices.cache is not None:
         require_cacheable_family(source.family, source.index)
