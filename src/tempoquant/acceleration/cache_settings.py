@@ -26,7 +26,7 @@ class CacheSettings:
     """
 
     name: CacheName
-    threshold: float = 0.12
+    threshold: float = 0.06
     max_skip_steps: int = 2
     retention_ratio: float = 0.2
     interval: int = 3
@@ -54,7 +54,7 @@ class CacheSettings:
 def skipped_steps(ratios: Sequence[float], settings: CacheSettings) -> list[bool]:
     """Return which of a denoiser's steps MagCache leaves out, by the rule that diffusers' hook follows.
 
-    MagCache, arXiv 2506.09045, algorithm 1: the error of a skipped step is |1 − the ratios' product since the last
+    MagCache, arXiv 2506.09045: the error of a skipped step is |1 − the ratios' product since the last
     computed one|, and a step is skipped while the errors' sum stays within the threshold.
 
     Args:

@@ -97,8 +97,8 @@ class Choices:
 
 
 BY_NAME = {
-    "magcache": CacheSettings("magcache", threshold=0.12, max_skip_steps=2),
-    "firstblock": CacheSettings("firstblock", threshold=0.08),
+    "magcache": CacheSettings("magcache", threshold=0.06, max_skip_steps=2),
+    "firstblock": CacheSettings("firstblock", threshold=0.05),
     "taylorseer": CacheSettings("taylorseer", interval=3),
 }
 """What a cache's name alone means, where the speed has another one."""

@@ -27,10 +27,10 @@ DEFAULTS: Mapping[Speed, SpeedDefaults] = {
     "exact": SpeedDefaults("every step, attention in 16 bits: the same computation, rounded elsewhere at most", None),
     "fast": SpeedDefaults(
         "MagCache, two steps in a row at most, attention in 8 bits where a kernel for it is installed",
-        CacheSettings("magcache", threshold=0.12, max_skip_steps=2, retention_ratio=0.2),
+        CacheSettings("magcache", threshold=0.06, max_skip_steps=2, retention_ratio=0.2),
     ),
     "fastest": SpeedDefaults(
         "MagCache, more steps in a row, attention in 4 or 8 bits where a kernel for it is installed",
-        CacheSettings("magcache", threshold=0.16, max_skip_steps=5, retention_ratio=0.1),
+        CacheSettings("magcache", threshold=0.12, max_skip_steps=4, retention_ratio=0.1),
     ),
 }

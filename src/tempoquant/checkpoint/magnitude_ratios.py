@@ -1,7 +1,7 @@
 """MagnitudeRatios: how much a denoiser's blocks add to the hidden state, from one step to the next.
 
 A cache of steps leaves the blocks out and adds what they added a step before. The ratio of the two magnitudes says,
-before anything is skipped, how wrong that is: it hardly depends on the prompt (MagCache, arXiv 2506.09045, section 3).
+before anything is skipped, how wrong that is: it hardly depends on the prompt (MagCache, arXiv 2506.09045).
 """
 
 import bisect

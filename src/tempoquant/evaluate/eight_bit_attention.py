@@ -1,8 +1,8 @@
 """What attention in 8 bits computes, in plain PyTorch: a model of SageAttention's kernels, for any machine.
 
-QKᵀ is a product of INT8 numbers after the mean of K is taken out (SageAttention, arXiv 2410.02367, sections 4.2 and
-4.3); PV is one of FP16 numbers there, of FP8 numbers in SageAttention 2 (arXiv 2411.10958, section 3.4). Sums are exact
-here, which kernels' FP16 and 22-bit accumulators are not: this is the error of the numbers, the least a kernel makes.
+QKᵀ is a product of INT8 numbers after the mean of K is taken out (SageAttention, arXiv 2410.02367). PV is one of FP16
+numbers there, and of FP8 numbers in SageAttention 2 (arXiv 2411.10958). Sums are exact here, which kernels' FP16 and
+22-bit accumulators are not: this is the error of the numbers, the least a kernel makes.
 `python -m benchmarks.attention_numerics` holds it against PyPI's sageattention under Triton's interpreter.
 """
 
