@@ -15,6 +15,7 @@ from safetensors.torch import load
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry, StoreIndex, damaged
 from tempoquant.checkpoint.files import read_json, require_inside, sha256_of
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.errors import CalibrationError, CheckpointError
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
@@ -99,6 +100,10 @@ class SampleStore:
     def schedule(self, denoiser: str) -> tuple[float, ...]:
         """All timesteps of a denoiser in the sampling loop, falling; samples of some of them only may be stored."""
         return self._index.schedule.get(denoiser, ())
+
+    def magnitude_ratios(self, denoiser: str) -> MagnitudeRatios | None:
+        """What the recording saw of them; None where it ran no denoiser, or was an older version's."""
+        return self._index.magnitude_ratios.get(denoiser)
 
     def entries(self, denoiser: str) -> tuple[SampleEntry, ...]:
         """What is stored of a denoiser, without tensors: by step, then prompt, then guidance branch."""

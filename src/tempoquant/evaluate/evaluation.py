@@ -109,9 +109,12 @@ def _ranges(side: Model) -> str:
 def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, Any]:
     """What two runs into one folder have to agree on."""
     models = {
-        side.label: {"fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4"}
+        side.label: {
+            "fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4",
+            **({} if side.speed is None else {"speed": str(side.speed)}),
+        }
         for side in request.sides
-    }
+    }  # fmt: skip
     return {
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tempoquant.acceleration.accelerate import accelerate_by
+from tempoquant.acceleration.choices import Choices
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -31,17 +33,25 @@ class Model:
         source: the pipeline.
         activation_bits: as the user wrote them; None for those of the checkpoint.
         prepare: called with the pipeline before it runs; can be pickled.
+        speed: at which it generates, beside the label that says so; None for every step and 16-bit attention.
     """
 
     label: str
     source: SourceModel
     activation_bits: str | None = None
     prepare: Callable[[Any], None] = as_it_is
+    speed: Choices | None = None
 
     @property
     def folder(self) -> Path:
         """Where the pipeline lies."""
         return self.source.folder
+
+    def make_ready(self, pipeline: Any) -> None:
+        """Prepare a pipeline that is loaded and has its scheduler, and set its speed. Raises as `accelerate`."""
+        self.prepare(pipeline)
+        if self.speed is not None:
+            accelerate_by(pipeline, self.speed)
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,9 @@ class ModelFamily:
         may_lack: whether some denoisers of the family lack a tensor, so that a LoRA's change of it may be left out.
         chunk_blocks: have a denoiser compute its blocks a chunk of tokens at a time; returns what undoes it. None where
             the family has no such forward.
+        skippable_blocks: whether a denoiser's blocks follow each other with nothing between them that changes the
+            hidden state, so that a cache of steps may leave them out together.
+        denied_attention: diffusers' attention backends that break its videos, each with why and what to use.
         needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
         comfyui: its denoisers inside ComfyUI; None where they do not run there.
     """
@@ -137,6 +140,8 @@ class ModelFamily:
     original_parts: Callable[[Path], Mapping[str, Path]] = _none_of
     may_lack: Callable[[str], bool] = _never
     chunk_blocks: Callable[[nn.Module], Callable[[], None]] | None = None
+    skippable_blocks: bool = False
+    denied_attention: Mapping[str, str] = field(default_factory=dict)
     needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
     comfyui: ComfyLayout | None = None
 

@@ -21,7 +21,7 @@ from tempoquant.device import compute_dtype, default_device
 from tempoquant.errors import SettingsError, UnsupportedError
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.models.families import PipelineFacts, facts_of
-from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS
+from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS, own_forward
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.compiled_blocks import refuse_compiled
 from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser, parts_of, requiring_same_weights
@@ -222,7 +222,7 @@ def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.devic
         for handle in handles:
             handle.remove()
         accelerate.hooks.remove_hook_from_module(model, recurse=True)
-        _own_forward(model)
+        own_forward(model)
         model.to("cpu")
 
     return undo
@@ -253,13 +253,7 @@ def _offload_blocks(denoisers: dict[str, Placed], device: torch.device) -> Calla
             for name in OFFLOADING_HOOKS:
                 registry.remove_hook(name, recurse=True)
             for module in model.modules():
-                _own_forward(module)
+                own_forward(module)
             model.to("cpu")
 
     return undo
-
-
-def _own_forward(module: Any) -> None:
-    """Libraries that wrapped a module's forward leave its class's behind on the instance: remove it there."""
-    if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
-        del module.forward
