@@ -1,10 +1,12 @@
-"""Memory and time of quantizing one denoiser of Wan2.2-I2V-A14B's shapes, by number of blocks and of tokens.
+"""Memory and time of quantizing one denoiser of published shapes, by number of blocks and of tokens.
 
     python -m benchmarks.scale                       # 2 and 6 blocks, 4 samples of 4,096 tokens
     python -m benchmarks.scale --blocks 1 --long     # one block, and one with a sample of 32,760 tokens
+    python -m benchmarks.scale --model ltx-2 --recipe default --blocks 1 --samples 2 --tokens 6144
     python -m benchmarks.scale --device cuda --json scale.jsonl
 
-The denoiser is random (benchmarks/scale_model.py), the recipe is the paper's, each row runs in a process of its own.
+The denoiser is random (benchmarks/scale_model.py), of Wan2.2-I2V-A14B's shapes if none are named. The recipe is the
+paper's, each row runs in a process of its own.
 `--recipe` takes another. Memory must follow the size of one block and never their number.
 """
 
@@ -27,7 +29,8 @@ from rich.table import Table
 
 import tempoquant
 from benchmarks.json_line import publish
-from benchmarks.scale_model import CONFIG, write_denoiser, write_samples
+from benchmarks.scale_model import write_denoiser, write_samples
+from benchmarks.scale_shapes import SHAPES, Shapes
 from tempoquant.cli.progress import duration_text
 from tempoquant.device import compute_dtype
 from tempoquant.planning.run_estimate import measure_gemm_rate
@@ -50,30 +53,31 @@ class RowSize(NamedTuple):
     tokens: int
 
 
-def run_row(work: Path, size: RowSize, device: str, recipe: str) -> dict[str, Any]:
+def run_row(work: Path, size: RowSize, device: str, recipe: str, model: str) -> dict[str, Any]:
     """Write the denoiser, quantize it in another process, remove it; what that process measured, or its error."""
     folder = work / f"{size.blocks}-blocks-{size.tokens}-tokens"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        write_denoiser(folder, size.blocks)
-        write_samples(folder / "store", size.samples, size.tokens)
-        command = [sys.executable, "-m", "benchmarks.scale_row", str(folder), "--device", device, "--recipe", recipe]
+        write_denoiser(folder, size.blocks, SHAPES[model])
+        write_samples(folder / "store", size.samples, size.tokens, SHAPES[model])
+        command = [sys.executable, "-m", "benchmarks.scale_row", str(folder), "--device", device, "--recipe", recipe,
+                   "--model", model]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
         return {**size._asdict(), "error": f"ended with code {done.returncode}"}
-    return {**size._asdict(), **summary(json.loads(done.stdout.splitlines()[-1]))}
+    return {**size._asdict(), **summary(json.loads(done.stdout.splitlines()[-1]), SHAPES[model])}
 
 
-def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+def summary(found: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """Add what each stage takes over the blocks (spread: largest less smallest) and what a denoiser would take."""
     stages = {
         stage: _mean_and_spread([block.get(stage, 0.0) for block in found["each_block_s"]])
         for stage in dict.fromkeys(stage for block in found["each_block_s"] for stage in block)
     }
     block_s = _mean_and_spread([sum(block.values()) for block in found["each_block_s"]])
-    denoiser_s = found["start_s"] + CONFIG["num_layers"] * block_s["mean"] + found["end_s"]
+    denoiser_s = found["start_s"] + shapes.config["num_layers"] * block_s["mean"] + found["end_s"]
     return {**found, "stages_s": stages, "block_s": block_s, "expert_s": denoiser_s}
 
 
@@ -101,11 +105,16 @@ def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
             yield spread <= MAX_SPREAD, f"peaks differ by {spread:.1%}, at most {MAX_SPREAD:.0%} wanted"
 
 
-def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any]) -> None:
+def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any], shapes: Shapes, recipe: str) -> None:
     """A column a row, with the published code's needs below."""
-    title = (f"One denoiser of Wan2.2-I2V-A14B's shapes, recipe paper; {machine['cpu']}, {machine['cores']} cores, "
+    title = (f"One denoiser of {shapes.title}'s shapes, recipe {recipe}; {machine['cpu']}, {machine['cores']} cores, "
              f"{machine['ram_gib']:.0f} GiB, {machine['gemm_gflops']:.0f} GFLOP/s")  # fmt: skip
-    table = Table(title=title, title_justify="left", caption=PUBLISHED, caption_justify="left")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=PUBLISHED if shapes.family.name == "wan" else None,
+        caption_justify="left",
+    )
     table.add_column("")
     measured = [row for row in rows if "error" not in row]
     for row in measured:
@@ -117,7 +126,9 @@ def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any]) -> None:
         table.add_row(f"{stage}, s a block", *(_text(row["stages_s"].get(stage)) for row in measured))
     table.add_row("a block, s", *(_text(row["block_s"]) for row in measured))
     table.add_row("start, s", *(f"{row['start_s']:.1f}" for row in measured))
-    table.add_row("denoiser of 40 blocks", *(duration_text(row["expert_s"]) for row in measured))
+    table.add_row(
+        f"denoiser of {shapes.config['num_layers']} blocks", *(duration_text(row["expert_s"]) for row in measured)
+    )
     Console(width=140).print(table)
     for is_met, sentence in verdicts(rows):
         print("pass:" if is_met else "MISS:", sentence)
@@ -156,6 +167,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--long", action="store_true", help=f"add one block with one sample of {LONG_TOKENS} tokens")
     parser.add_argument("--recipe", default="paper")
+    parser.add_argument("--model", choices=SHAPES, default="wan2.2-i2v-a14b")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, help="folder for the denoisers (9 GB for 6 blocks)")
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
@@ -166,12 +178,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scale-", dir=arguments.work) as work:
         rows = []
         for size in sizes:
-            rows.append(run_row(Path(work), size, arguments.device, arguments.recipe))
+            rows.append(run_row(Path(work), size, arguments.device, arguments.recipe, arguments.model))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # hours of work may follow, and fail
     record = {"benchmark": "scale", "version": tempoquant.__version__, "commit": commit_name(),
-              "recipe": arguments.recipe, "device": arguments.device, "machine": machine, "rows": rows,
+              "model": arguments.model, "recipe": arguments.recipe, "device": arguments.device, "machine": machine,
+              "rows": rows,
               "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
-    print_table(rows, machine)
+    print_table(rows, machine, SHAPES[arguments.model], arguments.recipe)
     publish(record, arguments.json)
 
 

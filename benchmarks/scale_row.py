@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.scale_model import source_of
+from benchmarks.scale_shapes import SHAPES, Shapes
 from tempoquant.calibrate.sequential import QuantizedBlock
 from tempoquant.cli.json_log import JsonLog
 from tempoquant.progress import SILENT, Progress
@@ -40,7 +41,7 @@ class _Starts:
         return self._progress.start(description, total, done)
 
 
-def quantize_row(folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
+def quantize_row(folder: Path, recipe: Recipe, device: str, shapes: Shapes) -> dict[str, Any]:
     """Quantize the denoiser in `folder` with the samples in its `store` as a run does: each block safe, then the next.
 
     Returns:
@@ -48,7 +49,14 @@ def quantize_row(folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
     """
     target = folder / "quantized"
     job = ComponentJob(
-        source_of(folder), "high_noise", recipe, folder / "store", lora=None, work=folder, target=target, device=device
+        source_of(folder, shapes),
+        shapes.denoiser.name,
+        recipe,
+        folder / "store",
+        lora=None,
+        work=folder,
+        target=target,
+        device=device,
     )
     blocks: list[dict[str, float]] = []
     began = time.perf_counter()
@@ -96,8 +104,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--recipe", default="paper")
+    parser.add_argument("--model", choices=SHAPES, default="wan2.2-i2v-a14b")
     arguments = parser.parse_args()
-    seconds = quantize_row(arguments.folder, Recipe.load(arguments.recipe), arguments.device)
+    seconds = quantize_row(arguments.folder, Recipe.load(arguments.recipe), arguments.device, SHAPES[arguments.model])
     print(json.dumps({**seconds, **peak_memory(arguments.device)}))
 
 

@@ -25,8 +25,8 @@ from tempoquant.cli.progress import RichProgress
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
 from tempoquant.images import first_frame
-from tempoquant.models.families import facts_of
 from tempoquant.models.fingerprint import fingerprint
+from tempoquant.models.guidance import prediction_of
 from tempoquant.models.sampling_file import default_settings
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.source import SourceModel
@@ -77,7 +77,7 @@ def write_job(work: Path, request: Request, progress: Progress) -> None:
     job = {
         "request": dataclasses.asdict(request),
         "model": str(source.folder.resolve()),
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.to_dict(),
         "seed": request.seed,
         "held_out": held_out,
     }
@@ -130,11 +130,10 @@ def _generate(
     """One generation: its transformer calls, and all that repeating it takes, with the latents it ended in."""
     conditional, unconditional = pipeline.encode_prompt(prompt.text, "", device=torch.device("cpu"))
     texts = {"prompt_embeds": conditional, "negative_prompt_embeds": unconditional}
-    family = facts_of(pipeline).family
     calls: list[RecordedCall] = []
 
     def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
-        calls.append(RecordedCall(sample_of(family, prompt, position, inputs), output[0].cpu()))
+        calls.append(RecordedCall(sample_of(prompt, position, inputs), prediction_of(output).cpu()))
 
     with watching_trajectory(pipeline, keep) as step_done:
 

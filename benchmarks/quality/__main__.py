@@ -10,7 +10,6 @@ the same command goes on where it was stopped; rows are those of benchmarks/qual
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import sys
@@ -155,7 +154,7 @@ def main(words: Sequence[str] | None = None) -> None:
         title = f"{arguments.model}; seeds: {arguments.seeds}, held-out prompts: {arguments.prompts}"
         print_tables(results, title, arguments.against, Console(width=200))
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    record = {"benchmark": "quality", **asked, "settings": dataclasses.asdict(task.settings),
+    record = {"benchmark": "quality", **asked, "settings": task.settings.to_dict(),
               "model_fingerprint": task.fingerprint, "version": tempoquant.__version__, "commit": commit(),
               "machine": machine(), "results": results}  # fmt: skip
     print(json.dumps(plain(record), ensure_ascii=False, allow_nan=False))

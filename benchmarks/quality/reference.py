@@ -17,7 +17,7 @@ from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.calibrate.store import SampleStore
 from tempoquant.checkpoint.files import sync
 from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
-from tempoquant.models.families import facts_of
+from tempoquant.models.guidance import prediction_of
 from tempoquant.progress import Progress
 from tempoquant.prompts import Prompt
 from tempoquant.recording.plan import ModelIdentity, RecordingPlan
@@ -85,11 +85,10 @@ def prepare(task: Task, seed: int, pipeline: Any, work: Path, progress: Progress
 
 def record(task: Task, pipeline: Any, prompt: Prompt, seed: int) -> Trajectory:
     """Generate once; keep every call and the final latent, on the CPU."""
-    family = facts_of(pipeline).family
     calls: list[RecordedCall] = []
 
     def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
-        calls.append(RecordedCall(sample_of(family, prompt, position, inputs), output[0].cpu()))
+        calls.append(RecordedCall(sample_of(prompt, position, inputs), prediction_of(output).cpu()))
 
     with watching_trajectory(pipeline, keep) as step_done:
         final_latent = generate(task, pipeline, prompt, seed, step_done)

@@ -1,6 +1,5 @@
 """What every row is asked to do: the same calibration samples, the same held-out generations, and who decides that."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -68,7 +67,7 @@ class Task:
         """What makes another task the same, as plain values."""
         return {
             "model": self.fingerprint,
-            "settings": dataclasses.asdict(self.settings),
+            "settings": self.settings.to_dict(),
             "calibration": provenance(self.calibration),
             "held_out": provenance(self.held_out),
             "samples_per_expert": self.samples_per_denoiser,

@@ -73,7 +73,7 @@ class TimestepBins:
 
     def of_tensor(self, timestep: torch.Tensor) -> torch.Tensor:
         """The bins of a tensor of timesteps; same shape, int64."""
-        return torch.bucketize(timestep.float(), _on_device(self.edges, timestep.device), right=True)
+        return torch.bucketize(timestep.float().contiguous(), _on_device(self.edges, timestep.device), right=True)
 
     def joined(self, timesteps: Sequence[float]) -> "TimestepBins":
         """Join every bin that holds none of `timesteps` with its noisier neighbour, or the noisiest with its other one.

@@ -213,7 +213,7 @@ def test_a_link_out_of_the_store_is_refused(store, tmp_path):
         {"hidden_states": torch.zeros(2, 3, 4)},
         {"hidden_states": torch.zeros(())},
         {"timestep": torch.zeros(1, 0)},
-        {"hidden_states": torch.zeros(1, 3, dtype=torch.bool)},
+        {"hidden_states": torch.zeros(1, 3, dtype=torch.int8)},
         {"hidden_states": torch.zeros(1, 3), "timestep": torch.tensor([7.0])},
     ],
     ids=["batch", "no dimension", "empty", "dtype", "timestep"],

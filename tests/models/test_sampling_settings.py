@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     "wrong",
     [
         {"height": 0}, {"width": 0}, {"height": "64"}, {"num_frames": 0}, {"num_steps": 0}, {"num_steps": 2.5},
-        {"fps": True}, {"guidance_scale": 0}, {"guidance_scale": float("nan")}, {"flow_shift": -1.0},
+        {"fps": True}, {"guidance_scale": -1}, {"guidance_scale": float("nan")}, {"flow_shift": -1.0},
         {"flow_shift": float("inf")},
     ],
 )  # fmt: skip

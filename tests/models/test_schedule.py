@@ -1,5 +1,6 @@
 """Laws of the schedule: known without a model, falling, and the one that the pipeline then follows."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tempoquant.errors import ModelError
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import record_trajectory
 from tempoquant.models.sampling_file import default_settings
+from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import flow_shift_of, sampling_steps, shifted
 from tempoquant.models.source import SourceModel
 from tempoquant.models.wan.family import COMPONENTS
@@ -48,7 +50,7 @@ SCHEDULERS = [
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=["UniPC", "Euler"])
 def test_timesteps_are_a_thousand_times_the_share_of_noise_and_fall(tmp_path, scheduler):
-    steps = sampling_steps(with_scheduler(tmp_path, scheduler), 10, 5.0)
+    steps = sampling_steps(with_scheduler(tmp_path, scheduler), _with(10, 5.0))
     timesteps = [float(step.timestep) for step in steps]
     assert len(steps) == 10 and timesteps == sorted(timesteps, reverse=True)
     assert timesteps == pytest.approx([1000 * step.sigma for step in steps], abs=1.0)  # UniPC's are whole numbers
@@ -56,22 +58,26 @@ def test_timesteps_are_a_thousand_times_the_share_of_noise_and_fall(tmp_path, sc
     assert denoisers == sorted(denoisers, key=list(COMPONENTS).index)
 
 
+def _with(num_steps: int, flow_shift: float | None) -> SamplingSettings:
+    return dataclasses.replace(SETTINGS, num_steps=num_steps, flow_shift=flow_shift)
+
+
 def test_a_larger_flow_shift_moves_steps_to_the_high_noise_expert(tmp_path):
     source = with_scheduler(tmp_path, SCHEDULERS[0])
-    counts = [sum(s.denoiser == "high_noise" for s in sampling_steps(source, 40, shift)) for shift in (3.0, 5.0)]
+    counts = [sum(s.denoiser == "high_noise" for s in sampling_steps(source, _with(40, shift))) for shift in (3.0, 5.0)]
     assert counts[0] < counts[1] == 15
 
 
 def test_a_timestep_on_the_boundary_belongs_to_high_noise(tmp_path):
-    timestep = float(sampling_steps(with_scheduler(tmp_path / "a", SCHEDULERS[0]), 4, 5.0)[1].timestep)
+    timestep = float(sampling_steps(with_scheduler(tmp_path / "a", SCHEDULERS[0]), _with(4, 5.0))[1].timestep)
     other = with_scheduler(tmp_path / "b", SCHEDULERS[0], boundary_ratio=timestep / 1000)
-    at_boundary = sampling_steps(other, 4, 5.0)
+    at_boundary = sampling_steps(other, _with(4, 5.0))
     assert [step.denoiser for step in at_boundary[1:3]] == ["high_noise", "low_noise"]
 
 
 def test_the_pipeline_takes_the_steps_of_the_schedule():
     calls = record_trajectory(load_pipeline(SOURCE, "cpu"), PROMPTS[0], SETTINGS, 0)
-    steps = sampling_steps(SOURCE, SETTINGS.num_steps, SETTINGS.flow_shift)
+    steps = sampling_steps(SOURCE, SETTINGS)
     assert [(c.sample.step_index, c.sample.guidance_branch) for c in calls] == [
         (index, branch) for index in range(4) for branch in ("conditional", "unconditional")
     ]
@@ -94,7 +100,7 @@ def test_a_scheduler_that_does_not_load_is_named(tmp_path, scheduler, words):
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=words):
-        sampling_steps(with_scheduler(tmp_path, SCHEDULERS[0], scheduler=scheduler), 4, 5.0)
+        sampling_steps(with_scheduler(tmp_path, SCHEDULERS[0], scheduler=scheduler), _with(4, 5.0))
 
 
 FLOW_SCHEDULERS = [
@@ -151,4 +157,4 @@ def test_the_shift_that_a_sampling_file_leaves_open_is_the_one_its_scheduler_use
     source = with_scheduler(tmp_path, FlowMatchEulerDiscreteScheduler.from_config(WANS.config, shift=3.0))
     (source.folder / "sampling.json").write_text('{"flow_shift": null}')
     assert default_settings(source).flow_shift == 3.0
-    assert sampling_steps(source, 6, None) == sampling_steps(source, 6, 3.0)
+    assert sampling_steps(source, _with(6, None)) == sampling_steps(source, _with(6, 3.0))

@@ -70,8 +70,8 @@ def test_texts_encoded_alone_are_those_of_the_whole_pipeline():
     assert list(embeddings) == ["a red circle", ""]
     with loaded_pipeline(SOURCE, "cpu") as loaded:
         whole, empty = loaded.pipeline.encode_prompt("a red circle", "", max_sequence_length=512)
-    torch.testing.assert_close(embeddings["a red circle"], whole)
-    torch.testing.assert_close(embeddings[""], empty)
+    torch.testing.assert_close(embeddings["a red circle"], {"prompt_embeds": whole})
+    torch.testing.assert_close(embeddings[""], {"prompt_embeds": empty})
 
 
 @pytest.mark.parametrize("memory", ["swap", "disk"])

@@ -63,7 +63,7 @@ def test_the_first_frame_the_text_and_the_pure_noise_are_those_of_the_recording(
 
 def test_a_sample_holds_as_much_of_the_clip_as_its_timestep_says(both):
     """Latents of one prompt lie on a line from noise to clip: two of them give both, the others must agree."""
-    steps = sampling_steps(SOURCE, SETTINGS.num_steps, SETTINGS.flow_shift)
+    steps = sampling_steps(SOURCE, SETTINGS)
     latents = {s.step_index: s.inputs["hidden_states"][:, :NUM_LATENTS] for s in both[1]}
     first, last = steps[0].sigma, steps[3].sigma
     clean = (first * latents[3] - last * latents[0]) / (first - last)

@@ -1,6 +1,7 @@
 """Forward hooks, all of them: see what a module is called with, and leave no hook behind."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -63,10 +64,33 @@ def watching_gradients(
 
 @contextlib.contextmanager
 def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], None]) -> Iterator[None]:
-    """Within this context, `observe(keyword arguments, output)` runs after each call of the module."""
-    handle = module.register_forward_hook(lambda _, args, kwargs, out: observe(kwargs, out), with_kwargs=True)
+    """Within this context, `observe(arguments by name, output)` runs after each call of the module."""
+    handle = module.register_forward_hook(
+        lambda called, args, kwargs, out: observe(arguments_by_name(called, args, kwargs), out), with_kwargs=True
+    )
     with _while_hooked([handle]):
         yield
+
+
+def arguments_by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments, in the order in which the module's class names them, but for plain defaults."""
+    signature = inspect.signature(type(module).forward)
+    found: dict[str, Any] = {}
+    for name, value in list(signature.bind(module, *args, **kwargs).arguments.items())[1:]:  # the first is the module
+        parameter = signature.parameters[name]
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        elif not _is_plain_default(value, parameter.default):
+            found[name] = value
+    return found
+
+
+def _is_plain_default(value: Any, default: Any) -> bool:
+    return (
+        type(value) is type(default)
+        and (value is None or isinstance(value, bool | int | float | str))
+        and (value == default)
+    )
 
 
 @contextlib.contextmanager

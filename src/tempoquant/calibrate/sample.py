@@ -1,7 +1,7 @@
 """CalibrationSample: the inputs of one transformer call, one prompt at one timestep in one denoiser."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,8 +17,8 @@ class CalibrationSample:
         denoiser: the name of the one that was called.
         timestep: 0 clean … 1000 noise.
         step_index: position in the sampling loop.
-        guidance_branch: which of the two calls of classifier-free guidance.
-        inputs: keyword tensors of the call, batch 1, on the CPU.
+        guidance_branch: which side of classifier-free guidance: of two calls a step, or of two rows of one call.
+        inputs: the call's arguments by name, batch 1, on the CPU: tensors, plain values, lists and tuples of these.
     """
 
     prompt_id: str
@@ -26,7 +26,7 @@ class CalibrationSample:
     timestep: float
     step_index: int
     guidance_branch: GuidanceBranch
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class RecordedCall:
 
     Attributes:
         sample: what the denoiser was called with.
-        noise_prediction: what it answered, on the CPU.
+        noise_prediction: what it answered, on the CPU; of several streams all numbers, (1, numbers).
     """
 
     sample: CalibrationSample

@@ -4,6 +4,7 @@ A folder of safetensors files and one store.json, documented in docs/checkpoint.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -12,17 +13,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from tempoquant.calibrate.arguments import OUTLINE_KEY, put_together
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry, StoreIndex, damaged
 from tempoquant.checkpoint.files import read_json, require_inside, sha256_of
 from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.errors import CalibrationError, CheckpointError
 from tempoquant.recipe import Recipe
-from tempoquant.timesteps import TimestepBins
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, TimestepBins
 
 MAX_FILE_BYTES = 2**32  # of one sample or text, over a hundred times what Wan2.2 has
 _MAX_LENGTH = 2**24  # of one dimension
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
+_ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-10}  # how far a timestep told in 16 bits is from its own
 
 
 def bins_of(store: "SampleStore", recipe: Recipe, denoiser: str) -> TimestepBins:
@@ -119,16 +122,16 @@ class SampleStore:
         Raises:
             CalibrationError: a file is not the one that was written, or holds NaN, Inf or an impossible tensor.
         """
-        inputs = self._tensors(entry, entry.file, entry.sha256)
+        inputs = self._arguments(entry, entry.file, entry.sha256)
         if entry.texts is not None:
-            inputs |= self._tensors(entry, entry.texts, self._index.texts[entry.texts])
-        if "timestep" in inputs and float(inputs["timestep"].max()) != entry.timestep:
+            inputs |= self._arguments(entry, entry.texts, self._index.texts[entry.texts])
+        if "timestep" in inputs and not _is_at(inputs["timestep"], entry.timestep):
             raise damaged(f"{self.folder / entry.file} is of another timestep than {entry.timestep:g}")
         return CalibrationSample(
             entry.prompt_id, entry.denoiser, entry.timestep, entry.step_index, entry.guidance_branch, inputs
         )
 
-    def _tensors(self, entry: SampleEntry, name: str, sha256: str) -> dict[str, torch.Tensor]:
+    def _arguments(self, entry: SampleEntry, name: str, sha256: str) -> dict[str, Any]:
         file = self.folder / name
         try:
             content = file.read_bytes()
@@ -143,7 +146,24 @@ class SampleStore:
             raise damaged(f"{file} is not a whole safetensors file ({error})") from error
         for key, tensor in tensors.items():
             check_tensor(key, tensor, f"{file}, prompt {entry.prompt_id!r} at timestep {entry.timestep:g}")
-        return tensors
+        try:
+            return put_together(tensors, _outline_of(content))
+        except ValueError as error:
+            raise damaged(f"{file} does not say what a denoiser is called with ({error})") from error
+
+
+def _outline_of(content: bytes) -> Any:
+    """What a safetensors file, which is whole, says of arguments that are no tensors; None where all are tensors."""
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return json.loads(metadata[OUTLINE_KEY]) if OUTLINE_KEY in metadata else None
+
+
+def _is_at(told: torch.Tensor, timestep: float) -> bool:
+    """Whether what a denoiser is told is a timestep, 0 … 1000 or 0 … 1, but for the rounding of its dtype."""
+    noisiest = told.max()
+    allowed = timestep * _ROUNDED.get(told.dtype, 0.0)
+    return any(abs(float(each) - timestep) <= allowed for each in (noisiest, noisiest * NUM_TRAIN_TIMESTEPS))
 
 
 class StoredSamples(Sequence[CalibrationSample]):
@@ -168,7 +188,7 @@ class StoredSamples(Sequence[CalibrationSample]):
 
 def check_tensor(key: str, tensor: torch.Tensor, where: str) -> None:
     """Raise CalibrationError, starting with `where`, unless a tensor can be an input of one call: batch 1, finite."""
-    is_of_one_call = tensor.ndim < 3 or tensor.shape[0] == 1
+    is_of_one_call = tensor.ndim < 3 or tensor.shape[0] == 1 or "." in key  # in a list, one stands for one row
     fits = tensor.ndim > 0 and is_of_one_call and 0 < min(tensor.shape) <= max(tensor.shape) <= _MAX_LENGTH
     if tensor.dtype not in _DTYPES or not fits:
         raise damaged(f"{where}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, no input of one call")

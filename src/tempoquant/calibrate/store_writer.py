@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 
+from tempoquant.calibrate.arguments import OUTLINE_KEY, take_apart
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store import SampleStore, check_tensor
 from tempoquant.calibrate.store_index import (
@@ -65,10 +65,10 @@ class StoreWriter:
         Raises:
             CalibrationError: an input holds NaN or Inf; it names the prompt and the timestep.
         """
-        for key, tensor in sample.inputs.items():
+        for key, tensor in take_apart(sample.inputs)[0].items():
             check_tensor(key, tensor, f"prompt {sample.prompt_id!r} at timestep {sample.timestep:g}")
-        own = {key: tensor for key, tensor in sample.inputs.items() if key not in self._shared}
-        shared = {key: tensor for key, tensor in sample.inputs.items() if key in self._shared}
+        own = {key: value for key, value in sample.inputs.items() if key not in self._shared}
+        shared = {key: value for key, value in sample.inputs.items() if key in self._shared}
         name = f"{prompt_index:04d}-{sample.step_index:03d}-{sample.guidance_branch}"
         file = f"{SAMPLES_FOLDER}/{name}.safetensors"
         content = _serialized(own)
@@ -85,8 +85,8 @@ class StoreWriter:
         self._write(file, content)
         self._entries.append(entry)
 
-    def _add_texts(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        content = _serialized(tensors)
+    def _add_texts(self, arguments: Mapping[str, Any]) -> str:
+        content = _serialized(arguments)
         digest = hashlib.sha256(content).hexdigest()
         file = f"{TEXTS_FOLDER}/{digest[:16]}.safetensors"
         if file not in self._texts:
@@ -178,8 +178,11 @@ def _mean_ratios(
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def _serialized(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    return save({key: tensor.contiguous() for key, tensor in tensors.items()})
+def _serialized(arguments: Mapping[str, Any]) -> bytes:
+    tensors, outline = take_apart(arguments)
+    metadata = None if outline is None else {OUTLINE_KEY: json.dumps(outline, sort_keys=True)}
+    # Copies, since one tensor may be told by two names, which a file cannot hold.
+    return save({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, metadata)
 
 
 class _writing:

@@ -19,13 +19,15 @@ class ModelCall:
 
     Attributes:
         timestep_argument: what its forward calls its timestep.
-        timestep_scale: times this, the argument is 0 clean … 1000 noise.
+        timestep_scale, timestep_offset: times the one and plus the other, the argument is 0 clean … 1000 noise. The
+            scale is below 0 where the model is told how clean its latents are.
         shared_inputs: groups of linears, by their names in a block, that read one tensor.
     """
 
     timestep_argument: str = "timestep"
     timestep_scale: float = 1.0
     shared_inputs: tuple[tuple[str, ...], ...] = ()
+    timestep_offset: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the inverse of `from_dict`."""
@@ -33,17 +35,24 @@ class ModelCall:
             "timestep_argument": self.timestep_argument,
             "timestep_scale": self.timestep_scale,
             "shared_inputs": [list(group) for group in self.shared_inputs],
+            **({"timestep_offset": self.timestep_offset} if self.timestep_offset else {}),
         }
 
     @classmethod
     def from_dict(cls, record: Any) -> "ModelCall":
         """Check and take apart. Raises CheckpointError that names the key."""
-        check_keys(record, {"timestep_argument", "timestep_scale", "shared_inputs"})
+        offset = record.get("timestep_offset", 0.0) if isinstance(record, dict) else 0.0
+        check_keys(
+            {"timestep_offset": offset, **record} if isinstance(record, dict) else record,
+            {"timestep_argument", "timestep_scale", "shared_inputs", "timestep_offset"},
+        )
         argument, scale, groups = record["timestep_argument"], record["timestep_scale"], record["shared_inputs"]
         is_name = isinstance(argument, str) and argument.isidentifier()
         require(is_name, "timestep_argument", "is the name of an argument", argument)
-        is_scale = type(scale) in (int, float) and 0 < scale < math.inf
-        require(is_scale, "timestep_scale", "is a finite number above 0", scale)
+        is_scale = type(scale) in (int, float) and 0 < abs(scale) < math.inf
+        require(is_scale, "timestep_scale", "is a finite number other than 0", scale)
+        is_offset = type(offset) in (int, float) and abs(offset) < math.inf
+        require(is_offset, "timestep_offset", "is a finite number", offset)
         is_list = isinstance(groups, list) and len(groups) <= _MAX_GROUPS
         require(is_list, "shared_inputs", f"is a list of at most {_MAX_GROUPS}", groups)
         for group in groups:
@@ -51,7 +60,7 @@ class ModelCall:
             require(is_group, "shared_inputs", "holds lists of two linears or more", group)
             for name in group:
                 check_name(name)
-        return cls(argument, float(scale), tuple(tuple(group) for group in groups))
+        return cls(argument, float(scale), tuple(tuple(group) for group in groups), float(offset))
 
     def sharing_an_input(self, linears: Iterable[str]) -> list[tuple[str, ...]]:
         """Return the groups of linears, by their full names, that read one tensor, as far as they are there."""
@@ -65,4 +74,9 @@ class ModelCall:
 
     def timesteps(self, arguments: Mapping[str, Any]) -> Any:
         """Return a call's timestep, 0 clean … 1000 noise, of whatever shape it was given."""
-        return arguments[self.timestep_argument] * self.timestep_scale
+        return self.timestep(arguments[self.timestep_argument])
+
+    def timestep(self, argument: Any) -> Any:
+        """Return what a timestep argument means, 0 clean … 1000 noise; the argument itself where it means that."""
+        scaled = argument if self.timestep_scale == 1 else argument * self.timestep_scale
+        return scaled + self.timestep_offset if self.timestep_offset else scaled

@@ -20,7 +20,7 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, reference_and_folders
+from tempoquant.cli.source_options import Base, Denoisers, Family, reference_and_folders
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     flow_shift: FlowShift = None,
     base: Base = None,
     denoiser: Denoisers = None,
+    family: Family = None,
     seed: Seed = 0,
     activation_bits: Activations = None,
     memory: GenerationMemory = MemoryMode.RESIDENT,
@@ -56,7 +57,7 @@ def command(  # noqa: PLR0913 (one argument per option)
 
     What is not given is the reference's own: size, frames, steps, guidance, flow shift.
     """
-    reference, folders = reference_and_folders(names, base, denoiser)
+    reference, folders = reference_and_folders(names, base, denoiser, family)
     if len(folders) > 1:
         raise typer.BadParameter("give one, or several to `tempoquant evaluate`.", param_hint="'DIR'")
     [folder] = folders

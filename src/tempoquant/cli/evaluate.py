@@ -27,7 +27,7 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, reference_and_folders
+from tempoquant.cli.source_options import Base, Denoisers, Family, reference_and_folders
 from tempoquant.cli.speed_options import AttentionOption, CacheName, CompileOption, SpeedName, choices_of
 from tempoquant.progress import Progress
 
@@ -58,6 +58,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A folder for everything.")],
     base: Base = None,
     denoiser: Denoisers = None,
+    family: Family = None,
     root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
@@ -108,7 +109,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     if not speed and (attention or cache or compile_blocks is not None):
         raise typer.BadParameter("--attention, --cache and --compile go with --speed, whose rows they change.")
     wanted_seeds = parse_seeds(seeds)
-    reference, folders = reference_and_folders(names, base, denoiser)
+    reference, folders = reference_and_folders(names, base, denoiser, family)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:

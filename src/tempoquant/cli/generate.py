@@ -34,7 +34,9 @@ from tempoquant.progress import Progress
 def command(  # noqa: PLR0913 (one argument per option)
     folder: Folder,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="What should happen.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="An .mp4 file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="An .mp4 file; a .png of a model of images.")
+    ],
     image: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The first frame, or whom the video shows."),
@@ -63,10 +65,12 @@ def command(  # noqa: PLR0913 (one argument per option)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
+        from PIL import Image
+
         from tempoquant.acceleration.accelerate import accelerate_by
         from tempoquant.device import default_device
         from tempoquant.errors import ModelError
-        from tempoquant.evaluate.files import check_place, write_mp4
+        from tempoquant.evaluate.files import check_place, write_mp4, write_png
         from tempoquant.hosts.diffusers.pipeline import open_pipeline
         from tempoquant.hosts.diffusers.sampling import generate_video
         from tempoquant.images import open_image
@@ -79,13 +83,15 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.prompts import Prompt
         from tempoquant.runtime.activation_bits import set_activation_bits
 
-        check_place(output, ".mp4")
+        check_place(output, ".png" if output.suffix.lower() == ".png" else ".mp4")
         clips = {name: clip for name, clip in (("pose", pose), ("face", face)) if clip is not None}
         item = Prompt(output.stem, None if image is None else open_image(image), prompt, clips=clips)
         model = open_pipeline(folder)
+        is_image = model.geometry.is_image
+        check_place(output, ".png" if is_image else ".mp4")
         require_given(model, item)
         settings = settings_of(model, changes)
-        sampling_steps(model, settings.num_steps, settings.flow_shift)  # refuses a scheduler before anything is loaded
+        sampling_steps(model, settings)  # refuses a scheduler before anything is loaded
         place = device or default_device()
         chunking = choose_chunking(model, settings, memory.value, place, in_chunks)
         choices = choices_of(speed, attention, cache, compile_blocks)
@@ -106,10 +112,14 @@ def command(  # noqa: PLR0913 (one argument per option)
                 video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)
         except ValueError as error:  # the pipeline's own checks of sizes and texts
             raise ModelError(f"the pipeline refuses these settings: {error}") from error
-        write_mp4(output, video, settings.fps)
+        if is_image:
+            write_png(output, Image.fromarray(video[0]))
+        else:
+            write_mp4(output, video, settings.fps)
         frames_made, height_made, width_made = video.shape[:3]
+        what = "an image" if is_image else f"{frames_made} frames"
         words = (
-            f"{output}: {frames_made} frames of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}. "
+            f"{output}: {what} of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}. "
             f"Blocks computed {chunking.reason}.{'' if in_force is None else in_force.calls_in_words()}"
         )
         about = {} if in_force is None else {"acceleration": in_force.to_dict()}

@@ -24,7 +24,7 @@ from tempoquant.cli.options import (
     Steps,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, model_of
+from tempoquant.cli.source_options import Base, Denoisers, Family, model_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     calibration: Calibration = None,
     base: Base = None,
     denoiser: Denoisers = None,
+    family: Family = None,
     lora: Loras = None,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
@@ -103,7 +104,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         raise typer.BadParameter("say where to write, with -o DIR (or ask for --dry-run).", param_hint="'--output'")
     if store is not None:
         refuse_beside_store({"--calibration": calibration, "--num-prompts": num_prompts, "--seed": seed or None})
-    source, loras = model_of(model, base, denoiser), parse_loras(lora)
+    source, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
     cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:

@@ -25,7 +25,7 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, model_of
+from tempoquant.cli.source_options import Base, Denoisers, Family, model_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     flow_shift: FlowShift = None,
     base: Base = None,
     denoiser: Denoisers = None,
+    family: Family = None,
     lora: Loras = None,
     from_latents: Annotated[
         bool,
@@ -70,7 +71,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
     """
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
-    named, loras = model_of(model, base, denoiser), parse_loras(lora)
+    named, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.models.fingerprint import fingerprint

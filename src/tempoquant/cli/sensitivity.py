@@ -11,7 +11,7 @@ from tempoquant.cli.json_log import JsonLogFile
 from tempoquant.cli.lora_options import Loras, parse_loras
 from tempoquant.cli.options import Json, Model
 from tempoquant.cli.running import Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, model_of
+from tempoquant.cli.source_options import Base, Denoisers, Family, model_of
 from tempoquant.progress import Progress
 
 
@@ -32,6 +32,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     size_gib: Annotated[float | None, typer.Option(min=1e-6, help="The same budget, as a size on the disk.")] = None,
     base: Base = None,
     denoiser: Denoisers = None,
+    family: Family = None,
     lora: Loras = None,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
@@ -44,7 +45,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     The table shows each layer at the rank of the recipe, as the SQNR in decibels that the noise prediction would
     have if that layer alone were rounded: low numbers hurt. Nothing is quantized.
     """
-    named, loras = model_of(model, base, denoiser), parse_loras(lora)
+    named, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
     cluster = cluster_of(engine, address, device)
 
     def work(progress: Progress) -> Outcome:

@@ -1,5 +1,6 @@
 """The options `--base` and `--expert`: a pipeline whose denoisers' weights lie in files of their own."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,11 +25,32 @@ Denoisers = Annotated[
 ]  # fmt: skip
 
 
-def model_of(model: str | None, base: str | None, denoisers: list[str] | None, called: str = "MODEL") -> "ModelName":
+class FamilyName(StrEnum):
+    """What --family may say."""
+
+    GENERIC = "generic"
+
+
+Family = Annotated[
+    FamilyName | None,
+    typer.Option(
+        help="generic: observe what the pipeline does, in place of a family that knows it (docs/models.md).",
+    ),
+]
+
+
+def model_of(
+    model: str | None,
+    base: str | None,
+    denoisers: list[str] | None,
+    called: str = "MODEL",
+    family: FamilyName | None = None,
+) -> "ModelName":
     """Return the model that a command line names: by itself, or by a base and files of its denoisers.
 
     Args:
         called: the argument that names a model by itself.
+        family: "generic", or None for the one that covers the pipeline.
 
     Raises:
         typer.BadParameter: none is named, both are, an option lacks the other, or a text is no DENOISER=FILE.
@@ -38,7 +60,13 @@ def model_of(model: str | None, base: str | None, denoisers: list[str] | None, c
             raise _wrong("gives weights alone: say with --base which pipeline they belong to.")
         if model is None:
             raise typer.BadParameter("say which model, or give --base and --expert.", param_hint=f"'{called}'")
+        if family is not None:
+            from tempoquant.models.with_experts import GenericModel
+
+            return GenericModel(model)
         return model
+    if family is not None:
+        raise typer.BadParameter("goes with a whole model, not with --base.", param_hint="'--family'")
     if model is not None:
         raise typer.BadParameter(f"stands in the place of {called}: leave {model} out.", param_hint="'--base'")
     if not denoisers:
@@ -57,7 +85,7 @@ def model_of(model: str | None, base: str | None, denoisers: list[str] | None, c
 
 
 def reference_and_folders(
-    names: list[str], base: str | None, denoisers: list[str] | None
+    names: list[str], base: str | None, denoisers: list[str] | None, family: FamilyName | None = None
 ) -> tuple["ModelName", list[Path]]:
     """Take what follows a command apart: a reference, unless --base is one, and folders of quantized pipelines.
 
@@ -65,7 +93,7 @@ def reference_and_folders(
     """
     reference = None if base is not None or not names else names[0]
     folders = names if base is not None else names[1:]
-    model = model_of(reference, base, denoisers, "REFERENCE")
+    model = model_of(reference, base, denoisers, "REFERENCE", family)
     if not folders:
         raise typer.BadParameter("say which quantized pipeline.", param_hint="'DIR'")
     return model, [Path(name) for name in folders]

@@ -26,7 +26,6 @@ from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.memory_modes import load_in_mode, remove_memory_mode
 from tempoquant.placement.modes import Memory
-from tempoquant.plain_values import plain
 from tempoquant.progress import SILENT, Progress
 from tempoquant.prompts import Prompt, check_disjoint
 from tempoquant.timesteps import TimestepBins
@@ -97,7 +96,7 @@ def compare(
     for source in (reference, *models.values()):
         require_needed(source, task.prompts)
         check_disjoint(task.prompts, calibration_prompts_of(source.folder))
-        sampling_steps(source, task.settings.num_steps, task.settings.flow_shift)  # refuses a scheduler before loading
+        sampling_steps(source, task.settings)  # refuses a scheduler before loading
     is_16bit = not configs_of(reference.folder) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
     bins = _common_bins(source.folder for source in models.values())
@@ -124,7 +123,7 @@ def compare(
         models=tuple(results),
         prompts={prompt.id: prompt.text for prompt in task.prompts},
         seed=task.seed,
-        settings=plain(task.settings),
+        settings=task.settings.to_dict(),
     )
     return Evidence(comparison, videos)
 

@@ -118,7 +118,7 @@ def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, 
     return {
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,
-        "settings": dataclasses.asdict(plan.settings),
+        "settings": plan.settings.to_dict(),
         "memory": plan.memory,
         "dtype": str(compute_dtype(plan.device)).removeprefix("torch."),
         "reference": request.reference.label,

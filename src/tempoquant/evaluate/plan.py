@@ -61,7 +61,7 @@ class Plan:
     Attributes:
         reference: the pipeline whose scheduler all models use.
         items, seeds: every item with every seed.
-        settings: flow_shift is a number.
+        settings: flow_shift is a number, unless the reference's scheduler has none.
         device: where to run, as workers name it.
         steps: of the sampling loop.
         bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
@@ -88,7 +88,7 @@ class Plan:
         memory: Memory = "resident",
     ) -> "Plan":
         """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
-        steps = sampling_steps(reference, settings.num_steps, settings.flow_shift)
+        steps = sampling_steps(reference, settings)
         paper = Recipe.load("paper")
         bins = {}
         for name in reference.denoiser_names:

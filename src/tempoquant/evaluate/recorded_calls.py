@@ -9,10 +9,10 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tempoquant.calibrate.arguments import OUTLINE_KEY, put_together, take_apart
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.evaluate.files import whole_file
 from tempoquant.hosts.diffusers.sampling import CallPosition, sample_of, watching_trajectory
-from tempoquant.models.families import facts_of
 from tempoquant.prompts import Prompt
 
 
@@ -25,11 +25,9 @@ def watched_calls(
     Yields what the generation has to call after each step.
     """
 
-    family = facts_of(pipeline).family
-
     def observe(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
         if position.step_index in steps and position.guidance_branch == "conditional":
-            calls.append(sample_of(family, prompt, position, inputs))
+            calls.append(sample_of(prompt, position, inputs))
 
     with watching_trajectory(pipeline, observe) as step_done:
         yield step_done
@@ -37,11 +35,7 @@ def watched_calls(
 
 def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
     """Keep transformer calls of one generation."""
-    tensors = {
-        f"{index}.{key}": value.clone().contiguous()
-        for index, call in enumerate(calls)
-        for key, value in call.inputs.items()
-    }
+    tensors, outline = take_apart({str(index): dict(call.inputs) for index, call in enumerate(calls)})
     described = [
         {"prompt_id": call.prompt_id, "expert": call.denoiser, "timestep": call.timestep,
          "step_index": call.step_index, "guidance_branch": call.guidance_branch}
@@ -49,19 +43,33 @@ def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
     ]  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as temporary:
-        save_file(tensors, temporary, metadata={"calls": json.dumps(described)})
+        save_file(
+            {key: value.clone().contiguous() for key, value in tensors.items()},
+            temporary,
+            metadata={"calls": json.dumps(described), OUTLINE_KEY: json.dumps(outline)},
+        )
 
 
 def read_calls(file: Path) -> list[CalibrationSample]:
     """What `write_calls` kept."""
     with safe_open(file, framework="pt") as stored:
         described: list[Mapping[str, Any]] = json.loads(stored.metadata()["calls"])
-        names = list(stored.keys())
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+        outline = json.loads(stored.metadata().get(OUTLINE_KEY, "null"))  # none in files of older versions
+        inputs = put_together(tensors, outline or _of_tensors(tensors))
         return [
             CalibrationSample(
                 call["prompt_id"], call["expert"], call["timestep"], call["step_index"],
-                call["guidance_branch"],
-                {name.partition(".")[2]: stored.get_tensor(name) for name in names if name.split(".")[0] == str(index)},
+                call["guidance_branch"], inputs[str(index)],
             )
             for index, call in enumerate(described)
         ]  # fmt: skip
+
+
+def _of_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outline of calls with tensors alone, which are named by a call's index and an argument."""
+    outline: dict[str, Any] = {}
+    for name in tensors:
+        index, _, argument = name.partition(".")
+        outline.setdefault(index, {"dict": {}})["dict"][argument] = {"tensor": name}
+    return outline

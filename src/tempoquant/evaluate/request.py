@@ -8,6 +8,7 @@ from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Overlap
 from tempoquant.evaluate.plan import Model
 from tempoquant.evaluate.vbench.settings import VBenchSettings
 from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.schedule import flow_shift_of, load_scheduler
 from tempoquant.placement.modes import Memory
 
 
@@ -19,7 +20,7 @@ class Request:
         reference: what the models were quantized from.
         models: the others, labels unique.
         benchmark: where items come from.
-        settings: of every generation; flow_shift is a number.
+        settings: of every generation; flow_shift is a number, unless the reference's scheduler has none.
         seeds: every item is generated with each.
         ids, limit, overlap: see `benchmark_sets.select`.
         command: what the user typed, for the record.
@@ -40,7 +41,7 @@ class Request:
     vbench: VBenchSettings | None = None
 
     def __post_init__(self) -> None:
-        if self.settings.flow_shift is None:
+        if self.settings.flow_shift is None and flow_shift_of(load_scheduler(self.reference.source, None)) is not None:
             raise SettingsError("the flow shift has to be the same for every model: give one with --flow-shift.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise SettingsError(f"seeds are one or more different whole numbers, not {list(self.seeds)}.")

@@ -22,7 +22,8 @@ from tempoquant.models.described import Parameter, described_by
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.small_files import NOT_DESCRIBED, check_small_files, not_described, read_object
 from tempoquant.models.stored_tensors import Meaning, StoredTensor, meaning_of, tensors_of
-from tempoquant.models.weight_files import STEMS, Forms, WeightFiles, forms_in_all
+from tempoquant.models.transformers_names import as_transformers_loads
+from tempoquant.models.weight_files import Forms, WeightFiles, forms_in_all, stem_of
 
 _AGAIN = "fetch the model again"
 
@@ -102,12 +103,12 @@ class Component:
     @property
     def weight_files(self) -> tuple[Path, ...]:
         """The files that its weights are read from. Raises ModelError as `WeightFiles.files`."""
-        return self.given or WeightFiles(self.folder, STEMS[self.library]).files()
+        return self.given or WeightFiles(self.folder, stem_of(self.library)).files()
 
     @property
     def variant(self) -> str | None:
         """Such as "fp16", where its weight files have only names with that; None for plain ones."""
-        return None if self.given else WeightFiles(self.folder, STEMS[self.library]).variant
+        return None if self.given else WeightFiles(self.folder, stem_of(self.library)).variant
 
     @functools.cached_property
     def forms(self) -> Forms:
@@ -128,7 +129,11 @@ class Component:
 
     @functools.cached_property
     def _stored(self) -> Forms:
-        return forms_in_all(self.given) if self.given else WeightFiles(self.folder, STEMS[self.library]).forms()
+        forms = forms_in_all(self.given) if self.given else WeightFiles(self.folder, stem_of(self.library)).forms()
+        if self.library != "transformers":
+            return forms
+        new_names = as_transformers_loads(forms, self.kind, self.config)
+        return {new_names[name]: form for name, form in forms.items()}
 
     @functools.cached_property
     def _meaning(self) -> Meaning:
@@ -202,7 +207,7 @@ class Component:
         """
         if self.given:
             return sum(file.stat().st_size for file in self.given)
-        index = WeightFiles(self.folder, STEMS[self.library]).index
+        index = WeightFiles(self.folder, stem_of(self.library)).index
         size = read_object(index).get("metadata", {}).get("total_size") if index.is_file() else None
         if isinstance(size, int):
             return size
@@ -234,7 +239,9 @@ class Component:
 
     def _named(self) -> Mapping[str, None] | None:
         """Tensors by the model's names, where only an index may be there."""
-        keys = WeightFiles(self.folder, STEMS[self.library]).named()
+        keys = WeightFiles(self.folder, stem_of(self.library)).named()
+        if keys is not None and self.library == "transformers":
+            keys = dict.fromkeys(as_transformers_loads(keys, self.kind, self.config).values())
         return keys if keys is None or not self._may_be_renamed else dict.fromkeys(self._understood(keys).tensors)
 
     def _check_against_model(self, stored: Mapping[str, tuple[int, ...] | None]) -> None:

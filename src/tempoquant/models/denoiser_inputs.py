@@ -1,9 +1,12 @@
 """Inputs of a denoiser where it computes, and in the dtype that it computes in."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from tempoquant.models.family import ModelFamily
 
@@ -11,18 +14,26 @@ from tempoquant.models.family import ModelFamily
 def on_device(
     denoiser: nn.Module,
     family: ModelFamily,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Any],
     device: torch.device | str | None = None,
-) -> dict[str, torch.Tensor]:
-    """Return inputs where the denoiser computes, floats but for the timestep in the dtype that it computes in.
+) -> dict[str, Any]:
+    """Return inputs where the denoiser computes, floats but for times and places in the dtype that it computes in.
 
     Args:
+        inputs: arguments of a call by name.
         device: None for where its weights are. In a memory mode that may be host memory, while it computes elsewhere.
     """
     weight = _first_weight(denoiser, family)
-    moved = {key: value.to(device or weight.device) for key, value in inputs.items()}
-    casts = {key for key, value in moved.items() if value.is_floating_point() and key != family.timestep_argument}
-    return {key: value.to(weight.dtype) if key in casts else value for key, value in moved.items()}
+    exact = {family.timestep_argument, *family.exact_inputs}
+
+    def moved(is_cast: bool, value: torch.Tensor) -> torch.Tensor:
+        dtype = weight.dtype if is_cast and value.is_floating_point() else value.dtype
+        return value.to(device or weight.device, dtype)
+
+    return {
+        key: pytree.tree_map_only(torch.Tensor, functools.partial(moved, key not in exact), value)
+        for key, value in inputs.items()
+    }
 
 
 def _first_weight(denoiser: nn.Module, family: ModelFamily) -> nn.Parameter:

@@ -1,25 +1,32 @@
 """The model families that TempoQuant knows, found by the class of a pipeline or of a denoiser."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import ModelError, UnsupportedError
 from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.generic.family import family_in, stored_family
+from tempoquant.models.ltx2.family import LTX2
 from tempoquant.models.wan.family import WAN, WAN_ANIMATE, WAN_VACE
 from tempoquant.timesteps import Denoiser
 
-FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE]
+FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE, LTX2]
 
 
 def family_of(index: PipelineIndex) -> ModelFamily:
-    """Return the family of a pipeline. Raises ModelError for a class that no family covers."""
-    for family in FAMILIES:
-        if index.class_name in family.pipelines:
-            return family
+    """Return the family of a pipeline: the one that a quantized folder keeps, or the one that covers its class.
+
+    Raises ModelError for a class that no family covers.
+    """
+    kept = stored_family(index)  # by which the folder was quantized
+    family = kept or next((each for each in FAMILIES if index.class_name in each.pipelines), None)
+    if family is not None:
+        return family
     raise ModelError(
         f"{index.folder} is a {index.class_name}, which no model family covers: supported are {_known()}. "
-        "CONTRIBUTING.md says how to add one."
+        "--family generic may run it, and CONTRIBUTING.md says how to add a family."
     )
 
 
@@ -55,7 +62,7 @@ def facts_of(pipeline: Any) -> PipelineFacts:
         ModelError: its family cannot run it, for want of a denoiser, say.
     """
     names = [kind.__name__ for kind in type(pipeline).__mro__]
-    family = next((each for each in FAMILIES if each.pipelines & {*names}), None)
+    family = _family_of(pipeline) or next((each for each in FAMILIES if each.pipelines & {*names}), None)
     if family is None:
         raise UnsupportedError(f"no model family covers a {names[0]}: supported are {_known()}.")
     components = {
@@ -67,6 +74,20 @@ def facts_of(pipeline: Any) -> PipelineFacts:
     values = {**pipeline.config, "_class_name": class_name}
     index = PipelineIndex(Path(f"this {class_name}"), values, components)
     return PipelineFacts(family, index, family.denoisers(index))
+
+
+def remember_family(pipeline: Any, family: ModelFamily) -> None:
+    """Let `facts_of` know by which family a pipeline was opened."""
+    pipeline._tempoquant_family = family
+
+
+def _family_of(pipeline: Any) -> ModelFamily | None:
+    """Return the family that a pipeline was opened by, or that one of its models' configs keeps."""
+    if (family := getattr(pipeline, "_tempoquant_family", None)) is not None:
+        return family  # type: ignore[no-any-return]
+    configs = (getattr(each, "config", None) for each in pipeline.components.values())
+    kept = (family_in(config, "its config") for config in configs if isinstance(config, Mapping))
+    return next((family for family in kept if family is not None), None)
 
 
 def _known() -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.models.comfyui_layout import ComfyLayout
 from tempoquant.models.geometry import LatentGeometry
+from tempoquant.models.guidance import TWO_CALLS, Guidance
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Denoiser
@@ -57,6 +58,49 @@ def _nothing(_index: PipelineIndex) -> tuple[str, ...]:
     return ()
 
 
+def _by_number(
+    _index: PipelineIndex, scheduler: Any, settings: SamplingSettings, _latents: tuple[int, int, int]
+) -> None:
+    if settings.sigmas is None:
+        scheduler.set_timesteps(settings.num_steps)
+    else:
+        scheduler.set_timesteps(sigmas=list(settings.sigmas))
+
+
+def _one_embedding(pipeline: Any, text: str, num_tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
+    embedding, _ = pipeline.encode_prompt(
+        text, do_classifier_free_guidance=False, max_sequence_length=num_tokens, device=device
+    )
+    return {"prompt_embeds": embedding}
+
+
+def _z_dim(autoencoder: Config) -> int:
+    return int(autoencoder["z_dim"])
+
+
+def _fewer_layers(config: Config, num_blocks: int) -> dict[str, Any]:
+    return {"num_layers": min(num_blocks, int(config["num_layers"]))}
+
+
+def _call_with_embeddings(encoder: nn.Module, embedded: torch.Tensor, mask: torch.Tensor) -> Any:
+    return encoder(inputs_embeds=embedded, attention_mask=mask)
+
+
+class TracedTextEncoder(NamedTuple):
+    """How a text encoder is traced: see `ModelFamily.traced_text_encoder`."""
+
+    shortened: Callable[[Config, int], dict[str, Any]] = _fewer_layers
+    call: Callable[[nn.Module, torch.Tensor, torch.Tensor], Any] = _call_with_embeddings
+
+
+PLAIN_ENCODER = TracedTextEncoder()
+"""T5's, say."""
+
+
+def _two_above_one(_index: PipelineIndex, settings: SamplingSettings) -> int:
+    return 2 if settings.guidance_scale > 1 else 1
+
+
 @dataclass(frozen=True, eq=False)
 class ModelFamily:
     """Facts of one kind of model.
@@ -68,7 +112,8 @@ class ModelFamily:
         denoisers: a pipeline's, the noisiest first; raises ModelError for a pipeline that the family cannot run.
         block_lists: the ModuleLists of transformer blocks in a denoiser, in the order in which they run.
         call: how a denoiser takes its timestep, and which linears of a block read one tensor.
-        text_linears: linears of a block that read the text; all others read the video.
+        text_linears: linears of a block that read the text, or a stream of about as few tokens; all others read the
+            video.
         text_tokens: of a prompt, padded.
         geometry: from the configs of a denoiser and of the autoencoder.
         width: features of a token, from a denoiser's config.
@@ -104,6 +149,21 @@ class ModelFamily:
             hidden state, so that a cache of steps may leave them out together.
         denied_attention: diffusers' attention backends that break its videos, each with why and what to use.
         needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
+        guidance: which call, or which row of a call, is guided by the text and which is not.
+        num_branches: of guidance that a pipeline computes with these settings: 2, or 1 without guidance.
+        set_timesteps: of a scheduler, as a pipeline sets them with these settings for latents of a shape (frames,
+            rows, columns).
+        encoded_text: what a pipeline is called with in place of a prompt's text, by the names of its arguments; those
+            in place of a negative prompt have the same names after "negative_".
+        brief_components: names of models beside the text encoder, the image encoder, the autoencoder and the denoisers,
+            each of which is on the device only while it is used.
+        autoencoder_channels: of its latents, from its config.
+        encodes_first_frame_alone: whether a pipeline that takes an image encodes it alone, and no frames after it.
+        traced_text_encoder: changes of the text encoder's config that leave so many of its blocks, at most; and how it
+            is called with embedded tokens (1, tokens, features) and a mask, to see what it allocates.
+        exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
+        kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
+        stored: what a denoiser's config keeps beside its own, for those who load it later.
         comfyui: its denoisers inside ComfyUI; None where they do not run there.
     """
 
@@ -128,7 +188,7 @@ class ModelFamily:
     published_models: Callable[[], dict[str, dict[str, Any]]]
     published: Callable[[PipelineIndex], tuple[str, SamplingSettings]]
     distilled: Mapping[str, Any]
-    example_inputs: Callable[[PipelineIndex, Config, tuple[int, int, int]], dict[str, torch.Tensor]]
+    example_inputs: Callable[[PipelineIndex, Config, tuple[int, int, int]], dict[str, Any]]
     text_inputs: frozenset[str]
     takes_image: Callable[[PipelineIndex], bool]
     arguments: Callable[[PipelineIndex, Prompt, SamplingSettings], dict[str, Any]]
@@ -143,6 +203,17 @@ class ModelFamily:
     skippable_blocks: bool = False
     denied_attention: Mapping[str, str] = field(default_factory=dict)
     needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
+    guidance: Guidance = TWO_CALLS
+    num_branches: Callable[[PipelineIndex, SamplingSettings], int] = _two_above_one
+    set_timesteps: Callable[[PipelineIndex, Any, SamplingSettings, tuple[int, int, int]], None] = _by_number
+    encoded_text: Callable[[Any, str, int, torch.device], dict[str, torch.Tensor]] = _one_embedding
+    brief_components: tuple[str, ...] = ()
+    autoencoder_channels: Callable[[Config], int] = _z_dim
+    encodes_first_frame_alone: bool = False
+    traced_text_encoder: TracedTextEncoder = PLAIN_ENCODER
+    exact_inputs: frozenset[str] = frozenset()
+    kept_in_16_bits: frozenset[str] = frozenset()
+    stored: Mapping[str, Any] = field(default_factory=dict)
     comfyui: ComfyLayout | None = None
 
     def block_of(self, name: str) -> str | None:
@@ -153,6 +224,11 @@ class ModelFamily:
             if ".".join(parts[:depth]) == list_name and len(parts) > depth and parts[depth].isdecimal():
                 return f"{list_name}.{parts[depth]}"
         return None
+
+    def may_quantize(self, linear: str) -> bool:
+        """Whether a recipe may quantize a linear, by its name in the denoiser: it lies in a block, and is not kept."""
+        block = self.block_of(linear)
+        return block is not None and linear.removeprefix(f"{block}.") not in self.kept_in_16_bits
 
     def blocks_of(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Return the names of a denoiser's transformer blocks, in the order in which they run."""

@@ -17,6 +17,7 @@ class LatentGeometry:
         patch: latents in one token: frames, rows, columns.
         given_latents: latent frames of a given picture, in front of the video's own.
         fewest_frames: that a video can have.
+        is_image: whether there is one frame alone.
     """
 
     pixels: int
@@ -24,6 +25,7 @@ class LatentGeometry:
     patch: tuple[int, int, int]
     given_latents: int = 0
     fewest_frames: int = 1
+    is_image: bool = False
 
     @property
     def size_step(self) -> int:
@@ -40,6 +42,8 @@ class LatentGeometry:
                 f"num_frames is {self.frames}k + 1 (1, {self.frames + 1}, …, {20 * self.frames + 1}), not "
                 f"{settings.num_frames}."
             )
+        if self.is_image and settings.num_frames != 1:
+            raise SettingsError(f"num_frames is 1, since the pipeline makes images, not {settings.num_frames}.")
         if settings.num_frames < self.fewest_frames:
             raise SettingsError(f"num_frames is at least {self.fewest_frames}, not {settings.num_frames}.")
 

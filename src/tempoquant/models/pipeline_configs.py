@@ -86,9 +86,9 @@ class PipelineConfigs:
         return self.models[self.family.autoencoder]
 
     @property
-    def image_encoder(self) -> ModelConfig | None:
-        """The config of the image encoder; None where there is none."""
-        return self.models.get(self.family.image_encoder)
+    def autoencoder_channels(self) -> int:
+        """Channels of the autoencoder's latents."""
+        return self.family.autoencoder_channels(self.autoencoder.build().config)
 
     @property
     def geometry(self) -> LatentGeometry:
@@ -133,7 +133,8 @@ def read_configs(model: str) -> PipelineConfigs:
 def configs_of(source: SourceModel, name: str = "") -> PipelineConfigs:
     """Return the configs of a pipeline that is open already."""
     family = source.family
-    names = (*source.denoiser_components, family.text_encoder, family.autoencoder, family.image_encoder)
+    others = (family.text_encoder, family.autoencoder, family.image_encoder, *family.brief_components)
+    names = (*source.denoiser_components, *others)
     components = {name: source.components[name] for name in names if name in source.components}
     models = {
         name: ModelConfig(

@@ -1,5 +1,6 @@
 """Pipeline folders: where a named model lies, which components it names, and that loading it is safe."""
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,12 +84,19 @@ def read_index(folder: Path) -> PipelineIndex:
         if len(value) != 2 or value == [None, None]:
             continue
         library, class_name = value
-        if not isinstance(library, str) or library not in _LIBRARIES:
+        if isinstance(library, str) and library.isidentifier() and _is_of_one_pipeline(library):
+            library = f"diffusers.pipelines.{library}"  # of classes that one pipeline alone has
+        elif not isinstance(library, str) or library not in _LIBRARIES:
             raise ModelError(
                 f"component {name} wants code from {library!r}; only diffusers and transformers are loaded."
             )
         components[name] = (library, str(class_name))
     return PipelineIndex(folder, values, components)
+
+
+def _is_of_one_pipeline(library: str) -> bool:
+    """Whether diffusers has a module of this name for one pipeline's own classes, whose indexes name that alone."""
+    return library not in _LIBRARIES and importlib.util.find_spec(f"diffusers.pipelines.{library}") is not None
 
 
 def refuse_other_weights(component: Path) -> None:

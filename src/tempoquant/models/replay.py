@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from tempoquant.calibrate.capture import computing_with
 from tempoquant.calibrate.denoiser_model import Carried
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.errors import ModelError
 from tempoquant.models.denoiser_inputs import on_device
+from tempoquant.models.guidance import prediction_of
 from tempoquant.models.needed_outputs import Answer, Needed, what_is_needed
 from tempoquant.models.weights import DenoiserWeights
 
@@ -95,11 +95,15 @@ class ReplayedDenoiser:
         assert self._needed is not None  # `running` found it
         with computing_with(self._answering(self._needed.answers_before(self.num_blocks, carried))):
             output = self._model(**self._inputs(sample))
-        return next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor))
+        return prediction_of(output)
 
     def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
-        """Return the linears of a block by name; those that the family says read one input stand together."""
-        linears = [name for name, module in self._blocks[index].named_modules() if isinstance(module, nn.Linear)]
+        """Return the linears of a block that may be quantized; those that the family says read one input together."""
+        linears = [
+            name
+            for name, module in self._blocks[index].named_modules()
+            if isinstance(module, nn.Linear) and self._family.may_quantize(self.name_of(index, name))
+        ]
         together = [tuple(name for name in group if name in linears) for group in self._family.shared_inputs]
         first = {name: group for group in together for name in group}
         return list(dict.fromkeys(first.get(name, (name,)) for name in linears))

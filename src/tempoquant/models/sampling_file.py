@@ -4,7 +4,6 @@ diffusers' `save_pretrained` knows no file of ours, but keeps what is in a compo
 the settings along as it is loaded, and a pipeline that is saved again still samples in four steps, if it did.
 """
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -68,7 +67,7 @@ def default_settings(source: SourceModel) -> SamplingSettings:
         return published_settings(source)
     file, values = stated
     try:
-        settings = dataclasses.replace(published_settings(source), **values)
+        settings = SamplingSettings.from_dict(values, published_settings(source))
         source.geometry.require(settings)
     except (TypeError, SettingsError) as error:
         raise ModelError(f"{file} is not a valid sampling file ({error}): remove or repair it.") from error

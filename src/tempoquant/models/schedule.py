@@ -2,12 +2,14 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tempoquant.errors import ModelError
+from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.source import SourceModel
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, denoiser_at
 
@@ -20,9 +22,12 @@ _NUM_PROBED_STEPS = 8
 
 
 def flow_shift_of(scheduler: Any) -> float | None:
-    """A scheduler's flow shift; None where its class has none."""
+    """A scheduler's flow shift; None where its class has none, or follows the number of tokens instead."""
     argument = _shift_argument(scheduler)
-    return None if argument is None else scheduler.config[argument]
+    if argument is None or scheduler.config.get("use_dynamic_shifting"):
+        return None
+    value: float = scheduler.config[argument]
+    return value
 
 
 def shifted(scheduler: Any, flow_shift: float | None) -> Any:
@@ -71,10 +76,13 @@ def _with(scheduler: Any, **changes: float) -> Any:
     return type(scheduler)(**{**taken, **changes})
 
 
-def _set_timesteps(scheduler: Any, num_steps: int) -> torch.Tensor:
+def _set_timesteps(scheduler: Any, num_steps: int, set_timesteps: Callable[[Any], None] | None = None) -> torch.Tensor:
     """Set a scheduler's timesteps as the pipeline does; its sigmas. Raises ModelError when it wants to know more."""
     try:
-        scheduler.set_timesteps(num_steps)
+        if set_timesteps is None:
+            scheduler.set_timesteps(num_steps)
+        else:
+            set_timesteps(scheduler)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, AssertionError, RuntimeError) as error:
         dynamic = scheduler.config.get("use_dynamic_shifting")
         remedy = "set use_dynamic_shifting to false in scheduler_config.json" if dynamic else f"use {_FLOW_SCHEDULERS}"
@@ -113,14 +121,17 @@ def load_scheduler(source: SourceModel, flow_shift: float | None) -> Any:
     return shifted(scheduler, flow_shift)
 
 
-def sampling_steps(source: SourceModel, num_steps: int, flow_shift: float | None) -> list[Step]:
+def sampling_steps(source: SourceModel, settings: SamplingSettings) -> list[Step]:
     """Return the steps that a pipeline takes with these settings, in order, without loading a model.
 
     Raises:
         ModelError: the scheduler does not load, has no flow shift to set, or makes no timesteps.
     """
-    scheduler = load_scheduler(source, flow_shift)
-    sigmas = _set_timesteps(scheduler, num_steps)
+    scheduler = load_scheduler(source, settings.flow_shift)
+    latents = source.geometry.latents(settings.height, settings.width, settings.num_frames)
+    sigmas = _set_timesteps(
+        scheduler, settings.num_steps, lambda own: source.family.set_timesteps(source.index, own, settings, latents)
+    )
     return [
         Step(timestep.reshape(1), float(sigma), denoiser_at(source.denoisers, float(timestep)).name)
         for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False)  # a last sigma, 0, belongs to no step

@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.errors import ModelError
 from tempoquant.models.component_files import Component
 from tempoquant.models.families import family_of
@@ -23,36 +24,10 @@ from tempoquant.models.pipeline_folder import (
     refuse_other_weights,
     revision_of,
 )
+from tempoquant.models.source_sizes import BlockLinear, SampleSizes
 from tempoquant.models.weight_files import Forms
-from tempoquant.models.with_experts import ModelName, WithExperts, warn_of_names
+from tempoquant.models.with_experts import GenericModel, ModelName, WithExperts, warn_of_names
 from tempoquant.timesteps import Denoiser
-
-
-class BlockLinear(NamedTuple):
-    """A linear of a transformer block.
-
-    Attributes:
-        out_features, in_features: of its weight.
-        block_index: its block's position in `SourceModel.blocks`.
-    """
-
-    out_features: int
-    in_features: int
-    block_index: int
-
-
-class SampleSizes(NamedTuple):
-    """Sizes of one call of a denoiser.
-
-    Attributes:
-        num_tokens: of the video.
-        video_values: numbers in the inputs that differ from call to call.
-        text_values: numbers in the inputs that all calls for one prompt in one branch of guidance share.
-    """
-
-    num_tokens: int
-    video_values: int
-    text_values: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +61,8 @@ class SourceModel:
         and judged before the weights are.
 
         Args:
-            model: a bundled model's name, a folder, or a hub id; or one of these and files of denoisers' weights.
+            model: a bundled model's name, a folder, or a hub id; or one of these and files of denoisers' weights; or
+                one of these to be taken by the generic family.
             weights: False to look at configs only, and fetch nothing else.
 
         Raises:
@@ -94,29 +70,45 @@ class SourceModel:
                 names the file, what is wrong with it, and the remedy.
             CheckpointError: the same of a component that is quantized.
         """
+        if isinstance(model, GenericModel):
+            from tempoquant.models.generic.opening import open_generic  # which opens sources itself
+
+            return open_generic(model)
         base, given = (model.base, model.files()) if isinstance(model, WithExperts) else (model, {})
         folder = local_folder(base)
         if folder is not None:
             bundled = "" if Path(base).is_dir() else str(base)
-            return cls._of_folder(folder, weights, None, bundled, given)
-        small = cls._of_folder(fetch(str(base), SMALL_FILES), False, str(base), "", given)
+            return cls.of_folder(folder, weights, None, bundled, given)
+        small = cls.of_folder(fetch(str(base), SMALL_FILES), False, str(base), "", given)
         if not weights:
             return small
         needed = [f"{name}/*.safetensors" for name, component in small.components.items() if not component.given]
         patterns = (*SMALL_FILES, *needed) if given else WHOLE_MODEL
-        return cls._of_folder(fetch(str(base), patterns), True, str(base), "", given)
+        return cls.of_folder(fetch(str(base), patterns), True, str(base), "", given)
 
     @classmethod
-    def _of_folder(
-        cls, folder: Path, weights: bool, hub_id: str | None, bundled: str, given: Mapping[str, tuple[Path, ...]]
+    def of_folder(
+        cls,
+        folder: Path,
+        weights: bool,
+        hub_id: str | None,
+        bundled: str,
+        given: Mapping[str, tuple[Path, ...]],
+        family: ModelFamily | None = None,
     ) -> "SourceModel":
+        """Open a folder, as `open` does.
+
+        Args:
+            given: files of denoisers' weights, by their names.
+            family: None for the one that covers the pipeline's class.
+        """
         if not folder.is_dir():
             raise ModelError(f"there is no folder {folder}.")
         folder = folder.absolute()  # workers may run in another folder
         if not os.path.lexists(folder / INDEX_NAME):
             raise no_pipeline(folder, hub_id)
         index = read_index(folder)
-        family = family_of(index)
+        family = family or family_of(index)
         denoisers = family.denoisers(index)
         for file in folder.glob("*.json"):
             if not file.exists():
@@ -145,6 +137,8 @@ class SourceModel:
     @property
     def pipeline_tag(self) -> str:
         """What the hub calls what it does."""
+        if self.geometry.is_image:
+            return "text-to-image"
         return "image-to-video" if self.family.needs(self.index) else "text-to-video"
 
     @property
@@ -257,7 +251,7 @@ class SourceModel:
             raise ModelError(
                 f"{self.component_of(denoiser).folder / 'config.json'} does not say {error}: fetch the model again."
             ) from error
-        sizes = {name: tensor.numel() for name, tensor in inputs.items()}
+        sizes = {name: sum(each.numel() for each in tensors_in(value)) for name, value in inputs.items()}
         texts = sum(sizes.pop(name) for name in self.family.text_inputs if name in sizes)
         return SampleSizes(num_tokens, sum(sizes.values()), texts)
 
@@ -274,7 +268,10 @@ class SourceModel:
         return self.family.in_order(found)
 
     def linears(self, denoiser: str) -> Mapping[str, BlockLinear]:
-        """Return every linear of a 16-bit denoiser's blocks by name: their only weights of two dimensions."""
+        """Return every linear of a 16-bit denoiser's blocks that may be quantized, by name: weights of two dimensions.
+
+        A block's table of embeddings would be one too: its family keeps it in 16 bits.
+        """
         return self._cached("linears", denoiser, self._find_linears)
 
     def _find_linears(self, denoiser: str) -> dict[str, BlockLinear]:
@@ -282,7 +279,10 @@ class SourceModel:
         return {
             name.removesuffix(".weight"): BlockLinear(form.shape[0], form.shape[1], position[block])
             for name, (_, form) in self.forms(denoiser).items()
-            if name.endswith(".weight") and len(form.shape) == 2 and (block := self.family.block_of(name)) is not None
+            if name.endswith(".weight")
+            and len(form.shape) == 2
+            and self.family.may_quantize(name.removesuffix(".weight"))
+            and (block := self.family.block_of(name)) is not None
         }
 
     def _cached(self, what: str, denoiser: str, find: Any) -> Any:

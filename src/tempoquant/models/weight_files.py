@@ -14,6 +14,12 @@ from tempoquant.models.small_files import read_object
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Library to what it calls its weight files."""
 
+
+def stem_of(library: str) -> str:
+    """Return what a library calls its weight files, or the library that a pipeline's own module belongs to."""
+    return STEMS[library.partition(".")[0]]
+
+
 _VARIANTS = ("fp32", "bf16", "fp16")
 """What stands in the names of files that a publisher saved in another dtype; the first that is there is read."""
 
@@ -88,7 +94,7 @@ def forms_in_all(files: Iterable[Path]) -> Forms:
 
 def make_plain(component: Path, library: str) -> None:
     """Give a copy of a component whose files are all of a variant the plain names, which loaders look for."""
-    stem = STEMS[library]
+    stem = stem_of(library)
     variant = WeightFiles(component, stem).variant
     if variant is None:
         return

@@ -48,8 +48,8 @@ class DenoiserWeights:
         return (*self._component.notes, *(() if self._lora is None else self._lora.notes))
 
     def config(self) -> dict[str, Any]:
-        """Return a copy of the denoiser's config.json."""
-        return dict(self._component.config)
+        """Return a copy of the denoiser's config.json, with what its family keeps there."""
+        return {**self._component.config, **self.family.stored}
 
     def empty_model(self) -> Any:
         """Return the denoiser, parameters on the meta device: those that the files hold, as `SourceModel` checks."""

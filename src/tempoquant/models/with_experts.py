@@ -39,6 +39,20 @@ class WithExperts:
         return found
 
 
+@dataclass(frozen=True)
+class GenericModel:
+    """A pipeline that the generic family takes, whatever family its class has.
+
+    Attributes:
+        model: a folder, or a hub id.
+    """
+
+    model: str | Path
+
+    def __str__(self) -> str:
+        return str(self.model)
+
+
 def warn_of_names(given: Mapping[str, tuple[Path, ...]], denoisers: Iterable[str]) -> None:
     """Log which files are given as one denoiser and have another's name: swapped, they make noise of every video."""
     for name, files in given.items():
@@ -52,7 +66,7 @@ def _plain(file: Path) -> str:
     return f"{file.parent.name}/{file.name}".lower().replace("-", "_")
 
 
-ModelName: TypeAlias = str | Path | WithExperts
+ModelName: TypeAlias = str | Path | WithExperts | GenericModel
 """What people name a model by: a bundled model's name, a folder, a hub id, or a base and files."""
 
 

@@ -35,7 +35,15 @@ TILE_STRIDE = 144
 """Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
 take more memory than denoising at 480 × 832."""
 
+_TILE_SIZES = {
+    "tile_sample_min_height", "tile_sample_min_width", "tile_sample_stride_height", "tile_sample_stride_width",
+}  # fmt: skip
 _ATTRIBUTE = "_tempoquant_memory_mode"
+
+
+def tile_stride(pixels: int) -> int:
+    """Return how far apart the autoencoder's tiles begin: whole latents, each of so many pixels."""
+    return TILE_STRIDE - TILE_STRIDE % pixels
 
 
 class MemoryMode:
@@ -87,16 +95,19 @@ class MemoryMode:
             if self.in_chunks and family.chunk_blocks is not None:
                 for placed in denoisers.values():
                     undo.callback(family.chunk_blocks(placed.model))
-            if (encoder := getattr(pipeline, family.text_encoder)) is not None:
+            encoder = getattr(pipeline, family.text_encoder) if family.text_encoder_blocks else None
+            if encoder is not None:
                 embedding = encoder.get_input_embeddings().weight
                 blocks = encoder.get_submodule(family.text_encoder_blocks)
                 undo.callback(stream_blocks(encoder, list(blocks), embedding, stream))
+            models = [each.model for each in denoisers.values()]
             if (autoencoder := getattr(pipeline, family.autoencoder)) is not None:
-                undo.callback(_use_autoencoder(autoencoder, [each.model for each in denoisers.values()], device))
-            if (image_encoder := getattr(pipeline, family.image_encoder, None)) is not None:
-                undo.callback(_use_briefly(image_encoder, [each.model for each in denoisers.values()], device))
+                undo.callback(_use_autoencoder(autoencoder, models, device))
+            for name in (family.image_encoder, *family.brief_components):
+                if (component := getattr(pipeline, name, None)) is not None:
+                    undo.callback(_use_briefly(component, models, device))
             undo.callback(self._place(pipeline, denoisers, stream))
-            models = [*(each.model for each in denoisers.values()), *([] if encoder is None else [encoder])]
+            models += [] if encoder is None else [encoder]
             coding = [] if autoencoder is None else [(autoencoder, verb) for verb in ("encode", "decode")]
             undo.push(one_at_a_time(Turn(), models, coding))
             self._undo = undo.pop_all()
@@ -195,11 +206,13 @@ def _foreseeing(pipeline: Any, facts: PipelineFacts) -> Callable[[str, float, in
 
 def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
     """Tiles; on the device from when it is called until a denoiser is; what it decodes goes to the host."""
-    before = (
-        vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width, vae.tile_sample_stride_height,
-        vae.tile_sample_stride_width,
-    )  # fmt: skip
-    vae.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
+    before = {name: getattr(vae, name) for name in ("use_tiling", *_TILE_SIZES) if hasattr(vae, name)}
+    if before.keys() >= _TILE_SIZES:
+        stride = tile_stride(vae.spatial_compression_ratio)
+        vae.enable_tiling(
+            tile_sample_min_height=TILE_PIXELS, tile_sample_min_width=TILE_PIXELS,
+            tile_sample_stride_height=stride, tile_sample_stride_width=stride,
+        )  # fmt: skip
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
     to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
     release = _use_briefly(vae, denoisers, device)
@@ -207,8 +220,8 @@ def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.dev
     def undo() -> None:
         to_host.remove()
         release()
-        vae.use_tiling, vae.tile_sample_min_height, vae.tile_sample_min_width = before[:3]
-        vae.tile_sample_stride_height, vae.tile_sample_stride_width = before[3:]
+        for name, value in before.items():
+            setattr(vae, name, value)
 
     return undo
 

@@ -31,20 +31,18 @@ class LoadedPipeline:
 
     Attributes:
         pipeline: without a text encoder where texts are encoded already.
-        embeddings: text to (1, tokens, features), of the texts that were encoded ahead; else empty.
+        embeddings: text to what the pipeline takes in its place, of the texts that were encoded ahead; else empty.
     """
 
     pipeline: Any
-    embeddings: Mapping[str, torch.Tensor]
+    embeddings: Mapping[str, Mapping[str, torch.Tensor]]
 
     def texts(self, prompt: str, negative_prompt: str = "") -> dict[str, Any]:
         """The pipeline's arguments for a prompt."""
         if not self.embeddings:
             return {"prompt": prompt, "negative_prompt": negative_prompt}
-        return {
-            "prompt_embeds": self.embeddings[prompt],
-            "negative_prompt_embeds": self.embeddings[negative_prompt],
-        }
+        negative = {f"negative_{name}": tensor for name, tensor in self.embeddings[negative_prompt].items()}
+        return {**self.embeddings[prompt], **negative}
 
 
 def check_memory(memory: str, device: str) -> None:
@@ -89,12 +87,13 @@ def loaded_pipeline(
         name: DenoiserWeights(source, name, dtype, where, (loras or {}).get(name)) for name in source.denoiser_names
     }
     components = {name: source.denoiser(name).component for name in weights}
-    embeddings: dict[str, torch.Tensor] = {}
+    embeddings: dict[str, dict[str, torch.Tensor]] = {}
     if memory == "disk":
         embeddings = encode_texts(source, texts, device)
         denoisers = {components[name]: model for name, model in denoisers_on_disk(weights).items()}
         pipeline = _load(source, dtype, {**dict.fromkeys(source.text_components), **denoisers})
-        for name in (source.family.autoencoder, source.family.image_encoder):
+        family = source.family
+        for name in (family.autoencoder, family.image_encoder, *family.brief_components):
             if (model := getattr(pipeline, name, None)) is not None:
                 model.to(device)  # pipeline.to would move the denoisers, which are nowhere
         pipeline.stated_device = torch.device(device)
@@ -147,21 +146,21 @@ def load_text_encoder(source: SourceModel) -> Any:
 
 
 @torch.no_grad()
-def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict[str, torch.Tensor]:
-    """Each text's embedding, (1, tokens, features), on the device, in the dtype the encoder is stored in.
+def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict[str, dict[str, torch.Tensor]]:
+    """What the pipeline takes in the place of each text, on the device, in the dtype the encoder is stored in.
 
     Nothing but the text encoder is in memory meanwhile, and it is gone afterwards.
     """
     encoder = load_text_encoder(source)
-    left_out = [name for name in source.components if source.components[name].has_weights]
+    left_out = [name for name, component in source.components.items()
+                if component.has_weights and name not in source.family.text_components]  # fmt: skip
     parts = {**dict.fromkeys(left_out), source.family.text_encoder: encoder}
     pipeline = from_pretrained(source, encoder.dtype, **parts).to(device)
-    embeddings = {}
-    for text in dict.fromkeys(texts):
-        embeddings[text], _ = pipeline.encode_prompt(
-            text, do_classifier_free_guidance=False, max_sequence_length=source.family.text_tokens,
-            device=torch.device(device),
-        )  # fmt: skip
+    family = source.family
+    embeddings = {
+        text: family.encoded_text(pipeline, text, family.text_tokens, torch.device(device))
+        for text in dict.fromkeys(texts)
+    }
     del pipeline, encoder, parts
     free_memory()
     return embeddings

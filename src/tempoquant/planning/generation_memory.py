@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import keys_by_bin, stored_as
 from tempoquant.kernels.reference import w4a4_linear
@@ -21,7 +22,7 @@ from tempoquant.models.recipe_fit import check_linear_fits
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.placement.denoiser_swap import Placed, parts_of
 from tempoquant.placement.host_copies import slab_bytes
-from tempoquant.placement.memory_modes import TILE_PIXELS, TILE_STRIDE
+from tempoquant.placement.memory_modes import TILE_PIXELS, tile_stride
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.planning.foreseen import Linear, foreseen_entry
 from tempoquant.recipe import Recipe
@@ -78,7 +79,7 @@ def foreseen_layers(configs: PipelineConfigs, denoiser: str, recipe: Recipe) -> 
     entries, num_bins = {}, len(recipe.bin_fractions_of(denoiser)) + 1
     for name, linear in model.named_modules():
         block = family.block_of(name)
-        if block is None or not isinstance(linear, nn.Linear):
+        if block is None or not isinstance(linear, nn.Linear) or not family.may_quantize(name):
             continue
         format = recipe.format_of(name, denoiser, blocks.index(block), len(blocks))
         if format is not None:
@@ -143,8 +144,8 @@ def denoising_bytes(
         family.chunk_blocks(model)
     shape = configs.geometry.latents(size.height, size.width, size.num_frames)
     inputs = family.example_inputs(configs.index, family.shortened(config, 2), shape)
-    texts = sum(inputs[name].nbytes for name in family.text_inputs)
-    others = [each for name, each in inputs.items() if name not in family.text_inputs]
+    texts = sum(each.nbytes for name in family.text_inputs for each in tensors_in(inputs.get(name)))
+    others = tensors_in({name: each for name, each in inputs.items() if name not in family.text_inputs})
     channels = family.latent_channels(config)
     num_latents = math.prod(shape)
     given = sum(each.numel() for each in others if each.dim() > 2)  # the latents and what conditions them
@@ -199,25 +200,27 @@ class AutoencoderBytes:
 
 def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> AutoencoderBytes:
     """Of encoding the first frame (with the empty frames after it) and of decoding the video. Raises ModelError."""
-    vae, geometry = configs.autoencoder.build(), configs.geometry
+    vae, geometry, channels = configs.autoencoder.build(), configs.geometry, configs.autoencoder_channels
     latent_shape = geometry.latents(size.height, size.width, size.num_frames)
     tile_size = TILE_PIXELS // geometry.pixels
     # Three latent frames: the first is coded differently, and the third finds all that is kept from earlier ones.
     frames, height, width = (min(a, b) for a, b in zip(latent_shape, (3, *2 * [tile_size]), strict=True))
-    tile = torch.empty(1, vae.config.z_dim, frames, height, width, device="meta")
+    tile = torch.empty(1, channels, frames, height, width, device="meta")
     num_frames = geometry.frames * (frames - 1) + 1
+    given_frames = 1 if configs.family.encodes_first_frame_alone else size.num_frames
+    num_frames = min(num_frames, given_frames)
     pixels = torch.empty(1, 3, num_frames, height * geometry.pixels, width * geometry.pixels, device="meta")
     encoding = peak_bytes(lambda: vae.encode(pixels))
     vae.decoder.register_forward_hook(lambda _m, _args, decoded: decoded[:, :, :, :1, :1].clone())  # it leaves
     decoding = peak_bytes(lambda: vae.decode(tile))
     latents = 4 * math.prod(latent_shape)
-    overlapping = (TILE_PIXELS / TILE_STRIDE) ** 2 + 2  # tiles, joined to rows, joined to the whole
-    video = 4 * 3 * size.num_frames * size.height * size.width
-    encoded = round(2 * vae.config.z_dim * latents * overlapping)
+    overlapping = (TILE_PIXELS / tile_stride(geometry.pixels)) ** 2 + 2  # tiles, joined to rows, joined to the whole
+    video = 4 * 3 * given_frames * size.height * size.width
+    encoded = round(2 * channels * latents * overlapping)
     # The empty frames are made, then joined to the first; only the joined ones are left when the encoder runs.
     encoding = max(2 * video, video + encoding + encoded)
     weights = sum(tensor.nbytes for tensor in vae.state_dict().values())
-    return AutoencoderBytes(weights, encoding, decoding + 3 * vae.config.z_dim * latents)
+    return AutoencoderBytes(weights, encoding, decoding + 3 * channels * latents)
 
 
 @dataclass(frozen=True)
@@ -233,23 +236,31 @@ def text_encoder_bytes(configs: PipelineConfigs) -> TextEncoderBytes:
     """Of encoding one text, padded to the family's number of tokens. Raises ModelError."""
     family, described = configs.family, configs.text_encoder
     encoder = described.build().to(_16_BIT)
+    if not family.text_encoder_blocks:  # it is there whole; what it allocates vanishes beside its weights
+        whole = sum(parameter.nbytes for parameter in encoder.parameters())
+        return TextEncoderBytes(whole, whole, 0)
     blocks = [
         sum(parameter.nbytes for parameter in block.parameters())
         for block in encoder.get_submodule(family.text_encoder_blocks)
     ]
-    traced = described.build(num_layers=min(2, len(blocks))).to(_16_BIT)
+    traced = described.build(**family.traced_text_encoder.shortened(described.config, 2)).to(_16_BIT)
     embedding = encoder.get_input_embeddings().weight
     weights = sum(parameter.nbytes for parameter in encoder.parameters())
     rest = weights - sum(blocks) - embedding.nbytes
     tokens = family.text_tokens
     embedded = torch.empty(1, tokens, embedding.shape[1], dtype=_16_BIT, device="meta")
     mask = torch.empty(1, 1, tokens, tokens, dtype=_16_BIT, device="meta")
-    encoding = peak_bytes(lambda: traced(inputs_embeds=embedded, attention_mask=mask)) + embedded.nbytes + mask.nbytes
+    encoding = (
+        peak_bytes(lambda: family.traced_text_encoder.call(traced, embedded, mask)) + embedded.nbytes + mask.nbytes
+    )
     return TextEncoderBytes(weights, rest + max(blocks), encoding)
 
 
-def image_encoder_bytes(configs: PipelineConfigs) -> int:
-    """Of the image encoder's weights; 0 where there is none. Its activations vanish beside the autoencoder's."""
-    if configs.image_encoder is None:
-        return 0
-    return sum(parameter.nbytes for parameter in configs.image_encoder.build().to(_16_BIT).parameters())
+def other_weight_bytes(configs: PipelineConfigs) -> dict[str, int]:
+    """Of the weights of the image encoder and of all that is used as briefly, by the component's name.
+
+    Their activations vanish beside the autoencoder's.
+    """
+    names = {configs.family.image_encoder, *configs.family.brief_components} - {configs.family.text_encoder}
+    built = {name: configs.models[name].build() for name in sorted(names & configs.models.keys())}
+    return {name: _16_BIT.itemsize * sum(each.numel() for each in model.parameters()) for name, model in built.items()}

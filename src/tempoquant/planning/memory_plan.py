@@ -21,7 +21,7 @@ from tempoquant.planning.generation_memory import (
     denoiser_bytes,
     denoising_bytes,
     foreseen_layers,
-    image_encoder_bytes,
+    other_weight_bytes,
     text_encoder_bytes,
 )
 from tempoquant.planning.places import PLACES, Places
@@ -145,7 +145,7 @@ def plan_memory(
         RecipeError: the recipe does not fit the model.
     """
     configs.geometry.require(size)
-    others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), image_encoder_bytes(configs))
+    others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), other_weight_bytes(configs))
     layers = own_layers(configs)
     if not configs.quantized:
         layers = {name: foreseen_layers(configs, name, recipe) for name in layers}
@@ -163,12 +163,12 @@ class OtherBytes(NamedTuple):
 
     Attributes:
         text, autoencoder: of these.
-        image: weights of the image encoder; 0 where there is none.
+        weights: of the image encoder and of what is used as briefly, by the component's name.
     """
 
     text: TextEncoderBytes
     autoencoder: AutoencoderBytes
-    image: int
+    weights: Mapping[str, int]
 
 
 def _model_plan(
@@ -179,28 +179,30 @@ def _model_plan(
     size: SamplingSettings,
     kernels: Kernels,
 ) -> ModelPlan:
-    text, vae, image = others
+    text, vae, weights = others
+    image = weights.get(configs.family.image_encoder, 0)
+    brief = sum(weights.values()) - image  # beside the text encoder, or beside the autoencoder: counted with both
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
     family = configs.family
-    on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, family.image_encoder: image}
+    on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, **weights}
     is_given = any(layers.values()) == bool(configs.quantized)  # or else the files are of the other kind
     for denoiser in configs.denoisers:
         on_disk[denoiser.component] = denoisers[denoiser.name].total
     disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
-    all_weights = text.weights + vae.weights + image + sum(each.total for each in denoisers.values())
+    all_weights = text.weights + vae.weights + image + brief + sum(each.total for each in denoisers.values())
 
     def plan_of(mode: Memory, in_chunks: bool, calls: Mapping[str, int]) -> ModePlan:
         places = PLACES[mode](list(denoisers.values()))
         away = places.away + vae.weights
         phases = (
-            Phase(TEXT, away + text.on_device, text.encoding),
+            Phase(TEXT, away + text.on_device + brief, text.encoding),
             *([Phase(IMAGE, away + image, vae.encoding)] if family.takes_image(configs.index) else []),
             *_denoising(denoisers, places, calls),
-            Phase(VIDEO, away, vae.decoding),
+            Phase(VIDEO, away + brief, vae.decoding),
         )
         pinned = 0 if mode == "resident" else sum(each.pinned for each in denoisers.values())
         # Page-locked copies take the places of the loaded weights one tensor at a time.
-        host = max(all_weights, pinned + text.weights + vae.weights + image)
+        host = max(all_weights, pinned + text.weights + vae.weights + image + brief)
         return ModePlan(mode, in_chunks, phases, host, pinned)
 
     def plans(in_chunks: bool) -> tuple[ModePlan, ...]:

@@ -47,5 +47,6 @@ class RecordingMemory:
         if not configs.family.takes_image(configs.index):
             return 0
         autoencoder = configs.autoencoder.build()
-        video = torch.empty(1, 3, self.num_frames, self.height, self.width, device="meta")
+        num_frames = 1 if configs.family.encodes_first_frame_alone else self.num_frames
+        video = torch.empty(1, 3, num_frames, self.height, self.width, device="meta")
         return peak_bytes(lambda: autoencoder.encode(video))

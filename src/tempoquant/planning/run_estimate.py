@@ -13,6 +13,8 @@ import torch
 from tempoquant.calibrate.token_chunks import DEFAULT_TOKENS
 from tempoquant.errors import OutputError
 from tempoquant.models.component_files import Component
+from tempoquant.models.sampling_file import default_settings, published_settings
+from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.planning.block_costs import DenoiserCosts
@@ -123,7 +125,7 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
     counts = _recorded(source, recipe, num_samples) if records else num_samples
     costs = {e: DenoiserCosts(source, e, recipe, counts.get(e, 0), places[e]) for e in source.denoiser_names}
     side_by_side = len(devices) > 1
-    store = _store_bytes(costs, recipe) if records else 0
+    store = _store_bytes(source, costs, recipe) if records else 0
     copied = 0 if link else _other_bytes(source)
     stages = [_recording(source, recipe, costs, devices, memory, store, gemm_rates)] if records else []
     on_disk = store
@@ -142,14 +144,20 @@ def _recorded(source: SourceModel, recipe: Recipe, num_wanted: Mapping[str, int]
     """How many samples a recording keeps: what is wanted, or all calls there are."""
     if recipe.num_steps is None:
         return dict(num_wanted)
-    steps = [step.denoiser for step in sampling_steps(source, recipe.num_steps, recipe.flow_shift)]
-    calls_a_step = recipe.num_prompts * _num_branches(recipe)
+    steps = [step.denoiser for step in sampling_steps(source, _settings(source, recipe))]
+    calls_a_step = recipe.num_prompts * _num_branches(source, recipe)
     return {denoiser: min(wanted, steps.count(denoiser) * calls_a_step) for denoiser, wanted in num_wanted.items()}
 
 
-def _num_branches(recipe: Recipe) -> int:
-    """Calls of one step of one prompt: two with classifier-free guidance."""
-    return 1 if recipe.guidance_scale is not None and recipe.guidance_scale <= 1 else 2
+def _settings(source: SourceModel, recipe: Recipe) -> SamplingSettings:
+    """How samples are recorded: what a recipe says, and else the model's own settings."""
+    said = {name: getattr(recipe, name, None) for name in vars(published_settings(source))}
+    return default_settings(source).replace(**said)
+
+
+def _num_branches(source: SourceModel, recipe: Recipe) -> int:
+    """Branches of guidance of one step of one prompt."""
+    return source.family.num_branches(source.index, _settings(source, recipe))
 
 
 def _quantizing(
@@ -207,7 +215,9 @@ def _recording(
     ram_gib = num_workers * (_LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB)
     seconds = None
     if gemm_rates is not None:
-        num_calls = math.ceil(recipe.num_prompts / num_workers) * (recipe.num_steps or 0) * _num_branches(recipe)
+        num_calls = (
+            math.ceil(recipe.num_prompts / num_workers) * (recipe.num_steps or 0) * _num_branches(source, recipe)
+        )
         passes = num_calls * first.num_blocks * first.forward_operations
         num_loads = num_calls if memory == "disk" else 2  # of one denoiser
         seconds = num_loads * first.weight_bytes / _READ_BYTES_PER_S + passes / (
@@ -216,9 +226,9 @@ def _recording(
     return StageEstimate("record", seconds, ram_gib, on_device / GIB if on_gpu else 0.0, store_bytes / GIB)
 
 
-def _store_bytes(costs: Mapping[str, DenoiserCosts], recipe: Recipe) -> int:
+def _store_bytes(source: SourceModel, costs: Mapping[str, DenoiserCosts], recipe: Recipe) -> int:
     """Samples, and what those of a prompt share in each branch of guidance: at most, since prompts may share it too."""
-    texts = recipe.num_prompts * _num_branches(recipe) * next(iter(costs.values())).text_bytes
+    texts = recipe.num_prompts * _num_branches(source, recipe) * next(iter(costs.values())).text_bytes
     return texts + sum(cost.recorded_bytes for cost in costs.values())
 
 

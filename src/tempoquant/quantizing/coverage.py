@@ -57,10 +57,10 @@ def stored(store: SampleStore) -> Coverage:
 def planned(source: SourceModel, recipe: Recipe, settings: SamplingSettings, prompts: Sequence[Prompt]) -> Coverage:
     """Of samples that this recipe, resolved, will record. Raises CalibrationError when a denoiser has no step."""
     assert recipe.samples_per_denoiser is not None  # resolve_recipe filled it in
-    steps = sampling_steps(source, settings.num_steps, settings.flow_shift)
+    steps = sampling_steps(source, settings)
     plan, names = RecordingPlan(prompts, settings, recipe.samples_per_denoiser), source.denoiser_names
     samples: dict[str, list[SampleAt]] = {name: [] for name in names}
-    for calls in wanted_calls(plan, steps, names).values():
+    for calls in wanted_calls(source, plan, steps).values():
         for step_index, branch in calls:
             step = steps[step_index]
             samples[step.denoiser].append(SampleAt(float(step.timestep), branch))

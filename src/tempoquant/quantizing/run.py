@@ -129,7 +129,7 @@ class Run:
             settings = own.replace(**{key: getattr(self.settings, key) for key in _SAMPLER})
         else:
             return None
-        return None if settings == own else dataclasses.asdict(settings)
+        return None if settings == own else settings.to_dict()
 
     def num_blocks(self, denoiser: str) -> int:
         """How many blocks a denoiser has."""

@@ -90,10 +90,9 @@ class RecordingPlan:
         if not 0 <= self.seed < 2**32 - CALIBRATION_NOISE - len(self.prompts):
             raise SettingsError(f"a seed of calibration lies in 0 … 2^31 − {1 + len(self.prompts)}, not {self.seed}.")
 
-    @property
-    def num_branches(self) -> int:
-        """Transformer calls a step: the pipeline guides above a scale of 1."""
-        return 2 if self.settings.guidance_scale > 1 else 1
+    def num_branches(self, source: SourceModel) -> int:
+        """Return how many branches of guidance a step has: calls of a denoiser, or rows of one call."""
+        return source.family.num_branches(source.index, self.settings)
 
 
 def require_prompts(source: SourceModel, plan: RecordingPlan) -> None:
@@ -138,7 +137,7 @@ def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSetti
 def stored_settings(store: SampleStore) -> SamplingSettings:
     """How a store's samples were drawn. Raises CalibrationError for settings that no model can run."""
     try:
-        return SamplingSettings(**store.settings)
+        return SamplingSettings.from_dict(store.settings)
     except (TypeError, SettingsError) as error:
         raise CalibrationError(f"{store.folder} has settings that no recording has ({error}): record again.") from error
 
@@ -149,17 +148,18 @@ def default_samples_per_denoiser(settings: SamplingSettings, geometry: LatentGeo
     return max(MIN_SAMPLES_PER_DENOISER, math.ceil(VIDEO_TOKENS_PER_DENOISER / num_tokens))
 
 
-def wanted_calls(plan: RecordingPlan, steps: Sequence[Step], denoisers: Sequence[str]) -> Wanted:
+def wanted_calls(source: SourceModel, plan: RecordingPlan, steps: Sequence[Step]) -> Wanted:
     """Which calls of which prompts are kept, of each denoiser. Raises CalibrationError when one has no step."""
     wanted: dict[int, set[tuple[int, GuidanceBranch]]] = {}
-    for denoiser in denoisers:
+    num_branches = plan.num_branches(source)
+    for denoiser in source.denoiser_names:
         own = [index for index, step in enumerate(steps) if step.denoiser == denoiser]
         if not own:
             raise CalibrationError(
                 f"none of {len(steps)} steps with flow shift {plan.settings.flow_shift} belongs to "
                 f"{denoiser}: calibrate with more steps or another flow shift."
             )
-        for call in select_calls(len(own), len(plan.prompts), plan.num_branches, plan.samples_per_denoiser):
+        for call in select_calls(len(own), len(plan.prompts), num_branches, plan.samples_per_denoiser):
             wanted.setdefault(call.prompt, set()).add((own[call.step], BRANCHES[call.branch]))
     return {index: frozenset(calls) for index, calls in sorted(wanted.items())}
 
@@ -171,7 +171,7 @@ def plan_provenance(source: SourceModel, plan: RecordingPlan, model: ModelIdenti
     return {
         "model": dataclasses.asdict(model),
         "scheduler": {"class": type(scheduler).__name__, "flow_shift": flow_shift_of(scheduler)},
-        "settings": dataclasses.asdict(plan.settings),
+        "settings": plan.settings.to_dict(),
         "seed": plan.seed,
         "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),
         "from_latents": plan.from_latents,

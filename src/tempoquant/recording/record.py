@@ -71,8 +71,8 @@ def record(
             raise OutputError(f"{folder} and the model in {place} overlap: choose a folder beside it.")
     source.geometry.require(plan.settings)
     require_prompts(source, plan)
-    steps = sampling_steps(source, plan.settings.num_steps, plan.settings.flow_shift)
-    wanted = wanted_calls(plan, steps, source.denoiser_names)
+    steps = sampling_steps(source, plan.settings)
+    wanted = wanted_calls(source, plan, steps)
     facts = plan_provenance(source, plan, model, device)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give a folder.")
@@ -110,8 +110,8 @@ def record_into(
     Raises as `record` does; finished prompts stay in the folder.
     """
     check_memory(memory, device)
-    steps = sampling_steps(source, plan.settings.num_steps, plan.settings.flow_shift)
-    wanted = wanted_calls(plan, steps, source.denoiser_names)
+    steps = sampling_steps(source, plan.settings)
+    wanted = wanted_calls(source, plan, steps)
     facts = plan_provenance(source, plan, model, device)
     if (folder / INDEX_NAME).is_file():
         store = SampleStore.open(folder)
@@ -197,7 +197,7 @@ def _check_space(source: SourceModel, folder: Path, plan: RecordingPlan, left: W
     settings = plan.settings
     sizes = source.sample_sizes(source.denoiser_names[0], settings.height, settings.width, settings.num_frames)
     num_samples = sum(len(calls) for calls in left.values())
-    num_values = num_samples * sizes.video_values + len(left) * plan.num_branches * sizes.text_values
+    num_values = num_samples * sizes.video_values + len(left) * plan.num_branches(source) * sizes.text_values
     needed = num_values * compute_dtype(device).itemsize
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -4,17 +4,18 @@ Each finished prompt is on the disk when its item is done.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.errors import ModelError
 from tempoquant.hosts.diffusers.quiet import quiet_workers
 from tempoquant.hosts.diffusers.residual_magnitudes import ResidualMagnitudes
 from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
-from tempoquant.models.family import ModelFamily
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.modes import RecordingMemory
@@ -64,7 +65,7 @@ class SamplingPrompts:
             def sample(item: ToRecord) -> None:
                 num_steps = 1 + max(step for step, _ in item.calls)
                 advance = progress.start(SAMPLING, num_steps)
-                magnitudes = _sample_prompt(loaded, self.source.family, self.plan, item, writer, advance)
+                magnitudes = _sample_prompt(loaded, self.plan, item, writer, advance)
                 writer.commit(item.prompt_index, magnitudes.ratios)
 
             yield sample
@@ -87,13 +88,13 @@ class NoisingClips:
         on_encoded = progress.start("Encoding texts", 1)
         embeddings = encode_texts(self.source, _texts(plan, self.indices), device)
         on_encoded()
-        steps = sampling_steps(self.source, plan.settings.num_steps, plan.settings.flow_shift)
+        steps = sampling_steps(self.source, plan.settings)
         with loaded_autoencoder(self.source, device) as pipeline:
 
             def noise(item: ToRecord) -> None:
                 on_noised = progress.start(NOISING, 1)
                 prompt, seed = plan.prompts[item.prompt_index], CALIBRATION_NOISE + plan.seed + item.prompt_index
-                texts = {"conditional": embeddings[prompt.text], "unconditional": embeddings[""]}
+                texts = {"conditional": _only(embeddings[prompt.text]), "unconditional": _only(embeddings[""])}
                 for sample in noised_samples(
                     pipeline, self.source.family, prompt, plan.settings, seed, steps, item.calls, texts
                 ):
@@ -104,6 +105,12 @@ class NoisingClips:
             yield noise
 
 
+def _only(embedding: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the one tensor that a text is encoded as, in pipelines whose clips are noised."""
+    (tensor,) = embedding.values()
+    return tensor
+
+
 def _texts(plan: RecordingPlan, indices: tuple[int, ...]) -> list[str]:
     """Of prompts, each with the negative one."""
     return [text for index in indices for text in (plan.prompts[index].text, "")]
@@ -111,7 +118,6 @@ def _texts(plan: RecordingPlan, indices: tuple[int, ...]) -> list[str]:
 
 def _sample_prompt(
     loaded: LoadedPipeline,
-    family: ModelFamily,
     plan: RecordingPlan,
     item: ToRecord,
     writer: StoreWriter,
@@ -126,7 +132,7 @@ def _sample_prompt(
         magnitudes.note(position)
         call = (position.step_index, position.guidance_branch)
         if call in left:
-            writer.add(item.prompt_index, sample_of(family, prompt, position, inputs))
+            writer.add(item.prompt_index, sample_of(prompt, position, inputs))
             left.remove(call)
 
     with magnitudes.watched(), watching_trajectory(pipeline, keep) as step_done:

@@ -104,9 +104,9 @@ class BinClock:
 
     def _before_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._begin(Call(is_forward=True))  # before anything may raise: _after_forward ends it in every case
-        name, scale = self._model_call.timestep_argument, self._model_call.timestep_scale
-        timestep = kwargs[name] if name in kwargs else args[self._position]
-        call = self._call_at(timestep if scale == 1 else timestep * scale)
+        name = self._model_call.timestep_argument
+        told = kwargs[name] if name in kwargs else args[self._position]
+        call = self._call_at(self._model_call.timestep(told))
         self._this_thread.calls[-1] = call._replace(is_forward=True)
         if getattr(model, "gradient_checkpointing", False) and not torch.compiler.is_compiling():
             checkpointing: Any = model._gradient_checkpointing_func  # as diffusers and transformers call it

@@ -12,6 +12,7 @@ from tempoquant.errors import ModelError
 from tempoquant.hosts.nunchaku.config import is_exported
 from tempoquant.hosts.nunchaku.reader import ExportedComponent
 from tempoquant.models.component_files import Component
+from tempoquant.models.families import remember_family
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.models.with_experts import ModelName
@@ -87,6 +88,7 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
         if isinstance(component, nn.Module) and name not in components:
             require_complete(component, source.components[name])
     pipeline.set_progress_bar_config(disable=True)
+    remember_family(pipeline, source.family)
     return pipeline
 
 

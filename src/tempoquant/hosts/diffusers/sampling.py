@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.models.denoiser_inputs import on_device
 from tempoquant.models.families import facts_of
-from tempoquant.models.family import ModelFamily
+from tempoquant.models.guidance import prediction_of
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import shifted
 from tempoquant.prompts import Prompt
 
+_ROUNDING = 2**-8  # of bfloat16, relative
 _MAX_SEED = 2**32 - 1  # torch reads no more of it on the CPU: larger seeds would repeat smaller ones
 
 
@@ -42,7 +44,7 @@ def sample_latents(
     on_step: Callable[[], None] = lambda: None,
     on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
 ) -> Any:
-    """One generation; what the pipeline calls `frames`. An image is cropped to the video's aspect ratio.
+    """One generation; what the pipeline calls `frames`, or `images`. An image is cropped to the video's aspect ratio.
 
     Args:
         texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their place.
@@ -62,18 +64,22 @@ def sample_latents(
         on_step()
         return tensors
 
-    size = {"height": settings.height, "width": settings.width, "num_frames": settings.num_frames}
-    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip
-    return pipeline(
+    given = {
         **texts,
+        "height": settings.height, "width": settings.width, "num_frames": settings.num_frames,
+        "guidance_scale": settings.guidance_scale,
+        **({} if settings.sigmas is None else {"sigmas": list(settings.sigmas)}),
         **facts.family.arguments(facts.index, prompt, settings),
-        **{name: value for name, value in size.items() if name in taken},
+    }  # fmt: skip
+    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip, or make images
+    answer = pipeline(
+        **{name: value for name, value in given.items() if name in taken},
         num_inference_steps=settings.num_steps,
-        guidance_scale=settings.guidance_scale,
         generator=torch.Generator("cpu").manual_seed(seed),
         output_type=output_type,
         callback_on_step_end=callback,
-    ).frames
+    )
+    return answer.frames if hasattr(answer, "frames") else answer.images
 
 
 def generate_video(
@@ -93,6 +99,7 @@ def generate_video(
     """
     texts = {"prompt": prompt.text, "negative_prompt": negative_prompt}
     frames = np.asarray(sample_latents(pipeline, prompt, settings, seed, texts, "np", on_step, on_latents)[0])
+    frames = frames[None] if frames.ndim == 3 else frames  # an image is a video of one frame
     if not np.isfinite(frames).all():
         raise ModelError(f"the video for {prompt.id!r} holds NaN or Inf: the model overflows in this dtype.")
     return (frames * 255).round().clip(0, 255).astype(np.uint8)
@@ -100,28 +107,33 @@ def generate_video(
 
 @dataclass(frozen=True)
 class CallPosition:
-    """Which call of a generation: see `CalibrationSample` for the names."""
+    """Which call of a generation, or row of a call: see `CalibrationSample` for the names."""
 
     denoiser: str
     step_index: int
     guidance_branch: GuidanceBranch
+    timestep: float
 
 
 @contextlib.contextmanager
 def watching_trajectory(
     pipeline: Any, observe: Callable[[CallPosition, dict[str, Any], Any], None]
 ) -> Iterator[Callable[[], None]]:
-    """Within this context, `observe(position, inputs, output)` runs after each transformer call of one generation.
+    """Within this context, `observe(position, inputs, output)` runs after each transformer call of one generation, once
+    for each row that has a branch of guidance of its own.
 
     Yields what the generation has to call after each step.
     """
     step_index = num_calls = 0
+    facts = facts_of(pipeline)
 
     def watch(denoiser: str) -> Callable[[dict[str, Any], Any], None]:
         def on_call(inputs: dict[str, Any], output: Any) -> None:
-            # Guidance calls twice a step: with the prompt, then without.
             nonlocal num_calls
-            observe(CallPosition(denoiser, step_index, "unconditional" if num_calls else "conditional"), inputs, output)
+            timestep = _scheduled(pipeline, facts.family.timestep_of(inputs))
+            for part in facts.family.guidance.parts(inputs, output, num_calls):
+                position = CallPosition(denoiser, step_index, part.branch, timestep)
+                observe(position, part.arguments, part.answer)
             num_calls += 1
 
         return on_call
@@ -131,22 +143,28 @@ def watching_trajectory(
         step_index, num_calls = step_index + 1, 0
 
     with ExitStack() as hooks:
-        for denoiser in facts_of(pipeline).denoisers:
+        for denoiser in facts.denoisers:
             hooks.enter_context(watching_calls(getattr(pipeline, denoiser.component), watch(denoiser.name)))
         yield on_step
 
 
-def sample_of(
-    family: ModelFamily, prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any]
-) -> CalibrationSample:
-    """A watched call as a calibration sample: its tensors, on the CPU."""
+def _scheduled(pipeline: Any, told: float) -> float:
+    """Return the scheduler's timestep that a denoiser was told, which some pipelines round to 16 bits."""
+    timesteps = [float(each) for each in pipeline.scheduler.timesteps]
+    nearest = min(timesteps, key=lambda each: abs(each - told), default=told)
+    return nearest if abs(nearest - told) <= nearest * _ROUNDING else told
+
+
+def sample_of(prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any]) -> CalibrationSample:
+    """A watched call as a calibration sample: its arguments but how it answers, on the CPU."""
+    own = {key: value for key, value in inputs.items() if key != "return_dict"}
     return CalibrationSample(
         prompt_id=prompt.id,
         denoiser=position.denoiser,
-        timestep=family.timestep_of(inputs),
+        timestep=position.timestep,
         step_index=position.step_index,
         guidance_branch=position.guidance_branch,
-        inputs={key: value.cpu() for key, value in inputs.items() if isinstance(value, torch.Tensor)},
+        inputs=pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, own),
     )
 
 
@@ -159,10 +177,9 @@ def record_trajectory(
 ) -> list[RecordedCall]:
     """Generate once and keep every transformer call: inputs and answer, in order, on the CPU."""
     calls: list[RecordedCall] = []
-    family = facts_of(pipeline).family
 
     def keep(position: CallPosition, inputs: dict[str, Any], output: Any) -> None:
-        calls.append(RecordedCall(sample_of(family, prompt, position, inputs), output[0].cpu()))
+        calls.append(RecordedCall(sample_of(prompt, position, inputs), prediction_of(output).cpu()))
 
     with watching_trajectory(pipeline, keep) as step_done:
 
@@ -181,4 +198,4 @@ def predict_noise(pipeline: Any, sample: CalibrationSample) -> torch.Tensor:
     facts = facts_of(pipeline)
     denoiser = getattr(pipeline, facts.denoiser(sample.denoiser).component)
     inputs = on_device(denoiser, facts.family, sample.inputs, pipeline._execution_device)
-    return denoiser(**inputs, return_dict=False)[0].cpu()
+    return prediction_of(denoiser(**inputs, return_dict=False)).cpu()

@@ -1,0 +1,117 @@
+"""Shapes that `benchmarks.scale` can take: those of a published denoiser, and random inputs of its calls."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.ltx2.family import LTX2
+from tempoquant.models.ltx2.pipelines import TEXT_TO_VIDEO, TRANSFORMER, example_inputs
+from tempoquant.models.ltx2.published import published_models
+from tempoquant.models.wan.family import COMPONENTS, WAN
+from tempoquant.models.wan.pipelines import IMAGE_TO_VIDEO
+from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Denoiser
+
+NUM_OUTLIERS = 4
+NUM_TEXT_TOKENS = 512
+BOUNDARY_RATIO = 0.9
+
+CONFIG: dict[str, Any] = {
+    "_class_name": "WanTransformer3DModel", "added_kv_proj_dim": None, "attention_head_dim": 128,
+    "cross_attn_norm": True, "eps": 1e-6, "ffn_dim": 13824, "freq_dim": 256, "image_dim": None, "in_channels": 36,
+    "num_attention_heads": 40, "num_layers": 40, "out_channels": 16, "patch_size": [1, 2, 2],
+    "pos_embed_seq_len": None, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024, "text_dim": 4096,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """One denoiser.
+
+    Attributes:
+        title: for people.
+        family: of it.
+        pipeline: class of its pipeline.
+        denoiser: its name, component and timesteps.
+        config: of it.
+        inputs: of one call, random: of a seed, a timestep and a number of the video's tokens.
+    """
+
+    title: str
+    family: ModelFamily
+    pipeline: str
+    denoiser: Denoiser
+    config: Mapping[str, Any]
+    inputs: Callable[[int, float, int], dict[str, Any]]
+
+    @property
+    def class_name(self) -> str:
+        """The denoiser's class."""
+        return str(self.config["_class_name"])
+
+
+def latent_shape(num_tokens: int) -> tuple[int, int, int]:
+    """Frames, height and width of latents that make so many tokens: for 32,760 those of 81 frames of 480 × 832.
+
+    Raises ValueError when no latents of several rows of tokens do.
+    """
+    for frames in (21, 16, 8, 4, 2, 1):
+        if num_tokens % frames:
+            continue
+        area = num_tokens // frames
+        near = [30] if area % 30 == 0 and area >= 900 else range(1, math.isqrt(area) + 1)
+        rows = max(divisor for divisor in near if area % divisor == 0)
+        if rows > 1:
+            return frames, 2 * rows, 2 * (area // rows)
+    raise ValueError(f"no latents make {num_tokens} tokens: take a multiple of 16.")
+
+
+def _wan_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
+    """Noise for the latents, their mask and their condition; a text with a few outlier channels."""
+    generator = torch.Generator().manual_seed(seed)
+    text = 0.1 * torch.randn(1, NUM_TEXT_TOKENS, CONFIG["text_dim"], generator=generator)
+    text[..., :NUM_OUTLIERS] *= 30
+    latents = torch.randn(1, CONFIG["in_channels"], *latent_shape(num_tokens), generator=generator)
+    return {"hidden_states": latents, "timestep": torch.tensor([timestep]), "encoder_hidden_states": text}
+
+
+def _ltx2_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
+    """Noise for both streams; texts with a few outlier channels; places in order."""
+    generator = torch.Generator().manual_seed(seed)
+    frames, rows, columns = latent_shape(num_tokens)
+    index = PipelineIndex(_NOWHERE, {"_class_name": TEXT_TO_VIDEO}, {})
+    shapes = example_inputs(index, _LTX2_CONFIG, (frames, rows // 2, columns // 2))
+    inputs: dict[str, Any] = {}
+    for name, value in shapes.items():
+        if not isinstance(value, torch.Tensor):
+            inputs[name] = value
+        elif "mask" in name:
+            inputs[name] = torch.ones(value.shape, dtype=value.dtype)
+        elif "hidden_states" in name:
+            inputs[name] = torch.randn(value.shape, generator=generator)
+            if "encoder" in name:
+                inputs[name] *= 0.1
+                inputs[name][..., :NUM_OUTLIERS] *= 30
+        elif "coords" in name:
+            inputs[name] = torch.arange(value.numel(), dtype=torch.float32).reshape(value.shape) / value.numel()
+        else:
+            inputs[name] = torch.full(value.shape, timestep)
+    return inputs
+
+
+_LTX2 = published_models()["ltx-2"]
+_NOWHERE: Any = None
+_LTX2_CONFIG: dict[str, Any] = {"_class_name": TRANSFORMER, **_LTX2["models"]["transformer"][2]}
+_MOST = float(NUM_TRAIN_TIMESTEPS)
+
+SHAPES = {
+    "wan2.2-i2v-a14b": Shapes(
+        "Wan2.2-I2V-A14B", WAN, IMAGE_TO_VIDEO,
+        Denoiser("high_noise", COMPONENTS["high_noise"], (BOUNDARY_RATIO * _MOST, _MOST)), CONFIG, _wan_inputs,
+    ),
+    "ltx-2": Shapes("LTX-2", LTX2, TEXT_TO_VIDEO, Denoiser("transformer", "transformer"), _LTX2_CONFIG, _ltx2_inputs),
+}  # fmt: skip
+WAN_A14B = SHAPES["wan2.2-i2v-a14b"]
