@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.hosts.diffusers.guiders import guider_of, use_guidance_scale
+from tempoquant.hosts.diffusers.steps import watching_steps
 from tempoquant.models.denoiser_inputs import on_device
 from tempoquant.models.families import facts_of
 from tempoquant.models.guidance import prediction_of
@@ -59,9 +61,12 @@ def sample_latents(
     use_flow_shift(pipeline, settings.flow_shift)
     facts = facts_of(pipeline)
 
-    def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_latents(float(timestep), tensors["latents"])
+    def on_stepped(timestep: Any, latents: torch.Tensor) -> None:
+        on_latents(float(timestep), latents)
         on_step()
+
+    def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_stepped(timestep, tensors["latents"])
         return tensors
 
     given = {
@@ -69,17 +74,28 @@ def sample_latents(
         "height": settings.height, "width": settings.width, "num_frames": settings.num_frames,
         "guidance_scale": settings.guidance_scale,
         **({} if settings.sigmas is None else {"sigmas": list(settings.sigmas)}),
+        "callback_on_step_end": callback,
         **facts.family.arguments(facts.index, prompt, settings),
     }  # fmt: skip
-    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip, or make images
-    answer = pipeline(
-        **{name: value for name, value in given.items() if name in taken},
-        num_inference_steps=settings.num_steps,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        output_type=output_type,
-        callback_on_step_end=callback,
-    )
+    takes = _takes(pipeline)  # some have their frames from a clip, or make images
+    if guider_of(pipeline) is not None:
+        use_guidance_scale(pipeline, settings.guidance_scale)
+    watched = () if takes("callback_on_step_end") else (pipeline.scheduler,)
+    with watching_steps(watched, on_stepped):
+        answer = pipeline(
+            **{name: value for name, value in given.items() if takes(name)},
+            num_inference_steps=settings.num_steps,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            output_type=output_type,
+        )
     return answer.frames if hasattr(answer, "frames") else answer.images
+
+
+def _takes(pipeline: Any) -> Callable[[str], bool]:
+    """Return whether a pipeline's call takes an argument of a name."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    return lambda name: takes_all or name in parameters
 
 
 def generate_video(
