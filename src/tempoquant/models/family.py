@@ -92,6 +92,10 @@ PLAIN_ENCODER = TracedTextEncoder()
 """T5's, say."""
 
 
+def _called(denoiser: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    return denoiser(**inputs, return_dict=False)
+
+
 def _two_above_one(_index: PipelineIndex, settings: SamplingSettings) -> int:
     return 2 if settings.guidance_scale > 1 else 1
 
@@ -151,6 +155,12 @@ class ModelFamily:
         encodes_first_frame_alone: whether a pipeline that takes an image encodes it alone, and no frames after it.
         traced_text_encoder: changes of the text encoder's config that leave so many of its blocks, at most; and how it
             is called with embedded tokens (1, tokens, features) and a mask, to see what it allocates.
+        encoder_tokens: that the text encoder reads, where they are not `text_tokens`.
+        stand_ins: names of models that a pipeline's constructor asks for facts: where all others are left out, these
+            are there without weights.
+        traced_frames: latent frames that the autoencoder codes in as much memory as a whole video; None where it codes
+            all at once.
+        trace: call a denoiser on the meta device, where no number can be looked at.
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
         kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
         stored: what a denoiser's config keeps beside its own, for those who load it later.
@@ -197,6 +207,10 @@ class ModelFamily:
     autoencoder_channels: Callable[[Config], int] = _z_dim
     encodes_first_frame_alone: bool = False
     traced_text_encoder: TracedTextEncoder = PLAIN_ENCODER
+    encoder_tokens: int | None = None
+    stand_ins: frozenset[str] = frozenset()
+    traced_frames: int | None = 3
+    trace: Callable[[nn.Module, Mapping[str, Any]], Any] = _called
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()
     stored: Mapping[str, Any] = field(default_factory=dict)

@@ -28,21 +28,9 @@ from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blo
 from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS, lift_for
 from tempoquant.placement.modes import MEMORY_MODES, Memory
 from tempoquant.placement.one_at_a_time import Turn, one_at_a_time
+from tempoquant.placement.tiles import use_tiles
 
-TILE_PIXELS = 192
-TILE_STRIDE = 144
-"""Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
-take more memory than denoising at 480 × 832."""
-
-_TILE_SIZES = {
-    "tile_sample_min_height", "tile_sample_min_width", "tile_sample_stride_height", "tile_sample_stride_width",
-}  # fmt: skip
 _ATTRIBUTE = "_tempoquant_memory_mode"
-
-
-def tile_stride(pixels: int) -> int:
-    """Return how far apart the autoencoder's tiles begin: whole latents, each of so many pixels."""
-    return TILE_STRIDE - TILE_STRIDE % pixels
 
 
 class MemoryMode:
@@ -195,13 +183,7 @@ def _foreseeing(pipeline: Any, facts: PipelineFacts) -> Callable[[str, float, in
 
 def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
     """Tiles; on the device from when it is called until a denoiser is; what it decodes goes to the host."""
-    before = {name: getattr(vae, name) for name in ("use_tiling", *_TILE_SIZES) if hasattr(vae, name)}
-    if before.keys() >= _TILE_SIZES:
-        stride = tile_stride(vae.spatial_compression_ratio)
-        vae.enable_tiling(
-            tile_sample_min_height=TILE_PIXELS, tile_sample_min_width=TILE_PIXELS,
-            tile_sample_stride_height=stride, tile_sample_stride_width=stride,
-        )  # fmt: skip
+    back = use_tiles(vae)
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
     to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
     release = _use_briefly(vae, denoisers, device)
@@ -209,8 +191,7 @@ def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.dev
     def undo() -> None:
         to_host.remove()
         release()
-        for name, value in before.items():
-            setattr(vae, name, value)
+        back()
 
     return undo
 

@@ -100,8 +100,7 @@ def loaded_pipeline(
     else:
         denoisers = {components[name]: each.whole_model() for name, each in weights.items()}
         # In its stored dtype, as `disk` has it: which mode recorded a sample must not show in it.
-        encoder = {source.family.text_encoder: load_text_encoder(source)}
-        pipeline = _load(source, dtype, {**encoder, **denoisers})
+        pipeline = _load(source, dtype, {**load_text_encoders(source), **denoisers})
         if memory == "swap":
             pipeline.enable_model_cpu_offload(device=device)
         else:
@@ -140,28 +139,31 @@ def _told_its_device(kind: type) -> type:
     return type(kind.__name__, (kind,), {"stated_device": None, "_execution_device": property(execution_device)})
 
 
-def load_text_encoder(source: SourceModel) -> Any:
-    """The text encoder on the CPU, in the dtype it is stored in. Raises ModelError."""
-    return load_component(source.text_encoder, "auto")
+def load_text_encoders(source: SourceModel) -> dict[str, Any]:
+    """The text encoders by name, on the CPU, in the dtypes they are stored in. Raises ModelError."""
+    components = {name: source.components[name] for name in source.text_components}
+    return {name: load_component(each, "auto") for name, each in components.items() if each.has_weights}
 
 
 @torch.no_grad()
 def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict[str, dict[str, torch.Tensor]]:
-    """What the pipeline takes in the place of each text, on the device, in the dtype the encoder is stored in.
+    """What the pipeline takes in the place of each text, on the device, in the dtypes the encoders are stored in.
 
-    Nothing but the text encoder is in memory meanwhile, and it is gone afterwards.
+    Nothing but the text encoders is in memory meanwhile, and they are gone afterwards.
     """
-    encoder = load_text_encoder(source)
-    left_out = [name for name, component in source.components.items()
-                if component.has_weights and name not in source.family.text_components]  # fmt: skip
-    parts = {**dict.fromkeys(left_out), source.family.text_encoder: encoder}
-    pipeline = from_pretrained(source, encoder.dtype, **parts).to(device)
-    family = source.family
+    encoders, family = load_text_encoders(source), source.family
+    left_out = [name for name in source.components if source.components[name].has_weights]
+    stand_ins = {name: source.components[name].without_weights() for name in family.stand_ins}
+    parts = {**dict.fromkeys(left_out), **stand_ins, **encoders}
+    pipeline = _load(source, encoders[family.text_encoder].dtype, parts)
+    for encoder in encoders.values():
+        encoder.to(device)
+    pipeline.stated_device = torch.device(device)
     embeddings = {
         text: family.encoded_text(pipeline, text, family.text_tokens, torch.device(device))
         for text in dict.fromkeys(texts)
     }
-    del pipeline, encoder, parts
+    del pipeline, encoders, parts
     free_memory()
     return embeddings
 
