@@ -8,11 +8,12 @@ from typing import Any
 from tempoquant.errors import ModelError, UnsupportedError
 from tempoquant.models.family import ModelFamily, PipelineIndex
 from tempoquant.models.generic.family import family_in, stored_family
+from tempoquant.models.hunyuan_video15.family import HUNYUAN_VIDEO15, HUNYUAN_VIDEO15_I2V
 from tempoquant.models.ltx2.family import LTX2
 from tempoquant.models.wan.family import WAN, WAN_ANIMATE, WAN_VACE
 from tempoquant.timesteps import Denoiser
 
-FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE, LTX2]
+FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE, LTX2, HUNYUAN_VIDEO15, HUNYUAN_VIDEO15_I2V]
 
 
 def family_of(index: PipelineIndex) -> ModelFamily:
