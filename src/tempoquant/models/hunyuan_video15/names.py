@@ -1,8 +1,8 @@
 """Other people's names for the modules of a HunyuanVideo-1.5 transformer: the original release's.
 
 Source: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py. LoRAs that change blocks are read by these names.
-Weights of the release cannot be: its token refiner has queries, keys and values in one, and its head has shift and scale
-in the other order.
+Weights of the release cannot be: its token refiner has queries, keys and values in one, and its head has shift and
+scale in the other order.
 """
 
 import re
