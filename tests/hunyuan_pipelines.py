@@ -73,7 +73,7 @@ def transformer(task_type: str) -> HunyuanVideo15Transformer3DModel:
     ).eval()  # fmt: skip
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer() -> PreTrainedTokenizerFast:
     characters = [chr(code) for code in range(32, 127)]
     vocabulary = {token: i for i, token in enumerate(("<pad>", "<unk>", *characters))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -95,7 +95,7 @@ def _components(task_type: str) -> dict[str, Any]:
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
     return {
-        "tokenizer": _tokenizer(),
+        "tokenizer": character_tokenizer(),
         "text_encoder": Qwen2_5_VLTextModel(text).eval(),
         "tokenizer_2": ByT5Tokenizer(),
         "text_encoder_2": T5EncoderModel(glyphs).eval(),

@@ -23,7 +23,7 @@ Config = Mapping[str, Any]
 
 
 class PipelineIndex(NamedTuple):
-    """A pipeline's model_index.json.
+    """A pipeline's model_index.json, or modular_model_index.json.
 
     Attributes:
         folder: that it lies in.
@@ -39,6 +39,11 @@ class PipelineIndex(NamedTuple):
     def class_name(self) -> str:
         """The pipeline's class."""
         return str(self.values.get("_class_name"))
+
+    @property
+    def is_modular(self) -> bool:
+        """Whether it is a modular pipeline, made of blocks."""
+        return "_blocks_class_name" in self.values
 
 
 def _never(_name: str) -> bool:
@@ -90,6 +95,10 @@ class TracedTextEncoder(NamedTuple):
 
 PLAIN_ENCODER = TracedTextEncoder()
 """T5's, say."""
+
+
+def _as_it_is(timesteps: torch.Tensor) -> torch.Tensor:
+    return timesteps
 
 
 def _called(denoiser: nn.Module, inputs: Mapping[str, Any]) -> Any:
@@ -160,6 +169,8 @@ class ModelFamily:
             are there without weights.
         traced_frames: latent frames that the autoencoder codes in as much memory as a whole video; None where it codes
             all at once.
+        unused_components: that a pipeline's index names for other tasks than the family's: neither fetched, nor copied.
+        scheduled: a scheduler's timesteps, as 0 clean … 1000 noise.
         trace: call a denoiser on the meta device, where no number can be looked at.
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
         kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
@@ -210,6 +221,8 @@ class ModelFamily:
     encoder_tokens: int | None = None
     stand_ins: frozenset[str] = frozenset()
     traced_frames: int | None = 3
+    unused_components: frozenset[str] = frozenset()
+    scheduled: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
     trace: Callable[[nn.Module, Mapping[str, Any]], Any] = _called
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()

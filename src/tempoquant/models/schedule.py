@@ -132,7 +132,8 @@ def sampling_steps(source: SourceModel, settings: SamplingSettings) -> list[Step
     sigmas = _set_timesteps(
         scheduler, settings.num_steps, lambda own: source.family.set_timesteps(source.index, own, settings, latents)
     )
+    timesteps = source.family.scheduled(scheduler.timesteps)
     return [
         Step(timestep.reshape(1), float(sigma), denoiser_at(source.denoisers, float(timestep)).name)
-        for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False)  # a last sigma, 0, belongs to no step
+        for timestep, sigma in zip(timesteps, sigmas, strict=False)  # a last sigma, 0, belongs to no step
     ]

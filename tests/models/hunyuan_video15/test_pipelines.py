@@ -51,7 +51,11 @@ class Made:
     evidence: Evidence
 
 
-@pytest.fixture(scope="module", params=list(PIPELINES))
+QUICK = "text_to_video"  # the other has the same denoiser, and an image's tokens in the same stream
+EACH = [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.slow]) for name in PIPELINES]
+
+
+@pytest.fixture(scope="module", params=EACH)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     folder = tmp_path_factory.mktemp(request.param)
     with short_texts():
@@ -181,9 +185,10 @@ def test_a_guider_whose_calls_are_others_is_refused(guider: object, problem: str
         use_guidance_scale(pipeline, 6.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in published_models() if name.startswith("hunyuanvideo")])
 def test_every_published_model_can_be_planned(name: str):
     configs = read_configs(name)
     _, size = configs.family.published(configs.index)
     found = plan_memory(configs, size, Recipe.load("default"))
-    assert found.reduction("lean") > 0 and found.quantized.disk < found.sixteen_bit.disk
+    assert found.reduction("resident") > 0.2 and found.quantized.disk < found.sixteen_bit.disk

@@ -9,6 +9,7 @@ from torch import nn
 
 from tempoquant.device import compute_dtype, default_device
 from tempoquant.errors import ModelError
+from tempoquant.hosts.diffusers.modular import put_together
 from tempoquant.hosts.nunchaku.config import is_exported
 from tempoquant.hosts.nunchaku.reader import ExportedComponent
 from tempoquant.models.component_files import Component
@@ -78,6 +79,11 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
         if name not in components and component.has_weights and component.variant is not None:
             own = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
             components[name] = load_component(component, own)
+    if source.index.is_modular:
+        loaded = {name: _loaded(each, dtype) for name, each in source.components.items() if name not in components}
+        pipeline = put_together(source, kind, {**loaded, **components})
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
     try:
         pipeline = kind.from_pretrained(
             source.folder, dtype=dtype, use_safetensors=True, local_files_only=True, **components
@@ -90,6 +96,19 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     pipeline.set_progress_bar_config(disable=True)
     remember_family(pipeline, source.family)
     return pipeline
+
+
+def _loaded(component: Component, dtype: Any) -> Any:
+    """A component on the CPU, a model or not. Raises ModelError when it does not load."""
+    if component.has_weights:
+        return load_component(
+            component, dtype.get(component.folder.name, dtype["default"]) if isinstance(dtype, dict) else dtype
+        )
+    kind: Any = component.kind
+    try:
+        return kind.from_pretrained(component.folder, local_files_only=True)
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"{component.folder} does not load as a {component.class_name}: {error}") from error
 
 
 def load_component(component: Component, dtype: Any) -> Any:
