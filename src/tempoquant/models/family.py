@@ -45,6 +45,11 @@ class PipelineIndex(NamedTuple):
         """Whether it is a modular pipeline, made of blocks."""
         return "_blocks_class_name" in self.values
 
+    @property
+    def file_name(self) -> str:
+        """The index's own."""
+        return "modular_model_index.json" if self.is_modular else "model_index.json"
+
 
 def _never(_name: str) -> bool:
     return False

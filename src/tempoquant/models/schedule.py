@@ -112,7 +112,7 @@ class Step:
 def load_scheduler(source: SourceModel, flow_shift: float | None) -> Any:
     """Return a pipeline's scheduler alone. Raises ModelError when it does not load, or has no flow shift to set."""
     if (component := source.components.get("scheduler")) is None:
-        raise ModelError(f"{source.folder} names no scheduler in its model_index.json: fetch the model again.")
+        raise ModelError(f"{source.folder} names no scheduler in its {source.index.file_name}: fetch the model again.")
     try:
         kind: Any = component.kind
         scheduler = kind.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True)

@@ -262,9 +262,7 @@ class SourceModel:
 
     def _named(self, name: str) -> Component:
         if name not in self.components:
-            raise ModelError(
-                f"{self.folder} names no {name} in its index, or has no such folder: fetch the model again."
-            )
+            raise ModelError(f"{self.folder} names no {name} in its {self.index.file_name}: fetch the model again.")
         return self.components[name]
 
     def sample_sizes(self, denoiser: str, height: int, width: int, num_frames: int) -> SampleSizes:

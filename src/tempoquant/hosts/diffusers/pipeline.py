@@ -77,8 +77,7 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     kind = pipeline_class(source)
     for name, component in source.components.items():
         if name not in components and component.has_weights and component.variant is not None:
-            own = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
-            components[name] = load_component(component, own)
+            components[name] = load_component(component, _own_dtype(name, dtype))
     if source.index.is_modular:
         loaded = {name: _loaded(each, dtype) for name, each in source.components.items() if name not in components}
         pipeline = put_together(source, kind, {**loaded, **components})
@@ -98,12 +97,15 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     return pipeline
 
 
+def _own_dtype(name: str, dtype: Any) -> Any:
+    """Return a component's dtype of those that diffusers takes: one for all, or some by name and a default."""
+    return dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
+
+
 def _loaded(component: Component, dtype: Any) -> Any:
     """A component on the CPU, a model or not. Raises ModelError when it does not load."""
     if component.has_weights:
-        return load_component(
-            component, dtype.get(component.folder.name, dtype["default"]) if isinstance(dtype, dict) else dtype
-        )
+        return load_component(component, _own_dtype(component.folder.name, dtype))
     kind: Any = component.kind
     try:
         return kind.from_pretrained(component.folder, local_files_only=True)

@@ -1,6 +1,5 @@
 """MiniMax-H3's modular pipeline: what it is made of, how a video, its sound and a text become one packed sequence."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +173,7 @@ _QWEN = {  # Qwen3-VL-32B-Instruct
 }  # fmt: skip
 
 
-def published_models() -> dict[str, Mapping[str, Any]]:
+def published_models() -> dict[str, dict[str, Any]]:
     """Return the published model by its name: its index, the configs of its models, bytes on disk.
 
     Sources: diffusers' scripts/convert_minimax_h3_to_diffusers.py and its classes' defaults; Qwen3-VL-32B-Instruct.
