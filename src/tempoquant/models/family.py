@@ -169,6 +169,7 @@ class ModelFamily:
         encodes_first_frame_alone: whether a pipeline that takes an image encodes it alone, and no frames after it.
         traced_text_encoder: changes of the text encoder's config that leave so many of its blocks, at most; and how it
             is called with embedded tokens (1, tokens, features) and a mask, to see what it allocates.
+        text_encoder_called: the module of the text encoder that the pipeline calls, by its name; "" for all of it.
         encoder_tokens: that the text encoder reads, where they are not `text_tokens`.
         stand_ins: names of models that a pipeline's constructor asks for facts: where all others are left out, these
             are there without weights.
@@ -223,6 +224,7 @@ class ModelFamily:
     autoencoder_channels: Callable[[Config], int] = _z_dim
     encodes_first_frame_alone: bool = False
     traced_text_encoder: TracedTextEncoder = PLAIN_ENCODER
+    text_encoder_called: str = ""
     encoder_tokens: int | None = None
     stand_ins: frozenset[str] = frozenset()
     traced_frames: int | None = 3

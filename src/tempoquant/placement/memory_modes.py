@@ -19,7 +19,8 @@ from torch import nn
 
 from tempoquant.device import compute_dtype, default_device
 from tempoquant.errors import SettingsError, UnsupportedError
-from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.modular import is_modular
+from tempoquant.hosts.diffusers.pipeline import load_pipeline, told_its_device
 from tempoquant.models.families import PipelineFacts, facts_of
 from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS
 from tempoquant.models.source import SourceModel
@@ -76,6 +77,8 @@ class MemoryMode:
         denoisers = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
+            if is_modular(pipeline):  # others are told by the hooks of their models, these by the first model's weights
+                undo.callback(_tell_device(pipeline, device))
             if family.chunk_blocks is not None:
                 for placed in denoisers.values():
                     undo.callback(family.chunk_blocks(placed.model))
@@ -83,7 +86,8 @@ class MemoryMode:
             if encoder is not None:
                 embedding = encoder.get_input_embeddings().weight
                 blocks = encoder.get_submodule(family.text_encoder_blocks)
-                undo.callback(stream_blocks(encoder, list(blocks), embedding, stream))
+                called = encoder.get_submodule(family.text_encoder_called)
+                undo.callback(stream_blocks(called, list(blocks), embedding, stream))
             models = [each.model for each in denoisers.values()]
             if (autoencoder := getattr(pipeline, family.autoencoder)) is not None:
                 undo.callback(_use_autoencoder(autoencoder, models, device))
@@ -207,6 +211,18 @@ def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.devic
         accelerate.hooks.remove_hook_from_module(model, recurse=True)
         _own_forward(model)
         model.to("cpu")
+
+    return undo
+
+
+def _tell_device(pipeline: Any, device: torch.device) -> Callable[[], None]:
+    """Have a pipeline compute on a device, wherever the weights of its models are."""
+    own: Any = type(pipeline)
+    pipeline.__class__ = told_its_device(own)
+    pipeline.stated_device = device
+
+    def undo() -> None:
+        pipeline.__class__ = own
 
     return undo
 

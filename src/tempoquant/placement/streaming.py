@@ -5,7 +5,6 @@ denoisers under the same file names. It reads each block from the denoiser's own
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from tempoquant.device import compute_dtype, free_memory
 from tempoquant.errors import SettingsError
-from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component, pipeline_class
+from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component, pipeline_class, told_its_device
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.cpu_threads import suited_threads
@@ -125,18 +124,8 @@ def _load(source: SourceModel, dtype: torch.dtype, components: Mapping[str, nn.M
     """A pipeline on the CPU that can be told where it computes: denoisers whose weights come and go have no device to
     ask for."""
     pipeline = from_pretrained(source, dtype, **components)
-    pipeline.__class__ = _told_its_device(pipeline_class(source))
+    pipeline.__class__ = told_its_device(pipeline_class(source))
     return pipeline
-
-
-@functools.cache
-def _told_its_device(kind: type) -> type:
-    """A pipeline class with the attribute `stated_device`: where it computes, or None for where its models are."""
-
-    def execution_device(self: Any) -> torch.device:
-        return self.stated_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
-
-    return type(kind.__name__, (kind,), {"stated_device": None, "_execution_device": property(execution_device)})
 
 
 def load_text_encoders(source: SourceModel) -> dict[str, Any]:

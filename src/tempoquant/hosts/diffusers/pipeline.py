@@ -1,5 +1,6 @@
 """Loads pipelines with diffusers: whole ones, 16-bit, quantized or exported."""
 
+import functools
 from typing import Any
 
 import diffusers
@@ -139,6 +140,16 @@ def pipeline_class(source: SourceModel) -> Any:
     if (kind := getattr(diffusers, name, None)) is None:
         raise ModelError(f"{source.folder} is a {name}, which the diffusers installed here does not have: upgrade it.")
     return kind
+
+
+@functools.cache
+def told_its_device(kind: type) -> type:
+    """A pipeline class with the attribute `stated_device`: where it computes, or None for where its models are."""
+
+    def execution_device(self: Any) -> torch.device:
+        return self.stated_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
+
+    return type(kind.__name__, (kind,), {"stated_device": None, "_execution_device": property(execution_device)})
 
 
 def require_complete(model: nn.Module, component: Component) -> None:

@@ -28,6 +28,7 @@ MINIMAX_H3 = ModelFamily(
     text_encoder="text_encoder",
     image_encoder="none",  # the text encoder looks at images
     text_encoder_blocks="model.language_model.layers",
+    text_encoder_called="model",
     text_components=frozenset({"text_encoder", "tokenizer", "processor"}),
     title=pipelines.title,
     shortened=pipelines.shortened,
