@@ -72,7 +72,9 @@ def geometry_by_image(denoiser: Config, autoencoder: Config) -> LatentGeometry:
     return LatentGeometry(own.pixels, own.frames, own.patch, size_for=size_for)
 
 
-def set_timesteps(scheduler: Any, settings: SamplingSettings, _latents: tuple[int, int, int]) -> None:
+def set_timesteps(
+    _index: PipelineIndex, scheduler: Any, settings: SamplingSettings, _latents: tuple[int, int, int]
+) -> None:
     """Set a scheduler's timesteps as the pipelines do: sigmas from 1 down in equal steps, without the last, 0."""
     sigmas = np.linspace(1.0, 0.0, settings.num_steps + 1)[:-1] if settings.sigmas is None else list(settings.sigmas)
     scheduler.set_timesteps(sigmas=sigmas)
