@@ -80,6 +80,10 @@ def loaded_pipeline(
         SettingsError: "swap" without a GPU.
     """
     check_memory(memory, device)
+    if memory == "swap" and source.index.is_modular:
+        raise SettingsError(
+            f"a {source.index.class_name} has no hooks that swap its models: choose resident or disk to record with."
+        )
     dtype = compute_dtype(device)
     where = device if memory != "swap" else "cpu"
     weights = {
