@@ -54,7 +54,7 @@ def write_denoiser(folder: Path, num_blocks: int, shapes_of: Shapes = WAN_A14B) 
 def source_of(folder: Path, shapes_of: Shapes = WAN_A14B) -> SourceModel:
     """Return a pipeline of which only the denoiser that `write_denoiser` wrote is there: no more takes part."""
     name = shapes_of.denoiser.component
-    component = Component(folder / name, "diffusers", shapes_of.class_name)
+    component = Component(folder / name, "diffusers", shapes_of.class_name, shapes_of.family)
     index = PipelineIndex(folder, {"_class_name": shapes_of.pipeline}, {name: ("diffusers", shapes_of.class_name)})
     return SourceModel(folder, shapes_of.family, index, {name: component}, (shapes_of.denoiser,))
 
