@@ -14,6 +14,7 @@ from tempoquant.calibrate.sample import RecordedCall
 from tempoquant.checkpoint import read_config
 from tempoquant.errors import ModelError, SettingsError
 from tempoquant.evaluate.compare import Evidence, Task, compare
+from tempoquant.evaluate.plan import Plan
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory, sample_latents
@@ -158,6 +159,12 @@ def test_sizes_are_planned_with_the_inputs_that_calls_have(made: Made):
 def test_settings_that_the_pipeline_does_not_take_are_refused(made: Made, changes: dict[str, float], problem: str):
     with pytest.raises(SettingsError, match=problem):
         made.source.geometry.require(default_settings(made.source).replace(**changes))
+
+
+def test_what_modular_pipelines_cannot_do_is_refused(made: Made):
+    with pytest.raises(ModelError, match="whose time an evaluation could measure"):
+        Plan.of(made.source, [], [0], default_settings(made.source), "cpu")
+    assert not made.source.family.takes_image(made.source.index)
 
 
 def test_a_modular_folder_that_lacks_a_component_is_refused_by_its_name(made: Made, tmp_path: Path):
