@@ -160,10 +160,11 @@ def _outline_of(content: bytes) -> Any:
 
 
 def _is_at(told: torch.Tensor, timestep: float) -> bool:
-    """Whether what a denoiser is told is a timestep, 0 … 1000 or 0 … 1, but for the rounding of its dtype."""
+    """Whether what a denoiser is told is a timestep, 0 … 1000, 0 … 1 or 1 clean … 0, but for its dtype's rounding."""
     noisiest = told.max()
     allowed = timestep * _ROUNDED.get(told.dtype, 0.0)
-    return any(abs(float(each) - timestep) <= allowed for each in (noisiest, noisiest * NUM_TRAIN_TIMESTEPS))
+    read = (noisiest, noisiest * NUM_TRAIN_TIMESTEPS, NUM_TRAIN_TIMESTEPS - told.min() * NUM_TRAIN_TIMESTEPS)
+    return any(abs(float(each) - timestep) <= allowed for each in read)
 
 
 class StoredSamples(Sequence[CalibrationSample]):

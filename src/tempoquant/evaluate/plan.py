@@ -7,6 +7,7 @@ from typing import Any
 
 from tempoquant.acceleration.accelerate import accelerate_by
 from tempoquant.acceleration.choices import Choices
+from tempoquant.errors import ModelError
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -87,7 +88,15 @@ class Plan:
         device: str,
         memory: Memory = "resident",
     ) -> "Plan":
-        """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
+        """With the steps that the reference's scheduler takes.
+
+        Raises ModelError when it does not load, and for a modular pipeline, whose phases cannot be timed.
+        """
+        if reference.index.is_modular:
+            raise ModelError(
+                f"a {reference.index.class_name} has no methods whose time an evaluation could measure: measure its "
+                "quality with tempoquant compare."
+            )
         steps = sampling_steps(reference, settings)
         paper = Recipe.load("paper")
         bins = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.models.pipeline_folder import index_file
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import flow_shift_of, load_scheduler
 from tempoquant.models.source import SourceModel
@@ -30,7 +31,7 @@ def take_sampling_along(model: Any, component: Path) -> None:
         ModelError: the file is not a JSON object.
     """
     folder = component.parent
-    if (folder / "model_index.json").is_file() and (folder / SAMPLING_FILE).is_file():
+    if index_file(folder) is not None and (folder / SAMPLING_FILE).is_file():
         model.register_to_config(**{_CONFIG_KEY: _read(folder / SAMPLING_FILE)})
 
 
