@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tempoquant.errors import ModelError
 from tempoquant.models.component_files import Component
@@ -26,6 +26,9 @@ from tempoquant.models.pipeline_folder import (
 from tempoquant.models.weight_files import Forms
 from tempoquant.models.with_experts import ModelName, WithExperts, warn_of_names
 from tempoquant.timesteps import Denoiser
+
+if TYPE_CHECKING:
+    from tempoquant.models.lora.lora import LoraSum
 
 
 class BlockLinear(NamedTuple):
@@ -67,6 +70,7 @@ class SourceModel:
         denoisers: the noisiest first.
         hub_id: its name, where it was given as a hub id; a folder's path is nobody's business.
         bundled: the name of a bundled model; "" for any other.
+        loras: denoiser's name to what is added to its weights as they are read (`lora.given.with_loras`).
     """
 
     folder: Path
@@ -76,6 +80,7 @@ class SourceModel:
     denoisers: tuple[Denoiser, ...]
     hub_id: str | None = None
     bundled: str = ""
+    loras: Mapping[str, "LoraSum"] = field(default_factory=dict)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
