@@ -13,6 +13,7 @@ import typer
 
 from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, engine_of
 from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.lora_options import ReferenceLoras, parse_loras
 from tempoquant.cli.options import (
     ActivationBits,
     Activations,
@@ -59,6 +60,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     base: Base = None,
     denoiser: Denoisers = None,
     family: Family = None,
+    lora: ReferenceLoras = None,
     root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
@@ -110,6 +112,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         raise typer.BadParameter("--attention, --cache and --compile go with --speed, whose rows they change.")
     wanted_seeds = parse_seeds(seeds)
     reference, folders = reference_and_folders(names, base, denoiser, family)
+    loras = parse_loras(lora)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
@@ -119,10 +122,11 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.evaluate.plan import Model
         from tempoquant.evaluate.request import Request
         from tempoquant.hosts.diffusers.pipeline import open_pipeline
+        from tempoquant.models.lora.given import with_loras
         from tempoquant.models.sampling_file import settings_of
 
         workers = engine_of(engine, address, device)
-        source = open_pipeline(reference)
+        source = with_loras(open_pipeline(reference), loras)
         settings = settings_of(source, changes)
         overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE
         asked = [choices_of(each, attention, cache, compile_blocks) for each in dict.fromkeys(speed or ())]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.errors import ModelError
@@ -29,6 +29,9 @@ from tempoquant.models.weight_files import Forms
 from tempoquant.models.with_experts import GenericModel, ModelName, WithExperts, warn_of_names
 from tempoquant.timesteps import Denoiser
 
+if TYPE_CHECKING:
+    from tempoquant.models.lora.lora import LoraSum
+
 
 @dataclass(frozen=True, eq=False)
 class SourceModel:
@@ -42,6 +45,7 @@ class SourceModel:
         denoisers: the noisiest first.
         hub_id: its name, where it was given as a hub id; a folder's path is nobody's business.
         bundled: the name of a bundled model; "" for any other.
+        loras: denoiser's name to what is added to its weights as they are read (`lora.given.with_loras`).
     """
 
     folder: Path
@@ -51,6 +55,7 @@ class SourceModel:
     denoisers: tuple[Denoiser, ...]
     hub_id: str | None = None
     bundled: str = ""
+    loras: Mapping[str, "LoraSum"] = field(default_factory=dict)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -81,8 +81,8 @@ def open_denoisers(path: str | Path) -> list[StoredDenoiser]:
     if (path / CONFIG_NAME).is_file():
         return [_of_component(path, _denoiser_of_component(path))]
     raise ModelError(
-        f"{path} holds neither {INDEX_NAMES[0]} nor {CONFIG_NAME}: give the folder that `tempoquant quantize` wrote, or a "
-        "file that `tempoquant export --to comfyui` wrote."
+        f"{path} holds neither {INDEX_NAMES[0]} nor {CONFIG_NAME}: give the folder that `tempoquant quantize` wrote, "
+        "or a file that `tempoquant export --to comfyui` wrote."
     )
 
 

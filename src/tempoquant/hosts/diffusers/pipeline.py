@@ -43,6 +43,8 @@ def open_pipeline(model: ModelName) -> SourceModel:
 def load_pipeline(source: SourceModel, device: str | None = None, dtype: torch.dtype | None = None) -> Any:
     """Load a pipeline, 16-bit, quantized, or exported; the autoencoder in float32, as published.
 
+    A source's LoRAs are in the weights.
+
     An export computes what its target's kernels compute, in plain PyTorch (`hosts/nunchaku/linear.py`), on every
     device.
 
@@ -60,7 +62,7 @@ def load_pipeline(source: SourceModel, device: str | None = None, dtype: torch.d
     read_here = {
         each.component: DenoiserWeights(source, each.name, dtype, "cpu").whole_model()
         for each in source.denoisers
-        if source.components[each.component].is_read_here
+        if source.components[each.component].is_read_here or each.name in source.loras
     }
     dtypes = {"default": dtype, source.family.autoencoder: torch.float32}
     return from_pretrained(source, dtypes, **exported, **read_here).to(device)
