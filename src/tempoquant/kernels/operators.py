@@ -98,7 +98,6 @@ def multiply(
 ) -> torch.Tensor:
     """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
     if backend == Backend.FP4 and quantized.values.dtype != torch.uint8:
-    if backend == Backend.FP4 and quantized.values.dtype != torch.uint8:
         backend = eight_bit_backend(format)
     if not torch.compiler.is_compiling():
         y: torch.Tensor = _kernels_of(backend).multiply(quantized, weight, format, dtype)
