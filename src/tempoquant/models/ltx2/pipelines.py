@@ -1,5 +1,6 @@
 """LTX-2's pipelines: what they are called with, how they set their scheduler, and how the published model samples."""
 
+import functools
 import logging
 from typing import Any
 
@@ -79,13 +80,20 @@ def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) 
     if takes_image(index):
         assert prompt.image is not None  # `needs` has it
         found["image"] = first_frame(prompt.image, settings.width, settings.height)
-        if not is_av_available():
-            _logger.warning(
-                "PyAV is not installed, so the image is given as it is, and not compressed first as in training: "
-                "pip install av."
-            )
-        found["image_crf"] = _IMAGE_CRF if is_av_available() else 0
+        found["image_crf"] = _compression()
     return found
+
+
+@functools.cache
+def _compression() -> int:
+    """The CRF of the image's compression; 0 for none where PyAV is missing, which is said once."""
+    if is_av_available():
+        return _IMAGE_CRF
+    _logger.warning(
+        "PyAV is not installed, so the image is given as it is, and not compressed first as in training: pip install "
+        "av."
+    )
+    return 0
 
 
 def set_timesteps(
