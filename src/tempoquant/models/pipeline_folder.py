@@ -14,7 +14,8 @@ from tempoquant.models.no_source import PICKLES, file_as_model, refuse_file
 _LIBRARIES = {"diffusers", "transformers"}
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.md")
 WHOLE_MODEL = (*SMALL_FILES, "*.safetensors")
-INDEX_NAMES = ("model_index.json", "modular_model_index.json")
+INDEX_NAME = "model_index.json"
+INDEX_NAMES = (INDEX_NAME, "modular_model_index.json")
 """What diffusers calls a pipeline's index; a modular pipeline has the other, and may have both."""
 BUNDLED_MODELS = ("tiny", "tiny-outliers")
 
@@ -74,7 +75,7 @@ def read_index(folder: Path) -> PipelineIndex:
         ModelError: it is missing or malformed, names a component outside the folder, or one whose library is neither
             diffusers nor transformers (whose code would have to be trusted).
     """
-    file = index_file(folder) or folder / INDEX_NAMES[0]
+    file = index_file(folder) or folder / INDEX_NAME
     values, is_modular = read_json(file), file.name == INDEX_NAMES[1]
     if not isinstance(values, dict):
         raise ModelError(f"{file} is not a JSON object.")
