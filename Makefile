@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow browser test-kill check docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test test-slow browser test-kill check docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-speed bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -77,6 +77,9 @@ gpu-bundle: .venv/.installed  ## The same as a folder, build/gpu-bundle, for a G
 
 bench-launch: .venv/.installed-test  ## Processor time of the Python around one linear, with a stubbed launcher: a minute or two.
 	$(BIN)/python -m benchmarks.launch_overhead
+
+bench-speed: .venv/.installed-bench  ## Quality against skipped work of every cache of steps, with its figure, in runs/speed: fifteen minutes; resumes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_caching --json runs/speed/caches.jsonl --figure runs/speed/caches.png
 
 bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.
 	$(BIN)/python -m benchmarks.peers runs/peers

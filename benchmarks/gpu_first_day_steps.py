@@ -162,7 +162,7 @@ def _ways_of_the_product(shape: Any) -> Iterator[dict[str, Any]]:
     """{promoted, not} × {pointer, descriptor} of the FP8 product, as far as the backend offers them."""
     from benchmarks.kernels_timing import time_ms
     from tempoquant.kernels import dispatch
-    from tempoquant.kernels.triton_fp8_gemm import TILES
+    from tempoquant.kernels.fp8 import TILES
     from tempoquant.kernels.triton_gemm import Product, multiply
 
     def random(*size: int) -> torch.Tensor:

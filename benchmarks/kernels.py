@@ -3,12 +3,14 @@
     python -m benchmarks.kernels                                   # 480 × 832 and 720 × 1280, 81 frames
     python -m benchmarks.kernels --tokens 32760 --json kernels.jsonl
 
-Nothing is timed before its results were held to the reference. Without an NVIDIA GPU only the computed table is
-printed: operations, bytes, and the least times at the rates of an H100's datasheet.
+Nothing is timed before its results were held to the reference. What the machine code lets one expect is counted first
+(`python -m benchmarks.machine_code`); without an NVIDIA GPU that is all, for Hopper.
 """
 
 import argparse
+import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +21,9 @@ from rich.console import Console
 
 import tempoquant
 from benchmarks.json_line import publish
-from benchmarks.kernels_roofline import H100_SXM, Rates
-from benchmarks.kernels_tables import block_table, measured_table, roofline_table
+from benchmarks.kernels_roofline import Rates
+from benchmarks.kernels_tables import block_table, measured_table
+from benchmarks.machine_code.gpus import GPUS
 from benchmarks.registry import BLOCK_LINEARS, VIDEO_TOKENS, Shape, inputs_of_block, shapes_of_block
 
 Rows = list[dict[str, Any]]
@@ -74,6 +77,24 @@ def measure(video_tokens: Sequence[int], device: torch.device, graph: bool, cons
     return {"peaks": peaks, "results": results}
 
 
+def capability_here() -> int:
+    """The compute capability to count for, 90 for 9.0: the newest known that is not newer than the GPU; or Hopper's."""
+    if not torch.cuda.is_available():
+        return 90
+    major, minor = torch.cuda.get_device_capability()
+    return max((known for known in GPUS if known <= 10 * major + minor), default=min(GPUS))
+
+
+def counted_tables(capability: int) -> str:
+    """What benchmarks.machine_code prints, by a process of its own: here Triton may be interpreting.
+
+    Raises CalledProcessError when a kernel does not compile.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.machine_code", "--capability", str(capability)]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
 def describe() -> dict[str, Any]:
     """What the figures depend on."""
     from benchmarks.scale import commit_name
@@ -101,9 +122,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
     console = Console(width=150)
-    console.print(roofline_table(arguments.tokens, H100_SXM))
+    print(counted_tables(capability_here()), flush=True)
     if not torch.cuda.is_available():
-        print("No NVIDIA GPU is here, so nothing was measured: the table above is computed from a datasheet.")
+        print("No NVIDIA GPU is here, so nothing was measured: the tables above are counted and computed.")
         return 0
     with torch.no_grad():
         record = describe() | measure(arguments.tokens, torch.device("cuda"), arguments.graph, console)

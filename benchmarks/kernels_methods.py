@@ -74,26 +74,20 @@ class Method(NamedTuple):
 
 def our_methods(capability: int) -> list[Method]:
     """Those that a GPU of this compute capability (90 for 9.0) can run."""
-    from tempoquant.kernels import (
-        triton_bf16_gemm,
-        triton_expand,
-        triton_fp8_gemm,
-        triton_int8_gemm,
-        triton_quantize,
-    )
+    from tempoquant.kernels import bf16, fp8, int8, triton_expand, triton_quantize
 
     def expand_to_bf16(weight: WeightTensors, format: Format) -> tuple[Any, ...]:
         return triton_expand.expand_to_bf16(weight, format), weight.tensor_scale
 
-    fp8 = ("fp8", NVFP4_M1, triton_quantize.quantize_to_fp8, triton_expand.expand_to_fp8)
-    bf16 = ("bf16", NVFP4, triton_quantize.quantize_to_bf16, expand_to_bf16)
-    int8 = ("int8", INT4, triton_quantize.quantize_to_int8, triton_expand.expand_to_int8)
+    of_fp8 = ("fp8", NVFP4_M1, triton_quantize.quantize_to_fp8, triton_expand.expand_to_fp8)
+    of_bf16 = ("bf16", NVFP4, triton_quantize.quantize_to_bf16, expand_to_bf16)
+    of_int8 = ("int8", INT4, triton_quantize.quantize_to_int8, triton_expand.expand_to_int8)
     methods = [
-        Method("fp8, product by Triton", *fp8, triton_fp8_gemm.fp8_multiply),
-        Method("fp8, product by cuBLAS or CUTLASS", *fp8, vendor_products.fp8_scaled_mm),
-        Method("bf16, product by Triton", *bf16, triton_bf16_gemm.bf16_multiply),
-        Method("bf16, product by cuBLAS", *bf16, vendor_products.bf16_linear),
-        Method("int8", *int8, triton_int8_gemm.int8_multiply),
+        Method("fp8, product by Triton", *of_fp8, fp8.fp8_multiply),
+        Method("fp8, product by cuBLAS or CUTLASS", *of_fp8, vendor_products.fp8_scaled_mm),
+        Method("bf16, product by Triton", *of_bf16, bf16.bf16_multiply),
+        Method("bf16, product by cuBLAS", *of_bf16, vendor_products.bf16_linear),
+        Method("int8", *of_int8, int8.int8_multiply),
     ]
     return [method for method in methods if method.backend != "fp8" or capability >= 89]
 

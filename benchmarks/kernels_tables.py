@@ -1,36 +1,9 @@
-"""What benchmarks.kernels prints: the computed table, and the measured ones."""
+"""What benchmarks.kernels prints of its measurements."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-
-from benchmarks.kernels_roofline import RANK, Rates, block_floors, floors, multiply
-from benchmarks.registry import shapes_of_block
-
-
-def roofline_table(video_tokens: Sequence[int], rates: Rates) -> Table:
-    """Least times of every shape, and of a block."""
-    table = Table(
-        title=f"Computed, not measured: least times at the rates of {rates.name} ({rates.bf16_flops / 1e12:g} TFLOP/s "
-        f"BF16, {rates.fp8_flops / 1e12:g} FP8, {rates.bytes_per_s / 1e12:g} TB/s), rank {RANK}",
-        title_justify="left",
-    )
-    for name in ("tokens × in → out", "TFLOP", "GB", "BF16, ms", "project", "quantize", "expand", "multiply", "ours"):
-        table.add_column(name, justify="right")
-    table.add_column("BF16 / ours", justify="right")
-    for tokens in video_tokens:
-        for shape in shapes_of_block(tokens):
-            floor, work = floors(shape, rates), multiply(shape)
-            parts = (floor.bf16, floor.project, floor.quantize, floor.expand, floor.multiply, floor.alone)
-            table.add_row(
-                str(shape), f"{work.flops / 1e12:.3g}", f"{work.bytes / 1e9:.2f}",
-                *(f"{1e3 * part:.3f}" for part in parts), f"{floor.bf16 / floor.alone:.2f}",
-            )  # fmt: skip
-        bf16, ours = block_floors(tokens, rates)
-        ends = (f"{1e3 * ours:.2f}", f"{bf16 / ours:.2f}")
-        table.add_row(f"a block of {tokens:,}", "", "", f"{1e3 * bf16:.2f}", *[""] * 4, *ends, end_section=True)
-    return table
 
 
 def measured_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:

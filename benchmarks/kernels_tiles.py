@@ -1,4 +1,4 @@
-"""Times of the FP8 product by tile, for choosing the table in kernels/triton_fp8_gemm.py on a GPU.
+"""Times of the FP8 product by tile, for choosing the table in kernels/fp8.py on a GPU.
 
     python -m benchmarks.kernels_tiles [--tokens 32760] [--bf16]
 
@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.kernels_methods import MAX_PRODUCT_ERROR, relative_error
 from benchmarks.kernels_roofline import bf16_linear
 from benchmarks.registry import VIDEO_TOKENS, Shape, shapes_of_block
-from tempoquant.kernels import triton_bf16_gemm, triton_fp8_gemm
+from tempoquant.kernels import bf16, fp8
 from tempoquant.kernels.triton_gemm import Product, Tile, capability_of, multiply
 
 RANK = 32
@@ -51,7 +51,7 @@ def print_times(shape: Shape, dtype: torch.dtype, device: torch.device, console:
     """One table: a row a tile, with tiles fetched through pointers and by the copy engine; whether all were right."""
     from benchmarks.kernels_timing import time_ms
 
-    tiles = triton_fp8_gemm.TILES if dtype.itemsize == 1 else triton_bf16_gemm.TILES
+    tiles = fp8.TILES if dtype.itemsize == 1 else bf16.TILES
     product, capability = random_product(shape, dtype, device), capability_of(device)
     wanted = multiply(product, torch.bfloat16, tiles)
     table = Table(title=f"{shape}, {dtype}", title_justify="left")

@@ -153,9 +153,9 @@ def _allocate_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 def _jit_functions() -> list[Any]:
     """Every kernel of ours that was launched so far; a new driver has compiled none."""
-    from tempoquant.kernels import triton_expand, triton_gemm, triton_int8_gemm, triton_outside, triton_quantize
+    from tempoquant.kernels import int8, triton_expand, triton_gemm, triton_outside, triton_quantize
 
-    modules = (triton_expand, triton_gemm, triton_int8_gemm, triton_outside, triton_quantize)
+    modules = (triton_expand, triton_gemm, int8, triton_outside, triton_quantize)
     return [each for module in modules for each in vars(module).values() if isinstance(each, triton.JITFunction)]
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.hunyuan_video15.family import HUNYUAN_VIDEO15
 from tempoquant.models.ltx2.family import LTX2
 from tempoquant.models.ltx2.pipelines import TEXT_TO_VIDEO, TRANSFORMER, example_inputs
 from tempoquant.models.ltx2.published import published_models
+from tempoquant.models.minimax_h3.family import MINIMAX_H3
 from tempoquant.models.wan.family import COMPONENTS, WAN
 from tempoquant.models.wan.pipelines import IMAGE_TO_VIDEO
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, Denoiser
@@ -25,6 +27,8 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 40, "num_layers": 40, "out_channels": 16, "patch_size": [1, 2, 2],
     "pos_embed_seq_len": None, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024, "text_dim": 4096,
 }  # fmt: skip
+
+_Inputs = Callable[[int, float, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Shapes:
     pipeline: str
     denoiser: Denoiser
     config: Mapping[str, Any]
-    inputs: Callable[[int, float, int], dict[str, Any]]
+    inputs: _Inputs
 
     @property
     def class_name(self) -> str:
@@ -102,6 +106,42 @@ def _ltx2_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
     return inputs
 
 
+def _example_inputs(family: ModelFamily, index: dict[str, Any], config: Mapping[str, Any]) -> _Inputs:
+    """Of a family's example: random numbers, masks that leave nothing out, and rows of one sequence in order."""
+
+    def inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(seed)
+        found: dict[str, Any] = {}
+        num_rows = 0
+        shapes = family.example_inputs(PipelineIndex(_NOWHERE, index, {}), config, latent_shape(num_tokens))
+        for name, like in shapes.items():
+            if name == family.timestep_argument:
+                told = (timestep - family.call.timestep_offset) / family.call.timestep_scale
+                found[name] = torch.full(like.shape, told)
+            elif "mask" in name:
+                found[name] = torch.ones(like.shape)
+            elif like.is_floating_point():
+                dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+                found[name] = torch.randn(like.shape, generator=generator, dtype=dtype)
+            elif name.endswith("_indices") and not name.startswith("timestep"):
+                found[name] = torch.arange(num_rows, num_rows + len(like))
+                num_rows += len(like)
+            else:
+                found[name] = torch.zeros(like.shape, dtype=like.dtype)
+        return found
+
+    return inputs
+
+
+def _published(family: ModelFamily, name: str, title: str) -> "Shapes":
+    """A family's published model with one denoiser."""
+    model = family.published_models()[name]
+    _, class_name, config = model["models"]["transformer"]
+    config = {"_class_name": class_name, **config}
+    inputs = _example_inputs(family, model["index"], config)
+    return Shapes(title, family, model["index"]["_class_name"], Denoiser("transformer", "transformer"), config, inputs)
+
+
 _LTX2 = published_models()["ltx-2"]
 _NOWHERE: Any = None
 _LTX2_CONFIG: dict[str, Any] = {"_class_name": TRANSFORMER, **_LTX2["models"]["transformer"][2]}
@@ -113,5 +153,7 @@ SHAPES = {
         Denoiser("high_noise", COMPONENTS["high_noise"], (BOUNDARY_RATIO * _MOST, _MOST)), CONFIG, _wan_inputs,
     ),
     "ltx-2": Shapes("LTX-2", LTX2, TEXT_TO_VIDEO, Denoiser("transformer", "transformer"), _LTX2_CONFIG, _ltx2_inputs),
+    "hunyuanvideo-1.5": _published(HUNYUAN_VIDEO15, "hunyuanvideo-1.5-480p-t2v", "HunyuanVideo-1.5"),
+    "minimax-h3": _published(MINIMAX_H3, "minimax-h3", "MiniMax-H3"),
 }  # fmt: skip
 WAN_A14B = SHAPES["wan2.2-i2v-a14b"]

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from diffusers import WanImageToVideoPipeline
 from torch import Tensor
-from training.denoisers import sample_sigma
 
 from tempoquant.models.sampling_file import default_settings
 from tempoquant.models.source import SourceModel
 from tempoquant.tiny import evaluation_items, render, weights_folder
 from tempoquant.tiny.sets import TinyItem, item_of
 from tempoquant.tiny.world import with_other_motions
+from training.experts import sample_sigma
 from training.generate import generate, summary
 
 COLUMNS = {

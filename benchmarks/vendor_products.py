@@ -1,6 +1,6 @@
 """The matrix products by PyTorch's own, to time ours beside: the vendor's library on a GPU, and a CPU without Triton.
 
-Operands and what is computed are those of triton_fp8_gemm and triton_bf16_gemm. The difference is in rounding: a
+Operands and what is computed are those of fp8 and bf16. The difference is in rounding: a
 library writes its product in 16 bits, and the branch and the bias are added to that in a second pass over y.
 """
 
@@ -18,7 +18,7 @@ def fp8_scaled_mm(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """`triton_fp8_gemm.fp8_multiply` by `torch._scaled_mm`, with sums promoted to float32 (no fast accumulation).
+    """`fp8.fp8_multiply` by `torch._scaled_mm`, with sums promoted to float32 (no fast accumulation).
 
     The product is rounded to bfloat16, row-wise scaling's only dtype. Branch and bias are then added by one more
     product whose sum starts from it: one rounding more, or two with a bias (in bfloat16) beside a branch.
@@ -47,7 +47,7 @@ def bf16_linear(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """`triton_bf16_gemm.bf16_multiply` by `torch.nn.functional.linear`.
+    """`bf16.bf16_multiply` by `torch.nn.functional.linear`.
 
     The product is rounded to bfloat16, again by the tensor scale, and again with bias and branch.
 

@@ -12,6 +12,7 @@ from tempoquant.errors import TempoQuantError
 from tempoquant.registration import register_on_import
 
 if TYPE_CHECKING:
+    from tempoquant.acceleration import accelerate
     from tempoquant.models.with_experts import WithExperts
     from tempoquant.placement.memory_modes import set_memory_mode
     from tempoquant.quantizing import quantize, quantize_linear
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
 __version__ = version("tempoquant")
 
 __all__ = [
-    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "quantize", "quantize_linear",
-    "set_activation_bits", "set_memory_mode",
+    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "accelerate", "quantize",
+    "quantize_linear", "set_activation_bits", "set_memory_mode",
 ]  # fmt: skip
 
 _ON_FIRST_USE = {
     "QuantizedLinear": "tempoquant.runtime.linear",
     "Recipe": "tempoquant.recipe",
     "WithExperts": "tempoquant.models.with_experts",
+    "accelerate": "tempoquant.acceleration",
     "quantize": "tempoquant.quantizing",
     "quantize_linear": "tempoquant.quantizing",
     "set_activation_bits": "tempoquant.runtime.activation_bits",

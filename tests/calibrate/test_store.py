@@ -245,3 +245,23 @@ def test_the_index_is_the_same_text_after_reading_it(store):
     text = (store.folder / "store.json").read_text(encoding="utf-8")
     assert StoreIndex.from_dict(json.loads(text)).to_json() == text
     assert store.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_magnitude_ratios_are_the_mean_of_the_prompts_and_an_older_store_has_none(tmp_path):
+    writer = StoreWriter(tmp_path / "store", {"encoder_hidden_states"})
+    for prompt, ratio in ((0, 1.2), (1, 1.4)):
+        for each in SAMPLES[prompt]:
+            writer.add(prompt, each)
+        writer.commit(prompt, {"high_noise": {"conditional": [1.0, ratio], "unconditional": [1.0, 0.5]}})
+    store = writer.finish(PROVENANCE, SCHEDULE, [0, 1])
+    found = store.magnitude_ratios("high_noise")
+    assert found.timesteps == store.schedule("high_noise")
+    assert found.by_branch["conditional"] == pytest.approx((1.0, 1.3))
+    assert found.by_branch["unconditional"] == (1.0, 0.5)
+    assert store.magnitude_ratios("low_noise") is None
+    older = write(tmp_path / "older")
+    assert older.magnitude_ratios("high_noise") is None
+    index = json.loads((store.folder / "store.json").read_text())
+    index["magnitude_ratios"]["high_noise"]["timesteps"] = [999.0, 900.0]
+    with pytest.raises(CalibrationError, match="magnitude_ratios are of the first timesteps of high_noise"):
+        StoreIndex.from_dict(index)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tempoquant.checkpoint import FORMAT_VERSION, ComponentConfig, LayerEntry
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.checkpoint.schema import MAX_EDGES, MAX_FEATURES
 from tempoquant.errors import CheckpointError
 from tempoquant.formats import FORMATS, MXFP4, Format, ScaleRule
@@ -28,7 +29,11 @@ CONFIG = ComponentConfig(
     calibration=CALIBRATION,
     notes=("blocks.0.ffn.net.2: Hessian in float64",),
     weight_sha256={"diffusion_pytorch_model.safetensors": "0" * 64},
+    magnitude_ratios=MagnitudeRatios((900.0, 450.0), {"conditional": (1.0, 1.05), "unconditional": (1.0, 0.95)}),
 )
+
+
+OPTIONAL = ("weight_sha256", "magnitude_ratios")
 
 
 def plain() -> dict[str, Any]:
@@ -71,6 +76,13 @@ def test_a_recipe_stored_with_a_key_for_each_experts_bins_is_read_with_the_same_
     assert ComponentConfig.from_dict(json.loads(json.dumps(parsed.to_dict()))) == parsed
 
 
+def test_a_component_of_an_older_recording_has_no_magnitude_ratios() -> None:
+    config = plain()
+    del config["magnitude_ratios"]
+    parsed = ComponentConfig.from_dict(config)
+    assert parsed.magnitude_ratios is None and "magnitude_ratios" not in parsed.to_dict()
+
+
 def test_a_component_may_have_no_calibration_and_no_bins() -> None:
     config = altered("calibration", None) | {"timestep_edges": []}
     parsed = ComponentConfig.from_dict(config)
@@ -83,7 +95,7 @@ def test_layers_are_written_in_one_order() -> None:
     assert json.dumps(ComponentConfig.from_dict(backwards).to_dict()) == json.dumps(CONFIG.to_dict())
 
 
-@pytest.mark.parametrize("key", [key for key in CONFIG.to_dict() if key != "weight_sha256"])
+@pytest.mark.parametrize("key", [key for key in CONFIG.to_dict() if key not in OPTIONAL])
 def test_a_missing_key_is_named(key: str) -> None:
     config = plain()
     del config[key]

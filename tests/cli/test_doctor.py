@@ -23,6 +23,10 @@ def test_a_machine_without_a_gpu_is_told_so() -> None:
     assert record["libraries"]["torch"] == torch.__version__.split("+")[0] or record["libraries"]["torch"]
     shown = " ".join(run("doctor").stdout.split())
     assert "plain PyTorch" in shown and "needs an NVIDIA GPU" in shown
+    attention = record["devices"][0]["attention"]
+    assert {each["backend"] for each in attention["chosen"].values()} == {"native"} and "native" in attention[
+        "installed"
+    ]
 
 
 @without_gpu
@@ -47,3 +51,6 @@ def test_a_hopper_gpu_gets_fp8_for_the_default_format(monkeypatch: pytest.Monkey
     )
     backends = {name: kernels["backend"] for name, kernels in gpu["kernels"].items()}
     assert backends == {"nvfp4_m1": "fp8", "mxfp4": "fp8", "nvfp4": "bf16", "int4": "int8"}
+    fast = gpu["attention"]["chosen"]["fast"]
+    assert "sage" not in fast["backend"], "Sage's kernel for Hopper breaks Wan"
+    assert fast["backend"] == "_flash_3" or any("_flash_3" in each and "build" in each for each in fast["missing"])

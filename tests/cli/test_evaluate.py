@@ -1,6 +1,7 @@
 """`evaluate`, with a made-up evaluation in place of models."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -94,9 +95,22 @@ def test_labels_are_folder_names_that_stay_apart(requests, pipeline, tmp_path):
     assert {model.activation_bits for model in models} == {"8@0-500"}
 
 
+def test_a_speed_makes_rows_of_its_own_beside_w4a4(requests, pipeline, tmp_path):
+    flags = "--benchmark tiny --device cpu --speed fast --speed fastest --cache taylorseer"
+    result = run("evaluate", "tiny", pipeline, *split(flags), "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    models = requests[0][0].models
+    assert [model.label for model in models] == ["model", "model-fast", "model-fastest"]
+    assert models[0].speed is None
+    assert [model.speed.cache.name for model in models[1:]] == ["taylorseer"] * 2
+    assert pickle.loads(pickle.dumps(models[1])).speed == models[1].speed
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
+        ("--benchmark tiny --device cpu --speed fast", 1, "MagCache needs magnitude ratios"),
+        ("--benchmark tiny --device cpu --cache firstblock", 2, "go with --speed"),
         ("--benchmark opens2v", 1, "give its folder with --root"),
         ("--benchmark nothing.jsonl", 1, "there is no prompt file or folder"),
         ("--benchmark tiny --seeds 1,x", 2, "is not whole numbers"),

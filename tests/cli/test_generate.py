@@ -77,6 +77,24 @@ def test_generate_says_when_it_falls_back_on_the_published_settings(generate_cal
 
 
 @pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--speed fast", "MagCache needs magnitude ratios, which a recording brings, and high_noise has none"),
+        ("--compile --memory lean", "--compile and --memory lean cannot be combined"),
+        ("--compile", "--compile needs blocks that compute all tokens in one piece"),
+        ("--compile --in-one-piece --cache taylorseer", "--compile and --cache taylorseer cannot be combined"),
+        ("--attention sage", "attention backend sage needs a CUDA GPU"),
+        ("--attention nothing", "diffusers has no attention backend 'nothing'"),
+    ],
+)
+def test_generate_refuses_what_cannot_be_combined_before_it_loads(generate_calls, model, tmp_path, image, flags, words):
+    result = run("generate", model, "--image", image, "--prompt", "go", "-o", tmp_path / "a.mp4", "--device", "cpu",
+                 *split(flags))  # fmt: skip
+    assert_refused(result, 1, words)
+    assert modes == [] and generate_calls == []
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"--image": "missing.png"}, "there is no image"),

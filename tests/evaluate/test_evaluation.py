@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from tempoquant.acceleration.cache_settings import CacheSettings
+from tempoquant.acceleration.choices import Choices
 from tempoquant.errors import CalibrationError, DeviceError, ModelError, OutputError, SettingsError
 from tempoquant.evaluate import generation
 from tempoquant.evaluate.benchmark_sets import BenchmarkSet, Item, Overlap
@@ -65,6 +67,21 @@ def found(request_of, tmp_path_factory):
         patch.setattr(generation, "generate_video", failing)
         record = evaluate(request_of(ids=wanted), out, CPU)
     return SimpleNamespace(record=record, out=out, calls=calls, ids=wanted)
+
+
+def test_a_speed_is_a_row_of_its_own_that_says_so(rounded, benchmark, tmp_path):
+    choices = Choices("exact", asked_cache=CacheSettings("firstblock", threshold=10.0))
+    models = [Model("rtn", rounded), Model("rtn-exact", rounded, speed=choices)]
+    steps = SETTINGS.replace(num_steps=4)
+    record = evaluate(Request(Model("16-bit", SOURCE), models, benchmark, steps, limit=1), tmp_path / "out", CPU)
+    _, plain, cached = record["models"]
+    assert plain["speed"] is plain["acceleration"] is None and plain["maps"] is not None
+    assert cached["speed"] == "exact: firstblock (threshold 10)" and cached["maps"] is None
+    skipped = [calls["skipped"] for calls in cached["acceleration"]["calls"].values()]
+    assert all(each > 0 for each in skipped)
+    means = {row["label"]: row["mean"] for row in record["summary"] if row["metric"] == "final_latent_db"}
+    assert means["rtn-exact"] < means["rtn"]
+    assert any("rtn-exact generates at another speed" in note for note in record["notes"])
 
 
 def manifest(found):

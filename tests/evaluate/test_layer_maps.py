@@ -45,6 +45,15 @@ def test_the_error_is_that_of_the_layer_on_its_own_input(calls, quantized):
     assert found["error_db"][found["layers"].index(NAME)][0] == pytest.approx(wanted, abs=1e-3)
 
 
+def test_attention_in_8_bits_stands_beside_the_linears(calls, quantized):
+    found = layer_maps(quantized, SOURCE, calls, dict.fromkeys(COMPONENTS, TimestepBins()))["low_noise"]["attention"]
+    num_blocks = len(quantized.transformer_2.blocks)
+    assert len(found["layers"]) == len(found["error_db"]) == num_blocks * 2 * 2
+    errors = dict(zip(found["layers"], (row[0] for row in found["error_db"]), strict=True))
+    assert all(-80 < error < -15 for error in errors.values())
+    assert errors["blocks.0.attn1.int8_fp8"] > errors["blocks.0.attn1.int8_fp16"]
+
+
 def test_bins_without_a_call_are_none_and_no_hook_is_left(calls, quantized):
     edges = TimestepBins((1.0,))  # no call is as clean as that
     found = layer_maps(quantized, SOURCE, calls, dict.fromkeys(COMPONENTS, edges))["low_noise"]

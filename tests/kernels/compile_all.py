@@ -2,7 +2,7 @@
 
     python -m tests.kernels.compile_all [--capability 90 …] [--only PART-OF-A-NAME …] [--json FILE]
 
-The table form: every module `tempoquant.kernels.triton_*` defines
+The table form: every module of `tempoquant.kernels` that launches a kernel defines
 
     def specializations() -> NamedLaunches:   # kernels/launch.py: yields (name, Launch)
 
@@ -17,22 +17,16 @@ Printed for each: registers a thread, bytes spilled, static and dynamic shared m
 
 import argparse
 import contextlib
-import importlib
 import io
 import json
-import pkgutil
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
-from triton.compiler import ASTSource
-from triton.runtime.jit import native_specialize_impl
 
-from tempoquant import kernels
+from benchmarks.machine_code.compiling import compile_for, named_launches
 from tempoquant.kernels.launch import Launch
 
 CAPABILITIES = (80, 89, 90, 100, 120)
@@ -51,46 +45,13 @@ class Compiled(NamedTuple):
     error: str
 
 
-def named_launches() -> Iterator[tuple[str, Launch]]:
-    """All specializations of all kernel modules, as (module: name, launch)."""
-    for module in pkgutil.iter_modules(kernels.__path__):
-        if module.name.startswith("triton_"):
-            found = importlib.import_module(f"{kernels.__name__}.{module.name}")
-            for name, launch in found.specializations() if hasattr(found, "specializations") else ():
-                yield f"{module.name.removeprefix('triton_')}: {name}", launch
-
-
-def source_of(launch: Launch) -> ASTSource:
-    """The kernel with its types, constants and alignment, as a launch with these arguments specializes it."""
-    signature: dict[str, Any] = {}
-    constants: dict[tuple[int], Any] = {}
-    attributes: dict[tuple[int], Any] = {}
-    for parameter in launch.kernel.params:
-        value = launch.arguments[parameter.name]
-        if parameter.is_constexpr:
-            kind, key = "constexpr", None
-        else:
-            specialize, align = not parameter.do_not_specialize, not parameter.do_not_specialize_on_alignment
-            kind, key = native_specialize_impl(CUDABackend, value, parameter.is_const, specialize, align)
-        signature[parameter.name] = kind
-        if kind == "constexpr":
-            constants[(parameter.num,)] = value
-        elif isinstance(key, str):
-            attributes[(parameter.num,)] = CUDABackend.parse_attr(key)
-    unknown = set(launch.arguments) - {parameter.name for parameter in launch.kernel.params}
-    if unknown:
-        raise TypeError(f"{launch.kernel.__name__} takes no {', '.join(sorted(unknown))}.")
-    return ASTSource(launch.kernel, signature, constants, attributes)
-
-
 def compiled(name: str, launch: Launch, capability: int) -> Compiled:
     """Compile one launch to a cubin; a failure is a row too."""
     row = Compiled(launch.kernel.__name__, name, capability, launch.options.get("num_warps", 4), 0, 0, 0, "")
     log = io.StringIO()
     try:
         with contextlib.redirect_stdout(log):
-            target = GPUTarget("cuda", capability, 32)
-            binary = triton.compile(source_of(launch), target=target, options=launch.options)
+            binary = compile_for(launch, capability)
     except Exception as error:  # whatever the compiler raises is the finding
         return row._replace(error=f"{type(error).__name__}: {str(error).strip() or log.getvalue().strip()}"[-2000:])
     registers = max((int(number) for number in re.findall(r"Used (\d+) registers", log.getvalue())), default=0)

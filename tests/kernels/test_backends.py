@@ -20,6 +20,8 @@ from tests.kernels.products import DEVICE
 from tests.random_layers import by_bin, random, random_layer, random_linear
 
 BACKENDS = [
+    (Backend.FP4, MXFP4),
+    (Backend.FP4, NVFP4_M1),
     *((Backend.FP8, format) for format in FORMATS.values() if format.is_fp8_exact),
     *((Backend.BF16, format) for format in FORMATS.values()),
     (Backend.INT8, INT4),

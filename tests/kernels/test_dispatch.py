@@ -32,7 +32,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ((9, 0), NVFP4_M1, Backend.FP8),
         ((8, 9), MXFP4, Backend.FP8),
-        ((12, 0), NVFP4_M1, Backend.FP8),
+        ((10, 0), NVFP4, Backend.FP4),
+        ((10, 3), MXFP4, Backend.FP4),
+        ((12, 0), NVFP4_M1, Backend.FP4),
+        ((11, 0), NVFP4_M1, Backend.FP8),
+        ((12, 0), INT4, Backend.INT8),
         ((9, 0), NVFP4, Backend.BF16),  # its scales are no FP8 numbers
         ((9, 0), INT4, Backend.INT8),
         ((8, 0), INT4, Backend.INT8),
@@ -56,7 +60,7 @@ def test_without_triton_the_reference_runs_and_says_so(gpu: Any, monkeypatch: py
     monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     choice = choose(GPU, MXFP4)
     assert choice.backend is Backend.REFERENCE
-    assert "not fp8, bf16: Triton is not installed" in choice.reason
+    assert "not fp4, fp8, bf16: Triton is not installed" in choice.reason
 
 
 def test_a_backend_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
@@ -72,7 +76,12 @@ def test_a_backend_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
 
 @pytest.mark.parametrize(
     ("backend", "format", "why"),
-    [("fp8", NVFP4, "no FP8 numbers"), ("int8", MXFP4, "no integers"), ("fp8", MXFP4, "needs an NVIDIA GPU")],
+    [
+        ("fp4", INT4, "no E2M1 numbers"),
+        ("fp8", NVFP4, "no FP8 numbers"),
+        ("int8", MXFP4, "no integers"),
+        ("fp8", MXFP4, "needs an NVIDIA GPU"),
+    ],
 )
 def test_a_forced_backend_that_cannot_run_is_refused_with_the_reason(
     backend: str, format: Format, why: str, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +93,9 @@ def test_a_forced_backend_that_cannot_run_is_refused_with_the_reason(
 
 def test_an_unknown_backend_is_refused_by_name() -> None:
     with (
-        pytest.raises(UnsupportedError, match="no backend called 'fp9'; known ones are fp8, int8, bf16, reference"),
+        pytest.raises(
+            UnsupportedError, match="no backend called 'fp9'; known ones are fp4, fp8, int8, bf16, reference"
+        ),
         forced("fp9"),
     ):
         pass

@@ -25,6 +25,19 @@ def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
     return wide[..., ::2]
 
 
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    """Features a row apart, as a transposed tensor has them; a vector has only one order."""
+    return tensor if tensor.dim() < 2 else tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def cut_out(tensor: torch.Tensor) -> torch.Tensor:
+    """A view into a wider tensor that starts at no aligned address."""
+    wide = torch.empty(*tensor.shape[:-1], tensor.shape[-1] + 3, dtype=tensor.dtype, device=tensor.device)
+    wide.view(torch.uint8).fill_(POISON)
+    wide[..., 1:-2] = tensor
+    return wide[..., 1:-2]
+
+
 def one_for_all_rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:1].expand(tensor.shape)
 
@@ -33,7 +46,7 @@ def one_for_all_columns(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[..., :1].expand(tensor.shape)
 
 
-each_layout = pytest.mark.parametrize("lay_out", [with_gaps, one_for_all_rows, one_for_all_columns])
+each_layout = pytest.mark.parametrize("lay_out", [with_gaps, turned, cut_out, one_for_all_rows, one_for_all_columns])
 each_backend = pytest.mark.parametrize(
     ("backend", "format"),
     [(Backend.FP8, NVFP4_M1), (Backend.FP8, MXFP4), (Backend.BF16, NVFP4_M1), (Backend.INT8, INT4)],
@@ -85,8 +98,20 @@ def test_multiplying_reads_its_arguments_wherever_they_lie(
 
 
 @each_backend
-def test_a_linear_takes_one_batch_entry_whose_features_lie_apart(backend: Backend, format: Format) -> None:
-    module = linear(format)
-    x = random(1, 3 * format.group_size, 5).bfloat16().to(DEVICE).transpose(1, 2)
+def test_a_linear_takes_one_batch_entry_however_it_lies(backend: Backend, format: Format) -> None:
+    """A batch of one can be flattened without a copy, whatever its strides, so that kernels see them."""
+    module, in_features = linear(format), 3 * format.group_size
+    x = random(1, in_features, 5).bfloat16().to(DEVICE)
+    wide = random(1, 10, 2 * in_features).bfloat16().to(DEVICE)
+    inputs = (
+        x.transpose(1, 2),
+        x[:, :, :1].transpose(1, 2),  # one token
+        x[:, :1].transpose(1, 2).expand(1, 5, in_features),  # one number for all features
+        x[:, :, :1].transpose(1, 2).expand(1, 5, in_features),  # one row for all tokens
+        wide[:, ::2, ::2],
+        wide[:, ::2, 1 : 1 + in_features],
+    )
     with forced(backend):
-        assert torch.equal(module(x), module(x.contiguous()))
+        for each in inputs:
+            assert each.reshape(-1, in_features).data_ptr() == each.data_ptr()
+            assert torch.equal(module(each), module(each.contiguous()))

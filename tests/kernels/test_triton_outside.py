@@ -21,9 +21,9 @@ from tempoquant.formats import (
 from tempoquant.formats.scales import group_scale
 from tempoquant.input_transform import InputTransform
 from tempoquant.kernels import fp8
+from tempoquant.kernels.fp8 import fp8_multiply
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
-from tempoquant.kernels.triton_fp8_gemm import fp8_multiply
 from tempoquant.kernels.triton_outside import GROUP, replace_outside_rows
 from tempoquant.kernels.triton_quantize_outside import store_packed
 from tests.kernels.products import DEVICE, branch, generator, powers_of_two, whole_numbers

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 from tempoquant.formats import INT4, ScaleRule
-from tempoquant.kernels.triton_rounding import divide, over_scale, rounding_of, sum_by_halves
+from tempoquant.kernels.triton_division import divide, divided, over_scale, remainder_of_reciprocal
+from tempoquant.kernels.triton_rounding import rounding_of, sum_by_halves
 from tests.kernels.rounded_inputs import DEVICE
 from tests.random_layers import random
 
@@ -18,13 +19,15 @@ FORMAT = rounding_of(INT4, ScaleRule.CEIL)
 
 @triton.jit
 def _divide_kernel(
-    x: tl.tensor, divisor: tl.tensor, reciprocal: tl.tensor, quotient: tl.tensor, over: tl.tensor,
+    x: tl.tensor, divisor: tl.tensor, reciprocal: tl.tensor, quotient: tl.tensor, over: tl.tensor, short: tl.tensor,
     FORMAT: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     numbers, divisors = tl.load(x + places), tl.load(divisor + places)
     tl.store(quotient + places, divide(numbers, divisors, tl.load(reciprocal + places), FORMAT))
     tl.store(over + places, over_scale(numbers, divisors, FORMAT))
+    high = tl.load(reciprocal + places)
+    tl.store(short + places, divided(numbers, high, remainder_of_reciprocal(divisors, high, FORMAT), FORMAT))
 
 
 @triton.jit
@@ -35,14 +38,13 @@ def _sum_kernel(x: tl.tensor, total: tl.tensor, ROWS: tl.constexpr, GROUP: tl.co
     tl.store(total + group, sum_by_halves(tile, LOG2))
 
 
-def quotients(x: torch.Tensor, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """By `divide` and by `over_scale`."""
+def quotients(x: torch.Tensor, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """By `divide`, by `over_scale`, and, for divisors of eight significant bits, by `divided`."""
     x, divisor = x.float().to(DEVICE).contiguous(), divisor.float().to(DEVICE).contiguous()
-    first, second = torch.empty_like(x), torch.empty_like(x)
-    _divide_kernel[(x.numel() // 256,)](
-        x, divisor, divisor.reciprocal(), first, second, FORMAT, 256, enable_fp_fusion=False
-    )
-    return first.cpu(), second.cpu()
+    found = [torch.empty_like(x) for _ in range(3)]
+    _divide_kernel[(x.numel() // 256,)](x, divisor, divisor.reciprocal(), *found, FORMAT, 256, enable_fp_fusion=False)
+    first, second, third = (each.cpu() for each in found)
+    return first, second, third
 
 
 def test_every_two_mantissas_of_bfloat16_divide_as_in_ieee() -> None:
@@ -58,14 +60,25 @@ def test_floats_of_any_mantissa_divide_as_in_ieee(exponents: int) -> None:
     x = random(2**14, seed=1) * 2.0 ** (random(2**14, seed=2) * 0.2 * exponents).round()
     divisor = random(2**14, seed=3).abs() * 2.0 ** (random(2**14, seed=4) * 0.1 * exponents).round()
     assert not torch.equal(x * divisor.reciprocal(), x / divisor)
-    for found in quotients(x, divisor):
+    for found in quotients(x, divisor)[:2]:
         assert torch.equal(found, x / divisor)
+    short = divisor.bfloat16().float()
+    assert torch.equal(quotients(x, short)[2], x / short)
+
+
+def test_numbers_beside_the_middle_of_two_floats_divide_as_in_ieee_by_every_short_divisor() -> None:
+    """Those whose quotients are the hardest to round: the nearest floats to a middle times the divisor."""
+    divisor = torch.arange(128, 256).repeat_interleave(128).float()
+    generator = torch.Generator().manual_seed(5)
+    middles = torch.randint(2**23, 2**24, divisor.shape, generator=generator).double() + 0.5
+    x = (middles * divisor.double()).float()
+    assert torch.equal(quotients(x, divisor)[2], x / divisor)
 
 
 @pytest.mark.parametrize("divisor", [2.0**-126, 1.5 * 2.0**-126, 2.0**127, 1.984375 * 2.0**127])
 def test_over_the_smallest_and_largest_scales_too(divisor: float) -> None:
     x = (random(256).abs() * divisor).clamp(max=torch.finfo(torch.float32).max)
-    _, found = quotients(x, torch.full_like(x, divisor))
+    _, found, _ = quotients(x, torch.full_like(x, divisor))
     assert torch.equal(found, x / divisor)
 
 

@@ -107,11 +107,11 @@ def test_lean_records_what_resident_records(store, tmp_path):
 def test_a_recording_that_was_killed_goes_on_at_the_next_prompt_and_leaves_the_same_bytes(store, tmp_path, monkeypatch):
     target = tmp_path / "store"
 
-    def killed(self, prompt_index):
+    def killed(self, prompt_index, magnitude_ratios=None):
         if prompt_index == 1:
             raise KeyboardInterrupt
 
-        commit(self, prompt_index)
+        commit(self, prompt_index, magnitude_ratios)
 
     commit = StoreWriter.commit
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

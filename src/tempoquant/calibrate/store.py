@@ -17,6 +17,7 @@ from tempoquant.calibrate.arguments import OUTLINE_KEY, put_together
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.store_index import INDEX_NAME, SampleEntry, StoreIndex, damaged
 from tempoquant.checkpoint.files import read_json, require_inside, sha256_of
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.errors import CalibrationError, CheckpointError
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, TimestepBins
@@ -103,6 +104,10 @@ class SampleStore:
         """All timesteps of a denoiser in the sampling loop, falling; samples of some of them only may be stored."""
         return self._index.schedule.get(denoiser, ())
 
+    def magnitude_ratios(self, denoiser: str) -> MagnitudeRatios | None:
+        """What the recording saw of them; None where it ran no denoiser, or was an older version's."""
+        return self._index.magnitude_ratios.get(denoiser)
+
     def entries(self, denoiser: str) -> tuple[SampleEntry, ...]:
         """What is stored of a denoiser, without tensors: by step, then prompt, then guidance branch."""
         return tuple(entry for entry in self._index.samples if entry.denoiser == denoiser)
@@ -155,10 +160,11 @@ def _outline_of(content: bytes) -> Any:
 
 
 def _is_at(told: torch.Tensor, timestep: float) -> bool:
-    """Whether what a denoiser is told is a timestep, 0 … 1000 or 0 … 1, but for the rounding of its dtype."""
+    """Whether what a denoiser is told is a timestep, 0 … 1000, 0 … 1 or 1 clean … 0, but for its dtype's rounding."""
     noisiest = told.max()
     allowed = timestep * _ROUNDED.get(told.dtype, 0.0)
-    return any(abs(float(each) - timestep) <= allowed for each in (noisiest, noisiest * NUM_TRAIN_TIMESTEPS))
+    read = (noisiest, noisiest * NUM_TRAIN_TIMESTEPS, NUM_TRAIN_TIMESTEPS - told.min() * NUM_TRAIN_TIMESTEPS)
+    return any(abs(float(each) - timestep) <= allowed for each in read)
 
 
 class StoredSamples(Sequence[CalibrationSample]):

@@ -4,11 +4,12 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from tempoquant.calibrate.sample import GuidanceBranch
-from tempoquant.errors import CalibrationError
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
+from tempoquant.errors import CalibrationError, CheckpointError
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS
 from tempoquant.validation import shorten
 
@@ -87,12 +88,14 @@ class StoreIndex:
         schedule: all timesteps of each denoiser in the sampling loop, falling; the noisiest denoiser first.
         samples: by denoiser (high noise first), step, prompt, guidance branch.
         texts: file of shared inputs to its hexadecimal SHA-256.
+        magnitude_ratios: of each denoiser; none of samples from latents, or where the recording was an older version's.
     """
 
     provenance: Mapping[str, Any]
     schedule: Mapping[str, tuple[float, ...]]
     samples: tuple[SampleEntry, ...]
     texts: Mapping[str, str]
+    magnitude_ratios: Mapping[str, MagnitudeRatios] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of store.json: the same for the same content."""
@@ -103,6 +106,8 @@ class StoreIndex:
             "samples": [entry.to_dict() for entry in self.samples],
             "texts": dict(self.texts),
         }
+        if self.magnitude_ratios:
+            record["magnitude_ratios"] = {name: each.to_dict() for name, each in self.magnitude_ratios.items()}
         return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -110,7 +115,7 @@ class StoreIndex:
         """Check and take apart. Raises CalibrationError that names the key and the remedy."""
         version = record.get("format_version") if isinstance(record, dict) else None
         _require(type(version) is int and version == FORMAT_VERSION, "format_version", f"is {FORMAT_VERSION}", version)
-        _check_keys(record, {"format_version", "provenance", "schedule", "samples", "texts"})
+        _check_keys(record, {"format_version", "provenance", "schedule", "samples", "texts"}, {"magnitude_ratios"})
         _check_provenance(record["provenance"])
         samples, texts = record["samples"], record["texts"]
         _require(isinstance(samples, list) and len(samples) <= MAX_SAMPLES, "samples",
@@ -120,7 +125,9 @@ class StoreIndex:
             _check_file(file, TEXTS_FOLDER)
             _check_hash(digest)
         schedule = _schedule(record["schedule"])
-        index = cls(record["provenance"], schedule, tuple(SampleEntry.from_dict(entry) for entry in samples), texts)
+        entries = tuple(SampleEntry.from_dict(entry) for entry in samples)
+        ratios = _magnitude_ratios(record.get("magnitude_ratios", {}), schedule)
+        index = cls(record["provenance"], schedule, entries, texts, ratios)
         index._check_consistent()
         return index
 
@@ -151,6 +158,19 @@ def _schedule(record: Any) -> dict[str, tuple[float, ...]]:
             key, f"is a falling list of timesteps in 0 … {NUM_TRAIN_TIMESTEPS}", timesteps,
         )  # fmt: skip
     return {denoiser: tuple(float(timestep) for timestep in timesteps) for denoiser, timesteps in record.items()}
+
+
+def _magnitude_ratios(record: Any, schedule: Mapping[str, tuple[float, ...]]) -> dict[str, MagnitudeRatios]:
+    _require(isinstance(record, dict) and set(record) <= set(schedule), "magnitude_ratios", "is an object of denoisers",
+             record)  # fmt: skip
+    try:
+        found = {denoiser: MagnitudeRatios.from_dict(each) for denoiser, each in record.items()}
+    except CheckpointError as error:
+        raise damaged(f"magnitude_ratios cannot be used ({error})") from error
+    for denoiser, ratios in found.items():
+        _require(schedule[denoiser][: len(ratios.timesteps)] == ratios.timesteps, "magnitude_ratios",
+                 f"are of the first timesteps of {denoiser}", list(ratios.timesteps))  # fmt: skip
+    return found
 
 
 def _check_provenance(record: Any) -> None:
@@ -190,9 +210,9 @@ def _is_timestep(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= NUM_TRAIN_TIMESTEPS
 
 
-def _check_keys(record: Any, wanted: Set[str]) -> None:
+def _check_keys(record: Any, wanted: Set[str], optional: Set[str] = frozenset()) -> None:
     _require(isinstance(record, dict), "an entry", "is an object", record)
-    odd: Sequence[str] = sorted(wanted ^ set(record), key=str)
+    odd: Sequence[str] = sorted(wanted ^ (set(record) - optional), key=str)
     if odd:
         raise damaged(f"{shorten(odd[0])} is {'missing' if odd[0] in wanted else 'an unknown key'}")
 

@@ -28,9 +28,14 @@ from tempoquant.calibrate.store_index import (
     StoreIndex,
 )
 from tempoquant.checkpoint.files import read_json, sha256_of
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.errors import CalibrationError, CheckpointError, OutputError
 
 _ENTRIES = "entries"  # of prompts that are finished, while others are not
+_RATIOS = "magnitude_ratios"
+
+RatiosOfPrompt = Mapping[str, Mapping[str, Sequence[float]]]
+"""Denoiser to guidance branch to the magnitude ratios of one prompt's first steps, see `MagnitudeRatios`."""
 
 
 class StoreWriter:
@@ -89,10 +94,11 @@ class StoreWriter:
             self._texts[file] = digest
         return file
 
-    def commit(self, prompt_index: int) -> None:
+    def commit(self, prompt_index: int, magnitude_ratios: RatiosOfPrompt | None = None) -> None:
         """All samples of a prompt are added: from here on, an interruption does not lose them."""
         texts = {entry.texts: self._texts[entry.texts] for entry in self._entries if entry.texts is not None}
-        record = {"samples": [entry.to_dict() for entry in self._entries], "texts": texts}
+        record: dict[str, Any] = {"samples": [entry.to_dict() for entry in self._entries], "texts": texts}
+        record[_RATIOS] = dict(magnitude_ratios or {})
         self._write(self._entry_name(prompt_index), json.dumps(record, indent=1, sort_keys=True).encode())
         self._entries = []
 
@@ -116,16 +122,18 @@ class StoreWriter:
         Raises:
             CalibrationError: one of them is not committed, or what would be written is no valid store.
         """
-        keyed = []
+        keyed, ratios = [], []
         for prompt_index in prompts:
             entries = self.committed(prompt_index)
             if entries is None:
                 raise CalibrationError(f"prompt {prompt_index} of {self.folder} is not recorded: record it again.")
+            ratios.append(read_json(self.folder / self._entry_name(prompt_index)).get(_RATIOS, {}))
             keyed += [((e.step_index, prompt_index, BRANCHES.index(e.guidance_branch)), e) for e in entries]
         keyed.sort(key=lambda pair: pair[0])  # steps fall, so those of high noise come first
         samples = tuple(entry for _, entry in keyed)
         texts = {entry.texts: self._texts[entry.texts] for entry in samples if entry.texts is not None}
-        index = StoreIndex(provenance, {name: tuple(timesteps) for name, timesteps in schedule.items()}, samples, texts)
+        falling = {name: tuple(timesteps) for name, timesteps in schedule.items()}
+        index = StoreIndex(provenance, falling, samples, texts, _mean_ratios(ratios, falling))
         StoreIndex.from_dict(json.loads(index.to_json()))
         kept = {entry.file for entry in samples} | set(texts)
         with _writing(self.folder):
@@ -158,6 +166,16 @@ class StoreWriter:
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(file)
+
+
+def _mean_ratios(
+    prompts: Sequence[RatiosOfPrompt], schedule: Mapping[str, Sequence[float]]
+) -> dict[str, MagnitudeRatios]:
+    means = {
+        name: MagnitudeRatios.mean_of((prompt.get(name, {}) for prompt in prompts), timesteps)
+        for name, timesteps in schedule.items()
+    }
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _serialized(arguments: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,8 @@ from typing import Any
 from tempoquant.checkpoint import files
 from tempoquant.checkpoint.checks import REMEDY
 from tempoquant.checkpoint.files import sync
-from tempoquant.checkpoint.schema import LayerEntry, hardly_seen_from_dict, hardly_seen_to_dict
+from tempoquant.checkpoint.hardly_seen import hardly_seen_from_dict, hardly_seen_to_dict
+from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.errors import CheckpointError, OutputError
 from tempoquant.layer import HardlySeen
 

@@ -22,12 +22,14 @@ class ModelCall:
         timestep_scale, timestep_offset: times the one and plus the other, the argument is 0 clean … 1000 noise. The
             scale is below 0 where the model is told how clean its latents are.
         shared_inputs: groups of linears, by their names in a block, that read one tensor.
+        one_row: whether the argument holds the timesteps of parts of one row of the batch, and not one of each row.
     """
 
     timestep_argument: str = "timestep"
     timestep_scale: float = 1.0
     shared_inputs: tuple[tuple[str, ...], ...] = ()
     timestep_offset: float = 0.0
+    one_row: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, the inverse of `from_dict`."""
@@ -36,16 +38,15 @@ class ModelCall:
             "timestep_scale": self.timestep_scale,
             "shared_inputs": [list(group) for group in self.shared_inputs],
             **({"timestep_offset": self.timestep_offset} if self.timestep_offset else {}),
+            **({"one_row": True} if self.one_row else {}),
         }
 
     @classmethod
     def from_dict(cls, record: Any) -> "ModelCall":
         """Check and take apart. Raises CheckpointError that names the key."""
-        offset = record.get("timestep_offset", 0.0) if isinstance(record, dict) else 0.0
-        check_keys(
-            {"timestep_offset": offset, **record} if isinstance(record, dict) else record,
-            {"timestep_argument", "timestep_scale", "shared_inputs", "timestep_offset"},
-        )
+        required = {"timestep_argument", "timestep_scale", "shared_inputs"}
+        check_keys(record, required, optional={"timestep_offset", "one_row"})
+        offset, one_row = record.get("timestep_offset", 0.0), record.get("one_row", False)
         argument, scale, groups = record["timestep_argument"], record["timestep_scale"], record["shared_inputs"]
         is_name = isinstance(argument, str) and argument.isidentifier()
         require(is_name, "timestep_argument", "is the name of an argument", argument)
@@ -53,6 +54,7 @@ class ModelCall:
         require(is_scale, "timestep_scale", "is a finite number other than 0", scale)
         is_offset = type(offset) in (int, float) and abs(offset) < math.inf
         require(is_offset, "timestep_offset", "is a finite number", offset)
+        require(isinstance(one_row, bool), "one_row", "is true or false", one_row)
         is_list = isinstance(groups, list) and len(groups) <= _MAX_GROUPS
         require(is_list, "shared_inputs", f"is a list of at most {_MAX_GROUPS}", groups)
         for group in groups:
@@ -60,7 +62,7 @@ class ModelCall:
             require(is_group, "shared_inputs", "holds lists of two linears or more", group)
             for name in group:
                 check_name(name)
-        return cls(argument, float(scale), tuple(tuple(group) for group in groups), float(offset))
+        return cls(argument, float(scale), tuple(tuple(group) for group in groups), float(offset), one_row)
 
     def sharing_an_input(self, linears: Iterable[str]) -> list[tuple[str, ...]]:
         """Return the groups of linears, by their full names, that read one tensor, as far as they are there."""
@@ -77,6 +79,10 @@ class ModelCall:
         return self.timestep(arguments[self.timestep_argument])
 
     def timestep(self, argument: Any) -> Any:
-        """Return what a timestep argument means, 0 clean … 1000 noise; the argument itself where it means that."""
+        """Return what a timestep argument means, 0 clean … 1000 noise; the argument itself where it means that.
+
+        Of one row it is the noisiest, (1,).
+        """
         scaled = argument if self.timestep_scale == 1 else argument * self.timestep_scale
-        return scaled + self.timestep_offset if self.timestep_offset else scaled
+        noise = scaled + self.timestep_offset if self.timestep_offset else scaled
+        return noise.reshape(-1).amax().reshape(1) if self.one_row else noise

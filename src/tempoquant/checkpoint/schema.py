@@ -5,13 +5,14 @@ names the key and the remedy, never a guess. docs/checkpoint.md documents each k
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from tempoquant.checkpoint.checks import REMEDY, check_keys, check_name, check_text, damaged, require
+from tempoquant.checkpoint.hardly_seen import MAX_FEATURES, MAX_LAYERS, hardly_seen_from_dict, hardly_seen_to_dict
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.errors import CheckpointError, TempoQuantError
 from tempoquant.formats import FORMATS, Format, ScaleRule
@@ -24,8 +25,6 @@ QUANT_METHOD = "tempoquant"
 FORMAT_VERSION = 5  # 1 knew neither deflation nor centring, 2 no rotation, 3 no tensors by bin, 4 no model_call
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
-MAX_FEATURES = 2**20
-MAX_LAYERS = 100_000
 MAX_EDGES = 1000
 MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
 
@@ -146,6 +145,7 @@ class ComponentConfig:
             own save_pretrained rewrites the files, so a hash of the old ones must not survive it).
         hardly_seen: layers with input features that were all but silent in calibration, by name.
         call: how the model is called; None where a version before 5 did not say.
+        magnitude_ratios: what its recording saw of them, for caches of steps; None where it saw none.
     """
 
     denoiser: str
@@ -158,6 +158,7 @@ class ComponentConfig:
     weight_sha256: Mapping[str, str] = field(default_factory=dict)
     hardly_seen: Mapping[str, HardlySeen] = field(default_factory=dict)
     call: ModelCall | None = None
+    magnitude_ratios: MagnitudeRatios | None = None
 
     def to_dict(self, with_hashes: bool = True) -> dict[str, Any]:
         """Plain JSON values, the inverse of `from_dict`."""
@@ -174,6 +175,8 @@ class ComponentConfig:
         }
         if self.call is not None:
             config["model_call"] = self.call.to_dict()
+        if self.magnitude_ratios is not None:
+            config["magnitude_ratios"] = self.magnitude_ratios.to_dict()
         if self.hardly_seen:
             config["hardly_seen"] = hardly_seen_to_dict(self.hardly_seen)
         if with_hashes and self.weight_sha256:
@@ -201,7 +204,7 @@ def _parse(config: Any) -> ComponentConfig:
     check_keys(config, {
         "quant_method", "format_version", "library_version", "expert", "timestep_edges", "layers", "recipe",
         "calibration", "notes",
-    }, optional={"weight_sha256", "hardly_seen", "model_call"})  # fmt: skip
+    }, optional={"weight_sha256", "hardly_seen", "model_call", "magnitude_ratios"})  # fmt: skip
     check_text("library_version", config["library_version"])
     name = config["expert"]
     require(isinstance(name, str) and name.isidentifier(), "expert", "is the name of a denoiser", name)
@@ -223,6 +226,7 @@ def _parse(config: Any) -> ComponentConfig:
         weight_sha256=_hashes(config.get("weight_sha256", {})),
         hardly_seen=hardly_seen_from_dict(config.get("hardly_seen", {})),
         call=ModelCall.from_dict(config["model_call"]) if "model_call" in config else None,
+        magnitude_ratios=MagnitudeRatios.from_dict(ratios) if (ratios := config.get("magnitude_ratios")) else None,
     )
 
 
@@ -272,24 +276,6 @@ def _of_this_version(entry: Any, version: int) -> Any:
 
 
 _ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3, "centred_by_bin": 4, "deflated_by_bin": 4}
-
-
-def hardly_seen_to_dict(layers: Mapping[str, HardlySeen]) -> dict[str, Any]:
-    """Plain JSON values, the inverse of `hardly_seen_from_dict`."""
-    return {name: asdict(seen) for name, seen in sorted(layers.items())}
-
-
-def hardly_seen_from_dict(layers: Any) -> dict[str, HardlySeen]:
-    """Check and take apart. Raises CheckpointError that names the key."""
-    require(isinstance(layers, dict) and len(layers) <= MAX_LAYERS, "hardly_seen", "is an object", layers)
-    for name, seen in layers.items():
-        check_name(name)
-        check_keys(seen, set(HardlySeen.__dataclass_fields__))
-        count, factor = seen["num_features"], seen["amplification"]
-        require(type(count) is int and 0 < count <= MAX_FEATURES, "num_features", "is a count above 0", count)
-        is_number = type(factor) in (int, float) and 0 < factor < math.inf
-        require(is_number, "amplification", "is a finite number above 0", factor)
-    return {name: HardlySeen(**seen) for name, seen in layers.items()}
 
 
 def _hashes(hashes: Any) -> dict[str, str]:

@@ -19,6 +19,7 @@ import torch
 from tempoquant.checkpoint import files
 from tempoquant.checkpoint.checks import check_name
 from tempoquant.checkpoint.journal import Commit, Journal
+from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.checkpoint.schema import Calibration, ComponentConfig, LayerEntry
 from tempoquant.checkpoint.shards import DEFAULT_SHARD_BYTES, ShardWriter, disk_errors
@@ -152,6 +153,7 @@ class ComponentWriter:
         *,
         calibration: Calibration | None = None,
         notes: tuple[str, ...] = (),
+        magnitude_ratios: MagnitudeRatios | None = None,
     ) -> ComponentConfig:
         """Write the last shard, the index and config.json, and move the folder to its place.
 
@@ -160,7 +162,7 @@ class ComponentWriter:
         """
         config = ComponentConfig(
             self._denoiser, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
-            calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen, self._call,
+            calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen, self._call, magnitude_ratios,
         )  # fmt: skip
         # Through JSON and the reader's own checks: what cannot be read back must not be written.
         plain = json.loads(json.dumps(config.to_dict()))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tempoquant.cli.lora_options import ReferenceLoras, parse_loras
 from tempoquant.cli.options import (
     Activations,
     Device,
@@ -47,6 +48,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     base: Base = None,
     denoiser: Denoisers = None,
     family: Family = None,
+    lora: ReferenceLoras = None,
     seed: Seed = 0,
     activation_bits: Activations = None,
     memory: GenerationMemory = MemoryMode.RESIDENT,
@@ -61,6 +63,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     if len(folders) > 1:
         raise typer.BadParameter("give one, or several to `tempoquant evaluate`.", param_hint="'DIR'")
     [folder] = folders
+    loras = parse_loras(lora)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
@@ -70,6 +73,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.device import default_device
         from tempoquant.evaluate.compare import Task, compare
         from tempoquant.hosts.diffusers.pipeline import open_pipeline
+        from tempoquant.models.lora.given import with_loras
         from tempoquant.models.pipeline_folder import BUNDLED_MODELS
         from tempoquant.models.sampling_file import settings_of
         from tempoquant.placement.cpu_threads import suited_threads
@@ -77,7 +81,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.runtime.activation_bits import set_activation_bits
 
         prompts = evaluation_prompts(str(reference), samples_from, samples)
-        source = open_pipeline(reference)
+        source = with_loras(open_pipeline(reference), loras)
         settings = settings_of(source, changes)
         task = Task(prompts, settings, seed, in_bundled_world=str(reference) in BUNDLED_MODELS)
         # A folder's own name, so that two results of one recipe stay apart; "." has none before it is resolved.

@@ -1,4 +1,4 @@
-"""`tempoquant doctor`: which kernels this machine runs each format with, and why."""
+"""`tempoquant doctor`: which kernels this machine runs each format and attention with, and why."""
 
 import platform
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ LIBRARIES = ("tempoquant", "torch", "triton", "diffusers", "transformers", "acce
 
 
 def command(as_json: Json = False) -> None:
-    """Show this machine's devices and libraries, and which kernels each format gets there, with the reason."""
+    """Show this machine's devices and libraries, and which kernels each format and attention get there, and why."""
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
@@ -24,7 +24,8 @@ def command(as_json: Json = False) -> None:
         }  # fmt: skip
         libraries = ", ".join(f"{name} {found or 'not installed'}" for name, found in record["libraries"].items())
         system = f"Python {record['python']}, {record['platform']}; {libraries}."
-        return Outcome(record, Group(kernels_table(record["devices"]), system, remedy(record)))
+        tables = (kernels_table(record["devices"]), attention_table(record["devices"]))
+        return Outcome(record, Group(*tables, system, remedy(record)))
 
     run_command(work, as_json)
 
@@ -53,7 +54,25 @@ def devices() -> list[dict[str, Any]]:
     for device in found:
         choices = {name: choose(torch.device(device["device"]), format) for name, format in FORMATS.items()}
         device["kernels"] = {name: {"backend": c.backend.value, "reason": c.reason} for name, c in choices.items()}
+        device["attention"] = attention_of(device["device"])
     return found
+
+
+def attention_of(device: str) -> dict[str, Any]:
+    """Which of diffusers' attention backends each speed gets on a device for a Wan, and which are installed."""
+    import torch
+
+    from tempoquant.acceleration.attention import BACKENDS, capability_of, choose_attention, is_installed
+    from tempoquant.acceleration.speeds import SPEEDS
+    from tempoquant.models.families import FAMILIES
+
+    capability = capability_of(torch.device(device))
+    choices = {speed: choose_attention(speed, FAMILIES[0], capability) for speed in SPEEDS}
+    return {
+        "installed": [name for name in BACKENDS if is_installed(name)],
+        "chosen": {speed: {"backend": each.backend, "reason": each.reason, "missing": list(each.missing)}
+                   for speed, each in choices.items()},
+    }  # fmt: skip
 
 
 def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
@@ -70,6 +89,22 @@ def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
         name = f"{device['device']}: {', '.join(about)}"
         for format, kernels in device["kernels"].items():
             table.add_row(name, format, kernels["backend"], kernels["reason"])
+            name = ""
+        table.add_section()
+    return table
+
+
+def attention_table(found: Sequence[dict[str, Any]]) -> Any:
+    """A row for each device and speed, and what would be better and is not installed."""
+    from rich.table import Table
+
+    table = Table(title="Attention", title_justify="left")
+    for column in ("device", "--speed", "backend", "why", "better, and not installed"):
+        table.add_column(column)
+    for device in found:
+        name = device["device"]
+        for speed, chosen in device["attention"]["chosen"].items():
+            table.add_row(name, speed, chosen["backend"], chosen["reason"], "; ".join(chosen["missing"]) or "none")
             name = ""
         table.add_section()
     return table

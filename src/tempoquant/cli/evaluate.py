@@ -1,5 +1,6 @@
 """`tempoquant evaluate`: several quantized pipelines beside their reference on a benchmark, with everything kept."""
 
+import dataclasses
 import functools
 import re
 import shlex
@@ -12,6 +13,7 @@ import typer
 
 from tempoquant.cli.engine_options import Address, EngineName, EngineOption, Workers, engine_of
 from tempoquant.cli.json_log import JsonLogFile
+from tempoquant.cli.lora_options import ReferenceLoras, parse_loras
 from tempoquant.cli.options import (
     ActivationBits,
     Activations,
@@ -27,9 +29,11 @@ from tempoquant.cli.options import (
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.cli.source_options import Base, Denoisers, Family, reference_and_folders
+from tempoquant.cli.speed_options import AttentionOption, CacheName, CompileOption, SpeedName, choices_of
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
+    from tempoquant.acceleration.choices import Choices
     from tempoquant.evaluate.plan import Model
     from tempoquant.evaluate.vbench.settings import VBenchSettings
     from tempoquant.models.source import SourceModel
@@ -56,6 +60,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     base: Base = None,
     denoiser: Denoisers = None,
     family: Family = None,
+    lora: ReferenceLoras = None,
     root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
@@ -71,6 +76,13 @@ def command(  # noqa: PLR0913 (one argument per option)
     flow_shift: FlowShift = None,
     activation_bits: Activations = None,
     memory: GenerationMemory = MemoryMode.RESIDENT,
+    speed: Annotated[
+        list[SpeedName] | None,
+        typer.Option(help="Each DIR once more at this speed, as a row of its own; several times for several speeds."),
+    ] = None,
+    attention: AttentionOption = None,
+    cache: CacheName = None,
+    compile_blocks: CompileOption = None,
     device: Workers = None,
     engine: EngineOption = EngineName.LOCAL,
     address: Address = None,
@@ -96,8 +108,11 @@ def command(  # noqa: PLR0913 (one argument per option)
         raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
     if vbench_python is None and (vbench_dimensions or vbench_cache):
         raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
+    if not speed and (attention or cache or compile_blocks is not None):
+        raise typer.BadParameter("--attention, --cache and --compile go with --speed, whose rows they change.")
     wanted_seeds = parse_seeds(seeds)
     reference, folders = reference_and_folders(names, base, denoiser, family)
+    loras = parse_loras(lora)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
@@ -107,13 +122,16 @@ def command(  # noqa: PLR0913 (one argument per option)
         from tempoquant.evaluate.plan import Model
         from tempoquant.evaluate.request import Request
         from tempoquant.hosts.diffusers.pipeline import open_pipeline
+        from tempoquant.models.lora.given import with_loras
         from tempoquant.models.sampling_file import settings_of
 
         workers = engine_of(engine, address, device)
-        source = open_pipeline(reference)
+        source = with_loras(open_pipeline(reference), loras)
         settings = settings_of(source, changes)
         overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE
-        models = _models(folders, activation_bits)
+        asked = [choices_of(each, attention, cache, compile_blocks) for each in dict.fromkeys(speed or ())]
+        plain = _models(folders, activation_bits)
+        models = [*plain, *(at_speed(m, each, memory.value, workers.device) for each in asked if each for m in plain)]
         request = Request(
             Model(_reference_label(source, models), source),
             models,
@@ -174,4 +192,16 @@ def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> 
         return [Model(label, open_pipeline(folder)) for label, folder in zip(labels, folders, strict=True)]
     prepare = functools.partial(set_activation_bits, bits=activation_bits.bits, timesteps=activation_bits.timesteps)
     sources = [open_pipeline(folder) for folder in folders]
-    return [Model(label, source, str(activation_bits), prepare) for label, source in zip(labels, sources, strict=True)]
+    return [
+        Model(label, source, str(activation_bits), prepare=prepare)
+        for label, source in zip(labels, sources, strict=True)
+    ]
+
+
+def at_speed(model: "Model", choices: "Choices", memory: str, device: str) -> "Model":
+    """The same model as a row of its own, with the speed in its label. Raises as `check_choices`."""
+    from tempoquant.cli.speed_options import check_choices
+
+    in_chunks = model.source.family.chunk_blocks is not None  # as every model of an evaluation computes
+    check_choices(choices, model.source, memory, device, in_chunks)
+    return dataclasses.replace(model, label=f"{model.label}-{choices.speed}", speed=choices)

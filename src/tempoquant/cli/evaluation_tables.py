@@ -37,15 +37,21 @@ def evaluation_text(record: Mapping[str, Any], output: Path) -> RenderableType:
 
 def _models_table(record: Mapping[str, Any]) -> Table:
     memory_mode = record["settings"]["memory"]
-    table = Table(title=f"Models, in memory mode {memory_mode}; medians of times, largest memory", title_justify="left")
-    for column in ("", "bits per weight", "s per step", "against the reference", "peak RSS, GiB", "peak GPU, GiB"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"Models, in memory mode {memory_mode}; medians of times, largest memory"
+    has_speeds = any(model.get("speed") for model in record["models"])
+    if has_speeds:
+        title = f"{title}; rows with a speed are not W4A4 alone"
+    table = Table(title=title, title_justify="left")
+    measured = ("bits per weight", "s per step", "against the reference", "peak RSS, GiB", "peak GPU, GiB")
+    for column in ("", *(["speed"] if has_speeds else []), *measured):
+        table.add_column(column, justify="left" if column in ("", "speed") else "right")
     for model in record["models"]:
         memory, costs = model["memory"], model["costs"]
         on_gpu = max(memory["peak_gpu_gib"].values()) if memory["peak_gpu_gib"] else None
         times = (_median(costs["seconds_per_step"], 3), _median(costs["seconds_per_step_ratio"], 2, " ×"))
         largest = ("–" if number is None else f"{number:.2f}" for number in (memory["peak_rss_gib"], on_gpu))
-        table.add_row(model["label"], f"{model['bits_per_weight']:.2f}", *times, *largest)
+        speed = [model.get("speed") or "every step"] if has_speeds else []
+        table.add_row(model["label"], *speed, f"{model['bits_per_weight']:.2f}", *times, *largest)
     return table
 
 

@@ -20,6 +20,14 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import Outcome, run_command
+from tempoquant.cli.speed_options import (
+    AttentionOption,
+    CacheName,
+    CompileOption,
+    SpeedOption,
+    check_choices,
+    choices_of,
+)
 from tempoquant.progress import Progress
 
 
@@ -47,6 +55,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     activation_bits: Activations = None,
     memory: GenerationMemory = MemoryMode.RESIDENT,
     in_chunks: InChunks = None,
+    speed: SpeedOption = None,
+    attention: AttentionOption = None,
+    cache: CacheName = None,
+    compile_blocks: CompileOption = None,
     device: Device = None,
 ) -> None:
     """Generate one video. What is not given is the model's own: size, frames, steps, guidance, flow shift."""
@@ -55,6 +67,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     def work(progress: Progress) -> Outcome:
         from PIL import Image
 
+        from tempoquant.acceleration.accelerate import accelerate_by
         from tempoquant.device import default_device
         from tempoquant.errors import ModelError
         from tempoquant.evaluate.files import check_place, write_mp4, write_png
@@ -81,11 +94,17 @@ def command(  # noqa: PLR0913 (one argument per option)
         sampling_steps(model, settings)  # refuses a scheduler before anything is loaded
         place = device or default_device()
         chunking = choose_chunking(model, settings, memory.value, place, in_chunks)
+        choices = choices_of(speed, attention, cache, compile_blocks)
+        if choices is not None:
+            check_choices(choices, model, memory.value, place, chunking.in_chunks)
         print(f"Blocks compute {chunking.reason}.")  # before hours of work
         on_loaded = progress.start("Loading", 1)
         pipeline = load_in_mode(model, memory.value, place, chunking.in_chunks)
         if activation_bits is not None:
             set_activation_bits(pipeline, activation_bits.bits, activation_bits.timesteps)
+        in_force = None if choices is None else accelerate_by(pipeline, choices)
+        if in_force is not None:
+            print(in_force)  # before hours of work
         on_loaded()
         on_step = progress.start("Generating", settings.num_steps)
         try:
@@ -101,8 +120,10 @@ def command(  # noqa: PLR0913 (one argument per option)
         what = "an image" if is_image else f"{frames_made} frames"
         words = (
             f"{output}: {what} of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}. "
-            f"Blocks computed {chunking.reason}."
+            f"Blocks computed {chunking.reason}.{'' if in_force is None else in_force.calls_in_words()}"
         )
-        return Outcome({"output": str(output), "in_chunks": chunking.in_chunks, "why": chunking.reason}, words)
+        about = {} if in_force is None else {"acceleration": in_force.to_dict()}
+        record = {"output": str(output), "in_chunks": chunking.in_chunks, "why": chunking.reason, **about}
+        return Outcome(record, words)
 
     run_command(work)

@@ -42,18 +42,19 @@ def command(
 def check_sound(folder: Path) -> None:
     """Check what manifest, configs, indexes and headers tell of a quantized pipeline.
 
-    A folder without model_index.json holds denoisers alone: then they are what can be checked.
+    A folder without a pipeline's index holds denoisers alone: then they are what can be checked.
     Raises CheckpointError or ModelError for the first damage.
     """
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest
     from tempoquant.errors import CheckpointError
     from tempoquant.hosts.contents import check_headers, quantized_components
     from tempoquant.hosts.diffusers.pipeline import open_pipeline
+    from tempoquant.models.pipeline_folder import index_file
     from tempoquant.models.sampling_file import default_settings
 
     if (folder / MANIFEST_NAME).is_file() and (missing := missing_files(folder, read_manifest(folder))):
         raise CheckpointError(f"{folder / missing[0]} is missing: fetch the folder again.")
-    if (folder / "model_index.json").is_file():
+    if index_file(folder) is not None:
         default_settings(open_pipeline(folder))
         return
     for component in quantized_components(folder).values():

@@ -12,7 +12,14 @@ Loras = Annotated[
     list[str] | None,
     typer.Option(
         "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
-        help="Fused into a denoiser's weights; each file with a strength, 1 if left out.",
+        help="Fused into a denoiser's weights; each file with a strength, 1 if left out. tiny-4steps is tiny's own.",
+    ),
+]  # fmt: skip
+ReferenceLoras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
+        help="Fused into the reference, as they were into what was quantized; it samples as they say.",
     ),
 ]  # fmt: skip
 
@@ -20,7 +27,8 @@ Loras = Annotated[
 def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
     """Read texts such as "high_noise=a.safetensors:0.8,b.safetensors": denoiser to files and strengths, in order.
 
-    A path may hold commas and colons, as long as one reading alone names files that are there.
+    A path may hold commas and colons, as long as one reading alone names files that are there. `tiny-4steps` names the
+    bundled pair, of which each denoiser has its file.
 
     Raises:
         typer.BadParameter: no denoiser is named, a file that is missing, a text that can be read in two ways.
@@ -55,11 +63,17 @@ def _readings(text: str) -> Iterator[list[tuple[Path, float]]]:
 
 
 def _one(text: str) -> Iterator[tuple[Path, float]]:
-    if Path(text).is_file():
+    if _is_there(text):
         yield Path(text), 1.0
     file, _, strength = text.rpartition(":")
-    if file and (value := _number(strength)) is not None and Path(file).is_file():
+    if file and (value := _number(strength)) is not None and _is_there(file):
         yield Path(file), value
+
+
+def _is_there(text: str) -> bool:
+    from tempoquant.tiny import LORA_NAME
+
+    return text == LORA_NAME or Path(text).is_file()
 
 
 def _number(text: str) -> float | None:

@@ -203,4 +203,6 @@ def quantize_and_describe(
 
 def is_finished(folder: Path) -> bool:
     """Whether a pipeline already lies there (quantize itself checks whether it is the same run's)."""
-    return (folder / "model_index.json").is_file()
+    from tempoquant.models.pipeline_folder import index_file
+
+    return index_file(folder) is not None

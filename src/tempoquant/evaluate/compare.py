@@ -17,6 +17,7 @@ from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.evaluate.metrics.prompt_adherence import PromptAdherence, check_prompt, parse_prompt
 from tempoquant.evaluate.metrics.video_metrics import Video, psnr_db, ssim
 from tempoquant.evaluate.noise_prediction import call_errors, summarize
+from tempoquant.evaluate.reference_loras import warn_of_other_loras
 from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult
 from tempoquant.hosts.contents import bits_per_weight, calibration_prompts_of, configs_of
 from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
@@ -97,6 +98,7 @@ def compare(
         require_needed(source, task.prompts)
         check_disjoint(task.prompts, calibration_prompts_of(source.folder))
         sampling_steps(source, task.settings)  # refuses a scheduler before loading
+    warn_of_other_loras(reference, models)
     is_16bit = not configs_of(reference.folder) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
     bins = _common_bins(source.folder for source in models.values())

@@ -22,6 +22,7 @@ from tempoquant.evaluate.files import write_text
 from tempoquant.evaluate.generation import Generating, generate_missing
 from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
+from tempoquant.evaluate.reference_loras import warn_of_other_loras
 from tempoquant.evaluate.request import Request
 from tempoquant.evaluate.vbench.settings import check_vbench
 from tempoquant.evaluate.vbench.summary import scored_by_vbench
@@ -54,6 +55,7 @@ def evaluate(
     """
     engine, output = engine or Local((default_device(),)), output.resolve()
     _check_alike(request.sides)
+    warn_of_other_loras(request.reference.source, {model.label: model.source for model in request.models})
     request = dataclasses.replace(request, benchmark=fitting(request.benchmark, _lacking(request.sides)))
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)
@@ -109,9 +111,12 @@ def _ranges(side: Model) -> str:
 def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, Any]:
     """What two runs into one folder have to agree on."""
     models = {
-        side.label: {"fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4"}
+        side.label: {
+            "fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4",
+            **({} if side.speed is None else {"speed": str(side.speed)}),
+        }
         for side in request.sides
-    }
+    }  # fmt: skip
     return {
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,

@@ -55,7 +55,7 @@ def evaluation_record(
         "summary": summarize(measured, labels, plan.bin_names),
         "pairs": pairs(measured, labels, plan.bin_names),
         "notes": [*measures.notes(settings.height, settings.width), *cost_summaries.notes(plan.device),
-                  *benchmark.notes, *_warnings(selection)],
+                  *benchmark.notes, *_warnings(selection), *_speeds(sides)],
         "vbench": None,
     }  # fmt: skip
 
@@ -74,6 +74,8 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
         "bits_per_weight": bits_per_weight(configs.values()) if configs else side.source.bits_per_weight,
         "num_bytes": side.source.weight_bytes,
         "activation_bits": (side.activation_bits or "4") if configs else None,
+        "speed": None if side.speed is None else str(side.speed),
+        "acceleration": costs[-1].get("acceleration") if costs else None,
         "calibration": None if calibration is None else {
             "num_prompts": len(calibration.prompts),
             "prompts": [{"id": prompt["id"], "prompt": prompt["prompt"]} for prompt in calibration.prompts],
@@ -130,4 +132,13 @@ def _warnings(selection: Selection) -> list[str]:
     return [
         f"{len(selection.overlap)} of {len(selection.items)} items were calibrated on (--allow-overlap): the results "
         "are better than on items no model has seen."
+    ]
+
+
+def _speeds(sides: Sequence[Model]) -> list[str]:
+    return [
+        f"{side.label} generates at another speed ({side.speed}): its numbers are not those of quantized weights and "
+        "activations alone."
+        for side in sides
+        if side.speed is not None
     ]

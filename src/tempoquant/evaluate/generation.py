@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tempoquant.acceleration.accelerate import acceleration_of
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.device import free_memory, is_device_lost
 from tempoquant.engines import Crew
@@ -56,11 +57,13 @@ def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> I
     pipeline = load_in_mode(model.source, plan.memory, device)
     try:
         pipeline.scheduler = load_scheduler(plan.reference, plan.settings.flow_shift)
-        model.prepare(pipeline)
+        model.make_ready(pipeline)
         on_loaded()
         with suited_threads(plan.reference, device):
             yield pipeline
     finally:
+        if (in_force := acceleration_of(pipeline)) is not None:
+            in_force.remove()
         remove_memory_mode(pipeline)
 
 
@@ -113,7 +116,9 @@ class Generating:
 
     @property
     def lacks_maps(self) -> bool:
-        """Whether maps can be made and have not been."""
+        """Whether maps can be made and have not been; not of calls whose blocks a cache may leave out."""
+        if self.model.speed is not None:
+            return False
         is_there = EvaluationFolder(self.path).maps(self.model.label).is_file()
         return not self.is_reference and not is_there and bool(self.calls_files) and bool(configs_of(self.model.folder))
 
@@ -246,7 +251,9 @@ def _generate(
     write_lossless(folder.place("lossless", take), video, settings.fps)
     if calls:
         write_calls(folder.calls(take.id, take.seed), calls)
-    return folder.finish(take, latents, {**costs.record(), **where})
+    in_force = acceleration_of(pipeline)
+    speed = {} if in_force is None else {"acceleration": in_force.to_dict()}
+    return folder.finish(take, latents, {**costs.record(), **where, **speed})
 
 
 def _why(error: Exception) -> str:

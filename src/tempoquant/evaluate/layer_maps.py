@@ -2,6 +2,7 @@
 
 A quantized denoiser repeats calls that the reference was recorded with. Each linear is judged on the input that it gets
 there, against the product of that input with the 16-bit weight, which is read from the reference's files each time.
+What attention would lose in 8 bits stands beside them, by a model of it: the calls themselves keep 16-bit attention.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from torch.nn import functional
 from tempoquant.calibrate.capture import watching_outputs
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.device import compute_dtype
+from tempoquant.evaluate.eight_bit_attention import watching_attention
 from tempoquant.models.denoiser_inputs import on_device
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
@@ -33,7 +35,8 @@ def layer_maps(
     bins: Mapping[str, TimestepBins],
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Of each quantized denoiser: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins).
+    """Of each quantized denoiser: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins), and
+    "attention": {"layers", "error_db"} of its attention in 8 bits, see `watching_attention`.
 
     "bins" are pairs of timesteps, of which the outermost are the ends of the denoiser's range.
     error_db is 10·log₁₀(error power / signal power), lower is better; None in bins without a call.
@@ -55,13 +58,13 @@ def layer_maps(
         own_calls = [call for call in calls if call.denoiser == name]
         if linears := quantized_linears(transformer):
             weights = DenoiserWeights(reference, name, compute_dtype(str(device)), str(device))
-            watch = _Watch(linears, weights, bins[name])
+            watch, attention = _Watch(linears, weights, bins[name]), _AttentionErrors(bins[name].num_bins)
             for call in own_calls:
-                watch.bin = bins[name].of(call.timestep)
-                with watching_outputs(linears, watch.observe):
+                watch.bin = attention.bin = bins[name].of(call.timestep)
+                with watching_outputs(linears, watch.observe), watching_attention(transformer, attention.observe):
                     transformer(**on_device(transformer, reference.family, call.inputs, device), return_dict=False)
                 on_call()
-            maps[name] = watch.map(*denoiser.timesteps)
+            maps[name] = {**watch.map(*denoiser.timesteps), "attention": attention.map()}
         else:
             for _ in own_calls:
                 on_call()
@@ -106,6 +109,26 @@ class _Watch:
             "error_db": _finite(10 * torch.log10(error / signal)),
             "clip_ratio": _finite(ratio / num_calls),
         }
+
+
+class _AttentionErrors:
+    """Sums, per attention and bin, of what 8 bits would change."""
+
+    def __init__(self, num_bins: int) -> None:
+        self.bin = 0
+        self._num_bins = num_bins
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def observe(self, name: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
+        """Take in one attention."""
+        sums = self._sums.setdefault(name, torch.zeros(2, self._num_bins, dtype=torch.float64))
+        powers = [each.square().sum(dtype=torch.float64) for each in (wanted, found - wanted)]
+        sums[:, self.bin] += torch.stack(powers).cpu()
+
+    def map(self) -> dict[str, Any]:
+        """What was summed, by the names of attention modules and of the numbers that they would multiply."""
+        found = torch.stack(list(self._sums.values())) if self._sums else torch.zeros(0, 2, self._num_bins)
+        return {"layers": list(self._sums), "error_db": _finite(10 * torch.log10(found[:, 1] / found[:, 0]))}
 
 
 def _finite(values: torch.Tensor) -> list[list[float | None]]:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tempoquant.acceleration.accelerate import accelerate_by
+from tempoquant.acceleration.choices import Choices
+from tempoquant.errors import ModelError
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -31,17 +34,25 @@ class Model:
         source: the pipeline.
         activation_bits: as the user wrote them; None for those of the checkpoint.
         prepare: called with the pipeline before it runs; can be pickled.
+        speed: at which it generates, beside the label that says so; None for every step and 16-bit attention.
     """
 
     label: str
     source: SourceModel
     activation_bits: str | None = None
     prepare: Callable[[Any], None] = as_it_is
+    speed: Choices | None = None
 
     @property
     def folder(self) -> Path:
         """Where the pipeline lies."""
         return self.source.folder
+
+    def make_ready(self, pipeline: Any) -> None:
+        """Prepare a pipeline that is loaded and has its scheduler, and set its speed. Raises as `accelerate`."""
+        self.prepare(pipeline)
+        if self.speed is not None:
+            accelerate_by(pipeline, self.speed)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,15 @@ class Plan:
         device: str,
         memory: Memory = "resident",
     ) -> "Plan":
-        """With the steps that the reference's scheduler takes. Raises ModelError when it does not load."""
+        """With the steps that the reference's scheduler takes.
+
+        Raises ModelError when it does not load, and for a modular pipeline, whose phases cannot be timed.
+        """
+        if reference.index.is_modular:
+            raise ModelError(
+                f"a {reference.index.class_name} has no methods whose time an evaluation could measure: measure its "
+                "quality with tempoquant compare."
+            )
         steps = sampling_steps(reference, settings)
         paper = Recipe.load("paper")
         bins = {}

@@ -1,5 +1,6 @@
 """Which backend runs a linear: chosen per device and format, with the reason, and never in silence.
 
+fp4        compute capability 10.x and 12.x; all but int4   codes and scales as stored, in four-bit tensor cores
 fp8        compute capability 8.9 and up; mxfp4, nvfp4_m1   both operands are FP8 numbers, exactly
 int8       compute capability 8.0 and up; int4              integer products of a group, rescaled in float32
 bf16       compute capability 8.0 and up; any format        bfloat16 products of the same numbers
@@ -8,6 +9,7 @@ reference  anything                                         plain PyTorch, which
 
 import contextlib
 import functools
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -19,10 +21,15 @@ import torch
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format
 
+FP4_CAPABILITIES = (10, 12)
+"""Whose tensor cores multiply E2M1 codes with a scale for each group: Blackwell's, in data centres and in RTX."""
+FP4_TRITON = (3, 6)
+
 
 class Backend(str, Enum):
     """The kernels that run a 4-bit linear; the values are what users write."""
 
+    FP4 = "fp4"
     FP8 = "fp8"
     INT8 = "int8"
     BF16 = "bf16"
@@ -37,6 +44,7 @@ class Choice(NamedTuple):
 
 
 _forced: list[Backend] = []
+_promoting: list[bool] = []
 
 
 @contextlib.contextmanager
@@ -58,6 +66,24 @@ def forced(backend: Backend | str | None) -> Iterator[None]:
 def is_forced() -> bool:
     """Whether a backend is forced now."""
     return bool(_forced)
+
+
+@contextlib.contextmanager
+def promoted_sums() -> Iterator[None]:
+    """Within this context FP8 products add every 128 products' sum in float32, on GPUs whose own sums are short.
+
+    That is a sixth of the error of never, and on Hopper half as much time again (docs/kernels.md).
+    """
+    _promoting.append(True)
+    try:
+        yield
+    finally:
+        _promoting.pop()
+
+
+def are_sums_promoted() -> bool:
+    """Whether a context says so."""
+    return bool(_promoting)
 
 
 def backend_named(name: Backend | str) -> Backend:
@@ -98,6 +124,8 @@ def why_not(backend: Backend, device: torch.device, format: Format) -> str | Non
     """What keeps a backend from running a format on a device; None for nothing."""
     if backend is Backend.REFERENCE:
         return None
+    if backend is Backend.FP4 and format.has_integer_levels:
+        return f"codes of {format.name} are no E2M1 numbers"
     if backend is Backend.FP8 and not format.is_fp8_exact:
         return f"numbers of {format.name} are no FP8 numbers"
     if backend is Backend.INT8 and not format.has_integer_levels:
@@ -110,13 +138,25 @@ def why_not(backend: Backend, device: torch.device, format: Format) -> str | Non
         return "Triton is not installed"
     needed = (8, 9) if backend is Backend.FP8 else (8, 0)
     capability = torch.cuda.get_device_capability(device)
+    found = ".".join(map(str, capability))
+    if backend is Backend.FP4:
+        if capability[0] not in FP4_CAPABILITIES:
+            return f"it needs compute capability 10 or 12, and this GPU has {found}"
+        return None if _triton_version() >= FP4_TRITON else "it needs Triton 3.6"
     if capability < needed:
-        found = ".".join(map(str, capability))
         return f"it needs compute capability {needed[0]}.{needed[1]}, and this GPU has {found}"
     return None
 
 
+def _triton_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+
+
 def _is_interpreted(backend: Backend, device: torch.device, format: Format) -> bool:
     """Whether Triton's interpreter stands in for the GPU, as it does in tests, and the format suits the backend."""
-    suits = {Backend.FP8: format.is_fp8_exact, Backend.INT8: format.has_integer_levels}.get(backend, True)
+    suits = {
+        Backend.FP4: not format.has_integer_levels,
+        Backend.FP8: format.is_fp8_exact,
+        Backend.INT8: format.has_integer_levels,
+    }.get(backend, True)
     return suits and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"

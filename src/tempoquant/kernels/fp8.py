@@ -1,16 +1,33 @@
-"""The backend fp8: four-bit numbers in FP8 bytes, exactly, and one FP8 product a linear (Hopper, Ada, Blackwell)."""
+"""The backend fp8: four-bit numbers in FP8 bytes, exactly, and one FP8 product a linear (Ada, Hopper).
+
+    y = (values · weightᵀ) · scale[token] · row_scale[output] + hidden · upᵀ + bias
+
+The branch and the bias stay in float32, and y is rounded once. `benchmarks.vendor_products.fp8_scaled_mm` is the same
+by the vendor's library, with one rounding more.
+"""
 
 import torch
 
 from tempoquant.formats import Format
+from tempoquant.kernels.launch import NamedLaunches
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_expand import expand_to_fp8
-from tempoquant.kernels.triton_fp8_gemm import fp8_multiply
+from tempoquant.kernels.triton_gemm import Product, Tile, Tiles, wan_launches
+from tempoquant.kernels.triton_gemm import multiply as multiply_product
 from tempoquant.kernels.triton_outside import replace_outside_rows
 from tempoquant.kernels.triton_quantize import quantize_to_fp8 as quantize_input
 
-__all__ = ["multiply", "quantize_input"]
+__all__ = ["fp8_multiply", "multiply", "quantize_input"]
+
+# Hopper's first tile fills its registers: two halves of 64 sums a thread, and room for 64 more where sums are promoted.
+# Ada and RTX have 99 KiB of shared memory.
+TILES: Tiles = {
+    89: (Tile(128, 64, 128, 8, 3), Tile(64, 32, 64, 4, 4)),
+    90: (Tile(128, 128, 128, 8, 4), Tile(64, 64, 128, 4, 4)),
+    100: (Tile(128, 128, 128, 8, 4), Tile(64, 64, 128, 4, 4)),
+    120: (Tile(128, 64, 128, 8, 3), Tile(64, 32, 64, 4, 4)),
+}
 
 
 def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
@@ -24,3 +41,31 @@ def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, d
     if quantized.outside is None:
         return y
     return replace_outside_rows(y, quantized, values, row_scale, weight.up, weight.bias)
+
+
+def fp8_multiply(
+    quantized: QuantizedInput,
+    weight: torch.Tensor,
+    row_scale: torch.Tensor,
+    up: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """One linear.
+
+    Args:
+        quantized: values float8_e4m3fn or float8_e5m2, with the scale of each row.
+        weight: (out, in) float8_e4m3fn. row_scale: (out,) float32.
+        up: (out, rank) bfloat16, or None. bias: (out,), or None.
+        dtype: of the result.
+
+    Returns:
+        (tokens, out).
+    """
+    product = Product(quantized.values, weight, quantized.scale, row_scale, quantized.hidden, up, bias)
+    return multiply_product(product, dtype, TILES)
+
+
+def specializations() -> NamedLaunches:
+    """What Wan2.2 launches."""
+    return wan_launches(torch.float8_e4m3fn, TILES)

@@ -46,7 +46,13 @@ def check_int8(format: Format) -> None:
         raise UnsupportedError(f"{format.name} has levels that are no integers, so INT8 does not hold them.")
 
 
+def check_fp4(format: Format) -> None:
+    """Raise UnsupportedError unless codes are E2M1."""
+    if format.has_integer_levels:
+        raise UnsupportedError(f"{format.name} has levels that are no E2M1 numbers, so FP4 does not hold them.")
+
+
 def dtypes_of(format: Format) -> list[torch.dtype]:
-    """What the operands of a product in this format may be: bfloat16, and what holds them without rounding."""
+    """What the operands of a product in this format may be expanded to: bfloat16, and what holds them unrounded."""
     fp8 = [torch.float8_e4m3fn] if format.is_fp8_exact else []
     return [torch.bfloat16, *fp8, *([torch.int8] if format.has_integer_levels else [])]

@@ -16,6 +16,7 @@ try:
 except ImportError:  # Triton before 3.4 has none
     TensorDescriptor = None
 
+NATIVE_FP4 = 100  # the compute capability of the first GPUs that multiply FP4
 NATIVE_FP8 = 89  # the compute capability, ten times the major plus the minor, from which on FP8 converts in hardware
 
 

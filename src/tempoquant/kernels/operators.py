@@ -73,8 +73,11 @@ def quantize_input(source: Source, transform: InputTransform, format: Format, ba
     """Project onto the branch, and round what is left.
 
     The kernels round h = x · downᵀ to bfloat16. The same numbers are taken off the input and added to the output, so
-    that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part.
+    that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part. FP4 holds no activations
+    of eight bits: where `source` has some, another backend rounds them, and `multiply` sees it by their dtype.
     """
+    if backend == Backend.FP4 and source.eight_bits is not None:
+        backend = eight_bit_backend(format)
     hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
     if not torch.compiler.is_compiling():
         kernels = _kernels_of(backend)
@@ -94,6 +97,8 @@ def multiply(
     quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype, backend: str
 ) -> torch.Tensor:
     """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
+    if backend == Backend.FP4 and quantized.values.dtype != torch.uint8:
+        backend = eight_bit_backend(format)
     if not torch.compiler.is_compiling():
         y: torch.Tensor = _kernels_of(backend).multiply(quantized, weight, format, dtype)
         return y
@@ -101,6 +106,15 @@ def multiply(
         quantized.values, quantized.scale, quantized.hidden, quantized.outside, weight.packed, weight.scale,
         weight.tensor_scale, weight.up, weight.bias, format=format.name, dtype=dtype, backend=backend,
     )  # fmt: skip
+
+
+def eight_bit_backend(format: Format) -> str:
+    """The backend that takes activations of eight bits where FP4 takes those of four.
+
+    For MXFP4 that is bf16, since a weight may have rows that FP8 does not hold.
+    """
+    fits_fp8 = format.is_fp8_exact and format.scale_octaves is not None
+    return (Backend.FP8 if fits_fp8 else Backend.BF16).value
 
 
 @torch.library.custom_op("tempoquant::quantize_input", mutates_args=())
@@ -135,12 +149,17 @@ def _(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     kind, taken = get_format(format), Backend(backend)
     num_tokens, in_features = x.shape
-    values = {Backend.FP8: torch.float8_e4m3fn, Backend.INT8: torch.int8, Backend.BF16: torch.bfloat16}[taken]
-    scale = {Backend.FP8: (num_tokens,), Backend.INT8: (num_tokens, in_features // kind.group_size), Backend.BF16: (0,)}
+    values = {Backend.FP4: torch.uint8, Backend.FP8: torch.float8_e4m3fn, Backend.INT8: torch.int8}
+    groups = (num_tokens, in_features // kind.group_size)
+    scale = {Backend.FP4: groups, Backend.FP8: (num_tokens,), Backend.INT8: groups, Backend.BF16: (0,)}
+    fp4_scale = torch.float8_e4m3fn if kind.scale_grid.is_e4m3 else torch.uint8
+    dtypes = {Backend.FP4: fp4_scale, Backend.BF16: x.dtype}
     has_rows = taken is Backend.FP8 and kind.scale_octaves is None
     return (
-        x.new_empty(x.shape, dtype=values),
-        x.new_empty(scale[taken], dtype=x.dtype if taken is Backend.BF16 else torch.float32),
+        x.new_empty(
+            num_tokens, in_features // (2 if taken is Backend.FP4 else 1), dtype=values.get(taken, torch.bfloat16)
+        ),
+        x.new_empty(scale[taken], dtype=dtypes.get(taken, torch.float32)),
         x.new_empty(num_tokens, dtype=torch.bool) if has_rows else x.new_empty(0),
     )
 

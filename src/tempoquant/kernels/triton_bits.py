@@ -55,3 +55,25 @@ def to_bfloat16(x: tl.tensor, IS_EXACT: tl.constexpr) -> tl.tensor:
 def with_sign_of(magnitude: tl.tensor, x: tl.tensor) -> tl.tensor:
     """The magnitude with the sign of x."""
     return float_of_bits(magnitude.to(tl.int32, bitcast=True) | (x.to(tl.int32, bitcast=True) & SIGN))
+
+
+@triton.jit
+def largest_of(x: tl.tensor, IS_INTERPRETED: tl.constexpr) -> tl.tensor:
+    """The largest magnitude along the last dimension, NaN where there is one: one instruction a number."""
+    AXIS: tl.constexpr = len(x.shape) - 1
+    if IS_INTERPRETED:  # which takes long for a function of ours; bits are in the same order
+        return float_of_bits(tl.max(magnitude_bits(x), axis=AXIS))
+    return tl.reduce(tl.abs(x), AXIS, _larger)
+
+
+@triton.jit
+def larger_of(x: tl.tensor, y: tl.tensor, IS_INTERPRETED: tl.constexpr) -> tl.tensor:
+    """The larger of two magnitudes, NaN where one is."""
+    if IS_INTERPRETED:
+        return float_of_bits(tl.maximum(magnitude_bits(x), magnitude_bits(y)))
+    return _larger(x, y)
+
+
+@triton.jit
+def _larger(x: tl.tensor, y: tl.tensor) -> tl.tensor:
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)

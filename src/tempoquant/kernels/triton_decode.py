@@ -1,4 +1,4 @@
-"""Device functions that read what a checkpoint stores: nibbles and scale bytes, as float32, without rounding.
+"""Device functions that read and write what a checkpoint stores: nibbles and scale bytes, without rounding.
 
 Both are small floating-point numbers: put at the place where float32 keeps its exponent and mantissa they are that
 number times a power of two, subnormals included, so that one multiplication makes them what they mean.
@@ -30,3 +30,44 @@ def load_scale(scale: tl.tensor, offsets: tl.tensor, mask: tl.tensor, GRID: tl.c
         bits = tl.where(stored == 0, 1 << 22, stored << 23)  # 2^-127 is subnormal
         return tl.where(mask, bits, 0).to(tl.float32, bitcast=True)
     return (stored << 20).to(tl.float32, bitcast=True) * E4M3_UNIT
+
+
+@triton.jit
+def packed_levels(levels: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """Signed E2M1 levels (rows, columns) float32, packed: (rows, columns / 2) uint8, the even column in the low nibble.
+
+    Blackwell converts and packs two at once. In a nibble of its, a negative zero keeps its sign.
+    """
+    even, odd = tl.split(tl.reshape(levels, (levels.shape[0], levels.shape[1] // 2, 2)))
+    if FORMAT.is_interpreted:
+        packed = (_nibble_of_level(even) + _nibble_of_level(odd) * 16).to(tl.uint8)
+    else:
+        packed = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b8 a, b, c, d;
+            cvt.rn.satfinite.e2m1x2.f32 a, $5, $1;
+            cvt.rn.satfinite.e2m1x2.f32 b, $6, $2;
+            cvt.rn.satfinite.e2m1x2.f32 c, $7, $3;
+            cvt.rn.satfinite.e2m1x2.f32 d, $8, $4;
+            mov.b32 $0, {a, b, c, d};
+            }
+            """,
+            "=r,f,f,f,f,f,f,f,f", [even, odd], dtype=tl.uint8, is_pure=True, pack=4,
+        )  # fmt: skip
+    return packed
+
+
+@triton.jit
+def _nibble_of_level(level: tl.tensor) -> tl.tensor:
+    magnitude = (tl.abs(level) * (1 / E2M1_UNIT)).to(tl.int32, bitcast=True) >> 22
+    return tl.where(level < 0, magnitude + 8, magnitude)
+
+
+@triton.jit
+def scale_byte(scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """Scales on their grid as a checkpoint stores them: float8e4nv, or the exponent's byte, where 255 is NaN."""
+    if FORMAT.grid == "e8m0":
+        return ((scale.to(tl.int32, bitcast=True) >> 23) & 0xFF).to(tl.uint8)
+    byte = scale.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    return tl.where(scale == scale, byte, 0x7F).to(tl.uint8).to(tl.float8e4nv, bitcast=True)

@@ -3,8 +3,9 @@
     y = (values · weightᵀ) · row_scale[token] · column_scale[output] + hidden · upᵀ + bias
 
 Operands are exact, sums are float32, and y is rounded once. FP8 tensor cores of Ada and Hopper keep about 14 bits of a
-running sum (DeepSeek-V3, arXiv 2412.19437, section 3.3.2; MMA-Sim, arXiv 2511.10909), so there each `Tile.inner`
-products, at most 128, are summed apart and then added in float32; docs/kernels.md has what that leaves of the error.
+running sum (DeepSeek-V3, arXiv 2412.19437, section 3.3.2; MMA-Sim, arXiv 2511.10909). That error is small beside that
+of four bits, so sums run on. Within `dispatch.promoted_sums` each `Tile.inner` products, at most 128, are summed apart
+and then added in float32. docs/kernels.md has what either leaves of the error, and what it costs.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tempoquant.kernels.dispatch import are_sums_promoted
 from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.triton_tile import ROWS_AT_ONCE, finish, place_of_tile, rank_blocks, row_starts
 
@@ -72,8 +74,7 @@ def gemm_kernel(  # noqa: PLR0913
     """TOKENS × 2 OUTPUTS of y.
 
     SUMMED_APART: "mma" where the compiler splits the sums of FP8 products, "add" where we do, "no" where nobody must.
-    The tile is multiplied in two halves, so that only one half at a time needs registers for a sum apart, and the
-    other is on the tensor cores while it is added.
+    The tile is multiplied in two halves, so that only one half at a time needs registers for a sum apart.
     """
     first_token, first_output = place_of_tile(num_tokens, num_outputs, TOKENS, 2 * OUTPUTS, ROWS_AT_ONCE)
     left = tl.zeros((TOKENS, OUTPUTS), dtype=tl.float32)
@@ -145,7 +146,7 @@ def capability_of(device: torch.device) -> int:
 
 def how_sums_are_split(dtype: torch.dtype, capability: int) -> str:
     """SUMMED_APART of the kernel. Only FP8 sums are short, and not those of Blackwell's data centre GPUs (tcgen05)."""
-    if dtype.itemsize > 1 or capability // 10 == 10:
+    if dtype.itemsize > 1 or capability // 10 == 10 or not are_sums_promoted():
         return "no"
     return "mma" if capability // 10 == 9 else "add"
 

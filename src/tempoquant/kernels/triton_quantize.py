@@ -18,47 +18,53 @@ BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of th
 import torch
 import triton
 
+from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.input_transform import InputTransform
-from tempoquant.kernels.fp8_window import check_fp8, check_int8, dtypes_of
-from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
+from tempoquant.kernels.fp8_window import check_fp4, check_fp8, check_int8, dtypes_of
+from tempoquant.kernels.launch import NATIVE_FP4, NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
 from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.triton_gemm import capability_of
+from tempoquant.kernels.triton_quantize_input import InputSteps, columns_kernel
 from tempoquant.kernels.triton_quantize_kernel import quantize_kernel
 from tempoquant.kernels.triton_quantize_outside import quantize_outside_launch
 from tempoquant.kernels.triton_rounding import rounding_of
 
-OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8"}
+OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "fp4"}
 
 
-def quantize_launch(
+def quantize_launch(  # noqa: PLR0913
     x: torch.Tensor,
+    columns: torch.Tensor | None,
     transform: InputTransform,
     format: Format,
     rule: ScaleRule,
     clip_ratio: torch.Tensor,
     eight_bits: torch.Tensor | bool | None,
     result: QuantizedInput,
+    capability: int | None = None,
 ) -> Launch:
-    """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which backend."""
+    """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which backend.
+
+    columns: what `columns_launch` fills for the same format and rule. capability: 90 for 9.0; None for the device's.
+    """
     num_tokens, in_features = x.shape
     x = with_rows(x)
-    factor = dense(transform.smoothing_factor)
     output = OUTPUTS[result.values.dtype]
     hidden = with_rows(result.hidden)
     deflation = None if hidden is None else dense(transform.deflation)
     flags = dense(eight_bits) if isinstance(eight_bits, torch.Tensor) else None
     rank = 0 if deflation is None else deflation.shape[1]
-    block_rows, block_columns, num_warps = _block(rank)
+    capability = capability_of(x.device) if capability is None else capability
+    block_rows, block_columns, num_warps = _block(rank, capability)
     return Launch(
         quantize_kernel,
         (triton.cdiv(num_tokens, block_rows),),
         {
             "x": x,
             "hidden": hidden,
-            "smoothing_factor": factor,
-            "reciprocal_factor": None if factor is None else factor.float().reciprocal(),
+            "columns": columns,
             "deflation": deflation,
-            "input_offset": dense(transform.input_offset),
             "clip_ratio": dense(clip_ratio),
             "eight_bits": flags,
             "values": result.values,
@@ -73,15 +79,39 @@ def quantize_launch(
             "rows_per_flag": 1 if flags is None else _rows_per_entry(num_tokens, flags),
             "FORMAT": rounding_of(format, rule),
             "OUTPUT": output,
-            "ROTATED": transform.rotated,
+            "HAS": steps_of(transform),
             "ALL_EIGHT_BITS": eight_bits is True,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
             "HALF_RANK": max(32, triton.next_power_of_2(rank)) // 2,
         },
         {"num_warps": num_warps, "enable_fp_fusion": False},
-        NATIVE_FP8 if output == "fp8" else 80,
+        {"fp8": NATIVE_FP8, "fp4": NATIVE_FP4}.get(output, 80),
     )
+
+
+def columns_launch(transform: InputTransform, format: Format, rule: ScaleRule, columns: torch.Tensor) -> Launch:
+    """The launch that fills columns (3, in) float32 with what the rounding kernel reads of each feature."""
+    in_features = columns.shape[1]
+    return Launch(
+        columns_kernel,
+        (triton.cdiv(in_features, 1024),),
+        {
+            "smoothing_factor": dense(transform.smoothing_factor),
+            "input_offset": dense(transform.input_offset),
+            "columns": columns,
+            "num_features": in_features,
+            "FORMAT": rounding_of(format, rule),
+            "HAS": steps_of(transform),
+            "BLOCK": 1024,
+        },
+        {"num_warps": 4, "enable_fp_fusion": False},
+    )
+
+
+def steps_of(transform: InputTransform) -> InputSteps:
+    """Which steps the kernel takes beside deflation."""
+    return InputSteps(transform.smoothing_factor is not None, transform.rotated, transform.input_offset is not None)
 
 
 def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, dtype: torch.dtype) -> QuantizedInput:
@@ -97,16 +127,28 @@ def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, d
         outside = empty(num_tokens, dtype=torch.bool) if format.scale_octaves is None else None
     elif dtype == torch.int8:
         scale = empty(num_tokens, format.num_groups(in_features), dtype=torch.float32)
+    elif dtype == torch.uint8:
+        scale = empty(num_tokens, format.num_groups(in_features), dtype=fp4_scale_dtype(format))
+        in_features //= 2
     return QuantizedInput(empty(num_tokens, in_features, dtype=dtype), scale, hidden, outside)
 
 
-def _block(rank: int) -> tuple[int, int, int]:
+def fp4_scale_dtype(format: Format) -> torch.dtype:
+    """What scales of packed codes are stored as: float8_e4m3fn for NVFP4, bytes of exponents for MXFP4."""
+    return torch.float8_e4m3fn if format.scale_grid.is_e4m3 else torch.uint8
+
+
+def _block(rank: int, capability: int) -> tuple[int, int, int]:
     """Rows, columns and warps of a program.
 
     64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64 columns make 32
-    numbers a thread, which fit into registers with their candidates. Without a branch rows share nothing.
+    numbers a thread, which fit into registers with their candidates. Those of Blackwell's data centre GPUs sum in a
+    memory of their own; for a single warp the compiler takes the older instructions, which sum in registers. Without a
+    branch rows share nothing.
     """
-    return (16, 128, 4) if rank == 0 else (64, 64, 4)
+    if rank == 0:
+        return 16, 128, 4
+    return (16, 64, 1) if capability // 10 == 10 else (64, 64, 4)
 
 
 def _rows_per_entry(num_tokens: int, entries: torch.Tensor) -> int:
@@ -140,11 +182,29 @@ def quantize_to_fp8(
     """
     check_fp8(format)
     result = empty_result(x, hidden, format, torch.float8_e4m3fn)
-    launch = quantize_launch(x, transform, format, rule, clip_ratio, eight_bits, result)
-    launch.run()
+    launch = _run(x, transform, format, rule, clip_ratio, eight_bits, result)
     if result.outside is not None:
         quantize_outside_launch(launch).run()
     return result
+
+
+def _run(
+    x: torch.Tensor,
+    transform: InputTransform,
+    format: Format,
+    rule: ScaleRule,
+    clip_ratio: torch.Tensor,
+    eight_bits: torch.Tensor | bool | None,
+    result: QuantizedInput,
+) -> Launch:
+    """Round x into `result`; returns the launch that did."""
+    columns = None
+    if transform.smoothing_factor is not None or transform.input_offset is not None:
+        columns = torch.empty(3, x.shape[1], dtype=torch.float32, device=x.device)
+        columns_launch(transform, format, rule, columns).run()
+    launch = quantize_launch(x, columns, transform, format, rule, clip_ratio, eight_bits, result)
+    launch.run()
+    return launch
 
 
 def quantize_to_bf16(
@@ -158,7 +218,7 @@ def quantize_to_bf16(
 ) -> QuantizedInput:
     """The same for BF16 tensor cores: values are level times scale, exact but for INT4 (2^-9 relative)."""
     result = empty_result(x, hidden, format, torch.bfloat16)
-    quantize_launch(x, transform, format, rule, clip_ratio, eight_bits, result).run()
+    _run(x, transform, format, rule, clip_ratio, eight_bits, result)
     return result
 
 
@@ -177,31 +237,63 @@ def quantize_to_int8(
     """
     check_int8(format)
     result = empty_result(x, hidden, format, torch.int8)
-    quantize_launch(x, transform, format, rule, clip_ratio, eight_bits, result).run()
+    _run(x, transform, format, rule, clip_ratio, eight_bits, result)
+    return result
+
+
+def quantize_to_fp4(
+    x: torch.Tensor,
+    hidden: torch.Tensor | None,
+    transform: InputTransform,
+    format: Format,
+    rule: ScaleRule,
+    clip_ratio: torch.Tensor,
+    eight_bits: torch.Tensor | bool | None = None,
+) -> QuantizedInput:
+    """The same for FP4 tensor cores: packed codes (tokens, in / 2) and scales (tokens, groups), as weights are stored.
+
+    Raises UnsupportedError for INT4, and where some tokens have eight bits, which are no codes.
+    """
+    check_fp4(format)
+    if eight_bits is not None:
+        raise UnsupportedError("FP4 does not hold activations of eight bits: take the backend fp8 or bf16 for them.")
+    result = empty_result(x, hidden, format, torch.uint8)
+    _run(x, transform, format, rule, clip_ratio, None, result)
     return result
 
 
 def specializations() -> NamedLaunches:
-    """Wan's inputs by the default rule: without a branch, and with one, also where some rows have 8 bits."""
+    """Wan's inputs by the default rule: without a branch, and with one, also where rows have 8 bits, or some do."""
+    for format in FORMATS.values():
+        for dtype in dtypes_of(format) + ([] if format.has_integer_levels else [torch.uint8]):
+            for rank, bits in ((0, "4"), (32, "4"), (32, "8"), (128, "4 or 8")):
+                if dtype == torch.uint8 and bits != "4":
+                    continue
+                for capability, newest in ((80, 99), (100, 109), (110, 999)):
+                    launch = _wan_launch(format, dtype, rank, bits, capability)
+                    first = max(capability, launch.min_capability)
+                    if first > newest:
+                        continue
+                    launch = launch._replace(min_capability=first, max_capability=newest)
+                    name = f"{OUTPUTS[dtype]} {format.name}, rank {rank}, {bits} bits, cc {capability}"
+                    yield name, launch
+                    if launch.arguments["outside"] is not None:
+                        yield f"outside rows of {name}", quantize_outside_launch(launch)
+
+
+def _wan_launch(format: Format, dtype: torch.dtype, rank: int, bits: str, capability: int) -> Launch:
     num_tokens, in_features = 32760, 5120
 
     def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    flags = meta(2, dtype=torch.bool)
-    cases = ((0, "4", None), (32, "4", None), (128, "4 or 8", flags))
-    for format in FORMATS.values():
-        for dtype in dtypes_of(format):
-            for rank, bits, eight_bits in cases:
-                x, factor, offset = meta(num_tokens, in_features), meta(in_features), meta(in_features)
-                deflation = meta(in_features, rank) if rank else None
-                transform = InputTransform(
-                    smoothing_factor=factor, rotated=rank > 0, deflation=deflation, input_offset=offset
-                )
-                result = empty_result(x, meta(num_tokens, rank) if rank else None, format, dtype)
-                ratio = meta(2, dtype=torch.float32)
-                launch = quantize_launch(x, transform, format, ScaleRule.LEAST_ERROR, ratio, eight_bits, result)
-                name = f"{OUTPUTS[dtype]} {format.name}, rank {rank}, {bits} bits"
-                yield name, launch
-                if result.outside is not None:
-                    yield f"outside rows of {name}", quantize_outside_launch(launch)
+    x, columns = meta(num_tokens, in_features), meta(3, in_features, dtype=torch.float32)
+    transform = InputTransform(
+        smoothing_factor=meta(in_features), rotated=rank > 0, deflation=meta(in_features, rank) if rank else None,
+        input_offset=meta(in_features),
+    )  # fmt: skip
+    result = empty_result(x, meta(num_tokens, rank) if rank else None, format, dtype)
+    ratio, eight_bits = meta(2, dtype=torch.float32), {"4": None, "8": True, "4 or 8": meta(2, dtype=torch.bool)}[bits]
+    return quantize_launch(
+        x, columns, transform, format, ScaleRule.LEAST_ERROR, ratio, eight_bits, result, capability
+    )  # fmt: skip

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from tempoquant.kernels.launch import Launch
-from tempoquant.kernels.triton_bits import float_of_bits, magnitude_bits, with_sign_of
+from tempoquant.kernels.triton_bits import with_sign_of
 from tempoquant.kernels.triton_decode import E2M1_UNIT
-from tempoquant.kernels.triton_quantize_kernel import _hidden_block, input_tile
+from tempoquant.kernels.triton_quantize_input import input_tile, source_of
 from tempoquant.kernels.triton_rounding import round_groups
 
 BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 16, 64, 4
@@ -44,10 +44,10 @@ def store_packed(
 
 @triton.jit(do_not_specialize=["num_tokens", "rows_per_clip_ratio"])
 def quantize_outside_kernel(  # noqa: PLR0913
-    x: tl.tensor, hidden: tl.tensor, smoothing_factor: tl.tensor, reciprocal_factor: tl.tensor, deflation: tl.tensor,
-    input_offset: tl.tensor, clip_ratio: tl.tensor, values: tl.tensor, outside: tl.tensor,
+    x: tl.tensor, hidden: tl.tensor, columns: tl.tensor, deflation: tl.tensor, clip_ratio: tl.tensor,
+    values: tl.tensor, outside: tl.tensor,
     num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int, rows_per_clip_ratio: int,
-    IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, ROTATED: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, HAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, HALF_RANK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Those of the rows `program_id · BLOCK_ROWS` and on that are outside. The parameters are `quantize_kernel`'s."""
@@ -56,21 +56,16 @@ def quantize_outside_kernel(  # noqa: PLR0913
     is_outside = tl.load(outside + rows, mask=row_mask, other=0) != 0
     if tl.max(is_outside.to(tl.int32), axis=0) > 0:
         ratio = tl.load(clip_ratio + rows // rows_per_clip_ratio, mask=row_mask, other=1.0)
-        block = None
-        more = None
-        if deflation is not None:
-            block = _hidden_block(hidden, 0, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK)
-            more = _hidden_block(hidden, HALF_RANK, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK)
+        source = source_of(
+            x, hidden, columns, deflation, tl.program_id(0) * BLOCK_ROWS, num_tokens, rank,
+            x_row_stride, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK,
+        )  # fmt: skip
         no_window = tl.zeros((BLOCK_ROWS,), tl.float32)  # MXFP4's scales do not depend on the row's
         stored = values.to(tl.pointer_type(tl.uint8), bitcast=True)
-        x_rows = x + rows.to(tl.int64) * x_row_stride
         for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
-            z = input_tile(
-                x_rows, block, more, smoothing_factor, reciprocal_factor, deflation, input_offset, start, row_mask,
-                rank, IN_FEATURES, FORMAT, ROTATED, BLOCK_COLUMNS,
-            )  # fmt: skip
+            z = input_tile(source, start, rank, IN_FEATURES, FORMAT, HAS, BLOCK_COLUMNS)
             grouped = tl.reshape(z, (BLOCK_ROWS, BLOCK_COLUMNS // FORMAT.group, FORMAT.group))
-            scale, _, level = round_groups(float_of_bits(magnitude_bits(grouped)), no_window, ratio, FORMAT)
+            scale, _, level = round_groups(grouped, no_window, ratio, FORMAT, False)
             level = with_sign_of(level, grouped)
             store_packed(stored, rows, is_outside, start // FORMAT.group, scale, level, IN_FEATURES)
 
@@ -81,4 +76,4 @@ def quantize_outside_launch(launch: Launch) -> Launch:
     arguments = {name: own.get(name, launch.arguments.get(name)) for name in quantize_outside_kernel.arg_names}
     grid = (triton.cdiv(launch.arguments["num_tokens"], BLOCK_ROWS),)
     options = {**launch.options, "num_warps": NUM_WARPS}
-    return Launch(quantize_outside_kernel, grid, arguments, options, launch.min_capability)
+    return Launch(quantize_outside_kernel, grid, arguments, options, launch.min_capability, launch.max_capability)

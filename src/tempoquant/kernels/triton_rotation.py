@@ -10,8 +10,10 @@ ROOT = tl.constexpr(ROTATION_SIZE**-0.5)
 
 
 @triton.jit
-def rotated_tile(z: tl.tensor) -> tl.tensor:
+def rotated_tile(z: tl.tensor, IS_SCALED: tl.constexpr) -> tl.tensor:
     """A tile (rows, columns) float32 with each block of SIZE columns rotated.
+
+    IS_SCALED: whether z has been multiplied by ROOT before, a power of two, which is the same and costs nothing there.
 
     Must be compiled with `enable_fp_fusion=False`, as all that rounds like the definition.
     """
@@ -19,7 +21,9 @@ def rotated_tile(z: tl.tensor) -> tl.tensor:
     COLUMNS: tl.constexpr = z.shape[1]
     for step in tl.static_range(4):  # halves of 8, 4, 2 and 1
         z = _sums_and_differences(z, ROWS, COLUMNS, SIZE >> (step + 1))
-    return z * ROOT
+    if not IS_SCALED:
+        z *= ROOT
+    return z
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import nn
 
 from tempoquant.checkpoint import read_config
@@ -213,6 +214,15 @@ class Component:
             return size
         files = self.weight_files
         return sum(file.stat().st_size for file in files) if files else None
+
+    def without_weights(self) -> Any:
+        """Return the model on the meta device. Raises ModelError when its config describes none."""
+        kind: Any = self.kind
+        try:
+            with init_empty_weights():
+                return kind.from_config(dict(self.config))
+        except NOT_DESCRIBED as error:
+            raise not_described(self.folder / CONFIG_NAME, kind, error) from error
 
     def check(self, weights: bool = True) -> None:
         """Hold its files against each other: index, headers, config and the class that will load them.

@@ -8,11 +8,15 @@ from typing import Any
 from tempoquant.errors import ModelError, UnsupportedError
 from tempoquant.models.family import ModelFamily, PipelineIndex
 from tempoquant.models.generic.family import family_in, stored_family
+from tempoquant.models.hunyuan_video15.family import HUNYUAN_VIDEO15, HUNYUAN_VIDEO15_I2V
 from tempoquant.models.ltx2.family import LTX2
+from tempoquant.models.minimax_h3.family import MINIMAX_H3
 from tempoquant.models.wan.family import WAN, WAN_ANIMATE, WAN_VACE
 from tempoquant.timesteps import Denoiser
 
-FAMILIES: list[ModelFamily] = [WAN, WAN_VACE, WAN_ANIMATE, LTX2]
+FAMILIES: list[ModelFamily] = [
+    WAN, WAN_VACE, WAN_ANIMATE, LTX2, HUNYUAN_VIDEO15, HUNYUAN_VIDEO15_I2V, MINIMAX_H3,
+]  # fmt: skip
 
 
 def family_of(index: PipelineIndex) -> ModelFamily:
@@ -68,7 +72,7 @@ def facts_of(pipeline: Any) -> PipelineFacts:
     components = {
         name: (each[0], each[1])
         for name, each in pipeline.config.items()
-        if isinstance(each, tuple | list) and len(each) == 2 and getattr(pipeline, name, None) is not None
+        if isinstance(each, tuple | list) and len(each) in (2, 3) and getattr(pipeline, name, None) is not None
     }
     class_name = next(name for name in names if name in family.pipelines)
     values = {**pipeline.config, "_class_name": class_name}

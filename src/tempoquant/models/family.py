@@ -24,7 +24,7 @@ Config = Mapping[str, Any]
 
 
 class PipelineIndex(NamedTuple):
-    """A pipeline's model_index.json.
+    """A pipeline's model_index.json, or modular_model_index.json.
 
     Attributes:
         folder: that it lies in.
@@ -40,6 +40,16 @@ class PipelineIndex(NamedTuple):
     def class_name(self) -> str:
         """The pipeline's class."""
         return str(self.values.get("_class_name"))
+
+    @property
+    def is_modular(self) -> bool:
+        """Whether it is a modular pipeline, made of blocks."""
+        return "_blocks_class_name" in self.values
+
+    @property
+    def file_name(self) -> str:
+        """The index's own."""
+        return "modular_model_index.json" if self.is_modular else "model_index.json"
 
 
 def _never(_name: str) -> bool:
@@ -97,6 +107,14 @@ PLAIN_ENCODER = TracedTextEncoder()
 """T5's, say."""
 
 
+def _as_it_is(timesteps: torch.Tensor) -> torch.Tensor:
+    return timesteps
+
+
+def _called(denoiser: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    return denoiser(**inputs, return_dict=False)
+
+
 def _two_above_one(_index: PipelineIndex, settings: SamplingSettings) -> int:
     return 2 if settings.guidance_scale > 1 else 1
 
@@ -145,6 +163,9 @@ class ModelFamily:
         may_lack: whether some denoisers of the family lack a tensor, so that a LoRA's change of it may be left out.
         chunk_blocks: have a denoiser compute its blocks a chunk of tokens at a time; returns what undoes it. None where
             the family has no such forward.
+        skippable_blocks: whether a denoiser's blocks follow each other with nothing between them that changes the
+            hidden state, so that a cache of steps may leave them out together.
+        denied_attention: diffusers' attention backends that break its videos, each with why and what to use.
         needs: what a prompt must bring to a pipeline beside its text: "image", and names of `prompts.CLIPS`.
         guidance: which call, or which row of a call, is guided by the text and which is not.
         num_branches: of guidance that a pipeline computes with these settings: 2, or 1 without guidance.
@@ -158,6 +179,15 @@ class ModelFamily:
         encodes_first_frame_alone: whether a pipeline that takes an image encodes it alone, and no frames after it.
         traced_text_encoder: changes of the text encoder's config that leave so many of its blocks, at most; and how it
             is called with embedded tokens (1, tokens, features) and a mask, to see what it allocates.
+        text_encoder_called: the module of the text encoder that the pipeline calls, by its name; "" for all of it.
+        encoder_tokens: that the text encoder reads, where they are not `text_tokens`.
+        stand_ins: names of models that a pipeline's constructor asks for facts: where all others are left out, these
+            are there without weights.
+        traced_frames: latent frames that the autoencoder codes in as much memory as a whole video; None where it codes
+            all at once.
+        unused_components: that a pipeline's index names for other tasks than the family's: neither fetched, nor copied.
+        scheduled: a scheduler's timesteps, as 0 clean … 1000 noise.
+        trace: call a denoiser on the meta device, where no number can be looked at.
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
         kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
         stored: what a denoiser's config keeps beside its own, for those who load it later.
@@ -197,6 +227,8 @@ class ModelFamily:
     original_parts: Callable[[Path], Mapping[str, Path]] = _none_of
     may_lack: Callable[[str], bool] = _never
     chunk_blocks: Callable[[nn.Module], Callable[[], None]] | None = None
+    skippable_blocks: bool = False
+    denied_attention: Mapping[str, str] = field(default_factory=dict)
     needs: Callable[[PipelineIndex], tuple[str, ...]] = _nothing
     guidance: Guidance = TWO_CALLS
     num_branches: Callable[[PipelineIndex, SamplingSettings], int] = _two_above_one
@@ -206,6 +238,13 @@ class ModelFamily:
     autoencoder_channels: Callable[[Config], int] = _z_dim
     encodes_first_frame_alone: bool = False
     traced_text_encoder: TracedTextEncoder = PLAIN_ENCODER
+    text_encoder_called: str = ""
+    encoder_tokens: int | None = None
+    stand_ins: frozenset[str] = frozenset()
+    traced_frames: int | None = 3
+    unused_components: frozenset[str] = frozenset()
+    scheduled: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
+    trace: Callable[[nn.Module, Mapping[str, Any]], Any] = _called
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()
     stored: Mapping[str, Any] = field(default_factory=dict)

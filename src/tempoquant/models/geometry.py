@@ -1,6 +1,7 @@
 """LatentGeometry: how many latents and tokens a video becomes, and which videos can become any."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tempoquant.errors import SettingsError
@@ -18,6 +19,8 @@ class LatentGeometry:
         given_latents: latent frames of a given picture, in front of the video's own.
         fewest_frames: that a video can have.
         is_image: whether there is one frame alone.
+        size_for: (height, width) of a picture to those of the video that the pipeline makes of it, where the pipeline
+            chooses its sizes itself.
     """
 
     pixels: int
@@ -26,6 +29,7 @@ class LatentGeometry:
     given_latents: int = 0
     fewest_frames: int = 1
     is_image: bool = False
+    size_for: Callable[[int, int], tuple[int, int]] | None = None
 
     @property
     def size_step(self) -> int:
@@ -37,6 +41,13 @@ class LatentGeometry:
         for name in ("height", "width"):
             if getattr(settings, name) % self.size_step:
                 raise SettingsError(f"{name} is a multiple of {self.size_step}, not {getattr(settings, name)}.")
+        if self.size_for is not None:
+            height, width = self.size_for(settings.height, settings.width)
+            if (height, width) != (settings.height, settings.width):
+                raise SettingsError(
+                    f"this pipeline chooses its sizes itself: of pictures of {settings.height} × {settings.width} "
+                    f"(height × width) it makes videos of {height} × {width}, so give that size."
+                )
         if settings.num_frames % self.frames != 1 % self.frames:
             raise SettingsError(
                 f"num_frames is {self.frames}k + 1 (1, {self.frames + 1}, …, {20 * self.frames + 1}), not "

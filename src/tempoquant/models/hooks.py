@@ -1,6 +1,7 @@
 """Hooks on modules: which ones only place weights, and which ones see what a module computes."""
 
 from collections.abc import Callable
+from typing import Any
 
 from diffusers.hooks import group_offloading
 from torch import nn
@@ -24,3 +25,9 @@ def unobtrusive(hook: Callable[..., None]) -> Callable[..., None]:
     """Mark a module's hook that keeps none of the tensors it sees, see `is_watched`."""
     hook.keeps_nothing = True  # type: ignore[attr-defined]
     return hook
+
+
+def own_forward(module: Any) -> None:
+    """Remove its class's forward from a module, where a library that wrapped it left it behind on the instance."""
+    if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
+        del module.forward

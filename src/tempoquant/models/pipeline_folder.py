@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ _LIBRARIES = {"diffusers", "transformers"}
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.md")
 WHOLE_MODEL = (*SMALL_FILES, "*.safetensors")
 INDEX_NAME = "model_index.json"
+INDEX_NAMES = (INDEX_NAME, "modular_model_index.json")
+"""What diffusers calls a pipeline's index; a modular pipeline has the other, and may have both."""
 BUNDLED_MODELS = ("tiny", "tiny-outliers")
 
 
@@ -66,21 +69,24 @@ def read_json(file: Path) -> Any:
 
 
 def read_index(folder: Path) -> PipelineIndex:
-    """Read a pipeline's model_index.json.
+    """Read a pipeline's index: of a modular one, the components that lie in the folder.
 
     Raises:
         ModelError: it is missing or malformed, names a component outside the folder, or one whose library is neither
             diffusers nor transformers (whose code would have to be trusted).
     """
-    values = read_json(folder / INDEX_NAME)
+    file = index_file(folder) or folder / INDEX_NAME
+    values, is_modular = read_json(file), file.name == INDEX_NAMES[1]
     if not isinstance(values, dict):
-        raise ModelError(f"{folder / INDEX_NAME} is not a JSON object.")
+        raise ModelError(f"{file} is not a JSON object.")
     components = {}
     for name, value in values.items():
         if name.startswith("_") or not isinstance(value, list):
             continue
         if not name.isidentifier():
-            raise ModelError(f"model_index.json names a component {name!r}, which could lie outside {folder}: refused.")
+            raise ModelError(f"{file.name} names a component {name!r}, which could lie outside {folder}: refused.")
+        if is_modular and len(value) == 3 and isinstance(value[2], dict):
+            value = _of_modular(folder, name, value)
         if len(value) != 2 or value == [None, None]:
             continue
         library, class_name = value
@@ -99,10 +105,30 @@ def _is_of_one_pipeline(library: str) -> bool:
     return library not in _LIBRARIES and importlib.util.find_spec(f"diffusers.pipelines.{library}") is not None
 
 
+def index_file(folder: Path) -> Path | None:
+    """Return the index of a pipeline in a folder; None for a folder that holds none."""
+    return next((folder / name for name in INDEX_NAMES if os.path.lexists(folder / name)), None)
+
+
+def _of_modular(folder: Path, name: str, value: list[Any]) -> list[Any]:
+    """Return the library and class of a modular pipeline's component; of none for one that is not in the folder.
+
+    Where the index says that it was loaded from is of no account: copies keep what they were copied from. Raises
+    ModelError for a component that lies in another subfolder than its own name's.
+    """
+    library, class_name, place = value
+    if place.get("subfolder") not in (None, "", name):
+        raise ModelError(
+            f"component {name} of {folder} lies in its subfolder {place['subfolder']!r}: give it a folder of its own "
+            "name, and say so in modular_model_index.json."
+        )
+    return [library, class_name] if (folder / name).is_dir() else [None, None]
+
+
 def refuse_other_weights(component: Path) -> None:
     """Raise ModelError for a component that is not there, or has only pickled or GGUF weights."""
     if not component.is_dir():
-        raise ModelError(f"component {component} is named in model_index.json but missing.")
+        raise ModelError(f"component {component} is named in its pipeline's index but missing.")
     names = sorted(entry.name for entry in component.iterdir())
     others = [name for name in names if name.endswith((".gguf", *PICKLES))]
     if others and not any(name.endswith(".safetensors") for name in names):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.models.lora.given import sampler_with
+from tempoquant.models.pipeline_folder import index_file
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import flow_shift_of, load_scheduler
 from tempoquant.models.source import SourceModel
@@ -30,7 +32,7 @@ def take_sampling_along(model: Any, component: Path) -> None:
         ModelError: the file is not a JSON object.
     """
     folder = component.parent
-    if (folder / "model_index.json").is_file() and (folder / SAMPLING_FILE).is_file():
+    if index_file(folder) is not None and (folder / SAMPLING_FILE).is_file():
         model.register_to_config(**{_CONFIG_KEY: _read(folder / SAMPLING_FILE)})
 
 
@@ -84,9 +86,11 @@ def published_settings(source: SourceModel) -> SamplingSettings:
 def settings_of(source: SourceModel, changes: Mapping[str, Any]) -> SamplingSettings:
     """Return the model's own settings with some of them changed; None leaves one as it is.
 
+    Its LoRAs, where it has any, change the sampler as they change that of a quantized result (`sampler_with`).
+
     Raises as `default_settings` does, and SettingsError for a value that the model cannot run.
     """
-    settings = default_settings(source).replace(**changes)
+    settings = default_settings(source).replace(**sampler_with(source.family, source.loras, changes))
     source.geometry.require(settings)
     warn_of_published(source, settings, changes)
     return settings

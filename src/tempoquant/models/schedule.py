@@ -112,7 +112,7 @@ class Step:
 def load_scheduler(source: SourceModel, flow_shift: float | None) -> Any:
     """Return a pipeline's scheduler alone. Raises ModelError when it does not load, or has no flow shift to set."""
     if (component := source.components.get("scheduler")) is None:
-        raise ModelError(f"{source.folder} names no scheduler in its model_index.json: fetch the model again.")
+        raise ModelError(f"{source.folder} names no scheduler in its {source.index.file_name}: fetch the model again.")
     try:
         kind: Any = component.kind
         scheduler = kind.from_pretrained(source.folder, subfolder="scheduler", local_files_only=True)
@@ -132,7 +132,8 @@ def sampling_steps(source: SourceModel, settings: SamplingSettings) -> list[Step
     sigmas = _set_timesteps(
         scheduler, settings.num_steps, lambda own: source.family.set_timesteps(source.index, own, settings, latents)
     )
+    timesteps = source.family.scheduled(scheduler.timesteps)
     return [
         Step(timestep.reshape(1), float(sigma), denoiser_at(source.denoisers, float(timestep)).name)
-        for timestep, sigma in zip(scheduler.timesteps, sigmas, strict=False)  # a last sigma, 0, belongs to no step
+        for timestep, sigma in zip(timesteps, sigmas, strict=False)  # a last sigma, 0, belongs to no step
     ]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.errors import ModelError
@@ -15,10 +15,10 @@ from tempoquant.models.family import ModelFamily, PipelineIndex
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.no_source import no_pipeline
 from tempoquant.models.pipeline_folder import (
-    INDEX_NAME,
     SMALL_FILES,
     WHOLE_MODEL,
     fetch,
+    index_file,
     local_folder,
     read_index,
     refuse_other_weights,
@@ -28,6 +28,9 @@ from tempoquant.models.source_sizes import BlockLinear, SampleSizes
 from tempoquant.models.weight_files import Forms
 from tempoquant.models.with_experts import GenericModel, ModelName, WithExperts, warn_of_names
 from tempoquant.timesteps import Denoiser
+
+if TYPE_CHECKING:
+    from tempoquant.models.lora.lora import LoraSum
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ class SourceModel:
         denoisers: the noisiest first.
         hub_id: its name, where it was given as a hub id; a folder's path is nobody's business.
         bundled: the name of a bundled model; "" for any other.
+        loras: denoiser's name to what is added to its weights as they are read (`lora.given.with_loras`).
     """
 
     folder: Path
@@ -51,6 +55,7 @@ class SourceModel:
     denoisers: tuple[Denoiser, ...]
     hub_id: str | None = None
     bundled: str = ""
+    loras: Mapping[str, "LoraSum"] = field(default_factory=dict)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -83,7 +88,7 @@ class SourceModel:
         if not weights:
             return small
         needed = [f"{name}/*.safetensors" for name, component in small.components.items() if not component.given]
-        patterns = (*SMALL_FILES, *needed) if given else WHOLE_MODEL
+        patterns = (*SMALL_FILES, *needed) if given or small.index.is_modular else WHOLE_MODEL
         return cls.of_folder(fetch(str(base), patterns), True, str(base), "", given)
 
     @classmethod
@@ -105,7 +110,7 @@ class SourceModel:
         if not folder.is_dir():
             raise ModelError(f"there is no folder {folder}.")
         folder = folder.absolute()  # workers may run in another folder
-        if not os.path.lexists(folder / INDEX_NAME):
+        if index_file(folder) is None:
             raise no_pipeline(folder, hub_id)
         index = read_index(folder)
         family = family or family_of(index)
@@ -113,7 +118,8 @@ class SourceModel:
         for file in folder.glob("*.json"):
             if not file.exists():
                 raise ModelError(f"{file} is a link to {os.readlink(file)}, which is not there: fetch the model again.")
-        components = {name: Component(folder / name, *each) for name, each in index.components.items()}
+        kept = {name: each for name, each in index.components.items() if name not in family.unused_components}
+        components = {name: Component(folder / name, *each) for name, each in kept.items()}
         for each in denoisers:
             component = components[each.component]
             components[each.component] = replace(component, family=family, given=given.get(each.name, ()))
@@ -237,7 +243,7 @@ class SourceModel:
 
     def _named(self, name: str) -> Component:
         if name not in self.components:
-            raise ModelError(f"{self.folder} names no {name} in its model_index.json: fetch the model again.")
+            raise ModelError(f"{self.folder} names no {name} in its {self.index.file_name}: fetch the model again.")
         return self.components[name]
 
     def sample_sizes(self, denoiser: str, height: int, width: int, num_frames: int) -> SampleSizes:

@@ -21,7 +21,7 @@ class DenoiserWeights:
         denoiser: its name.
         dtype: to compute in; modules that diffusers keeps in float32 stay there.
         device: where tensors go.
-        lora: LoRAs that are added to the weights, in float32, as they are read.
+        lora: LoRAs that are added to the weights, in float32, as they are read; the source's own if left out.
 
     Raises:
         ModelError: the denoiser is quantized, or a LoRA is for another model.
@@ -34,7 +34,7 @@ class DenoiserWeights:
         self.family, self.blocks = source.family, source.blocks(denoiser)
         self._component = source.component_of(denoiser)
         self._component.require_16_bit()
-        self._lora = lora
+        self._lora = lora = lora or source.loras.get(denoiser)
         self._forms = self._component.forms
         if lora is not None:
             lora.check_fits({name: form.shape for name, (_, form) in self._forms.items()})

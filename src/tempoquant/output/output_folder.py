@@ -14,13 +14,14 @@ from typing import Any
 from tempoquant.checkpoint.files import sync, sync_tree
 from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest, write_manifest
 from tempoquant.errors import CheckpointError, OutputError
+from tempoquant.models.pipeline_folder import INDEX_NAMES
 from tempoquant.models.sampling_file import SAMPLING_FILE, stated_sampling
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weight_files import make_plain
 from tempoquant.output.work_folder import WorkFolder, write_atomically
 from tempoquant.progress import SILENT, Progress
 
-_ROOT_FILES = ("model_index.json", SAMPLING_FILE)
+_ROOT_FILES = (*INDEX_NAMES, SAMPLING_FILE)
 _RESULT = "result"
 
 

@@ -19,9 +19,10 @@ from torch import nn
 
 from tempoquant.device import compute_dtype, default_device
 from tempoquant.errors import SettingsError, UnsupportedError
-from tempoquant.hosts.diffusers.pipeline import load_pipeline
+from tempoquant.hosts.diffusers.modular import is_modular
+from tempoquant.hosts.diffusers.pipeline import load_pipeline, told_its_device
 from tempoquant.models.families import PipelineFacts, facts_of
-from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS
+from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS, own_forward
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.compiled_blocks import refuse_compiled
 from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser, parts_of, requiring_same_weights
@@ -29,21 +30,9 @@ from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blo
 from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS, lift_for
 from tempoquant.placement.modes import MEMORY_MODES, Memory
 from tempoquant.placement.one_at_a_time import Turn, one_at_a_time
+from tempoquant.placement.tiles import use_tiles
 
-TILE_PIXELS = 192
-TILE_STRIDE = 144
-"""Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
-take more memory than denoising at 480 × 832."""
-
-_TILE_SIZES = {
-    "tile_sample_min_height", "tile_sample_min_width", "tile_sample_stride_height", "tile_sample_stride_width",
-}  # fmt: skip
 _ATTRIBUTE = "_tempoquant_memory_mode"
-
-
-def tile_stride(pixels: int) -> int:
-    """Return how far apart the autoencoder's tiles begin: whole latents, each of so many pixels."""
-    return TILE_STRIDE - TILE_STRIDE % pixels
 
 
 class MemoryMode:
@@ -92,6 +81,8 @@ class MemoryMode:
             refuse_compiled(self.mode, placed.model, placed.blocks)
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
+            if is_modular(pipeline):  # others are told by the hooks of their models, these by the first model's weights
+                undo.callback(_tell_device(pipeline, device))
             if self.in_chunks and family.chunk_blocks is not None:
                 for placed in denoisers.values():
                     undo.callback(family.chunk_blocks(placed.model))
@@ -99,7 +90,8 @@ class MemoryMode:
             if encoder is not None:
                 embedding = encoder.get_input_embeddings().weight
                 blocks = encoder.get_submodule(family.text_encoder_blocks)
-                undo.callback(stream_blocks(encoder, list(blocks), embedding, stream))
+                called = encoder.get_submodule(family.text_encoder_called)
+                undo.callback(stream_blocks(called, list(blocks), embedding, stream))
             models = [each.model for each in denoisers.values()]
             if (autoencoder := getattr(pipeline, family.autoencoder)) is not None:
                 undo.callback(_use_autoencoder(autoencoder, models, device))
@@ -206,13 +198,7 @@ def _foreseeing(pipeline: Any, facts: PipelineFacts) -> Callable[[str, float, in
 
 def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
     """Tiles; on the device from when it is called until a denoiser is; what it decodes goes to the host."""
-    before = {name: getattr(vae, name) for name in ("use_tiling", *_TILE_SIZES) if hasattr(vae, name)}
-    if before.keys() >= _TILE_SIZES:
-        stride = tile_stride(vae.spatial_compression_ratio)
-        vae.enable_tiling(
-            tile_sample_min_height=TILE_PIXELS, tile_sample_min_width=TILE_PIXELS,
-            tile_sample_stride_height=stride, tile_sample_stride_width=stride,
-        )  # fmt: skip
+    back = use_tiles(vae)
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
     to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
     release = _use_briefly(vae, denoisers, device)
@@ -220,8 +206,7 @@ def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.dev
     def undo() -> None:
         to_host.remove()
         release()
-        for name, value in before.items():
-            setattr(vae, name, value)
+        back()
 
     return undo
 
@@ -235,8 +220,20 @@ def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.devic
         for handle in handles:
             handle.remove()
         accelerate.hooks.remove_hook_from_module(model, recurse=True)
-        _own_forward(model)
+        own_forward(model)
         model.to("cpu")
+
+    return undo
+
+
+def _tell_device(pipeline: Any, device: torch.device) -> Callable[[], None]:
+    """Have a pipeline compute on a device, wherever the weights of its models are."""
+    own: Any = type(pipeline)
+    pipeline.__class__ = told_its_device(own)
+    pipeline.stated_device = device
+
+    def undo() -> None:
+        pipeline.__class__ = own
 
     return undo
 
@@ -266,13 +263,7 @@ def _offload_blocks(denoisers: dict[str, Placed], device: torch.device) -> Calla
             for name in OFFLOADING_HOOKS:
                 registry.remove_hook(name, recurse=True)
             for module in model.modules():
-                _own_forward(module)
+                own_forward(module)
             model.to("cpu")
 
     return undo
-
-
-def _own_forward(module: Any) -> None:
-    """Libraries that wrapped a module's forward leave its class's behind on the instance: remove it there."""
-    if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
-        del module.forward

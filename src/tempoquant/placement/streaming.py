@@ -5,7 +5,6 @@ denoisers under the same file names. It reads each block from the denoiser's own
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from tempoquant.device import compute_dtype, free_memory
 from tempoquant.errors import SettingsError
-from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component, pipeline_class
+from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component, pipeline_class, told_its_device
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.cpu_threads import suited_threads
@@ -81,6 +80,10 @@ def loaded_pipeline(
         SettingsError: "swap" without a GPU.
     """
     check_memory(memory, device)
+    if memory == "swap" and source.index.is_modular:
+        raise SettingsError(
+            f"a {source.index.class_name} has no hooks that swap its models: choose resident or disk to record with."
+        )
     dtype = compute_dtype(device)
     where = device if memory != "swap" else "cpu"
     weights = {
@@ -100,8 +103,7 @@ def loaded_pipeline(
     else:
         denoisers = {components[name]: each.whole_model() for name, each in weights.items()}
         # In its stored dtype, as `disk` has it: which mode recorded a sample must not show in it.
-        encoder = {source.family.text_encoder: load_text_encoder(source)}
-        pipeline = _load(source, dtype, {**encoder, **denoisers})
+        pipeline = _load(source, dtype, {**load_text_encoders(source), **denoisers})
         if memory == "swap":
             pipeline.enable_model_cpu_offload(device=device)
         else:
@@ -126,42 +128,35 @@ def _load(source: SourceModel, dtype: torch.dtype, components: Mapping[str, nn.M
     """A pipeline on the CPU that can be told where it computes: denoisers whose weights come and go have no device to
     ask for."""
     pipeline = from_pretrained(source, dtype, **components)
-    pipeline.__class__ = _told_its_device(pipeline_class(source))
+    pipeline.__class__ = told_its_device(pipeline_class(source))
     return pipeline
 
 
-@functools.cache
-def _told_its_device(kind: type) -> type:
-    """A pipeline class with the attribute `stated_device`: where it computes, or None for where its models are."""
-
-    def execution_device(self: Any) -> torch.device:
-        return self.stated_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
-
-    return type(kind.__name__, (kind,), {"stated_device": None, "_execution_device": property(execution_device)})
-
-
-def load_text_encoder(source: SourceModel) -> Any:
-    """The text encoder on the CPU, in the dtype it is stored in. Raises ModelError."""
-    return load_component(source.text_encoder, "auto")
+def load_text_encoders(source: SourceModel) -> dict[str, Any]:
+    """The text encoders by name, on the CPU, in the dtypes they are stored in. Raises ModelError."""
+    components = {name: source.components[name] for name in source.text_components}
+    return {name: load_component(each, "auto") for name, each in components.items() if each.has_weights}
 
 
 @torch.no_grad()
 def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict[str, dict[str, torch.Tensor]]:
-    """What the pipeline takes in the place of each text, on the device, in the dtype the encoder is stored in.
+    """What the pipeline takes in the place of each text, on the device, in the dtypes the encoders are stored in.
 
-    Nothing but the text encoder is in memory meanwhile, and it is gone afterwards.
+    Nothing but the text encoders is in memory meanwhile, and they are gone afterwards.
     """
-    encoder = load_text_encoder(source)
-    left_out = [name for name, component in source.components.items()
-                if component.has_weights and name not in source.family.text_components]  # fmt: skip
-    parts = {**dict.fromkeys(left_out), source.family.text_encoder: encoder}
-    pipeline = from_pretrained(source, encoder.dtype, **parts).to(device)
-    family = source.family
+    encoders, family = load_text_encoders(source), source.family
+    left_out = [name for name in source.components if source.components[name].has_weights]
+    stand_ins = {name: source.components[name].without_weights() for name in family.stand_ins}
+    parts = {**dict.fromkeys(left_out), **stand_ins, **encoders}
+    pipeline = _load(source, encoders[family.text_encoder].dtype, parts)
+    for encoder in encoders.values():
+        encoder.to(device)
+    pipeline.stated_device = torch.device(device)
     embeddings = {
         text: family.encoded_text(pipeline, text, family.text_tokens, torch.device(device))
         for text in dict.fromkeys(texts)
     }
-    del pipeline, encoder, parts
+    del pipeline, encoders, parts
     free_memory()
     return embeddings
 

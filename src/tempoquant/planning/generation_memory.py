@@ -22,7 +22,7 @@ from tempoquant.models.recipe_fit import check_linear_fits
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.placement.denoiser_swap import Placed, parts_of
 from tempoquant.placement.host_copies import slab_bytes
-from tempoquant.placement.memory_modes import TILE_PIXELS, tile_stride
+from tempoquant.placement.tiles import TILE_PIXELS, tile_stride
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.planning.foreseen import Linear, foreseen_entry
 from tempoquant.recipe import Recipe
@@ -151,7 +151,7 @@ def denoising_bytes(
     given = sum(each.numel() for each in others if each.dim() > 2)  # the latents and what conditions them
     condition = given - num_latents * channels
     held = num_latents * channels * (_LATENT_COPIES * 4 + 2) + condition * 4 + given * 2
-    return peak_bytes(lambda: model(**inputs, return_dict=False)) + held + 2 * texts  # with the prompt and without
+    return peak_bytes(lambda: family.trace(model, inputs)) + held + 2 * texts  # with the prompt and without
 
 
 class _ForeseenLinear(nn.Module):
@@ -199,12 +199,13 @@ class AutoencoderBytes:
 
 
 def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> AutoencoderBytes:
-    """Of encoding the first frame (with the empty frames after it) and of decoding the video. Raises ModelError."""
+    """Of encoding the first frame, perhaps with empty frames after it, and of decoding the video. Raises ModelError."""
+    family = configs.family
     vae, geometry, channels = configs.autoencoder.build(), configs.geometry, configs.autoencoder_channels
     latent_shape = geometry.latents(size.height, size.width, size.num_frames)
     tile_size = TILE_PIXELS // geometry.pixels
-    # Three latent frames: the first is coded differently, and the third finds all that is kept from earlier ones.
-    frames, height, width = (min(a, b) for a, b in zip(latent_shape, (3, *2 * [tile_size]), strict=True))
+    traced = (family.traced_frames or latent_shape[0], tile_size, tile_size)
+    frames, height, width = (min(a, b) for a, b in zip(latent_shape, traced, strict=True))
     tile = torch.empty(1, channels, frames, height, width, device="meta")
     num_frames = geometry.frames * (frames - 1) + 1
     given_frames = 1 if configs.family.encodes_first_frame_alone else size.num_frames
@@ -217,7 +218,7 @@ def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> Autoe
     overlapping = (TILE_PIXELS / tile_stride(geometry.pixels)) ** 2 + 2  # tiles, joined to rows, joined to the whole
     video = 4 * 3 * given_frames * size.height * size.width
     encoded = round(2 * channels * latents * overlapping)
-    # The empty frames are made, then joined to the first; only the joined ones are left when the encoder runs.
+    # Empty frames are made, then joined to the first; only the joined ones are left when the encoder runs.
     encoding = max(2 * video, video + encoding + encoded)
     weights = sum(tensor.nbytes for tensor in vae.state_dict().values())
     return AutoencoderBytes(weights, encoding, decoding + 3 * channels * latents)
@@ -247,7 +248,7 @@ def text_encoder_bytes(configs: PipelineConfigs) -> TextEncoderBytes:
     embedding = encoder.get_input_embeddings().weight
     weights = sum(parameter.nbytes for parameter in encoder.parameters())
     rest = weights - sum(blocks) - embedding.nbytes
-    tokens = family.text_tokens
+    tokens = family.encoder_tokens or family.text_tokens
     embedded = torch.empty(1, tokens, embedding.shape[1], dtype=_16_BIT, device="meta")
     mask = torch.empty(1, 1, tokens, tokens, dtype=_16_BIT, device="meta")
     encoding = (

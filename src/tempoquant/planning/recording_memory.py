@@ -38,7 +38,7 @@ class RecordingMemory:
         config = configs.family.shortened(configs.denoiser(denoiser).config, 1)
         latents = configs.geometry.latents(self.height, self.width, self.num_frames)
         inputs = configs.family.example_inputs(configs.index, config, latents)
-        return peak_bytes(lambda: model(**inputs, return_dict=False)) * self.dtype.itemsize // 2  # traced in 16 bits
+        return peak_bytes(lambda: configs.family.trace(model, inputs)) * self.dtype.itemsize // 2  # traced in 16 bits
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def of_encoding(self) -> int:

@@ -135,7 +135,10 @@ class _Component:
                     del block  # or its layers would be in memory until the next block is done
             for name, tensor in self._weights.stored(lambda name: job.source.family.block_of(name) is None):
                 writer.add_tensor(name, tensor)
-            writer.finish(self._weights.config(), calibration=self._calibration(), notes=self._weights.notes)
+            writer.finish(
+                self._weights.config(), calibration=self._calibration(), notes=self._weights.notes,
+                magnitude_ratios=None if self._store is None else self._store.magnitude_ratios(job.denoiser),
+            )  # fmt: skip
 
     def _blocks(self, model: ReplayedDenoiser, done: int) -> Iterator[QuantizedBlock]:
         samples = [] if self._store is None else self._store.samples(self._job.denoiser)

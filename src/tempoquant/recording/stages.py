@@ -14,6 +14,7 @@ import torch
 from tempoquant.calibrate.store_writer import StoreWriter
 from tempoquant.errors import ModelError
 from tempoquant.hosts.diffusers.quiet import quiet_workers
+from tempoquant.hosts.diffusers.residual_magnitudes import ResidualMagnitudes
 from tempoquant.hosts.diffusers.sampling import CallPosition, sample_latents, sample_of, watching_trajectory
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
@@ -63,8 +64,9 @@ class SamplingPrompts:
 
             def sample(item: ToRecord) -> None:
                 num_steps = 1 + max(step for step, _ in item.calls)
-                _sample_prompt(loaded, self.plan, item, writer, progress.start(SAMPLING, num_steps))
-                writer.commit(item.prompt_index)
+                advance = progress.start(SAMPLING, num_steps)
+                magnitudes = _sample_prompt(loaded, self.plan, item, writer, advance)
+                writer.commit(item.prompt_index, magnitudes.ratios)
 
             yield sample
 
@@ -120,17 +122,20 @@ def _sample_prompt(
     item: ToRecord,
     writer: StoreWriter,
     advance: Callable[[], None],
-) -> None:
+) -> ResidualMagnitudes:
     prompt, pipeline = plan.prompts[item.prompt_index], loaded.pipeline
     left = set(item.calls)
 
+    magnitudes = ResidualMagnitudes(pipeline)
+
     def keep(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
+        magnitudes.note(position)
         call = (position.step_index, position.guidance_branch)
         if call in left:
             writer.add(item.prompt_index, sample_of(prompt, position, inputs))
             left.remove(call)
 
-    with watching_trajectory(pipeline, keep) as step_done:
+    with magnitudes.watched(), watching_trajectory(pipeline, keep) as step_done:
 
         def after_step() -> None:
             step_done()
@@ -144,3 +149,4 @@ def _sample_prompt(
             f"the pipeline did not make the calls {sorted(left)} of prompt {prompt.id!r}: its scheduler takes other "
             "steps when it runs; use UniPCMultistepScheduler."
         )
+    return magnitudes

@@ -158,6 +158,16 @@ def _map_rows(label: str, maps: dict[str, Any]) -> list[dict[str, Any]]:
                     "worst_error": worst[0],
                     "worst_layer": worst[1],
                     "median_clip_ratio": statistics.median(ratios) if ratios else None,
+                    "attention_fp16": _attention_error(heat, number, "int8_fp16"),
+                    "attention_fp8": _attention_error(heat, number, "int8_fp8"),
                 }
             )
     return rows
+
+
+def _attention_error(heat: dict[str, Any], number: int, kind: str) -> float | None:
+    """The median error of attention in 8 bits, in a timestep bin; None in evaluations of earlier versions."""
+    attention = heat.get("attention") or {"layers": [], "error_db": []}
+    named = zip(attention["layers"], attention["error_db"], strict=True)
+    errors = [row[number] for name, row in named if name.endswith(kind) and row[number] is not None]
+    return statistics.median(errors) if errors else None

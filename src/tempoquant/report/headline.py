@@ -195,6 +195,8 @@ def _speed(part: Part) -> tuple[Row, ...]:
          or _number(model.get("seconds_per_step"), 3, " s")),
         (f"Time per step against {part.reference}", "Of the same item, then the median; above 1 is slower.",
          lambda model: _time(_costs(model, "seconds_per_step_ratio"), 2, " ×")),
+        ("Speed mode", "Where steps are left out or attention has fewer bits, the column is not W4A4 alone.",
+         lambda model: model.get("speed")),
         ("Kernels", "What ran the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
          lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items())),
     )  # fmt: skip

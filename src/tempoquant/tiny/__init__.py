@@ -14,6 +14,7 @@ __all__ = [
     "calibration_items",
     "describe",
     "evaluation_items",
+    "lora_file",
     "render",
     "sample_scene",
     "weights_folder",
@@ -23,3 +24,12 @@ __all__ = [
 def weights_folder() -> Path:
     """The folder of the bundled model, a complete pipeline for `WanImageToVideoPipeline.from_pretrained`."""
     return Path(__file__).parent / "weights"
+
+
+LORA_NAME = "tiny-4steps"
+"""What the bundled pair of LoRAs is called where a file is expected; it says for how many steps they were distilled."""
+
+
+def lora_file(expert: str) -> Path:
+    """The LoRA that takes an expert of `tiny`, `high_noise` or `low_noise`, to four steps without guidance."""
+    return Path(__file__).parent / "loras" / LORA_NAME / f"{expert}_model.safetensors"

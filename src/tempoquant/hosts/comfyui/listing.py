@@ -9,7 +9,7 @@ from tempoquant.checkpoint.reader import read_model_config
 from tempoquant.errors import CheckpointError
 from tempoquant.hosts.comfyui.exported_file import QUANTIZATION, is_exported_file
 from tempoquant.hosts.comfyui.stored import following_links
-from tempoquant.models.pipeline_folder import INDEX_NAME
+from tempoquant.models.pipeline_folder import index_file
 
 _SUFFIX = ".safetensors"
 
@@ -40,7 +40,7 @@ def _models_in(root: Path) -> Iterable[Path]:
             continue
         seen.add(real)
         here = Path(folder)
-        if INDEX_NAME in files:
+        if index_file(here) is not None:
             folders.clear()
             if any(map(_is_quantized, here.glob(f"*/{CONFIG_NAME}"))):
                 yield here

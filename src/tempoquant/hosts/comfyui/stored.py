@@ -18,7 +18,7 @@ from tempoquant.hosts.comfyui.names import family_in_comfyui, own_tensor
 from tempoquant.models.comfyui_layout import ComfyLayout
 from tempoquant.models.families import family_of
 from tempoquant.models.family import ModelFamily
-from tempoquant.models.pipeline_folder import INDEX_NAME, read_index
+from tempoquant.models.pipeline_folder import INDEX_NAMES, index_file, read_index
 from tempoquant.timesteps import Denoiser
 
 
@@ -76,13 +76,13 @@ def open_denoisers(path: str | Path) -> list[StoredDenoiser]:
         return [_of_file(path)]
     if not path.is_dir():
         raise ModelError(f"there is no folder or file {path}.")
-    if (path / INDEX_NAME).is_file():
+    if index_file(path) is not None:
         return _of_pipeline(path)
     if (path / CONFIG_NAME).is_file():
         return [_of_component(path, _denoiser_of_component(path))]
     raise ModelError(
-        f"{path} holds neither {INDEX_NAME} nor {CONFIG_NAME}: give the folder that `tempoquant quantize` wrote, or a "
-        "file that `tempoquant export --to comfyui` wrote."
+        f"{path} holds neither {INDEX_NAMES[0]} nor {CONFIG_NAME}: give the folder that `tempoquant quantize` wrote, "
+        "or a file that `tempoquant export --to comfyui` wrote."
     )
 
 
@@ -122,7 +122,7 @@ def _of_pipeline(folder: Path) -> list[StoredDenoiser]:
 def _denoiser_of_component(folder: Path) -> Denoiser | None:
     """What the pipeline around a component says of it; None for a component that lies alone."""
     around = folder.absolute().parent
-    if not (around / INDEX_NAME).is_file():
+    if index_file(around) is None:
         return None
     index = read_index(around)
     return next((each for each in family_of(index).denoisers(index) if each.component == folder.name), None)

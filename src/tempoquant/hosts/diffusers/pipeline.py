@@ -1,5 +1,6 @@
 """Loads pipelines with diffusers: whole ones, 16-bit, quantized or exported."""
 
+import functools
 from typing import Any
 
 import diffusers
@@ -9,6 +10,7 @@ from torch import nn
 
 from tempoquant.device import compute_dtype, default_device
 from tempoquant.errors import ModelError
+from tempoquant.hosts.diffusers.modular import put_together
 from tempoquant.hosts.nunchaku.config import is_exported
 from tempoquant.hosts.nunchaku.reader import ExportedComponent
 from tempoquant.models.component_files import Component
@@ -41,6 +43,8 @@ def open_pipeline(model: ModelName) -> SourceModel:
 def load_pipeline(source: SourceModel, device: str | None = None, dtype: torch.dtype | None = None) -> Any:
     """Load a pipeline, 16-bit, quantized, or exported; the autoencoder in float32, as published.
 
+    A source's LoRAs are in the weights.
+
     An export computes what its target's kernels compute, in plain PyTorch (`hosts/nunchaku/linear.py`), on every
     device.
 
@@ -58,7 +62,7 @@ def load_pipeline(source: SourceModel, device: str | None = None, dtype: torch.d
     read_here = {
         each.component: DenoiserWeights(source, each.name, dtype, "cpu").whole_model()
         for each in source.denoisers
-        if source.components[each.component].is_read_here
+        if source.components[each.component].is_read_here or each.name in source.loras
     }
     dtypes = {"default": dtype, source.family.autoencoder: torch.float32}
     return from_pretrained(source, dtypes, **exported, **read_here).to(device)
@@ -76,8 +80,12 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     kind = pipeline_class(source)
     for name, component in source.components.items():
         if name not in components and component.has_weights and component.variant is not None:
-            own = dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
-            components[name] = load_component(component, own)
+            components[name] = load_component(component, _own_dtype(name, dtype))
+    if source.index.is_modular:
+        loaded = {name: _loaded(each, dtype) for name, each in source.components.items() if name not in components}
+        pipeline = put_together(source, kind, {**loaded, **components})
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
     try:
         pipeline = kind.from_pretrained(
             source.folder, dtype=dtype, use_safetensors=True, local_files_only=True, **components
@@ -90,6 +98,22 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     pipeline.set_progress_bar_config(disable=True)
     remember_family(pipeline, source.family)
     return pipeline
+
+
+def _own_dtype(name: str, dtype: Any) -> Any:
+    """Return a component's dtype of those that diffusers takes: one for all, or some by name and a default."""
+    return dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
+
+
+def _loaded(component: Component, dtype: Any) -> Any:
+    """A component on the CPU, a model or not. Raises ModelError when it does not load."""
+    if component.has_weights:
+        return load_component(component, _own_dtype(component.folder.name, dtype))
+    kind: Any = component.kind
+    try:
+        return kind.from_pretrained(component.folder, local_files_only=True)
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"{component.folder} does not load as a {component.class_name}: {error}") from error
 
 
 def load_component(component: Component, dtype: Any) -> Any:
@@ -118,6 +142,16 @@ def pipeline_class(source: SourceModel) -> Any:
     if (kind := getattr(diffusers, name, None)) is None:
         raise ModelError(f"{source.folder} is a {name}, which the diffusers installed here does not have: upgrade it.")
     return kind
+
+
+@functools.cache
+def told_its_device(kind: type) -> type:
+    """A pipeline class with the attribute `stated_device`: where it computes, or None for where its models are."""
+
+    def execution_device(self: Any) -> torch.device:
+        return self.stated_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
+
+    return type(kind.__name__, (kind,), {"stated_device": None, "_execution_device": property(execution_device)})
 
 
 def require_complete(model: nn.Module, component: Component) -> None:

@@ -14,8 +14,12 @@ from torch.utils import _pytree as pytree
 from tempoquant.calibrate.capture import watching_calls
 from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch, RecordedCall
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.hosts.diffusers import modular
+from tempoquant.hosts.diffusers.guiders import guider_of, use_guidance_scale
+from tempoquant.hosts.diffusers.steps import watching_steps
 from tempoquant.models.denoiser_inputs import on_device
 from tempoquant.models.families import facts_of
+from tempoquant.models.family import ModelFamily
 from tempoquant.models.guidance import prediction_of
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.schedule import shifted
@@ -59,9 +63,14 @@ def sample_latents(
     use_flow_shift(pipeline, settings.flow_shift)
     facts = facts_of(pipeline)
 
-    def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_latents(float(timestep), tensors["latents"])
+    def on_stepped(timestep: Any, latents: torch.Tensor) -> None:
+        on_latents(float(facts.family.scheduled(torch.as_tensor(timestep))), latents)
         on_step()
+        if modular.is_modular(pipeline) and pipeline._interrupt:  # others look themselves
+            raise modular.Interrupted
+
+    def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        on_stepped(timestep, tensors["latents"])
         return tensors
 
     given = {
@@ -69,17 +78,29 @@ def sample_latents(
         "height": settings.height, "width": settings.width, "num_frames": settings.num_frames,
         "guidance_scale": settings.guidance_scale,
         **({} if settings.sigmas is None else {"sigmas": list(settings.sigmas)}),
+        "callback_on_step_end": callback,
         **facts.family.arguments(facts.index, prompt, settings),
     }  # fmt: skip
-    taken = inspect.signature(type(pipeline).__call__).parameters  # some have their frames from a clip, or make images
-    answer = pipeline(
-        **{name: value for name, value in given.items() if name in taken},
-        num_inference_steps=settings.num_steps,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        output_type=output_type,
-        callback_on_step_end=callback,
-    )
+    if guider_of(pipeline) is not None:
+        use_guidance_scale(pipeline, settings.guidance_scale)
+    given["num_inference_steps"] = settings.num_steps
+    given["generator"] = torch.Generator("cpu").manual_seed(seed)
+    if modular.is_modular(pipeline):
+        pipeline._interrupt = False
+        with watching_steps([pipeline.scheduler], on_stepped):
+            return modular.run(pipeline, given, output_type)
+    takes = _takes(pipeline)  # some have their frames from a clip, or make images
+    watched = () if takes("callback_on_step_end") else (pipeline.scheduler,)
+    with watching_steps(watched, on_stepped):
+        answer = pipeline(**{name: value for name, value in given.items() if takes(name)}, output_type=output_type)
     return answer.frames if hasattr(answer, "frames") else answer.images
+
+
+def _takes(pipeline: Any) -> Callable[[str], bool]:
+    """Return whether a pipeline's call takes an argument of a name."""
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    return lambda name: takes_all or name in parameters
 
 
 def generate_video(
@@ -130,7 +151,7 @@ def watching_trajectory(
     def watch(denoiser: str) -> Callable[[dict[str, Any], Any], None]:
         def on_call(inputs: dict[str, Any], output: Any) -> None:
             nonlocal num_calls
-            timestep = _scheduled(pipeline, facts.family.timestep_of(inputs))
+            timestep = _scheduled(pipeline, facts.family, facts.family.timestep_of(inputs))
             for part in facts.family.guidance.parts(inputs, output, num_calls):
                 position = CallPosition(denoiser, step_index, part.branch, timestep)
                 observe(position, part.arguments, part.answer)
@@ -148,9 +169,9 @@ def watching_trajectory(
         yield on_step
 
 
-def _scheduled(pipeline: Any, told: float) -> float:
+def _scheduled(pipeline: Any, family: ModelFamily, told: float) -> float:
     """Return the scheduler's timestep that a denoiser was told, which some pipelines round to 16 bits."""
-    timesteps = [float(each) for each in pipeline.scheduler.timesteps]
+    timesteps = [float(each) for each in family.scheduled(pipeline.scheduler.timesteps)]
     nearest = min(timesteps, key=lambda each: abs(each - told), default=told)
     return nearest if abs(nearest - told) <= nearest * _ROUNDING else told
 
@@ -164,8 +185,13 @@ def sample_of(prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any])
         timestep=position.timestep,
         step_index=position.step_index,
         guidance_branch=position.guidance_branch,
-        inputs=pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, own),
+        inputs=pytree.tree_map_only(torch.Tensor, _copy, own),
     )
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the CPU in memory of its own: some pipelines write the next latents into those of a call."""
+    return tensor.to("cpu", copy=True)
 
 
 def record_trajectory(

@@ -1,19 +1,21 @@
 """LoRA files as people name them for a denoiser, each with a strength; and how a result then samples."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from tempoquant.errors import RecipeError, SettingsError
+from tempoquant.errors import ModelError, RecipeError, SettingsError
 from tempoquant.models.family import ModelFamily
 from tempoquant.models.lora.lora import Lora, LoraSum
 from tempoquant.models.source import SourceModel
+from tempoquant.tiny import LORA_NAME, lora_file
 
 _logger = logging.getLogger(__name__)
 
 LoraFile: TypeAlias = str | Path | tuple[str | Path, float]
-"""A file, or a file and what it is multiplied by."""
+"""A file (or `tiny-4steps`, the bundled pair's name), or one and what it is multiplied by."""
 
 LoraFiles: TypeAlias = LoraFile | Sequence[LoraFile]
 """Those of one denoiser."""
@@ -21,18 +23,29 @@ LoraFiles: TypeAlias = LoraFile | Sequence[LoraFile]
 _SAMPLER = ("num_steps", "guidance_scale", "flow_shift")
 
 
+def with_loras(source: SourceModel, lora: Mapping[str, LoraFiles]) -> SourceModel:
+    """Return a 16-bit pipeline whose weights have LoRAs in them wherever they are read: what a result is compared with.
+
+    Raises as `load_loras`, and ModelError for a denoiser that is quantized.
+    """
+    for name in lora:
+        if name in source.denoiser_names:
+            source.component_of(name).require_16_bit()
+    return dataclasses.replace(source, loras=load_loras(source, lora))
+
+
 def load_loras(source: SourceModel, lora: Mapping[str, LoraFiles]) -> dict[str, LoraSum]:
     """Return the LoRAs of each denoiser by its name.
 
     Raises:
         RecipeError: a denoiser is unknown, or a file named twice for one.
-        ModelError: a LoRA cannot be read, or does not fit the denoiser.
+        ModelError: a LoRA cannot be read, does not fit the denoiser, or is the bundled one of another model.
     """
     loras = {}
     for name, files in lora.items():
         if name not in source.denoiser_names:
             raise RecipeError(f"a LoRA belongs to {' or '.join(source.denoiser_names)}, not {name!r}.")
-        given = [(Path(file).absolute(), strength) for file, strength in _one_by_one(files)]
+        given = [(_place_of(file, source, name), strength) for file, strength in _one_by_one(files)]
         for file, _ in given:
             if sum(file == other for other, _ in given) > 1:
                 raise RecipeError(f"{file} is given twice for {name}: give it once, with the sum of the strengths.")
@@ -43,6 +56,15 @@ def load_loras(source: SourceModel, lora: Mapping[str, LoraFiles]) -> dict[str, 
             loras[name].check_fits({key: form.shape for key, (_, form) in source.forms(name).items()})
     _warn_of_halves(loras)
     return loras
+
+
+def _place_of(file: str | Path, source: SourceModel, denoiser: str) -> Path:
+    """Where a LoRA lies: one of the bundled pair, or a file."""
+    if str(file) != LORA_NAME or Path(file).is_file():
+        return Path(file).absolute()
+    if source.bundled != "tiny":
+        raise ModelError(f"the LoRAs {LORA_NAME} were distilled from tiny and fit no other model: give a file.")
+    return lora_file(denoiser)
 
 
 def _warn_of_halves(loras: Mapping[str, LoraSum]) -> None:

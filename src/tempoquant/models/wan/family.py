@@ -51,6 +51,10 @@ _SHARED_INPUTS = (
     ("attn2.to_k", "attn2.to_v"),
     ("attn2.add_k_proj", "attn2.add_v_proj"),
 )
+_CONFETTI = (
+    "SageAttention's kernel for Hopper turns Wan's videos into confetti (huggingface/diffusers#12783): use _flash_3, "
+    "_flash_3_hub, _native_cudnn or _sage_qk_int8_pv_fp16_cuda."
+)
 WAN = ModelFamily(
     name="wan",
     pipelines=frozenset({pipelines.TEXT_TO_VIDEO, pipelines.IMAGE_TO_VIDEO}),
@@ -87,6 +91,8 @@ WAN = ModelFamily(
     may_lack=is_of_image_branch,
     chunk_blocks=_chunk_blocks,
     comfyui=COMFYUI,
+    skippable_blocks=True,
+    denied_attention={"_sage_qk_int8_pv_fp8_cuda_sm90": _CONFETTI},
 )
 
 WAN_VACE = dataclasses.replace(
@@ -97,6 +103,7 @@ WAN_VACE = dataclasses.replace(
     block_lists=pipelines.block_lists(pipelines.CLASSES[pipelines.VACE]),
     noised_calls=None,  # what conditions a clip is not known without the user's mask
     published_models=published_vace_models,
+    skippable_blocks=False,  # hints are added between them
 )
 
 WAN_ANIMATE = dataclasses.replace(
@@ -112,4 +119,5 @@ WAN_ANIMATE = dataclasses.replace(
     published_models=published_animate_models,
     chunk_blocks=None,  # its blocks attend to an image, which chunks know nothing of
     comfyui=None,  # its face adapter and motion encoder have names and layouts of their own there
+    skippable_blocks=False,  # motion is added between them
 )

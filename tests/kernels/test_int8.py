@@ -6,8 +6,8 @@ import torch
 pytest.importorskip("triton")
 
 from tempoquant.errors import UnsupportedError
+from tempoquant.kernels.int8 import int8_multiply
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.triton_int8_gemm import int8_multiply
 from tests.kernels.products import (
     DEVICE,
     between_poison,

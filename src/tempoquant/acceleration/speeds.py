@@ -1,0 +1,36 @@
+"""The three speeds: what each asks for. docs/speed.md has a command behind every default."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tempoquant.acceleration.cache_settings import CacheSettings
+
+Speed = Literal["exact", "fast", "fastest"]
+SPEEDS: tuple[Speed, ...] = get_args(Speed)
+
+
+@dataclass(frozen=True)
+class SpeedDefaults:
+    """What a speed asks for where nothing else is said.
+
+    Attributes:
+        meaning: for people, in one line.
+        cache: of steps, or None.
+    """
+
+    meaning: str
+    cache: CacheSettings | None
+
+
+DEFAULTS: Mapping[Speed, SpeedDefaults] = {
+    "exact": SpeedDefaults("every step, attention in 16 bits: the same computation, rounded elsewhere at most", None),
+    "fast": SpeedDefaults(
+        "MagCache, two steps in a row at most, attention in 8 bits where a kernel for it is installed",
+        CacheSettings("magcache", threshold=0.06, max_skip_steps=2, retention_ratio=0.2),
+    ),
+    "fastest": SpeedDefaults(
+        "MagCache, more steps in a row, attention in 4 or 8 bits where a kernel for it is installed",
+        CacheSettings("magcache", threshold=0.12, max_skip_steps=4, retention_ratio=0.1),
+    ),
+}

@@ -1,0 +1,195 @@
+"""diffusers' caches of steps on a pipeline of several denoisers: each has a state of its own, for each guidance branch.
+
+diffusers keeps a state for each `cache_context` of each model. It never forgets one at the boundary between denoisers
+or when a video is broken off, and it gives both branches of guidance one list of MagCache's ratios. Both is done here,
+before each call of a denoiser.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks.hooks import HookRegistry, StateManager
+from torch import nn
+
+from tempoquant.acceleration.cache_settings import CacheSettings
+from tempoquant.checkpoint.magnitude_ratios import NOT_RECORDED, MagnitudeRatios
+from tempoquant.errors import UnsupportedError
+from tempoquant.models.families import PipelineFacts, facts_of
+from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.hooks import own_forward, unobtrusive
+from tempoquant.timesteps import denoiser_at
+
+_BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
+"""What pipelines call the branches of guidance in their `cache_context`."""
+
+
+@dataclass
+class CallCounts:
+    """Calls of one denoiser: `computed` whole, `skipped` with what the cache had of an earlier one."""
+
+    computed: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class _Cached:
+    """One denoiser under a cache.
+
+    Attributes:
+        config: diffusers', which MagCache's hooks read at every call.
+        managers: of the hooks' states.
+        last: timestep of the latest call, by guidance branch.
+    """
+
+    name: str
+    model: Any
+    config: Any
+    managers: list[StateManager]
+    counts: CallCounts = field(default_factory=CallCounts)
+    last: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def context(self) -> str:
+        """What the pipeline calls the branch of guidance that runs."""
+        context = self.managers[0]._context
+        return "inference" if context is None else context.name
+
+    def forget(self) -> None:
+        """Begin anew, in the context that is set."""
+        for manager in self.managers:
+            context = manager._context
+            manager.reset()
+            manager.set_context(context)
+        self.last.clear()
+
+    def count(self) -> None:
+        """Count the call that has just ended."""
+        state = self.managers[0]._state_cache[self.context]
+        if hasattr(state, "should_compute"):
+            is_computed = bool(state.should_compute)
+        else:  # TaylorSeer's
+            is_computed = state.last_update_step == state.current_step
+        self.counts.computed += is_computed
+        self.counts.skipped += not is_computed
+
+
+class StepCache:
+    """A cache of steps in force on a pipeline.
+
+    Attributes:
+        settings: which cache, and how it decides.
+    """
+
+    def __init__(self, pipeline: Any, settings: CacheSettings, ratios: Mapping[str, MagnitudeRatios]) -> None:
+        """Enable it.
+
+        Args:
+            ratios: denoiser to what was recorded of it; MagCache computes every step of denoisers without any.
+
+        Raises:
+            UnsupportedError: as `require_cacheable`.
+        """
+        facts = facts_of(pipeline)
+        require_cacheable(pipeline, facts, settings)
+        self.settings, self._pipeline, self._facts, self._ratios = settings, pipeline, facts, dict(ratios)
+        self._running: _Cached | None = None
+        self._known: dict[tuple[str, str, tuple[float, ...]], list[float]] = {}
+        self._denoisers: list[_Cached] = []
+        with ExitStack() as undo:
+            for denoiser in facts.denoisers:
+                model = getattr(pipeline, denoiser.component)
+                config = _config(settings)
+                model.enable_cache(config)
+                undo.callback(_disable, model)
+                cached = _Cached(denoiser.name, model, config, _managers(model))
+                self._denoisers.append(cached)
+                before = unobtrusive(lambda _model, _args, inputs, each=cached: self._begin(each, inputs))
+                undo.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
+                after = unobtrusive(lambda _model, _args, _output, each=cached: each.count())
+                undo.callback(model.register_forward_hook(after).remove)
+            self._undo = undo.pop_all()
+
+    @property
+    def counts(self) -> dict[str, CallCounts]:
+        """Denoiser to its calls so far, over all videos."""
+        return {each.name: each.counts for each in self._denoisers}
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was."""
+        self._undo.close()
+
+    def _begin(self, cached: _Cached, inputs: Mapping[str, Any]) -> None:
+        """A denoiser is called: forget what belongs to another one's part of the video, or to another video."""
+        timestep = self._facts.family.timestep_of(inputs)
+        if self._running is not cached:
+            if self._running is not None:
+                self._running.forget()
+            cached.forget()
+            self._running = cached
+        if timestep >= cached.last.get(cached.context, float("inf")):  # a trajectory's timesteps fall
+            cached.forget()
+        cached.last[cached.context] = timestep
+        if self.settings.name == "magcache":
+            ratios = self._ratios_of(cached)
+            cached.config.mag_ratios, cached.config.num_inference_steps = ratios, len(ratios)
+
+    def _ratios_of(self, cached: _Cached) -> list[float]:
+        schedule = tuple(float(timestep) for timestep in self._pipeline.scheduler.timesteps)
+        own = [each for each in schedule if denoiser_at(self._facts.denoisers, each).name == cached.name]
+        branch = _BRANCHES.get(cached.context, "conditional")
+        key = (cached.name, branch, schedule)
+        if key not in self._known:
+            found = self._ratios.get(cached.name)
+            self._known[key] = [NOT_RECORDED] * len(own) if found is None else found.at(branch, own)
+        return self._known[key]
+
+
+def require_cacheable_family(family: ModelFamily, index: PipelineIndex) -> None:
+    """Raise UnsupportedError where more than its blocks changes a denoiser's hidden state between them."""
+    if not family.skippable_blocks:
+        raise UnsupportedError(
+            f"a {index.class_name} changes the hidden state between its blocks, which a cache of steps would do twice: "
+            "leave --cache out, or say --cache none."
+        )
+
+
+def require_cacheable(pipeline: Any, facts: PipelineFacts, settings: CacheSettings) -> None:
+    """Raise UnsupportedError where a cache cannot leave out a pipeline's blocks, or another cache is there already."""
+    require_cacheable_family(facts.family, facts.index)
+    for denoiser in facts.denoisers:
+        model = getattr(pipeline, denoiser.component)
+        if model.is_cache_enabled:
+            raise UnsupportedError(f"{denoiser.name} has a cache already: call its disable_cache() first.")
+        if settings.name == "firstblock" and len(facts.family.blocks_of(model)) < 2:
+            raise UnsupportedError(f"{denoiser.name} has one block only, whose cache would skip nothing: use magcache.")
+
+
+def _config(settings: CacheSettings) -> Any:
+    if settings.name == "magcache":
+        return MagCacheConfig(
+            threshold=settings.threshold, max_skip_steps=settings.max_skip_steps,
+            retention_ratio=settings.retention_ratio, num_inference_steps=1, mag_ratios=[NOT_RECORDED],
+        )  # fmt: skip
+    if settings.name == "firstblock":
+        return FirstBlockCacheConfig(threshold=settings.threshold)
+    return TaylorSeerCacheConfig(
+        cache_interval=settings.interval, disable_cache_before_step=2, max_order=1, taylor_factors_dtype=torch.float32,
+        use_lite_mode=True,  # foretells the model's output alone: one tensor to keep, and every block left out
+    )  # fmt: skip
+
+
+def _managers(model: nn.Module) -> list[StateManager]:
+    registry = HookRegistry.check_if_exists_or_initialize(model)
+    hooks = [hook for child in (registry, *registry._get_child_registries()) for hook in child.hooks.values()]
+    found = [value for hook in hooks for value in vars(hook).values() if isinstance(value, StateManager)]
+    return list({id(manager): manager for manager in found}.values())
+
+
+def _disable(model: Any) -> None:
+    model.disable_cache()
+    for module in model.modules():
+        own_forward(module)

@@ -1,0 +1,189 @@
+"""What the rounding kernels round, tile by tile: z = H(x / smoothing_factor) − hidden · deflationᵀ − input_offset."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from tempoquant.kernels.triton_division import divided, remainder_of_reciprocal
+from tempoquant.kernels.triton_rotation import rotated_tile
+
+
+class InputSteps(NamedTuple):
+    """Which steps an input takes, as kernels see it: numbers known when they are compiled."""
+
+    factor: bool
+    rotation: bool
+    offset: bool
+
+
+@triton.jit(do_not_specialize=["num_features"])
+def columns_kernel(
+    smoothing_factor: tl.tensor, input_offset: tl.tensor, columns: tl.tensor, num_features: int,
+    FORMAT: tl.constexpr, HAS: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Fill columns (3, in) float32: 1 / smoothing_factor as the sum of two floats (`divided`), and the offset.
+
+    With a rotation the reciprocals hold its 1/4 as well, and the sixteen of a block lie in the order of their numbers'
+    reversed bits: that is how a thread's registers come out of `rotated_tile`, and whole vectors are loaded so.
+    """
+    places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = places < num_features
+    if smoothing_factor is not None:
+        features = places
+        if HAS.rotation:
+            within = places % 16
+            reversed = (within & 1) * 8 + (within & 2) * 2 + (within & 4) // 2 + within // 8
+            features = places - within + reversed
+        factor = tl.load(smoothing_factor + features, mask=mask, other=1.0).to(tl.float32)
+        high = tl.div_rn(tl.full(factor.shape, 1.0, tl.float32), factor)
+        low = remainder_of_reciprocal(factor, high, FORMAT)
+        unit = 0.25 if HAS.rotation else 1.0
+        tl.store(columns + places, high * unit, mask=mask)
+        tl.store(columns + num_features + places, low * unit, mask=mask)
+    if input_offset is not None:
+        offset = tl.load(input_offset + places, mask=mask, other=0.0).to(tl.float32)
+        tl.store(columns + 2 * num_features + places, offset, mask=mask)
+
+
+@triton.jit
+def input_tile(
+    source: tl.tuple, start: tl.tensor, rank: int, IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr,
+    HAS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return z of some rows and BLOCK_COLUMNS features from `start` on, in float32; beyond the last feature anything.
+
+    source: what `source_of` returns. HAS: an `InputSteps`.
+    """
+    x_rows, hidden, more_hidden, columns, deflation = source
+    features = start + tl.arange(0, BLOCK_COLUMNS)
+    z = _to_float32(_loaded(x_rows + features[None, :], features[None, :], IN_FEATURES, BLOCK_COLUMNS), FORMAT)
+    if HAS.factor:
+        high = _loaded(columns + features, features, IN_FEATURES, BLOCK_COLUMNS)
+        low = _loaded(columns + IN_FEATURES + features, features, IN_FEATURES, BLOCK_COLUMNS)
+        if HAS.rotation:
+            high, low = _in_order(high), _in_order(low)
+        z = divided(z, high[None, :], low[None, :], FORMAT)
+    if HAS.rotation:
+        z = rotated_tile(z, HAS.factor)
+    if deflation is not None:
+        z = _deflated(z, hidden, more_hidden, deflation, start, rank, IN_FEATURES, BLOCK_COLUMNS)
+    if HAS.offset:
+        z -= _loaded(columns + 2 * IN_FEATURES + features, features, IN_FEATURES, BLOCK_COLUMNS)[None, :]
+    return z
+
+
+@triton.jit
+def _to_float32(x: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """x as float32: two bfloat16 of a register come apart with one instruction each, where the compiler takes three."""
+    if FORMAT.is_interpreted or x.dtype != tl.bfloat16:
+        return x.to(tl.float32)
+    else:
+        bits = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.int32, is_pure=True, pack=2
+        )
+        return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _in_order(reversed: tl.tensor) -> tl.tensor:
+    """A vector whose blocks of sixteen are in the order of reversed bits, in order: (features,)."""
+    bits = tl.reshape(reversed, (reversed.shape[0] // 16, 2, 2, 2, 2))
+    return tl.reshape(tl.permute(bits, (0, 4, 3, 2, 1)), (reversed.shape[0],))
+
+
+@triton.jit
+def source_of(  # noqa: PLR0913
+    x: tl.tensor, hidden: tl.tensor, columns: tl.tensor, deflation: tl.tensor,
+    first_row: tl.tensor, num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int,
+    FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, HALF_RANK: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """Return what `input_tile` reads: pointers to the rows of x, both halves of hidden's rank, the rest as it came.
+
+    A row behind the last token stands for the last one: nobody stores its results.
+    """
+    rows = tl.minimum(first_row + tl.arange(0, BLOCK_ROWS), num_tokens - 1)
+    x_rows = x + rows.to(tl.int64)[:, None] * x_row_stride
+    block = None
+    more = None
+    if deflation is not None:
+        block = _hidden_block(hidden, first_row, 0, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK)
+        more = _hidden_block(
+            hidden, first_row, HALF_RANK, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK
+        )
+    return x_rows, block, more, columns, deflation
+
+
+@triton.jit
+def _loaded(
+    pointers: tl.tensor, columns: tl.tensor, IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+) -> tl.tensor:
+    """What lies there, 0 beyond the last feature; where tiles end with the features, nothing is masked."""
+    if IN_FEATURES % BLOCK_COLUMNS == 0:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=columns < IN_FEATURES, other=0.0)
+
+
+@triton.jit
+def _hidden_order(ROWS: tl.constexpr) -> tl.tensor:
+    """Which row of a tile is the m-th that a tensor core is given: (ROWS,). See `_deflated`."""
+    m = tl.arange(0, ROWS)
+    return m % 16 // 8 * (ROWS // 2) + m // 16 * 8 + m % 8
+
+
+@triton.jit
+def _deflation_block(
+    deflation: tl.tensor, features: tl.tensor, first: tl.constexpr, rank: int, IN_FEATURES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, NUM_RANKS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """NUM_RANKS columns of deflation from `first` on, of these features: (features, NUM_RANKS)."""
+    ranks = first + tl.arange(0, NUM_RANKS)
+    places = deflation + features[:, None] * rank + ranks[None, :]
+    mask = (ranks < rank)[None, :]
+    if IN_FEATURES % BLOCK_COLUMNS != 0:
+        mask = mask & (features < IN_FEATURES)[:, None]
+    return tl.load(places, mask=mask, other=0.0)
+
+
+@triton.jit
+def _hidden_block(  # noqa: PLR0913
+    hidden: tl.tensor, first_row: tl.tensor, first: tl.constexpr, num_tokens: int, rank: int, row_stride: int,
+    FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, NUM_RANKS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """NUM_RANKS columns of −hidden from `first` on, of this program's rows in `_hidden_order`: (rows, NUM_RANKS)."""
+    rows = first_row + _hidden_order(BLOCK_ROWS)
+    ranks = first + tl.arange(0, NUM_RANKS)
+    mask = (rows < num_tokens)[:, None] & (ranks < rank)[None, :]
+    block = tl.load(hidden + rows.to(tl.int64)[:, None] * row_stride + ranks[None, :], mask=mask, other=0.0)
+    if FORMAT.is_interpreted:  # which cannot multiply bfloat16; in float32 the products are the same
+        block = block.to(tl.float32)
+    return -block
+
+
+@triton.jit
+def _deflated(
+    z: tl.tensor, hidden: tl.tensor, more_hidden: tl.tensor, deflation: tl.tensor, start: tl.tensor, rank: int,
+    IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """z − hidden · deflationᵀ, (rows, BLOCK_COLUMNS) float32, from a block of −hidden for each half of the rank.
+
+    Tensor cores add to z in its registers: no subtraction is left. A tensor core leaves, of sixteen rows and eight
+    columns, two rows and two columns each with four neighbouring threads. Rows and columns are given to it in such an
+    order (`_hidden_order` is that of the rows) that each of the four ends up with a quarter of the columns in a row:
+    whole groups of 16, whose largest number and sum of errors no other thread has a part in, and as many numbers as are
+    loaded and stored at once, in the very threads that do it. That holds while no two warps share rows; the compiler
+    sees to it for a sum of two products, and so the rank is halved. Any other order of the hardware's would cost time
+    and change nothing.
+    """
+    ROWS: tl.constexpr = hidden.shape[0]
+    QUARTER: tl.constexpr = BLOCK_COLUMNS // 4
+    n = tl.arange(0, BLOCK_COLUMNS)
+    features = start + (n % 8 // 2) * QUARTER + n // 8 * 2 + n % 2
+    total = tl.permute(tl.reshape(z, (2, ROWS // 16, 8, 4, BLOCK_COLUMNS // 8, 2)), (1, 0, 2, 4, 3, 5))
+    total = tl.reshape(total, (ROWS, BLOCK_COLUMNS))
+    block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, BLOCK_COLUMNS, hidden.shape[1])
+    total = tl.dot(hidden, tl.trans(block.to(hidden.dtype)), total, input_precision="ieee")
+    block = _deflation_block(deflation, features, hidden.shape[1], rank, IN_FEATURES, BLOCK_COLUMNS, hidden.shape[1])
+    total = tl.dot(more_hidden, tl.trans(block.to(hidden.dtype)), total, input_precision="ieee")
+    total = tl.reshape(total, (ROWS // 16, 2, 8, BLOCK_COLUMNS // 8, 4, 2))
+    return tl.reshape(tl.permute(total, (1, 0, 2, 4, 3, 5)), (ROWS, BLOCK_COLUMNS))
