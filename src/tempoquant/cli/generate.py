@@ -1,7 +1,7 @@
 """`tempoquant generate`: a prompt and what else the model is conditioned on in, a video out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,12 +65,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 
     def work(progress: Progress) -> Outcome:
-        from PIL import Image
-
         from tempoquant.acceleration.accelerate import accelerate_by
         from tempoquant.device import default_device
         from tempoquant.errors import ModelError
-        from tempoquant.evaluate.files import check_place, write_mp4, write_png
+        from tempoquant.evaluate.files import check_place
         from tempoquant.hosts.diffusers.pipeline import open_pipeline
         from tempoquant.hosts.diffusers.sampling import generate_video
         from tempoquant.images import open_image
@@ -112,14 +110,9 @@ def command(  # noqa: PLR0913 (one argument per option)
                 video = generate_video(pipeline, item, settings, seed, negative_prompt, on_step)
         except ValueError as error:  # the pipeline's own checks of sizes and texts
             raise ModelError(f"the pipeline refuses these settings: {error}") from error
-        if is_image:
-            write_png(output, Image.fromarray(video[0]))
-        else:
-            write_mp4(output, video, settings.fps)
-        frames_made, height_made, width_made = video.shape[:3]
-        what = "an image" if is_image else f"{frames_made} frames"
+        what = _write(output, video, is_image, settings.fps)
         words = (
-            f"{output}: {what} of {height_made}×{width_made}, {settings.num_steps} steps, seed {seed}. "
+            f"{output}: {what}, {settings.num_steps} steps, seed {seed}. "
             f"Blocks computed {chunking.reason}.{'' if in_force is None else in_force.calls_in_words()}"
         )
         about = {} if in_force is None else {"acceleration": in_force.to_dict()}
@@ -127,3 +120,17 @@ def command(  # noqa: PLR0913 (one argument per option)
         return Outcome(record, words)
 
     run_command(work)
+
+
+def _write(output: Path, video: Any, is_image: bool, fps: int) -> str:
+    """Write frames of (frames, height, width, 3), uint8; what they are, in words. Raises OutputError."""
+    from PIL import Image
+
+    from tempoquant.evaluate.files import write_mp4, write_png
+
+    if is_image:
+        write_png(output, Image.fromarray(video[0]))
+    else:
+        write_mp4(output, video, fps)
+    num_frames, height, width = video.shape[:3]
+    return f"{'an image' if is_image else f'{num_frames} frames'} of {height}×{width}"

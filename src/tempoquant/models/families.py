@@ -89,7 +89,7 @@ def _family_of(pipeline: Any) -> ModelFamily | None:
     """Return the family that a pipeline was opened by, or that one of its models' configs keeps."""
     if (family := getattr(pipeline, "_tempoquant_family", None)) is not None:
         return family  # type: ignore[no-any-return]
-    configs = (getattr(each, "config", None) for each in pipeline.components.values())
+    configs = (getattr(each, "config", None) for each in getattr(pipeline, "components", {}).values())
     kept = (family_in(config, "its config") for config in configs if isinstance(config, Mapping))
     return next((family for family in kept if family is not None), None)
 
