@@ -21,12 +21,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_loading_a_lora_is_within_half_a_decibel_of_fusing_it_before(plain: Path, tmp_path: Path) -> None:
-    """And leaving it out is far off, so that this could be false."""
+    """Leaving it out costs a decibel more, so that this could be false."""
     files = write_random(SOURCE, 0.2, tmp_path)
     found = measure("rtn", files, 0.7, evaluation_prompts("tiny", None, 2), plain, tmp_path / "fused", SMALL)
     for denoiser in SOURCE.denoiser_names:
         assert found["loaded after"][denoiser] >= found["fused before"][denoiser] - WITHIN_DB, found
-        assert found["without"][denoiser] <= found["fused before"][denoiser] - 2.0, found
+        assert found["without"][denoiser] <= found["fused before"][denoiser] - 1.0, found
 
 
 def test_loading_a_lora_requantizes_nothing(plain: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     python -m training.distill                  # runs/distill
     python -m training.distill --export         # and the two files into src/tempoquant/tiny/loras
+    python -m training.distill --judge          # how near four steps come to the teacher's answers, without and with
 
 The student runs the shipped sampler for four steps from the teacher's noise, and at each of the states that it reaches
 itself its prediction of the clean latents is pulled towards the teacher's answer for that noise (Reflow, arXiv
@@ -15,12 +16,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import statistics
 import time
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.tiny import lora_file
 from training.architecture import EXPERTS
 from training.checkpoints import RUNS, append_log, load_checkpoint, read_average, save_checkpoint, update_average
@@ -52,8 +56,20 @@ def load_student() -> dict[str, Denoiser]:
     return student
 
 
-def losses_of(student: dict[str, Denoiser], clips: dict[str, Tensor], backward: bool) -> Tensor:
-    """(`NUM_SAMPLING_STEPS`,): mean squared error of the velocity at each state that the student reaches.
+class Sampled(NamedTuple):
+    """What a student made of the teacher's noise.
+
+    Attributes:
+        losses: (`NUM_SAMPLING_STEPS`,), the mean squared error of the velocity at each state that it reached.
+        latents: (clips, 16, 5, 8, 8), where it ended.
+    """
+
+    losses: Tensor
+    latents: Tensor
+
+
+def sample(student: dict[str, Denoiser], clips: dict[str, Tensor], backward: bool) -> Sampled:
+    """Run the student, and judge it at each state.
 
     The velocity that is right at a state x of noise level σ is (x − answer) / σ: a straight line to the answer.
     backward: add each step's gradient, so that one forward pass is held at a time; else there are none.
@@ -68,7 +84,7 @@ def losses_of(student: dict[str, Denoiser], clips: dict[str, Tensor], backward: 
             loss.backward()
         losses.append(loss.detach())
         latents = sampler.step(velocity.detach(), timestep, latents, return_dict=False)[0]
-    return torch.stack(losses)
+    return Sampled(torch.stack(losses), latents)
 
 
 def learning_rate(step: int, num_steps: int) -> float:
@@ -81,7 +97,7 @@ def held_out_losses(student: dict[str, Denoiser], model: nn.Module, average: dic
     """Losses of the averaged LoRAs on the held-out clips."""
     trained = {key: value.clone() for key, value in model.state_dict().items() if key in average}
     model.load_state_dict(average, strict=False)
-    losses = losses_of(student, load_shards(TEACHER_FOLDER, "held-out"), backward=False)
+    losses = sample(student, load_shards(TEACHER_FOLDER, "held-out"), backward=False).losses
     model.load_state_dict(trained, strict=False)
     return [round(float(loss), 5) for loss in losses]
 
@@ -99,7 +115,7 @@ def train(num_steps: int) -> None:
     for step in range(first_step, num_steps):
         generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
         chosen = torch.randint(len(data["noise"]), (BATCH_SIZE,), generator=generator)
-        running += losses_of(student, {key: value[chosen] for key, value in data.items()}, backward=True)
+        running += sample(student, {key: value[chosen] for key, value in data.items()}, backward=True).losses
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.param_groups[0]["lr"] = learning_rate(step, num_steps)
         optimizer.step()
@@ -116,14 +132,31 @@ def train(num_steps: int) -> None:
             data = load_shards(TEACHER_FOLDER)  # training.teacher may still be at work
 
 
+def judge() -> None:
+    """Print losses and the SQNR of the final latents to the teacher's, mean ± standard error, on the held-out clips."""
+    clips, student = load_shards(TEACHER_FOLDER, "held-out"), load_student()
+    model = nn.ModuleDict({expert: denoiser.model for expert, denoiser in student.items()})
+    for name, weights in (("without LoRAs", {}), ("with LoRAs", read_average(CHECKPOINT))):
+        model.load_state_dict(weights, strict=False)
+        found = sample(student, clips, backward=False)
+        db = [sqnr_db(answer, latents) for answer, latents in zip(clips["answer"], found.latents, strict=True)]
+        error = statistics.stdev(db) / math.sqrt(len(db))
+        losses = ", ".join(f"{float(loss):.4f}" for loss in found.losses)
+        print(f"{name}: losses {losses}; final latents {statistics.mean(db):.2f} ± {error:.2f} dB, n = {len(db)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--export", action="store_true", help="write the averaged LoRAs where the package has them")
+    parser.add_argument("--judge", action="store_true", help="train nothing; say how near the averaged LoRAs come")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
+    if arguments.judge:
+        judge()
+        return
     train(arguments.num_steps)
     if arguments.export:
         write_loras(read_average(CHECKPOINT), ALPHA)
