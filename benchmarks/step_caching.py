@@ -71,7 +71,7 @@ def recorded(pipeline: Any, source: SourceModel, settings: SamplingSettings) -> 
             texts = {"prompt": prompt.text, "negative_prompt": ""}
             sample_latents(pipeline, prompt, settings, 2**31 + index, texts, on_step=step_done)
         found.append(magnitudes.ratios)
-    steps = sampling_steps(source, settings.num_steps, settings.flow_shift)
+    steps = sampling_steps(source, settings)
     means = {}
     for name in source.denoiser_names:
         timesteps = [float(step.timestep) for step in steps if step.denoiser == name]

@@ -1,6 +1,5 @@
 """LoRAs are in the weights before they are quantized, and change how calibration and the result sample."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_a_lora_of_few_steps_changes_the_sampler_of_calibration_and_result(tmp_p
     )
     assert config.notes == (note,) and read_config(folder / "transformer_2").notes == ()
     asked = sampling_of(recipe.replace(num_steps=6), {"high_noise": distilled})
-    assert asked == dataclasses.asdict(own.replace(num_steps=6, guidance_scale=1.0, flow_shift=5.0))
+    assert asked == own.replace(num_steps=6, guidance_scale=1.0, flow_shift=5.0).to_dict()
 
 
 def sampling_of(recipe: Recipe, lora: dict[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +80,7 @@ def test_any_other_lora_leaves_the_sampler_to_the_model_or_to_who_asks(lora: Pat
     own, recipe = default_settings(SOURCE), Recipe.load("svdquant").replace(num_frames=5)
     assert sampling_of(recipe, {}) is sampling_of(recipe, {"high_noise": lora}) is None
     asked = sampling_of(recipe.replace(num_steps=4, guidance_scale=1.0), {"high_noise": lora})
-    assert asked == dataclasses.asdict(own.replace(num_steps=4, guidance_scale=1.0))
+    assert asked == own.replace(num_steps=4, guidance_scale=1.0).to_dict()
 
 
 def test_several_loras_with_strengths_are_in_the_weights(tmp_path: Path, lora: Path) -> None:

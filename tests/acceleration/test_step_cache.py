@@ -32,8 +32,7 @@ OFTEN = {
 NUM_STEPS = 8
 SETTINGS = SamplingSettings(32, 32, 5, NUM_STEPS, 2.5, 5.0, 8)
 TIMESTEPS = {
-    name: [float(s.timestep) for s in sampling_steps(SOURCE, NUM_STEPS, 5.0) if s.denoiser == name]
-    for name in COMPONENTS
+    name: [float(s.timestep) for s in sampling_steps(SOURCE, SETTINGS) if s.denoiser == name] for name in COMPONENTS
 }
 RATIOS = {
     name: MagnitudeRatios(

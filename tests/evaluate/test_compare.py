@@ -1,7 +1,8 @@
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ class FakeSource:
     bits_per_weight: float = 16.0
     family: ModelFamily = WAN
     index: PipelineIndex = SOURCE.index
+    loras: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 REFERENCE, MODEL, BINNED = (FakeSource(Path(name)) for name in ("reference", "model", "binned"))

@@ -255,7 +255,7 @@ def lacking_index(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (no_config, "component .*vae is named in model_index.json but missing"),
+        (no_config, "component .*vae is named in its pipeline's index but missing"),
         (other_class, "is a FluxPipeline"),
         (lacking_index, "proj_out.bias"),
     ],

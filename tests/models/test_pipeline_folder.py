@@ -56,7 +56,9 @@ def test_a_malformed_index_is_refused(folder: Path, text: str) -> None:
 
 def test_another_pipeline_class_is_named(folder: Path) -> None:
     change_index(folder, _class_name="FluxPipeline")
-    with pytest.raises(ModelError, match="is a FluxPipeline, which no model family covers: supported are Wan"):
+    with pytest.raises(
+        ModelError, match="is a FluxPipeline, which no model family covers: supported are .*WanPipeline"
+    ):
         SourceModel.open(folder)
 
 
@@ -94,7 +96,7 @@ def test_a_component_that_would_have_to_be_unpickled_is_refused(folder: Path) ->
 
 def test_a_missing_component_is_named(folder: Path) -> None:
     shutil.rmtree(folder / "vae")
-    with pytest.raises(ModelError, match=r"vae is named in model_index\.json but missing"):
+    with pytest.raises(ModelError, match="vae is named in its pipeline's index but missing"):
         SourceModel.open(folder)
 
 

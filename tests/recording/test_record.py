@@ -239,8 +239,8 @@ def test_a_resolved_recipe_leaves_nothing_of_sampling_to_the_model():
 def test_an_input_that_is_not_finite_names_prompt_and_timestep(tmp_path, monkeypatch):
     original = recording_stages.sample_of
 
-    def broken(family, prompt, position, inputs):
-        sample = original(family, prompt, position, inputs)
+    def broken(prompt, position, inputs):
+        sample = original(prompt, position, inputs)
         sample.inputs["hidden_states"][:] = torch.nan
         return sample
 
