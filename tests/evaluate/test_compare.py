@@ -162,7 +162,7 @@ def test_a_model_that_predicts_nan_is_named(fake):
 def test_all_models_are_measured_on_the_finest_bins(fake, monkeypatch):
     """A model that was quantized without bins would otherwise have nothing to be compared with."""
     fake.errors[BINNED] = 0.2
-    config = SimpleNamespace(bins=TimestepBins((200.0, 400.0)), layers={})
+    config = SimpleNamespace(bins=TimestepBins((200.0, 400.0)), layers={}, notes=())
     configs = {BINNED.folder: {"low_noise": config}}
     monkeypatch.setattr(module, "configs_of", lambda folder: configs.get(folder, {}))
     models = compare(REFERENCE, {"model": MODEL, "binned": BINNED}, task()).comparison.models

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import tempoquant
 from tempoquant.errors import ModelError
 from tempoquant.evaluate.reference_loras import warn_of_other_loras
+from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline, open_pipeline
 from tempoquant.models.fingerprint import fingerprint, outline
 from tempoquant.models.lora.given import with_loras
@@ -62,7 +63,7 @@ def test_loras_for_a_quantized_reference_are_refused(folder: Path) -> None:
 def test_a_reference_without_the_loras_of_a_model_is_spoken_of(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = {"four": open_pipeline(folder)}
+    models = {"four": configs_of(folder)}
     with caplog.at_level(logging.WARNING):
         warn_of_other_loras(with_loras(SOURCE, PAIR), models)
         assert caplog.messages == []

@@ -57,7 +57,7 @@ def test_a_malformed_index_is_refused(folder: Path, text: str) -> None:
 def test_another_pipeline_class_is_named(folder: Path) -> None:
     change_index(folder, _class_name="FluxPipeline")
     with pytest.raises(
-        ModelError, match="is a FluxPipeline, which no model family covers: supported are .*WanPipeline"
+        ModelError, match=r"is a FluxPipeline, which no model family covers: supported are .*WanPipeline"
     ):
         SourceModel.open(folder)
 

@@ -98,7 +98,7 @@ def compare(
         require_needed(source, task.prompts)
         check_disjoint(task.prompts, calibration_prompts_of(source.folder))
         sampling_steps(source, task.settings)  # refuses a scheduler before loading
-    warn_of_other_loras(reference, models)
+    warn_of_other_loras(reference, {label: configs_of(source.folder) for label, source in models.items()})
     is_16bit = not configs_of(reference.folder) and "16-bit" not in models  # somebody may call a folder "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
     bins = _common_bins(source.folder for source in models.values())

@@ -55,7 +55,8 @@ def evaluate(
     """
     engine, output = engine or Local((default_device(),)), output.resolve()
     _check_alike(request.sides)
-    warn_of_other_loras(request.reference.source, {model.label: model.source for model in request.models})
+    configs = {model.label: configs_of(model.source.folder) for model in request.models}
+    warn_of_other_loras(request.reference.source, configs)
     request = dataclasses.replace(request, benchmark=fitting(request.benchmark, _lacking(request.sides)))
     calibrated = [prompt for model in request.sides for prompt in calibration_prompts_of(model.folder)]
     selection = select(request.benchmark, calibrated, request.ids, request.limit, request.overlap)

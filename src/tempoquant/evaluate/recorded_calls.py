@@ -46,17 +46,19 @@ def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
         save_file(
             {key: value.clone().contiguous() for key, value in tensors.items()},
             temporary,
-            metadata={"calls": json.dumps(described), OUTLINE_KEY: json.dumps(outline)},
+            # One key: safetensors writes several in an order that changes from file to file.
+            metadata={"calls": json.dumps({"calls": described, OUTLINE_KEY: outline})},
         )
 
 
 def read_calls(file: Path) -> list[CalibrationSample]:
     """What `write_calls` kept."""
     with safe_open(file, framework="pt") as stored:
-        described: list[Mapping[str, Any]] = json.loads(stored.metadata()["calls"])
+        found = json.loads(stored.metadata()["calls"])
+        found = found if isinstance(found, dict) else {"calls": found}  # a list in files of older versions
+        described: list[Mapping[str, Any]] = found["calls"]
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-        outline = json.loads(stored.metadata().get(OUTLINE_KEY, "null"))  # none in files of older versions
-        inputs = put_together(tensors, outline or _of_tensors(tensors))
+        inputs = put_together(tensors, found.get(OUTLINE_KEY) or _of_tensors(tensors))
         return [
             CalibrationSample(
                 call["prompt_id"], call["expert"], call["timestep"], call["step_index"],

@@ -3,17 +3,20 @@
 import logging
 from collections.abc import Mapping
 
-from tempoquant.hosts.contents import configs_of
+from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.models.source import SourceModel
 
 _logger = logging.getLogger(__name__)
 
 
-def warn_of_other_loras(reference: SourceModel, models: Mapping[str, SourceModel]) -> None:
-    """Log which models have other LoRAs in their weights than the reference was given, by their SHA-256."""
+def warn_of_other_loras(reference: SourceModel, models: Mapping[str, Mapping[str, ComponentConfig]]) -> None:
+    """Log which models have other LoRAs in their weights than the reference was given, by their SHA-256.
+
+    models: each model's label to its denoisers' configs, see `hosts.contents.configs_of`.
+    """
     given = {name: set(lora.notes) for name, lora in reference.loras.items()}
-    for label, source in models.items():
-        for denoiser, config in configs_of(source.folder).items():
+    for label, configs in models.items():
+        for denoiser, config in configs.items():
             fused = {note for note in config.notes if note.startswith("the LoRA ")}
             if fused != given.get(denoiser, set()):
                 _logger.warning(

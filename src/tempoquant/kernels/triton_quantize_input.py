@@ -15,6 +15,7 @@ class InputSteps(NamedTuple):
     factor: bool
     rotation: bool
     offset: bool
+    deflation: bool
 
 
 @triton.jit(do_not_specialize=["num_features"])
@@ -66,7 +67,7 @@ def input_tile(
         z = divided(z, high[None, :], low[None, :], FORMAT)
     if HAS.rotation:
         z = rotated_tile(z, HAS.factor)
-    if deflation is not None:
+    if HAS.deflation:
         z = _deflated(z, hidden, more_hidden, deflation, start, rank, IN_FEATURES, BLOCK_COLUMNS)
     if HAS.offset:
         z -= _loaded(columns + 2 * IN_FEATURES + features, features, IN_FEATURES, BLOCK_COLUMNS)[None, :]
@@ -100,18 +101,21 @@ def source_of(  # noqa: PLR0913
 ) -> tl.tuple:  # fmt: skip
     """Return what `input_tile` reads: pointers to the rows of x, both halves of hidden's rank, the rest as it came.
 
-    A row behind the last token stands for the last one: nobody stores its results.
+    A row behind the last token stands for the last one: nobody stores its results. What there is none of is x instead,
+    and nobody reads it: the compiler puts no None into a tuple.
     """
     rows = tl.minimum(first_row + tl.arange(0, BLOCK_ROWS), num_tokens - 1)
     x_rows = x + rows.to(tl.int64)[:, None] * x_row_stride
-    block = None
-    more = None
+    block, more, directions, of_features = x, x, x, x
+    if columns is not None:
+        of_features = columns
     if deflation is not None:
+        directions = deflation
         block = _hidden_block(hidden, first_row, 0, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK)
         more = _hidden_block(
             hidden, first_row, HALF_RANK, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK
         )
-    return x_rows, block, more, columns, deflation
+    return x_rows, block, more, of_features, directions
 
 
 @triton.jit

@@ -122,11 +122,12 @@ def test_a_quantized_text_to_video_folder_also_changes_videos(tmp_path: Path):
     assert found.shape == (1, 5, 32, 32, 3) and np.isfinite(found).all()
 
 
-SLOW = {name for name, configs in published_models().items() if configs.family.name == "wan-vace"}
+WAN_MODELS = [name for name, configs in published_models().items() if configs.family.name.startswith("wan")]
+SLOW = {name for name in WAN_MODELS if "vace" in name}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in published_models()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in WAN_MODELS]
 )
 def test_every_published_model_can_be_planned(name: str):
     configs = read_configs(name)
