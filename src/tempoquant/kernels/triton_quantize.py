@@ -111,10 +111,8 @@ def columns_launch(transform: InputTransform, format: Format, rule: ScaleRule, c
 
 def steps_of(transform: InputTransform) -> InputSteps:
     """Which steps the kernel takes beside deflation."""
-    return InputSteps(
-        transform.smoothing_factor is not None, transform.rotated, transform.input_offset is not None,
-        transform.deflation is not None,
-    )  # fmt: skip
+    present = (each is not None for each in (transform.input_offset, transform.deflation))
+    return InputSteps(transform.smoothing_factor is not None, transform.rotated, *present)
 
 
 def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, dtype: torch.dtype) -> QuantizedInput:
