@@ -88,11 +88,12 @@ def random_linear(format: str, bins: TimestepBins, num_features: int, rank: int 
     entry = foreseen_entry(Recipe.load("default"), shape, "bfloat16", bins.num_bins)
     linear = QuantizedLinear(entry, BinClock(bins), torch.bfloat16)
     one = scale_to_bytes(torch.full((1, 1), 2.0**-6), entry.format).flatten()
+    generator = torch.Generator().manual_seed(0)
     for key, tensor in linear.state_dict().items():
         if key == "scale":
             tensor.copy_(one.repeat(tensor.numel() // len(one)).view(tensor.shape))
         elif tensor.is_floating_point():
-            tensor.normal_(0, 0.02)
+            tensor.normal_(0, 0.02, generator=generator)
         else:
             tensor.zero_()
     linear.settle()
