@@ -36,9 +36,9 @@ def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path)
         "expand",
         "quantize",
         "outside",
-        "fp8_gemm",
-        "bf16_gemm",
-        "int8_gemm",
+        "fp8",
+        "bf16",
+        "int8",
     }
 
 
