@@ -4,6 +4,7 @@ A LoRA merged into a weight would have to be rounded to four bits with it, which
 made. Beside the layer it is exact: y + strength · alpha/rank · (x · downᵀ) · upᵀ.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -30,16 +31,16 @@ class Patch(NamedTuple):
     function: Any = None
 
 
-class Addition:
+class Addition(ABC):
     """Something that is added to a layer's output. ComfyUI moves it and counts its bytes."""
 
+    @abstractmethod
     def move_to(self, device: torch.device) -> int:
         """Move its tensors; returns their bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def added(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the output y (…, out) of a layer with this added, for its input x (…, in); y may be changed."""
-        raise NotImplementedError
 
 
 class LoraBranch(Addition):

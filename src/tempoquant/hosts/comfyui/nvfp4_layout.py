@@ -18,7 +18,8 @@ from torch.nn import functional
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs
 from tempoquant.errors import UnsupportedError
-from tempoquant.formats import NVFP4, ScaleRule
+from tempoquant.formats import NVFP4
+from tempoquant.hosts.exportable import unknown_elsewhere
 from tempoquant.layer import QuantizedLayer
 
 TARGET = "comfyui-nvfp4"
@@ -35,21 +36,9 @@ SCALE_ROWS, SCALE_COLUMNS, SCALE_QUARTER = 128, 4, 32
 
 def require_exportable(name: str, entry: LayerEntry) -> None:
     """Raise UnsupportedError, naming the layer and the setting, for a layer that the format cannot hold."""
-    what: str | None = None
+    what = unknown_elsewhere(entry, TARGET)
     if entry.format != NVFP4:
         what = f"is in {entry.format.name}, and {TARGET} has {NVFP4.name} only"
-    elif entry.deflated_by_bin:
-        what = f"has a deflation for each timestep bin (deflation_by_bin = true), and {TARGET} knows no timestep"
-    elif entry.centred_by_bin:
-        what = f"has an input offset for each timestep bin (centring_by_bin = true), and {TARGET} knows no timestep"
-    elif entry.deflated:
-        what = f"has deflation (deflation = true), which {TARGET} cannot hold"
-    elif entry.rotated:
-        what = f"has rotated features (rotation = true), which {TARGET} cannot hold"
-    elif entry.centred:
-        what = f"has an input offset (centring = true), which {TARGET} cannot hold"
-    elif entry.activation_scale_rule is ScaleRule.LEAST_ERROR:
-        what = f'has activation scales of least error (activation_scale_rule = "least_error"), and {TARGET} none such'
     if what is not None:
         raise UnsupportedError(f"{name} {what}: {REMEDY}.")
 

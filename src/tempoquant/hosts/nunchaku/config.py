@@ -18,6 +18,7 @@ from tempoquant.checkpoint.schema import ComponentConfig, LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs
 from tempoquant.errors import CheckpointError, UnsupportedError
 from tempoquant.formats import INT4, NVFP4, Format, ScaleRule, scale_from_bytes, scale_to_bytes
+from tempoquant.hosts.exportable import unknown_elsewhere
 from tempoquant.hosts.nunchaku import packing as packing
 from tempoquant.layer import LowRankBranch, QuantizedLayer
 from tempoquant.timesteps import TimestepBins
@@ -44,22 +45,10 @@ class ExportedConfig(ComponentConfig):
 
 def require_exportable(name: str, entry: LayerEntry) -> None:
     """Raise UnsupportedError, naming the layer and the setting, for a layer that the target cannot hold."""
-    what: str | None = None
+    what = unknown_elsewhere(entry, TARGET)
     if entry.format.name not in FORMATS:
         what = f"is in {entry.format.name}, and {TARGET} has {' and '.join(FORMATS)} only"
-    elif entry.deflated_by_bin:
-        what = f"has a deflation for each timestep bin (deflation_by_bin = true), and {TARGET} knows no timestep"
-    elif entry.centred_by_bin:
-        what = f"has an input offset for each timestep bin (centring_by_bin = true), and {TARGET} knows no timestep"
-    elif entry.deflated:
-        what = f"has deflation (deflation = true), which {TARGET} cannot hold"
-    elif entry.rotated:
-        what = f"has rotated features (rotation = true), which {TARGET} cannot hold"
-    elif entry.centred:
-        what = f"has an input offset (centring = true), which {TARGET} cannot hold"
-    elif entry.activation_scale_rule is ScaleRule.LEAST_ERROR:
-        what = f'has activation scales of least error (activation_scale_rule = "least_error"), and {TARGET} none such'
-    elif entry.rank > MAX_RANK:
+    elif what is None and entry.rank > MAX_RANK:
         what = f"has rank {entry.rank}, and {TARGET} holds at most {MAX_RANK}"
     if what is not None:
         raise UnsupportedError(f"{name} {what}: {REMEDY}.")

@@ -5,7 +5,7 @@ Weights of the release cannot be: its token refiner has queries, keys and values
 scale in the other order.
 """
 
-import re
+from tempoquant.models.block_names import by_table
 
 _IN_BLOCK = {
     "img_mod.linear": "norm1.linear", "txt_mod.linear": "norm1_context.linear",
@@ -17,16 +17,9 @@ _IN_BLOCK = {
     "txt_attn_q": "attn.add_q_proj", "txt_attn_k": "attn.add_k_proj", "txt_attn_v": "attn.add_v_proj",
     "txt_attn_proj": "attn.to_add_out",
 }  # fmt: skip
-_BY_FLAT_NAME = {name.replace(".", "_"): ours for theirs, ours in _IN_BLOCK.items() for name in (theirs, ours)}
-_OUTSIDE = re.compile(
-    r"(x_embedder|image_embedder|context_embedder|context_embedder_2|time_embed|cond_type_embed|norm_out|proj_out)(\..+)?"
+own_name = by_table(
+    _IN_BLOCK,
+    block=r"(?:transformer|double)_blocks",
+    outside="x_embedder|image_embedder|context_embedder|context_embedder_2|time_embed|cond_type_embed|norm_out|proj_out",
 )
-
-
-def own_name(module: str) -> str | None:
-    """Return diffusers' name of a module; None for a name that is none."""
-    if _OUTSIDE.fullmatch(module):
-        return module
-    block = re.fullmatch(r"(?:transformer|double)_blocks_([0-9]+)_(.+)", module.replace(".", "_"))
-    part = block and _BY_FLAT_NAME.get(block[2])
-    return part and block and f"transformer_blocks.{int(block[1])}.{part}"
+"""Return diffusers' name of a module; None for a name that is none."""

@@ -4,23 +4,16 @@ Source: diffusers' scripts/convert_minimax_h3_to_diffusers.py. Weights of the re
 queries, keys and values are in one, and its feed-forward net has gate and value in the other order.
 """
 
-import re
+from tempoquant.models.block_names import by_table
 
 _IN_BLOCK = {
     "attn.out_proj": "attn.to_out.0", "attn.q_norm": "attn.norm_q", "attn.k_norm": "attn.norm_k", "mlp.fc2": "ff.net.2",
     "norm1": "norm1", "norm2": "norm2", "adaln_proj.linear": "adaln_proj.linear", "attn.to_q": "attn.to_q",
     "attn.to_k": "attn.to_k", "attn.to_v": "attn.to_v", "ff.net.0.proj": "ff.net.0.proj",
 }  # fmt: skip
-_BY_FLAT_NAME = {name.replace(".", "_"): ours for theirs, ours in _IN_BLOCK.items() for name in (theirs, ours)}
-_OUTSIDE = re.compile(
-    r"(proj_in|audio_proj_in|context_embedder|time_embedder|token_refiner|norm_out|proj_out|audio_proj_out)(\..+)?"
+own_name = by_table(
+    _IN_BLOCK,
+    block=r"(?:transformer_)?blocks",
+    outside="proj_in|audio_proj_in|context_embedder|time_embedder|token_refiner|norm_out|proj_out|audio_proj_out",
 )
-
-
-def own_name(module: str) -> str | None:
-    """Return diffusers' name of a module; None for a name that is none."""
-    if _OUTSIDE.fullmatch(module):
-        return module
-    block = re.fullmatch(r"(?:transformer_)?blocks_([0-9]+)_(.+)", module.replace(".", "_"))
-    part = block and _BY_FLAT_NAME.get(block[2])
-    return part and block and f"transformer_blocks.{int(block[1])}.{part}"
+"""Return diffusers' name of a module; None for a name that is none."""
