@@ -113,11 +113,11 @@ def measure_swap(device: str, num_blocks: int = 6) -> dict[str, Any]:
 
 def small_linears() -> None:
     """A few linears of small odd shapes on the GPU."""
-    from benchmarks.gpu_first_day_steps import _random_linear
+    from benchmarks.gpu_first_day_steps import checked_linear
 
     with torch.no_grad():
         for format in ("nvfp4_m1", "mxfp4", "nvfp4", "int4"):
-            linear = _random_linear(format, 256, "cuda")
+            linear = checked_linear(format, 256, "cuda")
             for num_tokens in (1, 37):
                 linear(torch.randn(1, num_tokens, 256, device="cuda", dtype=torch.bfloat16))
     torch.cuda.synchronize()

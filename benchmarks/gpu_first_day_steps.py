@@ -96,7 +96,8 @@ def compile_launches(device: str) -> dict[str, Any]:
     }
 
 
-def _random_linear(format: str, num_features: int, device: str) -> QuantizedLinear:
+def checked_linear(format: str, num_features: int, device: str) -> QuantizedLinear:
+    """Return a linear of whole numbers, by which its answer in float64 is known; seeded."""
     from benchmarks.launch_overhead import random_linear
     from tempoquant.timesteps import TimestepBins
 
@@ -118,7 +119,7 @@ def layer(device: str) -> dict[str, Any]:
     num_features, num_tokens = (128, 8) if device == "cpu" else (HIDDEN, 512)
     found = {}
     for format in ("nvfp4_m1", "mxfp4", "nvfp4", "int4"):
-        linear = _random_linear(format, num_features, device)
+        linear = checked_linear(format, num_features, device)
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(1, num_tokens, 2 * num_features, generator=generator).to(device, torch.bfloat16)
         for name, part in (("dense", x[..., :num_features].contiguous()), ("every second feature", x[..., ::2])):
@@ -188,7 +189,7 @@ def graph_replay(device: str) -> dict[str, Any]:
     """A linear captured in a CUDA graph gives, replayed with other inputs, what it gives outside."""
     from benchmarks.kernels_timing import time_ms
 
-    linear = _random_linear("nvfp4_m1", HIDDEN, device)
+    linear = checked_linear("nvfp4_m1", HIDDEN, device)
     x = torch.randn(1, 512, HIDDEN, device=device, dtype=torch.bfloat16)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
