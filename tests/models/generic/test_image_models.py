@@ -1,15 +1,10 @@
 """Image models that no family covers: quantized by the generic one, loaded by plain diffusers, and compared."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import diffusers
 import numpy as np
 import pytest
 import torch
 
-from tempoquant.calibrate.sample import RecordedCall
-from tempoquant.evaluate.compare import Evidence, Task, compare
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
@@ -22,55 +17,40 @@ from tempoquant.models.weights import DenoiserWeights
 from tempoquant.models.with_experts import GenericModel
 from tempoquant.planning.run_estimate import estimate
 from tempoquant.prompts import Prompt
-from tempoquant.quantizing import quantize
-from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import quantized_linears
 from tests.image_pipelines import PIPELINES, write
+from tests.models.made import DEFAULT as EIGHT_SAMPLES
+from tests.models.made import RTN, Made, make
 
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=4)
+DEFAULT = EIGHT_SAMPLES.replace(samples_per_denoiser=4)
 PROMPTS = '{"prompt": "a cat"}\n{"prompt": "a dog walks"}\n'
 HELD_OUT = Prompt("held out", None, "a bird walks")
 
 
-@dataclass(frozen=True)
-class Made:
-    """One pipeline with all that was made of it."""
-
-    name: str
-    source: SourceModel
-    calls: list[RecordedCall]
-    folders: dict[str, Path]
-    evidence: Evidence
-
-
 @pytest.fixture(scope="module", params=list(PIPELINES))
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp(request.param)
-    model = GenericModel(write(folder / "source", request.param))
-    source = SourceModel.open(model)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def made(name: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp(name)
+    model = GenericModel(write(folder / "source", name))
     (folder / "prompts.jsonl").write_text(PROMPTS)
-    calls = record_trajectory(load_pipeline(source, "cpu"), HELD_OUT, default_settings(source), 0)
-    folders = {}
-    for recipe in (Recipe.load("rtn"), DEFAULT):
-        calibration = folder / "prompts.jsonl" if recipe.needs_calibration else None
-        folders[recipe.name] = quantize(model, folder / recipe.name, recipe, calibration=calibration)
-    models = {label: SourceModel.open(made) for label, made in folders.items()}
-    task = Task([HELD_OUT], default_settings(source))
-    return Made(request.param, source, calls, folders, compare(source, models, task, "cpu"))
+    return make(folder, model, HELD_OUT, folder / "prompts.jsonl", (RTN, DEFAULT))
 
 
 def test_the_default_recipe_is_nearer_to_16_bits_than_rounding(made: Made) -> None:
     errors = {model.label: model.denoiser_sqnr_db("transformer").mean for model in made.evidence.comparison.models}
-    print(made.name, errors)
     assert errors["default"] > errors["rtn"] + 2
 
 
-def test_modulation_stays_in_16_bits_and_every_other_linear_of_a_block_has_four(made: Made) -> None:
+def test_modulation_stays_in_16_bits_and_every_other_linear_of_a_block_has_four(made: Made, name: str) -> None:
     modulated = {
         "flux": {"norm1.linear", "norm1_context.linear", "norm.linear"},
         "qwen_image": {"img_mod.1", "txt_mod.1"},
         "z_image": {"adaLN_modulation.0"},
-    }[made.name]
+    }[name]
     assert modulated <= made.source.family.kept_in_16_bits
     for folder in made.folders.values():
         layers = configs_of(folder)["transformer"].layers
@@ -111,12 +91,12 @@ def test_the_schedule_is_the_one_that_the_pipeline_takes(made: Made) -> None:
     assert told == [float(step.timestep) for step in steps]
 
 
-def test_guidance_has_the_branches_that_the_pipeline_computes(made: Made) -> None:
+def test_guidance_has_the_branches_that_the_pipeline_computes(made: Made, name: str) -> None:
     branches = [call.sample.guidance_branch for call in made.calls]
     expected = {"flux": ["conditional"], "qwen_image": ["conditional", "unconditional"]}
-    assert branches == expected.get(made.name, ["conditional", "unconditional"]) * 4
+    assert branches == expected.get(name, ["conditional", "unconditional"]) * 4
     texts = {"flux": "encoder_hidden_states", "qwen_image": "encoder_hidden_states", "z_image": "cap_feats"}
-    assert texts[made.name] in made.source.family.text_inputs
+    assert texts[name] in made.source.family.text_inputs
 
 
 def test_block_by_block_the_model_computes_what_it_computes_at_once(made: Made) -> None:

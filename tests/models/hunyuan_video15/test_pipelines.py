@@ -3,7 +3,6 @@ from.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -13,13 +12,11 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from diffusers.guiders import SkipLayerGuidance
 
-from tempoquant.calibrate.sample import RecordedCall
 from tempoquant.errors import ModelError, SettingsError
-from tempoquant.evaluate.compare import Evidence, Task, compare
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.guiders import use_guidance_scale
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
-from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
+from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise
 from tempoquant.models.pipeline_configs import published_models, read_configs
 from tempoquant.models.replay import ReplayedDenoiser
 from tempoquant.models.sampling_file import default_settings, published_settings
@@ -29,27 +26,13 @@ from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.memory_modes import load_in_mode
 from tempoquant.placement.streaming import loaded_pipeline
 from tempoquant.planning.memory_plan import plan_memory
-from tempoquant.prompts import Prompt
-from tempoquant.quantizing import quantize
 from tempoquant.recipe import Recipe
 from tests.conditioned import prompts_for
 from tests.hunyuan_pipelines import PIPELINES, SIZE, short_texts, write
+from tests.models.made import DEFAULT, PAPER, RTN, Made, make
 
 MARGIN_DB = 3.0
-PAPER = Recipe.load("paper").replace(rank=4, num_prompts=2, samples_per_denoiser=8, bin_fractions=(0.3, 0.7))
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=8)
 MODULATION = ("norm1.linear", "norm1_context.linear")
-
-
-@dataclass(frozen=True)
-class Made:
-    """One pipeline with all that was made of it."""
-
-    source: SourceModel
-    prompt: Prompt
-    calls: list[RecordedCall]
-    folders: dict[str, Path]
-    evidence: Evidence
 
 
 QUICK = "text_to_video"  # the other has the same denoiser, and an image's tokens in the same stream
@@ -62,15 +45,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with short_texts():
         source = SourceModel.open(write(folder / "source", request.param))
         *_, held_out = prompts_for(source, folder / "prompts")
-        settings = default_settings(source)
-        calls = record_trajectory(load_pipeline(source, "cpu"), held_out, settings, 0)
-        folders = {}
-        for recipe in (Recipe.load("rtn"), PAPER, DEFAULT):
-            calibration = folder / "prompts" if recipe.needs_calibration else None
-            folders[recipe.name] = quantize(source.folder, folder / recipe.name, recipe, calibration=calibration)
-        models = {label: SourceModel.open(made) for label, made in folders.items()}
-        evidence = compare(source, models, Task([held_out], settings), "cpu")
-        yield Made(source, held_out, calls, folders, evidence)
+        yield make(folder, source.folder, held_out, folder / "prompts", (RTN, PAPER, DEFAULT))
 
 
 def test_both_recipes_are_nearer_to_16_bits_than_rounding(made: Made):

@@ -1,7 +1,6 @@
 """LTX-2: quantized, loaded by plain diffusers, generated with, and compared with what it was quantized from."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx2 import LTX2LatentUpsamplePipeline, LTX2LatentUpsamplerModel
 from diffusers.pipelines.ltx2.utils import DISTILLED_SIGMA_VALUES, STAGE_2_DISTILLED_SIGMA_VALUES
 
-from tempoquant.calibrate.sample import RecordedCall
 from tempoquant.calibrate.store import bins_of
-from tempoquant.evaluate.compare import Evidence, Task, compare
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
@@ -27,29 +24,17 @@ from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.prompts import Prompt
-from tempoquant.quantizing import quantize
-from tempoquant.recipe import Recipe
 from tempoquant.recording.plan import ModelIdentity, RecordingPlan
 from tempoquant.recording.record import record_into
 from tempoquant.runtime.convert import quantized_linears
 from tests.conditioned import prompts_for
 from tests.ltx2_pipelines import PIPELINES, write
+from tests.models.made import DEFAULT as EIGHT_SAMPLES
+from tests.models.made import PAPER, RTN, Made, make
 
 MARGIN_DB = 3.0
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=4)
-PAPER = Recipe.load("paper").replace(rank=4, num_prompts=2, samples_per_denoiser=8, bin_fractions=(0.3, 0.7))
+DEFAULT = EIGHT_SAMPLES.replace(samples_per_denoiser=4)
 LATER = ("ltx2_with_image", "ltx23")
-
-
-@dataclass(frozen=True)
-class Made:
-    """One pipeline with all that was made of it."""
-
-    source: SourceModel
-    prompt: Prompt
-    calls: list[RecordedCall]
-    folders: dict[str, Path]
-    evidence: Evidence
 
 
 @pytest.fixture(
@@ -59,14 +44,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     source = SourceModel.open(write(folder / "source", request.param))
     *_, held_out = prompts_for(source, folder / "prompts")
-    settings = default_settings(source)
-    calls = record_trajectory(load_pipeline(source, "cpu"), held_out, settings, 0)
-    folders = {}
-    for recipe in (Recipe.load("rtn"), DEFAULT, PAPER):
-        calibration = folder / "prompts" if recipe.needs_calibration else None
-        folders[recipe.name] = quantize(source.folder, folder / recipe.name, recipe, calibration=calibration)
-    models = {label: SourceModel.open(made) for label, made in folders.items()}
-    return Made(source, held_out, calls, folders, compare(source, models, Task([held_out], settings), "cpu"))
+    return make(folder, source.folder, held_out, folder / "prompts", (RTN, DEFAULT, PAPER))
 
 
 def test_the_default_recipe_is_nearer_to_16_bits_than_rounding(made: Made) -> None:

@@ -1,8 +1,6 @@
 """MiniMax-H3's modular pipeline: recorded, quantized, loaded by plain diffusers, and compared with 16 bits."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +8,12 @@ import pytest
 import torch
 from diffusers import MiniMaxH3ModularPipeline
 
-from tempoquant.calibrate.sample import RecordedCall
 from tempoquant.checkpoint import read_config
 from tempoquant.errors import ModelError, SettingsError
-from tempoquant.evaluate.compare import Evidence, Task, compare
 from tempoquant.evaluate.plan import Plan
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
-from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory, sample_latents
+from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, sample_latents
 from tempoquant.models.pipeline_configs import read_configs
 from tempoquant.models.replay import ReplayedDenoiser
 from tempoquant.models.sampling_file import default_settings
@@ -27,42 +23,20 @@ from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.memory_modes import load_in_mode
 from tempoquant.placement.streaming import loaded_pipeline
 from tempoquant.planning.memory_plan import plan_memory
-from tempoquant.prompts import Prompt
-from tempoquant.quantizing import quantize
-from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import quantized_linears
 from tests.conditioned import prompts_for
 from tests.minimax_pipeline import NUM_FRAMES, SIZE, write
+from tests.models.made import DEFAULT, PAPER, RTN, Made, make
 
 MARGIN_DB = 3.0
-PAPER = Recipe.load("paper").replace(rank=4, num_prompts=2, samples_per_denoiser=8, bin_fractions=(0.3, 0.7))
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=8)
-
-
-@dataclass(frozen=True)
-class Made:
-    """The pipeline with all that was made of it."""
-
-    source: SourceModel
-    prompt: Prompt
-    calls: list[RecordedCall]
-    folders: dict[str, Path]
-    evidence: Evidence
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("minimax")
     source = SourceModel.open(write(folder / "source"))
     *_, held_out = prompts_for(source, folder / "prompts")
-    settings = default_settings(source)
-    calls = record_trajectory(load_pipeline(source, "cpu"), held_out, settings, 0)
-    folders = {}
-    for recipe in (Recipe.load("rtn"), PAPER, DEFAULT):
-        calibration = folder / "prompts" if recipe.needs_calibration else None
-        folders[recipe.name] = quantize(source.folder, folder / recipe.name, recipe, calibration=calibration)
-    models = {label: SourceModel.open(made) for label, made in folders.items()}
-    yield Made(source, held_out, calls, folders, compare(source, models, Task([held_out], settings), "cpu"))
+    return make(folder, source.folder, held_out, folder / "prompts", (RTN, PAPER, DEFAULT))
 
 
 def test_both_recipes_are_nearer_to_16_bits_than_rounding(made: Made):

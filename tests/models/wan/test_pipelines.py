@@ -1,6 +1,5 @@
 """Every Wan pipeline: quantized, loaded by plain diffusers, and compared with what it was quantized from."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -8,36 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from tempoquant.calibrate.sample import RecordedCall
-from tempoquant.evaluate.compare import Evidence, Task, compare
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
-from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
+from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise
 from tempoquant.models.pipeline_configs import published_models, read_configs
 from tempoquant.models.replay import ReplayedDenoiser
 from tempoquant.models.sampling_file import default_settings
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.planning.memory_plan import plan_memory
-from tempoquant.prompts import Prompt
 from tempoquant.quantizing import quantize
 from tempoquant.recipe import Recipe
 from tests.conditioned import prompts_for
+from tests.models.made import DEFAULT, RTN, Made, make
 from tests.wan_pipelines import PIPELINES, write
 
 MARGIN_DB = 3.0  # the least of any pipeline is 3.3
-DEFAULT = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoiser=8)
-
-
-@dataclass(frozen=True)
-class Made:
-    """One pipeline with all that was made of it."""
-
-    source: SourceModel
-    prompt: Prompt
-    calls: list[RecordedCall]
-    folders: dict[str, Path]
-    evidence: Evidence
 
 
 @pytest.fixture(scope="module", params=list(PIPELINES))
@@ -45,14 +30,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     source = SourceModel.open(write(folder / "source", request.param))
     *_, held_out = prompts_for(source, folder / "prompts")
-    settings = default_settings(source)
-    calls = record_trajectory(load_pipeline(source, "cpu"), held_out, settings, 0)
-    folders = {}
-    for recipe in (Recipe.load("rtn"), DEFAULT):
-        calibration = folder / "prompts" if recipe.needs_calibration else None
-        folders[recipe.name] = quantize(source.folder, folder / recipe.name, recipe, calibration=calibration)
-    models = {label: SourceModel.open(made) for label, made in folders.items()}
-    return Made(source, held_out, calls, folders, compare(source, models, Task([held_out], settings), "cpu"))
+    return make(folder, source.folder, held_out, folder / "prompts", (RTN, DEFAULT))
 
 
 def test_the_default_recipe_is_nearer_to_16_bits_than_rounding(made: Made):
