@@ -13,7 +13,7 @@ from tempoquant.engines import Local
 from tempoquant.errors import CalibrationError, OutputError
 from tests.kill_and_resume import all_bytes
 
-QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=6, rank=2, num_frames=5)
+QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=4, rank=2, height=32, width=32, num_frames=5)
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def test_a_store_of_another_model_is_refused(tmp_path: Path) -> None:
     from tests.recorded import SOURCE
     from tests.test_quantize import held_out
 
-    settings = default_settings(SOURCE).replace(num_steps=4, num_frames=5)
+    settings = default_settings(SOURCE).replace(height=32, width=32, num_frames=5, num_steps=4)
     plan = RecordingPlan([held_out()], settings, 2)
     record(SOURCE, tmp_path / "store", plan, model=ModelIdentity("0" * 64), engine=Local(("cpu",)))
     assert fingerprint(SOURCE) != "0" * 64

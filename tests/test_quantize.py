@@ -30,7 +30,7 @@ from tempoquant.tiny.sets import evaluation_items
 
 SOURCE = SourceModel.open("tiny")
 
-QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=8, rank=2)
+QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=4, rank=2, height=32, width=32, num_frames=5)
 
 
 def held_out() -> Prompt:
@@ -182,7 +182,7 @@ def test_a_second_run_on_the_same_work_is_refused_while_the_first_lives(
 
 def test_two_devices_quantize_the_experts_in_two_processes_to_the_same_bytes(tmp_path: Path) -> None:
     """The same samples, and as many threads for each process as the one had."""
-    settings = default_settings(SOURCE).replace(num_steps=6, num_frames=5)
+    settings = default_settings(SOURCE).replace(height=32, width=32, num_frames=5, num_steps=4)
     identity = ModelIdentity(fingerprint(SOURCE))
     record(
         SOURCE,
