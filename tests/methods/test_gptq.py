@@ -1,5 +1,7 @@
 """Laws of GPTQ: it is the textbook's, it is rounding where nothing can be gained, and it wins where something can."""
 
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from tempoquant.formats import (
     FORMATS,
+    INT4,
     MXFP4,
     Format,
     ScaleRule,
@@ -178,3 +181,20 @@ def test_the_same_inputs_give_the_same_codes() -> None:
     x = torch.randn(2048, 1024, generator=generator)
     scale = weight_scale(weight, MXFP4, ScaleRule.FLOOR)
     assert torch.equal(rounded_by_gptq(weight, x.T @ x, scale, MXFP4), rounded_by_gptq(weight, x.T @ x, scale, MXFP4))
+
+
+def test_the_worked_example_of_the_page_is_what_gptq_computes():
+    page = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    weight = torch.tensor([[2.4, 1.4], [-1.3, 0.6]], dtype=torch.float64)
+    hessian = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+    feedback = feedback_matrix(hessian.clone(), damping_fraction=0.0)
+    assert torch.equal(feedback.matrix, torch.tensor([[1.0, 0.8], [0.0, 1.0]], dtype=torch.float64))
+    scale = WeightScale(torch.ones(2, 1), torch.ones(()))  # INT4's levels are whole numbers
+    nearest = gptq(weight, feedback_matrix(torch.eye(2, dtype=torch.float64)), scale, INT4).double()
+    chosen = gptq(weight, feedback, scale, INT4).double()
+    for row in range(2):
+        cells = [str(row + 1)]
+        for codes in (nearest[row], chosen[row]):
+            error = weight[row] - codes
+            cells += [", ".join(f"{code:.0f}" for code in codes.tolist()), f"{error @ hessian @ error:.3f}"]
+        assert f"| {' | '.join(cells)} |".replace("-", "−") in page
