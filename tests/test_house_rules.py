@@ -208,7 +208,10 @@ FACTS_OF_A_MODEL = re.compile(
     r"|expand_timesteps|attn[12]|add_[kv]_proj|^blocks\.$|(?<!\w)blocks\.\d|encoder_hidden_states|patch_embedding"
 )
 KNOWN_BY_OTHERS = {
-    "src/tempoquant/recipe.py": {"high_noise", "low_noise"},  # keys that recipes had before they were a mapping
+    "src/tempoquant/earlier_recipes.py": {
+        "high_noise",
+        "low_noise",
+    },  # keys before there was a mapping
     "src/tempoquant/models/lora/names.py": {"transformer_2"},  # a prefix that trainers put before every key
 }
 

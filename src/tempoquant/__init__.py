@@ -42,7 +42,9 @@ register_on_import()
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a name stands for when it is first used: that takes torch or diffusers, and not all need them."""
+    """Import what a name stands for when it is first used: the import takes torch or diffusers,
+    which not every caller needs.
+    """
     if name in _ON_FIRST_USE:
         return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Devices: which one is in use and computes in which dtype, whether it still works, and memory to give back."""
+"""Devices: the default device and its compute dtype, its memory, and whether it still works."""
 
 import contextlib
 import gc
@@ -13,12 +13,16 @@ def default_device() -> str:
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """Return bfloat16 for a GPU, and float32 for the CPU, where it is the faster one and costs no accuracy."""
+    """Return the dtype to compute in: bfloat16 on a GPU; float32 on the CPU, where it is faster and
+    loses no accuracy.
+    """
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def free_memory() -> None:
-    """Give memory of dropped models back: their modules refer to each other in circles, so only the collector can."""
+    """Release the memory of dropped models; their modules form reference cycles, so only the
+    collector can.
+    """
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -27,17 +31,21 @@ def free_memory() -> None:
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Whether a GPU failed so that this process can do nothing more with it; want of memory is no such failure."""
+    """Return whether a GPU failed so that this process cannot use it again; running out of memory
+    is no such failure.
+    """
     if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
         return False
-    # PyTorch gave the error a class of its own only lately.
+    # PyTorch 2.9 and later give this error its own class.
     has_class = type(error).__name__ == "AcceleratorError"
     return has_class or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
 @contextlib.contextmanager
 def selected(device: str) -> Iterator[None]:
-    """Within this context a GPU is the current one: libraries make streams and page-lock memory there."""
+    """Make a GPU the current device within this context: libraries create streams and pin memory
+    there.
+    """
     if torch.device(device).type == "cuda":
         with torch.cuda.device(device):
             yield

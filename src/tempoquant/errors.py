@@ -10,9 +10,11 @@
     ├── EvaluationError    an evaluation's results are missing, damaged, or of an unknown version
     ├── OutputError        the output folder or file cannot be written as asked
     ├── DeviceError        a GPU stopped working in the middle of it
-    └── UnsupportedError   the operation cannot be right on a 4-bit layer (fuse_lora, fuse_qkv_projections)
+    └── UnsupportedError   the operation cannot be right on a 4-bit layer (fuse_lora,
+    fuse_qkv_projections)
 
-Each message is one sentence or two: what was wrong, where, with which numbers, and what to do about it.
+Each message is one sentence or two: what was wrong, where, with which numbers, and what to do about
+it.
 """
 
 
@@ -53,7 +55,7 @@ class OutputError(TempoQuantError):
 
 
 class DeviceError(TempoQuantError):
-    """A GPU stopped working, and the process that used it can do no more with it."""
+    """A GPU stopped working, and this process cannot use it again."""
 
 
 class UnsupportedError(TempoQuantError):

@@ -1,7 +1,7 @@
-"""Products in float32 that stay in float32, whatever precision the user allows matrix products elsewhere.
+"""Float32 products that stay in float32, whatever matmul precision the user allows elsewhere.
 
-`torch.set_float32_matmul_precision` and `allow_tf32` let libraries round float32 operands to 11 or 8 significant bits.
-A product that *defines* a result must not depend on them.
+`torch.set_float32_matmul_precision` and `allow_tf32` let libraries round float32 operands to 11 or
+8 significant bits. A product that *defines* a result must not depend on them.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ from torch.nn import functional
 
 
 def exact_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return x · weightᵀ + bias, products and sums in the operands' dtype, which is float32 or float64.
+    """Return x · weightᵀ + bias, products and sums in the operands' dtype, which is float32 or
+    float64.
 
     Args:
         x: (…, in). weight: (out, in). bias: (out,), or None.
@@ -40,9 +41,10 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch
 
 
 class _Switches:
-    """PyTorch's precision of float32 products, off while any thread is inside. They belong to the whole process.
+    """Switches for PyTorch's float32 matmul precision; they are off while any thread is inside.
 
-    So the first thread that comes in remembers what the user set, and the last one that leaves puts it back.
+    The switches belong to the whole process. So the first thread that enters remembers the user's
+    settings, and the last one that leaves restores them.
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,9 @@ class _Switches:
 
 
 def _switches() -> list[tuple[Any, str, Any]]:
-    """(owner, attribute, value for full precision): by PyTorch 2.9's names where it has them."""
+    """Return (owner, attribute, value for full precision) of each switch, under PyTorch 2.9's names
+    where it has them.
+    """
     cuda = torch.backends.cuda.matmul
     if not hasattr(torch.backends.mkldnn, "matmul"):
         return [(cuda, "allow_tf32", False)]

@@ -1,4 +1,4 @@
-"""Pictures as a person sees them: upright, in sRGB, eight bits a channel, on white where they are transparent."""
+"""Images as a viewer shows them: upright, in sRGB, eight bits a channel, transparency on white."""
 
 import io
 import struct
@@ -18,23 +18,24 @@ _DAMAGE = (
 """What Pillow raises for files that are no whole pictures, or would fill the memory."""
 _PLAIN = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 _SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}
-"""Mode to the name that profiles have for its colours."""
+"""The name of each mode's colour space in profiles."""
 _LEVELS = np.linspace(0, 255, 6).astype(np.uint8)
 _PROBE = Image.fromarray(np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS), -1).reshape(-1, 6, 3))
 _ROUNDING = 2
-"""Levels between two ways to compute sRGB."""
+"""The largest difference, in levels, between two computations of sRGB."""
 
 
 def open_image(path: str | Path, where: str = "--image") -> Image.Image:
-    """One RGB image; of an animation, or of a phone's file of several pictures, the first.
+    """Return one RGB image from a file: of an animation, or of a file of several pictures, the
+    first.
 
     Raises:
-        CalibrationError: it is missing, no picture, damaged, or means no colours, see `as_seen`. The sentence begins
-            with `where`.
+        CalibrationError: the file is missing, damaged, no image, or has undefined colours (see
+            `as_seen`). The sentence begins with `where`.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of pictures that it opens, from 90 megapixels on: phones make such.
+            # Pillow warns above 90 megapixels, and phones make such images.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return as_seen(image, f"{where}: {path}")
@@ -45,14 +46,16 @@ def open_image(path: str | Path, where: str = "--image") -> Image.Image:
 
 
 def as_seen(image: Image.Image, name: str = "the image") -> Image.Image:
-    """A picture of any kind as RGB, eight bits a channel: what a viewer shows of it on a white page.
+    """Convert an image of any kind to RGB, eight bits a channel, as a viewer shows it on a white
+    page.
 
-    Turned as its EXIF says, its colour profile applied, transparency laid on white. 16 bits are rounded to eight; whole
-    numbers of 32 bits are read as 16 bits, and floats as 0 (black) … 1 (white). An image that is RGB and says nothing
-    more of itself is returned as it is.
+    The EXIF orientation and the colour profile are applied, and transparency is composited on
+    white. 16 bits are rounded to eight. 32-bit integers are read as 16 bits, and floats as 0
+    (black) … 1 (white). An RGB image without such metadata is returned unchanged.
 
     Raises:
-        CalibrationError: it has no pixels, or numbers outside these ranges; the sentence begins with `name`.
+        CalibrationError: the image has no pixels, or values outside these ranges. The sentence
+            begins with `name`.
     """
     if image.mode == "RGB" and not image.info and 0 not in image.size and not image.getexif():
         image.load()
@@ -71,12 +74,14 @@ def as_seen(image: Image.Image, name: str = "the image") -> Image.Image:
     colours = _in_srgb(upright if alpha is None else upright.convert(upright.mode[:-1]), profile)
     if alpha is not None:
         colours = Image.composite(colours, Image.new("RGB", colours.size, "white"), alpha)
-    colours.info = {}  # all of it has been followed
+    colours.info = {}  # everything in it has been applied
     return colours
 
 
 def _in_eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Grey of more bits as L, or LA where one grey is transparent. Raises CalibrationError for numbers out of range."""
+    """Convert greys of more than eight bits to L, or to LA where one grey is transparent. Raises
+    CalibrationError for values out of range.
+    """
     values = np.asarray(image).astype(np.float64)
     most = 1.0 if image.mode == "F" else 65535.0
     if not bool(((values >= 0) & (values <= most)).all()):  # NaN is neither
@@ -92,8 +97,9 @@ def _in_eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours without transparency as RGB. A profile that is damaged, or for other channels, is passed over, as viewers
-    do; one that is sRGB's in other words leaves every pixel as it is."""
+    """Convert colours without transparency to sRGB. A damaged profile, or one for other channels,
+    is ignored, as viewers do; a profile equivalent to sRGB leaves every pixel unchanged.
+    """
     if image.mode == "LAB":
         return _to_srgb(image, ImageCms.createProfile("LAB"))
     if profile:
@@ -116,12 +122,13 @@ def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
 
 def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
     seen = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    assert seen is not None  # only what is changed in its place is
+    assert seen is not None  # None is returned for in-place changes only
     return seen
 
 
 def first_frame(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Return a picture as a person sees it, cropped to a video's aspect ratio and scaled to its size.
+    """Return an image as a viewer shows it, cropped to a video's aspect ratio and scaled to its
+    size.
 
     Raises CalibrationError as `as_seen` does.
     """

@@ -1,4 +1,6 @@
-"""QuantizedLayer and LowRankBranch: the values that methods make, checkpoints store and the runtime runs."""
+"""QuantizedLayer and LowRankBranch: the values that methods make, checkpoints store and the runtime
+runs.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +15,12 @@ from tempoquant.timesteps import TimestepBins
 
 @dataclass(frozen=True)
 class HardlySeen:
-    """Input features of a layer that were all but silent in calibration.
+    """Input features of a layer that were almost silent in calibration.
 
     Attributes:
         num_features: how many.
-        amplification: how many times as large as elsewhere smoothing makes an ordinary value in one of them.
+        amplification: how many times as large as in other features smoothing makes an ordinary
+            value in one of them.
     """
 
     num_features: int
@@ -31,8 +34,8 @@ class LowRankBranch:
     Attributes:
         up: (out, rank) bfloat16, or (num_bins, out, rank) with a deflation by timestep bin.
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor.
-        deflation: (in, rank) or (num_bins, in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is taken off the
-            smoothed, rotated input before it is quantized.
+        deflation: (in, rank) or (num_bins, in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is
+            taken off the smoothed, rotated input before it is quantized.
     """
 
     up: torch.Tensor
@@ -55,17 +58,17 @@ class LowRankBranch:
 
     @property
     def is_by_bin(self) -> bool:
-        """Whether up and deflation differ by timestep bin."""
+        """Return whether up and deflation differ by timestep bin."""
         return self.up.dim() == 3
 
     def at_bin(self, timestep_bin: int) -> "LowRankBranch":
-        """The branch of one bin, sharing memory."""
+        """Return the branch of one bin; it shares memory."""
         if not self.is_by_bin or self.deflation is None:
             return self
         return LowRankBranch(self.up[timestep_bin], self.down, self.deflation[timestep_bin])
 
     def product(self) -> torch.Tensor:
-        """up · down, (out, in) float32; by bin, (num_bins, out, in)."""
+        """Return up · down, (out, in) float32; by bin, (num_bins, out, in)."""
         return self.up.float() @ self.down.float()
 
 
@@ -73,9 +76,9 @@ class LowRankBranch:
 class QuantizedLayer:
     """One linear in four bits. `runtime.linear.QuantizedLinear` runs it.
 
-    Beside clip_ratio, what is centred (input_offset with bias) and what is deflated (branch.deflation with branch.up)
-    may differ by timestep bin. A deflation by bin needs an offset by bin, where there is one: what deflation leaves of
-    the input's mean is the bin's own.
+    Three things may differ by timestep bin: clip_ratio, the centring (input_offset with bias) and
+    the deflation (branch.deflation with branch.up). A deflation by bin needs an offset by bin, if
+    there is an offset: the mean that deflation leaves depends on the bin.
 
     Attributes:
         format: of weight and activations.
@@ -85,13 +88,14 @@ class QuantizedLayer:
         tensor_scale: () float32, formats with a tensor scale only.
         smoothing_factor: (in,) bfloat16, or None.
         branch: the low-rank branch, or None.
-        input_offset: (in,) or (num_bins, in) bfloat16, taken off the smoothed, rotated, deflated input before it is
-            quantized; None for nothing.
-        bias: (out,), or None; with an input_offset it holds what the offset took away, and is (num_bins, out) where
-            that is by bin.
+        input_offset: (in,) or (num_bins, in) bfloat16, subtracted from the smoothed, rotated,
+            deflated input before it is quantized; None for none.
+        bias: (out,), or None. With an input_offset it also holds the offset's product with the
+            weight, and is (num_bins, out) if the offset is by bin.
         clip_ratio: (num_bins,) float32.
-        bins: the timestep bins that clip_ratio belongs to.
-        rotated: whether the smoothed input and the residual weight are rotated in blocks (`formats.rotation`).
+        bins: the timestep bins of clip_ratio.
+        rotated: whether the smoothed input and the residual weight are rotated in blocks
+            (`formats.rotation`).
     """
 
     format: Format
@@ -134,16 +138,16 @@ class QuantizedLayer:
 
     @property
     def is_centred_by_bin(self) -> bool:
-        """Whether input_offset and bias differ by timestep bin."""
+        """Return whether input_offset and bias differ by timestep bin."""
         return self.input_offset is not None and self.input_offset.dim() == 2
 
     @property
     def is_deflated_by_bin(self) -> bool:
-        """Whether the branch's up and deflation differ by timestep bin."""
+        """Return whether the branch's up and deflation differ by timestep bin."""
         return self.branch is not None and self.branch.is_by_bin
 
     def at_bin(self, timestep_bin: int) -> "QuantizedLayer":
-        """What the layer is in one timestep bin: a layer of a single bin, sharing memory."""
+        """Return the layer of one timestep bin, a layer with a single bin; it shares memory."""
         offset, bias = self.input_offset, self.bias
         if offset is not None and bias is not None and self.is_centred_by_bin:
             offset, bias = offset[timestep_bin], bias[timestep_bin]
@@ -153,13 +157,15 @@ class QuantizedLayer:
 
     @property
     def input_transform(self) -> InputTransform:
-        """What is done to inputs before they are rounded, in every timestep bin."""
+        """Return the transform of the inputs before they are rounded, in every timestep bin."""
         down, deflation = (None, None) if self.branch is None else (self.branch.down, self.branch.deflation)
         return InputTransform(self.smoothing_factor, self.rotated, down, deflation, self.input_offset)
 
     @property
     def weight_tensors(self) -> WeightTensors:
-        """What rounded inputs are multiplied with. Raises CheckpointError where it differs by timestep bin."""
+        """Return the weight that rounded inputs are multiplied with. Raises CheckpointError if it
+        differs by timestep bin.
+        """
         if by_bin := self._by_bin():
             raise CheckpointError(
                 f"{' and '.join(by_bin)} of this layer differ by timestep bin: ask for those of one bin, at_bin(i)."
@@ -169,8 +175,9 @@ class QuantizedLayer:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything that replaces the 16-bit weight: not of a bias, for one was there before, but of all
-        others that a bias by timestep bin holds."""
+        """Return the bytes that replace the 16-bit weight. A bias counts only by what it holds
+        beyond the original bias, that is, with a bias by timestep bin, all rows but one.
+        """
         stored = [self.packed, self.scale, self.tensor_scale, self.smoothing_factor, self.clip_ratio, self.input_offset]
         if self.branch is not None:
             stored += [self.branch.up, self.branch.down, self.branch.deflation]
@@ -180,13 +187,14 @@ class QuantizedLayer:
 
     @property
     def bits_per_weight(self) -> float:
-        """`num_bytes` in bits, over the number of weights."""
+        """Return `num_bytes` in bits, divided by the number of weights."""
         return 8 * self.num_bytes / (self.out_features * self.in_features)
 
     def dequantize(self, timestep_bin: int | None = None) -> torch.Tensor:
-        """The effective weight, branch and smoothing included: (out, in) float32.
+        """Return the effective weight, branch and smoothing included: (out, in) float32.
 
-        Without a bin it is the mean over timestep bins. They differ only by what was lost when weights were rounded.
+        Without a bin it is the mean over timestep bins. The bins differ only by the rounding error
+        of the weights.
         """
         if timestep_bin is None and self.is_deflated_by_bin:
             return torch.stack([self.dequantize(each) for each in range(self.bins.num_bins)]).mean(0)
@@ -194,7 +202,7 @@ class QuantizedLayer:
         return effective_weight(layer.input_transform, layer.weight_tensors, self.format)
 
     def effective_bias(self, timestep_bin: int | None = None) -> torch.Tensor | None:
-        """(out,) float32: what the layer adds to `x · dequantize()ᵀ`; None for nothing.
+        """Return what the layer adds to `x · dequantize()ᵀ`, (out,) float32; None for nothing.
 
         Without a bin it is the mean over timestep bins, as for the weight.
         """
@@ -207,7 +215,7 @@ class QuantizedLayer:
         return layer.bias.float() - dequantize_residual(layer.weight_tensors, self.format) @ layer.input_offset.float()
 
     def _by_bin(self) -> dict[str, torch.Tensor]:
-        """The tensors that differ by timestep bin, all but the clip ratio."""
+        """Return the tensors that differ by timestep bin, all but the clip ratio."""
         by_bin = {"input_offset": self.input_offset, "bias": self.bias} if self.is_centred_by_bin else {}
         if self.branch is not None and self.branch.is_by_bin:
             by_bin |= {"up": self.branch.up, "deflation": self.branch.deflation}

@@ -1,4 +1,4 @@
-"""LayerRule: what a recipe says of some layers only."""
+"""LayerRule: a recipe's settings for some layers only."""
 
 import fnmatch
 from collections.abc import Mapping
@@ -16,17 +16,20 @@ KEEP_16BIT = "16bit"
 
 
 def require(condition: bool, sentence: str) -> None:
-    """Raise RecipeError with a sentence, given without its full stop, unless the condition holds."""
+    """Raise RecipeError with a sentence, given without its full stop, unless the condition
+    holds.
+    """
     if not condition:
         raise RecipeError(sentence + ".")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class LayerRule:
-    """Gives the layers whose name matches `pattern` (shell wildcards) a format or a rank of their own, or keeps them in
-    16 bits; what it leaves out is the recipe's.
+    """Exceptions of a recipe for the layers whose name matches `pattern` (shell wildcards).
 
-    A pattern is tried against `blocks.0.attn1.to_q` and against `high_noise.blocks.0.attn1.to_q`.
+    A rule gives these layers their own format or rank, or keeps them in 16 bits; the recipe decides
+    everything else. A pattern is tried against `blocks.0.attn1.to_q` and against
+    `high_noise.blocks.0.attn1.to_q`.
     """
 
     pattern: StrictStr

@@ -10,7 +10,9 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """JSON-safe values: dataclasses become objects without their None fields, infinities the texts "inf" and "-inf"."""
+    """Return JSON-safe values: dataclasses become objects without their None fields, infinities the
+    texts "inf" and "-inf".
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(fields_of(value))
     if isinstance(value, Mapping):
@@ -27,7 +29,9 @@ def plain(value: Any) -> Any:
 
 
 def to_json(record: Mapping[str, Any]) -> str:
-    """One JSON object, indented; infinities as texts, nothing that strict parsers refuse."""
+    """Write one JSON object, indented; infinities become texts, so that strict parsers accept
+    it.
+    """
     return json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
 
 

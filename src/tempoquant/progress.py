@@ -1,25 +1,31 @@
-"""How long jobs report progress without knowing who watches: the CLI shows a bar with ETA, a library call nothing."""
+"""Progress of long jobs, reported to an observer that the job does not know: the CLI shows a bar
+with ETA, a library call nothing.
+"""
 
 from collections.abc import Callable
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Something that shows how far a job is. Several tasks may be under way at once, from several threads."""
+    """An observer that shows how far a job is. Several tasks may run at once, in several
+    threads.
+    """
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """Begin a task of `total` units; the returned function is called once for each finished unit.
+        """Begin a task of `total` units; the caller calls the returned function once for each
+        finished unit.
 
         Args:
-            done: units that an earlier run finished. They are shown as done, and say nothing about the speed.
+            done: units that an earlier run finished. They are shown as done, and do not count
+                towards the speed.
         """
 
 
 class Silent:
-    """Shows nothing."""
+    """A `Progress` that shows nothing."""
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `Progress.start`."""
+        """Begin a task that nobody sees; see `Progress.start`."""
         return lambda: None
 
 
@@ -27,13 +33,14 @@ SILENT = Silent()
 
 
 class CombinedProgress:
-    """Shows all tasks of one description as one task, begun here: workers that share a job.
+    """Shows all tasks of one description as one: the shared job of several workers.
 
-    What a worker did before it died is counted, and counted again when another one does it: the task ends at its total.
+    If a worker dies, its units are counted, and counted again when another worker repeats them; the
+    task ends at its total.
 
     Args:
         description: of the tasks that become one.
-        total, done: of that one; the others' own are ignored.
+        total, done: of the common task; those of the single tasks are ignored.
     """
 
     def __init__(self, progress: Progress, description: str, total: int, done: int = 0) -> None:
@@ -41,7 +48,7 @@ class CombinedProgress:
         self._advance_one = progress.start(description, total, done)
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `Progress.start`."""
+        """Begin a task, or continue the common one; see `Progress.start`."""
         return self._advance if description == self._description else self._progress.start(description, total, done)
 
     def _advance(self) -> None:

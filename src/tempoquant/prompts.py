@@ -1,5 +1,6 @@
-"""Prompts: a text, an id, and what else a model is conditioned on; read from jsonl files or folders, and kept apart
-between calibration and evaluation."""
+"""Prompts: a text, an id, and the model's other conditions. They are read from jsonl files or
+folders. Calibration and evaluation must not share any.
+"""
 
 import hashlib
 import json
@@ -14,21 +15,23 @@ from tempoquant.errors import CalibrationError
 from tempoquant.images import as_seen, open_image
 
 CLIPS = ("pose", "face")
-"""Clips by which some models are told how the person in the image moves; the keys of a jsonl's line that name them."""
+"""Clips that tell some models how the person in the image moves; also their keys in a jsonl
+line.
+"""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one generation starts from.
+    """The inputs of one generation.
 
     Attributes:
         id: names the prompt in provenance and results.
-        image: the first frame, or a picture of whom the video shows; of any mode: what counts is what a person sees,
-            see `images.as_seen`. None for a model that is told by the text alone.
-        text: what should happen.
-        video: a file or a folder of frames that begins with the image; None where there is none. Only recording from
-            latents looks at it.
-        clips: files or folders of frames by their names, of `CLIPS`.
+        image: the first frame, or a picture of the person whom the video shows; of any mode,
+            converted by `images.as_seen`. None for a model that takes only text.
+        text: a description of the video.
+        video: a file or a folder of frames that begins with the image; None for none. Only
+            recording from latents reads it.
+        clips: files or folders of frames, by the names in `CLIPS`.
     """
 
     id: str
@@ -39,9 +42,10 @@ class Prompt:
 
     @property
     def image_hash(self) -> str:
-        """SHA-256 of the image's size and RGB bytes (not of its file, so a re-encoded copy is still found).
+        """Return the SHA-256 of the image's size and RGB bytes (not of its file, so that a
+        re-encoded copy is still found).
 
-        "" where there is no image.
+        It is "" without an image.
         """
         if self.image is None:
             return ""
@@ -52,8 +56,9 @@ class Prompt:
 def load_prompts(path: str | Path) -> list[Prompt]:
     """Read prompts from a jsonl file, or from every *.jsonl of a folder.
 
-    A line is {"prompt"[, "id"][, "image"][, "video"][, "pose"][, "face"]}; see `Prompt` for what each is. Paths are
-    relative to the jsonl's folder. Raises CalibrationError that names the file, line and remedy.
+    A line is {"prompt"[, "id"][, "image"][, "video"][, "pose"][, "face"]}; `Prompt` describes each.
+    Paths are relative to the jsonl's folder. Raises CalibrationError that names the file, line and
+    remedy.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,14 +107,14 @@ def _load_file(file: Path) -> list[Prompt]:
             if not path.exists():
                 raise CalibrationError(f"{where}: there is no {key} {path}.")
         id = str(record.get("id", f"{file.stem}-{number}"))
-        # Resolved, since clips are read later, maybe by a process that runs in another folder.
+        # Paths are resolved, since clips are read later, perhaps by a process in another folder.
         clips = {key: path.resolve() for key, path in paths.items()}
         prompts.append(Prompt(id, image, text, clips.pop("video", None), clips))
     return prompts
 
 
 class Identified(Protocol):
-    """Whatever can be held against what a model was calibrated on, such as a `Prompt`."""
+    """An item that can be compared with the prompts of calibration, such as a `Prompt`."""
 
     @property
     def id(self) -> str: ...
@@ -122,12 +127,14 @@ class Identified(Protocol):
 
 
 def calibrated_on(prompts: Iterable[Identified], calibrated: Iterable[dict[str, str]]) -> list[str]:
-    """Ids of the prompts that were also calibrated on, by id or by image and text, in order.
+    """Return the ids of the prompts that were also used for calibration, in order.
 
-    Where one of two prompts has no image, their texts alone decide: the model may have ignored the other's.
+    Prompts match by id, or by image and text. If one of two prompts has no image, their texts alone
+    decide, since the model may have ignored the other's image.
 
     Args:
-        calibrated: provenance records {"id", "prompt", "image_sha256"}, as a checkpoint stores them.
+        calibrated: provenance records {"id", "prompt", "image_sha256"}, as a checkpoint stores
+            them.
     """
     records = list(calibrated)
     ids = {record["id"] for record in records}
@@ -143,7 +150,7 @@ def calibrated_on(prompts: Iterable[Identified], calibrated: Iterable[dict[str, 
 
 
 def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str]]) -> None:
-    """Raise CalibrationError when a prompt was also calibrated on; see `calibrated_on`."""
+    """Raise CalibrationError if a prompt was also used for calibration; see `calibrated_on`."""
     shared = calibrated_on(prompts, calibrated)
     if shared:
         raise CalibrationError(
@@ -152,5 +159,5 @@ def check_disjoint(prompts: Sequence[Prompt], calibrated: Iterable[dict[str, str
 
 
 def provenance(prompts: Iterable[Prompt]) -> list[dict[str, str]]:
-    """What a checkpoint stores about the prompts it was calibrated on."""
+    """Return the records that a checkpoint stores about its calibration prompts."""
     return [{"id": p.id, "prompt": p.text, "image_sha256": p.image_hash} for p in prompts]

@@ -1,5 +1,8 @@
-"""Recipe: every setting of a run that changes its result, once. Read and written as TOML; the resolved recipe is stored
-in the checkpoint. How a machine does the work (device, memory) is no part of it."""
+"""Recipe: every setting of a run that changes its result, each in one place.
+
+A recipe is read and written as TOML, and the checkpoint stores the resolved one. Settings of the
+machine (device, memory) are not part of it.
+"""
 
 import dataclasses
 import sys
@@ -13,6 +16,7 @@ from pydantic import ConfigDict, Discriminator, Field, Strict, Tag, ValidationEr
 from pydantic.dataclasses import dataclass
 from pydantic_core import to_jsonable_python
 
+from tempoquant.earlier_recipes import in_current_words
 from tempoquant.errors import RecipeError
 from tempoquant.formats.format import Format, get_format
 from tempoquant.layer_rule import KEEP_16BIT, LayerRule, require
@@ -25,9 +29,9 @@ else:
 
 MAX_EXPONENT_OFFSET = 8
 NEEDS = {"centring_by_bin": "centring", "deflation_by_bin": "deflation", "act_order": "gptq"}
-"""Switches, each with the one that it says more about."""
+"""Switches, each with the switch that it refines and needs."""
 MOST_BY_BIN = 1 / 32
-"""Of a layer's codes: what means and biases by timestep bin may take. Four bins do from a width of 1024 on."""
+"""The largest share of a layer's codes that means and biases by timestep bin may take."""
 
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], Strict(False)]  # TOML and JSON have lists
@@ -44,42 +48,56 @@ BinFractions = Annotated[
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Recipe:
-    """What to do to a model.
+    """The settings that decide what happens to a model.
 
     Attributes:
-        name: what logs and model cards call the run.
-        format: 4-bit format of weights and activations of every block linear, unless `layers` says otherwise.
+        name: the run's name in logs and model cards.
+        format: 4-bit format of weights and activations of every block linear, unless `layers` says
+            otherwise.
         layers: exceptions, in order; the first that matches wins, for format and rank both.
-        keep_16bit_blocks: how many blocks at the start and at the end of each denoiser stay in 16 bits.
-        weight_scale_rule, activation_scale_rule: how scales follow from a group: "floor" or "ceil", which differ for
-            E8M0 scales only, or "least_error", the best of a few (weights: under the Hessian's diagonal).
-        smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no smoothing.
-        smoothing_statistic: what a feature's range is: its largest magnitude, "amax", or its root mean square, "rms".
+        keep_16bit_blocks: how many blocks at the start and at the end of each denoiser stay in 16
+            bits.
+        weight_scale_rule, activation_scale_rule: how scales follow from a group: "floor" or "ceil",
+            which differ for E8M0 scales only, or "least_error", the best of a few (weights: under
+            the Hessian's diagonal).
+        smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no
+            smoothing.
+        smoothing_statistic: a feature's range: its largest magnitude, "amax", or its root mean
+            square, "rms".
         rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
-        deflation: choose the branch for weight and input together, and take it out of the input before rounding.
-        deflation_by_bin: take it out by a regression of each timestep bin's own.
-        rotation: mix smoothed features in blocks of sixteen (Hadamard), so that none stands out of its group.
-        prior_fraction: share of white noise at the input's typical energy in each feature's mean square, in [0, 1), and
-            a quarter of it in covariance and Hessian: what calibration hardly saw counts for something.
-        centring: take the input's mean off before it is quantized; the bias gives it back.
-        centring_by_bin: with one mean, and one bias, for each timestep bin, in layers wide enough (see `suited_to`).
-        gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to nearest.
-        act_order: GPTQ rounds features by falling mean square of their input, instead of as they stand.
+        deflation: choose the branch for weight and input together, and subtract its part of the
+            input before rounding.
+        deflation_by_bin: fit the deflation's regression separately in each timestep bin.
+        rotation: mix smoothed features in blocks of sixteen (Hadamard), so that no feature exceeds
+            its group.
+        prior_fraction: share of white noise at the input's typical energy in each feature's mean
+            square, in [0, 1), and a quarter of it in covariance and Hessian; it bounds features
+            that calibration hardly saw.
+        centring: subtract the input's mean before quantizing; the bias adds its product back.
+        centring_by_bin: use one mean, and one bias, for each timestep bin, in layers wide enough
+            (see `suited_to`).
+        gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to
+            nearest.
+        act_order: let GPTQ round features by falling mean square of their input, instead of in
+            their own order.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
         block_size: GPTQ's columns between lazy updates; speed, never the result.
         clip_ratios, exponent_offsets: candidates c·2^k of the clip search; no ratios, no search.
         clip_search_tokens_per_bin: evenly spaced tokens that the search reads in each timestep bin.
-        bin_fractions: timestep bins, as ascending fractions of a denoiser's steps: one list for every denoiser, or a
-            mapping from denoiser name to list, in which a denoiser that is not named has one bin.
-        share_smoothing: linears that read the same input share one smoothing factor, Hessian and clip ratio.
-        statistics_branches: guidance branches that ranges and Hessians see, "both" or "conditional"; the clip search
-            sees both.
-        block_inputs: what a block is calibrated on, outputs of the "16bit" or of the "quantized" block before it.
+        bin_fractions: timestep bins, as ascending fractions of a denoiser's steps: one list for
+            every denoiser, or a mapping from denoiser name to list; a denoiser that the mapping
+            does not name has one bin.
+        share_smoothing: linears that read the same input share one smoothing factor, Hessian and
+            clip ratio.
+        statistics_branches: guidance branches that ranges and Hessians see, "both" or
+            "conditional"; the clip search sees both.
+        block_inputs: whether a block is calibrated on outputs of the "16bit" or of the "quantized"
+            block before it.
         num_prompts: calibration prompts.
-        samples_per_denoiser: transformer calls kept of each denoiser, spread over its timesteps; None for as many as
-            hold about a million video tokens.
-        num_steps, flow_shift, guidance_scale, height, width, num_frames: how calibration samples; None for the
-            model's own.
+        samples_per_denoiser: transformer calls kept of each denoiser, spread over its timesteps;
+            None for as many as hold about a million video tokens.
+        num_steps, flow_shift, guidance_scale, height, width, num_frames: sampling settings of
+            calibration; None for the model's own.
     """
 
     name: str
@@ -147,34 +165,37 @@ class Recipe:
 
     @property
     def default_format(self) -> Format:
-        """The format of every layer that `layers` does not name."""
+        """Return the format of every layer that `layers` does not name."""
         return get_format(self.format)
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether anything in this recipe looks at activations."""
+        """Return whether anything in this recipe looks at activations."""
         return self.watches_range or self.gptq
 
     @property
     def watches_range(self) -> bool:
-        """Whether anything needs the inputs' range, mean or covariance, or tokens of them."""
-        has_prior = self.gptq and self.prior_fraction > 0  # whose energy is that of the inputs
+        """Return whether anything needs the inputs' range, mean or covariance, or tokens of
+        them.
+        """
+        has_prior = self.gptq and self.prior_fraction > 0  # the prior's energy is that of the inputs
         return (
             self.smoothing_alpha is not None or self.deflation or self.centring or has_prior or bool(self.clip_ratios)
         )
 
     def bin_fractions_of(self, denoiser: str) -> tuple[float, ...]:
-        """The timestep bins of one denoiser, as fractions of its steps; () is one bin for all of them.
+        """Return the timestep bins of one denoiser, as fractions of its steps; () is one bin for
+        all steps.
 
-        A mapping that does not name it gives it one bin. A misspelt name is not taken for that: `check_denoisers`
-        refuses it.
+        A denoiser that the mapping does not name has one bin; `check_denoisers` refuses misspelt
+        names.
         """
         if isinstance(self.bin_fractions, Mapping):
             return self.bin_fractions.get(denoiser, ())
         return self.bin_fractions
 
     def check_denoisers(self, denoisers: Collection[str], model: str) -> None:
-        """Raise RecipeError when bin fractions are given to what no denoiser of a model is called."""
+        """Raise RecipeError if bin fractions name a denoiser that the model does not have."""
         names = list(denoisers)
         unknown = sorted(set(self.bin_fractions) - set(names)) if isinstance(self.bin_fractions, Mapping) else []
         require(
@@ -184,11 +205,13 @@ class Recipe:
         )
 
     def clip_candidates(self) -> tuple[float, ...]:
-        """The search's clip ratios with the exponent offset folded in, c·2^k, in the order that breaks ties."""
+        """Return the search's clip ratios with the exponent offset folded in, c·2^k, in the order
+        that breaks ties.
+        """
         return tuple(c * 2.0**k for c in self.clip_ratios for k in self.exponent_offsets)
 
     def format_of(self, layer_name: str, denoiser: str, block_index: int, num_blocks: int) -> Format | None:
-        """The format of one layer; None keeps it in 16 bits."""
+        """Return the format of one layer; None keeps it in 16 bits."""
         first, last = self.keep_16bit_blocks
         if block_index < first or block_index >= num_blocks - last:
             return None
@@ -197,19 +220,21 @@ class Recipe:
         return None if chosen == KEEP_16BIT else get_format(chosen)
 
     def rank_of(self, layer_name: str, denoiser: str) -> int:
-        """The rank of one layer's low-rank branch, should it get four bits; 0 for none."""
+        """Return the rank of one layer's low-rank branch, if it gets four bits; 0 for none."""
         rule = self.rule_of(layer_name, denoiser)
         return self.rank if rule is None or rule.rank is None else rule.rank
 
     def rule_of(self, layer_name: str, denoiser: str) -> LayerRule | None:
-        """The exception that holds for a layer, or None."""
+        """Return the exception that holds for a layer, or None."""
         return next((rule for rule in self.layers if rule.matches(layer_name, denoiser)), None)
 
     def suited_to(self, in_features: int, out_features: int, num_bins: int) -> "Recipe":
-        """The recipe for a linear of this size: without means by bin where they are too large a part of it.
+        """Return the recipe for a linear of this size: without means by bin if they would take too
+        many bytes.
 
-        A mean and a bias for each bin are 2 · (in + out) bytes of the in · out / 2 that codes take. In narrow layers a
-        higher rank gains more for the same bytes. A deflation by bin was asked for whatever it takes, and needs them.
+        A mean and a bias for each bin take 2 · (in + out) bytes, beside in · out / 2 for the codes.
+        In narrow layers a higher rank gains more for the same bytes. A deflation by bin is kept at
+        any size, since the user asked for it, and it needs means by bin.
         """
         share = 4 * num_bins * (1 / in_features + 1 / out_features)
         if not self.centring_by_bin or self.deflation_by_bin or share <= MOST_BY_BIN:
@@ -217,11 +242,13 @@ class Recipe:
         return self.replace(centring_by_bin=False)
 
     def replace(self, **changes: Any) -> "Recipe":
-        """A copy with some settings changed, checked again."""
+        """Return a copy with some settings changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting as plain values (lists for tuples, no None), ready for TOML and JSON."""
+        """Return every setting as plain values (lists for tuples, no None), ready for TOML and
+        JSON.
+        """
         return to_jsonable_python(self, exclude_none=True)
 
     def to_toml(self) -> str:
@@ -234,13 +261,15 @@ class Recipe:
         Raises RecipeError for unknown keys, wrong types and wrong values.
         """
         try:
-            return cls(**_in_new_words(settings))
+            return cls(**in_current_words(settings))
         except RecipeError as error:
             raise RecipeError(f"{where}: {error}") from error
 
     @classmethod
     def load(cls, name_or_path: "str | Path | Recipe") -> "Recipe":
-        """A built-in recipe by name, or one from a TOML file. Raises RecipeError when there is neither."""
+        """Load a built-in recipe by name, or a recipe from a TOML file. Raises RecipeError if there
+        is neither.
+        """
         if isinstance(name_or_path, Recipe):
             return name_or_path
         builtin = resources.files("tempoquant") / "recipes" / f"{name_or_path}.toml"
@@ -265,30 +294,6 @@ class Recipe:
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes inside the package."""
+    """Return names of the recipes inside the package."""
     folder = resources.files("tempoquant") / "recipes"
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def _in_new_words(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return settings with today's names in place of those that older recipes and checkpoints have.
-
-    `samples_per_expert` is `samples_per_denoiser`. A key for each of Wan2.2's experts became `bin_fractions`; one of
-    these keys alone leaves the other expert one bin, as it did.
-    """
-    settings = _renamed(settings, "samples_per_expert", "samples_per_denoiser")
-    old = {name: key for name in ("high_noise", "low_noise") if (key := f"bin_fractions_{name}") in settings}
-    if not old:
-        return settings
-    require("bin_fractions" not in settings, f"bin_fractions replaces {' and '.join(old.values())}: give it alone")
-    high, low = (settings[old[name]] if name in old else [] for name in ("high_noise", "low_noise"))
-    same = isinstance(high, list | tuple) and isinstance(low, list | tuple) and list(high) == list(low)
-    others = {key: value for key, value in settings.items() if key not in old.values()}
-    return {**others, "bin_fractions": high if same else {"high_noise": high, "low_noise": low}}
-
-
-def _renamed(settings: Mapping[str, Any], old: str, new: str) -> Mapping[str, Any]:
-    if old not in settings:
-        return settings
-    require(new not in settings, f"{new} replaces {old}: give it alone")
-    return {new if key == old else key: value for key, value in settings.items()}

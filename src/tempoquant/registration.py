@@ -1,8 +1,9 @@
-"""Makes diffusers know our checkpoints as soon as it is imported, before or after this package, and imports neither.
+"""Registers our checkpoints with diffusers as soon as it is imported, before or after this package,
+and imports neither.
 
-diffusers has no entry point for quantizers, so registering means adding to its dictionaries. What is added first is
-light: reading the first quantized config imports the loader, which takes its place there. So `tempoquant --help`, and
-a program that loads no checkpoint, wait for neither torch nor diffusers.
+diffusers has no entry point for quantizers, so registering adds to its dictionaries. The entries
+are light at first: reading the first quantized config imports the loader, which replaces them. So
+`tempoquant --help`, and a program that loads no checkpoint, wait for neither torch nor diffusers.
 """
 
 from typing import Any
@@ -14,11 +15,13 @@ _METHOD = "tempoquant"
 
 
 class DeferredConfig:
-    """Stands for `hosts.diffusers.loader.TempoQuantConfig` in diffusers' dictionary until a config is read."""
+    """A placeholder for `hosts.diffusers.loader.TempoQuantConfig` in diffusers' dictionary until a
+    config is read.
+    """
 
     @classmethod
     def from_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        """Import the loader, put it in the place of this class, and have it read the config."""
+        """Import the loader, replace this class by it, and let it read the config."""
         from tempoquant.hosts.diffusers.loader import TempoQuantConfig, register
 
         register()

@@ -1,7 +1,7 @@
-"""Denoisers and timestep bins: when, on the denoising trajectory, a layer runs.
+"""Denoisers and timestep bins: when a layer runs on the denoising trajectory.
 
-Timesteps are the scheduler's: 0 clean … 1000 noise. Bins are intervals of timesteps, not step positions, so that one
-checkpoint serves any number of steps and any scheduler.
+Timesteps are the scheduler's: 0 clean … 1000 noise. Bins are intervals of timesteps, not step
+positions, so that one checkpoint serves any number of steps and any scheduler.
 """
 
 import functools
@@ -17,12 +17,12 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Denoiser:
-    """One of a pipeline's transformers, and when it runs.
+    """One of a pipeline's transformers, and the timesteps at which it runs.
 
     Attributes:
         name: Wan2.2's two experts are "high_noise" and "low_noise"; a single one is "transformer".
         component: its name in the pipeline.
-        timesteps: the lowest and the highest of its range.
+        timesteps: the lowest and the highest timestep of its range.
     """
 
     name: str
@@ -41,7 +41,9 @@ def denoiser_at(denoisers: Sequence[Denoiser], timestep: float) -> Denoiser:
 
 @functools.lru_cache(maxsize=64)
 def _on_device(edges: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Copied once: while a CUDA graph is captured nothing may come from the host."""
+    """Return the edges as a tensor, copied once: a CUDA graph that is being captured allows no copy
+    from the host.
+    """
     return torch.tensor(edges, dtype=torch.float32, device=device)
 
 
@@ -49,7 +51,8 @@ def _on_device(edges: tuple[float, ...], device: torch.device) -> torch.Tensor:
 class TimestepBins:
     """Half-open intervals of timesteps; the outermost two are unbounded.
 
-    Bin i holds edges[i − 1] ≤ timestep < edges[i]: bin 0 is the cleanest, bin num_bins − 1 the noisiest.
+    Bin i holds edges[i − 1] ≤ timestep < edges[i]: bin 0 is the cleanest, bin num_bins − 1 the
+    noisiest.
 
     Attributes:
         edges: ascending timesteps, one fewer than there are bins; () means a single bin.
@@ -68,17 +71,19 @@ class TimestepBins:
         return len(self.edges) + 1
 
     def of(self, timestep: float) -> int:
-        """The bin of one timestep."""
+        """Return the bin of one timestep."""
         return int(self.of_tensor(torch.tensor(float(timestep))))
 
     def of_tensor(self, timestep: torch.Tensor) -> torch.Tensor:
-        """The bins of a tensor of timesteps; same shape, int64."""
+        """Return the bins of a tensor of timesteps; same shape, int64."""
         return torch.bucketize(timestep.float().contiguous(), _on_device(self.edges, timestep.device), right=True)
 
     def joined(self, timesteps: Sequence[float]) -> "TimestepBins":
-        """Join every bin that holds none of `timesteps` with its noisier neighbour, or the noisiest with its other one.
+        """Join every bin that holds none of `timesteps` with its noisier neighbour, or the noisiest
+        bin with its cleaner one.
 
-        A schedule that calibration samples only in part then has as many bins as samples can tell apart.
+        So a schedule that calibration samples only in part has as many bins as its samples can tell
+        apart.
         """
         edges: list[float] = []
         for edge in self.edges:
@@ -89,11 +94,12 @@ class TimestepBins:
 
     @classmethod
     def from_step_fractions(cls, timesteps: Sequence[float], fractions: Sequence[float]) -> "TimestepBins":
-        """Turn bins given by step position into edges for the schedule that was used.
+        """Convert bins given by step position to edges for the schedule that was used.
 
-        Step i of n (in sampling order, noisiest first) has position i / n, and a fraction f puts all steps of position
-        below f into the noisier bin. The edge lies halfway between the two steps it separates. A fraction that
-        separates no step from another (short schedules) makes no edge. Source: arXiv 2605.27003's bins, as edges.
+        Step i of n (in sampling order, noisiest first) has position i / n, and a fraction f puts
+        all steps of position below f into the noisier bin. The edge lies halfway between the two
+        steps it separates. A fraction that separates no step from another (short schedules) makes
+        no edge. Source: arXiv 2605.27003's bins, as edges.
 
         Args:
             timesteps: one denoiser's timesteps, falling.

@@ -1,4 +1,6 @@
-"""What pydantic finds wrong with a value, as one sentence that names the key, its value, and what it should be."""
+"""Errors of pydantic, as one sentence that names the key, its value, and the values that it may
+have.
+"""
 
 import dataclasses
 import difflib
@@ -11,7 +13,8 @@ _UNKNOWN = "unexpected_keyword_argument"
 
 
 def explain(error: ValidationError, kind: type) -> str:
-    """The first thing that is wrong with the values for a dataclass, without a full stop; an unknown key comes first.
+    """Describe the first error in a dataclass's values, without a full stop; unknown keys come
+    first.
 
     Values come from TOML and JSON, so the sentence says list where pydantic says tuple.
     """
@@ -31,14 +34,16 @@ def explain(error: ValidationError, kind: type) -> str:
 
 
 def shorten(value: Any) -> str:
-    """A value for a message: one line, bounded, whatever it holds."""
+    """Return a value for a message: one line of bounded length."""
     text = repr(value)
     return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "…"
 
 
 def _path(location: tuple[int | str, ...], known: list[str]) -> str:
-    """Such as layers[0] or bin_fractions.high_noise. In angle brackets stand alternatives of a type, which have no key;
-    a number at the start is that of a positional argument."""
+    """Return a location such as layers[0] or bin_fractions.high_noise. Angle brackets hold
+    alternatives of a type, which have no key; a number at the start is that of a positional
+    argument.
+    """
     parts = [part for part in location if not str(part).startswith("<")]
     if parts and isinstance(parts[0], int):
         parts[0] = known[parts[0]] if parts[0] < len(known) else f"argument {parts[0]}"

@@ -1,4 +1,6 @@
-"""The quantized component on disk: what it holds (schema), what each layer stores (tensors), writing and reading it."""
+"""The quantized component on disk: its config (schema), the tensors of each layer (tensors),
+writing and reading it.
+"""
 
 from tempoquant.checkpoint.reader import (
     check_tensors,

@@ -1,4 +1,6 @@
-"""Checks of what someone else wrote: each raises a CheckpointError that names the key and the remedy."""
+"""Checks of content from outside: each raises a CheckpointError that names the key and the
+remedy.
+"""
 
 import re
 from collections.abc import Set
@@ -12,7 +14,9 @@ REMEDY = "The file is damaged or newer than this TempoQuant: fetch it again, or 
 
 
 def damaged(what: str) -> CheckpointError:
-    """The error for content that this TempoQuant would not write; `what` is a sentence without its full stop."""
+    """Make the error for content that this TempoQuant would not write; `what` is a sentence without
+    its full stop.
+    """
     return CheckpointError(f"{what}. {REMEDY}")
 
 
@@ -29,7 +33,9 @@ def check_text(key: str, value: Any) -> None:
 
 
 def check_keys(record: Any, required: Set[str], optional: Set[str] = frozenset()) -> None:
-    """Raise CheckpointError unless a record is an object with the required keys and no others but optional ones."""
+    """Raise CheckpointError unless a record is an object with the required keys and no others but
+    optional ones.
+    """
     require(isinstance(record, dict), "an entry", "is an object", record)
     missing, unknown = sorted(required - set(record)), sorted(set(record) - required - optional, key=str)
     if missing:
@@ -39,6 +45,8 @@ def check_keys(record: Any, required: Set[str], optional: Set[str] = frozenset()
 
 
 def require(condition: bool, key: str, rule: str, value: Any) -> None:
-    """Raise CheckpointError that says which rule a key's value breaks, unless the condition holds."""
+    """Raise CheckpointError unless the condition holds; the error names the key, its rule and its
+    value.
+    """
     if not condition:
         raise damaged(f"{key} {rule}, not {shorten(value)}")

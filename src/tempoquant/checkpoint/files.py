@@ -1,4 +1,6 @@
-"""The files of a component folder: which they are, that they lie inside it, and what is in them. Never unpickles."""
+"""The files of a component folder: their names, their location inside it, and their content.
+Nothing is unpickled.
+"""
 
 import collections
 import hashlib
@@ -29,7 +31,9 @@ TORCH_DTYPES = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object. Raises CheckpointError for a missing, oversized or malformed file and for repeated keys."""
+    """Read one JSON object. Raises CheckpointError for a missing, oversized or malformed file and
+    for repeated keys.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: is this the folder of a quantized component?")
     try:
@@ -57,9 +61,9 @@ def _no_constant(name: str) -> Any:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The component's safetensors files: the single one, or the shards that the index lists.
+    """Return the component's safetensors files: the single one, or the shards that the index lists.
 
-    Raises CheckpointError when there are none (or only pickles), or when one lies outside the folder.
+    Raises CheckpointError if there are none (or only pickles), or if one lies outside the folder.
     """
     index, single = folder / INDEX_NAME, folder / WEIGHTS_NAME
     if index.is_file():
@@ -76,7 +80,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name to shard name, from the index. Raises CheckpointError when a shard is missing or lies elsewhere."""
+    """Return shard names by tensor name, from the index. Raises CheckpointError if a shard is
+    missing or lies elsewhere.
+    """
     index = folder / INDEX_NAME
     content = read_json(require_inside(index, folder))
     record = content.get("weight_map")
@@ -101,7 +107,9 @@ def require_safe(path: Path) -> Path:
 
 
 def require_inside(path: Path, folder: Path) -> Path:
-    """Raise CheckpointError for a link that leads out of the folder, but for the Hugging Face cache's own blobs."""
+    """Raise CheckpointError for a link that leads out of the folder, except into the Hugging Face
+    cache's own blobs.
+    """
     try:
         root, target = folder.resolve(), path.resolve()
     except (OSError, RuntimeError) as error:  # links in a circle
@@ -116,7 +124,9 @@ def require_inside(path: Path, folder: Path) -> Path:
 
 
 def read_forms(files: Iterable[Path]) -> dict[str, tuple[Path, StoredAs]]:
-    """File, dtype and shape of every tensor, from the headers alone. Raises CheckpointError for damage and repeats."""
+    """Read file, dtype and shape of every tensor, from the headers alone. Raises CheckpointError
+    for damage and repeats.
+    """
     forms: dict[str, tuple[Path, StoredAs]] = {}
     for file in files:
         with open_weights(file) as weights:
@@ -128,7 +138,9 @@ def read_forms(files: Iterable[Path]) -> dict[str, tuple[Path, StoredAs]]:
 
 
 def forms_of(file: Path, weights: Any) -> Iterator[tuple[str, StoredAs]]:
-    """Yield name, dtype and shape of every tensor of an open file. Raises CheckpointError for an unknown dtype."""
+    """Yield name, dtype and shape of every tensor of an open file. Raises CheckpointError for an
+    unknown dtype.
+    """
     for name in weights.keys():  # noqa: SIM118 (not a dict)
         header = weights.get_slice(name)
         dtype = TORCH_DTYPES.get(header.get_dtype())
@@ -138,7 +150,9 @@ def forms_of(file: Path, weights: Any) -> Iterator[tuple[str, StoredAs]]:
 
 
 def component_forms(folder: Path) -> dict[str, tuple[Path, StoredAs]]:
-    """`read_forms` of a component's files. Raises CheckpointError also when the index of shards says otherwise."""
+    """Run `read_forms` on a component's files. Raises CheckpointError also if the index of shards
+    disagrees.
+    """
     forms = read_forms(weight_files(folder))
     if (folder / INDEX_NAME).is_file() and weight_map(folder) != {name: file.name for name, (file, _) in forms.items()}:
         raise damaged(f"{folder / INDEX_NAME} does not list the tensors that the shards hold")
@@ -163,7 +177,7 @@ class open_weights:
 
 
 def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**20):
@@ -172,9 +186,11 @@ def sha256_of(file: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have the disk keep a file or a folder's list of names, so that a rename never precedes what it names.
+    """Flush a file, or a folder's list of names, to the disk, so that a rename never precedes the
+    data it names.
 
-    Windows has no such call for folders, nor for files opened to be read: there a power cut may cost finished work.
+    Windows cannot flush folders, nor files opened for reading: a power cut there may lose finished
+    work.
     """
     if os.name == "nt":
         return
@@ -186,6 +202,6 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` for a folder and everything in it."""
+    """Run `sync` on a folder and everything in it."""
     for path in (*folder.rglob("*"), folder):
         sync(path)

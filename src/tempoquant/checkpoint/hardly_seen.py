@@ -1,4 +1,6 @@
-"""Layers whose calibration hardly saw some input features, as JSON: of a component's config and of its journal."""
+"""JSON records of layers with input features that calibration hardly saw, for a component's config
+and its journal.
+"""
 
 import math
 from collections.abc import Mapping
@@ -13,12 +15,12 @@ MAX_LAYERS = 100_000
 
 
 def hardly_seen_to_dict(layers: Mapping[str, HardlySeen]) -> dict[str, Any]:
-    """Plain JSON values, the inverse of `hardly_seen_from_dict`."""
+    """Return plain JSON values, the inverse of `hardly_seen_from_dict`."""
     return {name: asdict(seen) for name, seen in sorted(layers.items())}
 
 
 def hardly_seen_from_dict(layers: Any) -> dict[str, HardlySeen]:
-    """Check and take apart. Raises CheckpointError that names the key."""
+    """Check and parse the records. Raises CheckpointError that names the key."""
     require(isinstance(layers, dict) and len(layers) <= MAX_LAYERS, "hardly_seen", "is an object", layers)
     for name, seen in layers.items():
         check_name(name)

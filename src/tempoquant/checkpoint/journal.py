@@ -1,6 +1,8 @@
-"""What an unfinished component already holds, commit by commit, so that another process can go on where one was killed.
+"""The journal of an unfinished component: its commits, so that another process can resume after a
+kill.
 
-A journal is a folder with a file for each commit, written last and in one rename: what it names is on the disk whole.
+A journal is a folder with a file for each commit. The file is written last and in one rename, so
+the data that it names is complete on disk.
 """
 
 import itertools
@@ -31,13 +33,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one commit added.
+    """The additions of one commit.
 
     Attributes:
         shards: weight files, in the order of their numbers.
         layers: the 4-bit layers in them.
-        notes: what the run wants remembered.
-        hardly_seen: layers among them whose calibration hardly saw some features.
+        notes: notes that the run stores.
+        hardly_seen: those of the layers with features that calibration hardly saw.
     """
 
     shards: tuple[Shard, ...] = ()
@@ -50,7 +52,7 @@ class Journal:
     """The commits of one unfinished component.
 
     Attributes:
-        shard_folder: where its weight files are, each under its number.
+        shard_folder: the folder of its weight files, which are named by number.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,13 +61,13 @@ class Journal:
 
     @property
     def num_commits(self) -> int:
-        """How many commits there are, unchecked."""
+        """Return the number of commits, unchecked."""
         return next(number for number in itertools.count() if not self._file(number).is_file())
 
     def open(self) -> list[Commit]:
-        """Every commit so far, checked against the files; whatever was left half made is removed.
+        """Return every commit so far, checked against the files; unfinished writes are removed.
 
-        Raises OutputError when a commit or a file of one is damaged.
+        Raises OutputError if a commit or one of its files is damaged.
         """
         self.shard_folder.mkdir(parents=True, exist_ok=True)
         self._restore_numbers()
@@ -83,12 +85,12 @@ class Journal:
                 entry.unlink()
         noted = {self._file(number).name for number in range(len(commits))}
         for entry in self._folder.glob("*.json"):
-            if entry.name not in noted:  # beyond a gap: commits of work that was being removed
+            if entry.name not in noted:  # after a gap: commits of work that was being removed
                 entry.unlink()
         return commits
 
     def add(self, number: int, commit: Commit) -> None:
-        """Note a commit. Its shards are on the disk already."""
+        """Record a commit. Its shards are already on disk."""
         record = {
             "shards": [
                 {"tensors": list(shard.tensors), "num_bytes": shard.num_bytes, "sha256": shard.sha256}
@@ -105,14 +107,16 @@ class Journal:
         sync(self._folder)
 
     def remove(self) -> None:
-        """The component is in its place: nothing of the journal is needed any more."""
+        """Remove the journal, since the component is in its place."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:04d}.json"
 
     def _restore_numbers(self) -> None:
-        """Undo the final naming of shards, in case the process was killed in the middle of it."""
+        """Restore the numbered names of shards, in case the process was killed while it gave them
+        final ones.
+        """
         for path in sorted(self.shard_folder.glob(f"{files.WEIGHTS_STEM}*.safetensors")):
             _, _, rest = path.name.partition(f"{files.WEIGHTS_STEM}-")
             number = int(rest.split("-")[0]) - 1 if rest else 0
@@ -120,7 +124,7 @@ class Journal:
 
 
 def shard_name(number: int) -> str:
-    """The name of a weight file while the number of all is unknown."""
+    """Return the name of a weight file while the total number is unknown."""
     return f"{number}.safetensors"
 
 

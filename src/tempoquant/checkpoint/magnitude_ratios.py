@@ -1,7 +1,8 @@
 """MagnitudeRatios: how much a denoiser's blocks add to the hidden state, from one step to the next.
 
-A cache of steps leaves the blocks out and adds what they added a step before. The ratio of the two magnitudes says,
-before anything is skipped, how wrong that is: it hardly depends on the prompt (MagCache, arXiv 2506.09045).
+A step cache skips the blocks and adds their output of an earlier step. The ratio of the two
+magnitudes predicts the error before anything is skipped; it hardly depends on the prompt (MagCache,
+arXiv 2506.09045).
 """
 
 import bisect
@@ -16,7 +17,9 @@ from tempoquant.checkpoint.checks import check_keys, require
 BRANCHES = ("conditional", "unconditional")
 MAX_STEPS = 1000
 NOT_RECORDED = math.inf
-"""A ratio that no cache takes for a small change: what was not recorded is computed."""
+"""The ratio of an unrecorded step: no cache takes it for a small change, so the step is
+computed.
+"""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class MagnitudeRatios:
 
     Attributes:
         timesteps: of its first steps in the sampling loop, falling.
-        by_branch: guidance branch to a ratio for each of them: the mean, over tokens and prompts, of the norm of what
-            the blocks add there over its norm a step before; 1 for the first.
+        by_branch: guidance branch to a ratio for each timestep: the mean, over tokens and prompts,
+            of the norm of the blocks' output there over its norm a step before; 1 for the first.
     """
 
     timesteps: tuple[float, ...]
@@ -47,7 +50,7 @@ class MagnitudeRatios:
 
     @classmethod
     def from_dict(cls, record: Any) -> "MagnitudeRatios":
-        """Check and take apart. Raises CheckpointError that names the key."""
+        """Check and parse a record. Raises CheckpointError that names the key."""
         check_keys(record, {"timesteps"}, optional=set(BRANCHES))
         for key, values in record.items():
             is_list = isinstance(values, list) and len(values) <= MAX_STEPS
@@ -60,10 +63,11 @@ class MagnitudeRatios:
     def mean_of(
         cls, prompts: Iterable[Mapping[str, Sequence[float]]], timesteps: Sequence[float]
     ) -> "MagnitudeRatios | None":
-        """Return the mean over prompts; None where none of them has a step.
+        """Return the mean over prompts; None if no prompt has a step.
 
         Args:
-            prompts: guidance branch to the ratios of a prompt's first steps, of each prompt; some end early.
+            prompts: for each prompt, guidance branch to the ratios of its first steps; some prompts
+                end early.
             timesteps: of all the denoiser's steps.
         """
         found = list(prompts)
@@ -79,17 +83,20 @@ class MagnitudeRatios:
         return cls(tuple(timesteps[:num_steps]), {name: tuple(each[:num_steps]) for name, each in means.items()})
 
     def at(self, branch: str, timesteps: Sequence[float]) -> list[float]:
-        """Return the ratios of another schedule's steps, whose magnitudes lie on the recorded curve (ours).
+        """Interpolate the ratios for another schedule, whose magnitudes lie on the recorded curve
+        (ours).
 
-        The recorded ratios' product is the magnitude's course; between two recorded timesteps its logarithm is a
-        straight line. MagCache takes the nearest ratio instead, which is that of a step of another length.
+        The product of the recorded ratios gives the magnitude along the schedule; its logarithm is
+        interpolated linearly between recorded timesteps. MagCache takes the nearest ratio instead,
+        which belongs to a step of another length.
 
         Args:
             branch: of guidance.
             timesteps: of the denoiser, falling.
 
         Returns:
-            A ratio for each, 1 for the first, NOT_RECORDED for a branch or timestep outside what was recorded.
+            A ratio for each timestep, 1 for the first, NOT_RECORDED for a branch or timestep
+            outside the record.
         """
         if branch not in self.by_branch:
             return [NOT_RECORDED] * len(timesteps)
@@ -103,7 +110,7 @@ class MagnitudeRatios:
 
 
 def _between(rising: Sequence[float], values: Sequence[float], at: float) -> float | None:
-    """The straight line between neighbours; None outside."""
+    """Interpolate linearly between neighbours; None outside."""
     if not rising[0] <= at <= rising[-1]:
         return None
     high = bisect.bisect_left(rising, at)

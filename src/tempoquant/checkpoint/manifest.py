@@ -1,4 +1,6 @@
-"""tempoquant.json at the root of a quantized pipeline: which run wrote it, and the SHA-256 of every file."""
+"""tempoquant.json at the root of a quantized pipeline: the run that wrote it, and the SHA-256 of
+every file.
+"""
 
 import json
 import re
@@ -14,10 +16,10 @@ MANIFEST_NAME = "tempoquant.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a pipeline folder should hold.
+    """The expected content of a pipeline folder.
 
     Attributes:
-        run: what identifies the run: recipe, source, prompts, seed, library version.
+        run: identifies the run: recipe, source, prompts, seed, library version.
         sha256: path relative to the folder, with forward slashes, to hexadecimal SHA-256.
     """
 
@@ -26,7 +28,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, run: dict[str, Any]) -> None:
-    """Hash every file below a folder, and say so in it."""
+    """Hash every file below a folder, and write the manifest into it."""
     found = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / MANIFEST_NAME)
     hashes = {file.relative_to(folder).as_posix(): files.sha256_of(file) for file in found}
     text = json.dumps({"run": run, "sha256": hashes}, indent=1, sort_keys=True)
@@ -34,7 +36,9 @@ def write_manifest(folder: Path, run: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest. Raises CheckpointError when it is missing, malformed, or names files elsewhere."""
+    """Read and check the manifest. Raises CheckpointError if it is missing, malformed, or names
+    files elsewhere.
+    """
     path = folder / MANIFEST_NAME
     record = files.read_json(path)
     run, hashes = record.get("run"), record.get("sha256")
@@ -52,14 +56,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def missing_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Listed files that are not there."""
+    """Return listed files that do not exist."""
     return [name for name in sorted(manifest.sha256) if not (folder / name).is_file()]
 
 
 def verify_manifest(folder: Path) -> list[str]:
-    """Compare every listed file with its hash; the names of all that agree, which is all of them.
+    """Compare every listed file with its hash, and return their names.
 
-    Raises CheckpointError for the first that is missing or differs.
+    Raises CheckpointError for the first file that is missing or differs.
     """
     manifest = read_manifest(folder)
     for name in missing_files(folder, manifest):

@@ -1,6 +1,6 @@
-"""ModelCall: what the runtime must know of the model whose linears it replaces, stored with the checkpoint.
+"""ModelCall: how the runtime must call the model whose linears it replaces.
 
-So a model loads without anybody knowing its family.
+The checkpoint stores it, so a model loads without its family.
 """
 
 import math
@@ -15,14 +15,15 @@ _MAX_GROUPS = 1000
 
 @dataclass(frozen=True)
 class ModelCall:
-    """How a denoiser is called.
+    """The way to call a denoiser.
 
     Attributes:
-        timestep_argument: what its forward calls its timestep.
-        timestep_scale, timestep_offset: times the one and plus the other, the argument is 0 clean … 1000 noise. The
-            scale is below 0 where the model is told how clean its latents are.
+        timestep_argument: the name of the timestep in its forward.
+        timestep_scale, timestep_offset: argument · scale + offset is 0 clean … 1000 noise. The
+            scale is negative if the model takes the cleanness of its latents.
         shared_inputs: groups of linears, by their names in a block, that read one tensor.
-        one_row: whether the argument holds the timesteps of parts of one row of the batch, and not one of each row.
+        one_row: whether the argument holds the timesteps of parts of one row of the batch, and not
+            one of each row.
     """
 
     timestep_argument: str = "timestep"
@@ -43,7 +44,7 @@ class ModelCall:
 
     @classmethod
     def from_dict(cls, record: Any) -> "ModelCall":
-        """Check and take apart. Raises CheckpointError that names the key."""
+        """Check and parse a record. Raises CheckpointError that names the key."""
         required = {"timestep_argument", "timestep_scale", "shared_inputs"}
         check_keys(record, required, optional={"timestep_offset", "one_row"})
         offset, one_row = record.get("timestep_offset", 0.0), record.get("one_row", False)
@@ -65,7 +66,9 @@ class ModelCall:
         return cls(argument, float(scale), tuple(tuple(group) for group in groups), float(offset), one_row)
 
     def sharing_an_input(self, linears: Iterable[str]) -> list[tuple[str, ...]]:
-        """Return the groups of linears, by their full names, that read one tensor, as far as they are there."""
+        """Return the groups of linears, by their full names, that read one tensor; absent linears
+        are left out.
+        """
         found: dict[tuple[str, int], list[str]] = {}
         for name in linears:
             for number, group in enumerate(self.shared_inputs):
@@ -75,13 +78,14 @@ class ModelCall:
         return [tuple(group) for group in found.values() if len(group) > 1]
 
     def timesteps(self, arguments: Mapping[str, Any]) -> Any:
-        """Return a call's timestep, 0 clean … 1000 noise, of whatever shape it was given."""
+        """Return a call's timestep, 0 clean … 1000 noise, in the shape that it was given."""
         return self.timestep(arguments[self.timestep_argument])
 
     def timestep(self, argument: Any) -> Any:
-        """Return what a timestep argument means, 0 clean … 1000 noise; the argument itself where it means that.
+        """Convert a timestep argument to 0 clean … 1000 noise; return the argument itself if it is
+        that already.
 
-        Of one row it is the noisiest, (1,).
+        If all timesteps belong to one row, return the noisiest, (1,).
         """
         scaled = argument if self.timestep_scale == 1 else argument * self.timestep_scale
         noise = scaled + self.timestep_offset if self.timestep_offset else scaled

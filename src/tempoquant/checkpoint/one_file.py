@@ -1,7 +1,9 @@
-"""One safetensors file of any size, a tensor in memory at a time: its header is written first, from the forms alone.
+"""One safetensors file of any size, written with one tensor in memory at a time: the header comes
+first, from the forms alone.
 
-Programs that take a single file want this; `ShardWriter` holds a whole shard in memory instead. The file's layout is
-safetensors': eight bytes of the header's length, the header in JSON, the tensors without gaps.
+It serves programs that take a single file; `ShardWriter` holds a whole shard in memory instead. The
+layout is that of safetensors: eight bytes for the header's length, the header in JSON, the tensors
+without gaps.
 """
 
 import itertools
@@ -20,11 +22,12 @@ from tempoquant.errors import CheckpointError
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _ALIGNMENT = 8
-"""Bytes that the tensors' first one lies a multiple of from the file's."""
+"""The first tensor begins at a multiple of this many bytes from the start of the file."""
 
 
 class OneFileWriter:
-    """Writes tensors, in any order, to their places in a file; a context that is left whole or with an error.
+    """Writes tensors, in any order, to their places in a file; its context ends with the whole file
+    or with an error.
 
     Args:
         path: of the file, which is replaced.
@@ -32,13 +35,14 @@ class OneFileWriter:
         metadata: texts for the header.
 
     Raises:
-        CheckpointError: a tensor has another form, is not in `forms`, comes twice, or is missing at the end.
-        OutputError: the disk refuses.
+        CheckpointError: a tensor has another form, is not in `forms`, comes twice, or is missing at
+            the end.
+        OutputError: the disk cannot be written.
     """
 
     def __init__(self, path: Path, forms: Mapping[str, StoredAs], metadata: Mapping[str, str]) -> None:
         self._path, self._forms = path, dict(forms)
-        # Wide numbers first, so that all of them are aligned, as the library lays them out.
+        # Wide dtypes come first, so that all tensors are aligned, as in the library's own layout.
         names = sorted(forms, key=lambda name: (-forms[name].dtype.itemsize, name))
         ends = list(itertools.accumulate(math.prod(forms[name].shape) * forms[name].dtype.itemsize for name in names))
         places = dict(zip(names, zip([0, *ends], ends, strict=False), strict=True))

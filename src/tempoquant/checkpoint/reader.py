@@ -1,4 +1,6 @@
-"""Reading a quantized component lazily: a config, a layer, a tensor at a time. Whatever is unknown is refused."""
+"""Lazy reading of a quantized component: a config, a layer, a tensor at a time. Unknown content is
+refused.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,13 +26,15 @@ from tempoquant.layer import QuantizedLayer
 
 
 def read_model_config(folder: str | Path) -> dict[str, Any]:
-    """The whole config.json of a component, `quantization_config` included, unchecked but for being a JSON object."""
+    """Read the whole config.json of a component, `quantization_config` included; only its being a
+    JSON object is checked.
+    """
     folder = Path(folder)
     return files.read_json(files.require_inside(folder / files.CONFIG_NAME, folder))
 
 
 def read_config(folder: str | Path) -> ComponentConfig:
-    """The checked `quantization_config` of a component folder. Raises CheckpointError."""
+    """Read and check the `quantization_config` of a component folder. Raises CheckpointError."""
     config = read_model_config(folder)
     if "quantization_config" not in config:
         raise CheckpointError(
@@ -40,7 +44,7 @@ def read_config(folder: str | Path) -> ComponentConfig:
 
 
 def read_layer(folder: str | Path, name: str) -> QuantizedLayer:
-    """One layer, every tensor of it checked. Raises CheckpointError."""
+    """Read one layer and check every tensor of it. Raises CheckpointError."""
     config, forms = _open(Path(folder))
     if name not in config.layers:
         raise CheckpointError(f"{folder} has no quantized layer {name}, only {len(config.layers)} others.")
@@ -48,14 +52,18 @@ def read_layer(folder: str | Path, name: str) -> QuantizedLayer:
 
 
 def iter_layers(folder: str | Path) -> Iterator[tuple[str, QuantizedLayer]]:
-    """(name, layer) of every quantized layer, by name, one in memory at a time. Raises CheckpointError."""
+    """Yield (name, layer) of every quantized layer, by name, one in memory at a time. Raises
+    CheckpointError.
+    """
     config, forms = _open(Path(folder))
     for name in sorted(config.layers):
         yield name, _read_layer(forms, name, config)
 
 
 def iter_rest(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all that belongs to no quantized layer, by name, as stored, one in memory at a time."""
+    """Yield (name, tensor) of every tensor outside quantized layers, by name, as stored, one in
+    memory at a time.
+    """
     config, forms = _open(Path(folder))
     for name in sorted(forms):
         if name.rpartition(".")[0] not in config.layers:
@@ -63,7 +71,7 @@ def iter_rest(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def read_tensor(folder: str | Path, name: str) -> torch.Tensor:
-    """One tensor by its full name, as stored. Raises CheckpointError."""
+    """Read one tensor by its full name, as stored. Raises CheckpointError."""
     _, forms = _open(Path(folder))
     if name not in forms:
         raise CheckpointError(f"{folder} has no tensor {name}.")
@@ -71,13 +79,17 @@ def read_tensor(folder: str | Path, name: str) -> torch.Tensor:
 
 
 def check_tensors(folder: str | Path) -> None:
-    """Compare every tensor of a component with its config: presence, dtypes, shapes, values. Raises CheckpointError."""
+    """Compare every tensor of a component with its config: presence, dtypes, shapes, values. Raises
+    CheckpointError.
+    """
     for _ in iter_layers(folder):
         pass
 
 
 def check_forms(forms: Mapping[str, StoredAs], config: ComponentConfig) -> None:
-    """Compare headers with the config: every tensor of every quantized layer, as it should be, and none besides."""
+    """Compare headers with the config: every tensor of every quantized layer has its form, and
+    there are no others.
+    """
     found: dict[str, dict[str, StoredAs]] = {name: {} for name in config.layers}
     for tensor_name, form in forms.items():
         parts = tensor_name.split(".")
@@ -94,12 +106,13 @@ def check_forms(forms: Mapping[str, StoredAs], config: ComponentConfig) -> None:
 
 
 def verify_hashes(folder: str | Path, config: ComponentConfig | None = None) -> list[str]:
-    """Compare the SHA-256 of every weight file with the config's; returns the names of the files that agree.
+    """Compare the SHA-256 of every weight file with the config's, and return the names of the
+    files.
 
     Args:
-        config: None for what config.json says.
+        config: None for that of config.json.
 
-    Raises CheckpointError when one differs, is not listed, or when the config holds no hashes at all.
+    Raises CheckpointError if one differs, is not listed, or if the config holds no hashes at all.
     """
     folder = Path(folder)
     config = config or read_config(folder)
@@ -123,7 +136,9 @@ def verify_hashes(folder: str | Path, config: ComponentConfig | None = None) -> 
 
 
 def _open(folder: Path) -> tuple[ComponentConfig, dict[str, tuple[Path, StoredAs]]]:
-    """The config, and file and form of every tensor, which agree with each other and with the index of shards."""
+    """Read the config, and file and form of every tensor; they agree with each other and with the
+    index of shards.
+    """
     config = read_config(folder)
     forms = files.component_forms(folder)
     check_forms({name: form for name, (_, form) in forms.items()}, config)
@@ -140,7 +155,9 @@ def _read_layer(forms: Mapping[str, tuple[Path, StoredAs]], name: str, config: C
 
 
 def _read(forms: Mapping[str, tuple[Path, StoredAs]], names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Tensors by name, in memory of their own: a mapped file's alignment would change the last bits of results."""
+    """Read tensors by name into fresh memory: a mapped file's alignment would change the last bits
+    of results.
+    """
     by_file: dict[Path, list[str]] = {}
     for name in names:
         by_file.setdefault(forms[name][0], []).append(name)

@@ -1,7 +1,8 @@
-"""What `quantization_config` in a component's config.json may say, checked strictly.
+"""The schema of `quantization_config` in a component's config.json, checked strictly.
 
-Every value here was written by someone else: an unknown key, a wrong type or an absurd size is a CheckpointError that
-names the key and the remedy, never a guess. docs/checkpoint.md documents each key.
+Every value may come from someone else: an unknown key, a wrong type or an absurd size raises a
+CheckpointError that names the key and the remedy. Nothing is guessed. docs/checkpoint.md documents
+each key.
 """
 
 import json
@@ -31,7 +32,7 @@ MAX_JSON_BYTES = 16 * 2**20  # of calibration, and of the whole config.json
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """What fixes the presence, dtype and shape of every tensor of one layer.
+    """The facts that fix presence, dtype and shape of every tensor of one layer.
 
     Attributes:
         format: of weight and activations.
@@ -40,11 +41,12 @@ class LayerEntry:
         rank: of the low-rank branch, 0 for none.
         smoothed: whether there is a smoothing factor.
         bias: its dtype's name, or None for no bias.
-        deflated: whether the branch is taken out of the input.
+        deflated: whether the branch's part is subtracted from the input.
         centred: whether there is an input offset; then there is a bias.
         rotated: whether the smoothed input and the residual weight are rotated in blocks.
         centred_by_bin: whether input offset and bias differ by timestep bin.
-        deflated_by_bin: whether the branch's up and deflation differ by timestep bin; then an input offset does too.
+        deflated_by_bin: whether the branch's up and deflation differ by timestep bin; then an input
+            offset does too.
     """
 
     format: Format
@@ -104,7 +106,7 @@ class LayerEntry:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the component was calibrated on.
+    """The data that the component was calibrated on.
 
     Attributes:
         prompts: records {"id", "prompt", "image_sha256"}, see `tempoquant.prompts.provenance`.
@@ -131,21 +133,22 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ComponentConfig:
-    """Everything `quantization_config` says about one component.
+    """The content of one component's `quantization_config`.
 
     Attributes:
-        denoiser: which half of the trajectory the component serves.
+        denoiser: the denoiser that the component replaces.
         bins: its timestep bins.
         layers: the 4-bit layers by module name.
         recipe: the resolved recipe.
         library_version: of the TempoQuant that wrote the component.
-        calibration: provenance, or None where the recipe needed none.
-        notes: what the run wants remembered, such as a Hessian that needed float64.
-        weight_sha256: hexadecimal SHA-256 of each weight file; empty when the writer did not know them (diffusers'
-            own save_pretrained rewrites the files, so a hash of the old ones must not survive it).
-        hardly_seen: layers with input features that were all but silent in calibration, by name.
-        call: how the model is called; None where a version before 5 did not say.
-        magnitude_ratios: what its recording saw of them, for caches of steps; None where it saw none.
+        calibration: provenance, or None if the recipe needed none.
+        notes: notes that the run stores, such as a Hessian that needed float64.
+        weight_sha256: hexadecimal SHA-256 of each weight file; empty if the writer did not know
+            them (diffusers' own save_pretrained rewrites the files, so a hash of the old ones must
+            not survive it).
+        hardly_seen: layers with input features that were almost silent in calibration, by name.
+        call: how the model is called; None if a version before 5 did not say.
+        magnitude_ratios: the ratios that its recording measured, for step caches; None for none.
     """
 
     denoiser: str
@@ -161,7 +164,7 @@ class ComponentConfig:
     magnitude_ratios: MagnitudeRatios | None = None
 
     def to_dict(self, with_hashes: bool = True) -> dict[str, Any]:
-        """Plain JSON values, the inverse of `from_dict`."""
+        """Return plain JSON values, the inverse of `from_dict`."""
         config = {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
@@ -185,7 +188,7 @@ class ComponentConfig:
 
     @classmethod
     def from_dict(cls, config: Any, where: str = "quantization_config") -> "ComponentConfig":
-        """Check and take apart. Raises CheckpointError that starts with `where`."""
+        """Check and parse a config. Raises CheckpointError that starts with `where`."""
         try:
             return _parse(config)
         except CheckpointError as error:
@@ -231,7 +234,7 @@ def _parse(config: Any) -> ComponentConfig:
 
 
 def _recipe(settings: dict[str, Any]) -> Recipe:
-    """The recipe; one that was written before recipes refused them may have switches that did nothing."""
+    """Read the recipe; older recipes may hold switches without effect, which are refused today."""
     idle = {key for key, needed in NEEDS.items() if settings.get(key) is True and settings.get(needed, False) is False}
     return Recipe.from_dict({key: value for key, value in settings.items() if key not in idle}, "recipe")
 
@@ -266,7 +269,9 @@ def _layers(layers: Any, version: int) -> dict[str, LayerEntry]:
 
 
 def _of_this_version(entry: Any, version: int) -> Any:
-    """An entry with what its version did not know yet. Raises CheckpointError when it says that all the same."""
+    """Complete an entry with the keys that its version lacked. Raises CheckpointError if it holds
+    such a key.
+    """
     added = [key for key, since in _ADDED_BY_VERSION.items() if version < since]
     if version >= FORMAT_VERSION or not isinstance(entry, dict):
         return entry

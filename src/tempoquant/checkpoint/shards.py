@@ -1,4 +1,6 @@
-"""Tensors into safetensors shards, one tensor at a time, and a component folder that appears whole or not at all."""
+"""Safetensors shards, written one tensor at a time, and a component folder that appears whole or
+not at all.
+"""
 
 import contextlib
 import json
@@ -17,21 +19,21 @@ from tempoquant.checkpoint.journal import Shard, shard_name
 from tempoquant.checkpoint.schema import MAX_JSON_BYTES
 from tempoquant.errors import CheckpointError, OutputError
 
-DEFAULT_SHARD_BYTES = 2 * 2**30  # also what is held in memory at most, one tensor apart
+DEFAULT_SHARD_BYTES = 2 * 2**30  # also the most held in memory, one tensor apart
 
 
 class ShardWriter:
     """Writes shards to one folder, and moves that folder to its place when all are there.
 
-    Every method raises OutputError when the disk refuses (full, read-only).
+    Every method raises OutputError if the disk cannot be written (full, read-only).
 
     Args:
-        folder: the place.
-        partial: an existing folder on the same disk, where the shards lie until then.
-        shards: that `partial` already holds, from number 0 on.
+        folder: the final folder.
+        partial: an existing folder on the same disk, which holds the shards until then.
+        shards: those that `partial` already holds, from number 0 on.
 
     Attributes:
-        shards: those that are written, in the order of their numbers.
+        shards: the written ones, in the order of their numbers.
     """
 
     def __init__(
@@ -42,13 +44,13 @@ class ShardWriter:
         self._pending: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Store one tensor as it is. Raises CheckpointError for a name that is there already."""
+        """Store one tensor as it is. Raises CheckpointError if the name exists already."""
         if name in self._pending or any(name in shard.tensors for shard in self.shards):
             raise CheckpointError(f"tensor {name} was added twice.")
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes() + size > self._max_shard_bytes:
             self.flush()
-        # A copy: the caller may free or reuse its memory before the shard is full.
+        # A copy, since the caller may free or reuse its memory before the shard is full.
         self._pending[name] = tensor.detach().to("cpu", copy=True).contiguous()
 
     def flush(self) -> None:
@@ -57,11 +59,12 @@ class ShardWriter:
             self._write_shard()
 
     def forget(self) -> None:
-        """Drop what is not in a shard yet."""
+        """Drop the tensors that are not in a shard yet."""
         self._pending = {}
 
     def name_shards(self) -> dict[str, str]:
-        """Write the last shard, give all of them diffusers' names, and write the index of several.
+        """Write the last shard, give all of them diffusers' names, and write an index if there are
+        several.
 
         Returns:
             Each file's SHA-256.
@@ -84,7 +87,7 @@ class ShardWriter:
         return {name: shard.sha256 for name, shard in zip(names, self.shards, strict=True)}
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write one JSON file. Raises CheckpointError when a reader would refuse its size."""
+        """Write one JSON file. Raises CheckpointError if a reader would refuse its size."""
         text = json.dumps(record, indent=2, sort_keys=True) + "\n"
         if len(text) > MAX_JSON_BYTES:
             raise CheckpointError(f"{name} would be larger than {MAX_JSON_BYTES} bytes: shorten calibration or notes.")
@@ -101,10 +104,10 @@ class ShardWriter:
             sync(self.folder.parent)
 
     def _write_shard(self) -> None:
-        """Under a name that says nothing about the number of shards."""
+        """Write the pending shard, under a name that does not depend on the number of shards."""
         path = self._partial / shard_name(len(self.shards))
         with disk_errors(self.folder):
-            # A fixed order: what comes out must not depend on how the caller found the tensors.
+            # A fixed order: the result must not depend on how the caller found the tensors.
             save_file(dict(sorted(self._pending.items())), path, metadata={"format": "pt"})
             sync(path)
             self.shards.append(Shard(tuple(sorted(self._pending)), self._pending_bytes(), files.sha256_of(path)))
@@ -116,7 +119,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an OutputError that names the folder."""
+    """Turn errors of the disk into an OutputError that names the folder."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,7 +1,9 @@
-"""What one layer stores: the key, dtype and shape of each tensor, and QuantizedLayer to stored tensors and back.
+"""The tensors that one layer stores: key, dtype and shape of each, and conversion from
+QuantizedLayer and back.
 
-Everything that must stay exact is stored as bytes (uint8), because loaders cast floating tensors to the dtype that the
-user asks for and leave integers alone. The branch and the bias are floating, and our own loader keeps them as stored.
+Exact data is stored as bytes (uint8), because loaders cast floating tensors to the dtype that the
+user asks for and leave integers alone. The branch and the bias are floating, and our own loader
+keeps them as stored.
 """
 
 import math
@@ -32,7 +34,9 @@ class StoredAs(NamedTuple):
 
 
 def stored_as(entry: LayerEntry, num_bins: int) -> dict[str, StoredAs]:
-    """The tensors of a layer, by key, in the order of KEYS; what the entry rules out is absent."""
+    """Return the tensors of a layer, by key, in the order of KEYS, without those that the entry
+    excludes.
+    """
     format, rows, columns = entry.format, entry.out_features, entry.in_features
     scale_columns = format.num_groups(columns) * format.scale_grid.num_bytes
     table = {
@@ -59,14 +63,17 @@ def stored_as(entry: LayerEntry, num_bins: int) -> dict[str, StoredAs]:
 
 
 def keys_by_bin(entry: LayerEntry) -> tuple[str, ...]:
-    """The tensors that a layer has once for each timestep bin, along their first dimension; all but the clip ratio."""
+    """Return the tensors with one row for each timestep bin, along their first dimension; all but
+    the clip ratio.
+    """
     centred = ("input_offset", "bias") if entry.centred_by_bin else ()
     return (*(("up", "deflation") if entry.deflated_by_bin else ()), *centred)
 
 
 def num_replacing_bytes(entry: LayerEntry, num_bins: int) -> int:
-    """Bytes of everything that replaces the 16-bit weight: not of a bias, for one was there before, but of all others
-    that a bias by timestep bin holds."""
+    """Return the bytes that replace the 16-bit weight. A bias counts only by what it holds beyond
+    the original bias, that is, with a bias by timestep bin, all rows but one.
+    """
     stored = stored_as(entry, num_bins)
     sizes = {key: math.prod(form.shape) * form.dtype.itemsize for key, form in stored.items()}
     if "bias" in sizes:
@@ -75,7 +82,9 @@ def num_replacing_bytes(entry: LayerEntry, num_bins: int) -> int:
 
 
 def entry_of(layer: QuantizedLayer) -> LayerEntry:
-    """The entry that describes a layer. Raises CheckpointError when the layer has no place in the format."""
+    """Return the entry that describes a layer. Raises CheckpointError if the format cannot store
+    the layer.
+    """
     return LayerEntry(
         format=layer.format,
         activation_scale_rule=layer.activation_scale_rule,
@@ -93,9 +102,10 @@ def entry_of(layer: QuantizedLayer) -> LayerEntry:
 
 
 def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
-    """The stored tensors of a layer; they share memory with it where they can.
+    """Return the stored tensors of a layer; they share memory with it if they can.
 
-    Raises CheckpointError, starting with `where`, when a tensor's dtype, shape or value is not what the format stores.
+    Raises CheckpointError that starts with `where` if the format does not store a tensor's dtype,
+    shape or value.
     """
     try:
         branch = layer.branch if layer.rank else None
@@ -115,7 +125,9 @@ def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
 
 
 def from_stored(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, bins: TimestepBins) -> QuantizedLayer:
-    """The layer that stored tensors mean; shares their memory. They must have passed `check_layer`."""
+    """Return the layer that stored tensors describe; it shares their memory. They must have passed
+    `check_layer`.
+    """
     tensor_scale, smoothing_factor = tensors.get("tensor_scale"), tensors.get("smoothing_factor")
     return QuantizedLayer(
         format=entry.format,
@@ -134,7 +146,9 @@ def from_stored(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, bins: Ti
 
 
 def check_layer(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, num_bins: int, where: str) -> None:
-    """Raise CheckpointError unless presence, dtypes, shapes and values are those of the entry."""
+    """Raise CheckpointError unless the tensors agree with the entry in presence, dtypes, shapes and
+    values.
+    """
     table = stored_as(entry, num_bins)
     check_presence(set(tensors), set(table), where)
     for key, tensor in tensors.items():
@@ -143,7 +157,7 @@ def check_layer(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, num_bins
 
 
 def check_presence(found: set[str], wanted: set[str], where: str) -> None:
-    """Raise CheckpointError when a layer's keys are not the wanted ones."""
+    """Raise CheckpointError if a layer's keys are not the wanted ones."""
     if found != wanted:
         missing, extra = sorted(wanted - found), sorted(found - wanted)
         what = f"lacks {missing[0]!r}" if missing else f"has a tensor {extra[0]!r} that its config does not mention"
@@ -151,14 +165,16 @@ def check_presence(found: set[str], wanted: set[str], where: str) -> None:
 
 
 def check_form(found: StoredAs, wanted: StoredAs, where: str) -> None:
-    """Raise CheckpointError when a tensor's dtype or shape is not the wanted one."""
+    """Raise CheckpointError if a tensor's dtype or shape is not the wanted one."""
     if found != wanted:
         stored, described = (f"{form.dtype} {list(form.shape)}" for form in (found, wanted))
         raise damaged(f"{where} is {stored}, but its config says {described}")
 
 
 def check_values(key: str, tensor: torch.Tensor, entry: LayerEntry, where: str) -> None:
-    """Raise CheckpointError for values that no writer writes. `tensor` has the right dtype and shape, any alignment."""
+    """Raise CheckpointError for values that no writer writes. `tensor` has the right dtype and
+    shape, any alignment.
+    """
     if key == "scale":
         check_scale_bytes(tensor, entry.format, where)
     elif key == "tensor_scale":
@@ -187,5 +203,6 @@ def _to_bytes(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor |
 
 
 def _from_bytes(stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # A clone is aligned; bytes inside a memory-mapped file may not be, and then cannot be viewed as anything wider.
+    # A clone is aligned. Bytes inside a memory-mapped file may not be, and then cannot be viewed as
+    # a wider dtype.
     return stored.clone(memory_format=torch.contiguous_format).view(dtype)

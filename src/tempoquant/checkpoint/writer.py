@@ -1,8 +1,9 @@
-"""Writing a quantized component, a layer at a time, so that memory does not grow with the model.
+"""Writing of a quantized component, a layer at a time, so that memory does not grow with the model.
 
-Everything goes to another folder, which is renamed to the target at the very end: a run that fails or is killed leaves
-nothing that loads. With a journal, what was committed survives, and a writer with the same journal goes on from there.
-The same inputs give the same bytes: no clock, no host name, no path is written.
+All files go to another folder, which is renamed to the target at the very end: a run that fails or
+is killed leaves nothing that loads. With a journal, committed work survives, and a writer with the
+same journal resumes from it. The same inputs give the same bytes: no clock, no host name, no path
+is written.
 """
 
 import json
@@ -31,7 +32,7 @@ from tempoquant.timesteps import TimestepBins
 
 
 class _Counts(NamedTuple):
-    """How much is committed."""
+    """The committed amounts."""
 
     commits: int = 0
     shards: int = 0
@@ -46,8 +47,8 @@ class ComponentWriter:
             writer.add_tensor("proj_out.weight", weight)
             writer.finish(model_config)
 
-    Leaving the block without `finish`, by an error or not, removes what was not committed. Every method raises
-    OutputError when the disk refuses (full, read-only).
+    Leaving the block without `finish`, by an error or not, removes uncommitted work. Every method
+    raises OutputError if the disk cannot be written (full, read-only).
 
     Attributes:
         layers: the 4-bit layers the component holds, by name, those of earlier writers included.
@@ -64,7 +65,9 @@ class ComponentWriter:
         max_shard_bytes: int = DEFAULT_SHARD_BYTES,
         journal: Journal | None = None,
     ) -> None:
-        """Prepare. Raises OutputError when the target exists and is not empty, or what the journal names is damaged."""
+        """Prepare a writer. Raises OutputError if the target exists and is not empty, or the
+        journal's files are damaged.
+        """
         self.folder = Path(folder)
         self._denoiser, self._bins, self._recipe, self._call = denoiser, bins, recipe, call
         self._journal = journal
@@ -98,21 +101,21 @@ class ComponentWriter:
 
     @property
     def num_commits(self) -> int:
-        """How many commits the component holds, those of earlier writers included."""
+        """Return the number of commits of the component, those of earlier writers included."""
         return self._committed.commits
 
     def abort(self) -> None:
-        """Remove what was not committed; does nothing after `finish`."""
+        """Remove uncommitted work; does nothing after `finish`."""
         self._out.forget()
         if self._journal is None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def commit(self, notes: tuple[str, ...] = (), hardly_seen: Mapping[str, HardlySeen] | None = None) -> None:
-        """Make all that was added so far outlive this process, in one step. Needs a journal.
+        """Make all additions so far outlive this process, in one step. Needs a journal.
 
         Args:
-            notes: what the run wants remembered.
-            hardly_seen: layers whose calibration hardly saw some features.
+            notes: notes that the run stores.
+            hardly_seen: layers with features that calibration hardly saw.
         """
         if self._journal is None:
             raise ValueError("a writer without a journal cannot commit")
@@ -129,7 +132,8 @@ class ComponentWriter:
     def add_layer(self, name: str, layer: QuantizedLayer) -> None:
         """Store one 4-bit layer.
 
-        Raises CheckpointError when a tensor of it is not what the format stores, or its bins are not the component's.
+        Raises CheckpointError if the format does not store a tensor of it, or its bins are not the
+        component's.
         """
         check_name(name)
         if layer.bins != self._bins:
@@ -164,7 +168,7 @@ class ComponentWriter:
             self._denoiser, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
             calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen, self._call, magnitude_ratios,
         )  # fmt: skip
-        # Through JSON and the reader's own checks: what cannot be read back must not be written.
+        # Written through JSON and the reader's own checks: unreadable content must not be written.
         plain = json.loads(json.dumps(config.to_dict()))
         config = ComponentConfig.from_dict(plain, f"config of {self.folder}")
         self._out.write_json(files.CONFIG_NAME, {**model_config, "quantization_config": plain})
@@ -175,7 +179,7 @@ class ComponentWriter:
 
 
 def library_version() -> str:
-    """Of the TempoQuant that runs."""
+    """Return the version of the running TempoQuant."""
     try:
         return version("tempoquant")
     except PackageNotFoundError:  # run from a source tree that was never installed

@@ -1,4 +1,4 @@
-"""What four bits mean: formats as values, tensors in, tensors out."""
+"""Four-bit formats as values, and functions from tensors to tensors that round to them."""
 
 from tempoquant.formats.eight_bits import eight_bit_scale, quantize_activation_to_8_bits
 from tempoquant.formats.format import FORMATS, INT4, MXFP4, NVFP4, NVFP4_M1, Format, ScaleGrid, ScaleRule, get_format

@@ -1,7 +1,9 @@
-"""Activations in eight bits, for the timesteps that four bits serve badly: the same 4-bit weights, one scale a token.
+"""Activations in eight bits, for timesteps where four bits lose too much: the same 4-bit weights,
+one scale a token.
 
-The scale of a token is a power of two for formats whose levels are floating-point (E2M1), so that FP8 and bfloat16
-hardware hold the same numbers exactly, and any float32 for INT4, whose hardware multiplies integers.
+Formats with floating-point levels (E2M1) take a power of two as the scale of a token, so that FP8
+and bfloat16 hardware hold the same numbers exactly. INT4 takes any float32, since its hardware
+multiplies integers.
 """
 
 import torch
@@ -13,10 +15,12 @@ INT8_MAX = 127.0
 
 
 def quantize_activation_to_8_bits(x: torch.Tensor, format: Format) -> torch.Tensor:
-    """Round activations to FP8 E4M3 or, beside INT4 weights, to INT8, and back; one dynamic scale a token.
+    """Round activations to FP8 E4M3 or, beside INT4 weights, to INT8, and back; one dynamic scale a
+    token.
 
-    A token of zeros has scale 1. One that holds NaN or Inf becomes NaN, as in four bits. Source: dynamic per-token FP8
-    and INT8, as in SmoothQuant (arXiv 2211.10438); ours is only the power of two.
+    A token of zeros has scale 1. One that holds NaN or Inf becomes NaN, as in four bits. Source:
+    dynamic per-token FP8 and INT8, as in SmoothQuant (arXiv 2211.10438); only the power of two is
+    ours.
 
     Args:
         x: (…, in) float32 or float64, already smoothed.
@@ -33,7 +37,9 @@ def quantize_activation_to_8_bits(x: torch.Tensor, format: Format) -> torch.Tens
 
 
 def eight_bit_scale(amax: torch.Tensor, format: Format) -> torch.Tensor:
-    """The scale of a token from its largest magnitude: same shape and dtype; NaN where that is not finite."""
+    """Compute the scale of a token from its largest magnitude: same shape and dtype; NaN where that
+    is not finite.
+    """
     if format.has_integer_levels:
         scale = amax.float().div(INT8_MAX).clamp_(min=torch.finfo(torch.float32).tiny).to(amax.dtype)
     else:

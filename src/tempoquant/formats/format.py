@@ -1,7 +1,7 @@
-"""What four bits mean. A `Format` is a value: levels, group size, and the grid its scales live on.
+"""Formats: a `Format` is a value that holds levels, group size, and the grid of its scales.
 
-A group of `group_size` consecutive input features shares one scale; each element is stored as a 4-bit code, the signed
-index of a level. Adding a format is adding a value to `FORMATS`.
+A group of `group_size` consecutive input features shares one scale; each element is stored as a
+4-bit code, the signed index of a level. Adding a format is adding a value to `FORMATS`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tempoquant.errors import RecipeError
 
 
 class ScaleGrid(str, Enum):
-    """The numbers a scale may be, and how it is stored."""
+    """The grids of numbers that a scale may take, and their storage."""
 
     E8M0 = "e8m0"  # 2^e, one byte (OCP MX v1.0)
     E4M3 = "e4m3"  # FP8 e4m3, one byte, times one float32 scale per weight tensor
@@ -24,20 +24,20 @@ class ScaleGrid(str, Enum):
 
     @property
     def is_e4m3(self) -> bool:
-        """Whether its numbers are stored as FP8 e4m3."""
+        """Return whether the scales are stored as FP8 e4m3."""
         return self in (ScaleGrid.E4M3, ScaleGrid.E4M1)
 
 
 class ScaleRule(str, Enum):
-    """How a group's scale follows from its numbers.
+    """The rules that compute a group's scale from its numbers.
 
-    Floor and ceil say how an E8M0 exponent follows from the largest magnitude; the other grids then just round amax /
-    top level. Least error tries a few scales.
+    Floor and ceil compute an E8M0 exponent from the largest magnitude; on the other grids both
+    round amax / top level. Least error tries a few scales.
     """
 
     FLOOR = "floor"  # floor(log2(amax)) − 2: OCP MX v1.0, section 6.3; the group's top may saturate
     CEIL = "ceil"  # ceil(log2(amax / top level)): nothing saturates
-    LEAST_ERROR = "least_error"  # of the format's candidates the one of the least squared error; E8M0 by ceil
+    LEAST_ERROR = "least_error"  # the format's candidate with the least squared error; E8M0 by ceil
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ class Format:
     """One 4-bit number format.
 
     Attributes:
-        name: what recipes and checkpoints call it.
+        name: its name in recipes and checkpoints.
         levels: the magnitudes of codes 0 … 7, ascending from 0.
         group_size: input features that share one scale.
         scale_grid: the numbers a scale may be.
-        scale_candidates: multiples of a group's amax that the rule "least_error" makes scales of, the first 1.
-        scale_octaves: how far below the scale that its row's largest magnitude asks for a scale may lie; None for any.
-            A row is one token, or one output of a weight.
+        scale_candidates: multiples of a group's amax from which the rule "least_error" makes
+            scales; the first is 1.
+        scale_octaves: how many octaves a scale may lie below the scale of its row's largest
+            magnitude; None for any. A row is one token, or one output of a weight.
     """
 
     name: str
@@ -71,29 +72,36 @@ class Format:
 
     @property
     def top_level(self) -> float:
-        """The largest magnitude a code can mean, in units of the scale."""
+        """Return the largest magnitude of a code, in units of the scale."""
         return self.levels[-1]
 
     @property
     def has_integer_levels(self) -> bool:
-        """Whether codes are their own levels, so that integer hardware multiplies them (INT4)."""
+        """Return whether codes equal their levels, so that integer hardware can multiply them
+        (INT4).
+        """
         return self.levels == tuple(range(len(self.levels)))
 
     @property
     def is_fp8_exact(self) -> bool:
-        """Whether levels times scales of a row are E4M3 times a power of two, if they span 15 octaves at most.
+        """Return whether levels times scales of a row are E4M3 numbers times a power of two.
 
-        Rows of a format with `scale_octaves` are never wider. Decision 0005.
+        They are, if the scales of a row span 15 octaves at most; formats with `scale_octaves`
+        ensure that. Decision 0005.
         """
         return self.levels == E2M1_LEVELS and self.scale_grid in (ScaleGrid.E8M0, ScaleGrid.E4M1)
 
     @property
     def has_tensor_scale(self) -> bool:
-        """Whether weights carry one float32 scale per tensor above the group scales (NVFP4)."""
+        """Return whether weights carry one float32 scale per tensor above the group scales
+        (NVFP4).
+        """
         return self.scale_grid.is_e4m3
 
     def num_groups(self, in_features: int, where: str = "the layer") -> int:
-        """How many groups `in_features` make. Raises RecipeError when the group size does not divide them."""
+        """Return the number of groups in `in_features`. Raises RecipeError if the group size does
+        not divide them.
+        """
         if in_features % self.group_size:
             raise RecipeError(
                 f"{where} has in_features = {in_features}, which groups of {self.group_size} ({self.name}) do not "
@@ -104,13 +112,14 @@ class Format:
 
 E2M1_LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
-# Candidates were found by trying (docs/log.md): more of them gain nothing that shows. 1.5 puts the largest number of a
-# group on the level 4, whose neighbours are nearer; the others clip it, in INT4 a little only: what is clipped most are
-# features that are large in input and weight alike, where the same error costs more.
+# The candidates were found by experiment (docs/log.md): more of them gain nothing visible. 1.5 puts
+# the largest number of a group on the level 4, whose neighbours are nearer. The others clip it, in
+# INT4 only slightly: the most clipped features are large in input and weight alike, where the same
+# error costs more.
 MXFP4 = Format("mxfp4", E2M1_LEVELS, 32, ScaleGrid.E8M0, (1.0, 0.5))
 NVFP4 = Format("nvfp4", E2M1_LEVELS, 16, ScaleGrid.E4M3, (1.0, 0.875, 1.5))
-# NVFP4 as FP8 tensor cores can run it: a level times such a scale, relative to a power of two of its row, is an FP8
-# e4m3 number for thirteen octaves (docs/decisions/0005-nvfp4-that-fp8-can-run.md).
+# NVFP4 for FP8 tensor cores: a level times such a scale, divided by a power of two of its row, is
+# an FP8 e4m3 number over thirteen octaves (docs/decisions/0005-nvfp4-that-fp8-can-run.md).
 NVFP4_M1 = Format("nvfp4_m1", E2M1_LEVELS, 16, ScaleGrid.E4M1, (1.0, 1.5), scale_octaves=12)
 INT4 = Format("int4", tuple(float(level) for level in range(8)), 64, ScaleGrid.BF16, (1.0, 0.9375, 0.875))
 
@@ -118,7 +127,7 @@ FORMATS = {format.name: format for format in (MXFP4, NVFP4, NVFP4_M1, INT4)}
 
 
 def get_format(name: str) -> Format:
-    """The format of that name. Raises RecipeError, listing the known ones."""
+    """Return the format of that name. Raises RecipeError that lists the known formats."""
     if name not in FORMATS:
         raise RecipeError(f"unknown format {name!r}; known formats are {', '.join(sorted(FORMATS))}.")
     return FORMATS[name]

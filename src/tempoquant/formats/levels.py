@@ -1,10 +1,12 @@
-"""Numbers to 4-bit codes and back: nearest level, ties to the even code, saturation at the top (OCP MX v1.0).
+"""Encoding to 4-bit codes and decoding: nearest level, ties to the even code, saturation at the top
+(OCP MX v1.0).
 
-The levels of every format here are a small floating-point system: `step`, 2·`step`, … up to `smallest_normal`, and from
-there on the spacing doubles at each power of two (INT4's eight levels all lie below their smallest normal). Adding a
-large number and subtracting it again then rounds in hardware: the sum keeps just the bits that the level keeps, and
-IEEE's ties to even are ties to the even code. A search among the thresholds between levels gives the same codes some
-ten times slower; a test holds the two together.
+The levels of every format here form a small floating-point system: `step`, 2·`step`, … up to
+`smallest_normal`; from there on the spacing doubles at each power of two (INT4's eight levels all
+lie below their smallest normal). So hardware can round: adding a large number and subtracting it
+again keeps exactly the bits of a level, and IEEE's ties to even are ties to the even code. A search
+among the thresholds between levels gives the same codes about ten times slower; a test compares the
+two.
 """
 
 import functools
@@ -18,14 +20,18 @@ from tempoquant.formats.format import Format
 
 
 class LevelGrid(NamedTuple):
-    """Where the spacing of levels starts to double, and the spacing before; both are powers of two."""
+    """The number from which the spacing of levels doubles, and the spacing below it; both are
+    powers of two.
+    """
 
     step: float
     smallest_normal: float
 
 
 class _FloatLayout(NamedTuple):
-    """The integer type as wide as a float, the mask of its exponent bits, the number of its mantissa bits."""
+    """A float's layout: the integer type of its width, the mask of its exponent bits, the number of
+    mantissa bits.
+    """
 
     integer: torch.dtype
     exponent_mask: int
@@ -40,7 +46,7 @@ _FLOAT_LAYOUTS = {
 
 @functools.lru_cache
 def level_grid(levels: tuple[float, ...]) -> LevelGrid:
-    """The floating-point system that levels are. Raises RecipeError when they are none."""
+    """Return the floating-point system of the levels. Raises RecipeError if they form none."""
     step = levels[1]
     for ones in (2, 4, 8):  # levels in one binade: a mantissa of 1, 2 or 3 bits
         wanted = [step * (c if c < ones else (ones + c % ones) * 2.0 ** (c // ones - 1)) for c in range(len(levels))]
@@ -51,7 +57,7 @@ def level_grid(levels: tuple[float, ...]) -> LevelGrid:
 
 @functools.lru_cache
 def _code_of_multiple(levels: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """The code of each level, looked up at level / step as an unsigned byte; shape (256,), int8."""
+    """Return a table of codes, indexed by level / step as an unsigned byte; shape (256,), int8."""
     step = level_grid(levels).step
     table = [0] * 256
     for code, level in enumerate(levels):
@@ -61,13 +67,15 @@ def _code_of_multiple(levels: tuple[float, ...], device: torch.device) -> torch.
 
 @functools.lru_cache
 def _signed_levels(levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The value of every code, looked up at code + 8; shape (16,). Code −8 is never written and means −levels[7]."""
+    """Return the value of every code, indexed by code + 8; shape (16,). Code −8 is never written
+    and means −levels[7].
+    """
     positive = list(levels)
     return torch.tensor([-levels[-1], *[-x for x in reversed(positive[1:])], *positive], dtype=dtype, device=device)
 
 
 def nearest_level(scaled: torch.Tensor, format: Format) -> torch.Tensor:
-    """The level nearest to each number already divided by its scale.
+    """Round numbers, already divided by their scale, to the nearest level.
 
     Args:
         scaled: any shape, float32 or float64.
@@ -79,19 +87,20 @@ def nearest_level(scaled: torch.Tensor, format: Format) -> torch.Tensor:
     layout = _FLOAT_LAYOUTS[scaled.dtype]
     bounded = scaled.detach().clamp(-format.top_level, format.top_level)
     binade = bounded.view(layout.integer).bitwise_and(layout.exponent_mask).view(scaled.dtype)  # 2^⌊log₂ |v|⌋
-    # The last bit of 1.5 · 2^mantissa_bits · s is worth s, whatever the sign of the small number added to it.
+    # The last bit of 1.5 · 2^mantissa_bits · s is worth s, whatever the sign of the small number
+    # added to it.
     rounder = binade.clamp_(min=smallest_normal).mul_(1.5 * 2.0**layout.mantissa_bits * step / smallest_normal)
     return bounded.add_(rounder).sub_(rounder)
 
 
 def encode(scaled: torch.Tensor, format: Format) -> torch.Tensor:
-    """Codes of numbers already divided by their scale.
+    """Return the codes of numbers already divided by their scale.
 
     Args:
         scaled: any shape, float32 or float64.
 
     Returns:
-        int8 codes in −7 … 7 of the same shape. NaN must have been refused before.
+        int8 codes in −7 … 7 of the same shape. The caller has refused NaN.
     """
     multiple = nearest_level(scaled, format).div_(level_grid(format.levels).step).to(torch.int8)
     index = multiple.view(torch.uint8).to(torch.int32).flatten()
@@ -99,6 +108,8 @@ def encode(scaled: torch.Tensor, format: Format) -> torch.Tensor:
 
 
 def decode(codes: torch.Tensor, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The level each int8 code means, in units of its scale; same shape, exact in any float dtype of 8 bits or more."""
+    """Return the level of each int8 code, in units of its scale; same shape, exact in any float
+    dtype of 8 bits or more.
+    """
     table = _signed_levels(format.levels, dtype, codes.device)
     return table.index_select(0, (codes.to(torch.int32) + 8).flatten()).view(codes.shape)

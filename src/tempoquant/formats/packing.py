@@ -1,7 +1,9 @@
-"""Codes to bytes and back: two codes a byte, the even feature in the low nibble, rows kept in order.
+"""Packing of codes into bytes, and back: two codes a byte, the even feature in the low nibble, rows
+in order.
 
-E2M1 nibbles are the format's own bits (sign, exponent, mantissa), so other engines can read them; INT4 nibbles are
-two's complement. `−0` (nibble 8 of E2M1) is never written and reads as 0; nibble 8 of INT4 is −8, never written either.
+E2M1 nibbles are the format's own bits (sign, exponent, mantissa), so other engines can read them;
+INT4 nibbles are two's complement. `−0` (nibble 8 of E2M1) is never written and reads as 0; nibble 8
+of INT4 is −8, never written either.
 """
 
 import torch
@@ -14,7 +16,7 @@ def _is_twos_complement(format: Format) -> bool:
 
 
 def pack(codes: torch.Tensor, format: Format) -> torch.Tensor:
-    """Pack codes.
+    """Pack two codes into each byte.
 
     Args:
         codes: (rows, in), int8 in −7 … 7, `in` even.
@@ -28,7 +30,7 @@ def pack(codes: torch.Tensor, format: Format) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, format: Format) -> torch.Tensor:
-    """The inverse of `pack`: (rows, in / 2) uint8 to (rows, in) int8 codes."""
+    """Unpack bytes into codes, the inverse of `pack`: (rows, in / 2) uint8 to (rows, in) int8."""
     nibbles = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2).to(torch.int8)
     if _is_twos_complement(format):
         return torch.where(nibbles >= 8, nibbles - 16, nibbles)

@@ -1,4 +1,4 @@
-"""Whole tensors on a format's grid: groups, their scales, their codes, and back."""
+"""Whole tensors on a format's grid: groups, their scales and codes, and back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,22 +24,23 @@ class WeightScale:
 
     @property
     def effective(self) -> torch.Tensor:
-        """(out, groups) float32: what a level is multiplied by."""
+        """Return the number that multiplies a level: (out, groups) float32."""
         return self.group * self.tensor
 
 
 def group_amax(x: torch.Tensor, format: Format) -> torch.Tensor:
-    """Largest magnitude of each group: (…, in) to (…, groups)."""
+    """Return largest magnitude of each group: (…, in) to (…, groups)."""
     return x.unflatten(-1, (-1, format.group_size)).abs().amax(-1)
 
 
 def weight_scale(
     weight: torch.Tensor, format: Format, rule: ScaleRule, feature_weight: torch.Tensor | None = None
 ) -> WeightScale:
-    """The scales of a weight (out, in), float32; see `group_scale`.
+    """Compute the scales of a weight (out, in), float32; see `group_scale`.
 
     Args:
-        feature_weight: (in,) what a squared error counts for in each column, for the rule "least_error"; None for 1.
+        feature_weight: (in,), the weight of a squared error in each column, for the rule
+            "least_error"; None for 1.
     """
     amax = group_amax(weight, format).float()
     tensor = tensor_scale_of(amax, format) if format.has_tensor_scale else amax.new_ones(())
@@ -53,13 +54,15 @@ def weight_scale(
 
 
 def to_codes(x: torch.Tensor, scale: torch.Tensor, format: Format) -> torch.Tensor:
-    """Nearest codes: (…, in) with scales (…, groups) to (…, in) int8."""
+    """Return the nearest codes: (…, in) with scales (…, groups) to (…, in) int8."""
     grouped = x.unflatten(-1, (-1, format.group_size))
     return encode(grouped / scale.unsqueeze(-1), format).flatten(-2)
 
 
 def from_codes(codes: torch.Tensor, scale: torch.Tensor, format: Format) -> torch.Tensor:
-    """Level times scale: (…, in) int8 with scales (…, groups) to (…, in) of the scale's dtype."""
+    """Return level times scale: (…, in) int8 with scales (…, groups) to (…, in) of the scale's
+    dtype.
+    """
     levels = decode(codes, format, scale.dtype).unflatten(-1, (-1, format.group_size))
     return (levels * scale.unsqueeze(-1)).flatten(-2)
 
@@ -67,7 +70,8 @@ def from_codes(codes: torch.Tensor, scale: torch.Tensor, format: Format) -> torc
 def quantize_activation(
     x: torch.Tensor, format: Format, rule: ScaleRule, clip_ratio: torch.Tensor | float = 1.0
 ) -> torch.Tensor:
-    """Round activations to four bits and back, with one dynamic scale per token and group (no tensor scale).
+    """Round activations to four bits and back, with one dynamic scale per token and group (no
+    tensor scale).
 
     Args:
         x: (…, in) float32 or float64, already smoothed.
@@ -93,16 +97,17 @@ def _scale_of_least_error(
     tensor_scale: torch.Tensor | float = 1.0,
     feature_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Of the format's candidates, for each group the scale whose rounding leaves the least squared error.
+    """Choose for each group the format's candidate scale with the least squared rounding error.
 
-    Four Over Six (arXiv 2512.02010) does this with two scales for NVFP4; the other formats' candidates are ours.
+    Four Over Six (arXiv 2512.02010) does this with two scales for NVFP4; the other formats'
+    candidates are ours.
 
-    The first of equals wins. Errors are summed by halves (first half plus second half, until one number is left), so
-    that every program that keeps to that order chooses the same.
+    The first of equal candidates wins. Errors are summed by halves (first half plus second half,
+    until one number is left), so that every program that sums in this order makes the same choice.
 
     Args:
         x: (…, in).
-        scale_of: the scales (…, groups) of a candidate.
+        scale_of: returns the scales (…, groups) of a candidate.
 
     Returns:
         (…, groups).

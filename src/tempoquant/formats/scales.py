@@ -1,7 +1,9 @@
-"""Scales: from a group's largest magnitude to a number on the format's grid, and to the bytes that store it.
+"""Scales: from a group's largest magnitude to a number on the format's grid, and to the stored
+bytes.
 
-The scale stored is the scale used: every function here returns numbers that survive storage unchanged. A group of
-zeros has scale 1. A group that holds NaN or Inf has scale NaN, so that bad activations stay visible in the output.
+The stored scale is the scale used: every function here returns numbers that storage does not
+change. A group of zeros has scale 1. A group that holds NaN or Inf has scale NaN, so that bad
+activations stay visible in the output.
 """
 
 import math
@@ -19,9 +21,11 @@ _E8M0_BIAS = 127
 
 
 def tensor_scale_of(amax: torch.Tensor, format: Format) -> torch.Tensor:
-    """The float32 scale of a whole weight tensor: its largest magnitude lands on the top level times the largest E4M3.
+    """Return the float32 scale of a weight tensor: it maps the largest magnitude to the top level
+    times the largest E4M3.
 
-    In E4M1 it lands on the top level times 256, so that the candidate 1.5 fits the group that holds it.
+    In E4M1 it maps it to the top level times 256, so that the candidate 1.5 fits the group that
+    holds it.
 
     Args:
         amax: (out, groups) float32, largest magnitude of each group.
@@ -41,11 +45,12 @@ def group_scale(
     clip_ratio: torch.Tensor | float = 1.0,
     tensor_scale: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """The scale of each group, on the format's grid.
+    """Compute the scale of each group, on the format's grid.
 
     Args:
         amax: (…, groups) float32 or float64, largest magnitude of each group; all groups of a row.
-        rule: "least_error" is "ceil" here; `quantize_activation` and `weight_scale` try its candidates.
+        rule: "least_error" is "ceil" here; `quantize_activation` and `weight_scale` try its
+            candidates.
         clip_ratio: multiplies amax first; broadcastable to amax.
         tensor_scale: for scales of weights, what the group scale is later multiplied by.
 
@@ -63,14 +68,14 @@ def group_scale(
 def _largest_of_row(
     amax: torch.Tensor, format: Format, rule: ScaleRule, tensor_scale: torch.Tensor | float
 ) -> torch.Tensor:
-    """The scale that a row's largest magnitude may ask for, whatever candidate it takes: (…, 1)."""
+    """Return the scale of a row's largest magnitude under the largest candidate: (…, 1)."""
     candidates = format.scale_candidates if rule is ScaleRule.LEAST_ERROR else (1.0,)
     largest = amax.amax(-1, keepdim=True) * max(candidates)
     return _on_grid(largest.clamp(max=torch.finfo(amax.dtype).max), format, rule, tensor_scale)
 
 
 def _on_grid(amax: torch.Tensor, format: Format, rule: ScaleRule, tensor_scale: torch.Tensor | float) -> torch.Tensor:
-    """The number of the format's grid that a largest magnitude asks for."""
+    """Round the scale of a largest magnitude to the format's grid."""
     if format.scale_grid is ScaleGrid.E8M0:
         return _power_of_two_scale(amax, format, rule)
     wanted = amax / format.top_level / tensor_scale
@@ -84,20 +89,24 @@ def _on_grid(amax: torch.Tensor, format: Format, rule: ScaleRule, tensor_scale: 
 
 
 def _power_of_two_scale(amax: torch.Tensor, format: Format, rule: ScaleRule) -> torch.Tensor:
-    """2^e by the floor or the ceil rule, with exponents taken from the float itself, so that no logarithm rounds."""
-    # amax = m·2^e and top level = n·2^f with m, n in [0.5, 1): comparing m with n is log2(amax / top level) without
-    # a division, which would round, and lose subnormals.
+    """Return 2^e by the floor or the ceil rule; the exponents come from the float itself, so that
+    no logarithm rounds.
+    """
+    # amax = m·2^e and top level = n·2^f with m, n in [0.5, 1): comparing m with n gives log2(amax /
+    # top level) without a division, which would round, and lose subnormals.
     mantissa, exponent = torch.frexp(amax)
     top_mantissa, top_exponent = math.frexp(format.top_level)
     exponent = exponent - top_exponent
     if rule is not ScaleRule.FLOOR:
         exponent = torch.where(mantissa > top_mantissa, exponent + 1, exponent)
-    # −126 keeps every scale a normal float32: flush-to-zero devices then agree with the CPU.
+    # −126 keeps every scale a normal float32, so that flush-to-zero devices agree with the CPU.
     return torch.ldexp(torch.ones_like(amax), exponent.clamp(-126, 127))
 
 
 def scale_to_bytes(scale: torch.Tensor, format: Format) -> torch.Tensor:
-    """(rows, groups) scales on the grid to (rows, groups · bytes per scale) uint8."""
+    """Convert scales on the grid to bytes: (rows, groups) to (rows, groups · bytes per scale)
+    uint8.
+    """
     if format.scale_grid is ScaleGrid.E8M0:
         _, exponent = torch.frexp(scale)
         return (exponent - 1 + _E8M0_BIAS).to(torch.uint8)
@@ -106,7 +115,7 @@ def scale_to_bytes(scale: torch.Tensor, format: Format) -> torch.Tensor:
 
 
 def scale_from_bytes(stored: torch.Tensor, format: Format) -> torch.Tensor:
-    """The inverse of `scale_to_bytes`, as float32."""
+    """Convert bytes to scales as float32, the inverse of `scale_to_bytes`."""
     if format.scale_grid is ScaleGrid.E8M0:
         return torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.to(torch.int32) - _E8M0_BIAS)
     dtype = torch.float8_e4m3fn if format.scale_grid.is_e4m3 else torch.bfloat16
@@ -114,7 +123,9 @@ def scale_from_bytes(stored: torch.Tensor, format: Format) -> torch.Tensor:
 
 
 def check_scale_bytes(stored: torch.Tensor, format: Format, where: str) -> None:
-    """Raise CheckpointError when a stored scale is NaN, infinite, zero or negative, or not one of the format's."""
+    """Raise CheckpointError if a stored scale is NaN, infinite, zero or negative, or not on the
+    format's grid.
+    """
     scale = scale_from_bytes(stored, format)
     is_nan_code = (stored == 255).any() if format.scale_grid is ScaleGrid.E8M0 else False
     if is_nan_code or not bool((torch.isfinite(scale) & (scale > 0)).all()):
@@ -122,7 +133,7 @@ def check_scale_bytes(stored: torch.Tensor, format: Format, where: str) -> None:
             f"{where} holds a scale that is not a positive number: the file is damaged, fetch it again."
         )
     if not _is_of_format(scale, format):
-        raise CheckpointError(f"{where} holds a scale that {format.name} has not: the file is damaged, fetch it again.")
+        raise CheckpointError(f"{where} holds a scale off the {format.name} grid: the file is damaged, fetch it again.")
 
 
 def _is_of_format(scale: torch.Tensor, format: Format) -> bool:
@@ -131,6 +142,6 @@ def _is_of_format(scale: torch.Tensor, format: Format) -> bool:
         ((mantissa * 4).frac() == 0).all() and (scale >= E4M1_MIN).all()
     ):
         return False
-    # A group of zeros has scale 1, which is always inside: the grid's smallest number is 2^-8.
+    # A group of zeros has scale 1, which is always on the grid: its smallest number is 2^-8.
     spread = exponent.amax(-1) - exponent.amin(-1)
     return format.scale_octaves is None or bool((spread <= format.scale_octaves).all())

@@ -1,4 +1,4 @@
-"""One paper, one file, one function: tensors and numbers in, tensors out."""
+"""Methods, one file for each paper: functions from tensors and numbers to tensors."""
 
 from tempoquant.methods.allocation import Option, allocate
 from tempoquant.methods.clipping import best_clip_ratio, clip_errors

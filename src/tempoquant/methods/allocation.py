@@ -1,9 +1,10 @@
-"""Spending a budget of bytes on layers (ours): the least total error that the bytes allow.
+"""Allocation of a byte budget to layers (ours): the least total error within the budget.
 
-Each layer has a few options, of more bytes and less error. Only those on the lower convex hull of its (bytes, error)
-points are of use to a sum; along each hull every further byte takes off less. Taking the steps of all layers in the
-order of error taken off per byte is then optimal for the bytes spent (Lagrange: Everett 1963; for rate and distortion
-Shoham and Gersho 1988), and off it by less than the one step that no longer fits.
+Each layer has a few options, with more bytes and less error. Only the options on the lower convex
+hull of its (bytes, error) points can help a sum; along each hull every further byte removes less
+error. Taking the steps of all layers in the order of error removed per byte is then optimal for the
+bytes spent (Lagrange: Everett 1963; for rate and distortion Shoham and Gersho 1988). The loss
+against the optimum of the budget is less than the one step that no longer fits.
 """
 
 import itertools
@@ -14,11 +15,12 @@ from tempoquant.errors import RecipeError
 
 
 class Option(NamedTuple):
-    """One thing to do to a layer.
+    """One option for a layer.
 
     Attributes:
-        num_bytes: it stores.
-        error: it leaves, in a unit that all layers share and that adds up over them; 0 or more.
+        num_bytes: the bytes that it stores.
+        error: the error that it leaves, 0 or more, in a unit that all layers share and that adds up
+            over them.
     """
 
     num_bytes: int
@@ -26,7 +28,7 @@ class Option(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """From one option of a layer's hull to the next."""
+    """A step from one option of a layer's hull to the next."""
 
     gain_per_byte: float
     layer: int
@@ -35,12 +37,14 @@ class _Step(NamedTuple):
 
 
 def allocate(layers: Sequence[Sequence[Option]], budget_bytes: int) -> list[int]:
-    """Choose an option for each layer so that the errors' sum is small and the bytes' sum within the budget.
+    """Choose an option for each layer so that the errors' sum is small and the bytes' sum within
+    the budget.
 
-    More budget never leaves more error. When the best step does not fit, later ones of other layers still may.
+    More budget never leaves more error. If the best step does not fit, a later step of another
+    layer still may.
 
     Args:
-        layers: the options of each, at least one.
+        layers: the options of each layer, at least one.
         budget_bytes: for all layers together.
 
     Returns:
@@ -68,9 +72,10 @@ def allocate(layers: Sequence[Sequence[Option]], budget_bytes: int) -> list[int]
 
 
 def lower_hull(options: Sequence[Option]) -> list[int]:
-    """Indices of the options on the lower convex hull of (bytes, error), by rising bytes and falling error.
+    """Return the indices of the options on the lower convex hull of (bytes, error), by rising bytes
+    and falling error.
 
-    The first is the cheapest option, and of those that cost the same the one of least error.
+    The first is the cheapest option; among equally cheap ones, the one with the least error.
     """
     order = sorted(range(len(options)), key=lambda index: options[index])
     hull: list[int] = []
@@ -84,7 +89,7 @@ def lower_hull(options: Sequence[Option]) -> list[int]:
 
 
 def _slope(options: Sequence[Option], one: int, other: int) -> float:
-    """Error added per byte (so negative) from one option to a dearer one."""
+    """Compute the error added per byte (so negative) from one option to a dearer one."""
     return (options[other].error - options[one].error) / (options[other].num_bytes - options[one].num_bytes)
 
 

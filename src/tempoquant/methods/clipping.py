@@ -1,5 +1,8 @@
-"""Clip search: one clip ratio per layer and timestep bin, by trying candidates. arXiv 2605.27003, section on
-timestep-aware activation clipping; the exponent offset k of the paper is folded in as ·2^k."""
+"""Clip search: one clip ratio per layer and timestep bin, chosen from candidates.
+
+Source: arXiv 2605.27003, section on timestep-aware activation clipping. The paper's exponent offset
+k is folded in as ·2^k.
+"""
 
 from collections.abc import Sequence
 
@@ -8,20 +11,22 @@ import torch
 from tempoquant.formats import Format, ScaleRule, quantize_activation
 from tempoquant.methods.products import product
 
-_CHUNK_ROWS = 4096  # tokens times candidates in one product: it bounds memory, and the residual is read once for all
+_CHUNK_ROWS = 4096  # tokens times candidates in one product: bounds memory, and reads the residual once for all
 
 
 def clip_errors(
     smoothed: torch.Tensor, residual: torch.Tensor, format: Format, rule: ScaleRule, candidates: Sequence[float]
 ) -> torch.Tensor:
-    """Squared output error of each candidate clip ratio on some tokens: ‖(Q(x) − x)·Q(R)ᵀ‖².
+    """Compute the squared output error of each candidate clip ratio on some tokens: ‖(Q(x) −
+    x)·Q(R)ᵀ‖².
 
-    The reference is the quantized layer with unquantized activations; the branch and the bias read the raw x and
-    cancel. Errors of linears that share an input, and of tokens of one bin, add.
+    The reference is the quantized layer with unquantized activations; the branch and the bias read
+    the raw x and cancel. Errors of linears that share an input, and of tokens of one bin, add.
 
     Args:
         smoothed: (tokens, in) float32, x divided by the smoothing factor.
-        residual: Q(R) dequantized, (out, in) float32; several linears that share the input may be stacked along out.
+        residual: Q(R) dequantized, (out, in) float32; several linears that share the input may be
+            stacked along out.
         candidates: clip ratios.
 
     Returns:
@@ -36,7 +41,7 @@ def clip_errors(
 
 
 def best_clip_ratio(errors: torch.Tensor, candidates: Sequence[float]) -> torch.Tensor:
-    """The candidate of least error in each timestep bin; the first minimum wins.
+    """Return the candidate with the least error in each timestep bin; the first minimum wins.
 
     Args:
         errors: (bins, candidates), from `clip_errors`; every bin has seen tokens.

@@ -1,13 +1,15 @@
-"""Deflation (ours): the 16-bit branch takes its directions out of the *input* too, and four bits get what is left.
+"""Deflation (ours): the 16-bit branch takes its directions out of the *input* too; four bits hold
+only the rest.
 
-SVDQuant's branch reads h = x̃ · Pᵀ, a few directions of the input in 16 bits, and takes the part of the weight that
-acts on them. But x̃ itself is still rounded whole, though the branch knows that part of it exactly. So it is taken out,
+SVDQuant's branch reads h = x̃ · Pᵀ, a few directions of the input in 16 bits, and removes from the
+weight the part that acts on them. But x̃ itself is still rounded whole, though the branch knows
+that part of it exactly. Deflation subtracts that part,
 
     z = x̃ − h · Vᵀ ,   x̃ · W̃ᵀ = z · Rᵀ + h · (C + R·V)ᵀ   with   R = W̃ − C · P
 
-for any C and V, and only z is rounded. ResQ (arXiv 2412.14363) keeps leading directions of activations in more bits,
-by a rotation of the features; here the features stay, and the directions answer to weight and input at once.
-docs/method.md derives it.
+for any C and V, and only z is rounded. ResQ (arXiv 2412.14363) keeps leading directions of
+activations in more bits, by a rotation of the features. Here the features stay, and the directions
+depend on weight and input together. docs/method.md derives it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +24,13 @@ from tempoquant.methods.products import product
 
 
 class Deflation(NamedTuple):
-    """What linears that read one input share, as it is stored.
+    """A deflation as it is stored; linears that read one input share it.
 
     Attributes:
-        down: (rank, in) bfloat16; already holds 1 / smoothing_factor, so h = x · downᵀ reads the raw input.
-        deflation: (in, rank) bfloat16, or (num_bins, in, rank), one for each timestep bin; h · deflationᵀ is taken off
-            the smoothed input, or the rotated one.
+        down: (rank, in) bfloat16; already holds 1 / smoothing_factor, so h = x · downᵀ reads the
+            raw input.
+        deflation: (in, rank) bfloat16, or (num_bins, in, rank), one for each timestep bin; h ·
+            deflationᵀ is subtracted from the smoothed input, or from the rotated one.
     """
 
     down: torch.Tensor
@@ -41,18 +44,22 @@ def deflation_of(
     rank: int,
     rotated: bool = False,
 ) -> Deflation:
-    """The directions worth most to weight and input together, and what they predict of the input.
+    """Compute the directions worth most to weight and input together, and their regression on the
+    input.
 
-    P spans the leading eigenvectors of covariance / trace + Σ W̃ᵀW̃ / trace: the rounding error is about the energy of
-    what is left of the input times the energy of what is left of the weight, and this takes the most off its logarithm,
-    to first order. V is the linear regression of x̃ on h, so that z is as small as it can be.
+    P spans the leading eigenvectors of covariance / trace + Σ W̃ᵀW̃ / trace. The rounding error is
+    roughly the energy left in the input times the energy left in the weight; to first order, this
+    choice lowers its logarithm most. V is the linear regression of x̃ on h, which makes z as small
+    as possible.
 
     Args:
-        covariance: (in, in) float32, mean of x̃ᵀx̃ of the smoothed (and centred) input; not changed.
+        covariance: (in, in) float32, mean of x̃ᵀx̃ of the smoothed (and centred) input; not
+            changed.
         weights: (out, in) float32 each, smoothed.
         smoothing_factor: (in,) bfloat16, or None for none.
         rank: above 0.
-        rotated: whether what is left of the input is rotated in blocks. The directions do not depend on that.
+        rotated: whether the rest of the input is rotated in blocks. The directions do not depend on
+            it.
 
     Raises:
         RecipeError: the rank exceeds the smaller side of a weight.
@@ -64,9 +71,11 @@ def deflation_of(
 
 
 def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
-    """(rank, in) float32: the directions of `deflation_of`, orthonormal, the worthiest first.
+    """Compute the directions of `deflation_of`, (rank, in) float32, orthonormal, the most valuable
+    first.
 
-    The first of many are those of fewer: exactly up to 1024 features, nearly beyond.
+    The first of many directions are those of a smaller rank: exactly up to 1024 features, nearly
+    beyond.
     """
     energy = sum(float(weight.square().sum(dtype=torch.float64)) for weight in weights)
     variance = float(covariance.diagonal().sum(dtype=torch.float64))
@@ -83,7 +92,9 @@ def leading_directions(covariance: torch.Tensor, weights: Sequence[torch.Tensor]
 def deflation_along(
     directions: torch.Tensor, covariance: torch.Tensor, smoothing_factor: torch.Tensor | None, rotated: bool = False
 ) -> Deflation:
-    """Compute the deflation along given directions (rank, in) float32; all else as for `deflation_of`."""
+    """Compute the deflation along given directions (rank, in) float32; the other arguments are as
+    for `deflation_of`.
+    """
     factor = 1.0 if smoothing_factor is None else smoothing_factor.float()
     down = (directions / factor).to(torch.bfloat16).contiguous()
     stored = down.float() * factor
@@ -91,7 +102,7 @@ def deflation_along(
 
 
 def regression(cross_covariance: torch.Tensor, directions: torch.Tensor, rotated: bool = False) -> torch.Tensor:
-    """Compute V, what h tells of the smoothed input, from the covariance of both.
+    """Compute V, the regression of the smoothed input on h, from the covariance of both.
 
     Args:
         cross_covariance: (rank, in) float32, mean of hᵀx̃.
@@ -111,15 +122,15 @@ def regression(cross_covariance: torch.Tensor, directions: torch.Tensor, rotated
 def split_weight(
     weight: torch.Tensor, smoothing_factor: torch.Tensor | None, shared: Deflation, rotated: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide a weight between the branch and four bits.
+    """Split a weight between the branch and four bits.
 
     Args:
         weight: (out, in) float32, smoothed.
         rotated: as it was for `deflation_of`.
 
     Returns:
-        up (out, rank) bfloat16, or (num_bins, out, rank), and residual_weight (out, in) float32, which acts on what is
-        left of the input, rotated with it.
+        up (out, rank) bfloat16, or (num_bins, out, rank), and residual_weight (out, in) float32,
+        which acts on the deflated input and is rotated with it.
     """
     stored = shared.down.float() * (1.0 if smoothing_factor is None else smoothing_factor.float())
     taken = torch.linalg.solve(stored @ stored.T, product(stored, weight)).T
@@ -132,7 +143,9 @@ def split_weight(
 
 
 def _leading_eigenvectors(gram: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor, rank: int) -> torch.Tensor:
-    """(in, rank): of a positive semidefinite matrix that is given by its products; orthonormal, their signs fixed."""
+    """Compute the leading eigenvectors, (in, rank), of a positive semidefinite matrix given by its
+    products; orthonormal, with fixed signs.
+    """
     size = like.shape[0]
     if size <= EXACT_UP_TO:
         basis = torch.eye(size, dtype=like.dtype, device=like.device)

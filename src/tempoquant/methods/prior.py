@@ -1,8 +1,10 @@
-"""A prior (ours): second moments of calibration tokens, mixed with white noise at the input's typical energy.
+"""A prior (ours): the second moments of calibration tokens, mixed with white noise at the input's
+typical energy.
 
-A feature that calibration hardly saw has a tiny mean square. Smoothing would divide by it, the regression of deflation
-would trust it, and GPTQ would push other features' errors into its weights, since they cost nothing there. An ordinary
-value of that feature then destroys the token. docs/method.md derives what the prior costs and what it bounds.
+A feature that calibration hardly saw has a tiny mean square. Smoothing would divide by it, the
+regression of deflation would trust it, and GPTQ would propagate other features' errors into its
+weights, since they cost nothing there. An ordinary value of that feature would then destroy the
+token. docs/method.md derives the cost and the bounds of the prior.
 """
 
 import torch
@@ -10,31 +12,38 @@ import torch
 from tempoquant.formats import ROTATION_SIZE, rotate
 
 PSEUDO_TOKENS = 8
-"""How many tokens of the prior are added to calibration's: one token tells nothing of a spread, little of a mean."""
+"""Tokens of the prior added to calibration's: one token shows no spread, and hardly a mean."""
 MATRIX_FRACTION = 0.25
-"""Share of the prior in a covariance or Hessian, relative to that in a feature's energy: what is correlated in
-calibration is worth more to a regression than to smoothing (docs/log.md)."""
+"""Share of the prior in a covariance or Hessian, relative to that in a feature's energy:
+correlation in calibration is worth more to a regression than to smoothing (docs/log.md).
+"""
 
 _STEADY = 1 / 64
 _WIDEST_MOVE = 16.0
-"""A constant may become another: the square of its mean counts in the prior's energy, up to 16 times the typical one.
-A feature whose variance is above 1/64 of the typical one has been seen to move, and its mean counts less and less."""
+"""A constant may become another: the square of its mean counts in the prior's energy, up to 16
+times the typical one. A feature whose variance is above 1/64 of the typical one has been seen to
+move, and its mean counts less and less.
+"""
 
 
 def share(fraction: float, num_tokens: float) -> float:
-    """Compute the prior's share of a moment: `fraction`, and PSEUDO_TOKENS tokens besides; 0 where fraction is 0."""
+    """Compute the prior's share of a moment: `fraction`, plus the share of PSEUDO_TOKENS tokens; 0
+    if fraction is 0.
+    """
     return 1 - (1 - fraction) * num_tokens / (num_tokens + PSEUDO_TOKENS) if fraction else 0.0
 
 
 def typical_energy(variance: torch.Tensor, mean_square: torch.Tensor, num_tokens: float) -> torch.Tensor:
-    """Compute the energy of an ordinary feature: the square of the mean over features of their root mean squares.
+    """Compute the energy of an ordinary feature: the square of the mean over features of their root
+    mean squares.
 
-    Neither one loud feature nor many silent ones decide it. With a share ε of it in each feature's mean square, the sum
-    of all root mean squares grows by √ε at most, however the energies are spread.
+    Neither one loud feature nor many silent ones decide it. A share ε of it in each feature's mean
+    square raises the sum of all root mean squares by √ε at most, for any spread of energies.
 
     Args:
-        variance: (in,) float64, mean square about the mean.
-        mean_square: (in,) float64, about zero; PSEUDO_TOKENS tokens of it count, so that one token has a spread too.
+        variance: (in,) float64, mean square around the mean.
+        mean_square: (in,) float64, mean square around zero; it counts for PSEUDO_TOKENS tokens, so
+            that one token has a spread too.
 
     Returns:
         () float64.
@@ -43,7 +52,8 @@ def typical_energy(variance: torch.Tensor, mean_square: torch.Tensor, num_tokens
 
 
 def prior_energy(variance: torch.Tensor, mean_square: torch.Tensor, num_tokens: float) -> torch.Tensor:
-    """Compute each feature's mean square in the prior: the typical one, and the mean's where the feature never moves.
+    """Compute each feature's mean square in the prior: the typical one, and the mean's if the
+    feature never moves.
 
     Returns:
         (in,) float64; arguments as for `typical_energy`.
@@ -54,11 +64,12 @@ def prior_energy(variance: torch.Tensor, mean_square: torch.Tensor, num_tokens: 
 
 
 def shrunk_mean(mean: torch.Tensor, variance: torch.Tensor, num_tokens: torch.Tensor) -> torch.Tensor:
-    """Shrink the mean of very few tokens toward zero, by the square of the share of its energy that is chance.
+    """Shrink the mean of very few tokens toward zero, by the square of its share of chance.
 
-    That share (James and Stein 1961) is the tokens' variance, over their number, over the mean's energy. PSEUDO_TOKENS
-    tokens about zero count in the variance, so that the mean of one token is hardly believed. Its square is felt with
-    few tokens only: from a hundred on, the mean stays as it is.
+    The share of chance in the mean's energy (James and Stein 1961) is the tokens' variance, divided
+    by their number and by that energy. PSEUDO_TOKENS tokens at zero count in the variance, so that
+    the mean of one token gets little trust. The square confines the effect to few tokens: from a
+    hundred on, the mean stays as it is.
 
     Args:
         mean, variance: (bins, in) float64, of each feature.
@@ -71,7 +82,7 @@ def shrunk_mean(mean: torch.Tensor, variance: torch.Tensor, num_tokens: torch.Te
 
 
 def with_pseudo_tokens(spread: torch.Tensor, pseudo: torch.Tensor, num_tokens: torch.Tensor | float) -> torch.Tensor:
-    """Mix a mean over tokens with PSEUDO_TOKENS tokens more, of which each has `pseudo`."""
+    """Mix a mean over tokens with PSEUDO_TOKENS more tokens of value `pseudo`."""
     return (num_tokens * spread + PSEUDO_TOKENS * pseudo) / (num_tokens + PSEUDO_TOKENS)
 
 
@@ -81,7 +92,8 @@ def add_prior_(moments: torch.Tensor, energy: torch.Tensor, fraction: float, rot
     Args:
         energy: (in,) float32 or float64, mean square of each feature of the prior.
         fraction: the prior's share.
-        rotated: whether `moments` are of features rotated in blocks (and `energy` of those before).
+        rotated: whether `moments` belong to features rotated in blocks (`energy` belongs to those
+            before the rotation).
 
     Returns:
         `moments`.

@@ -5,24 +5,28 @@ from torch.nn import functional
 
 # Below this many rows, columns or terms the copies cost more than the faster product saves.
 _WORTH_COPYING = 256
-_ROWS_AT_ONCE = 4096  # of `linear`: it needs three copies of them
+_ROWS_AT_ONCE = 4096  # of `linear`, which needs three copies of them
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left · rightᵀ, summed in the operands' own precision: (m, k) and (n, k) to (m, n), float32 or float64.
+    """Compute left · rightᵀ in the operands' own precision: (m, k) and (n, k) to (m, n), float32 or
+    float64.
 
-    On processors with AVX-512 large float32 products go through oneDNN, whose kernels use it on every make; the BLAS
-    that PyTorch ships with (MKL) does so on Intel's only and is half as fast elsewhere. oneDNN is asked for by its
-    tensor layout and not by `torch.set_float32_matmul_precision`: that setting belongs to the whole process, and
-    another thread that quantizes another denoiser would lose precision by it.
+    On processors with AVX-512, large float32 products go through oneDNN, whose kernels use it on
+    every make; the BLAS that PyTorch ships with (MKL) uses it on Intel's only and is half as fast
+    elsewhere. The tensor layout selects oneDNN, not `torch.set_float32_matmul_precision`: that
+    setting belongs to the whole process, and another thread that quantizes another denoiser would
+    lose precision by it.
     """
     if _is_faster_in_onednn(left, right):
-        return functional.linear(left.to_mkldnn(), right).to_dense()  # oneDNN takes the second as it is
+        return functional.linear(left.to_mkldnn(), right).to_dense()  # oneDNN takes the second operand as it is
     return left @ right.T
 
 
 def add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, sign: int = 1) -> None:
-    """total += sign · left · rightᵀ in place, as `product` would; on a GPU without any memory in between."""
+    """Add sign · left · rightᵀ to total in place, as `product` would; a GPU needs no memory in
+    between.
+    """
     if _is_faster_in_onednn(left, right):
         total.add_(product(left, right), alpha=sign)
     else:
@@ -30,7 +34,9 @@ def add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, s
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x · weightᵀ + bias as `product` sums it, some rows at a time: (…, in) and (out, in) to (…, out)."""
+    """Compute x · weightᵀ + bias as `product` sums it, some rows at a time: (…, in) and (out, in)
+    to (…, out).
+    """
     rows = x.reshape(-1, x.shape[-1])
     if not _is_faster_in_onednn(rows, weight):
         return functional.linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""Round to nearest: the rounding that looks at nothing but the weight (OCP MX v1.0, section 6.3)."""
+"""Round to nearest: the rounding that reads only the weight (OCP MX v1.0, section 6.3)."""
 
 import torch
 
@@ -6,5 +6,5 @@ from tempoquant.formats import Format, WeightScale, to_codes
 
 
 def round_to_nearest(residual_weight: torch.Tensor, scale: WeightScale, format: Format) -> torch.Tensor:
-    """Nearest codes of a weight (out, in) float32 under fixed scales: (out, in) int8."""
+    """Return the nearest codes of a weight (out, in) float32 under fixed scales: (out, in) int8."""
     return to_codes(residual_weight, scale.effective, format)

@@ -1,4 +1,6 @@
-"""SVDQuant (arXiv 2411.05007): what smoothing and the low-rank branch leave for four bits."""
+"""SVDQuant (arXiv 2411.05007): the residual weight that smoothing and the low-rank branch leave for
+four bits.
+"""
 
 from typing import NamedTuple
 
@@ -10,7 +12,12 @@ from tempoquant.methods.lowrank import truncated_svd
 
 
 class Decomposition(NamedTuple):
-    """branch: the 16-bit branch on raw x, or None. residual_weight: (out, in) float32, what is rounded."""
+    """A weight split in two.
+
+    Attributes:
+        branch: the 16-bit branch on raw x, or None.
+        residual_weight: (out, in) float32, the part that is rounded.
+    """
 
     branch: LowRankBranch | None
     residual_weight: torch.Tensor
@@ -19,8 +26,8 @@ class Decomposition(NamedTuple):
 def svdquant(weight: torch.Tensor, smoothing_factor: torch.Tensor | None, rank: int) -> Decomposition:
     """Split W · diag(s) into up · (down · diag(s)) + R, with up and down as they are stored.
 
-    The residual is taken against the *rounded* branch, so that branch + residual is the weight whatever bfloat16 lost,
-    and `down` already holds 1 / s, so that the branch reads the raw input.
+    The residual is computed against the *rounded* branch, so that branch + residual is the weight,
+    whatever bfloat16 lost. `down` already holds 1 / s, so that the branch reads the raw input.
 
     Args:
         weight: (out, in) float32.
@@ -42,7 +49,9 @@ def svdquant(weight: torch.Tensor, smoothing_factor: torch.Tensor | None, rank: 
 def split_with_factors(
     up: torch.Tensor, down: torch.Tensor, weight: torch.Tensor, smoothing_factor: torch.Tensor | None
 ) -> Decomposition:
-    """Split by given factors of the smoothed weight, up (out, rank) and down (rank, in), float32."""
+    """Split a weight by given factors of the smoothed weight, up (out, rank) and down (rank, in),
+    float32.
+    """
     factor = None if smoothing_factor is None else smoothing_factor.float()
     smoothed = weight if factor is None else weight * factor
     down_raw = down if factor is None else down / factor
