@@ -9,6 +9,7 @@ Every assumption is an option or stands in the text that is printed.
 """
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 
 from benchmarks.evaluation_operations import PUBLISHED_SECONDS, SHARE, published_share, video_cost, video_tokens
@@ -43,6 +44,11 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
 
+def paragraph(*sentences: str) -> str:
+    """Join sentences and wrap them at the width of the documentation."""
+    return textwrap.fill(" ".join(sentences), 100, break_long_words=False, break_on_hyphens=False)
+
+
 def video_text(size: SamplingSettings, share: float) -> str:
     """One video's operations and seconds."""
     cost = video_cost(size, share=share)
@@ -52,11 +58,11 @@ def video_text(size: SamplingSettings, share: float) -> str:
     sentences = (
         f"{size.height} × {size.width}, {size.num_frames} frames, {video_tokens(size):,} tokens, "
         f"{size.num_steps} steps, both guidance branches.",
-        f"At {share:.0%} of an H100's datasheet rates it takes {cost.seconds_16bit:.0f} s in 16 bits and "
-        f"{cost.seconds_4bit:.0f} s in four ({cost.speedup:.2f} times as fast: attention stays in 16 bits).",
-        f"Wan's published {PUBLISHED_SECONDS:.0f} s for 81 frames on an H100 amount to {published_share():.0%}.",
+        f"At {share:.0%} of an H100's datasheet rates, a video takes {cost.seconds_16bit:.0f} s in 16 bits and "
+        f"{cost.seconds_4bit:.0f} s in four bits: {cost.speedup:.2f} times as fast, as attention stays in 16 bits.",
+        f"Wan publishes {PUBLISHED_SECONDS:.0f} s for 81 frames on an H100: {published_share():.0%} of its rates.",
     )
-    return f"{markdown(['one video', 'PFLOP'], rows)}\n\n{' '.join(sentences)}"
+    return f"{markdown(['one video', 'PFLOP'], rows)}\n\n{paragraph(*sentences)}"
 
 
 def stages_text(what: Evaluated, share: float, score_s: float) -> str:
@@ -68,18 +74,18 @@ def stages_text(what: Evaluated, share: float, score_s: float) -> str:
     hours = [f"**{sum(stage.hours[mode] for stage in found):.1f}**" for mode in ("resident", "lean")]
     rows.append(["**all**", *hours, "–", "–", "–", "–", f"**{left:.1f}**", "–"])
     gpu = [f"GPU, `{mode}`" for mode in MEMORY_MODES]
-    headings = ["stage", "hours", "hours, `lean`", *gpu, "RAM, `swap`", "disk, stays", "disk, goes"]
+    headings = ["stage", "hours", "hours, `lean`", *gpu, "RAM, `swap`", "disk, kept", "disk, temporary"]
     changes = "; ".join(
         f"`{name}` {', '.join(f'{mode} −{plan.reduction(mode):.1%}' for mode in MEMORY_MODES)}"
         for name, plan in memory_plans(what.size).items()
     )
     sentences = (
-        f"Memory and disk in GiB; {what.num_items} items, {what.num_seeds} seed(s), {NUM_CALIBRATION_PROMPTS} prompts "
-        "to calibrate on.",
+        f"Memory and disk are in GiB, for {what.num_items} items, {what.num_seeds} seed(s) and "
+        f"{NUM_CALIBRATION_PROMPTS} calibration prompts.",
         f"The 16-bit model's files take {model_gib():.1f} GiB more, so the disk needs {need:.0f} GiB.",
-        f"Predicted change of a video's peak GPU memory, same mode on both sides: {changes}.",
+        f"Predicted change of a video's peak GPU memory, with the same mode on both sides: {changes}.",
     )
-    return f"{markdown(headings, rows)}\n\n{' '.join(sentences)}"
+    return f"{markdown(headings, rows)}\n\n{paragraph(*sentences)}"
 
 
 def _stage_row(stage: Stage) -> list[str]:
@@ -106,7 +112,7 @@ def scaling_text(what: Evaluated, gpus: Sequence[int], share: float, cpu_s: tupl
     headings = ["GPUs", "load", "generate", "last round", "measure, one process", "measure, all workers",
                 "all, measured by one", "all, measured by all"]  # fmt: skip
     table = markdown(headings, rows)
-    words = "Hours; in brackets the share of N times one GPU's speed."
+    words = "All columns are hours. The brackets show the efficiency: the share of N times one GPU's speed."
     return "\n\n".join([table, words, _storage_text(what, loads), _nodes_text(what, loads, gpus, share, cpu_s[0])])
 
 
@@ -114,9 +120,10 @@ def _storage_text(what: Evaluated, loads: Sequence[ModelLoad]) -> str:
     kinds = storage_gib(what, len(loads))
     each = ", ".join(f"{size / 1e6:.1f} MB `{kind}`" for kind, size in take_bytes(what.size).items())
     together = ", ".join(f"{gib:.0f} GiB `{kind}`" for kind, gib in kinds.items())
-    return (
-        f"{what.num_items} items × {what.num_seeds} seeds × {len(loads)} models are {len(loads) * what.takes:,} takes "
-        f"of at most {each}: {together}, {sum(kinds.values()):.0f} GiB at the most."
+    return paragraph(
+        f"{what.num_items} items × {what.num_seeds} seeds × {len(loads)} models make {len(loads) * what.takes:,} takes."
+        f" One take is at most {each}.",
+        f"All takes are at most {together}, {sum(kinds.values()):.0f} GiB together.",
     )
 
 
@@ -134,23 +141,26 @@ def _nodes_text(
     ram = [f"{workers * model.host / GIB:.0f}" for model in (sixteen_bit, four_bit)]
     pinned = [f"{workers * model.pinned / GIB:.0f}" for model in (sixteen_bit, four_bit)]
     sentences = (
-        f"The shared folder gives {some.storage_bytes_per_s / 1e9:g} GB/s to all nodes and "
-        f"{some.node_bytes_per_s / 1e9:g} GB/s to one (assumed); a node reads a model once, for its {workers} workers.",
-        f"{workers} workers that load the 16-bit model at once hold {ram[0]} GiB of RAM, and in `swap` and `lean` keep "
-        f"{pinned[0]} GiB page-locked; with `{RECIPES[-1]}` it is {ram[1]} and {pinned[1]} GiB.",
+        f"We assume that the shared folder delivers {some.storage_bytes_per_s / 1e9:g} GB/s to all nodes together and "
+        f"{some.node_bytes_per_s / 1e9:g} GB/s to one, and that a node reads a model once for its {workers} workers.",
+        f"{workers} workers that load the 16-bit model together hold {ram[0]} GiB of RAM. In `swap` and `lean` they "
+        f"keep {pinned[0]} GiB of it page-locked. With `{RECIPES[-1]}` these are {ram[1]} and {pinned[1]} GiB.",
     )
-    return f"{markdown(headings, rows)}\n\n{' '.join(sentences)}"
+    return f"{markdown(headings, rows)}\n\n{paragraph(*sentences)}"
 
 
 def assumptions_text(share: float, cpu_s: tuple[float, float]) -> str:
-    """What all of it rests on."""
-    return (
-        f"**Computed, not measured.** Assumed: {share:.0%} of an H100 SXM's datasheet rates (989 TFLOP/s in BF16, 1979 "
-        f"in FP8, 3.35 TB/s) for a video; {PRODUCT_SHARE:.0%} for large products, which the estimates of recording "
-        f"and quantizing start from; copies of `lean` hidden behind computing; models read and cast at "
-        f"{LOAD_BYTES_PER_S / 1e9:g} GB/s a worker; {cpu_s[0]:g} s of a CPU core to write a video and {cpu_s[1]:g} s "
-        "to measure one (measured, on an AMD EPYC); an MP4 at most a tenth of the raw frames. VBench is not in it."
+    """List every assumption of the figures."""
+    assumptions = (
+        f"A video reaches {share:.0%} of an H100 SXM's datasheet rates: 989 TFLOP/s in BF16, 1979 in FP8, 3.35 TB/s.",
+        f"Large products reach {PRODUCT_SHARE:.0%}; the estimates of recording and quantizing start from them.",
+        "The copies of `lean` overlap with computing.",
+        f"A worker reads and casts a model at {LOAD_BYTES_PER_S / 1e9:g} GB/s.",
+        f"Writing a video takes {cpu_s[0]:g} s of a CPU core, and measuring it {cpu_s[1]:g} s (measured, AMD EPYC).",
+        "An MP4 is at most a tenth of the raw frames.",
     )
+    listed = "\n".join(f"- {each}" for each in assumptions)
+    return f"**Computed, not measured.** The figures leave out VBench. They assume:\n\n{listed}"
 
 
 def text_of(
