@@ -46,6 +46,7 @@ class ToyTransformer:
         torch.manual_seed(0)
         self.blocks = nn.ModuleList(ToyBlock() for _ in range(self.num_blocks))
         self.in_memory: set[int] = set()
+        self.let_go_of: list[tuple[int, tuple[str, ...]]] = []
 
     def running(self, samples: Sequence[CalibrationSample]) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -60,6 +61,9 @@ class ToyTransformer:
         self.in_memory.add(index)
         yield self.blocks[index]
         self.in_memory.remove(index)
+
+    def let_go(self, index: int, linears: Sequence[str]) -> None:
+        self.let_go_of.append((index, tuple(linears)))
 
     def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
         return [("up", "gate"), ("down",)]
@@ -150,6 +154,14 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
     rest = quantize_denoiser(ToyTransformer(), samples(), PAPER, BINS, again, first_block=2)
     layers += [named for block in rest for named in block.layers]
     assert same({named.name: named.layer for named in layers}, whole)
+
+
+@pytest.mark.parametrize("block_inputs", ["16bit", "quantized"])
+def test_a_linear_is_let_go_once_it_is_rounded_and_its_block_runs_no_more(tmp_path: Path, block_inputs: str) -> None:
+    model, recipe = ToyTransformer(), PAPER.replace(block_inputs=block_inputs)
+    next(iter(quantize_denoiser(model, samples(), recipe, BINS, HiddenStates(tmp_path))))
+    in_turn = [(0, ()), (0, ("up",)), (0, ("up", "gate"))]
+    assert model.let_go_of == (in_turn if block_inputs == "16bit" else [])
 
 
 def test_hidden_states_that_are_gone_are_an_error(tmp_path: Path) -> None:

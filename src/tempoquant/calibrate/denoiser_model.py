@@ -27,6 +27,9 @@ class DenoiserModel(Protocol):
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
         """One block, in memory within the context, on the device and in the dtype calibration computes in."""
 
+    def let_go(self, index: int, linears: Sequence[str]) -> None:
+        """Give back the weights of some linears of block `index`, which is in memory and does not run any more."""
+
     def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> Carried:
         """Run block `index`, which is in memory, on one sample: what is carried past it. Nothing is before block 0."""
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -120,6 +120,7 @@ class _DenoiserRun:
                         calibration.end_phase(phase)
             layers = []
             for names in list(calibrations):
+                self._let_go(index, block, calibrations)
                 layers += calibrations.pop(names).finish(watch)
                 give_back_freed_memory()
                 for _ in names:
@@ -130,6 +131,14 @@ class _DenoiserRun:
         if self._phases and not is_last:
             self._states.commit(index + 1)
         return QuantizedBlock(index, layers, watch.seconds)
+
+    def _let_go(self, index: int, block: nn.Module, needed: Iterable[tuple[str, ...]]) -> None:
+        """Give back the weights of all of a block's linears but the needed ones, unless the block runs once more."""
+        if self._runs_quantized:
+            return
+        kept = {name for group in needed for name in group}
+        linears = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+        self._model.let_go(index, [name for name in linears if name not in kept])
 
     @property
     def _runs_quantized(self) -> bool:

@@ -65,6 +65,11 @@ class ReplayedDenoiser:
         finally:
             self._weights.release(block, prefix)
 
+    def let_go(self, index: int, linears: Sequence[str]) -> None:
+        """Give back the weights of some linears of block `index`, which is in memory and does not run any more."""
+        for name in linears:
+            self._weights.release(self._blocks[index].get_submodule(name), f"{self.name_of(index, name)}.")
+
     def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> Carried:
         """Run block `index` on one sample.
 
