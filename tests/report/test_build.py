@@ -214,7 +214,7 @@ def test_within_noise_overlap_failures_and_the_trap_are_said(page_file):
     assert "Overlap with calibration." in page and f'<tr class="overlap"><td>{OVERLAP}' in page
     assert "NaN in the decoded video" in page
     assert "0.8800<span" in page and "subject consistency" in page and "lost 3.30 %" in page  # VBench
-    assert "A trap." in page and "collapsed video" in page
+    assert "Collapsed videos score high." in page and "collapsed video" in page
 
 
 @pytest.mark.parametrize(
