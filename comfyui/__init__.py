@@ -1,4 +1,7 @@
-"""TempoQuant in ComfyUI: a node pack. Copy or link this folder into `custom_nodes/`, and `pip install tempoquant`."""
+"""Run TempoQuant in ComfyUI: a node pack.
+
+Copy or link this folder into `custom_nodes/`, and `pip install` this repository into ComfyUI's Python.
+"""
 
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
