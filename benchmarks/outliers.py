@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tempoquant.tiny import evaluation_items, weights_folder
-from tempoquant.tiny.outliers import outliers_folder
+from tempoquant.tiny.outliers_pipeline import outliers_folder
 
 KINDS = {
     "attn1.to_q, to_k, to_v": ("attn1.to_q",),

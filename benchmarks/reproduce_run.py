@@ -14,7 +14,7 @@ from typing import NoReturn
 
 PROGRAM = "tempoquant"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-GOES_ON = "the same command goes on from there"
+GOES_ON = "the same command resumes it"
 
 
 def text_of(command: Sequence[str]) -> str:
@@ -39,7 +39,7 @@ def run_all(commands: Sequence[Sequence[str]], program: Sequence[str]) -> None:
         print(f"\n[{number}/{len(commands)}] {text_of(command)}", flush=True)
         status = _run([*program, *command])
         if status == INTERRUPTED:
-            fail(f"interrupted: what is finished is kept, and {GOES_ON}.", INTERRUPTED)
+            fail(f"interrupted: finished work is kept, and {GOES_ON}.", INTERRUPTED)
         if status:
             why = f"`{text_of(command)}` ended with status {status} and says why above"
             fail(f"{why}; once that is mended, {GOES_ON}.", status)

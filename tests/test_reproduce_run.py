@@ -93,7 +93,7 @@ def test_ctrl_c_lets_the_command_put_its_work_away(stub, everybody):
     _, error = process.communicate(timeout=200)
     assert process.returncode == 130 and log_of(stub) == ["one", "two", "put away"]
     assert error.strip().splitlines()[-1] == (
-        "error: interrupted: what is finished is kept, and the same command goes on from there."
+        "error: interrupted: finished work is kept, and the same command resumes it."
     )
 
 

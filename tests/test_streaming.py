@@ -28,7 +28,7 @@ from tempoquant.recipe import Recipe
 from tempoquant.recording.plan import ModelIdentity, RecordingPlan
 from tempoquant.recording.record import record
 from tempoquant.timesteps import TimestepBins
-from tempoquant.tiny.outliers import outliers_folder
+from tempoquant.tiny.outliers_pipeline import outliers_folder
 from tempoquant.tiny.sets import calibration_items
 from tests.methods.test_gptq import textbook_gptq
 

@@ -20,7 +20,7 @@ from tempoquant.models.wan.family import COMPONENTS, WAN
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins
-from tempoquant.tiny.outliers import outliers_folder
+from tempoquant.tiny.outliers_pipeline import outliers_folder
 from tests.methods.test_gptq import textbook_gptq
 from tests.test_streaming import Inputs, inputs_of, store
 

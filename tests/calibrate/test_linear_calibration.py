@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.corrected_bias import corrected_bias
-from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
+from tempoquant.calibrate.linear_calibration import InputCalibration
+from tempoquant.calibrate.named_layer import NamedLayer
 from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.formats import FORMATS, quantize_activation, rotate
 from tempoquant.kernels.reference import dequantize_residual

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
+from tempoquant.calibrate.linear_calibration import InputCalibration
+from tempoquant.calibrate.named_layer import NamedLayer
 from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.recipe import Recipe

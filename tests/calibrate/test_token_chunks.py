@@ -38,7 +38,7 @@ def test_pieces_get_smaller_when_memory_runs_out_and_nothing_is_seen_twice(caplo
     assert torch.equal(torch.cat(seen), torch.cat([x, x]))
     assert chunks.num_tokens == 1024
     assert [record.message for record in caplog.records] == [
-        f"the GPU ran out of memory; going on with {number} tokens at a time" for number in (4096, 2048, 1024)
+        f"the GPU ran out of memory; continuing with {number} tokens at a time" for number in (4096, 2048, 1024)
     ]
 
 

@@ -110,7 +110,7 @@ def test_a_speed_makes_rows_of_its_own_beside_w4a4(requests, pipeline, tmp_path)
     ("flags", "code", "words"),
     [
         ("--benchmark tiny --device cpu --speed fast", 1, "MagCache needs magnitude ratios"),
-        ("--benchmark tiny --device cpu --cache firstblock", 2, "go with --speed"),
+        ("--benchmark tiny --device cpu --cache firstblock", 2, "need --speed"),
         ("--benchmark opens2v", 1, "give its folder with --root"),
         ("--benchmark nothing.jsonl", 1, "there is no prompt file or folder"),
         ("--benchmark tiny --seeds 1,x", 2, "is not whole numbers"),
@@ -143,7 +143,7 @@ def test_vbench_reaches_the_request_and_its_flags_go_together(requests, pipeline
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        ("--vbench-dimensions dynamic_degree", 2, "go with --vbench-python"),
+        ("--vbench-dimensions dynamic_degree", 2, "need --vbench-python"),
         ("--vbench-python p --vbench-dimensions camera_motion", 1, "cannot be scored here"),
     ],
 )

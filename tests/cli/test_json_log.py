@@ -86,7 +86,7 @@ def test_progress_is_passed_on(tmp_path, clock):
         advance = log.start("blocks", 40, done=39)
         clock.now += 5
         advance()
-    assert stream.getvalue().splitlines() == ["blocks: 39 of 40 were done already", "blocks: done in 5 s"]
+    assert stream.getvalue().splitlines() == ["blocks: 39 of 40 were already done", "blocks: done in 5 s"]
 
 
 def test_an_error_that_ends_the_run_is_noted(tmp_path):

@@ -45,7 +45,7 @@ def test_a_label_stands_before_each_description(clock):
     with RichProgress(Console(file=stream)) as progress:
         Labelled(progress, "paper").start("quantizing", 2, done=1)()
     assert stream.getvalue().splitlines()[-1] == "paper: quantizing: done in 0 s"
-    assert stream.getvalue().splitlines()[0] == "paper: quantizing: 1 of 2 were done already"
+    assert stream.getvalue().splitlines()[0] == "paper: quantizing: 1 of 2 were already done"
 
 
 def test_units_of_an_earlier_run_are_done_but_say_nothing_about_the_speed(clock):
@@ -58,7 +58,7 @@ def test_units_of_an_earlier_run_are_done_but_say_nothing_about_the_speed(clock)
         progress.start("blocks", 40, done=40)
         progress.start("nothing", 0)
     assert stream.getvalue().splitlines() == [
-        "blocks: 38 of 40 were done already",
+        "blocks: 38 of 40 were already done",
         "blocks: 39 of 40, about 30 s left",
         "blocks: done in 1 min 0 s",
         "blocks: was done already",

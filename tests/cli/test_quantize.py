@@ -106,7 +106,7 @@ def test_ctrl_c_ends_with_130_and_a_sentence(monkeypatch, tmp_path):
 
 
 def test_a_run_needs_to_know_where_to_write_unless_it_is_dry(quantize_calls):
-    assert_refused(run("quantize", "tiny"), 2, "say where to write, with -o DIR")
+    assert_refused(run("quantize", "tiny"), 2, "name the output folder with -o DIR")
     assert quantize_calls == []
 
 
@@ -135,7 +135,7 @@ def test_progress_can_be_read_by_programs(tmp_path):
 @pytest.mark.parametrize("flags", ["--calibration p.jsonl", "--num-prompts 3", "--seed 1"])
 def test_what_a_store_decides_is_not_asked_again(quantize_calls, tmp_path, flags):
     result = run("quantize", "tiny", "-o", tmp_path / "out", "--store", tmp_path / "store", *split(flags))
-    assert_refused(result, 2, "the sample store has decided that")
+    assert_refused(result, 2, "the sample store fixes it")
     assert quantize_calls == []
     assert run("quantize", "tiny", "-o", tmp_path / "out", "--store", tmp_path / "store").exit_code == 0
     assert quantize_calls[0][3]["store"] == tmp_path / "store"

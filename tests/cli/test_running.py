@@ -51,11 +51,11 @@ def test_brackets_in_texts_are_printed_as_they_are(capsys):
         (OSError(errno.ENOSPC, "No space left on device", "out/a.mp4"), FAILED, "No space left on device: out/a.mp4."),
         (PermissionError(errno.EACCES, "Permission denied", "/out"), FAILED, "Permission denied: /out."),
         (OSError("strange"), FAILED, "strange."),
-        (MemoryError(), FAILED, "too little memory"),
+        (MemoryError(), FAILED, "ran out of memory"),
         (
             type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried …"),
             FAILED,
-            "GPU has too little memory",
+            "GPU ran out of memory",
         ),
         (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
     ],

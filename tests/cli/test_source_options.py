@@ -139,9 +139,9 @@ def test_what_is_not_there_or_not_a_file_of_weights_is_refused_before_work(
 @pytest.mark.parametrize(
     ("model", "base", "denoisers", "words"),
     [
-        (None, None, None, "say which model"),
-        (None, None, ["high_noise=f"], "say with --base which pipeline"),
-        ("tiny", "tiny", ["high_noise=f"], "stands in the place of MODEL: leave tiny out"),
+        (None, None, None, "name a model"),
+        (None, None, ["high_noise=f"], "name their pipeline with --base"),
+        ("tiny", "tiny", ["high_noise=f"], "replaces MODEL: leave tiny out"),
         (None, "tiny", None, "goes with --expert: give the model alone as MODEL"),
         (None, "tiny", ["f.safetensors"], "'f.safetensors' is not DENOISER=FILE or DENOISER=FOLDER"),
         (None, "tiny", ["high_noise="], "is not DENOISER=FILE"),
@@ -158,5 +158,5 @@ def test_a_base_stands_in_the_place_of_a_reference() -> None:
     assert reference_and_folders(["tiny", "x", "y"], None, None) == ("tiny", [Path("x"), Path("y")])
     assert reference_and_folders(["x"], "tiny", ["high_noise=a=b"]) == (given, [Path("x")])
     assert str(given) == "tiny"
-    with pytest.raises(typer.BadParameter, match="say which quantized pipeline"):
+    with pytest.raises(typer.BadParameter, match="name a quantized pipeline"):
         reference_and_folders(["tiny"], None, None)

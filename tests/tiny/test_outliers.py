@@ -11,8 +11,9 @@ from diffusers import WanTransformer3DModel
 
 from benchmarks.outliers import KINDS, channel_absmax, ratios, run_pipeline
 from tempoquant.errors import ModelError, OutputError
-from tempoquant.tiny import outliers, weights_folder
-from tempoquant.tiny.outliers import outliers_folder, plant_outliers, write_tiny_outliers
+from tempoquant.tiny import outliers_pipeline, weights_folder
+from tempoquant.tiny.outliers import plant_outliers
+from tempoquant.tiny.outliers_pipeline import outliers_folder, write_tiny_outliers
 
 CONFIG = {
     "patch_size": (1, 2, 2),
@@ -170,7 +171,7 @@ def test_callers_that_write_at_once_end_with_one_folder(tmp_path: Path, monkeypa
         barrier.wait(timeout=60)
         return write_tiny_outliers(folder, source)
 
-    monkeypatch.setattr(outliers, "write_tiny_outliers", write_when_both_are_here)
+    monkeypatch.setattr(outliers_pipeline, "write_tiny_outliers", write_when_both_are_here)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: outliers_folder(), range(2))
     assert first == second and list((tmp_path / "tempoquant").iterdir()) == [first]

@@ -1,4 +1,6 @@
-"""A whole video fast: attention kernels, caches of steps and compiled blocks, chosen together, said, and undone."""
+"""Faster videos: attention kernels, step caches and compiled blocks, chosen together, reported, and
+undone.
+"""
 
 from tempoquant.acceleration.accelerate import Acceleration, accelerate
 

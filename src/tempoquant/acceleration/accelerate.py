@@ -1,4 +1,6 @@
-"""`tempoquant.accelerate`: attention kernels, a cache of steps and compiled blocks for a pipeline, as one mode."""
+"""`tempoquant.accelerate`: attention kernels, a step cache and compiled blocks for a pipeline, as
+one mode.
+"""
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -21,15 +23,15 @@ _ATTRIBUTE = "_tempoquant_acceleration"
 
 @dataclass
 class Acceleration:
-    """What is in force on a pipeline.
+    """The acceleration in force on a pipeline.
 
     Attributes:
         speed: "exact", "fast" or "fastest".
-        attention: diffusers' backend, why, and which better ones are not installed.
-        cache: the cache of steps, or None.
+        attention: diffusers' backend, the reason, and better ones that are not installed.
+        cache: the step cache, or None.
         is_compiled: whether blocks are compiled.
         why: a sentence for each choice.
-        expected: what it should give, a sentence each; "counted" or "not measured" stands in each of them.
+        expected: the expected effects, a sentence each, with the word "counted" or "not measured".
     """
 
     speed: Speed
@@ -41,11 +43,13 @@ class Acceleration:
     _undo: ExitStack = field(repr=False)
 
     def remove(self) -> None:
-        """Leave the pipeline as it was before, bit for bit. Calling it again changes nothing."""
+        """Restore the pipeline, bit for bit. A second call changes nothing."""
         self._undo.close()
 
     def calls_in_words(self) -> str:
-        """Return how many calls left their blocks out so far, as a sentence with a space before it; "" without any."""
+        """Return how many calls skipped their blocks so far, as a sentence with a space before it;
+        "" without any.
+        """
         counts = [] if self.cache is None else list(self.cache.counts.values())
         skipped, computed = sum(each.skipped for each in counts), sum(each.computed for each in counts)
         return f" {skipped} of {skipped + computed} denoiser calls left their blocks out." if skipped else ""
@@ -72,23 +76,27 @@ def accelerate(
     compile: bool | None = None,
     magnitude_ratios: Mapping[str, MagnitudeRatios] | None = None,
 ) -> Acceleration:
-    """Make a pipeline's videos faster. Call it when the pipeline is on its device, after `set_memory_mode`.
+    """Make a pipeline's videos faster. Call it when the pipeline is on its device, after
+    `set_memory_mode`.
 
     Args:
         pipeline: 16-bit or quantized, of a family that TempoQuant knows.
-        speed: "exact" computes every step with 16-bit attention; "fast" and "fastest" leave steps out and take 8-bit
-            attention where it is installed. docs/speed.md has what they cost.
-        attention: a backend of diffusers in place of the one that the speed and the GPU choose.
-        cache: "magcache", "firstblock", "taylorseer", or settings of one, in place of the speed's; "none" for none.
-        compile: whether blocks are compiled; None for on a GPU, in "fast" and "fastest", where nothing forbids it.
-        magnitude_ratios: denoiser to what a recording saw, for a pipeline whose checkpoint has none.
+        speed: "exact" computes every step with 16-bit attention; "fast" and "fastest" skip steps
+            and use 8-bit attention if it is installed. docs/speed.md gives their cost.
+        attention: a backend of diffusers in place of the choice by speed and GPU.
+        cache: "magcache", "firstblock", "taylorseer", or settings of one, in place of the speed's;
+            "none" for none.
+        compile: whether blocks are compiled; by default on a GPU, in "fast" and "fastest", if
+            nothing forbids it.
+        magnitude_ratios: denoiser to its recorded ratios, for a pipeline whose checkpoint has none.
 
     Returns:
-        What was chosen, why, and what to expect. Its `remove()` restores the pipeline; so does another call, first.
+        The choices, their reasons, and the expected effects. Its `remove()` restores the pipeline;
+        another call does so first.
 
     Raises:
         SettingsError: there is no such speed, cache or attention backend.
-        UnsupportedError: what was asked for cannot be had with this pipeline, memory mode or machine, by name.
+        UnsupportedError: the pipeline, memory mode or machine does not support a named choice.
     """
     facts = facts_of(pipeline)
     choices = Choices(speed, attention, cache, compile)
@@ -124,19 +132,19 @@ def accelerate(
 
 
 def accelerate_by(pipeline: Any, choices: Choices) -> Acceleration:
-    """Do what was chosen. Raises as `accelerate`."""
+    """Apply the choices. Raises as `accelerate`."""
     return accelerate(
         pipeline, choices.speed, attention=choices.attention, cache=choices.asked_cache, compile=choices.asked_compile
     )
 
 
 def acceleration_of(pipeline: Any) -> Acceleration | None:
-    """Return what is in force on a pipeline; None where nothing is."""
+    """Return the acceleration in force on a pipeline; None for none."""
     return getattr(pipeline, _ATTRIBUTE, None)
 
 
 def recorded_ratios(pipeline: Any, facts: PipelineFacts) -> dict[str, MagnitudeRatios]:
-    """Return what the denoisers' checkpoints hold of them."""
+    """Return the recorded ratios in the denoisers' checkpoints."""
     found = {}
     for denoiser in facts.denoisers:
         quantizer = getattr(getattr(pipeline, denoiser.component), "hf_quantizer", None)
@@ -147,7 +155,7 @@ def recorded_ratios(pipeline: Any, facts: PipelineFacts) -> dict[str, MagnitudeR
 
 
 def require_recorded(settings: CacheSettings, denoisers: Iterable[str], ratios: Mapping[str, MagnitudeRatios]) -> None:
-    """Raise UnsupportedError for MagCache without what it decides by."""
+    """Raise UnsupportedError for MagCache without the ratios that it needs."""
     for name in denoisers if settings.name == "magcache" else ():
         if name not in ratios:
             raise UnsupportedError(
@@ -167,7 +175,7 @@ def _has_plain_blocks(pipeline: Any, facts: PipelineFacts) -> bool:
 def _expected(
     settings: CacheSettings | None, ratios: Mapping[str, MagnitudeRatios], attention: AttentionChoice, compiles: bool
 ) -> tuple[str, ...]:
-    """What to expect, in sentences."""
+    """Return the expected effects, in sentences."""
     sentences = []
     if settings is not None and settings.name == "magcache":
         lists = [skipped_steps(own, settings) for each in ratios.values() for own in each.by_branch.values()]

@@ -1,7 +1,8 @@
-"""Which of diffusers' attention kernels a pipeline runs with: by compute capability, speed, and what is installed.
+"""The choice among diffusers' attention kernels: by compute capability, speed, and installed
+packages.
 
-The table is made of what kernels' authors and users report (docs/speed.md names the sources): nothing in it was
-measured by this project. `tempoquant doctor` shows what it comes to on a machine.
+The table follows the reports of kernels' authors and users (docs/speed.md names the sources); this
+project measured none of it. `tempoquant doctor` shows the choice on a machine.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ BACKENDS = tuple(name.value for name in AttentionBackendName)
 
 
 class Candidate(NamedTuple):
-    """One of diffusers' backends, and why it is where it is in the table."""
+    """One of diffusers' backends, and the reason for its place in the table."""
 
     backend: str
     why: str
@@ -49,7 +50,9 @@ SIXTEEN_BITS: Mapping[Capability, tuple[Candidate, ...]] = {
     (10, 0): (_CUDNN,),
     (12, 0): (_TORCH,),
 }
-"""Compute capability, and higher up to the next, to what runs 16-bit attention there, the best first."""
+"""The backends of 16-bit attention for a compute capability and higher ones up to the next, the
+best first.
+"""
 
 EIGHT_BITS: Mapping[Capability, tuple[Candidate, ...]] = {
     (7, 5): (),
@@ -64,7 +67,7 @@ FOUR_BITS: Mapping[Capability, tuple[Candidate, ...]] = {(7, 5): (), (12, 0): (_
 DISPATCHED: Mapping[Capability, Mapping[str, str]] = {
     (9, 0): dict.fromkeys(("sage", "sage_hub"), "_sage_qk_int8_pv_fp8_cuda_sm90"),
 }
-"""Backends that choose a kernel by themselves: which one, by compute capability."""
+"""Backends that choose a kernel themselves, and their choice by compute capability."""
 
 INSTALL = {
     "flash_3": "build FlashAttention-3 from the hopper folder of github.com/Dao-AILab/flash-attention",
@@ -75,7 +78,9 @@ INSTALL = {
     "xformers": "pip install xformers",
     "native": "pip install -U torch",
 }
-"""The beginning of a backend's name to what installs it, the first that fits; those from the hub have one of theirs."""
+"""The command that installs a backend, by the beginning of its name; the first match counts. Hub
+backends share one.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class AttentionChoice:
 
     Attributes:
         backend: diffusers' name.
-        reason: why this one.
-        missing: better ones that are not installed, each with what installs it.
+        reason: the reason for it.
+        missing: better ones that are not installed, each with its install command.
     """
 
     backend: str
@@ -99,9 +104,9 @@ def choose_attention(
     """Choose the attention of a pipeline.
 
     Args:
-        family: whose deny-list counts; None for no family in particular.
+        family: the family whose deny-list counts; None for no particular family.
         capability: of the GPU; None for a CPU.
-        asked: what the user wants in place of the table's choice.
+        asked: the user's choice in place of the table's.
 
     Raises:
         SettingsError: diffusers has no such backend.
@@ -128,13 +133,15 @@ def candidates(speed: Speed, capability: Capability) -> tuple[Candidate, ...]:
 
 
 def denied(backend: str, family: ModelFamily, capability: Capability) -> str | None:
-    """Return why a backend must not be used for a family on such a GPU; None where it may."""
+    """Return the reason why a backend must not be used for a family on such a GPU; None if it
+    may.
+    """
     kernel = _row(DISPATCHED, capability, {}).get(backend, backend)
     return family.denied_attention.get(kernel)
 
 
 def is_installed(backend: str) -> bool:
-    """Return whether diffusers finds what a backend needs."""
+    """Return whether diffusers finds a backend's requirements."""
     try:
         attention_dispatch._check_attention_backend_requirements(AttentionBackendName(backend))
     except RuntimeError:
@@ -143,7 +150,7 @@ def is_installed(backend: str) -> bool:
 
 
 def install_line(backend: str) -> str:
-    """Return what installs a backend."""
+    """Return the command that installs a backend."""
     if backend.endswith("_hub"):
         return INSTALL["hub"]
     name = backend.lstrip("_")
@@ -163,10 +170,12 @@ def _asked(backend: str, family: ModelFamily | None, capability: Capability | No
 
 
 def use_attention(pipeline: Any, facts: PipelineFacts, backend: str) -> ExitStack:
-    """Have the denoisers, and no other model of this process, run with a backend. Closing the stack undoes it.
+    """Make the denoisers, and no other model of this process, use a backend. Closing the stack
+    undoes it.
 
     Raises:
-        UnsupportedError: diffusers refuses it, beside context parallelism, say, or its kernel cannot be fetched.
+        UnsupportedError: diffusers refuses it (for example beside context parallelism), or its
+            kernel cannot be fetched.
     """
     registry = attention_dispatch._AttentionBackendRegistry
     with ExitStack() as undo:
@@ -195,6 +204,6 @@ def _processors(model: Any) -> list[Any]:
 
 
 def _row(table: Mapping[Capability, Any], capability: Capability, otherwise: Any = ()) -> Any:
-    """The entry of the highest compute capability that is not above this one."""
+    """Return the entry of the highest compute capability that is not above this one."""
     known = [each for each in table if each <= capability]
     return table[max(known)] if known else otherwise

@@ -1,4 +1,4 @@
-"""Which steps a cache leaves out: its settings, and for MagCache the steps themselves, known before anything runs."""
+"""The settings of step caches, and the steps that MagCache skips, known before anything runs."""
 
 import math
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ class CacheSettings:
     """Settings of one of diffusers' caches. docs/speed.md has the measurements behind the defaults.
 
     Attributes:
-        name: "magcache" (arXiv 2506.09045), "firstblock" (ParaAttention's First Block Cache) or "taylorseer" (arXiv
-            2503.06923).
-        threshold: MagCache: the error that may add up before a step is computed. First Block Cache: the relative change
-            of the first block's residual from which a step is computed.
-        max_skip_steps: MagCache: so many steps in a row at most.
-        retention_ratio: MagCache: the share of each denoiser's steps, its first ones, that are always computed.
-        interval: TaylorSeer: one step of so many is computed.
+        name: "magcache" (arXiv 2506.09045), "firstblock" (ParaAttention's First Block Cache) or
+            "taylorseer" (arXiv 2503.06923).
+        threshold: MagCache: the error that may add up before a step is computed. First Block Cache:
+            the relative change of the first block's residual from which a step is computed.
+        max_skip_steps: MagCache: the most steps in a row that are skipped.
+        retention_ratio: MagCache: the share of each denoiser's steps, its first ones, that are
+            always computed.
+        interval: TaylorSeer: one of this many steps is computed.
     """
 
     name: CacheName
@@ -52,10 +53,10 @@ class CacheSettings:
 
 
 def skipped_steps(ratios: Sequence[float], settings: CacheSettings) -> list[bool]:
-    """Return which of a denoiser's steps MagCache leaves out, by the rule that diffusers' hook follows.
+    """Return which of a denoiser's steps MagCache skips, by the rule of diffusers' hook.
 
-    MagCache, arXiv 2506.09045: the error of a skipped step is |1 − the ratios' product since the last
-    computed one|, and a step is skipped while the errors' sum stays within the threshold.
+    MagCache, arXiv 2506.09045: the error of a skipped step is |1 − the ratios' product since the
+    last computed one|, and a step is skipped while the errors' sum stays within the threshold.
 
     Args:
         ratios: of the steps, see `MagnitudeRatios.at`.

@@ -1,4 +1,4 @@
-"""What a user asked for, and which of it cannot be had together: known before a weight is loaded."""
+"""The user's choices, and their contradictions, found before a weight is loaded."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ _IN_CHUNKS = (
 
 @dataclass(frozen=True)
 class Choices:
-    """A speed, and what was asked for in place of its own choices.
+    """A speed, and the user's choices in place of its own.
 
     Attributes:
         speed: "exact", "fast" or "fastest".
         attention: a backend of diffusers; None for the table's.
         asked_cache: a cache by name, settings of one, "none", or None for the speed's.
-        asked_compile: True, False, or None for where it can be.
+        asked_compile: True, False, or None for wherever it is possible.
 
     Raises:
         SettingsError: there is no such speed or cache.
@@ -39,7 +39,7 @@ class Choices:
             raise SettingsError(f"a cache is one of {', '.join((*CACHES, NO_CACHE))}, not {self.asked_cache!r}.")
 
     def __str__(self) -> str:
-        """Such as "fast: magcache (…), attention sage"."""
+        """Describe the choices, such as "fast: magcache (…), attention sage"."""
         parts = ["no cache of steps" if self.cache is None else str(self.cache)]
         parts += [] if self.attention is None else [f"attention {self.attention}"]
         parts += [] if self.asked_compile is None else ["compiled" if self.asked_compile else "not compiled"]
@@ -47,7 +47,7 @@ class Choices:
 
     @property
     def cache(self) -> CacheSettings | None:
-        """The settings of the cache of steps; None for none."""
+        """Return the settings of the step cache; None for none."""
         if isinstance(self.asked_cache, CacheSettings):
             return self.asked_cache
         own = DEFAULTS[self.speed].cache
@@ -56,7 +56,7 @@ class Choices:
         return None if self.asked_cache == NO_CACHE else BY_NAME[self.asked_cache]
 
     def require_possible(self, memory: str | None, in_chunks: bool = False) -> None:
-        """Raise UnsupportedError for what cannot be combined, by name.
+        """Raise UnsupportedError for choices that cannot be combined, by name.
 
         Args:
             memory: the memory mode, or None.
@@ -76,10 +76,10 @@ class Choices:
             )
 
     def compiling(self, device_type: str, memory: str | None, has_plain_blocks: bool) -> tuple[bool, str]:
-        """Return whether blocks are compiled, and why.
+        """Return whether blocks are compiled, and the reason.
 
         Raises:
-            UnsupportedError: it was asked for, and blocks compute in chunks.
+            UnsupportedError: the user asked for it, and blocks compute in chunks.
         """
         if self.asked_compile and not has_plain_blocks:
             raise UnsupportedError(_IN_CHUNKS)
@@ -101,4 +101,4 @@ BY_NAME = {
     "firstblock": CacheSettings("firstblock", threshold=0.05),
     "taylorseer": CacheSettings("taylorseer", interval=3),
 }
-"""What a cache's name alone means, where the speed has another one."""
+"""The settings for a cache's name alone, if the speed has another one."""

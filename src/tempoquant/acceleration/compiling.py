@@ -1,7 +1,9 @@
-"""Blocks of denoisers compiled, one by one: diffusers' regional compilation, beneath the hooks of caches.
+"""Compilation of denoisers' blocks, one by one: diffusers' regional compilation, beneath the hooks
+of caches.
 
-diffusers' `compile_repeated_blocks` compiles a block together with the hooks on it, and the hooks of its caches forbid
-that: the whole block would run uncompiled. Here a block's own forward is compiled, and hooks call it.
+diffusers' `compile_repeated_blocks` compiles a block together with its hooks, and the hooks of its
+caches forbid that: the whole block would run uncompiled. Here a block's own forward is compiled,
+and hooks call it.
 """
 
 import functools
@@ -15,13 +17,14 @@ from tempoquant.models.families import PipelineFacts
 
 
 def compile_blocks(pipeline: Any, facts: PipelineFacts, backend: str = "inductor") -> ExitStack:
-    """Compile the blocks that diffusers lists as repeated, once for all of one class. Closing the stack undoes it.
+    """Compile the blocks that diffusers lists as repeated, once for each class. Closing the stack
+    undoes it.
 
     Args:
         backend: of torch.compile.
 
     Raises:
-        UnsupportedError: diffusers lists none, or something else has taken the place of a block's forward.
+        UnsupportedError: diffusers lists none, or something else has replaced a block's forward.
     """
     undo = ExitStack()
     compiled: dict[type, Any] = {}

@@ -1,4 +1,4 @@
-"""The three speeds: what each asks for. docs/speed.md has a command behind every default."""
+"""The three speeds and their settings. docs/speed.md has a command behind every default."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SPEEDS: tuple[Speed, ...] = get_args(Speed)
 
 @dataclass(frozen=True)
 class SpeedDefaults:
-    """What a speed asks for where nothing else is said.
+    """The default choices of a speed.
 
     Attributes:
         meaning: for people, in one line.

@@ -1,8 +1,9 @@
-"""diffusers' caches of steps on a pipeline of several denoisers: each has a state of its own, for each guidance branch.
+"""diffusers' step caches on a pipeline of several denoisers: each denoiser and guidance branch has
+its own state.
 
-diffusers keeps a state for each `cache_context` of each model. It never forgets one at the boundary between denoisers
-or when a video is broken off, and it gives both branches of guidance one list of MagCache's ratios. Both is done here,
-before each call of a denoiser.
+diffusers keeps a state for each `cache_context` of each model. It never resets one at the boundary
+between denoisers or after an interrupted video, and it gives both guidance branches one list of
+MagCache's ratios. This module does both before each call of a denoiser.
 """
 
 from collections.abc import Mapping
@@ -24,12 +25,14 @@ from tempoquant.models.hooks import own_forward, unobtrusive
 from tempoquant.timesteps import denoiser_at
 
 _BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
-"""What pipelines call the branches of guidance in their `cache_context`."""
+"""The guidance branches by their names in pipelines' `cache_context`."""
 
 
 @dataclass
 class CallCounts:
-    """Calls of one denoiser: `computed` whole, `skipped` with what the cache had of an earlier one."""
+    """Calls of one denoiser: `computed` whole, `skipped` with the cached output of an earlier
+    one.
+    """
 
     computed: int = 0
     skipped: int = 0
@@ -54,12 +57,12 @@ class _Cached:
 
     @property
     def context(self) -> str:
-        """What the pipeline calls the branch of guidance that runs."""
+        """Return the pipeline's name of the running guidance branch."""
         context = self.managers[0]._context
         return "inference" if context is None else context.name
 
     def forget(self) -> None:
-        """Begin anew, in the context that is set."""
+        """Reset the state in the current context."""
         for manager in self.managers:
             context = manager._context
             manager.reset()
@@ -78,17 +81,18 @@ class _Cached:
 
 
 class StepCache:
-    """A cache of steps in force on a pipeline.
+    """A step cache in force on a pipeline.
 
     Attributes:
-        settings: which cache, and how it decides.
+        settings: the cache and its settings.
     """
 
     def __init__(self, pipeline: Any, settings: CacheSettings, ratios: Mapping[str, MagnitudeRatios]) -> None:
-        """Enable it.
+        """Enable the cache.
 
         Args:
-            ratios: denoiser to what was recorded of it; MagCache computes every step of denoisers without any.
+            ratios: denoiser to its recorded ratios; MagCache computes every step of denoisers
+                without any.
 
         Raises:
             UnsupportedError: as `require_cacheable`.
@@ -115,15 +119,17 @@ class StepCache:
 
     @property
     def counts(self) -> dict[str, CallCounts]:
-        """Denoiser to its calls so far, over all videos."""
+        """Return each denoiser's calls so far, over all videos."""
         return {each.name: each.counts for each in self._denoisers}
 
     def remove(self) -> None:
-        """Leave the pipeline as it was."""
+        """Restore the pipeline."""
         self._undo.close()
 
     def _begin(self, cached: _Cached, inputs: Mapping[str, Any]) -> None:
-        """A denoiser is called: forget what belongs to another one's part of the video, or to another video."""
+        """Begin a denoiser's call: reset states of another denoiser's part of the video, or of
+        another video.
+        """
         timestep = self._facts.family.timestep_of(inputs)
         if self._running is not cached:
             if self._running is not None:
@@ -149,7 +155,7 @@ class StepCache:
 
 
 def require_cacheable_family(family: ModelFamily, index: PipelineIndex) -> None:
-    """Raise UnsupportedError where more than its blocks changes a denoiser's hidden state between them."""
+    """Raise UnsupportedError if a model changes its hidden state between the blocks too."""
     if not family.skippable_blocks:
         raise UnsupportedError(
             f"a {index.class_name} changes the hidden state between its blocks, which a cache of steps would do twice: "
@@ -158,7 +164,9 @@ def require_cacheable_family(family: ModelFamily, index: PipelineIndex) -> None:
 
 
 def require_cacheable(pipeline: Any, facts: PipelineFacts, settings: CacheSettings) -> None:
-    """Raise UnsupportedError where a cache cannot leave out a pipeline's blocks, or another cache is there already."""
+    """Raise UnsupportedError if a cache cannot skip a pipeline's blocks, or another cache exists
+    already.
+    """
     require_cacheable_family(facts.family, facts.index)
     for denoiser in facts.denoisers:
         model = getattr(pipeline, denoiser.component)
@@ -178,7 +186,7 @@ def _config(settings: CacheSettings) -> Any:
         return FirstBlockCacheConfig(threshold=settings.threshold)
     return TaylorSeerCacheConfig(
         cache_interval=settings.interval, disable_cache_before_step=2, max_order=1, taylor_factors_dtype=torch.float32,
-        use_lite_mode=True,  # foretells the model's output alone: one tensor to keep, and every block left out
+        use_lite_mode=True,  # predicts the model's output alone: one tensor to keep, and every block skipped
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
-"""The arguments of one call as tensors and as an outline of all else, so that files can hold them.
+"""The arguments of one call as tensors and an outline of everything else, so that files can hold
+them.
 
-A denoiser may be called with tensors alone, as most are, or with numbers, switches, and lists of tensors beside them.
+Most denoisers are called with tensors alone; some also take numbers, switches, and lists of
+tensors.
 """
 
 from collections.abc import Mapping
@@ -11,15 +13,17 @@ import torch
 from tempoquant.errors import CalibrationError
 
 OUTLINE_KEY = "arguments"
-"""Of a safetensors file's metadata: the outline, as JSON."""
+"""The key of the outline, as JSON, in a safetensors file's metadata."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def take_apart(arguments: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Return the tensors of a call's arguments by name, and the outline of the arguments; None where all are tensors.
+    """Split a call's arguments into tensors by name and the outline of the rest; None if all are
+    tensors.
 
-    A tensor in a list, a tuple or a dict is named by the way to it, such as "img_ids.0". The outline is plain JSON.
+    A tensor in a list, a tuple or a dict is named by its path, such as "img_ids.0". The outline is
+    plain JSON.
 
     Raises:
         CalibrationError: an argument is neither a tensor, nor plain, nor made of these.
@@ -47,7 +51,9 @@ def _outline(path: str, value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def put_together(tensors: Mapping[str, torch.Tensor], outline: Any) -> dict[str, Any]:
-    """Return the arguments that `take_apart` took apart. Raises ValueError for an outline that it would not make."""
+    """Rebuild the arguments that `take_apart` split. Raises ValueError for an outline that it would
+    not make.
+    """
     if outline is None:
         return dict(tensors)
     if not isinstance(outline, dict):

@@ -1,4 +1,4 @@
-"""BinRegressions: the deflation of each timestep bin, by the directions that all bins share."""
+"""BinRegressions: the deflation of each timestep bin, along the directions that all bins share."""
 
 import torch
 
@@ -8,9 +8,10 @@ from tempoquant.methods.prior import PSEUDO_TOKENS
 
 
 class BinRegressions:
-    """Gathers what the branch's h = x · downᵀ tells of the smoothed input in each timestep bin, about the bin's mean.
+    """The regressions of the smoothed input on the branch's h = x · downᵀ in each timestep bin,
+    around the bin's mean.
 
-    Of a covariance only its product with the directions is kept, (rank, in) for each bin.
+    Only the product of a covariance with the directions is kept, (rank, in) for each bin.
 
     Args:
         shared: the deflation of all bins together; its directions stay.
@@ -25,7 +26,7 @@ class BinRegressions:
         self._num_tokens = [0] * len(means)
 
     def add(self, x: torch.Tensor, timestep_bin: int) -> None:
-        """Take in raw tokens (tokens, in) of one bin."""
+        """Add raw tokens (tokens, in) of one bin."""
         centred = x.float() - self._means[timestep_bin]
         self._cross_covariance[timestep_bin] += (centred @ self._down.float().T).T @ (centred / self._factor)
         self._num_tokens[timestep_bin] += len(x)
@@ -33,8 +34,9 @@ class BinRegressions:
     def deflation(self, moments: InputMoments, rotated: bool) -> Deflation:
         """Compute the regression of each bin: (num_bins, in, rank).
 
-        Each bin's covariance is mixed with that of all bins, scaled to its energy, as if PSEUDO_TOKENS of its tokens
-        were theirs. A bin without tokens has theirs alone.
+        Each bin's covariance is mixed with that of all bins, scaled to its energy, as if
+        PSEUDO_TOKENS of its tokens came from all bins. A bin without tokens takes the covariance of
+        all bins.
         """
         stored = self._down.float() * self._factor
         pooled = self._cross_covariance.sum(0) / max(sum(self._num_tokens), 1)

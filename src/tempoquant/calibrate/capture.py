@@ -1,4 +1,4 @@
-"""Forward hooks, all of them: see what a module is called with, and leave no hook behind."""
+"""Forward hooks: contexts that watch the calls of modules, and remove their hooks."""
 
 import contextlib
 import inspect
@@ -23,7 +23,9 @@ def _while_hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching_inputs(modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]) -> Iterator[None]:
-    """Within this context, `observe(name, first positional input)` runs before each call of the named modules."""
+    """Call `observe(name, first positional input)` before each call of the named modules within
+    this context.
+    """
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: observe(name, args[0]))
         for name, module in modules.items()
@@ -36,8 +38,9 @@ def watching_inputs(modules: Mapping[Name, nn.Module], observe: Callable[[Name, 
 def watching_outputs(
     modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Within this context, `observe(name, first positional input, output)` runs after each call of the named
-    modules."""
+    """Call `observe(name, first positional input, output)` after each call of the named modules
+    within this context.
+    """
     handles = [
         module.register_forward_hook(lambda _, args, output, name=name: observe(name, args[0], output))
         for name, module in modules.items()
@@ -50,8 +53,11 @@ def watching_outputs(
 def watching_gradients(
     modules: Mapping[Name, nn.Module], observe: Callable[[Name, torch.Tensor], None]
 ) -> Iterator[None]:
-    """For calls of the named modules within this context, `observe(name, gradient)` runs when a backward pass has the
-    gradient of a call's output, also where nothing that the module read needs one."""
+    """Call `observe(name, gradient)` for calls of the named modules within this context.
+
+    It runs when a backward pass has the gradient of a call's output, even if no input of the module
+    needs one.
+    """
 
     def watch(name: Name, output: torch.Tensor) -> None:
         if not output.requires_grad:
@@ -64,7 +70,9 @@ def watching_gradients(
 
 @contextlib.contextmanager
 def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], None]) -> Iterator[None]:
-    """Within this context, `observe(arguments by name, output)` runs after each call of the module."""
+    """Call `observe(arguments by name, output)` after each call of the module within this
+    context.
+    """
     handle = module.register_forward_hook(
         lambda called, args, kwargs, out: observe(arguments_by_name(called, args, kwargs), out), with_kwargs=True
     )
@@ -73,7 +81,9 @@ def watching_calls(module: nn.Module, observe: Callable[[dict[str, Any], Any], N
 
 
 def arguments_by_name(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a call's arguments, in the order in which the module's class names them, but for plain defaults."""
+    """Return a call's arguments by name, in the order of the class's signature, without plain
+    defaults.
+    """
     signature = inspect.signature(type(module).forward)
     found: dict[str, Any] = {}
     for name, value in list(signature.bind(module, *args, **kwargs).arguments.items())[1:]:  # the first is the module
@@ -95,7 +105,7 @@ def _is_plain_default(value: Any, default: Any) -> bool:
 
 @contextlib.contextmanager
 def computing_with(forwards: Mapping[nn.Module, Callable[..., torch.Tensor]]) -> Iterator[None]:
-    """Within this context, each module computes with the given function of its inputs instead of its own forward."""
+    """Replace each module's forward by the given function of its inputs within this context."""
     for module, forward in forwards.items():
         module.forward = forward  # type: ignore[method-assign]
     try:

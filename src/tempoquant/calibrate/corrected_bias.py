@@ -1,12 +1,13 @@
-"""The bias of a centred layer: the linear's own, and what centring adds to it."""
+"""The bias of a centred layer: the linear's own bias plus the correction that centring adds."""
 
 import torch
 
 
 def corrected_bias(bias: torch.Tensor | None, correction: torch.Tensor | None) -> torch.Tensor | None:
-    """Add to a bias what centring asks for, then in float32; without, return it as it is.
+    """Add centring's correction to a bias, in float32; without a correction, return the bias as it
+    is.
 
-    One for each timestep bin, (num_bins, out), is in float16, as long as that holds it: there are several of them.
+    A bias for each timestep bin, (num_bins, out), is float16 if it fits, since there are several.
     """
     if correction is None:
         return bias

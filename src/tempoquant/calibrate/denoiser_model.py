@@ -1,4 +1,4 @@
-"""What calibration must know of a model, and which of a block's linears it takes together."""
+"""The interface between calibration and a model, and the groups of a block's linears."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -12,48 +12,62 @@ from tempoquant.formats import Format
 from tempoquant.recipe import Recipe
 
 Carried: TypeAlias = Sequence[torch.Tensor]
-"""All that passes from the blocks before some point of a denoiser to those after it, for one sample."""
+"""The tensors that pass from the blocks before some point of a denoiser to those after it, for one
+sample.
+"""
 
 
 class DenoiserModel(Protocol):
-    """What calibration must know of a model. A new model satisfies this and nothing else."""
+    """The interface between calibration and a model. A new model satisfies this and nothing
+    else.
+    """
 
     denoiser: str
     num_blocks: int
 
     def running(self, samples: Sequence[CalibrationSample]) -> AbstractContextManager[None]:
-        """Within this context `run_block` and `finish` can be called on these samples. No block is in memory before."""
+        """Allow `run_block` and `finish` on these samples within this context. No block is in
+        memory before.
+        """
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """One block, in memory within the context, on the device and in the dtype calibration computes in."""
+        """Hold one block in memory within the context, on the device and in the dtype of
+        calibration.
+        """
 
     def let_go(self, index: int, linears: Sequence[str]) -> None:
         """Give back the weights of some linears of block `index`, which is in memory and does not run any more."""
 
     def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> Carried:
-        """Run block `index`, which is in memory, on one sample: what is carried past it. Nothing is before block 0."""
+        """Run block `index`, which is in memory, on one sample, and return the tensors carried past
+        it. Block 0 has none before it.
+        """
 
     def finish(self, sample: CalibrationSample, carried: Carried) -> torch.Tensor:
-        """Run all that comes after the last block on one sample, differentiably: the noise prediction."""
+        """Run everything after the last block on one sample, differentiably, and return the noise
+        prediction.
+        """
 
     def shared_inputs(self, index: int) -> Sequence[Sequence[str]]:
-        """The linears of one block that may be quantized, by their names in it; those that read one input together."""
+        """Return a block's linears that may be quantized, by their names in it, grouped by the
+        input they read.
+        """
 
     def name_of(self, index: int, linear: str) -> str:
-        """A linear's full name in the denoiser."""
+        """Return a linear's full name in the denoiser."""
 
 
 class Choice(NamedTuple):
-    """What a recipe does to a linear: its 4-bit format, and the rank of its low-rank branch."""
+    """The recipe's choice for a linear: its 4-bit format, and the rank of its low-rank branch."""
 
     format: Format
     rank: int
 
 
 def linear_groups(model: DenoiserModel, index: int, recipe: Recipe) -> dict[tuple[str, ...], Choice]:
-    """The linears of a block that a recipe quantizes, by their names in it.
+    """Return the linears of a block that a recipe quantizes, by their names in it.
 
-    Those that read one input stand together where the recipe shares smoothing and does the same to them.
+    Linears that read one input form a group if the recipe shares smoothing and treats them alike.
     """
     found: dict[tuple[str, ...], Choice] = {}
     for names in model.shared_inputs(index):
@@ -70,7 +84,7 @@ def linear_groups(model: DenoiserModel, index: int, recipe: Recipe) -> dict[tupl
 
 
 def linear_of(block: nn.Module, name: str) -> nn.Linear:
-    """One linear of a block by its name in it. Raises TypeError for any other module."""
+    """Return one linear of a block by its name in it. Raises TypeError for any other module."""
     linear = block.get_submodule(name)
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"{name} is a {type(linear).__name__}, not an nn.Linear")

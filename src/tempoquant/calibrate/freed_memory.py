@@ -1,4 +1,4 @@
-"""Give freed memory back to the system: only glibc must be told to, and knows how."""
+"""Return of freed memory to the system: only glibc needs a call for it, and offers one."""
 
 import ctypes
 import sys
@@ -8,17 +8,19 @@ _MAPPED_FROM_BYTES = 2**20
 
 
 def map_large_blocks() -> None:
-    """Have the C library map every block of a mebibyte or more by itself, for the rest of the process.
+    """Make the C library map every block of a mebibyte or more separately, for the rest of the
+    process.
 
-    Such a block goes back whole when it is freed. Left alone, glibc raises that size up to 32 MiB as blocks are
-    freed, and the tensors below it leave holes in a heap that grows with the number of blocks of the model.
+    Such a block returns to the system whole when it is freed. By default, glibc raises that
+    threshold up to 32 MiB as blocks are freed; tensors below it leave holes in a heap that grows
+    with the number of blocks of the model.
     """
     if (library := _glibc()) is not None:
         library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
 
 
 def give_back_freed_memory() -> None:
-    """Have the C library return what was freed below that size."""
+    """Make the C library return freed memory below that size."""
     if (library := _glibc()) is not None:
         library.malloc_trim(0)
 

@@ -1,5 +1,8 @@
-"""What is carried past each block, the hidden states of all samples: on disk so that a run can resume, and in RAM too
-while it fits a budget. Either way the next block gets exactly what a resumed run would read."""
+"""The hidden states of all samples after each block: on disk, so that a run can resume, and in RAM
+up to a budget.
+
+Both give the next block exactly the bytes that a resumed run would read.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -12,19 +15,21 @@ from safetensors.torch import save_file
 from tempoquant.checkpoint.files import sync
 from tempoquant.errors import CalibrationError, OutputError
 
-# The system keeps files just written in memory while there is room: a copy of our own only makes that room smaller.
+# The system caches newly written files in free memory; a copy of our own would only take that
+# memory.
 DEFAULT_RAM_BYTES = 0
 _FILE_BYTES = 64 * 2**20
-"""Small states share a file up to this size: each file costs a wait for the disk."""
+"""Small states share a file up to this size, since each file costs a wait for the disk."""
 
 
 class HiddenStates:
-    """Hidden states of all samples before block `index`, and those before the next, which are being made.
+    """Hidden states of all samples before block `index`, and those before the next block, which are
+    being made.
 
     Args:
         folder: of this denoiser's hidden states; holds one folder for each boundary between blocks.
-        ram_bytes: up to this much is also kept in RAM, half of it for each of the two; what is beyond is read back from
-            its files, a sample at a time.
+        ram_bytes: how much is also kept in RAM, half of it for each of the two; everything beyond
+            is read from its files, a sample at a time.
     """
 
     def __init__(self, folder: Path, ram_bytes: int = DEFAULT_RAM_BYTES) -> None:
@@ -34,16 +39,19 @@ class HiddenStates:
         self._files: dict[tuple[int, int], Path] = {}
 
     def exist_before(self, block: int) -> bool:
-        """Whether the states before a block are all there."""
+        """Return whether all states before a block exist."""
         return self._boundary(block).is_dir()
 
     def read(self, block: int, sample: int) -> list[torch.Tensor]:
-        """One sample's hidden states before a block, on the CPU. Raises CalibrationError when the file is damaged."""
+        """Return one sample's hidden states before a block, on the CPU. Raises CalibrationError if
+        the file is damaged.
+        """
         if (block, sample) in self._in_ram:
             return self._in_ram[block, sample]
         try:
             with safe_open(self._file_of(block, sample), framework="pt", device="cpu") as tensors:
-                # Copies are as aligned as what is in RAM: alignment moves the last bits of results.
+                # Copies have the alignment of tensors in RAM: alignment changes the last bits of
+                # results.
                 keys = sorted((key for key in tensors.keys() if _sample_of(key) == sample), key=_position_of)  # noqa: SIM118
                 return [tensors.get_tensor(key).clone() for key in keys]
         except (SafetensorError, OSError, ValueError) as error:
@@ -53,7 +61,9 @@ class HiddenStates:
             ) from error
 
     def write(self, block: int, sample: int, states: Sequence[torch.Tensor]) -> None:
-        """Take in one sample's hidden states before a block. Raises OutputError when the disk is full."""
+        """Store one sample's hidden states before a block. Raises OutputError if the disk is
+        full.
+        """
         states = [each.detach().cpu().contiguous() for each in states]
         self._unwritten |= {f"{sample}.{position}": each for position, each in enumerate(states)}
         if sum(each.nbytes for each in self._unwritten.values()) >= _FILE_BYTES:
@@ -63,7 +73,9 @@ class HiddenStates:
             self._in_ram[block, sample] = states
 
     def commit(self, block: int) -> None:
-        """All samples before a block are written: let them count, also after a power cut."""
+        """Mark the states before a block as complete, safe against a power cut: all samples are
+        written.
+        """
         if self._unwritten:
             self._write_file(block)
         partial = self._boundary(block).with_suffix(".partial")
@@ -77,7 +89,7 @@ class HiddenStates:
             ) from error
 
     def keep_only(self, block: int) -> None:
-        """Remove every boundary but the one before a block, and whatever was left half made."""
+        """Remove every boundary but the one before a block, and all unfinished writes."""
         self._in_ram = {key: states for key, states in self._in_ram.items() if key[0] == block}
         self._files = {key: file for key, file in self._files.items() if key[0] == block}
         self._unwritten = {}
@@ -97,7 +109,7 @@ class HiddenStates:
         self._unwritten = {}
 
     def _file_of(self, block: int, sample: int) -> Path:
-        """The file of a boundary that holds a sample. Raises OSError when none does."""
+        """Return the file of a boundary that holds a sample. Raises OSError if none does."""
         if (block, sample) not in self._files:
             for file in sorted(self._boundary(block).iterdir()):
                 with safe_open(file, framework="pt", device="cpu") as tensors:
@@ -115,7 +127,7 @@ def _sample_of(key: str) -> int:
 
 
 def _position_of(key: str) -> int:
-    """Return which of a sample's tensors a key names."""
+    """Return the position among a sample's tensors that a key names."""
     return int(key.partition(".")[2])
 
 

@@ -1,4 +1,4 @@
-"""What smoothing does to an input, and which of its features calibration hardly saw."""
+"""The smoothing of an input, and the features that calibration hardly saw."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,16 @@ from tempoquant.methods import fit_scale_range, smoothing_factor
 from tempoquant.recipe import Recipe
 
 HARDLY_SEEN_FRACTION = 0.01
-"""A feature is hardly seen when its root mean square is below this share of the input's typical one."""
+"""A feature is hardly seen if its root mean square is below this share of the input's typical
+one.
+"""
 
 
 def smoothing_of(
     moments: InputMoments, weights: Sequence[torch.Tensor], recipe: Recipe, format: Format
 ) -> torch.Tensor | None:
-    """Compute the smoothing factor (in,) bfloat16 of linears that read one input; None without smoothing.
+    """Compute the smoothing factor (in,) bfloat16 of linears that read one input; None without
+    smoothing.
 
     Args:
         weights: (out, in) each, any float dtype.
@@ -30,10 +33,11 @@ def smoothing_of(
 
 
 def hardly_seen(moments: InputMoments, weights: Sequence[torch.Tensor], recipe: Recipe) -> HardlySeen | None:
-    """Find the features that calibration hardly saw, and how much smoothing amplifies an ordinary value in one.
+    """Find the features that calibration hardly saw, and how much smoothing amplifies an ordinary
+    value in one.
 
     Returns:
-        None where there are none.
+        None if there are none.
     """
     typical = moments.typical_rms
     silent = moments.plain_rms < HARDLY_SEEN_FRACTION * typical
@@ -53,7 +57,9 @@ def hardly_seen(moments: InputMoments, weights: Sequence[torch.Tensor], recipe: 
 def _ranges(
     moments: InputMoments, weights: Sequence[torch.Tensor], recipe: Recipe
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What smoothing balances, (in,) float32 each: the input's range and the weights', by the recipe's statistic."""
+    """Return the two ranges that smoothing balances, the input's and the weights', (in,) float32
+    each, by the recipe's statistic.
+    """
     if recipe.smoothing_statistic == "rms":
         squares = torch.stack([weight.float().square().sum(0) for weight in weights]).sum(0)
         return moments.rms, torch.sqrt(squares / sum(len(weight) for weight in weights))

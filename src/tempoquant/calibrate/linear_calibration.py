@@ -1,12 +1,14 @@
-"""Linears that read one input, on their way to four bits: they watch it in up to three phases.
+"""Calibration of linears that read one input: they watch it in up to three phases.
 
-    range        range, means, covariance of the input    →  smoothing factor, input offsets, what the branch takes out
+    range        range, means, covariance of the input    →  smoothing factor, input offsets,
+    deflation
                  evenly spaced tokens of each bin         →  kept for the clip search
-    regression   what the branch tells of each bin        →  what it takes out in each, where that is by bin
+    regression   regression on the branch in each bin     →  deflation by bin
     hessian      mean of xᵀx of what is rounded           →  codes (GPTQ)
 
-Clip ratios follow at the end, from the tokens kept and the rounded weights. A recipe that does not need a phase skips
-it. Most recipes give each linear an input calibration of its own; one that shares smoothing gives q, k and v one.
+Clip ratios follow at the end, from the kept tokens and the rounded weights. A recipe that does not
+need a phase skips it. Most recipes calibrate each linear on its own; one that shares smoothing
+calibrates q, k and v together.
 """
 
 import functools
@@ -22,6 +24,7 @@ from tempoquant.calibrate.bin_regressions import BinRegressions
 from tempoquant.calibrate.corrected_bias import corrected_bias
 from tempoquant.calibrate.input_moments import InputMoments
 from tempoquant.calibrate.input_smoothing import hardly_seen, smoothing_of
+from tempoquant.calibrate.named_layer import NamedLayer
 from tempoquant.calibrate.phases import Phase
 from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
@@ -58,20 +61,8 @@ from tempoquant.timesteps import TimestepBins
 _logger = logging.getLogger(__name__)
 
 
-class NamedLayer(NamedTuple):
-    """name: in the denoiser. layer: what replaces it. needed_float64: its Hessian was too ill-conditioned for float32.
-    bias_correction: (out,) or (num_bins, out) float32, what the linear's bias lacks for the layer; None for nothing.
-    hardly_seen: features that calibration hardly saw; None for none."""
-
-    name: str
-    layer: QuantizedLayer
-    needed_float64: bool
-    bias_correction: torch.Tensor | None
-    hardly_seen: HardlySeen | None = None
-
-
 class _Rounded(NamedTuple):
-    """One linear, all but its clip ratios."""
+    """One linear, complete except for its clip ratios."""
 
     codes: torch.Tensor
     scale: WeightScale
@@ -84,13 +75,16 @@ class InputCalibration:
 
     Args:
         linears: by name; weights (out, in) of any float dtype, all of one `in`.
-        format, recipe: of weights and activations; what to do.
+        format: of weights and activations.
+        recipe: the settings.
         bins: timestep bins of the linears' denoiser.
-        calls_per_bin: how many calls of each bin will be observed; the clip search's tokens are spread over them.
-        chunks: how many tokens are worked on at once.
+        calls_per_bin: how many calls of each bin will be observed; the clip search's tokens are
+            spread over them.
+        chunks: how many tokens are processed at once.
         rank: of each linear's branch; None for the recipe's.
 
-    Raises ModelError for NaN or Inf, RecipeError for a group size that does not divide or a rank too large.
+    Raises ModelError for NaN or Inf, RecipeError for a group size that does not divide or a rank
+    that is too large.
     """
 
     def __init__(
@@ -122,7 +116,8 @@ class InputCalibration:
         self._hessian = HessianAccumulator(first.shape[1], first.device) if recipe.gptq else None
 
     def observe(self, phase: Phase, x: torch.Tensor, timestep_bin: int, *, in_statistics: bool = True) -> None:
-        """Take in the raw inputs of one call: (…, in). Raises CalibrationError, naming the layer, for NaN or Inf.
+        """Add the raw inputs of one call: (…, in). Raises CalibrationError, naming the layer, for
+        NaN or Inf.
 
         Args:
             in_statistics: whether ranges and Hessians see the call; the clip search sees every one.
@@ -137,7 +132,7 @@ class InputCalibration:
             self._chunks.each(x, lambda rows: self._gather_hessian(rows, timestep_bin))
 
     def end_phase(self, phase: Phase) -> None:
-        """End a phase: compute what the next one needs."""
+        """End a phase, and compute the values that the next one needs."""
         if phase is Phase.REGRESSION and self._regressions is not None:
             deflation = self._regressions.deflation(self._moments, self._recipe.rotation)
             self._regressions = None
@@ -167,25 +162,25 @@ class InputCalibration:
         self._transform = self._transform._replace(down=down, deflation=taken_out)
 
     def _fit_offset(self) -> None:
-        """Fit the input offset, once it is known what else comes off the input."""
+        """Fit the input offset, after everything else that is subtracted from the input."""
         if self._recipe.centring:
             offset = self._transform._replace(input_offset=None).of_means(self._means).to(torch.bfloat16)
             self._transform = self._transform._replace(input_offset=offset)
 
     @property
     def _means(self) -> torch.Tensor:
-        """(in,) float32, or (num_bins, in) where each timestep bin has its own."""
+        """Return the input's mean, (in,) float32, or one for each timestep bin, (num_bins, in)."""
         return self._moments.means if self._by_bin else self._moments.means[0]
 
     def finish(self, watch: Stopwatch | None = None) -> list[NamedLayer]:
-        """The linears in four bits; the calibration is used up.
+        """Return the linears in four bits; the calibration is used up.
 
-        Raises HessianError, naming the linears, when their Hessian is not positive definite.
+        Raises HessianError, naming the linears, if their Hessian is not positive definite.
         """
         watch = watch or Stopwatch()
         with watch("smoothing, branch, rounding"):
             hessian = None if self._hessian is None else self._hessian.take()
-            self._hessian = None  # the largest thing this object holds
+            self._hessian = None  # the largest tensor of this object
             if hessian is not None:
                 self._moments.add_prior_(hessian, self._transform.smoothing_factor, self._recipe.rotation)
             diagonal = None if hessian is None else hessian.diagonal().clone()
@@ -201,7 +196,9 @@ class InputCalibration:
                 for name, result in rounded.items()]  # fmt: skip
 
     def _keep_tokens(self, x: torch.Tensor, timestep_bin: int) -> None:
-        """Keep this call's share of the tokens that the clip search reads in a bin, evenly spaced."""
+        """Keep this call's share of the tokens that the clip search reads in a bin, evenly
+        spaced.
+        """
         if not self._recipe.clip_ratios:
             return
         share = math.ceil(self._recipe.clip_search_tokens_per_bin / self._calls_per_bin[timestep_bin])
@@ -219,7 +216,8 @@ class InputCalibration:
             self._moments.add(x, extremes, timestep_bin)
 
     def _gather_hessian(self, x: torch.Tensor, timestep_bin: int) -> None:
-        # All that may run out of memory comes before anything changes, so that the piece can be taken in again.
+        # Everything that may run out of memory comes before any change, so that the piece can be
+        # processed again.
         z = self._transform.at_bin(timestep_bin)(x.float())
         rounded = quantize_activation(z, self._format, self._rule)
         if self._hessian is not None:
@@ -247,8 +245,9 @@ class InputCalibration:
         return _Rounded(codes, scale, branch, bias_correction)
 
     def _bias_correction(self, linear: nn.Linear, branch: LowRankBranch | None, residual: torch.Tensor) -> torch.Tensor:
-        """Compute what the stored layer's output lacks for the mean input, before the residual is rounded: (out,) or
-        (num_bins, out) float32."""
+        """Compute the correction of the bias for the mean input, before the residual is rounded:
+        (out,) or (num_bins, out) float32.
+        """
         mean = self._means
         missing = mean @ linear.weight.detach().float().T - self._transform.of_means(mean) @ residual.T
         if branch is None:
@@ -257,7 +256,7 @@ class InputCalibration:
         return missing - (branch.up.float() @ hidden.unsqueeze(-1)).squeeze(-1)
 
     def _split(self, linear: nn.Linear) -> tuple[LowRankBranch | None, torch.Tensor]:
-        """The branch, and what is left of the weight for four bits, rotated if the input is."""
+        """Return the branch, and the residual weight for four bits, rotated if the input is."""
         transform = self._transform
         factor, down, deflation = transform.smoothing_factor, transform.down, transform.deflation
         if down is None or deflation is None:
@@ -269,7 +268,9 @@ class InputCalibration:
         return LowRankBranch(up, down, deflation), residual
 
     def _search_clip_ratio(self, rounded: Sequence[_Rounded]) -> torch.Tensor:
-        """(num_bins,) float32. Linears that share an input share the ratio of the least error of all together."""
+        """Search the clip ratio of each bin, (num_bins,) float32; linears with one input share the
+        ratio with the least total error.
+        """
         candidates = self._recipe.clip_candidates()
         if not candidates:
             return torch.ones(self._bins.num_bins)

@@ -1,4 +1,4 @@
-"""Phase: what a block is run on every sample for."""
+"""Phase: the purpose for which a block runs on every sample."""
 
 from enum import Enum
 
@@ -6,7 +6,7 @@ from tempoquant.recipe import Recipe
 
 
 class Phase(Enum):
-    """What the inputs are watched for."""
+    """The purposes for which inputs are watched."""
 
     RANGE = "range"
     REGRESSION = "regression"
@@ -14,7 +14,7 @@ class Phase(Enum):
 
 
 def phases_of(recipe: Recipe) -> list[Phase]:
-    """The phases a recipe needs, in order."""
+    """Return the phases a recipe needs, in order."""
     wanted = {
         Phase.RANGE: recipe.watches_range, Phase.REGRESSION: recipe.deflation_by_bin, Phase.HESSIAN: recipe.gptq
     }  # fmt: skip

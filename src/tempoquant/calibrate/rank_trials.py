@@ -1,7 +1,8 @@
-"""Linears that read one input, rounded at several ranks of the branch: what each leaves of error where it matters.
+"""Trials of ranks: linears that read one input, rounded at several ranks, and the output error of
+each.
 
-Everything is as `InputCalibration` does it, but for GPTQ and clip ratios: weights are rounded to nearest. Both lower
-the errors of every rank, and it is their proportions that a budget is spent by.
+Everything is as in `InputCalibration`, except for GPTQ and clip ratios: weights are rounded to
+nearest. Both lower the errors of every rank, and a budget depends only on their proportions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,9 @@ class RankTrials(InputCalibration):
     Args:
         linears: by name; weights (out, in) of any float dtype, all of one `in`.
         format: of weights and activations.
-        recipe: what to do, its rank and GPTQ apart.
+        recipe: the settings; its rank and GPTQ are ignored.
         ranks: to try, 0 for no branch; none above the smaller side of a weight.
-        chunks: how many tokens are worked on at once.
+        chunks: how many tokens are processed at once.
 
     Raises:
         ModelError, RecipeError: as InputCalibration.
@@ -45,7 +46,7 @@ class RankTrials(InputCalibration):
         self._factors: dict[nn.Linear, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def end_phase(self, phase: Phase) -> None:
-        """End a phase: compute what all ranks have in common."""
+        """End a phase, and compute the values that all ranks share."""
         self._fit_smoothing()
         weights = {linear: self._transform.smoothed(linear.weight) for linear in self._linears.values()}
         most = max(self._ranks)
@@ -61,12 +62,14 @@ class RankTrials(InputCalibration):
         gradients: Mapping[str, Sequence[torch.Tensor]],
         num_tokens: Sequence[int],
     ) -> dict[str, dict[int, float]]:
-        """Compute what four bits do to some tokens of each sample, after the range phase has ended.
+        """Compute the errors of four bits on some tokens of each sample, after the range phase has
+        ended.
 
         Args:
-            samples: of each, raw inputs (tokens, in) float32.
-            gradients: for each linear and sample (tokens, out) float32, of what is judged at the linear's output.
-            num_tokens: of each sample, all that these tokens stand for.
+            samples: raw inputs (tokens, in) float32 of each sample.
+            gradients: for each linear and sample the gradient of the judged quantity at the
+                linear's output, (tokens, out) float32.
+            num_tokens: of each sample, how many tokens these represent.
 
         Returns:
             For each linear, rank to the mean over samples of `propagated_power`.
@@ -111,18 +114,20 @@ class RankTrials(InputCalibration):
 
 
 def propagated_power(error: torch.Tensor, gradient: torch.Tensor, num_tokens: int) -> tuple[float, float]:
-    """Estimate the power of an error where it is judged, from random signs there: E (Σ a)², a = error · gradient.
+    """Estimate the power of an error where it is judged, from random signs there: E (Σ a)², a =
+    error · gradient.
 
-    Entries do not err independently. A rounded weight errs alike at every token, and equal tokens are rounded alike; a
-    rounded input errs in all outputs of its token at once. So squares, products within an output and products within a
-    token are summed, each standing for as many of the tokens not given. Products across both are noise: left out.
+    Entries are not independent. The rounding error of a weight is the same at every token, and
+    equal tokens are rounded alike; the rounding error of an input affects all outputs of its token
+    at once. So squares, products within an output and products within a token are summed, each
+    scaled to all represented tokens. Products across both are noise and left out.
 
     Args:
         error, gradient: (tokens, out) float32.
-        num_tokens: that they stand for.
+        num_tokens: how many tokens these represent.
 
     Returns:
-        Σ a² alone, as if entries erred independently; and all of it, which noise can make smaller.
+        Σ a² alone, as for independent entries; and the whole sum, which noise can make smaller.
     """
     count = len(error)
     products = error * gradient

@@ -1,4 +1,6 @@
-"""CalibrationSample: the inputs of one transformer call, one prompt at one timestep in one denoiser."""
+"""CalibrationSample: the inputs of one transformer call, one prompt at one timestep in one
+denoiser.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,12 +15,14 @@ class CalibrationSample:
     """One recorded transformer call.
 
     Attributes:
-        prompt_id: which prompt was sampled.
-        denoiser: the name of the one that was called.
+        prompt_id: the prompt that was sampled.
+        denoiser: the name of the denoiser that was called.
         timestep: 0 clean … 1000 noise.
         step_index: position in the sampling loop.
-        guidance_branch: which side of classifier-free guidance: of two calls a step, or of two rows of one call.
-        inputs: the call's arguments by name, batch 1, on the CPU: tensors, plain values, lists and tuples of these.
+        guidance_branch: the side of classifier-free guidance: one of two calls a step, or one of
+            two rows of a call.
+        inputs: the call's arguments by name, batch 1, on the CPU: tensors, plain values, lists and
+            tuples of these.
     """
 
     prompt_id: str
@@ -31,11 +35,11 @@ class CalibrationSample:
 
 @dataclass(frozen=True, eq=False)
 class RecordedCall:
-    """A call and its answer, for measuring other models against the one that was recorded.
+    """A call and its answer, the reference for other models.
 
     Attributes:
-        sample: what the denoiser was called with.
-        noise_prediction: what it answered, on the CPU; of several streams all numbers, (1, numbers).
+        sample: the denoiser's inputs.
+        noise_prediction: its output, on the CPU; for several streams all numbers, (1, numbers).
     """
 
     sample: CalibrationSample

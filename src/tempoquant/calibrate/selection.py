@@ -1,10 +1,18 @@
-"""Which transformer calls of a recording are kept: decided before anything runs, from the schedule alone."""
+"""The selection of transformer calls that a recording keeps, decided from the schedule before
+anything runs.
+"""
 
 from typing import NamedTuple
 
 
 class Call(NamedTuple):
-    """step: position among the denoiser's steps. prompt: index. branch: 0 conditional, 1 unconditional."""
+    """A transformer call.
+
+    Attributes:
+        step: position among the denoiser's steps.
+        prompt: index.
+        branch: 0 conditional, 1 unconditional.
+    """
 
     step: int
     prompt: int
@@ -14,8 +22,9 @@ class Call(NamedTuple):
 def select_calls(num_steps: int, num_prompts: int, num_branches: int, num_wanted: int) -> list[Call]:
     """Choose `num_wanted` calls of one denoiser, or all there are.
 
-    They are spread evenly over its steps first (counts of two steps differ by at most 1), then over prompts and
-    branches: neighbouring calls take the next prompt and the other branch, and go on where the step before stopped.
+    They are spread evenly over its steps first (counts of two steps differ by at most 1), then over
+    prompts and branches: neighbouring calls take the next prompt and the other branch, and continue
+    where the previous step stopped.
 
     Args:
         num_steps: of the denoiser in the sampling loop.
@@ -31,7 +40,7 @@ def select_calls(num_steps: int, num_prompts: int, num_branches: int, num_wanted
     chosen = []
     taken = 0
     for step in range(num_steps):
-        # So many of the wanted calls lie before the middle of the interval that belongs to this step and the next.
+        # The number of wanted calls before the middle of the interval of this step and the next.
         up_to = (num_wanted * (step + 1) + num_steps // 2) // num_steps
         for position in range(taken, min(up_to, num_wanted)):
             prompt, round_of_prompts = position % num_prompts, position % per_step // num_prompts

@@ -1,12 +1,13 @@
-"""How much each linear's rounding adds to the error of the noise prediction, at each rank of its branch (ours).
+"""Sensitivity: how much each linear's rounding adds to the error of the noise prediction, at each
+rank (ours).
 
-An error e of a linear's output, small and independent from entry to entry, moves the noise prediction by J·e, whose
-power is Σ e² · (column of J)². One backward pass from random signs v gives Jᵀ·v for every linear at once, and its
-square is in the mean over v the squared column: Hutchinson (1990), for the diagonal of Jᵀ·J. docs/method.md has the
-rest.
+An error e of a linear's output, small and independent from entry to entry, moves the noise
+prediction by J·e, whose power is Σ e² · (column of J)². One backward pass from random signs v gives
+Jᵀ·v for every linear at once. The mean of its square over v is the squared column: Hutchinson
+(1990), for the diagonal of Jᵀ·J. docs/method.md has the rest.
 
-Blocks stream: forward once, keeping what stands before each; then in reverse, each block alone runs again with
-autograd, so that memory follows the size of one block.
+Blocks stream: they run forward once, and the states before each are kept. Then each block runs
+again alone with autograd, in reverse order, so that memory follows the size of one block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,20 +28,22 @@ from tempoquant.errors import CalibrationError
 from tempoquant.progress import SILENT, Progress
 from tempoquant.recipe import Recipe
 
-MAX_SAMPLES = 8  # each has as many random signs as its noise prediction has entries: few say enough
+MAX_SAMPLES = 8  # each has as many random signs as entries of its noise prediction, so few are enough
 TOKENS_PER_SAMPLE = 512
 RANKS = (0, 2, 4, 8, 16, 32, 64, 128)
-MAX_RANK_SHARE = 0.25  # of a weight's smaller side: beyond it, 16 bits are the better buy
+MAX_RANK_SHARE = 0.25  # of a weight's smaller side: beyond it, 16 bits are the better choice
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One linear.
+    """The sensitivity of one linear.
 
     Attributes:
-        gain: relative error power of the noise prediction for error power 1 at every entry of the linear's output.
-        errors: rank to the relative error power of the noise prediction that the linear's rounding alone adds.
+        gain: relative error power of the noise prediction for error power 1 at every entry of the
+            linear's output.
+        errors: rank to the relative error power of the noise prediction that the linear's rounding
+            alone adds.
     """
 
     gain: float
@@ -48,11 +51,13 @@ class LayerSensitivity:
 
 
 LinearsSensitivity = Mapping[str, LayerSensitivity]
-"""Of linears that get one rank together, by their names in the denoiser."""
+"""The sensitivity of linears that get one rank together, by their names in the denoiser."""
 
 
 def evenly_spaced(samples: Sequence[CalibrationSample], recipe: Recipe) -> list[CalibrationSample]:
-    """Choose at most MAX_SAMPLES of a denoiser's samples, evenly spaced in their order, that of the timesteps."""
+    """Choose at most MAX_SAMPLES of a denoiser's samples, evenly spaced in the order of their
+    timesteps.
+    """
     seen = [number for number, sample in enumerate(samples)
             if recipe.statistics_branches == "both" or sample.guidance_branch == "conditional"]  # fmt: skip
     spaced = torch.linspace(0, len(seen) - 1, min(MAX_SAMPLES, len(seen))).round().long().tolist()
@@ -60,7 +65,9 @@ def evenly_spaced(samples: Sequence[CalibrationSample], recipe: Recipe) -> list[
 
 
 def candidate_ranks(shapes: Sequence[torch.Size], recipe_rank: int) -> list[int]:
-    """The ranks to try for weights (out, in) that get one together: RANKS within reason, and the recipe's own."""
+    """Return the ranks to try for weights (out, in) that get one rank together: feasible RANKS, and
+    the recipe's own.
+    """
     smaller_side = min(min(shape) for shape in shapes)
     within = {rank for rank in RANKS if rank <= MAX_RANK_SHARE * smaller_side}
     return sorted(within | {min(recipe_rank, smaller_side)})
@@ -81,12 +88,12 @@ def measure_denoiser(
         model: the 16-bit denoiser.
         samples: recorded calls of this denoiser; all are used, see `evenly_spaced`.
         recipe: resolved.
-        states: where the hidden states before every block lie meanwhile.
-        gradients: where what comes back lies between two blocks.
-        chunks: how many tokens are worked on at once.
+        states: holds the hidden states before every block meanwhile.
+        gradients: holds the gradients between two blocks.
+        chunks: how many tokens are processed at once.
 
     Returns:
-        From the first block to the last; linears that get one rank together stand together.
+        The linears from the first block to the last, grouped if they get one rank together.
 
     Raises:
         CalibrationError, ModelError, RecipeError, OutputError: naming the layer or file.
@@ -105,7 +112,7 @@ def measure_denoiser(
 
 
 class _Measurement:
-    """What stays the same from block to block."""
+    """The constants of a measurement from block to block."""
 
     def __init__(
         self, model: DenoiserModel, samples: Sequence[CalibrationSample], recipe: Recipe, states: HiddenStates,
@@ -118,7 +125,7 @@ class _Measurement:
 
     @torch.no_grad()
     def run_forward(self) -> None:
-        """Keep the hidden states before every block, and after the last."""
+        """Store the hidden states before every block, and after the last."""
         for index in range(self._model.num_blocks):
             with self._model.block(index) as block:
                 for number, sample in enumerate(self._samples):
@@ -129,13 +136,15 @@ class _Measurement:
             self._states.commit(index + 1)
 
     def begin_backward(self) -> None:
-        """Run from random signs at each noise prediction back to what the last block made, in units of its power."""
+        """Propagate random signs at each noise prediction back to the last block's output, in units
+        of its power.
+        """
         last = self._model.num_blocks
         for number, sample in enumerate(self._samples):
             with torch.enable_grad():
                 states = self._states_before(last, number, self._device, with_gradient=True)
                 noise_prediction = self._model.finish(sample, states)
-            generator = torch.Generator().manual_seed(_SEED + number)  # on the CPU: every device draws the same
+            generator = torch.Generator().manual_seed(_SEED + number)  # on the CPU, so that every device draws the same
             signs = torch.randint(0, 2, noise_prediction.shape, generator=generator).to(noise_prediction) * 2 - 1
             power = noise_prediction.detach().float().square().sum().clamp(min=torch.finfo(torch.float32).tiny)
             noise_prediction.backward((signs / power.sqrt()).to(noise_prediction.dtype))
@@ -144,7 +153,9 @@ class _Measurement:
         self._gradients.commit(last)
 
     def run_backward(self, index: int) -> list[LinearsSensitivity]:
-        """Run one block for the gradient at its input. Returns what its linears' rounding costs."""
+        """Run one block for the gradient at its input, and return the rounding errors of its
+        linears.
+        """
         with self._model.block(index) as block:
             groups = linear_groups(self._model, index, self._recipe)
             watched = [_WatchedInput(self._trials(index, block, *group)) for group in groups.items()]
@@ -180,7 +191,9 @@ class _Measurement:
     def _states_before(
         self, index: int, number: int, device: torch.device, with_gradient: bool = False
     ) -> list[torch.Tensor]:
-        """One sample's hidden states before a block, on the device: none before the first, where nothing has run."""
+        """Return one sample's hidden states before a block, on the device; none before the first
+        block.
+        """
         self._device = device
         before = self._states.read(index, number) if index else []
         return [each.to(device).requires_grad_(with_gradient) for each in before]
@@ -196,12 +209,14 @@ def _device_of(block: nn.Module) -> torch.device:
 
 
 def _gradients_of(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return what came back to each; zeros where nothing depends on it."""
+    """Return the gradient of each state; zeros if nothing depends on it."""
     return [torch.zeros_like(each) if each.grad is None else each.grad for each in states]
 
 
 class _WatchedInput:
-    """Watches linears that read one input, while a block runs forward and back on every sample."""
+    """Watches linears that read one input, while a block runs forward and backward on every
+    sample.
+    """
 
     def __init__(self, trials: RankTrials) -> None:
         self._trials = trials
@@ -211,14 +226,14 @@ class _WatchedInput:
         self._gain = dict.fromkeys(trials.names, 0.0)
 
     def observe_input(self, x: torch.Tensor) -> None:
-        """Take in the input of one sample: (…, in)."""
+        """Add the input of one sample: (…, in)."""
         x = x.detach().reshape(-1, x.shape[-1])
         self._trials.observe(Phase.RANGE, x, timestep_bin=0)
         self._tokens.append(x[_spaced(x)].float())
         self._num_tokens.append(len(x))
 
     def observe_gradient(self, name: str, gradient: torch.Tensor) -> None:
-        """Take in the gradient at a linear's output for the input just seen: (…, out)."""
+        """Add the gradient at a linear's output for the latest input: (…, out)."""
         gradient = gradient.detach().reshape(-1, gradient.shape[-1])
         self._gradients[name].append(gradient[_spaced(gradient)].float())
         self._gain[name] += float(gradient.float().square().sum(dtype=torch.float64))
@@ -231,5 +246,5 @@ class _WatchedInput:
 
 
 def _spaced(x: torch.Tensor) -> torch.Tensor:
-    """Positions of the tokens that are kept of one sample."""
+    """Return the positions of the tokens that are kept of one sample."""
     return torch.linspace(0, len(x) - 1, min(TOKENS_PER_SAMPLE, len(x)), device=x.device).round().long()

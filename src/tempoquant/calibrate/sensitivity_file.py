@@ -1,10 +1,11 @@
-"""The sensitivity of all denoisers as a JSON file, so that it is measured once for many budgets.
+"""The sensitivity of all denoisers as a JSON file: measured once for many budgets.
 
     {"tempoquant_sensitivity": 1,
      "measured": {"model": fingerprint, "recipe": {…}},
-     "experts": {"high_noise": [{"blocks.0.attn1.to_q": {"gain": g, "errors": {"0": e, "2": e, …}}, …}, …], …}}
+     "experts": {"high_noise": [{"blocks.0.attn1.to_q": {"gain": g, "errors": {"0": e, "2": e, …}},
+     …}, …], …}}
 
-Linears that get one rank together are one object of the list. Numbers are written so that they read back exactly.
+Linears that get one rank together form one object of the list. Numbers read back exactly.
 """
 
 import json
@@ -24,23 +25,27 @@ _SETTINGS = (
     "smoothing_statistic", "deflation", "rotation", "prior_fraction", "centring", "share_smoothing",
     "statistics_branches",
 )  # fmt: skip
-"""Settings that errors depend on. The rank is not among them: several are measured, whatever the recipe's own is."""
+"""Settings that the errors depend on. The rank is not one: several ranks are measured, whatever the
+recipe's own is.
+"""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of all denoisers.
+    """The sensitivity of all denoisers.
 
     Attributes:
         denoisers: the linears that can be given a rank, see `measure_denoiser`.
-        measured: on which model and with which settings.
+        measured: the model and settings of the measurement.
     """
 
     denoisers: Mapping[str, Sequence[LinearsSensitivity]]
     measured: Mapping[str, Any]
 
     def require_fits(self, model_fingerprint: str, recipe: Recipe, file: Path) -> None:
-        """Raise CalibrationError, naming `file`, when it was measured on another model or with other settings."""
+        """Raise CalibrationError, naming `file`, if the sensitivity belongs to another model or
+        other settings.
+        """
         if self.measured.get("model") != model_fingerprint:
             raise CalibrationError(
                 f"{file} was measured on another model: measure this one with tempoquant sensitivity."
@@ -54,7 +59,7 @@ class Sensitivity:
             )
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the file's text."""
         denoisers = {
             denoiser: [
                 {name: {"gain": layer.gain, "errors": {str(rank): error for rank, error in layer.errors.items()}}
@@ -85,7 +90,7 @@ class Sensitivity:
 
 
 def measured_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings of a recipe that its errors depend on, as plain values."""
+    """Return the settings of a recipe that its errors depend on, as plain values."""
     plain = recipe.to_dict()
     return {key: plain[key] for key in _SETTINGS if key in plain}
 

@@ -1,4 +1,6 @@
-"""Quantize a denoiser block by block, so that memory follows the size of one block and never their number."""
+"""Quantization of a denoiser block by block, so that memory follows the size of one block, not
+their number.
+"""
 
 import contextlib
 import functools
@@ -14,7 +16,8 @@ from tempoquant.calibrate.capture import computing_with, watching_inputs
 from tempoquant.calibrate.denoiser_model import Choice, DenoiserModel, linear_groups, linear_of
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.linear_calibration import InputCalibration, NamedLayer
+from tempoquant.calibrate.linear_calibration import InputCalibration
+from tempoquant.calibrate.named_layer import NamedLayer
 from tempoquant.calibrate.phases import Phase, phases_of
 from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.stopwatch import Stopwatch
@@ -30,7 +33,13 @@ from tempoquant.timesteps import TimestepBins
 
 @dataclass(frozen=True)
 class QuantizedBlock:
-    """index: of the block. layers: what replaces its linears. seconds: by stage, where its time went."""
+    """A finished block.
+
+    Attributes:
+        index: of the block.
+        layers: the replacements of its linears.
+        seconds: time by stage.
+    """
 
     index: int
     layers: list[NamedLayer]
@@ -38,7 +47,7 @@ class QuantizedBlock:
 
 
 class _SampleCall(NamedTuple):
-    """One sample, without its hidden states, which are on the disk between two blocks."""
+    """One sample without its hidden states, which are on disk between two blocks."""
 
     number: int
     timestep_bin: int
@@ -56,19 +65,22 @@ def quantize_denoiser(
     chunks: TokenChunks | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[QuantizedBlock]:
-    """Yield the quantized layers of a denoiser, block after block. Ask for the next one once these are safe.
+    """Yield the quantized layers of a denoiser, block after block. Ask for the next block once
+    these are saved.
 
     Args:
         model: the 16-bit denoiser.
         samples: recorded calls of this denoiser, read one at a time.
-        recipe: what to do.
+        recipe: the settings.
         bins: timestep bins of this denoiser.
-        states: where hidden states wait between blocks.
-        first_block: the first block that is not finished yet; its hidden states must be in `states`, if it is not 0.
-        chunks: how many tokens are worked on at once.
+        states: holds hidden states between blocks.
+        first_block: the first block that is not finished yet; its hidden states must be in
+            `states`, if it is not 0.
+        chunks: how many tokens are processed at once.
 
     Raises:
-        CalibrationError, HessianError, ModelError, RecipeError, OutputError: naming the layer or file.
+        CalibrationError, HessianError, ModelError, RecipeError, OutputError: naming the layer or
+            file.
     """
     run = _DenoiserRun(model, recipe, bins, states, chunks or TokenChunks())
     with run.started(samples, first_block, progress):
@@ -78,7 +90,7 @@ def quantize_denoiser(
 
 
 class _DenoiserRun:
-    """What stays the same from block to block."""
+    """The constants of a run from block to block."""
 
     def __init__(
         self, model: DenoiserModel, recipe: Recipe, bins: TimestepBins, states: HiddenStates, chunks: TokenChunks
@@ -92,7 +104,7 @@ class _DenoiserRun:
 
     @contextlib.contextmanager
     def started(self, samples: Sequence[CalibrationSample], first_block: int, progress: Progress) -> Iterator[None]:
-        """Within this context blocks can be quantized, from `first_block` on."""
+        """Allow blocks to be quantized within this context, from `first_block` on."""
         if self._phases:
             self._take_samples(samples, first_block)
         blocks = range(first_block, self._model.num_blocks)
@@ -103,7 +115,9 @@ class _DenoiserRun:
             yield
 
     def quantize_block(self, index: int) -> QuantizedBlock:
-        """One block's layers; the hidden states before the next block are made on the way."""
+        """Quantize one block and return its layers; the hidden states before the next block are
+        made on the way.
+        """
         watch = Stopwatch()
         is_last = index + 1 == self._model.num_blocks
         with contextlib.ExitStack() as stack:
@@ -174,7 +188,9 @@ class _DenoiserRun:
         return [seen.count(timestep_bin) for timestep_bin in range(self._bins.num_bins)]
 
     def _num_passes(self, index: int) -> int:
-        """How often a block runs on every sample: not at all when it is the last and nothing of it is quantized."""
+        """Return how often a block runs on every sample: not at all if it is the last and has
+        nothing to quantize.
+        """
         if index + 1 == self._model.num_blocks:
             return len(self._phases) if self._groups(index) else 0
         return len(self._phases) + self._runs_quantized
@@ -197,9 +213,11 @@ class _DenoiserRun:
     def _watching(
         self, phase: Phase, block: nn.Module, calibrations: Mapping[tuple[str, ...], InputCalibration]
     ) -> Iterator[Callable[[_SampleCall], None]]:
-        """Within this context the linears' inputs are observed; call the yielded function before each sample."""
+        """Observe the linears' inputs within this context; call the yielded function before each
+        sample.
+        """
         current: list[_SampleCall] = []
-        # One linear stands for all that read the same input.
+        # One linear represents all that read the same input.
         watched = {names: block.get_submodule(names[0]) for names in calibrations}
 
         def observe(names: tuple[str, ...], x: torch.Tensor) -> None:
@@ -212,7 +230,9 @@ class _DenoiserRun:
     def _computing_quantized(
         self, index: int, block: nn.Module, layers: Sequence[NamedLayer]
     ) -> Iterator[Callable[[_SampleCall], None]]:
-        """Within this context the block computes with its 4-bit linears; call the function before each sample."""
+        """Let the block compute with its 4-bit linears within this context; call the yielded
+        function before each sample.
+        """
         current: list[_SampleCall] = []
         by_name = {named.name: named.layer for named in layers}
         names = {each: self._model.name_of(index, each)
@@ -234,11 +254,13 @@ class _DenoiserRun:
     def _run_samples(
         self, index: int, block: nn.Module, begin: Callable[[_SampleCall], None], makes_states: bool
     ) -> None:
-        """Run a block on every sample; keep what it and earlier ones pass on as the hidden states before the next."""
+        """Run a block on every sample, and keep the tensors carried past it as the hidden states
+        before the next.
+        """
         device = next(block.parameters()).device
         for call in self._calls:
             begin(call)
-            before = self._states.read(index, call.number) if index else []  # nothing has run before the first block
+            before = self._states.read(index, call.number) if index else []  # no block runs before the first
             states = [each.to(device) for each in before]
             passed_on = self._model.run_block(index, self._samples[call.number], states)
             if makes_states:
@@ -249,6 +271,6 @@ class _DenoiserRun:
 
 
 def _fast_linears(block: nn.Module) -> AbstractContextManager[None]:
-    """Within this context the block's linears compute as fast as the processor can."""
+    """Run the block's linears at the processor's full speed within this context."""
     linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
     return computing_with({each: functools.partial(linear, weight=each.weight, bias=each.bias) for each in linears})

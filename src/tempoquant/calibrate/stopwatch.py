@@ -1,4 +1,4 @@
-"""Seconds by stage: what a block's time went into."""
+"""Seconds by stage: where a block's time goes."""
 
 import contextlib
 import time
@@ -12,7 +12,8 @@ class Stopwatch:
 
     Attributes:
         seconds: by stage, in the order in which stages were first entered.
-        device: whose work is waited for before a stage ends: a kernel's time belongs to the stage that launched it.
+        device: a stage ends after this device has finished: a kernel's time belongs to the stage
+            that launched it.
     """
 
     def __init__(self) -> None:

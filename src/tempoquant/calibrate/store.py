@@ -1,6 +1,7 @@
 """The sample store: recorded transformer calls on disk, read one at a time.
 
-A folder of safetensors files and one store.json, documented in docs/checkpoint.md and written by `StoreWriter`.
+A folder of safetensors files and one store.json, documented in docs/checkpoint.md and written by
+`StoreWriter`.
 """
 
 import hashlib
@@ -22,17 +23,17 @@ from tempoquant.errors import CalibrationError, CheckpointError
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, TimestepBins
 
-MAX_FILE_BYTES = 2**32  # of one sample or text, over a hundred times what Wan2.2 has
+MAX_FILE_BYTES = 2**32  # of one sample or text, over a hundred times the size of Wan2.2's
 _MAX_LENGTH = 2**24  # of one dimension
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
-_ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-10}  # how far a timestep told in 16 bits is from its own
+_ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-10}  # the largest rounding error of a timestep in 16 bits
 
 
 def bins_of(store: "SampleStore", recipe: Recipe, denoiser: str) -> TimestepBins:
-    """The timestep bins of a recipe on the schedule that a store was recorded with.
+    """Return the timestep bins of a recipe on the schedule that a store was recorded with.
 
-    Bins that no sample reaches are joined to their neighbours. Only a recipe with a clip search keeps them: it needs
-    samples of every bin, and says so.
+    Bins that no sample reaches are joined to their neighbours. A recipe with a clip search keeps
+    them all, since it needs samples of every bin.
     """
     bins = TimestepBins.from_step_fractions(store.schedule(denoiser), recipe.bin_fractions_of(denoiser))
     if recipe.clip_ratios:
@@ -43,10 +44,10 @@ def bins_of(store: "SampleStore", recipe: Recipe, denoiser: str) -> TimestepBins
 
 
 class SampleStore:
-    """A finished store. `SampleStore.open` makes one.
+    """A finished store, opened by `SampleStore.open`.
 
     Attributes:
-        folder: where it lies.
+        folder: its location.
         digest: hexadecimal SHA-256 of store.json, which lists the hash of every other file.
     """
 
@@ -57,10 +58,11 @@ class SampleStore:
 
     @classmethod
     def open(cls, folder: Path) -> "SampleStore":
-        """Check store.json and that the files it lists are there; no sample is read.
+        """Open a store: check store.json and the presence of its files, without reading a sample.
 
         Raises:
-            CalibrationError: the folder is no store, of an unknown version, incomplete, or names files elsewhere.
+            CalibrationError: the folder is no store, of an unknown version, incomplete, or names
+                files elsewhere.
         """
         file = folder / INDEX_NAME
         if not file.is_file():
@@ -81,46 +83,57 @@ class SampleStore:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Where the samples come from: model, scheduler, settings, seed, prompts, LoRAs."""
+        """Return the origin of the samples: model, scheduler, settings, seed, prompts, LoRAs."""
         return self._index.provenance
 
     @property
     def prompts(self) -> list[dict[str, str]]:
-        """Records {"id", "prompt", "image_sha256"} of the prompts, see `tempoquant.prompts.provenance`."""
+        """Return the prompts' records {"id", "prompt", "image_sha256"}, see
+        `tempoquant.prompts.provenance`.
+        """
         return list(self.provenance["prompts"])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the samples were drawn: size, frames, steps, guidance, flow shift."""
+        """Return how the samples were drawn: size, frames, steps, guidance, flow shift."""
         return dict(self.provenance["settings"])
 
     @property
     def denoisers(self) -> tuple[str, ...]:
-        """Names of the denoisers that samples can belong to, the noisiest first."""
+        """Return the names of the denoisers that samples can belong to, the noisiest first."""
         schedule = self._index.schedule
         return tuple(sorted(schedule, key=lambda name: max(schedule[name], default=0.0), reverse=True))
 
     def schedule(self, denoiser: str) -> tuple[float, ...]:
-        """All timesteps of a denoiser in the sampling loop, falling; samples of some of them only may be stored."""
+        """Return all timesteps of a denoiser in the sampling loop, falling; the store may hold
+        samples of only some.
+        """
         return self._index.schedule.get(denoiser, ())
 
     def magnitude_ratios(self, denoiser: str) -> MagnitudeRatios | None:
-        """What the recording saw of them; None where it ran no denoiser, or was an older version's."""
+        """Return the magnitude ratios of the recording; None if it ran no denoiser, or an older
+        version recorded it.
+        """
         return self._index.magnitude_ratios.get(denoiser)
 
     def entries(self, denoiser: str) -> tuple[SampleEntry, ...]:
-        """What is stored of a denoiser, without tensors: by step, then prompt, then guidance branch."""
+        """Return the stored entries of a denoiser, without tensors: by step, then prompt, then
+        guidance branch.
+        """
         return tuple(entry for entry in self._index.samples if entry.denoiser == denoiser)
 
     def samples(self, denoiser: str) -> "StoredSamples":
-        """The samples of a denoiser in the order of `entries`; each is read from the disk when it is asked for."""
+        """Return the samples of a denoiser in the order of `entries`; each is read from the disk on
+        access.
+        """
         return StoredSamples(self, self.entries(denoiser))
 
     def read(self, entry: SampleEntry) -> CalibrationSample:
-        """One sample, on the CPU, in the dtypes it was recorded in.
+        """Read one sample, on the CPU, in the dtypes it was recorded in.
 
         Raises:
-            CalibrationError: a file is not the one that was written, or holds NaN, Inf or an impossible tensor.
+            CalibrationError: a file has changed since it was written, or holds NaN, Inf or an
+                impossible tensor.
         """
         inputs = self._arguments(entry, entry.file, entry.sha256)
         if entry.texts is not None:
@@ -140,7 +153,7 @@ class SampleStore:
         if hashlib.sha256(content).hexdigest() != sha256:
             raise damaged(f"{file} is not the file that was written (SHA-256 differs)")
         try:
-            # Copies, because results depend on how a file happens to align its tensors.
+            # Copies, because results depend on a tensor's alignment in the file.
             tensors = {key: tensor.clone() for key, tensor in load(content).items()}
         except (SafetensorError, ValueError, KeyError) as error:
             raise damaged(f"{file} is not a whole safetensors file ({error})") from error
@@ -153,14 +166,18 @@ class SampleStore:
 
 
 def _outline_of(content: bytes) -> Any:
-    """What a safetensors file, which is whole, says of arguments that are no tensors; None where all are tensors."""
+    """Return the outline of the arguments that are no tensors in a safetensors file; None if all
+    are tensors.
+    """
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     return json.loads(metadata[OUTLINE_KEY]) if OUTLINE_KEY in metadata else None
 
 
 def _is_at(told: torch.Tensor, timestep: float) -> bool:
-    """Whether what a denoiser is told is a timestep, 0 … 1000, 0 … 1 or 1 clean … 0, but for its dtype's rounding."""
+    """Return whether a timestep argument equals a timestep, 0 … 1000, 0 … 1 or 1 clean … 0, up to
+    its dtype's rounding.
+    """
     noisiest = told.max()
     allowed = timestep * _ROUNDED.get(told.dtype, 0.0)
     read = (noisiest, noisiest * NUM_TRAIN_TIMESTEPS, NUM_TRAIN_TIMESTEPS - told.min() * NUM_TRAIN_TIMESTEPS)
@@ -168,7 +185,7 @@ def _is_at(told: torch.Tensor, timestep: float) -> bool:
 
 
 class StoredSamples(Sequence[CalibrationSample]):
-    """Samples of a store as a sequence that holds none of them: each access reads one from the disk."""
+    """Samples of a store as a sequence without memory: each access reads one from the disk."""
 
     def __init__(self, store: SampleStore, entries: Sequence[SampleEntry]) -> None:
         self._store = store
@@ -188,8 +205,10 @@ class StoredSamples(Sequence[CalibrationSample]):
 
 
 def check_tensor(key: str, tensor: torch.Tensor, where: str) -> None:
-    """Raise CalibrationError, starting with `where`, unless a tensor can be an input of one call: batch 1, finite."""
-    is_of_one_call = tensor.ndim < 3 or tensor.shape[0] == 1 or "." in key  # in a list, one stands for one row
+    """Raise CalibrationError, starting with `where`, unless a tensor can be an input of one call:
+    batch 1, finite.
+    """
+    is_of_one_call = tensor.ndim < 3 or tensor.shape[0] == 1 or "." in key  # in a list it may be one row
     fits = tensor.ndim > 0 and is_of_one_call and 0 < min(tensor.shape) <= max(tensor.shape) <= _MAX_LENGTH
     if tensor.dtype not in _DTYPES or not fits:
         raise damaged(f"{where}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, no input of one call")

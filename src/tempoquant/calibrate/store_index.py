@@ -1,4 +1,6 @@
-"""store.json, which says what a sample store holds: checked strictly, because its files may come from anywhere."""
+"""store.json, the index of a sample store, checked strictly because its files may come from
+anywhere.
+"""
 
 import json
 import math
@@ -28,7 +30,9 @@ _ENTRY = {"file", "expert", "prompt_id", "timestep", "step_index", "guidance_bra
 
 
 def damaged(what: str) -> CalibrationError:
-    """The error for content that this TempoQuant would not write; `what` is a sentence without its full stop."""
+    """Make the error for content that this TempoQuant would not write; `what` is a sentence without
+    its full stop.
+    """
     return CalibrationError(f"{what}: record the samples again, or upgrade tempoquant if a newer one wrote them.")
 
 
@@ -40,7 +44,8 @@ class SampleEntry:
         file: safetensors file of the call's own inputs, relative to the store.
         denoiser: the denoiser's name.
         prompt_id, timestep, step_index, guidance_branch: see `CalibrationSample`.
-        texts: safetensors file of the inputs that other calls have too, relative to the store; None without such.
+        texts: safetensors file of the inputs shared with other calls, relative to the store; None
+            for none.
         sha256: hexadecimal, of `file`.
     """
 
@@ -54,13 +59,13 @@ class SampleEntry:
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the inverse of `from_dict`."""
+        """Return plain JSON values, the inverse of `from_dict`."""
         values = asdict(self)
         return {"expert" if name == "denoiser" else name: value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, entry: Any) -> "SampleEntry":
-        """Check and take apart. Raises CalibrationError that names the key."""
+        """Check and parse an entry. Raises CalibrationError that names the key."""
         _check_keys(entry, _ENTRY)
         _check_file(entry["file"], SAMPLES_FOLDER)
         if entry["texts"] is not None:
@@ -81,14 +86,16 @@ class SampleEntry:
 
 @dataclass(frozen=True)
 class StoreIndex:
-    """Everything store.json says.
+    """The content of store.json.
 
     Attributes:
-        provenance: where the samples come from, see docs/checkpoint.md.
-        schedule: all timesteps of each denoiser in the sampling loop, falling; the noisiest denoiser first.
+        provenance: the origin of the samples, see docs/checkpoint.md.
+        schedule: all timesteps of each denoiser in the sampling loop, falling; the noisiest
+            denoiser first.
         samples: by denoiser (high noise first), step, prompt, guidance branch.
         texts: file of shared inputs to its hexadecimal SHA-256.
-        magnitude_ratios: of each denoiser; none of samples from latents, or where the recording was an older version's.
+        magnitude_ratios: of each denoiser; none for samples from latents, or from a recording of an
+            older version.
     """
 
     provenance: Mapping[str, Any]
@@ -98,7 +105,7 @@ class StoreIndex:
     magnitude_ratios: Mapping[str, MagnitudeRatios] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The text of store.json: the same for the same content."""
+        """Return the text of store.json: the same for the same content."""
         record = {
             "format_version": FORMAT_VERSION,
             "provenance": dict(self.provenance),
@@ -112,7 +119,7 @@ class StoreIndex:
 
     @classmethod
     def from_dict(cls, record: Any) -> "StoreIndex":
-        """Check and take apart. Raises CalibrationError that names the key and the remedy."""
+        """Check and parse a record. Raises CalibrationError that names the key and the remedy."""
         version = record.get("format_version") if isinstance(record, dict) else None
         _require(type(version) is int and version == FORMAT_VERSION, "format_version", f"is {FORMAT_VERSION}", version)
         _check_keys(record, {"format_version", "provenance", "schedule", "samples", "texts"}, {"magnitude_ratios"})
@@ -132,7 +139,7 @@ class StoreIndex:
         return index
 
     def _check_consistent(self) -> None:
-        """Raise CalibrationError for a sample that refers to what the store does not have."""
+        """Raise CalibrationError for a sample that refers to content outside the store."""
         known = {prompt["id"] for prompt in self.provenance["prompts"]}
         seen = set()
         for entry in self.samples:

@@ -1,7 +1,8 @@
-"""Writes a sample store prompt by prompt, so that an interrupted recording goes on at the next prompt.
+"""Writing of a sample store prompt by prompt, so that an interrupted recording resumes at the next
+prompt.
 
-The same samples give the same bytes: no clock, host or path is stored, and how often the recording was interrupted
-leaves no trace.
+The same samples give the same bytes: no clock, host or path is stored, and interruptions leave no
+trace.
 """
 
 import errno
@@ -31,23 +32,27 @@ from tempoquant.checkpoint.files import read_json, sha256_of
 from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.errors import CalibrationError, CheckpointError, OutputError
 
-_ENTRIES = "entries"  # of prompts that are finished, while others are not
+_ENTRIES = "entries"  # of finished prompts, while others are not finished
 _RATIOS = "magnitude_ratios"
 
 RatiosOfPrompt = Mapping[str, Mapping[str, Sequence[float]]]
-"""Denoiser to guidance branch to the magnitude ratios of one prompt's first steps, see `MagnitudeRatios`."""
+"""Denoiser to guidance branch to the magnitude ratios of one prompt's first steps, see
+`MagnitudeRatios`.
+"""
 
 
 class StoreWriter:
-    """Writes a store into a folder, and continues what an earlier writer left there. Several may write to one folder,
-    each other prompts; one of them finishes it.
+    """Writes a store into a folder, and continues the work of an earlier writer there.
+
+    Several writers may share one folder, each with other prompts; one of them finishes the store.
 
     Args:
-        folder: made if need be. Only what `finish` leaves in it is a store.
-        shared_inputs: names of inputs that are the same in all calls of a prompt and branch (the texts): stored once.
+        folder: created if need be. Only the files that `finish` leaves in it are a store.
+        shared_inputs: names of inputs that are the same in all calls of a prompt and branch (the
+            texts): stored once.
 
     Raises:
-        OutputError: from every method, when the folder cannot be written.
+        OutputError: from every method, if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, shared_inputs: Set[str]) -> None:
@@ -95,7 +100,9 @@ class StoreWriter:
         return file
 
     def commit(self, prompt_index: int, magnitude_ratios: RatiosOfPrompt | None = None) -> None:
-        """All samples of a prompt are added: from here on, an interruption does not lose them."""
+        """Commit a prompt whose samples are all added: from here on, an interruption does not lose
+        them.
+        """
         texts = {entry.texts: self._texts[entry.texts] for entry in self._entries if entry.texts is not None}
         record: dict[str, Any] = {"samples": [entry.to_dict() for entry in self._entries], "texts": texts}
         record[_RATIOS] = dict(magnitude_ratios or {})
@@ -103,7 +110,9 @@ class StoreWriter:
         self._entries = []
 
     def committed(self, prompt_index: int) -> list[SampleEntry] | None:
-        """What is stored of a prompt; None when it is not committed, or its files are not those that were written."""
+        """Return the stored entries of a prompt; None if it is not committed, or its files have
+        changed.
+        """
         try:
             record = read_json(self.folder / self._entry_name(prompt_index))
             entries = [SampleEntry.from_dict(entry) for entry in record["samples"]]
@@ -117,10 +126,11 @@ class StoreWriter:
     def finish(
         self, provenance: Mapping[str, Any], schedule: Mapping[str, Sequence[float]], prompts: Iterable[int]
     ) -> SampleStore:
-        """Turn the folder into a store of the committed `prompts`, and remove what belongs to no sample of theirs.
+        """Turn the folder into a store of the committed `prompts`, and remove everything that
+        belongs to no sample of theirs.
 
         Raises:
-            CalibrationError: one of them is not committed, or what would be written is no valid store.
+            CalibrationError: one of them is not committed, or the result would be no valid store.
         """
         keyed, ratios = [], []
         for prompt_index in prompts:
@@ -146,10 +156,10 @@ class StoreWriter:
         return SampleStore.open(self.folder)
 
     def tidy(self) -> None:
-        """Remove what only an unfinished store needs."""
+        """Remove the files that only an unfinished store needs."""
         with _writing(self.folder):
             shutil.rmtree(self.folder / _ENTRIES, ignore_errors=True)
-            for partial in self.folder.glob("*.partial"):  # of an index that was being written at a kill
+            for partial in self.folder.glob("*.partial"):  # an index half written at a kill
                 partial.unlink()
 
     @staticmethod
@@ -157,7 +167,9 @@ class StoreWriter:
         return f"{_ENTRIES}/{prompt_index:04d}.json"
 
     def _write(self, name: str, content: bytes) -> None:
-        """A file is either absent or whole, also after a power cut, and when two workers write one text."""
+        """Write a file that is either absent or whole, also after a power cut, and also if two
+        workers write the same text.
+        """
         file = self.folder / name
         partial = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.partial")
         with _writing(self.folder):
@@ -181,12 +193,12 @@ def _mean_ratios(
 def _serialized(arguments: Mapping[str, Any]) -> bytes:
     tensors, outline = take_apart(arguments)
     metadata = None if outline is None else {OUTLINE_KEY: json.dumps(outline, sort_keys=True)}
-    # Copies, since one tensor may be told by two names, which a file cannot hold.
+    # Copies, since one tensor may have two names, which a file cannot hold.
     return save({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, metadata)
 
 
 class _writing:
-    """A context whose file system errors are OutputErrors with a remedy."""
+    """A context that turns file system errors into OutputErrors with a remedy."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

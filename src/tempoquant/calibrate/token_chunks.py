@@ -1,4 +1,4 @@
-"""Working on many tokens a piece at a time, in smaller pieces once a GPU has run out of memory."""
+"""Processing of many tokens piece by piece, in smaller pieces once a GPU has run out of memory."""
 
 import logging
 from collections.abc import Callable
@@ -12,19 +12,21 @@ _FEWEST_TOKENS = 256
 
 
 class TokenChunks:
-    """How many tokens are worked on at once.
+    """The number of tokens to process at once.
 
-    A sum over other pieces rounds otherwise: a run that had to halve them may choose other codes in rare places.
+    A sum over other pieces rounds differently: a run that had to halve them may choose other codes
+    in rare places.
 
     Attributes:
-        num_tokens: of one piece; falls when memory runs out, and stays there.
+        num_tokens: of one piece; falls if memory runs out, and stays there.
     """
 
     def __init__(self, num_tokens: int = DEFAULT_TOKENS) -> None:
         self.num_tokens = num_tokens
 
     def each(self, x: torch.Tensor, work: Callable[[torch.Tensor], None]) -> None:
-        """Call `work` on consecutive rows of x: (tokens, …). `work` leaves nothing half done when it has no memory.
+        """Call `work` on consecutive rows of x: (tokens, …). If memory runs out, `work` changes
+        nothing.
 
         Raises:
             torch.OutOfMemoryError: not even the smallest piece fits.
@@ -35,16 +37,16 @@ class TokenChunks:
             if self._fits(piece, work):
                 start += piece.shape[0]
             else:
-                torch.cuda.empty_cache()  # here nothing refers to what the failed piece needed any more
+                torch.cuda.empty_cache()  # nothing here refers to the failed piece's memory any more
 
     def _fits(self, piece: torch.Tensor, work: Callable[[torch.Tensor], None]) -> bool:
-        """Do the work, or find that it needs smaller pieces."""
+        """Do the work and return True, or return False if it needs smaller pieces."""
         try:
             work(piece)
         except torch.OutOfMemoryError:
             if self.num_tokens <= _FEWEST_TOKENS:
                 raise
             self.num_tokens = max(_FEWEST_TOKENS, self.num_tokens // 2)
-            _logger.warning("the GPU ran out of memory; going on with %d tokens at a time", self.num_tokens)
+            _logger.warning("the GPU ran out of memory; continuing with %d tokens at a time", self.num_tokens)
             return False
         return True

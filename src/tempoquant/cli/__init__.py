@@ -1,4 +1,6 @@
-"""The command line: one file per command. Everything heavy is imported inside the commands, so that --help is quick."""
+"""The command line: one file per command. Heavy modules are imported inside the commands, so that
+--help is quick.
+"""
 
 from typing import Annotated
 
@@ -19,7 +21,7 @@ from tempoquant.cli.sensitivity import command as sensitivity_command
 
 app = typer.Typer(
     name="tempoquant",
-    help="Timestep-aware 4-bit weights and activations (W4A4) for Wan2.2 image-to-video, on plain diffusers.",
+    help="Quantize video diffusion transformers to 4-bit weights and activations (W4A4), on plain diffusers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
@@ -50,10 +52,12 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Timestep-aware 4-bit weights and activations (W4A4) for Wan2.2 image-to-video, on plain diffusers."""
+    """Quantize video diffusion transformers to 4-bit weights and activations (W4A4), on plain
+    diffusers.
+    """
 
 
 __all__ = ["app"]

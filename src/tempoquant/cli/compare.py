@@ -1,4 +1,4 @@
-"""`tempoquant compare`: how far a quantized pipeline is from its reference."""
+"""`tempoquant compare`: the distance of a quantized pipeline from its reference."""
 
 import functools
 from typing import TYPE_CHECKING, Annotated
@@ -33,12 +33,14 @@ NUM_SAMPLES = 8
 def command(  # noqa: PLR0913 (one argument per option)
     names: Annotated[
         list[str],
-        typer.Argument(metavar="[REFERENCE] DIR", help="What DIR was quantized from, unless --base; and DIR."),
+        typer.Argument(
+            metavar="[REFERENCE] DIR", help="REFERENCE: the model that DIR was quantized from, unless --base gives it."
+        ),
     ],
     samples: Annotated[int, typer.Option(min=1, help="Held-out prompts.")] = NUM_SAMPLES,
     samples_from: Annotated[
         str | None,
-        typer.Option(metavar="FILE|FOLDER", help="jsonl of {prompt, image} (bundled models have their own)."),
+        typer.Option(metavar="FILE|FOLDER", help="A jsonl file of {prompt, image}; bundled models have their own."),
     ] = None,
     steps: Steps = None,
     frames: Frames = None,
@@ -55,9 +57,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Generate the same videos with both and measure SQNR, PSNR, SSIM and, on a bundled model, prompt adherence.
+    """Generate the same videos with both models, and measure SQNR, PSNR, SSIM and, for a bundled
+    model, prompt adherence.
 
-    What is not given is the reference's own: size, frames, steps, guidance, flow shift.
+    Size, frames, steps, guidance and flow shift default to the reference's own.
     """
     reference, folders = reference_and_folders(names, base, denoiser, family)
     if len(folders) > 1:
@@ -84,7 +87,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         source = with_loras(open_pipeline(reference), loras)
         settings = settings_of(source, changes)
         task = Task(prompts, settings, seed, in_bundled_world=str(reference) in BUNDLED_MODELS)
-        # A folder's own name, so that two results of one recipe stay apart; "." has none before it is resolved.
+        # A folder's own name keeps two results of one recipe apart; "." has none before it is
+        # resolved.
         label = folder.resolve().name
         prepare = None
         if activation_bits is not None:

@@ -1,4 +1,6 @@
-"""`tempoquant demo`: quantize the bundled model, evaluate it, and leave a page that shows what four bits did."""
+"""`tempoquant demo`: quantize the bundled model, evaluate it, and write a page that shows the
+effect of four bits.
+"""
 
 import re
 import shlex
@@ -32,17 +34,20 @@ def command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for everything.")] = Path(
         "demo"
     ),
-    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Compared with rtn, round to nearest.")] = "tiny",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Recipe to compare with round to nearest (rtn).")
+    ] = "tiny",
     model: Annotated[str, typer.Option(metavar="MODEL", help="A bundled model: tiny-outliers or tiny.")] = MODEL,
     seed: Seed = 0,
     device: Device = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a bundled model and generate the same videos with 16-bit, round-to-nearest and recipe: some minutes.
+    """Quantize a bundled model, and generate the same videos in 16 bits, round-to-nearest and the
+    recipe. Takes minutes.
 
-    Leaves two quantized pipelines, report.html, side_by_side.mp4, contact_sheet.png and results.json. A second run
-    continues.
+    Writes two quantized pipelines, report.html, side_by_side.mp4, contact_sheet.png and
+    results.json. A second run resumes.
     """
 
     def work(progress: Progress) -> Outcome:
@@ -52,7 +57,7 @@ def command(
 
 
 def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any], progress: Progress) -> Outcome:
-    """Quantize what is not there yet, evaluate, draw, and say where everything is.
+    """Quantize the missing results, evaluate, draw, and list the files.
 
     Args:
         output: folder for everything.
@@ -60,7 +65,7 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
         model: a bundled one.
         arguments: seed, device and overwrite, as `quantize` takes them.
 
-    Raises TempoQuantError; what was finished before stays and is found by the next run.
+    Raises TempoQuantError; finished work stays, and the next run finds it.
     """
     from tempoquant.device import default_device
     from tempoquant.engines import Local
@@ -101,14 +106,16 @@ def run_demo(output: Path, recipe: str, model: str, arguments: Mapping[str, Any]
 
 
 def require_bundled(model: str) -> None:
-    """Raise CalibrationError for a model whose world is not the bundled one."""
+    """Raise CalibrationError for a model without the bundled world."""
     from tempoquant.recording.prompt_sets import evaluation_prompts
 
     evaluation_prompts(model, None, NUM_VIDEOS)
 
 
 def request(model: str, folders: Mapping[str, Path], seed: int) -> "Request":
-    """The first held-out items of the bundled world, for the 16-bit model and each quantized one."""
+    """Request the first held-out items of the bundled world, for the 16-bit model and each
+    quantized one.
+    """
     from tempoquant.evaluate.benchmark_sets import load_benchmark
     from tempoquant.evaluate.plan import Model
     from tempoquant.evaluate.request import Request
@@ -126,9 +133,10 @@ def request(model: str, folders: Mapping[str, Path], seed: int) -> "Request":
 
 
 def recipes_by_label(recipe: str) -> "dict[str, Recipe]":
-    """The baseline and the chosen recipe, by a label that is also a folder's name.
+    """Return the baseline and the chosen recipe, by a label that is also a folder's name.
 
-    Raises RecipeError when there is no such recipe, or when another than the baseline has its name.
+    Raises RecipeError if there is no such recipe, or if a recipe other than the baseline has its
+    name.
     """
     from tempoquant.errors import RecipeError
     from tempoquant.recipe import Recipe
@@ -148,7 +156,7 @@ def quantize_all(
         label to whether a finished result was already there.
 
     Raises:
-        OutputError: a folder holds the result of another run, and is not to be overwritten.
+        OutputError: a folder holds the result of another run, and overwriting was not asked for.
     """
     from tempoquant.quantizing import quantize
 
@@ -160,12 +168,12 @@ def quantize_all(
 
 
 def folder_name(recipe_name: str) -> str:
-    """A recipe's name as a folder's: letters, digits, dots and dashes."""
+    """Convert a recipe's name to a folder's: letters, digits, dots and dashes."""
     return re.sub(r"[^\w.]+", "-", recipe_name).strip("-.") or "recipe"
 
 
 def draw(record: Mapping[str, Any], evaluation: Path, video: Path, picture: Path) -> None:
-    """Write the video and the contact sheet, of the items that every model made."""
+    """Write the video and the contact sheet of the items that every model finished."""
     from tempoquant.evaluate.side_by_side import write_contact_sheet, write_side_by_side
 
     items = [item for item in record["items"] if not item["failed"]]
@@ -178,7 +186,7 @@ def draw(record: Mapping[str, Any], evaluation: Path, video: Path, picture: Path
 def column(
     record: Mapping[str, Any], model: Mapping[str, Any], items: Sequence[Mapping[str, Any]], evaluation: Path
 ) -> "Column":
-    """One model's videos, without loss, and what is said of them."""
+    """Return one model's videos, without loss, and their captions."""
     from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
     from tempoquant.evaluate.files import read_lossless
     from tempoquant.evaluate.side_by_side import Column
@@ -194,7 +202,7 @@ def column(
 
 
 def verdicts_of(metrics: Mapping[str, Any]) -> "list[Verdict]":
-    """What is said beneath one video."""
+    """Return the captions of one video."""
     from tempoquant.evaluate.side_by_side import Verdict
 
     marks = [("motion", metrics.get("motion_followed")), ("appearance", metrics.get("appearance_kept"))]
@@ -204,7 +212,7 @@ def verdicts_of(metrics: Mapping[str, Any]) -> "list[Verdict]":
 
 
 def summary(record: Mapping[str, Any], existed: Mapping[str, bool], output: Path, files: Mapping[str, Path]) -> Any:
-    """What a person reads at the end."""
+    """Return the final summary for people."""
     from rich.console import Group
 
     from tempoquant.cli.evaluation_tables import evaluation_text

@@ -1,4 +1,6 @@
-"""`tempoquant doctor`: which kernels this machine runs each format and attention with, and why."""
+"""`tempoquant doctor`: the kernels that this machine runs for each format and attention, and the
+reasons.
+"""
 
 import platform
 from collections.abc import Sequence
@@ -13,7 +15,9 @@ LIBRARIES = ("tempoquant", "torch", "triton", "diffusers", "transformers", "acce
 
 
 def command(as_json: Json = False) -> None:
-    """Show this machine's devices and libraries, and which kernels each format and attention get there, and why."""
+    """Show this machine's devices and libraries, and the kernels that it runs for each format and
+    attention.
+    """
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
@@ -31,7 +35,7 @@ def command(as_json: Json = False) -> None:
 
 
 def installed(name: str) -> str | None:
-    """The version of a library; None where it is not installed."""
+    """Return the version of a library; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -39,7 +43,9 @@ def installed(name: str) -> str | None:
 
 
 def devices() -> list[dict[str, Any]]:
-    """Every device a pipeline can be on, with what dispatch says of each format there."""
+    """Return every device a pipeline can be on, with the kernels that dispatch chooses for each
+    format there.
+    """
     import torch
 
     from tempoquant.formats import FORMATS
@@ -59,7 +65,9 @@ def devices() -> list[dict[str, Any]]:
 
 
 def attention_of(device: str) -> dict[str, Any]:
-    """Which of diffusers' attention backends each speed gets on a device for a Wan, and which are installed."""
+    """Return which of diffusers' attention backends each speed selects on a device for a Wan, and
+    which are installed.
+    """
     import torch
 
     from tempoquant.acceleration.attention import BACKENDS, capability_of, choose_attention, is_installed
@@ -76,7 +84,9 @@ def attention_of(device: str) -> dict[str, Any]:
 
 
 def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
-    """A row for each device and format; equal reasons of a device are written once."""
+    """Make a table with a row for each device and format; equal reasons of a device are written
+    once.
+    """
     from rich.table import Table
 
     table = Table(title="Kernels", title_justify="left")
@@ -95,7 +105,9 @@ def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
 
 
 def attention_table(found: Sequence[dict[str, Any]]) -> Any:
-    """A row for each device and speed, and what would be better and is not installed."""
+    """Make a table with a row for each device and speed, and the better backends that are not
+    installed.
+    """
     from rich.table import Table
 
     table = Table(title="Attention", title_justify="left")
@@ -111,9 +123,9 @@ def attention_table(found: Sequence[dict[str, Any]]) -> Any:
 
 
 def remedy(record: dict[str, Any]) -> str:
-    """What to do about a machine that runs nothing but the reference."""
+    """Return advice for a machine that runs nothing but the reference."""
     if any(kernels["backend"] != "reference" for device in record["devices"] for kernels in device["kernels"].values()):
-        return "GPU kernels are used where the table says so."
+        return "The table shows where GPU kernels run."
     if len(record["devices"]) > 1 and record["libraries"]["triton"] is None:
-        return "No GPU kernels: install Triton (pip install triton) to have them."
+        return "No GPU kernels: install Triton (pip install triton)."
     return "No GPU kernels here: everything runs in plain PyTorch, which is exact and slow."

@@ -1,4 +1,4 @@
-"""The options that say where work runs, which several commands have, and what they mean together."""
+"""The options of several commands that choose where work runs, and their joint meaning."""
 
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class EngineName(str, Enum):
-    """Of `tempoquant.engines`."""
+    """The names of the engines of `tempoquant.engines`."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -20,11 +20,15 @@ class EngineName(str, Enum):
 
 EngineOption = Annotated[
     EngineName,
-    typer.Option("--engine", help="A process for each --device here, or a worker for each GPU of a Ray cluster."),
+    typer.Option(
+        "--engine", help="local: a process for each --device here; ray: a worker for each GPU of a Ray cluster."
+    ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="HOST:PORT", help="Of the Ray cluster; the one this machine is in if left out."),
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="Address of the Ray cluster; default: the one this machine belongs to."
+    ),
 ]
 Workers = Annotated[
     str | None,
@@ -36,10 +40,12 @@ Workers = Annotated[
 
 
 def cluster_of(engine: EngineName, address: str | None, device: str | None) -> "RayCluster | None":
-    """The cluster that the options name; None for this machine. Raises typer.BadParameter for a contradiction."""
+    """Return the cluster that the options name; None for this machine. Raises typer.BadParameter
+    for a contradiction.
+    """
     if engine is EngineName.LOCAL:
         if address is not None:
-            raise typer.BadParameter("only a Ray cluster has one: say --engine ray too.", param_hint="'--address'")
+            raise typer.BadParameter("only a Ray cluster has an address: add --engine ray.", param_hint="'--address'")
         check_devices(device)
         return None
     from tempoquant.engines import RayCluster
@@ -52,7 +58,9 @@ def cluster_of(engine: EngineName, address: str | None, device: str | None) -> "
 
 
 def engine_of(engine: EngineName, address: str | None, device: str | None) -> "Engine":
-    """The engine that the options name. Raises typer.BadParameter, or SettingsError for devices that do not match."""
+    """Return the engine that the options name. Raises typer.BadParameter, or SettingsError for
+    devices that do not match.
+    """
     from tempoquant.device import default_device
     from tempoquant.engines import Local
 

@@ -1,4 +1,6 @@
-"""`tempoquant evaluate`: several quantized pipelines beside their reference on a benchmark, with everything kept."""
+"""`tempoquant evaluate`: several quantized pipelines and their reference on a benchmark, with every
+result kept.
+"""
 
 import dataclasses
 import functools
@@ -34,6 +36,7 @@ from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
     from tempoquant.acceleration.choices import Choices
+    from tempoquant.evaluate.benchmark_sets import Overlap
     from tempoquant.evaluate.plan import Model
     from tempoquant.evaluate.vbench.settings import VBenchSettings
     from tempoquant.models.source import SourceModel
@@ -50,7 +53,8 @@ def command(  # noqa: PLR0913 (one argument per option)
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="[REFERENCE] DIR...", help="What all DIRs were quantized from, unless --base; and the DIRs."
+            metavar="[REFERENCE] DIR...",
+            help="REFERENCE: the model that all DIRs were quantized from, unless --base gives it.",
         ),
     ],
     benchmark: Annotated[
@@ -61,14 +65,18 @@ def command(  # noqa: PLR0913 (one argument per option)
     denoiser: Denoisers = None,
     family: Family = None,
     lora: ReferenceLoras = None,
-    root: Annotated[Path | None, typer.Option(metavar="PATH", help="Where the benchmark was downloaded to.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="PATH", help="Folder of the downloaded benchmark.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N items.")] = None,
     ids: Annotated[str | None, typer.Option(metavar="ID[,ID]", help="Only these items.")] = None,
-    seeds: Annotated[str, typer.Option(metavar="N[,N]", help="Every item is generated with each.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(metavar="N[,N]", help="Seeds; every item is generated with each of them.")
+    ] = "0",
     exclude_overlap: Annotated[
-        bool, typer.Option("--exclude-overlap", help="Leave items out that a model was calibrated on.")
+        bool, typer.Option("--exclude-overlap", help="Leave out items that a model was calibrated on.")
     ] = False,
-    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Keep them; the results say so.")] = False,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Keep these items; the results say so.")
+    ] = False,
     size: Size = None,
     frames: Frames = None,
     steps: Steps = None,
@@ -78,7 +86,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     memory: GenerationMemory = MemoryMode.RESIDENT,
     speed: Annotated[
         list[SpeedName] | None,
-        typer.Option(help="Each DIR once more at this speed, as a row of its own; several times for several speeds."),
+        typer.Option(help="Add a row for each DIR at this speed; repeat the option for several speeds."),
     ] = None,
     attention: AttentionOption = None,
     cache: CacheName = None,
@@ -90,11 +98,11 @@ def command(  # noqa: PLR0913 (one argument per option)
         Path | None,
         typer.Option(
             metavar="PATH",
-            help="Score the videos with VBench too, by the interpreter of its own environment (`make vbench-env`).",
+            help="Also score the videos with VBench: the Python of its environment (`make vbench-env`).",
         ),
     ] = None,
     vbench_dimensions: Annotated[
-        str | None, typer.Option(metavar="NAME[,NAME]", help="Only these of VBench's scores.")
+        str | None, typer.Option(metavar="NAME[,NAME]", help="Only these dimensions of VBench.")
     ] = None,
     vbench_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="VBench's weights. Default: $VBENCH_CACHE_DIR, ~/.cache/vbench.")
@@ -102,14 +110,18 @@ def command(  # noqa: PLR0913 (one argument per option)
     as_json: Json = False,
     json_log: JsonLogFile = None,
 ) -> None:
-    """Generate a benchmark's videos with every model, and measure them with intervals. The same command goes on where
-    it was interrupted, also on more or fewer devices."""
-    if exclude_overlap and allow_overlap:
-        raise typer.BadParameter("--exclude-overlap and --allow-overlap contradict each other: give one.")
-    if vbench_python is None and (vbench_dimensions or vbench_cache):
-        raise typer.BadParameter("--vbench-dimensions and --vbench-cache go with --vbench-python.")
-    if not speed and (attention or cache or compile_blocks is not None):
-        raise typer.BadParameter("--attention, --cache and --compile go with --speed, whose rows they change.")
+    """Generate a benchmark's videos with every model, and measure them with confidence intervals.
+    The same command resumes an interrupted run, also on more or fewer devices.
+    """
+    _require(not (exclude_overlap and allow_overlap), "--exclude-overlap and --allow-overlap contradict each other.")
+    _require(
+        vbench_python is not None or not (vbench_dimensions or vbench_cache),
+        "--vbench-dimensions and --vbench-cache need --vbench-python.",
+    )
+    _require(
+        bool(speed) or not (attention or cache or compile_blocks is not None),
+        "--attention, --cache and --compile need --speed, whose rows they change.",
+    )
     wanted_seeds = parse_seeds(seeds)
     reference, folders = reference_and_folders(names, base, denoiser, family)
     loras = parse_loras(lora)
@@ -117,7 +129,7 @@ def command(  # noqa: PLR0913 (one argument per option)
 
     def work(progress: Progress) -> Outcome:
         from tempoquant.cli.evaluation_tables import evaluation_text
-        from tempoquant.evaluate.benchmark_sets import Overlap, load_benchmark
+        from tempoquant.evaluate.benchmark_sets import load_benchmark
         from tempoquant.evaluate.evaluation import evaluate
         from tempoquant.evaluate.plan import Model
         from tempoquant.evaluate.request import Request
@@ -128,7 +140,6 @@ def command(  # noqa: PLR0913 (one argument per option)
         workers = engine_of(engine, address, device)
         source = with_loras(open_pipeline(reference), loras)
         settings = settings_of(source, changes)
-        overlap = Overlap.EXCLUDE if exclude_overlap else Overlap.ALLOW if allow_overlap else Overlap.REFUSE
         asked = [choices_of(each, attention, cache, compile_blocks) for each in dict.fromkeys(speed or ())]
         plain = _models(folders, activation_bits)
         models = [*plain, *(at_speed(m, each, memory.value, workers.device) for each in asked if each for m in plain)]
@@ -142,7 +153,7 @@ def command(  # noqa: PLR0913 (one argument per option)
             wanted_seeds,
             None if ids is None else ids.split(","),
             limit,
-            overlap,
+            _overlap(exclude_overlap, allow_overlap),
             shlex.join(["tempoquant", *sys.argv[1:]]),
             memory.value,
             vbench=_vbench(vbench_python, vbench_dimensions, vbench_cache),
@@ -153,8 +164,21 @@ def command(  # noqa: PLR0913 (one argument per option)
     run_command(work, as_json, json_log, GOES_ON)
 
 
+def _require(condition: bool, sentence: str) -> None:
+    """Raise typer.BadParameter with a sentence unless the condition holds."""
+    if not condition:
+        raise typer.BadParameter(sentence)
+
+
+def _overlap(exclude: bool, allow: bool) -> "Overlap":
+    """Return the treatment of items that a model was calibrated on, from the two flags."""
+    from tempoquant.evaluate.benchmark_sets import Overlap
+
+    return Overlap.EXCLUDE if exclude else Overlap.ALLOW if allow else Overlap.REFUSE
+
+
 def _reference_label(source: "SourceModel", models: Sequence["Model"]) -> str:
-    """Such as "16-bit", where the reference is that and no model is called so."""
+    """Return a label such as "16-bit", if the reference is that and no model has this label."""
     from tempoquant.hosts.contents import configs_of
 
     taken = {model.label for model in models}
@@ -163,7 +187,9 @@ def _reference_label(source: "SourceModel", models: Sequence["Model"]) -> str:
 
 
 def _vbench(python: Path | None, dimensions: str | None, cache: Path | None) -> "VBenchSettings | None":
-    """Raises SettingsError for a dimension that cannot be scored."""
+    """Check and collect the options of VBench. Raises SettingsError for a dimension that cannot be
+    scored.
+    """
     from tempoquant.evaluate.vbench.dimensions import DEFAULT
     from tempoquant.evaluate.vbench.settings import VBenchSettings, default_cache
 
@@ -173,7 +199,9 @@ def _vbench(python: Path | None, dimensions: str | None, cache: Path | None) -> 
 
 
 def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> list["Model"]:
-    """Labelled by their folders' names; those of one name by the folder above as well. Raises OutputError."""
+    """Label models by their folders' names, and by the parent folder as well if two names are
+    equal. Raises OutputError.
+    """
     from tempoquant.errors import OutputError
     from tempoquant.evaluate.plan import Model
     from tempoquant.hosts.diffusers.pipeline import open_pipeline
@@ -199,9 +227,11 @@ def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> 
 
 
 def at_speed(model: "Model", choices: "Choices", memory: str, device: str) -> "Model":
-    """The same model as a row of its own, with the speed in its label. Raises as `check_choices`."""
+    """Return the same model as a separate row, with the speed in its label. Raises as
+    `check_choices`.
+    """
     from tempoquant.cli.speed_options import check_choices
 
-    in_chunks = model.source.family.chunk_blocks is not None  # as every model of an evaluation computes
+    in_chunks = model.source.family.chunk_blocks is not None  # every model of an evaluation computes in these chunks
     check_choices(choices, model.source, memory, device, in_chunks)
     return dataclasses.replace(model, label=f"{model.label}-{choices.speed}", speed=choices)

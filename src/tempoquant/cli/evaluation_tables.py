@@ -1,4 +1,4 @@
-"""What `evaluate` found, for people."""
+"""The results of `evaluate` as tables for people."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,9 @@ from tempoquant.evaluate.summaries import metric_of
 
 
 def evaluation_text(record: Mapping[str, Any], output: Path) -> RenderableType:
-    """Models, metrics with their intervals, comparisons between models, and what one should know."""
+    """Return the tables of models, metrics with their intervals, comparisons between models, and
+    notes.
+    """
     parts: list[RenderableType] = [_models_table(record), _metrics_table(record)]
     shown = [row for row in record["pairs"] if " " not in row["metric"]]
     if shown:
@@ -56,7 +58,7 @@ def _models_table(record: Mapping[str, Any]) -> Table:
 
 
 def _median(found: Mapping[str, Any] | None, digits: int, unit: str = "") -> str:
-    """Such as "0.312 (0.305 to 0.330)"."""
+    """Write a median such as "0.312 (0.305 to 0.330)"."""
     if found is None:
         return "–"
     median = f"{found['median']:.{digits}f}{unit}"
@@ -64,7 +66,7 @@ def _median(found: Mapping[str, Any] | None, digits: int, unit: str = "") -> str
 
 
 def _metrics_table(record: Mapping[str, Any]) -> Table:
-    """A row for each model's metric."""
+    """Make a table with a row for each model's metric."""
     count = f"{record['benchmark']['num_items']} items × {len(record['settings']['seeds'])} seeds"
     order = list(METRICS)
     names = dict.fromkeys(row["metric"] for row in record["summary"])

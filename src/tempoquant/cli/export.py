@@ -15,7 +15,7 @@ from tempoquant.progress import Progress
 
 
 class Target(str, Enum):
-    """Whose files to write."""
+    """The engine whose files are written."""
 
     NUNCHAKU_LITE = "nunchaku-lite"
     COMFYUI = "comfyui"
@@ -23,7 +23,7 @@ class Target(str, Enum):
 
 
 class _Request(NamedTuple):
-    """What was asked for, the target apart."""
+    """The requested export, without the target."""
 
     folder: Path
     output: Path
@@ -47,13 +47,15 @@ def command(
 ) -> None:
     """Write all denoisers for another engine.
 
-    --to nunchaku-lite: a pipeline for stock diffusers, with nunchaku's fused kernels on NVIDIA GPUs. DIR is what
-    `quantize` wrote with --recipe nunchaku_int4 or nunchaku_nvfp4. `compare` scores OUT as the kernels round.
+    --to nunchaku-lite writes a pipeline for stock diffusers, with nunchaku's fused kernels on
+    NVIDIA GPUs. DIR must come from `quantize --recipe nunchaku_int4` or `nunchaku_nvfp4`. `compare`
+    scores OUT with the kernels' rounding.
 
-    --to comfyui: a file for each denoiser, of any recipe and with all it has, for TempoQuant's nodes in ComfyUI.
+    --to comfyui writes a file for each denoiser, of any recipe and with all its features, for
+    TempoQuant's nodes in ComfyUI.
 
-    --to comfyui-nvfp4: a model file and a branch file for each denoiser, which ComfyUI loads without a node pack. DIR
-    is what `quantize` wrote with --recipe comfyui_nvfp4.
+    --to comfyui-nvfp4 writes a model file and a branch file for each denoiser, which ComfyUI loads
+    without a node pack. DIR must come from `quantize --recipe comfyui_nvfp4`.
 
     Layers that the target cannot hold are refused by name. Only comfyui carries clip ratios.
     """
@@ -83,7 +85,7 @@ def _to_comfyui(request: _Request, progress: Progress) -> Outcome:
     from tempoquant.hosts.comfyui.export import export
 
     if request.link:
-        raise UnsupportedError("--link links what is no denoiser, of which comfyui writes nothing: leave it out.")
+        raise UnsupportedError("--link links unquantized components, and comfyui writes none: leave it out.")
     was_there = (request.output / MANIFEST_NAME).is_file() and not request.overwrite
     path = export(request.folder, request.output, overwrite=request.overwrite, progress=progress)
     files = {file.name: file.stat().st_size for file in sorted(path.glob("*.safetensors"))}
@@ -101,7 +103,7 @@ def _to_comfyui_nvfp4(request: _Request, progress: Progress) -> Outcome:
     from tempoquant.plain_values import plain
 
     if request.link:
-        raise UnsupportedError("--link links what is no denoiser, of which comfyui-nvfp4 writes nothing: leave it out.")
+        raise UnsupportedError("--link links unquantized components, and comfyui-nvfp4 writes none: leave it out.")
     was_there = (request.output / MANIFEST_NAME).is_file() and not request.overwrite
     denoisers = export(request.folder, request.output, overwrite=request.overwrite, progress=progress)
     path = request.output.expanduser().resolve()

@@ -1,4 +1,4 @@
-"""`tempoquant inspect`: what is inside a quantized pipeline."""
+"""`tempoquant inspect`: the content of a quantized pipeline."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,9 @@ def command(
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's hash and every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show layers, formats, bits per weight, sizes, timestep bins, clip ratios, recipe and calibration."""
+    """Show layers, formats, bits per weight, sizes, timestep bins, clip ratios, recipe and
+    calibration.
+    """
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
@@ -40,10 +42,10 @@ def command(
 
 
 def check_sound(folder: Path) -> None:
-    """Check what manifest, configs, indexes and headers tell of a quantized pipeline.
+    """Check manifest, configs, indexes and headers of a quantized pipeline.
 
-    A folder without a pipeline's index holds denoisers alone: then they are what can be checked.
-    Raises CheckpointError or ModelError for the first damage.
+    In a folder without a pipeline's index, the denoisers alone are checked. Raises CheckpointError
+    or ModelError for the first damage.
     """
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, missing_files, read_manifest
     from tempoquant.errors import CheckpointError
@@ -62,10 +64,10 @@ def check_sound(folder: Path) -> None:
 
 
 def verify_folder(folder: Path, progress: Progress) -> list[str]:
-    """Check the hash of every file, and every tensor of all denoisers; the files that agree.
+    """Check the hash of every file, and every tensor of all denoisers; return the files that agree.
 
-    A folder put together by hand has no manifest: then the denoisers' own weight files are what can be checked.
-    Raises CheckpointError or ModelError for the first damage.
+    A folder put together by hand has no manifest: there, only the denoisers' weight files are
+    checked. Raises CheckpointError or ModelError for the first damage.
     """
     from tempoquant.checkpoint import verify_hashes
     from tempoquant.checkpoint.manifest import MANIFEST_NAME, verify_manifest

@@ -1,4 +1,6 @@
-"""Progress for programs: one JSON object a line, in a file that another program can follow while the run goes on."""
+"""Progress for programs: one JSON object a line, in a file that another program can follow during
+the run.
+"""
 
 import json
 import logging
@@ -27,16 +29,18 @@ _logger = logging.getLogger(__name__)
 
 
 class JsonLog:
-    """Implements `tempoquant.progress.Progress`: passes progress on, and appends a line for each event to a file.
+    """Implements `tempoquant.progress.Progress`: forwards progress, and appends a line for each
+    event to a file.
 
-    Every line has "time_s" since the log was opened, "event" and "rss_gib" (memory in use; null where the system does
-    not tell). The events "start", "advance" and "done" have "stage", "done", "total" and "eta_s", the seconds that are
-    left at the pace of this run's units (null before the first); "note" has "text". Advances come about once a second
-    and task at most; the other events always. A context manager: leaving it by an error notes the error.
+    Every line has "time_s" since the log was opened, "event" and "rss_gib" (memory in use; null if
+    the system does not tell). The events "start", "advance" and "done" have "stage", "done",
+    "total" and "eta_s", the remaining seconds at the pace of this run's units (null before the
+    first); "note" has "text". Advances come at most about once a second and task; the other events
+    always. It is a context manager: leaving it by an error notes the error.
 
     Args:
-        progress: who is told as well.
-        file: appended to; made if need be.
+        progress: receives all progress as well.
+        file: appended to; created if need be.
 
     Raises:
         OutputError: the file cannot be written.
@@ -66,7 +70,7 @@ class JsonLog:
         self._stream.close()
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `tempoquant.progress.Progress.start`."""
+        """Begin a task; see `tempoquant.progress.Progress.start`."""
         pass_on = self._progress.start(description, total, done)
         pace = Pace(total, done)
         last_line = -SECONDS_BETWEEN_ADVANCES
@@ -96,7 +100,9 @@ class JsonLog:
         self._write({"event": event, "stage": stage, "done": pace.done, "total": pace.total, "eta_s": eta_s})
 
     def _write(self, record: dict[str, Any]) -> None:
-        """A log that breaks, on a full disk say, is given up with a warning: it must not cost the run."""
+        """Write a record. If the log breaks, for example on a full disk, it stops with a warning,
+        and the run goes on.
+        """
         rss = rss_gib()
         line = {"time_s": round(time.monotonic() - self._started, 3), **record, "rss_gib": rss and round(rss, 3)}
         with self._lock:
@@ -111,7 +117,9 @@ class JsonLog:
 
 
 def rss_gib() -> float | None:
-    """This process's memory in use, GiB, mapped files included; None where the system does not tell."""
+    """Return this process's memory in use, GiB, mapped files included; None if the system does not
+    tell.
+    """
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):

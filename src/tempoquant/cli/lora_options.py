@@ -1,4 +1,4 @@
-"""The option `--lora`: which LoRA files are fused into which denoiser, and how strongly."""
+"""The option `--lora`: the LoRA files to fuse into each denoiser, and their strengths."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,26 +12,28 @@ Loras = Annotated[
     list[str] | None,
     typer.Option(
         "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
-        help="Fused into a denoiser's weights; each file with a strength, 1 if left out. tiny-4steps is tiny's own.",
+        help="LoRA files to fuse into a denoiser, each with a strength (default 1). tiny-4steps is bundled.",
     ),
 ]  # fmt: skip
 ReferenceLoras = Annotated[
     list[str] | None,
     typer.Option(
         "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
-        help="Fused into the reference, as they were into what was quantized; it samples as they say.",
+        help="LoRA files to fuse into the reference, as into the quantized model; sampling follows them.",
     ),
 ]  # fmt: skip
 
 
 def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
-    """Read texts such as "high_noise=a.safetensors:0.8,b.safetensors": denoiser to files and strengths, in order.
+    """Read texts such as "high_noise=a.safetensors:0.8,b.safetensors": denoiser to files and
+    strengths, in order.
 
-    A path may hold commas and colons, as long as one reading alone names files that are there. `tiny-4steps` names the
-    bundled pair, of which each denoiser has its file.
+    A path may hold commas and colons, as long as only one reading names existing files.
+    `tiny-4steps` names the bundled pair, which has a file for each denoiser.
 
     Raises:
-        typer.BadParameter: no denoiser is named, a file that is missing, a text that can be read in two ways.
+        typer.BadParameter: no denoiser is named, a file that is missing, a text that can be read in
+            two ways.
     """
     loras: dict[str, list[tuple[Path, float]]] = {}
     for text in texts or []:
@@ -51,7 +53,7 @@ def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:
 
 
 def _readings(text: str) -> Iterator[list[tuple[Path, float]]]:
-    """Every way to read a text as files that are there, with their strengths."""
+    """Yield every reading of a text as existing files with their strengths."""
     parts = text.split(",")
     for count in range(1, len(parts) + 1):
         rest = ",".join(parts[count:])

@@ -1,4 +1,4 @@
-"""What `plan` predicts, as tables for people and as plain values."""
+"""The predictions of `plan`, as tables for people and as plain values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,9 +14,10 @@ PREDICTED = "predicted"
 
 
 def memory_tables(plan: MemoryPlan, device_bytes: float | None) -> Iterator[RenderableType]:
-    """A table of peaks by phase for each model, what quantizing saves, and a recommendation for a device.
+    """Yield a table of peaks by phase for each model, the savings of quantization, and a
+    recommendation for a device.
 
-    Phases are of blocks in chunks of tokens; a row tells the peak in one piece.
+    The phases compute blocks in chunks of tokens; one row gives the peak in one piece.
     """
     for model in (plan.quantized, plan.sixteen_bit):
         yield _phases_table(plan, model)
@@ -28,7 +29,9 @@ def memory_tables(plan: MemoryPlan, device_bytes: float | None) -> Iterator[Rend
 
 
 def recommendation(model: ModelPlan, device_bytes: float) -> str:
-    """One sentence: the fastest mode for a device, or by how much the smallest one misses it."""
+    """Recommend in one sentence the fastest mode for a device, or state how much memory the
+    smallest mode lacks.
+    """
     device = f"a GPU of {format_bytes(round(device_bytes))}"
     mode = model.fastest_within(device_bytes)
     if mode is not None:
@@ -43,7 +46,7 @@ def recommendation(model: ModelPlan, device_bytes: float) -> str:
 
 
 def memory_record(plan: MemoryPlan, device_bytes: float | None) -> dict[str, Any]:
-    """Plain values, bytes throughout."""
+    """Return plain values, in bytes throughout."""
     size = plan.size
     models = [_model_record(model, device_bytes) for model in (plan.sixteen_bit, plan.quantized)]
     return {

@@ -12,7 +12,7 @@ import typer
 
 @dataclass(frozen=True)
 class FrameSize:
-    """Of a video, pixels."""
+    """The size of a video's frames, in pixels."""
 
     height: int
     width: int
@@ -28,7 +28,9 @@ def parse_size(text: str) -> FrameSize:
 
 @dataclass(frozen=True)
 class ActivationBits:
-    """Of 4-bit linears: `bits` at these timesteps (low, high), four at the others; None for all timesteps."""
+    """The activation bits of 4-bit linears: `bits` at these timesteps (low, high), four at the
+    others; None for all timesteps.
+    """
 
     bits: int
     timesteps: tuple[float, float] | None
@@ -38,27 +40,33 @@ class ActivationBits:
 
 
 def parse_activation_bits(text: str) -> ActivationBits:
-    """Read "4", "8" or "8@LOW-HIGH", timesteps from 0 to 1000. Raises typer.BadParameter for anything else."""
+    """Read "4", "8" or "8@LOW-HIGH", timesteps from 0 to 1000. Raises typer.BadParameter for
+    anything else.
+    """
     found = re.fullmatch(r"(4|8)(?:@(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?))?", text)
     if found is None:
         raise typer.BadParameter(f"{text!r} is not 4, 8 or 8@LOW-HIGH, such as 8@0-500.")
     bits, low, high = found.groups()
     if low is not None and (bits == "4" or not float(low) < float(high) <= 1000):
         raise typer.BadParameter(f"{text!r}: timesteps go with 8 bits, LOW below HIGH, from 0 to 1000.")
-    # The last timestep itself is the noisiest there is, and belongs to an interval that ends with it.
+    # The last timestep is the noisiest, and belongs to an interval that ends with it.
     end = None if low is None else float(high) if float(high) < 1000 else math.inf
     return ActivationBits(int(bits), None if end is None else (float(low), end))
 
 
 def check_frames(frames: int | None) -> int | None:
-    """Wan's video autoencoder makes 4·k + 1 frames; the pipeline would round anything else. Raises BadParameter."""
+    """Check that a number of frames is 4·k + 1, as Wan's autoencoder makes; the pipeline would
+    round others. Raises BadParameter.
+    """
     if frames is not None and frames % 4 != 1:
         raise typer.BadParameter(f"{frames} is not of the form 4·k + 1: take {frames // 4 * 4 + 1}.")
     return frames
 
 
 def check_device(name: str | None) -> str | None:
-    """Pass on the name of a device that this machine has. Raises typer.BadParameter for any other."""
+    """Return the name of a device that this machine has. Raises typer.BadParameter for any
+    other.
+    """
     if name is None:
         return None
     import torch
@@ -75,12 +83,12 @@ def check_device(name: str | None) -> str | None:
 
 
 def check_devices(names: str | None) -> str | None:
-    """Like `check_device`, for several names with commas between them."""
+    """Check several names, separated by commas, as `check_device` does."""
     return names and ",".join(str(check_device(name)) for name in names.split(","))
 
 
 class MemoryMode(str, Enum):
-    """Where a pipeline's weights are while it generates; `placement.modes` says what each means."""
+    """The places of a pipeline's weights while it generates; `placement.modes` describes each."""
 
     RESIDENT = "resident"
     SWAP = "swap"
@@ -88,7 +96,9 @@ class MemoryMode(str, Enum):
 
 
 class RecordingMode(str, Enum):
-    """Where the 16-bit pipeline's weights are while it records; `placement.modes` says what each means."""
+    """The places of the 16-bit pipeline's weights while it records; `placement.modes` describes
+    each.
+    """
 
     RESIDENT = "resident"
     SWAP = "swap"
@@ -102,7 +112,9 @@ def sampling_changes(
     guidance_scale: float | None,
     flow_shift: float | None,
 ) -> dict[str, Any]:
-    """What the flags say of sampling, by the names of `SamplingSettings`; None for what they leave to the model."""
+    """Return the flags' sampling settings, by the names of `SamplingSettings`; None for the model's
+    own.
+    """
     return {
         "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
@@ -115,7 +127,7 @@ Model = Annotated[
 ]
 Calibration = Annotated[
     str | None,
-    typer.Option(metavar="FILE|FOLDER", help="jsonl of {prompt, image} (bundled models have their own)."),
+    typer.Option(metavar="FILE|FOLDER", help="A jsonl file of {prompt, image}; bundled models have their own."),
 ]
 SamplesPerDenoiser = Annotated[
     int | None,
@@ -123,32 +135,32 @@ SamplesPerDenoiser = Annotated[
         "--samples-per-denoiser",
         "--samples-per-expert",
         min=1,
-        help="Transformer calls to keep of each denoiser; about a million video tokens if left out.",
+        help="Transformer calls to keep of each denoiser; default: about a million video tokens.",
     ),
 ]
-GuidanceScale = Annotated[float | None, typer.Option(min=1e-6, help="Of classifier-free guidance; 1 for none.")]
+GuidanceScale = Annotated[float | None, typer.Option(min=1e-6, help="Scale of classifier-free guidance; 1 for none.")]
 RecordingMemory = Annotated[
     RecordingMode,
     typer.Option(
         "--memory",
-        help="The 16-bit pipeline: all on the device, one model there at a time, or each block from its file.",
+        help="The 16-bit pipeline: all on the device, one model at a time, or one block at a time from its file.",
     ),
 ]
 GenerationMemory = Annotated[
     MemoryMode,
     typer.Option(
-        "--memory", help="On the device: all denoisers, the one that runs, or its block that runs (docs/memory.md)."
+        "--memory", help="On the device: all denoisers, the running one, or its running block (docs/memory.md)."
     ),
 ]
 InChunks = Annotated[
     bool | None,
     typer.Option(
         "--in-chunks/--in-one-piece",
-        help="Blocks compute some tokens at a time, or all at once; what the GPU's free memory asks for if left out.",
+        help="Compute blocks in chunks of tokens, or all at once; default: by the GPU's free memory.",
         show_default=False,
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Size = Annotated[
@@ -159,13 +171,13 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps.")]
 Frames = Annotated[int | None, typer.Option(min=1, callback=check_frames, help="Frames of the video, 4·k + 1.")]
 FlowShift = Annotated[float | None, typer.Option(min=1e-6, help="Flow shift of the scheduler.")]
 Device = Annotated[
-    str | None, typer.Option(callback=check_device, help="cpu, cuda, cuda:1 …; CUDA where there is one if left out.")
+    str | None, typer.Option(callback=check_device, help="cpu, cuda, cuda:1 …; default: CUDA if there is a GPU.")
 ]
 Activations = Annotated[
     ActivationBits | None,
     typer.Option(
         "--activation-bits", metavar="4|8|8@LOW-HIGH", parser=parse_activation_bits,
-        help="Of activations: 8 for W4A8 (the same time on FP8 and INT8 hardware), at some timesteps or at all.",
+        help="Bits of activations: 8 for W4A8 (as fast on FP8 and INT8 hardware), at some or all timesteps.",
     ),
 ]  # fmt: skip
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A quantized pipeline.")]

@@ -1,4 +1,6 @@
-"""`tempoquant plan`: what generating a video will need of a GPU, before anything is fetched or quantized."""
+"""`tempoquant plan`: the GPU memory that a video will need, before anything is fetched or
+quantized.
+"""
 
 from typing import Annotated
 
@@ -22,14 +24,14 @@ def command(
     size: Size = None,
     frames: Frames = None,
     gpu_gib: Annotated[
-        float | None, typer.Option(min=1.0, metavar="G", help="Memory of the GPU; recommends a mode for it.")
+        float | None, typer.Option(min=1.0, metavar="G", help="Memory of the GPU, for which to recommend a mode.")
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="What a 16-bit model would be quantized with.")
-    ] = "default",
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Recipe for quantizing a 16-bit model.")] = "default",
     as_json: Json = False,
 ) -> None:
-    """Predict a generation's peak memory by phase and memory mode; of 480x832 and 81 frames if left out."""
+    """Predict a generation's peak memory by phase and memory mode; the default is 480x832 and 81
+    frames.
+    """
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group

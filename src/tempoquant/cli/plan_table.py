@@ -1,4 +1,4 @@
-"""The table of `quantize --dry-run`: what each stage of a run will need."""
+"""The table of `quantize --dry-run`: the needs of each stage of a run."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED, format_bytes
 from tempoquant.planning.run_estimate import RunEstimate
 
 
-def plan_table(estimate: RunEstimate, title: str = "What this run will need, about") -> Table:
-    """A row a stage and one for the whole run. A column for GPU memory where a GPU computes."""
+def plan_table(estimate: RunEstimate, title: str = "What this run will need (estimate)") -> Table:
+    """Make a table with a row for each stage and for the whole run, with a column for GPU memory if
+    a GPU computes.
+    """
     on_gpu = any(stage.peak_gpu_gib for stage in estimate.stages)
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
     table.add_column("stage")
@@ -32,7 +34,7 @@ def plan_table(estimate: RunEstimate, title: str = "What this run will need, abo
 
 
 def plan_record(estimate: RunEstimate) -> dict[str, Any]:
-    """The same as plain values, for --json."""
+    """Return the same table as plain values, for --json."""
     stages = [
         {
             "name": stage.name,

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars with the time that is left on a terminal, a line now and then in a log."""
+"""Progress on stderr: bars with the remaining time on a terminal, a line now and then in a log."""
 
 import time
 from collections.abc import Callable
@@ -24,10 +24,11 @@ SECONDS_BETWEEN_LINES = 20.0
 
 
 class Pace:
-    """How fast a task is, from all units that this run finished.
+    """The speed of a task, from all units that this run finished.
 
-    Units are uneven (a block's forward passes, then its linears), and come in the same order again and again: the mean
-    over all of them is right after each round, where a window over the latest ones follows whatever kind they were.
+    Units are uneven (a block's forward passes, then its linears), and repeat in the same order. The
+    mean over all of them is right after each round; a window over the latest ones would follow
+    their kind.
 
     Attributes:
         total: units of the task.
@@ -40,18 +41,20 @@ class Pace:
         self._started = self._latest = time.monotonic()
 
     def advance(self) -> None:
-        """One more unit is finished, now."""
+        """Record that one more unit is finished."""
         self.done += 1
         self._latest = time.monotonic()
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the task began in this run."""
+        """Return the seconds since the task began in this run."""
         return time.monotonic() - self._started
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end, at the mean speed so far; None before the first unit of this run."""
+        """Return the seconds until the end, at the mean speed so far; None before the first unit of
+        this run.
+        """
         num_timed = self.done - self._done_before
         if not num_timed:
             return None
@@ -60,7 +63,9 @@ class Pace:
 
 
 class RichProgress:
-    """Implements `tempoquant.progress.Progress`. A context manager: leaving it clears the bars, however it is left."""
+    """Implements `tempoquant.progress.Progress`. It is a context manager that clears the bars on
+    every exit.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -88,7 +93,9 @@ class RichProgress:
             self._bars.stop()
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `tempoquant.progress.Progress.start`. A finished task leaves one line that says how long it took."""
+        """Begin a task; see `tempoquant.progress.Progress.start`. A finished task leaves one line
+        with its duration.
+        """
         if done >= total:
             if total:
                 self._say(f"{description}: was done already")
@@ -111,7 +118,7 @@ class RichProgress:
     def _start_lines(self, description: str, pace: Pace) -> Callable[[], None]:
         last_line = time.monotonic()
         if pace.done:
-            self._say(f"{description}: {pace.done} of {pace.total} were done already")
+            self._say(f"{description}: {pace.done} of {pace.total} were already done")
 
         def advance() -> None:
             nonlocal last_line
@@ -131,7 +138,9 @@ class RichProgress:
 
 
 class _TimeLeftColumn(ProgressColumn):
-    """The time left at a task's own pace; rich would estimate it from its latest units alone."""
+    """The remaining time at a task's own pace; rich would estimate it from its latest units
+    alone.
+    """
 
     def render(self, task: Task) -> Text:
         left_s = task.fields["pace"].left_s
@@ -139,19 +148,19 @@ class _TimeLeftColumn(ProgressColumn):
 
 
 class Labelled:
-    """Passes progress on with a label before each description: which of several models the work is for."""
+    """Forwards progress with a label before each description, which names one of several models."""
 
     def __init__(self, progress: ProgressLike, label: str) -> None:
         self._progress = progress
         self._label = label
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `tempoquant.progress.Progress.start`."""
+        """Begin a task; see `tempoquant.progress.Progress.start`."""
         return self._progress.start(f"{self._label}: {description}", total, done)
 
 
 def duration_text(seconds: float) -> str:
-    """Such as "41 s", "3 min 20 s" or "5 h 12 min"."""
+    """Write a duration such as "41 s", "3 min 20 s" or "5 h 12 min"."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"

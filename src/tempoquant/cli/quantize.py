@@ -1,4 +1,4 @@
-"""`tempoquant quantize`: 16-bit pipeline in, 4-bit pipeline out."""
+"""`tempoquant quantize`: from a 16-bit pipeline to a 4-bit pipeline."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +41,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A built-in recipe, or a .toml file.")] = "default",
     store: Annotated[
-        Path | None, typer.Option(metavar="STORE", help="Samples that `record` wrote; recorded now if left out.")
+        Path | None, typer.Option(metavar="STORE", help="Samples that `record` wrote; recorded now by default.")
     ] = None,
     calibration: Calibration = None,
     base: Base = None,
@@ -56,7 +56,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         float | None, typer.Option(min=0.0, help="RAM for hidden states of each denoiser; the rest is read from files.")
     ] = None,
     tokens_at_once: Annotated[
-        int | None, typer.Option(min=1, help="Tokens that statistics are gathered from at once: fewer, less memory.")
+        int | None, typer.Option(min=1, help="Tokens that statistics process at once; fewer need less memory.")
     ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -66,13 +66,14 @@ def command(  # noqa: PLR0913 (one argument per option)
     format: Annotated[str | None, typer.Option(help="Overrides the recipe: 4-bit format of every layer.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe: rank of the low-rank branch.")] = None,
     bits_per_weight: Annotated[
-        float | None, typer.Option(min=1e-6, help="A budget instead of the rank, spent where rounding hurts most.")
+        float | None, typer.Option(min=1e-6, help="A budget in place of the rank, spent on the most sensitive layers.")
     ] = None,
     size_gib: Annotated[
         float | None, typer.Option(min=1e-6, help="The same budget, as the size of all denoisers on the disk.")
     ] = None,
     sensitivity: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `sensitivity` wrote; a budget measures it if left out.")
+        Path | None,
+        typer.Option(metavar="FILE", help="File that `sensitivity` wrote; by default a budget measures it."),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe: calibration prompts.")] = None,
     samples_per_denoiser: SamplesPerDenoiser = None,
@@ -87,13 +88,14 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Quantize all denoisers of a Wan2.2 image-to-video pipeline to four bits.
+    """Quantize all denoisers of a video diffusion pipeline to four bits.
 
-    One block of the 16-bit model is in memory at a time, and every finished block is kept in DIR.unfinished: after
-    Ctrl-C or a crash the same command goes on from there. With --bits-per-weight or --size-gib, ranks and layers in 16
-    bits are chosen by what each layer's rounding does to the noise prediction, measured first. --format, --rank,
-    --num-prompts, --samples-per-denoiser, --steps, --frames, --size, --guidance-scale and --flow-shift override the
-    recipe's settings; the resolved recipe is stored in the result.
+    One block of the 16-bit model is in memory at a time, and every finished block is kept in
+    DIR.unfinished: after Ctrl-C or a crash the same command resumes. With --bits-per-weight or
+    --size-gib, the command first measures each layer's effect on the noise prediction, and chooses
+    ranks and 16-bit layers by it. --format, --rank, --num-prompts, --samples-per-denoiser, --steps,
+    --frames, --size, --guidance-scale and --flow-shift override the recipe; the result stores the
+    resolved recipe.
     """
     changes = {
         "format": format, "rank": rank, "num_prompts": num_prompts, "samples_per_denoiser": samples_per_denoiser,
@@ -101,7 +103,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         "guidance_scale": guidance_scale, "flow_shift": flow_shift,
     }  # fmt: skip
     if output is None and not dry_run:
-        raise typer.BadParameter("say where to write, with -o DIR (or ask for --dry-run).", param_hint="'--output'")
+        raise typer.BadParameter("name the output folder with -o DIR, or add --dry-run.", param_hint="'--output'")
     if store is not None:
         refuse_beside_store({"--calibration": calibration, "--num-prompts": num_prompts, "--seed": seed or None})
     source, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
@@ -123,7 +125,9 @@ def command(  # noqa: PLR0913 (one argument per option)
 
 
 def budget_of(bits_per_weight: float | None, size_gib: float | None, sensitivity: Path | None) -> dict[str, Any]:
-    """The arguments of `quantize` that the flags ask for; none without a flag. Raises RecipeError for two budgets."""
+    """Return the arguments of `quantize` for the budget's flags; none without a flag. Raises
+    RecipeError for two budgets.
+    """
     from tempoquant.quantizing import Budget
 
     given: dict[str, Any] = {} if sensitivity is None else {"sensitivity": sensitivity}
@@ -133,10 +137,10 @@ def budget_of(bits_per_weight: float | None, size_gib: float | None, sensitivity
 
 
 def refuse_beside_store(flags: dict[str, Any]) -> None:
-    """Raise typer.BadParameter for a flag that says how to record, where the samples are recorded already."""
+    """Raise typer.BadParameter for a recording flag beside a store of recorded samples."""
     for flag, value in flags.items():
         if value is not None:
-            raise typer.BadParameter("the sample store has decided that: leave one out.", param_hint=f"'{flag}'")
+            raise typer.BadParameter("the sample store fixes it: leave one of the two out.", param_hint=f"'{flag}'")
 
 
 def machine_of(
@@ -146,7 +150,7 @@ def machine_of(
     hidden_ram_gib: float | None = None,
     num_tokens: int | None = None,
 ) -> "Machine":
-    """How this machine does it: the flags over the defaults."""
+    """Return the machine's settings: the flags over the defaults."""
     from tempoquant.device import default_device
     from tempoquant.quantizing.machine import Machine
 
@@ -157,7 +161,7 @@ def machine_of(
 
 
 def describe_plan(model: "ModelName", recipe: "Recipe", what: dict[str, Any], progress: Progress) -> Outcome:
-    """What a run would need, by stage."""
+    """Describe the needs of a run, by stage."""
     from tempoquant.cli.plan_table import plan_record, plan_table
     from tempoquant.quantizing import plan
 
@@ -166,7 +170,8 @@ def describe_plan(model: "ModelName", recipe: "Recipe", what: dict[str, Any], pr
 
 
 def resolve_recipe(name_or_path: str, changes: dict[str, Any]) -> "Recipe":
-    """The recipe with the settings that are not None put over its own; its name then says so.
+    """Return the recipe with the settings that are not None in place of its own; its name then says
+    so.
 
     Raises RecipeError for an unknown recipe or a wrong value.
     """
@@ -183,7 +188,9 @@ def resolve_recipe(name_or_path: str, changes: dict[str, Any]) -> "Recipe":
 def quantize_and_describe(
     model: "ModelName", output: Path, recipe: "Recipe", arguments: dict[str, Any], progress: Progress
 ) -> Outcome:
-    """Quantize, then say what came out: the folder's contents, and whether a finished one was already there."""
+    """Quantize, then describe the result: the folder's contents, and whether a finished one already
+    existed.
+    """
     from rich.console import Group
 
     from tempoquant.cli.tables import contents_table, hardly_seen_lines
@@ -202,7 +209,9 @@ def quantize_and_describe(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a pipeline already lies there (quantize itself checks whether it is the same run's)."""
+    """Return whether a pipeline already exists there (quantize itself checks whether it is from the
+    same run).
+    """
     from tempoquant.models.pipeline_folder import index_file
 
     return index_file(folder) is not None

@@ -1,4 +1,4 @@
-"""`tempoquant record`: calibration samples of a 16-bit pipeline, into a folder that `quantize --store` reads."""
+"""`tempoquant record`: calibration samples of a 16-bit pipeline, for `quantize --store`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +40,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     output: Annotated[Path, typer.Option("--output", "-o", metavar="STORE", help="Folder to write; new, or empty.")],
     model: Model = None,
     calibration: Calibration = None,
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, the first ones.")] = NUM_PROMPTS,
+    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts, from the first on.")] = NUM_PROMPTS,
     samples_per_denoiser: SamplesPerDenoiser = None,
     steps: Steps = None,
     frames: Frames = None,
@@ -64,11 +64,12 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Record calibration samples: run the 16-bit pipeline on prompts and keep some of its transformer calls.
+    """Record calibration samples: run the 16-bit pipeline on prompts and keep some of its
+    transformer calls.
 
-    What is not given is the model's own: size, frames, steps, guidance, flow shift; with --lora, the sampler of files
-    that say for how many steps they are ("4steps" in their name).
-    Finished prompts are kept in STORE.unfinished until all are: the same command goes on from there.
+    Size, frames, steps, guidance and flow shift default to the model's own. With --lora they follow
+    files that state their number of steps ("4steps" in the name). Finished prompts are kept in
+    STORE.unfinished until all are finished: the same command resumes there.
     """
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
     named, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
@@ -104,9 +105,11 @@ def make_plan(
     loras: dict[str, list[tuple[Path, float]]],
     samples_per_denoiser: int | None,
 ) -> "RecordingPlan":
-    """What to record: the model's own settings, those of LoRAs that say for how many steps they are, then the flags.
+    """Plan a recording: the model's own settings, overridden by LoRAs that state their number of
+    steps, then by the flags.
 
-    Raises CalibrationError for missing prompts, SettingsError for wrong settings, ModelError for a bad LoRA file.
+    Raises CalibrationError for missing prompts, SettingsError for wrong settings, ModelError for a
+    bad LoRA file.
     """
     from tempoquant.models.lora.given import load_loras, sampler_with, sampler_words
     from tempoquant.models.sampling_file import settings_of
@@ -129,7 +132,9 @@ def make_plan(
 
 
 def describe(store: "SampleStore", existed: bool) -> Outcome:
-    """What is in a store: how many samples of each denoiser, over how many of its timesteps."""
+    """Describe a store: the number of samples of each denoiser, and of the timesteps that they
+    cover.
+    """
     counts, words = {}, []
     for denoiser in store.denoisers:
         entries = store.entries(denoiser)

@@ -13,18 +13,22 @@ BUDGET_MIB = 64
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(metavar="OUT…", help="What `tempoquant evaluate -o` wrote.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="OUT…", help="Folders that `tempoquant evaluate -o` wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html", help="The page.")] = Path(
         "report.html"
     ),
     embed_mib: Annotated[
-        float, typer.Option(min=0, metavar="MIB", help="Of videos inside the page; the rest lie in a folder beside it.")
+        float,
+        typer.Option(
+            min=0, metavar="MIB", help="Size of the videos inside the page; the rest go to a folder beside it."
+        ),
     ] = BUDGET_MIB,
     as_json: Json = False,
 ) -> None:
-    """Write one page that opens from disk: quality, size, memory and speed, videos side by side, heat maps, recipes.
+    """Write one page that opens from disk: quality, size, memory and speed, videos side by side,
+    heat maps, recipes.
 
-    Evaluations of the same 16-bit videos become one; others follow each other on the page.
+    Evaluations of the same 16-bit videos are merged; others follow each other on the page.
     """
 
     def work(progress: Progress) -> Outcome:
@@ -37,7 +41,7 @@ def command(
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Where the page is, and what travels with it."""
+    """Describe where the page is, and the files that belong to it."""
     from tempoquant.cli.tables import format_bytes
 
     lines = [

@@ -1,4 +1,4 @@
-"""What every command does around its work: progress to stderr, the result to stdout, errors as sentences."""
+"""The frame of every command: progress to stderr, the result to stdout, errors as sentences."""
 
 import contextlib
 import json
@@ -18,22 +18,22 @@ from tempoquant.progress import Progress
 
 FAILED = 1
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""The exit code of shells for an interrupt: 128 + SIGINT."""
 
-GOES_ON = "interrupted: what is finished is kept, and the same command goes on from there."
-NOTHING_KEPT = "interrupted: what was being written is gone, what was there before is untouched."
+GOES_ON = "interrupted: finished work is kept, and the same command resumes it."
+NOTHING_KEPT = "interrupted: unfinished output is removed, and earlier files are untouched."
 
 WIDTH_OF_FILES = 160
-"""Characters of a line where stdout is no terminal."""
+"""Characters of a line if stdout is no terminal."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command found.
+    """The result of a command.
 
     Attributes:
         record: plain values that --json prints.
-        text: what a person reads instead.
+        text: the text for people, without --json.
     """
 
     record: dict[str, Any]
@@ -51,11 +51,11 @@ def run_command(
     Args:
         as_json: print JSON.
         json_log: file that progress is appended to, a JSON object a line.
-        interrupted: what is said after Ctrl-C.
+        interrupted: the message after Ctrl-C.
 
-    Everything else goes to stderr. Errors that TempoQuant raises on purpose and errors of the file system become one
-    sentence and exit code 1 (with --json also an object {"error": …} on stdout); Ctrl-C becomes exit code 130. Any
-    other exception is a bug and keeps its traceback.
+    Everything else goes to stderr. Errors that TempoQuant raises on purpose and errors of the file
+    system become one sentence and exit code 1 (with --json also an object {"error": …} on stdout);
+    Ctrl-C becomes exit code 130. Any other exception is a bug and keeps its traceback.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -71,19 +71,19 @@ def run_command(
         _fail(interrupted, INTERRUPTED, as_json)
     except TempoQuantError as error:
         _fail(str(error), FAILED, as_json)
-    except BrokenPipeError:  # the reader of our output went away: typer ends quietly
+    except BrokenPipeError:  # the reader of our output has gone: typer ends quietly
         raise
     except OSError as error:
         _fail(_sentence(error), FAILED, as_json)
     except MemoryError:
-        _fail("this machine has too little memory for it.", FAILED, as_json)
+        _fail("this machine ran out of memory.", FAILED, as_json)
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error):
-            _fail("this machine has too little memory for it.", FAILED, as_json)
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; torch is not imported here
+            _fail("this machine ran out of memory.", FAILED, as_json)
+        if type(error).__name__ != "OutOfMemoryError":  # torch's error; torch is not imported here
             raise
         _fail(
-            "the GPU has too little memory for it: free some, choose another with --device, or work on less at once "
+            "the GPU ran out of memory: free some, choose another GPU with --device, or process less at once "
             "(--tokens-at-once, --memory lean, smaller --size or fewer --frames).", FAILED, as_json,
         )  # fmt: skip
     else:
@@ -96,13 +96,15 @@ def run_command(
 
 
 def _stdout() -> Console:
-    """Names and prompts are printed as they are, and tables keep their columns where no terminal gives a width."""
+    """Make a console that prints names and prompts unchanged, and keeps tables' columns if no
+    terminal gives a width.
+    """
     width = None if sys.stdout.isatty() else WIDTH_OF_FILES
     return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
 def _sentence(error: OSError) -> str:
-    """Such as "No space left on device: out/model.safetensors."."""
+    """Write an error as a sentence, such as "No space left on device: out/model.safetensors."."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{reason}: {error.filename}." if error.filename else f"{reason.rstrip('.')}."
 

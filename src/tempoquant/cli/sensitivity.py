@@ -1,4 +1,6 @@
-"""`tempoquant sensitivity`: which layers' rounding the noise prediction feels, and what a budget would do about it."""
+"""`tempoquant sensitivity`: each layer's effect on the noise prediction, and what a budget would do
+about it.
+"""
 
 import tempfile
 from pathlib import Path
@@ -27,7 +29,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         int | None, typer.Option(min=0, help="Overrides the recipe: the rank that the table shows.")
     ] = None,
     bits_per_weight: Annotated[
-        float | None, typer.Option(min=1e-6, help="Show also what this budget would give to each layer.")
+        float | None, typer.Option(min=1e-6, help="Also show the rank that this budget gives to each layer.")
     ] = None,
     size_gib: Annotated[float | None, typer.Option(min=1e-6, help="The same budget, as a size on the disk.")] = None,
     base: Base = None,
@@ -40,10 +42,11 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what four bits in each layer do to the noise prediction, at several ranks of the low-rank branch.
+    """Measure the effect of four bits in each layer on the noise prediction, at several ranks of
+    the low-rank branch.
 
-    The table shows each layer at the rank of the recipe, as the SQNR in decibels that the noise prediction would
-    have if that layer alone were rounded: low numbers hurt. Nothing is quantized.
+    The table shows each layer at the recipe's rank, as the SQNR in decibels of the noise prediction
+    if that layer alone were rounded. Low numbers mark sensitive layers. Nothing is quantized.
     """
     named, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
     cluster = cluster_of(engine, address, device)
@@ -66,7 +69,7 @@ def command(  # noqa: PLR0913 (one argument per option)
             )
         plan = BudgetPlan(SourceModel.open(named), chosen, spend["budget"]) if spend else None
         machine = machine_of(device, cluster)
-        beside = output.absolute().parent if output is not None else None  # hidden states go where there is room
+        beside = output.absolute().parent if output is not None else None  # hidden states need room
         with tempfile.TemporaryDirectory(prefix=".sensitivity-", dir=beside, ignore_cleanup_errors=True) as folder:
             found = measure_sensitivity(named, store, folder, chosen, lora=loras, machine=machine, progress=progress)
         if output is not None:

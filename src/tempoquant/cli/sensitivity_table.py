@@ -19,7 +19,9 @@ _NUMBERED = re.compile(r"(.*?\.\d+)\.(.+)")
 
 
 def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
-    """All denoisers' tables at a rank, and below each what all layers together leave at every rank."""
+    """Return all denoisers' tables at a rank, each followed by the total error of its layers at
+    every rank.
+    """
     parts: list[RenderableType] = []
     for denoiser in sensitivity.denoisers:
         parts += [_table(sensitivity, denoiser, rank), _all_ranks_line(_layers(sensitivity, denoiser))]
@@ -27,7 +29,7 @@ def sensitivity_text(sensitivity: Sensitivity, rank: int) -> RenderableType:
 
 
 def budget_text(sensitivity: Sensitivity, recipe: Recipe) -> RenderableType:
-    """What a budget made of a recipe: each denoiser's ranks, and the SQNR that is foretold for them."""
+    """Return the recipe that a budget makes: each denoiser's ranks, and their predicted SQNR."""
     parts: list[RenderableType] = []
     for denoiser in sensitivity.denoisers:
         layers = _layers(sensitivity, denoiser)
@@ -39,7 +41,9 @@ def budget_text(sensitivity: Sensitivity, recipe: Recipe) -> RenderableType:
 
 
 def sensitivity_record(sensitivity: Sensitivity, rank: int) -> dict[str, Any]:
-    """Return for --json each denoiser's layers with gain and errors by rank, and their SQNR at the given rank."""
+    """Return for --json each denoiser's layers with gain and errors by rank, and their SQNR at the
+    given rank.
+    """
     record: dict[str, Any] = {"rank": rank, "denoisers": {}}
     for denoiser in sensitivity.denoisers:
         layers = _layers(sensitivity, denoiser)
@@ -68,7 +72,7 @@ def _table(sensitivity: Sensitivity, denoiser: str, rank: int) -> Table:
 def _by_block(layers: dict[str, LayerSensitivity]) -> dict[str, dict[str, LayerSensitivity]]:
     found: dict[str, dict[str, LayerSensitivity]] = {}
     for name, layer in layers.items():
-        # A block is a numbered member of a list: whatever comes before the first number, and that.
+        # A block is a numbered member of a list: its name is everything up to the first number.
         block, linear = _NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]
         found.setdefault(block, {})[linear] = layer
     return found
@@ -78,7 +82,9 @@ def _grid(
     title: str, by_block: dict[str, dict[str, LayerSensitivity]], text: Callable[[str, str], str],
     more: tuple[str, ...] = (),
 ) -> Table:  # fmt: skip
-    """A row for each block, a column for each linear; text(block, linear) is what a cell says."""
+    """Make a table with a row for each block and a column for each linear; text(block, linear)
+    fills a cell.
+    """
     linears = list(dict.fromkeys(linear for layers in by_block.values() for linear in layers))
     table = Table(title=title, title_justify="left", min_width=MIN_WIDTH)
     for heading in ("block", *linears, *more):
@@ -103,14 +109,14 @@ def _error_under(recipe: Recipe, denoiser: str, name: str, layer: LayerSensitivi
 
 
 def _all_ranks_line(layers: dict[str, LayerSensitivity]) -> str:
-    """What all layers leave at each rank that every layer was measured at."""
+    """Return the total error of all layers at each rank that every layer was measured at."""
     ranks = sorted(set.intersection(*(set(layer.errors) for layer in layers.values())) if layers else [])
     values = (f"{_db(sum(layer.errors[rank] for layer in layers.values())):.1f} at {rank}" for rank in ranks)
     return f"All layers together, by rank: {', '.join(values)} dB, to nearest, without GPTQ.\n"
 
 
 def _error_at(layer: LayerSensitivity, rank: int) -> float:
-    """At a rank, or the next lower one that was measured."""
+    """Return the error at a rank, or at the next lower one that was measured."""
     return layer.errors[max(each for each in layer.errors if each <= rank)]
 
 

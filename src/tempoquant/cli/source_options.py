@@ -1,4 +1,6 @@
-"""The options `--base` and `--expert`: a pipeline whose denoisers' weights lie in files of their own."""
+"""The options `--base` and `--expert`: a pipeline with separate files for its denoisers'
+weights.
+"""
 
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +15,7 @@ Base = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="In place of MODEL, with --expert: gives all but the weights that --expert names (docs/sources.md).",
+        help="In place of MODEL, with --expert: gives everything but the weights of --expert (docs/sources.md).",
     ),
 ]
 Denoisers = Annotated[
@@ -26,7 +28,7 @@ Denoisers = Annotated[
 
 
 class FamilyName(StrEnum):
-    """What --family may say."""
+    """The values of --family."""
 
     GENERIC = "generic"
 
@@ -34,7 +36,7 @@ class FamilyName(StrEnum):
 Family = Annotated[
     FamilyName | None,
     typer.Option(
-        help="generic: observe what the pipeline does, in place of a family that knows it (docs/models.md).",
+        help="generic: observe the pipeline instead of using a known model family (docs/models.md).",
     ),
 ]
 
@@ -46,20 +48,22 @@ def model_of(
     called: str = "MODEL",
     family: FamilyName | None = None,
 ) -> "ModelName":
-    """Return the model that a command line names: by itself, or by a base and files of its denoisers.
+    """Return the model that a command line names: a model by itself, or a base and files of its
+    denoisers.
 
     Args:
-        called: the argument that names a model by itself.
-        family: "generic", or None for the one that covers the pipeline.
+        called: the name of the argument for a model by itself.
+        family: "generic", or None for the family that covers the pipeline.
 
     Raises:
-        typer.BadParameter: none is named, both are, an option lacks the other, or a text is no DENOISER=FILE.
+        typer.BadParameter: neither or both are named, an option lacks the other, or a text is no
+            DENOISER=FILE.
     """
     if base is None:
         if denoisers:
-            raise _wrong("gives weights alone: say with --base which pipeline they belong to.")
+            raise _wrong("gives weights alone: name their pipeline with --base.")
         if model is None:
-            raise typer.BadParameter("say which model, or give --base and --expert.", param_hint=f"'{called}'")
+            raise typer.BadParameter("name a model, or give --base and --expert.", param_hint=f"'{called}'")
         if family is not None:
             from tempoquant.models.with_experts import GenericModel
 
@@ -68,7 +72,7 @@ def model_of(
     if family is not None:
         raise typer.BadParameter("goes with a whole model, not with --base.", param_hint="'--family'")
     if model is not None:
-        raise typer.BadParameter(f"stands in the place of {called}: leave {model} out.", param_hint="'--base'")
+        raise typer.BadParameter(f"replaces {called}: leave {model} out.", param_hint="'--base'")
     if not denoisers:
         raise typer.BadParameter(f"goes with --expert: give the model alone as {called}.", param_hint="'--base'")
     from tempoquant.models.with_experts import WithExperts
@@ -87,7 +91,8 @@ def model_of(
 def reference_and_folders(
     names: list[str], base: str | None, denoisers: list[str] | None, family: FamilyName | None = None
 ) -> tuple["ModelName", list[Path]]:
-    """Take what follows a command apart: a reference, unless --base is one, and folders of quantized pipelines.
+    """Parse a command's arguments: a reference, unless --base is one, and folders of quantized
+    pipelines.
 
     Raises typer.BadParameter as `model_of`, and for no folder.
     """
@@ -95,7 +100,7 @@ def reference_and_folders(
     folders = names if base is not None else names[1:]
     model = model_of(reference, base, denoisers, "REFERENCE", family)
     if not folders:
-        raise typer.BadParameter("say which quantized pipeline.", param_hint="'DIR'")
+        raise typer.BadParameter("name a quantized pipeline.", param_hint="'DIR'")
     return model, [Path(name) for name in folders]
 
 

@@ -1,4 +1,4 @@
-"""Options of commands that generate: how fast, and by which means."""
+"""Options of commands that generate: the speed, and its means."""
 
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SpeedName(str, Enum):
-    """Speeds of `tempoquant.accelerate`; docs/speed.md says what each costs."""
+    """The speeds of `tempoquant.accelerate`; docs/speed.md gives the cost of each."""
 
     EXACT = "exact"
     FAST = "fast"
@@ -19,7 +19,7 @@ class SpeedName(str, Enum):
 
 
 class CacheOption(str, Enum):
-    """Caches of steps, and none."""
+    """The step caches, and none."""
 
     NONE = "none"
     MAGCACHE = "magcache"
@@ -37,13 +37,13 @@ SpeedOption = Annotated[
 ]
 AttentionOption = Annotated[
     str | None,
-    typer.Option("--attention", metavar="NAME", help="A backend of diffusers; `tempoquant doctor` lists them."),
+    typer.Option("--attention", metavar="NAME", help="Attention backend of diffusers; `tempoquant doctor` lists them."),
 ]
-CacheName = Annotated[CacheOption | None, typer.Option("--cache", help="Of steps; the speed's own if left out.")]
+CacheName = Annotated[CacheOption | None, typer.Option("--cache", help="Step cache; default: the speed's own.")]
 CompileOption = Annotated[
     bool | None,
     typer.Option(
-        "--compile/--no-compile", help="Blocks by torch.compile; where it helps if left out.", show_default=False
+        "--compile/--no-compile", help="Compile blocks with torch.compile; default: where it helps.", show_default=False
     ),
 ]
 
@@ -51,7 +51,9 @@ CompileOption = Annotated[
 def choices_of(
     speed: SpeedName | None, attention: str | None, cache: CacheOption | None, compile: bool | None
 ) -> "Choices | None":
-    """What the options ask for; None where none is given, which leaves a pipeline as it is. Raises SettingsError."""
+    """Return the options' choices; None without any, which leaves a pipeline as it is. Raises
+    SettingsError.
+    """
     from tempoquant.acceleration.choices import Choices
 
     if speed is None and attention is None and cache is None and compile is None:
@@ -60,13 +62,13 @@ def choices_of(
 
 
 def check_choices(choices: "Choices", source: "SourceModel", memory: str, device: str, in_chunks: bool) -> None:
-    """Refuse, before a weight is loaded, what cannot be had.
+    """Refuse impossible choices before a weight is loaded.
 
     Args:
         in_chunks: whether blocks will compute a chunk of tokens at a time.
 
     Raises:
-        UnsupportedError: with this model, memory mode or machine.
+        UnsupportedError: the model, memory mode or machine does not support them.
         SettingsError: diffusers has no such attention backend.
     """
     import torch

@@ -1,4 +1,4 @@
-"""Tables for people: what `compare` and `demo` measured, what `inspect` found."""
+"""Tables for people: the measurements of `compare` and `demo`, the content that `inspect` found."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ MIN_WIDTH = 72
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """A column per model, which fits a narrow terminal. A row that nothing was measured for is left out."""
+    """Make a table with a column per model, which fits a narrow terminal. Rows without any
+    measurement are left out.
+    """
     results = [comparison.reference, *comparison.models]
     rows = [
         ("bits per weight", [f"{result.bits_per_weight:.2f}" for result in results]),
@@ -39,9 +41,10 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def bins_table(comparison: Comparison) -> Table | None:
-    """SQNR of the noise prediction: a row per timestep bin, the noisiest first, and a column per model.
+    """Make a table of the noise prediction's SQNR: a row per timestep bin, the noisiest first, and
+    a column per model.
 
-    None where no denoiser has several bins.
+    It is None if no denoiser has several bins.
     """
     by_model = [[e for e in model.noise_prediction if e.bin_index is not None] for model in comparison.models]
     if not any(by_model):
@@ -60,12 +63,12 @@ def bins_table(comparison: Comparison) -> Table | None:
 
 
 def _denoisers(results: Sequence[ModelResult]) -> list[str]:
-    """Names of those that noise predictions were measured of, the noisiest first."""
+    """Return the denoisers with measured noise predictions, the noisiest first."""
     return list(dict.fromkeys(errors.denoiser for result in results for errors in result.noise_prediction))
 
 
 def contents_table(contents: Contents) -> Table:
-    """A column per denoiser."""
+    """Make a table with a column per denoiser."""
     table = Table(title=_contents_title(contents), title_justify="left", min_width=MIN_WIDTH)
     table.add_column("")
     for denoiser in contents.denoisers:
@@ -85,7 +88,7 @@ def contents_table(contents: Contents) -> Table:
 
 
 def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
-    """A row per file that was written for ComfyUI."""
+    """Make a table with a row per file that was written for ComfyUI."""
     table = Table(title="For ComfyUI's folder models", title_justify="left", min_width=MIN_WIDTH)
     for heading in ("denoiser", "file"):
         table.add_column(heading, overflow="fold")
@@ -100,7 +103,7 @@ def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
 
 
 def hardly_seen_lines(contents: Contents) -> list[str]:
-    """A sentence for each denoiser with input features that calibration hardly saw."""
+    """Return a sentence for each denoiser with input features that calibration hardly saw."""
     lines = []
     for denoiser in contents.denoisers:
         if not (layers := denoiser.hardly_seen):
@@ -117,7 +120,7 @@ def hardly_seen_lines(contents: Contents) -> list[str]:
 
 
 def format_bytes(num_bytes: int) -> str:
-    """Such as "12.4 MiB"."""
+    """Write a number of bytes such as "12.4 MiB"."""
     value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -140,7 +143,9 @@ def _contents_title(contents: Contents) -> str:
 
 
 def _bin_lines(denoiser: DenoiserContents) -> list[str]:
-    """A line per bin, the noisiest first, as sampling meets them: median and range of the clip ratio over layers."""
+    """Return a line per bin, the noisiest first, in sampling order: median and range of the clip
+    ratio over layers.
+    """
     lines = []
     for each in reversed(denoiser.bins):
         spread = f" ({each.clip_ratio_min:g}–{each.clip_ratio_max:g})"
@@ -151,7 +156,7 @@ def _bin_lines(denoiser: DenoiserContents) -> list[str]:
 
 
 def _counts(counts: object) -> str:
-    """ "mxfp4", or "mxfp4 × 396, int4 × 4" where there are several."""
+    """Write "mxfp4", or "mxfp4 × 396, int4 × 4" if there are several."""
     pairs = dict(counts)  # type: ignore[call-overload]
     return str(next(iter(pairs))) if len(pairs) == 1 else ", ".join(f"{key} × {count}" for key, count in pairs.items())
 
@@ -161,15 +166,15 @@ def _text(summary: Summary | None, digits: int = 1) -> str:
 
 
 def _share(summary: Summary | None) -> str:
-    """A share of videos as a count, such as "5 of 6"."""
+    """Write a share of videos as a count, such as "5 of 6"."""
     return NOT_MEASURED if summary is None else f"{round(summary.mean * summary.num_values)} of {summary.num_values}"
 
 
 def metrics_table(title: str, words: Mapping[str, str], summary: Iterable[Mapping[str, Any]]) -> Table:
-    """A section for each metric, a row in it for each model.
+    """Make a table with a section for each metric, and in it a row for each model.
 
     Args:
-        words: what each metric is called, by its name, in the order of the table.
+        words: the title of each metric, by its name, in the order of the table.
         summary: rows of evaluation.json's `summary`.
     """
     table = Table(title=title, title_justify="left")

@@ -1,4 +1,4 @@
-"""What VBench said, for people."""
+"""The scores of VBench, for people."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ TRAP = (
 
 
 def vbench_text(found: Mapping[str, Any], output: Path) -> Iterator[RenderableType]:
-    """A row for each model's metric, what failed, and the trap.
+    """Yield a row for each model's metric, the failures, and the warning about the scores.
 
     Args:
         found: the key `vbench` of evaluation.json.
@@ -33,5 +33,5 @@ def vbench_text(found: Mapping[str, Any], output: Path) -> Iterator[RenderableTy
         )
         yield Text(f"VBench's {failure['dimension']} failed ({which}): {failure['why']}", style="bold red")
     if found["failed"]:
-        yield f"VBench's own words are in {output / LOG}. The same command tries again what failed."
+        yield f"VBench's own output is in {output / LOG}. The same command retries failures."
     yield TRAP

@@ -1,4 +1,4 @@
-"""Workers as their employer sees them, and the simplest kind: this very process."""
+"""The interface of workers to their caller, and the simplest crew: this process."""
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
@@ -12,22 +12,24 @@ from tempoquant.progress import SILENT, Progress
 
 
 def ignore_result(_item: Any, _result: Any) -> None:
-    """Take a result of no interest: a stage's work may be what it leaves on the disk."""
+    """Ignore a result: a stage's output may be the files that it writes."""
 
 
 def never_done(_item: Any) -> bool:
-    """Say that an item may be done again: no file tells that it is done."""
+    """Return False: an item may be repeated, since no file shows that it is done."""
     return False
 
 
 def give_up(_item: Any, why: str) -> None:
     """End the run for an item that cannot be done. Raises TempoQuantError."""
-    raise TempoQuantError(f"{why} The same command goes on from what is finished.")
+    raise TempoQuantError(f"{why} The same command resumes the run.")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A stage's items, at least one, and what is to happen with them. Attributes as the arguments of `Crew.run`."""
+    """A stage's items, at least one, and the callbacks for them. Attributes are the arguments of
+    `Crew.run`.
+    """
 
     stage: Stage
     items: Sequence[Any]
@@ -38,7 +40,7 @@ class Job:
 
 
 class Crew(abc.ABC):
-    """One worker or several, each taking one item at a time."""
+    """One or more workers, each with one item at a time."""
 
     def run(
         self,
@@ -55,15 +57,17 @@ class Crew(abc.ABC):
         Args:
             stage: opened once by each worker, and not at all where there is no item.
             items: picklable.
-            progress: where workers' reports go.
+            progress: receives the workers' reports.
             on_done: called in this process with an item and its result as soon as it is done.
-            is_done: asked of an item whose worker died: whether it had come to its end all the same, because a file
-                says so. It is then not done again, and `on_done` is not called.
-            on_lost: called with an item that is given up because workers die of it, and why.
+            is_done: called with an item whose worker died: whether a file shows that the item was
+                finished nevertheless. It is then not repeated, and `on_done` is not called.
+            on_lost: called with an item that is given up because workers died of it, and the
+                reason.
 
         Raises:
-            Exception: what an item raised. Other items in hand are abandoned: items must survive being killed.
-            TempoQuantError: no worker can be had.
+            Exception: raised by an item. Other running items are abandoned: items must survive a
+                kill.
+            TempoQuantError: no worker is available.
         """
         if listed := list(items):
             self.run_job(Job(stage, listed, progress, on_done, is_done, on_lost))
@@ -74,13 +78,15 @@ class Crew(abc.ABC):
 
 
 class InProcessCrew(Crew):
-    """Runs items in this process, the only worker. Nobody is left to give its item to another when it dies."""
+    """Runs items in this process, the only worker. No other worker can take over its item if it
+    dies.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device
 
     def run_job(self, job: Job) -> None:
-        """See `Crew.run_job`."""
+        """Do every item of a job in this process; see `Crew.run_job`."""
         try:
             with selected(self._device), job.stage.open(self._device, job.progress) as work:
                 for item in job.items:

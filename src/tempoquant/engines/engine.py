@@ -1,4 +1,6 @@
-"""Which workers there are, as plain values: an engine is chosen on the command line and opened where there is work."""
+"""The available workers, as plain values: an engine is chosen on the command line and opened when
+there is work.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,32 +16,33 @@ from tempoquant.errors import SettingsError, UnsupportedError
 
 
 class Engine(Protocol):
-    """Where work runs.
+    """A place where work runs.
 
     Attributes:
-        device: a device as workers name it; all of them have the same type.
+        device: the name of a device on the workers; all have the same type.
     """
 
     @property
     def device(self) -> str: ...
 
     def open(self, shared: Path) -> contextlib.AbstractContextManager[Crew]:
-        """A crew, which is dismissed when the context is left.
+        """Open a crew, which is dismissed at the end of the context.
 
         Args:
-            shared: a folder that exists, which every worker has to see, since results lie there.
+            shared: an existing folder that every worker must see, since results go there.
 
         Raises:
-            TempoQuantError: it cannot be had; the message says what to do.
+            TempoQuantError: no crew is available; the message says what to do.
         """
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: this process for one device, a process for each of several.
+    """This machine: this process for one device, one process each for several.
 
     Raises:
-        SettingsError: there is no device, or they are of different types, whose results would differ.
+        SettingsError: there is no device, or they are of different types, whose results would
+            differ.
     """
 
     devices: tuple[str, ...]
@@ -50,12 +53,12 @@ class Local:
 
     @property
     def device(self) -> str:
-        """The first one."""
+        """Return the first device."""
         return self.devices[0]
 
     @contextlib.contextmanager
     def open(self, shared: Path) -> Iterator[Crew]:
-        """See `Engine.open`."""
+        """Open a crew; see `Engine.open`."""
         if len(self.devices) == 1:
             yield InProcessCrew(self.device)
             return
@@ -68,11 +71,13 @@ class Local:
 
 @dataclass(frozen=True)
 class RayCluster:
-    """A Ray cluster that runs already: a worker for each of its GPUs, or on "cpu" one for each of its machines.
+    """A running Ray cluster: a worker for each of its GPUs, or on "cpu" one for each of its
+    machines.
 
     Attributes:
         device: "cuda" or "cpu".
-        address: HOST:PORT, as `ray start` printed it; None for the cluster that this machine belongs to.
+        address: HOST:PORT, as `ray start` printed it; None for the cluster that this machine
+            belongs to.
 
     Raises:
         SettingsError: the device names one GPU, which only Ray can choose.
@@ -87,7 +92,7 @@ class RayCluster:
 
     @contextlib.contextmanager
     def open(self, shared: Path) -> Iterator[Crew]:
-        """See `Engine.open`. Raises UnsupportedError when Ray is not installed."""
+        """Open a crew; see `Engine.open`. Raises UnsupportedError if Ray is not installed."""
         try:
             from tempoquant.engines.ray_cluster import ray_crew
         except ImportError as error:

@@ -32,8 +32,10 @@ class _WorkerProcess:
 
 
 class ProcessPool(WorkerPool):
-    """Runs a worker process for each device, with its share of the CPU's threads. They are started by spawning:
-    callers that are scripts need `if __name__ == "__main__":`."""
+    """Runs a worker process for each device, with its share of the CPU's threads.
+
+    The processes are spawned, so scripts that call this need `if __name__ == "__main__":`.
+    """
 
     def __init__(self, devices: Sequence[str]) -> None:
         super().__init__()
@@ -43,52 +45,52 @@ class ProcessPool(WorkerPool):
         self._workers: dict[int, _WorkerProcess] = {}
 
     def start_workers(self, num_items: int) -> None:
-        """See `WorkerPool.start_workers`."""
+        """Start workers; see `WorkerPool.start_workers`."""
         taken = {worker.device for worker in self._workers.values()}
         for index, device in enumerate(self._devices):
             if index not in taken and self.is_usable(index) and len(self._workers) < num_items:
                 here, there = self._context.Pipe()
                 process = self._context.Process(target=_serve, args=(there, device, self._num_threads), daemon=True)
                 process.start()
-                there.close()  # or its end would not be heard
+                there.close()  # otherwise the worker's end would go unnoticed
                 number = self.next_number()
                 self._workers[number] = _WorkerProcess(number, index, process, here)
         if not self._workers:
             raise self.last_failure
 
     def idle(self) -> list[int]:
-        """See `WorkerPool.idle`."""
+        """Return idle workers; see `WorkerPool.idle`."""
         return [worker.number for worker in self._workers.values() if not worker.busy]
 
     def place(self, worker: int) -> int:
-        """See `WorkerPool.place`."""
+        """Return a worker's place; see `WorkerPool.place`."""
         return self._workers[worker].device
 
     def send(self, worker: int, order: Order) -> None:
-        """See `WorkerPool.send`."""
+        """Send an order; see `WorkerPool.send`."""
         self._workers[worker].busy = True
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._workers[worker].connection.send(order)
 
     def events(self, timeout_s: float) -> list[Event]:
-        """See `WorkerPool.events`."""
+        """Return events; see `WorkerPool.events`."""
         by_connection = {worker.connection: worker for worker in self._workers.values()}
         ready = multiprocessing.connection.wait(list(by_connection), timeout_s)
         return [event for connection in ready for event in self._received(by_connection[connection])]
 
     def end(self, worker: int) -> None:
-        """See `WorkerPool.end`."""
+        """End a worker; see `WorkerPool.end`."""
         self._end([self._workers.pop(worker)])
 
     def shut_down(self) -> None:
-        """See `WorkerPool.shut_down`."""
+        """End every worker; see `WorkerPool.shut_down`."""
         workers, self._workers = list(self._workers.values()), {}
         self._end(workers)
 
     @staticmethod
     def _end(workers: Sequence[_WorkerProcess]) -> None:
         for worker in workers:
-            worker.connection.close()  # at which an idle one ends by itself, and cleans up
+            worker.connection.close()  # an idle worker then ends by itself, and cleans up
             if worker.busy:
                 worker.process.terminate()
         for worker in workers:
@@ -113,7 +115,7 @@ class ProcessPool(WorkerPool):
 
 
 def _serve(connection: Connection, device: str, num_threads: int) -> None:
-    """Take orders and send messages in a worker process, until nobody holds the other end."""
+    """Take orders and send messages in a worker process, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(num_threads)
@@ -125,12 +127,14 @@ def _serve(connection: Connection, device: str, num_threads: int) -> None:
             except EOFError:
                 worker.close()
                 return
-            with contextlib.suppress(BrokenPipeError):  # nobody is there any more, as the loop's next line will see
+            with contextlib.suppress(BrokenPipeError):  # the parent has gone, as the loop's next line will notice
                 worker.do(order)
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and they must not work on beside the run that follows."""
+    """End this process with its parent: a killed parent cannot end its workers, and they must not
+    compete with the next run.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

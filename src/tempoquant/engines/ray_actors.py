@@ -1,6 +1,6 @@
 """Workers on a Ray cluster: one actor for each GPU, or for each machine that computes on its CPU.
 
-Imported only where somebody asked for Ray, which is optional.
+Only the Ray engine imports this module, since Ray is optional.
 """
 
 import contextlib
@@ -22,19 +22,23 @@ from tempoquant.engines.worker_pool import MOST_FAILURES, WorkerPool
 from tempoquant.errors import TempoQuantError, UnsupportedError
 
 _NO_WORKER_TIMEOUT_S = 60.0
-"""How long a cluster may be without any usable machine: one that restarts takes its time."""
+"""The longest time that a cluster may be without any usable machine: a restart takes a while."""
 
 _SCAN_INTERVAL_S = 5.0
-"""Time between looks at which machines there are."""
+"""The interval between scans for machines."""
 
 _START_TIMEOUT_S = 30.0
-"""A worker that takes longer to start may be waiting for what others use: one is tried elsewhere meanwhile."""
+"""A worker that takes longer to start may be waiting for resources in use: meanwhile another is
+tried elsewhere.
+"""
 
 _logger = logging.getLogger(__name__)
 
 
 class _Actor:
-    """What runs on the cluster. Orders are done in a thread of their own, so that it can be asked meanwhile."""
+    """The actor on the cluster. Orders run in a separate thread, so that it can answer
+    meanwhile.
+    """
 
     def __init__(self, device: str) -> None:
         self._messages: deque[Message] = deque()
@@ -43,19 +47,25 @@ class _Actor:
 
     @ray.method(concurrency_group="work")
     def join(self, membership: Membership, num_threads: int) -> str | None:
-        """Get ready for orders. Returns why not, if this machine is not as it has to be."""
-        torch.set_num_threads(num_threads)  # Ray allows as many as CPUs were asked for
+        """Prepare for orders. Returns an objection if this machine does not meet the
+        requirements.
+        """
+        torch.set_num_threads(num_threads)  # Ray allows as many as the requested CPUs
         return membership.objection()
 
     @ray.method(concurrency_group="work")
     def do(self, order: Order) -> list[Message]:
-        """Do an order. Returns the messages that nobody has fetched yet; the last one says how it ended."""
+        """Do an order. Returns the messages that are not fetched yet; the last one tells how it
+        ended.
+        """
         self._worker.do(order)
         return self._drain()
 
     @ray.method(concurrency_group="messages")
     def messages(self) -> list[Message]:
-        """Return messages since they were last asked for, but none that ends an order: `do` returns that itself."""
+        """Return the messages since the last call, except those that end an order: `do` returns
+        these itself.
+        """
         return self._drain(but_last=True)
 
     def _drain(self, but_last: bool = False) -> list[Message]:
@@ -68,7 +78,12 @@ class _Actor:
 
 @dataclass
 class _ActorHandle:
-    """future: of what it is doing now, at first of joining; None when it is idle. messages_future: of its messages."""
+    """A worker's actor.
+
+    Attributes:
+        future: of its current work, at first of joining; None if it is idle.
+        messages_future: of its messages.
+    """
 
     number: int
     node: str
@@ -81,11 +96,12 @@ class _ActorHandle:
 
 
 class RayActorPool(WorkerPool):
-    """Runs an actor for each place on the cluster, on machines that join later too. To blame is a whole machine.
+    """Runs an actor for each place on the cluster, also on machines that join later. Failures count
+    against a whole machine.
 
     Args:
         device: "cuda" or "cpu".
-        membership: what every worker has to have in common with this machine.
+        membership: what every worker must have in common with this machine.
     """
 
     def __init__(self, device: str, membership: Membership) -> None:
@@ -97,7 +113,7 @@ class RayActorPool(WorkerPool):
         self._last_usable = self._last_ready = time.monotonic()
 
     def start_workers(self, num_items: int) -> None:
-        """See `WorkerPool.start_workers`."""
+        """Start workers; see `WorkerPool.start_workers`."""
         now = time.monotonic()
         if now - self._last_scan < _SCAN_INTERVAL_S:
             return
@@ -105,8 +121,8 @@ class RayActorPool(WorkerPool):
         self._end_surplus(num_items)
         nodes = [node for node in ray.nodes() if node["Alive"] and self._num_places(node)]
         usable = [node for node in nodes if self.is_usable(node["NodeID"])]
-        # Machine by machine, so that models are loaded from many disks and networks at once. Who does not start in time
-        # may be waiting for somebody else's work to end.
+        # Machine by machine, so that models are loaded from many disks and networks at once. A
+        # worker that does not start in time may be waiting for someone else's work to end.
         workers = self._workers.values()
         num_counted = sum(each.is_ready or now - each.started_at_s < _START_TIMEOUT_S for each in workers)
         for place in range(max(map(self._num_places, usable), default=0)):
@@ -118,19 +134,19 @@ class RayActorPool(WorkerPool):
         self._check_workers(now, bool(nodes), bool(usable))
 
     def idle(self) -> list[int]:
-        """See `WorkerPool.idle`."""
+        """Return idle workers; see `WorkerPool.idle`."""
         return [worker.number for worker in self._workers.values() if worker.future is None]
 
     def place(self, worker: int) -> str:
-        """See `WorkerPool.place`."""
+        """Return a worker's place; see `WorkerPool.place`."""
         return self._workers[worker].node
 
     def send(self, worker: int, order: Order) -> None:
-        """See `WorkerPool.send`."""
+        """Send an order; see `WorkerPool.send`."""
         self._workers[worker].future = self._workers[worker].actor.do.remote(order)
 
     def events(self, timeout_s: float) -> list[Event]:
-        """See `WorkerPool.events`."""
+        """Return events; see `WorkerPool.events`."""
         futures = {worker.future: worker for worker in self._workers.values() if worker.future is not None}
         if not futures:
             time.sleep(timeout_s)  # every machine is gone: `start_workers` waits for one
@@ -142,12 +158,14 @@ class RayActorPool(WorkerPool):
         return found
 
     def end(self, worker: int) -> None:
-        """See `WorkerPool.end`. A machine out of reach may only be cut off; its worker dies when it is back."""
+        """End a worker; see `WorkerPool.end`. A machine out of reach may only be cut off; its
+        worker dies when it is back.
+        """
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self._workers.pop(worker).actor)
 
     def shut_down(self) -> None:
-        """See `WorkerPool.shut_down`."""
+        """End every worker; see `WorkerPool.shut_down`."""
         for worker in list(self._workers):
             self.end(worker)
         self._last_scan = -_SCAN_INTERVAL_S
@@ -157,13 +175,17 @@ class RayActorPool(WorkerPool):
         return int(resources.get("GPU", 0)) if self._device == "cuda" else int(resources.get("CPU", 0) >= 1)
 
     def _end_surplus(self, num_items: int) -> None:
-        """End workers that were started elsewhere meanwhile, and are still waiting, once there are enough."""
+        """End surplus workers that were started elsewhere meanwhile and still wait, once there are
+        enough.
+        """
         if sum(worker.is_ready for worker in self._workers.values()) >= num_items:
             for worker in [worker for worker in self._workers.values() if not worker.is_ready]:
                 self.end(worker.number)
 
     def _check_workers(self, now: float, are_there: bool, are_usable: bool) -> None:
-        """Raise where no worker is left and none can be had; warn where none is ready for long."""
+        """Raise if no worker is left and none is available; warn if none has been ready for
+        long.
+        """
         if are_usable or self._workers:
             self._last_usable = now
         elif are_there:
@@ -184,7 +206,7 @@ class RayActorPool(WorkerPool):
         actor = (
             ray.remote(concurrency_groups={"work": 1, "messages": 1})(_Actor)
             .options(
-                num_cpus=1,  # all of them would be had only where nobody else works
+                num_cpus=1,  # all of them would be available only on an idle cluster
                 num_gpus=int(self._device == "cuda"),
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             )
@@ -194,7 +216,7 @@ class RayActorPool(WorkerPool):
         self._workers[number] = _ActorHandle(number, node["NodeID"], node["NodeManagerAddress"], actor, future)
 
     def _poll_messages(self, worker: _ActorHandle) -> list[Event]:
-        """Fetch messages of an order that goes on."""
+        """Fetch messages of an order that is still running."""
         if worker.future is None or not worker.is_ready:
             return []
         messages = []
@@ -205,14 +227,16 @@ class RayActorPool(WorkerPool):
         return [Event(worker.number, worker.node, *message) for message in messages]
 
     def _fetch(self, worker: _ActorHandle) -> list[Message]:
-        """Return the messages that were asked for; none where the worker has died since, as its future will say."""
+        """Return the requested messages; none if the worker has died since, as its future will
+        tell.
+        """
         future, worker.messages_future = worker.messages_future, None
         with contextlib.suppress(ray.exceptions.RayError):
             return list(ray.get(future))
         return []
 
     def _take_result(self, worker: _ActorHandle) -> list[Event]:
-        """Take the result of what a worker was doing, which has ended, well or not."""
+        """Take the result of a worker's finished order, success or failure."""
         try:
             result = ray.get(worker.future)
         except ray.exceptions.RayError as error:
@@ -228,7 +252,9 @@ class RayActorPool(WorkerPool):
         return []
 
     def _reject(self, worker: _ActorHandle, error: TempoQuantError) -> None:
-        """End a worker whose machine is not as it has to be; raise before any other was ready, warn after."""
+        """End a worker whose machine does not meet the requirements; raise if no other was ready
+        before, else warn.
+        """
         self.end(worker.number)
         if not self._has_been_ready:
             raise error

@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster that runs already, once there is work for it."""
+"""The connection to a running Ray cluster, made once there is work for it."""
 
 import contextlib
 import logging
@@ -14,18 +14,20 @@ from tempoquant.engines.ray_membership import Membership, publishing
 from tempoquant.errors import SettingsError
 
 _CONNECT_TIMEOUT_S = 10.0
-"""How long the head node may take to accept a connection."""
+"""The longest time that the head node may take to accept a connection."""
 
 
 class RayCrew(Crew):
-    """Joins the cluster when it gets work, and has it done there: a run that has none left needs no cluster."""
+    """Joins the cluster at its first work, which runs there: a run without work left needs no
+    cluster.
+    """
 
     def __init__(self, address: str | None, device: str, shared: Path, undo: contextlib.ExitStack) -> None:
         self._address, self._device, self._shared, self._undo = address, device, shared.resolve(), undo
         self._pool: Crew | None = None
 
     def run_job(self, job: Job) -> None:
-        """See `Crew.run_job`."""
+        """Do every item of a job on the cluster; see `Crew.run_job`."""
         if self._pool is None:
             self._pool = self._join()
         self._pool.run_job(job)
@@ -43,9 +45,10 @@ class RayCrew(Crew):
 
 @contextlib.contextmanager
 def ray_crew(address: str | None, device: str, shared: Path) -> Iterator[Crew]:
-    """Yield a crew on a cluster; the connection is closed with it, unless this process had one before.
+    """Yield a crew on a cluster; the connection is closed with it, unless this process had one
+    before.
 
-    Its `run` raises SettingsError where there is no cluster at the address, or no GPU in it.
+    Its `run` raises SettingsError if there is no cluster at the address, or no GPU in it.
     """
     with contextlib.ExitStack() as undo:
         yield RayCrew(address, device, shared, undo)
@@ -72,7 +75,7 @@ def _connection(address: str | None) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Raise SettingsError where nobody listens: Ray itself would try for minutes."""
+    """Raise SettingsError if nobody listens at the address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise SettingsError(f"{address!r} is not HOST:PORT, as `ray start --head` printed it.")

@@ -1,4 +1,4 @@
-"""What every machine of a Ray cluster must have in common with the one that started the run."""
+"""The requirements on every machine of a Ray cluster, relative to the one that started the run."""
 
 import contextlib
 import hashlib
@@ -11,19 +11,20 @@ from importlib.resources import files
 from pathlib import Path
 
 _VISIBLE_TIMEOUT_S = 10.0
-"""How long a shared folder may take to show a new file on another machine."""
+"""The longest time that a shared folder may take to show a new file on another machine."""
 
 _TOKEN_PREFIX = ".seen-by-every-worker-"
 
 
 @dataclass(frozen=True)
 class Membership:
-    """What a worker's machine must have in common with this one. It is sent to every worker.
+    """The requirements on a worker's machine. They are sent to every worker.
 
     Attributes:
-        versions: of what computes, by package.
-        source: digest of this package's own files, which two checkouts of one version can differ in.
-        token_file, token: in the folder that results go to.
+        versions: of the computing packages.
+        source: digest of this package's own files, which may differ between two checkouts of one
+            version.
+        token_file, token: in the folder of the results.
     """
 
     versions: dict[str, str]
@@ -33,12 +34,16 @@ class Membership:
 
     @classmethod
     def of_here(cls, shared: Path) -> "Membership":
-        """Describe this machine, with a token that is not written yet, under a name that nobody has looked for."""
+        """Describe this machine, with a token that is not written yet, under a name that nobody has
+        looked for.
+        """
         token = uuid.uuid4().hex
         return cls(_versions(), _source_digest(), shared / f"{_TOKEN_PREFIX}{token[:8]}", token)
 
     def objection(self) -> str | None:
-        """Say, on a worker's machine, what keeps it from working, in words that follow its name; None for nothing."""
+        """Return, on a worker's machine, the objection to its use, as words that follow its name;
+        None for none.
+        """
         for name, found in _versions().items():
             if found != self.versions[name]:
                 return f"has {name} {found}, and the machine that started this {self.versions[name]}: install the same."
@@ -62,7 +67,9 @@ class Membership:
 
 @contextlib.contextmanager
 def publishing(membership: Membership) -> Iterator[None]:
-    """Within this context the token lies in the shared folder; tokens that killed runs left there are removed."""
+    """Publish the token in the shared folder within this context; tokens of killed runs are
+    removed.
+    """
     for left in membership.token_file.parent.glob(f"{_TOKEN_PREFIX}*"):
         left.unlink(missing_ok=True)
     membership.token_file.write_text(membership.token, encoding="utf-8")

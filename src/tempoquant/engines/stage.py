@@ -1,4 +1,4 @@
-"""What a worker does, and what it and its employer say to each other."""
+"""The work of a worker, and the messages between it and its caller."""
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -8,16 +8,19 @@ from tempoquant.progress import Progress
 
 
 class Stage(Protocol):
-    """One kind of work. A plain value: it is pickled on its way to another process or machine, and so are its items
-    and their results."""
+    """One kind of work. A plain value: it is pickled on its way to another process or machine, and
+    so are its items and their results.
+    """
 
     def open(self, device: str, progress: Progress) -> AbstractContextManager[Callable[[Any], Any]]:
-        """What is called with one item after the other, inside a context that holds what they share: a model, say.
-        Whoever opened the stage gives its memory back when the context is left.
+        """Open the stage: yield a function of one item, inside a context that holds shared state,
+        such as a model.
+
+        The caller releases the stage's memory at the end of the context.
 
         Args:
             device: where this worker computes.
-            progress: where it reports, from its own thread or from others.
+            progress: receives its reports, from its own thread or from others.
         """
 
 
@@ -25,8 +28,9 @@ class Order(NamedTuple):
     """One item to a worker.
 
     Attributes:
-        number: of the stage among those of the crew. A worker keeps a stage open until the next one comes.
-        stage: with the first order of it that a worker gets, since it may be large; then None.
+        number: of the stage among those of the crew. A worker keeps a stage open until the next one
+            begins.
+        stage: sent with its first order to a worker, since it may be large; None after that.
     """
 
     number: int
@@ -35,11 +39,11 @@ class Order(NamedTuple):
 
 
 class Message(NamedTuple):
-    """From a worker.
+    """A message from a worker.
 
     Attributes:
-        kind: "start" and "advance" are of progress; "opened" says that a stage is open; "unopened", "done" and "error"
-            end an order.
+        kind: "start" and "advance" report progress; "opened" tells that a stage is open;
+            "unopened", "done" and "error" end an order.
         content: a task, a result or an exception.
     """
 
@@ -48,16 +52,16 @@ class Message(NamedTuple):
 
     @property
     def ends_order(self) -> bool:
-        """Whether the worker is free again."""
+        """Return whether the worker is free again."""
         return self.kind in ("unopened", "done", "error")
 
 
 class Event(NamedTuple):
-    """What an employer hears: a worker's message, or of its death.
+    """An event at the caller: a worker's message, or its death.
 
     Attributes:
-        place: as of `WorkerPool.place`.
-        kind: of `Message`, or "died", whose content says why in words.
+        place: as in `WorkerPool.place`.
+        kind: as in `Message`, or "died", whose content gives the reason in words.
     """
 
     worker: int

@@ -1,4 +1,6 @@
-"""The inside of a worker: opens stages, does one item after the other, and tells how it went."""
+"""The inside of a worker: it opens stages, does one item after the other, and reports the
+outcome.
+"""
 
 import contextlib
 import copy
@@ -16,11 +18,11 @@ from tempoquant.engines.stage import Message, Order
 from tempoquant.errors import DeviceError, TempoQuantError
 
 DEVICE_LOST = 70
-"""Exit code of a worker whose device stopped working."""
+"""The exit code of a worker whose device stopped working."""
 
 
 class Worker:
-    """Does the orders of one worker; its process is somebody else's affair.
+    """Does the orders of one worker; the caller manages its process.
 
     Args:
         device: where it computes.
@@ -35,9 +37,9 @@ class Worker:
         self._work: Callable[[Any], Any] | None = None
 
     def do(self, order: Order) -> None:
-        """Do an item, and send how it ended. Nothing is raised.
+        """Do an item, and send its outcome. Nothing is raised.
 
-        A worker whose device stopped working ends its process: another one may find it working again.
+        A worker whose device stopped working ends its process: a new process may be able to use it.
         """
         ending = "unopened"
         try:
@@ -58,7 +60,7 @@ class Worker:
             self._post(Message("done", result))
 
     def close(self) -> None:
-        """Let go of what the open stage holds."""
+        """Release the open stage."""
         self._number, self._work = None, None
         self._open.close()
         free_memory()
@@ -66,7 +68,7 @@ class Worker:
     def _opened_stage(self, order: Order) -> Callable[[Any], Any]:
         if self._work is None or order.number != self._number:
             self.close()
-            assert order.stage is not None  # it comes with a stage's first order to each worker
+            assert order.stage is not None  # the first order of a stage to each worker carries it
             self._work = self._open.enter_context(order.stage.open(self._device, _SentProgress(self._post)))
             self._number = order.number
         return self._work
@@ -77,14 +79,14 @@ class Worker:
 
 
 class _SentProgress:
-    """Sends progress as messages to a watcher elsewhere."""
+    """Sends progress as messages to a remote watcher."""
 
     def __init__(self, post: Callable[[Message], None]) -> None:
         self._post = post
         self._num_tasks = 0
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `Progress.start`."""
+        """Begin a task; see `Progress.start`."""
         task = self._num_tasks
         self._num_tasks += 1
         self._post(Message("start", (task, description, total, done)))
@@ -97,7 +99,7 @@ def _exit(error: Exception) -> NoReturn:
 
 
 def _picklable(error: Exception) -> Exception:
-    """Return the error itself where it can be pickled, else one that says the same."""
+    """Return the error itself if it can be pickled, else one with the same message."""
     try:
         copy.deepcopy(error)
     except Exception:

@@ -1,11 +1,13 @@
-"""Workers elsewhere: items are pulled one by one, so that whoever is fast does more, and a death costs only the item in
-hand.
+"""Workers elsewhere: each pulls one item at a time, so that fast workers do more, and a death costs
+only the current item.
 
-What goes wrong is blamed on the item, on the place (a device, a machine), or on the work as a whole:
+A failure counts against the item, the place (a device, a machine), or the work as a whole:
 
-- an item in whose course two workers died, or that failed twice for want of disk or memory, is given up;
-- a place where workers die or cannot open the stage, twice in a row, gets no more of them in this stage;
-- an error that TempoQuant raises on purpose, or a bug, would come everywhere: it ends the run.
+- an item that was running when two workers died, or that failed twice for lack of disk or memory,
+  is given up;
+- a place where workers die or cannot open the stage, twice in a row, gets no more items in this
+  stage;
+- an error that TempoQuant raises on purpose, or a bug, would occur everywhere: it ends the run.
 """
 
 import abc
@@ -23,10 +25,12 @@ from tempoquant.errors import TempoQuantError
 from tempoquant.progress import Progress
 
 MOST_FAILURES = 2
-"""Of an item, and in a row of a place."""
+"""The most failures of an item, and of a place in a row."""
 
 MOST_LOST = 3
-"""So many items given up one after the other, and nothing done in between: it is not the items."""
+"""If so many items in a row are given up, with none done in between, the items are not the
+cause.
+"""
 
 _POLL_S = 0.2
 
@@ -35,7 +39,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Task:
-    """An item on its way. avoid: where it has failed already, so that it had better go elsewhere."""
+    """An item and its history.
+
+    Attributes:
+        avoid: where it has failed already, so that another place should try it.
+    """
 
     item: Any
     num_failures: int = 0
@@ -43,64 +51,70 @@ class _Task:
 
 
 class WorkerPool(Crew):
-    """Hands items out to several workers, whose numbers are never given twice. How a kind of worker is started, reached
-    and ended is in the abstract methods; all else is the same for every kind."""
+    """Distributes items to several workers, whose numbers are never reused.
+
+    The abstract methods start, reach and end a kind of worker; everything else is the same for
+    every kind.
+    """
 
     def __init__(self) -> None:
         self._num_stages = self._num_workers = 0
         self.failures: Counter[Hashable] = Counter()
-        """In a row, by place, in this stage."""
+        """Failures in a row, by place, in this stage."""
         self.last_failure: Exception = TempoQuantError("there is no worker.")
 
     def next_number(self) -> int:
-        """Return the number of the worker that begins now."""
+        """Return the number of the next worker."""
         self._num_workers += 1
         return self._num_workers
 
     def is_usable(self, place: Hashable) -> bool:
-        """Whether a worker may be started there."""
+        """Return whether a worker may be started there."""
         return self.failures[place] < MOST_FAILURES
 
     @abc.abstractmethod
     def start_workers(self, num_items: int) -> None:
-        """Start workers in usable places that have none, as far as there are items for them.
+        """Start workers in usable places that have none, as long as there are items for them.
 
         Raises:
-            Exception: `last_failure`, or what else says why no worker is left and none can be had.
+            Exception: `last_failure`, or another reason why no worker is left and none is
+                available.
         """
 
     @abc.abstractmethod
     def idle(self) -> list[int]:
-        """Workers that wait for an order."""
+        """Return workers that wait for an order."""
 
     @abc.abstractmethod
     def place(self, worker: int) -> Hashable:
-        """The device or machine that a worker has: another one there would share its fate."""
+        """Return the device or machine of a worker: another worker there would share its fate."""
 
     @abc.abstractmethod
     def send(self, worker: int, order: Order) -> None:
-        """Send an order to an idle worker. If that one has died, `events` will say so."""
+        """Send an order to an idle worker. If it has died, `events` reports that."""
 
     @abc.abstractmethod
     def events(self, timeout_s: float) -> list[Event]:
-        """What was heard of workers, each one's in its order, waiting for the first event at most so long."""
+        """Return the workers' events, each worker's in order, after a wait for the first event of
+        at most this time.
+        """
 
     @abc.abstractmethod
     def end(self, worker: int) -> None:
-        """End a worker, whatever it is doing; nothing is heard of it any more."""
+        """End a worker at once; it sends no further events."""
 
     @abc.abstractmethod
     def shut_down(self) -> None:
         """End every worker. `start_workers` would start new ones."""
 
     def run_job(self, job: Job) -> None:
-        """See `Crew.run_job`."""
+        """Do every item of a job on the workers; see `Crew.run_job`."""
         self.failures.clear()
         self._num_stages += 1
         try:
             _JobRun(self, self._num_stages, job).loop()
         except BaseException:
-            self.shut_down()  # whoever is still at work would answer to the next stage
+            self.shut_down()  # a worker still at work would answer to the next stage
             raise
 
 
@@ -124,8 +138,9 @@ class _JobRun:
                 self._handle(event)
 
     def _assign(self) -> None:
-        """Send every idle worker the first item that has not failed in its place; one that failed there only while no
-        other worker is at work."""
+        """Send every idle worker the first item that has not failed in its place; an item that
+        failed there is sent only while no other worker is at work.
+        """
         for is_picky in (True, False):
             for worker in self._pool.idle():
                 place = self._pool.place(worker)
@@ -147,7 +162,7 @@ class _JobRun:
         elif event.kind == "unopened":
             self._waiting.appendleft(self._in_flight.pop(event.worker))
             if not _is_of_machine(event.content) and not self._opened:
-                raise event.content  # it would come everywhere; later, it is this place that differs
+                raise event.content  # it would occur everywhere; later, only this place differs
             self._blame(event, event.content)
         elif event.kind == "died":
             self._progress.forget(event.worker)
@@ -156,7 +171,9 @@ class _JobRun:
             self._progress.relay(event)
 
     def _handle_error(self, event: Event, error: Exception) -> None:
-        """Count an error that an item raised. For want of disk or memory, it may do better elsewhere, or later."""
+        """Count an error that an item raised. For lack of disk or memory, the item may succeed
+        elsewhere, or later.
+        """
         task = self._in_flight.pop(event.worker)
         task.num_failures += 1
         if not _is_of_machine(error) or task.num_failures >= MOST_FAILURES:
@@ -167,10 +184,10 @@ class _JobRun:
 
     def _handle_death(self, event: Event) -> None:
         task = self._in_flight.pop(event.worker, None)
-        self._blame(event, TempoQuantError(f"{event.content} The same command goes on from what is finished."))
+        self._blame(event, TempoQuantError(f"{event.content} The same command resumes the run."))
         if task is None or self._job.is_done(task.item):
             return
-        task.num_failures += event.worker in self._opened  # before, it had not come to the item
+        task.num_failures += event.worker in self._opened  # before, it had not reached the item
         if task.num_failures < MOST_FAILURES:
             task.avoid = event.place
             self._waiting.appendleft(task)
@@ -178,11 +195,11 @@ class _JobRun:
         self._num_lost += 1
         if self._num_lost >= MOST_LOST:
             raise self._pool.last_failure
-        self._pool.failures.clear()  # it was the item
+        self._pool.failures.clear()  # the item was the cause
         self._job.on_lost(task.item, f"{MOST_FAILURES} workers died of the same work. {event.content}")
 
     def _blame(self, event: Event, error: Exception) -> None:
-        """Count a failure of a place; the last one whose fault it was says why, when none is left."""
+        """Count a failure of a place; if no place is left, the last failure gives the reason."""
         self._pool.failures[event.place] += 1
         self._pool.last_failure = error
         usable = self._pool.is_usable(event.place)
@@ -192,7 +209,7 @@ class _JobRun:
 
 
 def _is_of_machine(error: Exception) -> bool:
-    """Whether disk or memory is to blame."""
+    """Return whether lack of disk or memory is the cause."""
     return isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)
 
 
@@ -212,5 +229,5 @@ class _ProgressRelay:
             self._tasks[event.worker, event.content]()
 
     def forget(self, worker: int) -> None:
-        """Drop the tasks of a dead worker; others begin tasks of their own."""
+        """Drop the tasks of a dead worker; others begin their own."""
         self._tasks = {key: advance for key, advance in self._tasks.items() if key[0] != worker}

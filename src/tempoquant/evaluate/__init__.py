@@ -1,1 +1,1 @@
-"""Evaluation: how far a quantized model is from its reference, in numbers and in pictures."""
+"""Evaluation: the distance of a quantized model from its reference, in numbers and in pictures."""

@@ -1,7 +1,8 @@
-"""Compare quantized models with their reference: the same held-out prompts, seeds and settings on every side.
+"""Comparison of quantized models with their reference: the same held-out prompts, seeds and
+settings for all.
 
-One pipeline is in memory at a time. What the reference did (videos, and trajectories for the noise predictions) is
-kept on the CPU.
+One pipeline is in memory at a time. The reference's outputs (videos, and trajectories for the noise
+predictions) are kept on the CPU.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,15 +35,15 @@ from tempoquant.timesteps import TimestepBins
 
 @dataclass(frozen=True)
 class Task:
-    """What every model is asked to do.
+    """The task of every model.
 
     Attributes:
         prompts: held out from calibration; prompt i is generated with seed + i.
         settings: of every generation.
         seed: of the first generation.
-        num_trajectories: the first so many prompts also measure the noise prediction.
-        in_bundled_world: whether the models draw the bundled world, where pixels tell whether a video follows its
-            prompt (if the prompt speaks of that world).
+        num_trajectories: how many of the first prompts also measure the noise prediction.
+        in_bundled_world: whether the models draw the bundled world, where pixels show whether a
+            video follows its prompt (if the prompt describes that world).
     """
 
     prompts: Sequence[Prompt]
@@ -84,8 +85,8 @@ def compare(
         reference: a pipeline, 16-bit as a rule.
         models: label to quantized pipeline.
         task: what to generate.
-        device: where to run; None for CUDA where there is one, else the CPU.
-        progress: told of every step and call.
+        device: where to run; None for CUDA if there is a GPU, else the CPU.
+        progress: receives every step and call.
         prepare: called with the pipeline of each model, not of the reference, before it runs.
         memory: the memory mode of every pipeline.
 
@@ -99,7 +100,7 @@ def compare(
         check_disjoint(task.prompts, calibration_prompts_of(source.folder))
         sampling_steps(source, task.settings)  # refuses a scheduler before loading
     warn_of_other_loras(reference, {label: configs_of(source.folder) for label, source in models.items()})
-    is_16bit = not configs_of(reference.folder) and "16-bit" not in models  # somebody may call a folder "16-bit"
+    is_16bit = not configs_of(reference.folder) and "16-bit" not in models  # a folder may be called "16-bit"
     reference_label = "16-bit" if is_16bit else "reference"
     bins = _common_bins(source.folder for source in models.values())
     device = device or default_device()
@@ -131,7 +132,9 @@ def compare(
 
 
 def _common_bins(folders: Iterable[Path]) -> dict[str, TimestepBins]:
-    """For each denoiser the finest bins that any of the models has, so that all are measured on the same ones."""
+    """Return for each denoiser the finest bins of any model, so that all models are measured on the
+    same ones.
+    """
     finest: dict[str, TimestepBins] = {}
     for folder in folders:
         for denoiser, config in configs_of(folder).items():
@@ -197,7 +200,7 @@ def _judge(task: Task, videos: Sequence[Video], reference: Sequence[Video] | Non
 
 
 def _adherence(video: Video, text: str) -> PromptAdherence | None:
-    """The pixels' verdict; None for a prompt that names nothing of the bundled world."""
+    """Judge a video's pixels; None for a prompt that names nothing of the bundled world."""
     try:
         parse_prompt(text)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What a model's videos cost, with what is known of their spread: seconds a step, and memory.
+"""The cost of a model's videos, with its spread: seconds a step, and memory.
 
-Times are medians over items with 95 % bootstrap intervals; those of a model and of the reference are paired by item,
-which takes out what an item costs in both; pairs are of one kind of device. Memory is no sample of anything: its
-largest video counts, the least is told beside it.
+Times are medians over items with 95 % bootstrap intervals. Times of a model and of the reference
+are paired by item, which removes the cost of an item common to both; pairs are of one kind of
+device. Memory is not a sample: the video with the most counts, and the least is given beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,12 @@ ON_CPU = (
 
 
 def costs_of(lines: Lines, label: str, reference: str) -> dict[str, Any]:
-    """Plain values, None for what was not measured.
+    """Return plain values, None for missing measurements.
 
-    "seconds_per_step" is {"median", "low", "high", "n"} over items (the seeds of one averaged first),
-    "seconds_per_step_ratio" the same of model over reference, item by item, above 1 slower; None for the reference.
-    "peak_rss_gib" is {"most", "least", "n"} over videos, "peak_gpu_gib" that by phase.
+    "seconds_per_step" is {"median", "low", "high", "n"} over items (the seeds of one averaged
+    first), "seconds_per_step_ratio" the same of model over reference, item by item, above 1 slower;
+    None for the reference. "peak_rss_gib" is {"most", "least", "n"} over videos, "peak_gpu_gib"
+    that by phase.
 
     Args:
         lines: of the manifest, by take.
@@ -54,12 +55,12 @@ def costs_of(lines: Lines, label: str, reference: str) -> dict[str, Any]:
 
 
 def notes(device: str) -> list[str]:
-    """What readers of the times should know."""
+    """Return notes for readers of the times."""
     return [ON_CPU] if torch.device(device).type == "cpu" else []
 
 
 def _seconds(lines: Lines, label: str) -> dict[tuple[str, str | None], float]:
-    """By item and kind of device, the mean over its seeds."""
+    """Average seconds over the seeds of each item and kind of device."""
     return mean_by_item(
         ((take.id, line.get("device")), line["seconds_per_step"])
         for take, line in lines.items()

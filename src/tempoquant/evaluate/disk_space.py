@@ -1,6 +1,7 @@
-"""Whether the disk has room for what an evaluation is going to keep, asked before anything is generated.
+"""A check that the disk has room for an evaluation, before anything is generated.
 
-Every number is a bound: lossless video of noise takes more than its raw size, and tests hold the bounds to noise.
+Every number is a bound: lossless video of noise takes more than its raw size, and tests hold the
+bounds to noise.
 """
 
 import shutil
@@ -12,15 +13,15 @@ from tempoquant.evaluate.evaluation_folder import EvaluationFolder
 from tempoquant.evaluate.plan import Plan
 from tempoquant.models.sampling_settings import SamplingSettings
 
-_LOSSLESS_SHARE = 1.2  # FFV1 of its raw size: noise takes 1.11, of black and white 1.14
-_MP4_BYTES_PER_PIXEL = 1.0  # x264 at our quality: 0.75 of noise, 0.85 of black and white; of films under a tenth
-_CONTAINER_BYTES, _FRAME_BYTES = 4096, 512  # of Matroska and MP4: headers and indices, and what each frame adds
+_LOSSLESS_SHARE = 1.2  # FFV1 of its raw size: noise takes 1.11, black and white 1.14
+_MP4_BYTES_PER_PIXEL = 1.0  # x264 at our quality: 0.75 for noise, 0.85 for black and white; under 0.1 for films
+_CONTAINER_BYTES, _FRAME_BYTES = 4096, 512  # Matroska and MP4: headers and indices, and the addition of each frame
 _TAKE_BYTES = 2**14  # lines in the manifest, the metrics and evaluation.json; a file's header
-_MODEL_BYTES = 2**20  # layer maps, once by themselves and once in evaluation.json
+_MODEL_BYTES = 2**20  # layer maps, once alone and once in evaluation.json
 
 
 def check_space(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], keeps_calls: bool) -> None:
-    """Raise OutputError when what is still to be generated may need more than the disk has free.
+    """Raise OutputError if the remaining generations may need more than the free space on the disk.
 
     Args:
         folder: claimed.
@@ -38,7 +39,9 @@ def check_space(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], kee
 
 
 def missing_bytes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], keeps_calls: bool) -> int:
-    """At most so much will be added to the folder; 0 once every take is there. Arguments as of `check_space`."""
+    """Bound the bytes that will be added to the folder; 0 once every take exists. Arguments are as
+    in `check_space`.
+    """
     num_missing = _missing_takes(folder, plan, labels)
     if not num_missing:
         return 0
@@ -54,14 +57,16 @@ def missing_bytes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str], k
 
 
 def video_bytes(settings: SamplingSettings) -> float:
-    """Of one video at most, as FFV1 and as H.264."""
+    """Bound the bytes of one video, as FFV1 and as H.264."""
     pixels = settings.num_frames * settings.height * settings.width
     containers = 2 * (_CONTAINER_BYTES + settings.num_frames * _FRAME_BYTES)
     return pixels * (3 * _LOSSLESS_SHARE + _MP4_BYTES_PER_PIXEL) + containers
 
 
 def image_bytes(settings: SamplingSettings) -> float:
-    """Of one first frame at most, as PNG: deflate stores what it cannot compress, and each row has a filter's byte."""
+    """Bound the bytes of one first frame as PNG: deflate stores incompressible data, and each row
+    has a filter byte.
+    """
     return 1.01 * settings.height * (3 * settings.width + 1) + _CONTAINER_BYTES
 
 
@@ -71,14 +76,16 @@ def _missing_takes(folder: EvaluationFolder, plan: Plan, labels: Sequence[str]) 
 
 
 def _latents_bytes(plan: Plan) -> int:
-    """Of one take: a float32 latent after each timestep bin."""
+    """Count the bytes of one take: a float32 latent after each timestep bin."""
     reference = plan.reference
     channels = reference.family.latent_channels(reference.first.config)
     return len(plan.bin_names) * reference.geometry.num_latents(plan.settings) * channels * 4
 
 
 def _calls_bytes(plan: Plan) -> int:
-    """Of one take: latents with their condition and the text, in the dtype the denoisers compute in; a timestep."""
+    """Count the bytes of one take: latents with their condition and the text, in the denoisers'
+    compute dtype; a timestep.
+    """
     settings, reference = plan.settings, plan.reference
     first = reference.denoiser_names[0]
     sizes = reference.sample_sizes(first, settings.height, settings.width, settings.num_frames)

@@ -1,4 +1,4 @@
-"""Words and marks in pictures: the few things that labelled panels need."""
+"""Words and marks in pictures, for labelled panels."""
 
 from functools import lru_cache
 
@@ -12,17 +12,21 @@ INK = (28, 32, 38)
 FAINT = (110, 118, 129)
 GOOD = (26, 127, 55)
 BAD = (207, 34, 46)
-"""GitHub's own text, green and red, so that pictures look at home in a README."""
+"""The colours of GitHub's text, green and red, so that pictures fit into a README."""
 
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in font (Latin letters only), so that pictures look alike on every machine. Size in pixels."""
+    """Return Pillow's built-in font (Latin letters only), so that pictures look the same on every
+    machine. Size in pixels.
+    """
     return ImageFont.load_default(size)
 
 
 def enlarge(video: Video, target_width: int) -> Video:
-    """Repeat pixels a whole number of times (at least once) towards `target_width`, so that each one stays visible."""
+    """Repeat pixels a whole number of times (at least once) towards `target_width`, so that each
+    one stays visible.
+    """
     factor = max(1, target_width // video.shape[2])
     return np.asarray(video.repeat(factor, axis=1).repeat(factor, axis=2))
 
@@ -35,7 +39,9 @@ def draw_text(
     max_width: int,
     color: tuple[int, ...] = INK,
 ) -> None:
-    """Write one line at `place` (left, top); what goes beyond `max_width` pixels is cut off and ends in "..."."""
+    """Write one line at `place` (left, top); text beyond `max_width` pixels is cut off and ends in
+    "...".
+    """
     shown = text
     while shown and draw.textlength(shown, font=font(size)) > max_width:
         shown = shown.removesuffix("...")[:-1].rstrip() + "..."
@@ -45,7 +51,9 @@ def draw_text(
 
 
 def draw_mark(draw: ImageDraw.ImageDraw, place: tuple[int, int], size: int, good: bool) -> None:
-    """A green tick or a red cross, `size` pixels wide, at `place` (left, top). The built-in font has neither."""
+    """Draw a green tick or a red cross, `size` pixels wide, at `place` (left, top). The built-in
+    font has neither.
+    """
     left, top = place
     stroke = max(2, size // 6)
     if good:
@@ -58,5 +66,5 @@ def draw_mark(draw: ImageDraw.ImageDraw, place: tuple[int, int], size: int, good
 
 
 def canvas(width: int, height: int) -> Image.Image:
-    """An empty RGB picture."""
+    """Return an empty RGB picture."""
     return Image.new("RGB", (width, height), BACKGROUND)

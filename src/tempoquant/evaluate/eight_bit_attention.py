@@ -1,9 +1,10 @@
-"""What attention in 8 bits computes, in plain PyTorch: a model of SageAttention's kernels, for any machine.
+"""A model in plain PyTorch of 8-bit attention, SageAttention's kernels, for any machine.
 
-QKᵀ is a product of INT8 numbers after the mean of K is taken out (SageAttention, arXiv 2410.02367). PV is one of FP16
-numbers there, and of FP8 numbers in SageAttention 2 (arXiv 2411.10958). Sums are exact here, which kernels' FP16 and
-22-bit accumulators are not: this is the error of the numbers, the least a kernel makes.
-`python -m benchmarks.attention_numerics` holds it against PyPI's sageattention under Triton's interpreter.
+QKᵀ is a product of INT8 numbers after the mean of K is subtracted (SageAttention, arXiv
+2410.02367). PV is a product of FP16 numbers there, and of FP8 numbers in SageAttention 2 (arXiv
+2411.10958). Sums are exact here, unlike kernels' FP16 and 22-bit accumulators: this is the error of
+the number formats, the least that a kernel can make. `python -m benchmarks.attention_numerics`
+compares it with PyPI's sageattention under Triton's interpreter.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ ValueDtype = Literal["fp16", "fp8"]
 VALUE_DTYPES: tuple[ValueDtype, ...] = get_args(ValueDtype)
 
 QUERY_BLOCK, KEY_BLOCK = 128, 64
-"""Tokens that share a scale, as SageAttention's own kernels have it (its blocks of queries and keys)."""
+"""Tokens that share a scale, as in SageAttention's own kernels (its blocks of queries and keys)."""
 _INT8_MAX = 127.0
 _FP8_MAX = 448.0  # of float8_e4m3fn
 _SAMPLED_BLOCKS = 8
@@ -38,7 +39,8 @@ def eight_bit_attention(
     Args:
         query, key, value: (…, tokens, features), floating; keys and values have as many tokens.
         scale: of the scores; 1/√features if left out.
-        values_in: what PV multiplies: "fp16", or "fp8" with a scale for each feature of V and P times 448.
+        values_in: what PV multiplies: "fp16", or "fp8" with a scale for each feature of V and P
+            times 448.
 
     Returns:
         (…, query tokens, features), float32.
@@ -57,7 +59,9 @@ def eight_bit_attention(
 
 
 def _int8(x: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers of −127 … 127 as float32, and the scale of each token, (…, tokens, 1): one for a block of them."""
+    """Round to integers −127 … 127 as float32, and return the scale of each token, (…, tokens, 1):
+    one for a block of them.
+    """
     num_tokens = x.shape[-2]
     padded = functional.pad(x, (0, 0, 0, -num_tokens % block)).unflatten(-2, (-1, block))
     scales = padded.abs().amax(dim=(-2, -1), keepdim=True) / _INT8_MAX
@@ -76,11 +80,12 @@ def _weighted(shares: torch.Tensor, value: torch.Tensor, values_in: ValueDtype) 
 
 @contextlib.contextmanager
 def watching_attention(model: nn.Module, observe: Callable[[str, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    """Within this context, `observe(name, wanted, found)` runs with each attention of a model and its 8-bit model.
+    """Call `observe(name, wanted, found)` with each attention of a model and its 8-bit version,
+    within this context.
 
-    `name` is the attention module's with the numbers that it multiplies behind it, such as "blocks.0.attn1.int8_fp8";
-    `wanted` is what the model computed, `found` what 8 bits make of the same inputs, for some blocks of queries. The
-    model goes on with what it computed.
+    `name` is the attention module's name followed by the number formats that it multiplies, such as
+    "blocks.0.attn1.int8_fp8". `wanted` is the model's output, `found` the 8-bit output of the same
+    inputs, for some blocks of queries. The model continues with its own output.
     """
     modules = {name: module for name, module in model.named_modules() if hasattr(module, "set_processor")}
     watch = _Watch(observe)
@@ -101,7 +106,7 @@ def watching_attention(model: nn.Module, observe: Callable[[str, torch.Tensor, t
 
 
 class _Watch(TorchFunctionMode):
-    """Sees every scaled_dot_product_attention, whichever library calls it."""
+    """Sees every scaled_dot_product_attention of any library."""
 
     def __init__(self, observe: Callable[[str, torch.Tensor, torch.Tensor], None]) -> None:
         super().__init__()
@@ -124,11 +129,13 @@ class _Watch(TorchFunctionMode):
 
 
 def _some_blocks(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole blocks of queries, spread over all of them: rows of attention do not depend on each other."""
+    """Return whole blocks of queries, spread over all of them; rows of attention do not depend on
+    each other.
+    """
     num_tokens = query.shape[-2]
     num_blocks = math.ceil(num_tokens / QUERY_BLOCK)
     chosen = torch.linspace(0, num_blocks - 1, min(num_blocks, _SAMPLED_BLOCKS)).round().long()
-    # A block that is not full comes last, and stays so.
+    # A block that is not full comes last, and stays last.
     rows = torch.cat([torch.arange(i * QUERY_BLOCK, min((i + 1) * QUERY_BLOCK, num_tokens)) for i in chosen.tolist()])
     rows = rows.to(query.device)
     return query[..., rows, :], rows

@@ -1,4 +1,6 @@
-"""What a result was made with: versions, the commit of a source checkout, processor and GPUs, the date."""
+"""The environment of a result: versions, the commit of a source checkout, processor and GPUs, the
+date.
+"""
 
 import datetime
 import platform
@@ -11,7 +13,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Plain values; "commit" is None for an installed package."""
+    """Return plain values; "commit" is None for an installed package."""
     return {
         "tempoquant": version("tempoquant"),
         "commit": _commit(),
@@ -26,12 +28,14 @@ def environment() -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """Of a GPU, or of the processor."""
+    """Return the name of a GPU, or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
 
 
 def _commit() -> str | None:
-    """Of the checkout that this package is imported from; "… (modified)" with uncommitted changes."""
+    """Return the commit of the checkout that this package is imported from; "… (modified)" with
+    uncommitted changes.
+    """
     folder = Path(__file__).parent.parent
     if not (folder.parent.parent / ".git").exists():
         return None

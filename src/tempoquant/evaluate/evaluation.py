@@ -1,7 +1,8 @@
-"""Evaluate quantized models beside their reference on a benchmark: everything is kept, and an interrupted run goes on.
+"""Evaluation of quantized models and their reference on a benchmark: everything is kept, and an
+interrupted run resumes.
 
-The reference comes first, then each model; a worker has one pipeline in memory at a time. evaluation.json is written
-again after every model.
+The reference comes first, then each model; a worker has one pipeline in memory at a time.
+evaluation.json is rewritten after every model.
 """
 
 import dataclasses
@@ -36,20 +37,21 @@ from tempoquant.progress import SILENT, Progress
 def evaluate(
     request: Request, output: Path, engine: Engine | None = None, progress: Progress = SILENT
 ) -> dict[str, Any]:
-    """Generate, measure and summarize, going on where an earlier run was interrupted.
+    """Generate, measure and summarize; resume an interrupted run.
 
     Args:
-        output: a folder that is new, empty, or of an earlier run with these settings.
-        engine: where to run; None for CUDA where there is one, else the CPU, in this process.
+        output: a new or empty folder, or one of an earlier run with these settings.
+        engine: where to run; None for CUDA if there is a GPU, else the CPU, in this process.
 
     Returns:
-        What evaluation.json holds.
+        The content of evaluation.json.
 
     Raises:
-        CalibrationError: an item lacks what the models need or was calibrated on, or there is none.
+        CalibrationError: an item lacks an input of the models, a model was calibrated on it, or
+            there is no item.
         ModelError: a folder is no such pipeline, or a model made no video at all.
-        OutputError: the folder belongs to something else, cannot be written, or its disk has no room for what is
-            missing.
+        OutputError: the folder belongs to something else, cannot be written, or its disk has no
+            room for the remaining files.
         TempoQuantError: the engine has no worker left.
         EvaluationError: VBench was asked for and cannot run, or could score nothing.
     """
@@ -75,7 +77,7 @@ def evaluate(
                 record = evaluation_record(folder, plan, request, selection, request.sides[:number])
                 _write(output, record)
         _require_videos(record)
-        if vbench is not None:  # once the workers have given their GPUs back
+        if vbench is not None:  # once the workers have released their GPUs
             record["vbench"] = scored_by_vbench(folder, plan, labels, vbench, progress)
             _write(output, record)
     return record
@@ -105,12 +107,12 @@ def _check_alike(sides: Sequence[Model]) -> None:
 
 
 def _ranges(side: Model) -> str:
-    """Such as "high_noise 900 to 1000, low_noise 0 to 900"."""
+    """Describe ranges such as "high_noise 900 to 1000, low_noise 0 to 900"."""
     return ", ".join(f"{each.name} {each.timesteps[0]:g} to {each.timesteps[1]:g}" for each in side.source.denoisers)
 
 
 def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, Any]:
-    """What two runs into one folder have to agree on."""
+    """Return the facts that two runs into one folder must agree on."""
     models = {
         side.label: {
             "fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4",
@@ -135,14 +137,15 @@ def _clip_hashes(item: Item) -> list[str]:
 
 
 def _lacking(sides: Sequence[Model]) -> Callable[[Item], str | None]:
-    """Return what says which thing an item lacks that one of the models needs."""
+    """Return a function that names the input of a model that an item lacks."""
     return lambda item: next((words for side in sides if (words := lacking(side.source, item)) is not None), None)
 
 
 def _without_images(request: Request, items: Sequence[Item]) -> Request:
-    """Return the request without VBench's dimensions that compare with an image, where no item has one.
+    """Return the request without VBench's dimensions that compare with an image, if no item has
+    one.
 
-    Raises SettingsError where no dimension is left.
+    Raises SettingsError if no dimension is left.
     """
     if request.vbench is None or any(item.image is not None for item in items):
         return request
@@ -155,7 +158,7 @@ def _without_images(request: Request, items: Sequence[Item]) -> Request:
 
 
 def _require_videos(record: Mapping[str, Any]) -> None:
-    """Raise ModelError where a model failed at everything: such a run has not succeeded."""
+    """Raise ModelError if a model failed at everything: such a run has not succeeded."""
     for model in record["models"]:
         why = [item["failed"].get(model["label"]) for item in record["items"]]
         if all(why):

@@ -1,19 +1,19 @@
-"""The folder of one evaluation: where everything lies, what is finished, and which settings it belongs to.
+"""The folder of one evaluation: its layout, its finished work, and the settings that it belongs to.
 
-    settings.json                          what a run must agree with to go on here
+    settings.json                          what a run must agree with to resume here
     manifest.jsonl                         a line for each generation that ended, well or not
     metrics.jsonl                          a line for each video that was measured
     evaluation.json                        the result
     items/ID.png                           first frames, of items that are given one
     videos/LABEL/ID-SEED.mp4               for people
-    lossless/LABEL/ID-SEED.mkv             the same frames, every bit of them: what is measured
+    lossless/LABEL/ID-SEED.mkv             the same frames, every bit of them: measured
     latents/LABEL/ID-SEED.safetensors      the latent at the end of each timestep bin; written last
     calls/ID-SEED.safetensors              transformer calls of the reference, for the layer maps
     maps/LABEL.json                        layer maps
     vbench/scores.jsonl                    a line for each video and dimension that VBench scored
 
-A generation is finished when its latents are there: they carry its manifest line, and come after all else in one
-rename. A process that is killed between that rename and the manifest loses nothing.
+A generation is finished once its latents exist: they carry its manifest line, and come after all
+else in one rename. A process that is killed between that rename and the manifest loses nothing.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ _KINDS = {"videos": ".mp4", "lossless": ".mkv", "latents": ".safetensors"}
 _MAY_GROW = ("items", "models")
 _LONGEST_NAME = 80
 _HALF_WRITTEN = re.compile(r"\..+-[a-z0-9_]{8}\.(json|jsonl|png|mp4|mkv|safetensors)")
-"""Names that `files.whole_file` writes under."""
+"""The temporary names that `files.whole_file` writes under."""
 
 
 class Take(NamedTuple):
-    """One generation: which model, item and seed."""
+    """One generation: its model, item and seed."""
 
     label: str
     id: str
@@ -51,27 +51,28 @@ class Take(NamedTuple):
 
 
 def file_name(text: str) -> str:
-    """A text as a file name; texts that differ have names that differ."""
+    """Convert a text to a file name; different texts have different names."""
     safe = re.sub(r"[^A-Za-z0-9_.@-]+", "-", text).strip(".-")[:_LONGEST_NAME]
     return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 class EvaluationFolder:
-    """See the module. Use it inside `claimed`."""
+    """The folder of one evaluation, see the module. Use it inside `claimed`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextlib.contextmanager
     def claimed(self, identity: Mapping[str, Any]) -> Iterator[None]:
-        """Within this context the folder is this run's.
+        """Claim the folder for this run within this context.
 
         Args:
-            identity: plain values. "items" and "models", which are objects, may have other keys than those of an
-                earlier run; all else has to be equal.
+            identity: plain values. "items" and "models", which are objects, may have other keys
+                than those of an earlier run; everything else must be equal.
 
         Raises:
-            OutputError: it belongs to other settings, to something else, or to a process that still runs.
+            OutputError: it belongs to other settings, to something else, or to a process that still
+                runs.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file: give a folder with -o.")
@@ -81,7 +82,7 @@ class EvaluationFolder:
                 self._settle(identity)
                 self._tidy()
                 yield
-                self._tidy()  # workers may have been killed
+                self._tidy()  # a killed worker may have left files
         except Timeout:
             raise OutputError(
                 f"another evaluation is writing to {self.path}: wait for it, or choose another."
@@ -104,29 +105,31 @@ class EvaluationFolder:
         write_text(file, _json({**wanted, **grown}))
 
     def _tidy(self) -> None:
-        """Remove what a killed process left half written."""
+        """Remove files that a killed process left half written."""
         for file in self.path.rglob(".*"):
             if _HALF_WRITTEN.fullmatch(file.name):
                 file.unlink()
 
     def place(self, kind: str, take: Take) -> Path:
-        """Where a take's file of a kind lies: "videos", "lossless" or "latents"."""
+        """Return the place of a take's file of a kind: "videos", "lossless" or "latents"."""
         return self.path / kind / take.label / f"{file_name(take.id)}-{take.seed}{_KINDS[kind]}"
 
     def image(self, id: str) -> Path:
-        """Where an item's first frame lies, if it is given one."""
+        """Return the place of an item's first frame, if it is given one."""
         return self.path / "items" / f"{file_name(id)}.png"
 
     def calls(self, id: str, seed: int) -> Path:
-        """Where the reference's recorded calls of an item lie."""
+        """Return the place of the reference's recorded calls of an item."""
         return self.path / "calls" / f"{file_name(id)}-{seed}.safetensors"
 
     def maps(self, label: str) -> Path:
-        """Where a model's layer maps lie."""
+        """Return the place of a model's layer maps."""
         return self.path / "maps" / f"{label}.json"
 
     def finish(self, take: Take, latents: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> dict[str, Any]:
-        """A generation is complete: its video and frames are in their places already. Gives its line, for `note`."""
+        """Finish a generation whose video and frames are in their places; return its line, for
+        `note`.
+        """
         line = {**take._asdict(), **record}
         place = self.place("latents", take)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -135,23 +138,28 @@ class EvaluationFolder:
         return line
 
     def note(self, line: Mapping[str, Any]) -> None:
-        """A generation ended, well or not. Only the process that claimed the folder writes in its manifest: on a shared
-        folder, machines that append to one file lose each other's lines."""
+        """Note a generation that ended, well or not.
+
+        Only the process that claimed the folder writes in its manifest: on a shared folder,
+        machines that append to one file lose each other's lines.
+        """
         self._append(MANIFEST, line)
 
     def adopt(self, take: Take) -> bool:
-        """Note a generation whose process died before it could say that it was finished; whether it was."""
+        """Note a generation whose process died before it could report the end; return whether it
+        was finished.
+        """
         if not all(self.place(kind, take).is_file() for kind in _KINDS):
             return False
         self.note(json.loads(_metadata(self.place("latents", take))["record"]))
         return True
 
     def takes(self) -> dict[Take, dict[str, Any]]:
-        """The latest manifest line of every take; those of files that were taken away are left out."""
+        """Return the latest manifest line of every take; takes with removed files are left out."""
         lines = {_take_of(line): line for line in self._lines(MANIFEST)}
         noted = {self.place("latents", take) for take, line in lines.items() if not line.get("failed")}
         for file in sorted((self.path / "latents").glob("*/*.safetensors")):
-            if file not in noted:  # its process was killed before it could say so
+            if file not in noted:  # its process was killed before the note
                 line = json.loads(_metadata(file)["record"])
                 self.note(line)
                 lines[_take_of(line)] = line
@@ -162,27 +170,27 @@ class EvaluationFolder:
         }
 
     def measured(self) -> dict[Take, dict[str, Any]]:
-        """The metrics of every take that was measured."""
+        """Return the metrics of every take that was measured."""
         found: dict[Take, dict[str, Any]] = {}
         for line in self._lines(METRICS):
             found.setdefault(_take_of(line), {}).update(line["metrics"])
         return found
 
     def measure(self, take: Take, metrics: Mapping[str, Any]) -> None:
-        """Keep what was measured."""
+        """Store the metrics of a take."""
         self._append(METRICS, {**take._asdict(), "metrics": dict(metrics)})
 
     def scored(self) -> list[tuple[Take, dict[str, Any]]]:
-        """Every line of VBench's scores, in the order in which they were made."""
+        """Return every line of VBench's scores, in the order in which they were made."""
         return [(_take_of(line), line) for line in self._lines(SCORES)]
 
     def score(self, take: Take, dimension: str, score: float, made: Mapping[str, str]) -> None:
-        """Keep what VBench gave a video, with what it was made of."""
+        """Store VBench's score of a video, with the digests of its inputs."""
         (self.path / SCORES).parent.mkdir(exist_ok=True)
         self._append(SCORES, {**take._asdict(), "dimension": dimension, "score": score, **made})
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        """One line in one write, on the disk when this returns."""
+        """Append one line in one write; it is on disk on return."""
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
         handle = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -195,7 +203,9 @@ class EvaluationFolder:
             os.close(handle)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        """Every whole line. The last one may be torn, where a process was killed inside the write: it goes."""
+        """Return every whole line. The last one may be torn if a process was killed inside the
+        write; it is removed.
+        """
         file = self.path / name
         if not file.is_file():
             return []
@@ -210,7 +220,9 @@ class EvaluationFolder:
 
 
 def read_latents(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a file of `EvaluationFolder.finish`. Raises OutputError when it is damaged."""
+    """Return the tensors of a file of `EvaluationFolder.finish`. Raises OutputError if it is
+    damaged.
+    """
     try:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no iterable)
@@ -231,7 +243,9 @@ def _take_of(line: Mapping[str, Any]) -> Take:
 
 
 def _first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """What two identities differ in, such as "benchmark" or "settings num_steps"; None for nothing."""
+    """Return the first difference between two identities, such as "benchmark" or "settings
+    num_steps"; None for none.
+    """
     for key in sorted(wanted.keys() | found.keys()):
         ours, theirs = wanted.get(key), found.get(key)
         if not isinstance(ours, dict) or not isinstance(theirs, dict):

@@ -1,4 +1,4 @@
-"""evaluation.json: everything that an evaluation found, for programs and for the report."""
+"""evaluation.json: the whole result of an evaluation, for programs and for the report."""
 
 import statistics
 from collections import Counter
@@ -25,7 +25,7 @@ Lines = Mapping[Take, Mapping[str, Any]]
 def evaluation_record(
     folder: EvaluationFolder, plan: Plan, request: Request, selection: Selection, sides: Sequence[Model]
 ) -> dict[str, Any]:
-    """Plain values for JSON. Paths are relative to the folder.
+    """Return plain values for JSON. Paths are relative to the folder.
 
     Args:
         sides: models that are evaluated already, the reference first.
@@ -91,7 +91,7 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
 
 
 def _memory(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The largest of all videos."""
+    """Return the largest of all videos."""
     rss = [line["peak_rss_gib"] for line in costs if line["peak_rss_gib"] is not None]
     on_gpu: dict[str, float] = {}
     for line in costs:

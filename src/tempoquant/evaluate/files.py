@@ -1,5 +1,6 @@
-"""Result files: written whole under a temporary name beside their place, then renamed, so that an interruption leaves
-the old file or the new one and nothing between."""
+"""Result files: written whole under a temporary name beside their place, then renamed, so that an
+interruption leaves the old file or the new one.
+"""
 
 import contextlib
 import os
@@ -17,11 +18,11 @@ from tempoquant.errors import OutputError
 from tempoquant.evaluate.metrics.video_metrics import Video
 
 CONSTANT_RATE_FACTOR = 16
-"""x264's quality, 0 lossless … 51: low enough that the encoder adds nothing one could blame on four bits."""
+"""x264's quality, 0 lossless … 51: low enough that the encoder adds no visible error of its own."""
 
 
 def check_place(path: Path, suffix: str) -> None:
-    """Whether a file can be written there, asked before long work. Raises OutputError when it cannot."""
+    """Check before long work that a file can be written there. Raises OutputError if it cannot."""
     if path.suffix.lower() != suffix.lower():
         raise OutputError(f"{path} does not end in {suffix}, the one kind that is written here.")
     if path.is_dir():
@@ -34,7 +35,8 @@ def check_place(path: Path, suffix: str) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path with the suffix of `path`; on success it takes the place of `path`, on failure it goes.
+    """Yield a temporary path with the suffix of `path`; on success it replaces `path`, on failure
+    it is removed.
 
     Raises OutputError as `check_place` does.
     """
@@ -65,10 +67,12 @@ def write_png(path: Path, picture: Image.Image) -> None:
 def write_mp4(path: Path, video: Video, frames_per_second: int) -> None:
     """Write H.264 in yuv420p, which every player and browser shows.
 
-    Odd widths and heights, which yuv420p cannot hold, get one more row or column by repeating the last.
+    Odd widths and heights, which yuv420p cannot hold, get one more row or column by repeating the
+    last.
 
     Raises:
-        OutputError: the name does not end in .mp4, or the encoder failed (a full disk, say).
+        OutputError: the name does not end in .mp4, or the encoder failed (for example on a full
+            disk).
     """
     odd = [(0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)]
     encoding = {"codec": "libx264", "pixelformat": "yuv420p",
@@ -77,12 +81,14 @@ def write_mp4(path: Path, video: Video, frames_per_second: int) -> None:
 
 
 def write_lossless(path: Path, video: Video, frames_per_second: int) -> None:
-    """Write FFV1 in RGB, which `read_lossless` gives back bit by bit. Raises OutputError as `write_mp4` does."""
+    """Write FFV1 in RGB, which `read_lossless` reads back bit by bit. Raises OutputError as
+    `write_mp4` does.
+    """
     _encode(path, ".mkv", video, frames_per_second, {"codec": "ffv1", "pixelformat": "bgr0", "output_params": []})
 
 
 def read_lossless(path: Path) -> Video:
-    """All frames of a file of `write_lossless`. Raises OutputError when it cannot be read."""
+    """Read all frames of a file of `write_lossless`. Raises OutputError if it cannot be read."""
     try:
         with contextlib.closing(imageio.get_reader(path, format="FFMPEG")) as reader:
             return np.stack([frame for frame in reader])  # noqa: C416 (list() would ask for a length, which is infinite)
@@ -110,7 +116,9 @@ def _encode(path: Path, suffix: str, video: Video, frames_per_second: int, encod
 
 
 def _umask() -> int:
-    """mkstemp makes files that only their owner reads; results get the permissions that any other file would get."""
+    """Return the umask: mkstemp makes files that only their owner reads, and results get the usual
+    permissions.
+    """
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,5 @@
-"""Generates what is missing: one model's videos, each kept whole as soon as it is made, a failed one noted and passed.
+"""Generation of the missing videos of one model: each is stored whole once it is made, a failed one
+is noted and skipped.
 
 All models get the same prompt, image and clips, noise, scheduler, steps, size and post-processing.
 """
@@ -49,7 +50,8 @@ _logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> Iterator[Any]:
-    """A model's pipeline within this context: in the plan's memory mode, prepared, and with the reference's scheduler.
+    """Load a model's pipeline within this context: in the plan's memory mode, prepared, and with
+    the reference's scheduler.
 
     Raises ModelError and CheckpointError as loading does.
     """
@@ -71,12 +73,13 @@ def loaded_model(model: Model, plan: Plan, device: str, progress: Progress) -> I
 class Generating:
     """The stage in which one model makes its videos, and its layer maps.
 
-    Items are takes with their benchmark items, or MAPS. The result of a take is its manifest line, of MAPS None, or why
-    there are none.
+    Items are takes with their benchmark items, or MAPS. The result of a take is its manifest line;
+    of MAPS it is None, or the reason why there are none.
 
     Attributes:
         path: of the evaluation folder.
-        is_reference: whether transformer calls of its first takes are kept for the other models' maps.
+        is_reference: whether transformer calls of its first takes are kept for the other models'
+            maps.
         outline: of the model's folder as the driver sees it.
     """
 
@@ -88,7 +91,7 @@ class Generating:
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
-        """See `Stage.open`. The model is loaded here: where that fails it is not an item's fault.
+        """Load the model; see `Stage.open`. A failure here does not count against an item.
 
         Raises:
             ModelError: this machine's copy of the model differs from the driver's.
@@ -102,21 +105,25 @@ class Generating:
 
     @property
     def keeps_calls_of(self) -> set[tuple[str, int]]:
-        """Ids and seeds. None of a quantized reference: maps show how far a linear is from the one in 16 bits."""
+        """Return ids and seeds. A quantized reference has none: maps show the distance of a linear
+        from the one in 16 bits.
+        """
         if not self.is_reference or configs_of(self.model.folder):
             return set()
         return self.plan.mapped_takes
 
     @property
     def calls_files(self) -> list[Path]:
-        """What maps are made from, of the calls that the reference made."""
+        """Return the files of the reference's calls, from which maps are made."""
         folder = EvaluationFolder(self.path)
         files = [folder.calls(take.id, take.seed) for _, take in self.plan.takes(self.model.label)]
         return [file for file in files if file.is_file()]
 
     @property
     def lacks_maps(self) -> bool:
-        """Whether maps can be made and have not been; not of calls whose blocks a cache may leave out."""
+        """Return whether maps can be made and are missing; not from calls whose blocks a cache may
+        skip.
+        """
         if self.model.speed is not None:
             return False
         is_there = EvaluationFolder(self.path).maps(self.model.label).is_file()
@@ -124,10 +131,11 @@ class Generating:
 
 
 def generate_missing(stage: Generating, crew: Crew, progress: Progress) -> None:
-    """Generate every take of a model that is not there yet, and its layer maps.
+    """Generate every missing take of a model, and its layer maps.
 
     Raises:
-        OutputError: a file cannot be written. Whatever else goes wrong with a take is noted, and the next one begins.
+        OutputError: a file cannot be written. Any other failure of a take is noted, and the next
+            one begins.
         ModelError, CheckpointError: the model cannot be loaded.
     """
     folder, plan, label = EvaluationFolder(stage.path), stage.plan, stage.model.label
@@ -161,7 +169,7 @@ def generate_missing(stage: Generating, crew: Crew, progress: Progress) -> None:
 
 
 def failed_line(take: Take, why: str) -> dict[str, Any]:
-    """The manifest line of a generation that ended in an error; the next run tries it again."""
+    """Return the manifest line of a generation that ended in an error; the next run retries it."""
     return {**take._asdict(), "failed": why}
 
 
@@ -174,7 +182,7 @@ class _Generator:
         self._keeps_calls_of = stage.keeps_calls_of
 
     def take(self, item: Item, take: Take) -> dict[str, Any]:
-        """Generate one video; its manifest line, which says so if it failed."""
+        """Generate one video; return its manifest line, which records a failure."""
         num_steps = self._stage.plan.settings.num_steps
         steps_done = _Counter(self._progress.start(f"{take.label}: {_STEPS}", num_steps))
         try:
@@ -191,7 +199,9 @@ class _Generator:
         return line
 
     def map_layers(self) -> str | None:
-        """Make the layer maps from the reference's calls; why they cannot be made. The videos do not depend on them."""
+        """Make the layer maps from the reference's calls; return the reason if they cannot be made.
+        The videos do not depend on them.
+        """
         plan, place = self._stage.plan, self._folder.maps(self._stage.model.label)
         try:
             calls = [call for file in self._stage.calls_files for call in read_calls(file)]
@@ -203,7 +213,9 @@ class _Generator:
         return None
 
     def _where(self) -> dict[str, Any]:
-        """Which device makes a video, and by which path it multiplies each format."""
+        """Describe the device that makes a video, and its path of multiplication for each
+        format.
+        """
         formats = {
             entry.format.name: entry.format
             for config in configs_of(self._stage.model.folder).values()
@@ -257,12 +269,14 @@ def _generate(
 
 
 def _why(error: Exception) -> str:
-    """In words. Raises DeviceError where whatever comes next on this device would fail too."""
+    """Describe an error in words. Raises DeviceError if everything else on this device would fail
+    too.
+    """
     if isinstance(error, TempoQuantError):
         return str(error)
     why = f"{type(error).__name__}: {error}"
     if is_device_lost(error):
-        raise DeviceError(f"the GPU stopped working ({why}). The same command goes on from there.") from error
+        raise DeviceError(f"the GPU stopped working ({why}). The same command resumes the run.") from error
     return why
 
 

@@ -1,8 +1,9 @@
-"""Where a model's error is: output error and clip ratio of every 4-bit linear in every timestep bin.
+"""Maps of a model's error: output error and clip ratio of every 4-bit linear in every timestep bin.
 
-A quantized denoiser repeats calls that the reference was recorded with. Each linear is judged on the input that it gets
-there, against the product of that input with the 16-bit weight, which is read from the reference's files each time.
-What attention would lose in 8 bits stands beside them, by a model of it: the calls themselves keep 16-bit attention.
+A quantized denoiser repeats recorded calls of the reference. Each linear is judged on the input
+that it gets there, against the product of that input with the 16-bit weight, which is read from the
+reference's files each time. The loss of 8-bit attention stands beside them, by a model of it: the
+calls themselves keep 16-bit attention.
 """
 
 import itertools
@@ -24,7 +25,7 @@ from tempoquant.runtime.convert import quantized_linears
 from tempoquant.timesteps import TimestepBins
 
 TOKENS_AT_ONCE = 4096
-"""Rows of an output that are compared at once: a bound on memory."""
+"""Rows of an output that are compared at once, which bounds memory."""
 
 
 @torch.no_grad()
@@ -35,11 +36,12 @@ def layer_maps(
     bins: Mapping[str, TimestepBins],
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Of each quantized denoiser: {"layers", "bins", "error_db", "clip_ratio"}, the last two (layers, bins), and
-    "attention": {"layers", "error_db"} of its attention in 8 bits, see `watching_attention`.
+    """Map each quantized denoiser: {"layers", "bins", "error_db", "clip_ratio"}, the last two
+    (layers, bins).
 
-    "bins" are pairs of timesteps, of which the outermost are the ends of the denoiser's range.
-    error_db is 10·log₁₀(error power / signal power), lower is better; None in bins without a call.
+    "attention" is {"layers", "error_db"} of its attention in 8 bits, see `watching_attention`.
+    "bins" are pairs of timesteps; the outermost are the ends of the denoiser's range. error_db is
+    10·log₁₀(error power / signal power), lower is better; None in bins without a call.
 
     Args:
         pipeline: quantized.
@@ -51,7 +53,7 @@ def layer_maps(
         ModelError: the reference's weights cannot be read.
     """
     maps = {}
-    device = pipeline._execution_device  # in a memory mode the weights may lie elsewhere
+    device = pipeline._execution_device  # in a memory mode the weights may be elsewhere
     on_call = progress.start("Layer maps", len(calls))
     for denoiser in reference.denoisers:
         name, transformer = denoiser.name, getattr(pipeline, denoiser.component)
@@ -77,12 +79,12 @@ class _Watch:
     def __init__(self, linears: Mapping[str, Any], weights: DenoiserWeights, bins: TimestepBins) -> None:
         self.bin = 0
         self._linears, self._weights, self._bins = linears, weights, bins
-        # Of each layer and bin: signal power, error power, clip ratios, calls.
+        # For each layer and bin: signal power, error power, clip ratios, calls.
         self._sums = torch.zeros(4, len(linears), bins.num_bins, dtype=torch.float64)
         self._index = {name: index for index, name in enumerate(linears)}
 
     def observe(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Take in one call of a 4-bit linear: (…, in) and (…, out)."""
+        """Add one call of a 4-bit linear: (…, in) and (…, out)."""
         layer = self._linears[name]
         ratio = layer.clock.select(layer.clip_ratio.view(torch.float32), x).mean()
         weight = self._read(f"{name}.weight", x)
@@ -100,7 +102,7 @@ class _Watch:
         return self._weights.read(name).to(x.device, x.dtype)
 
     def map(self, lowest: float, highest: float) -> dict[str, Any]:
-        """What was summed; the outermost bins, which are unbounded, end at these timesteps."""
+        """Return the sums; the outermost bins, which are unbounded, end at these timesteps."""
         signal, error, ratio, num_calls = self._sums
         limits = [lowest, *self._bins.edges, highest]
         return {
@@ -112,7 +114,7 @@ class _Watch:
 
 
 class _AttentionErrors:
-    """Sums, per attention and bin, of what 8 bits would change."""
+    """Sums, per attention and bin, of the changes by 8 bits."""
 
     def __init__(self, num_bins: int) -> None:
         self.bin = 0
@@ -120,19 +122,21 @@ class _AttentionErrors:
         self._sums: dict[str, torch.Tensor] = {}
 
     def observe(self, name: str, wanted: torch.Tensor, found: torch.Tensor) -> None:
-        """Take in one attention."""
+        """Add one attention."""
         sums = self._sums.setdefault(name, torch.zeros(2, self._num_bins, dtype=torch.float64))
         powers = [each.square().sum(dtype=torch.float64) for each in (wanted, found - wanted)]
         sums[:, self.bin] += torch.stack(powers).cpu()
 
     def map(self) -> dict[str, Any]:
-        """What was summed, by the names of attention modules and of the numbers that they would multiply."""
+        """Return the sums, by the names of attention modules and of their number formats."""
         found = torch.stack(list(self._sums.values())) if self._sums else torch.zeros(0, 2, self._num_bins)
         return {"layers": list(self._sums), "error_db": _finite(10 * torch.log10(found[:, 1] / found[:, 0]))}
 
 
 def _finite(values: torch.Tensor) -> list[list[float | None]]:
-    """Rows of numbers; None for what is not finite (no call, or no error at all)."""
+    """Return rows of numbers; None for numbers that are not finite (no call, or no error at
+    all).
+    """
     finite: Iterable[tuple[list[float], list[bool]]] = zip(
         values.tolist(), torch.isfinite(values).tolist(), strict=True
     )

@@ -1,4 +1,6 @@
-"""Measures what has not been: each video of one model against the reference's of the same item and seed."""
+"""Measurement of missing metrics: each video of one model against the reference's of the same item
+and seed.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,7 +19,12 @@ _VIDEOS = "measuring"
 
 
 class Pair(NamedTuple):
-    """text: the prompt. reference: None for a video of the reference itself."""
+    """A video to measure.
+
+    Attributes:
+        text: the prompt.
+        reference: None for a video of the reference itself.
+    """
 
     text: str
     take: Take
@@ -26,7 +33,8 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Measuring:
-    """The stage in which the videos of one model are measured; its items are pairs, their results metrics by name.
+    """The stage that measures the videos of one model; its items are pairs, their results metrics
+    by name.
 
     Attributes:
         path: of the evaluation folder.
@@ -40,7 +48,7 @@ class Measuring:
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
-        """See `Stage.open`."""
+        """Prepare a worker; see `Stage.open`."""
         which = measures(self.bundled, self.plan.settings.height, self.plan.settings.width)
 
         def measure(pair: Pair) -> dict[str, Any]:
@@ -59,7 +67,9 @@ class Measuring:
 
 
 def measure_missing(stage: Measuring, model: Model, reference: Model, crew: Crew, progress: Progress) -> None:
-    """Measure every finished video that has not been, if the reference's is finished too. Raises OutputError."""
+    """Measure every finished video without metrics, if the reference's is finished too. Raises
+    OutputError.
+    """
     folder, plan, settings = EvaluationFolder(stage.path), stage.plan, stage.plan.settings
     is_reference = model is reference
     finished = {take for take, line in folder.takes().items() if not line.get("failed")}

@@ -1,7 +1,7 @@
 """SQNR of the noise prediction, teacher-forced on the reference's trajectory.
 
-Every recorded call is repeated with the quantized denoiser *on the reference's inputs*, so that errors of earlier steps
-do not add up and each timestep is judged alone.
+The quantized denoiser repeats every recorded call *on the reference's inputs*, so that errors of
+earlier steps do not add up and each timestep is judged alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,8 +34,8 @@ def call_errors(
     """Repeat each recorded call and compare it with the recorded 16-bit prediction.
 
     Args:
-        predict: runs the model under test on the inputs of one sample; returns the shape of the call's
-            `noise_prediction`.
+        predict: runs the model under test on the inputs of one sample; returns the shape of the
+            call's `noise_prediction`.
         calls: recorded from the reference.
         on_call: called after each one.
 
@@ -58,9 +58,11 @@ def call_errors(
 def summarize(
     errors: Sequence[CallError], bins: Mapping[str, TimestepBins] | None = None
 ) -> tuple[NoisePredictionError, ...]:
-    """Per denoiser (all timesteps first, then its bins from clean to noisy where it has several), high noise first.
+    """Summarize per denoiser (all timesteps first, then several bins from clean to noisy), high
+    noise first.
 
-    Each prompt counts once: its value is the mean over its calls. Denoisers and bins without a call are left out.
+    Each prompt counts once: its value is the mean over its calls. Denoisers and bins without a call
+    are left out.
     """
     found = []
     noisiest: dict[str, float] = {}

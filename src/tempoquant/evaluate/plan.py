@@ -1,4 +1,6 @@
-"""What every model of an evaluation generates, and how; and in which timestep bins it is judged."""
+"""The plan of an evaluation: the content and settings of every model's generations, and the
+timestep bins of its judgement.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +20,13 @@ from tempoquant.recipe import Recipe
 from tempoquant.timesteps import TimestepBins, denoiser_at
 
 NUM_MAPPED = 2
-"""The reference's calls of so many items are kept: what single layers do differs little between items."""
+"""The number of items whose calls of the reference are kept: errors of single layers differ little
+between items.
+"""
 
 
 def as_it_is(_pipeline: Any) -> None:
-    """A model that needs no preparation."""
+    """Prepare nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Model:
     Attributes:
         label: unique, fit for a folder's name.
         source: the pipeline.
-        activation_bits: as the user wrote them; None for those of the checkpoint.
+        activation_bits: as the user wrote them; None for the checkpoint's.
         prepare: called with the pipeline before it runs; can be pickled.
-        speed: at which it generates, beside the label that says so; None for every step and 16-bit attention.
+        speed: of its generation, which the label names; None for every step and 16-bit attention.
     """
 
     label: str
@@ -45,11 +49,13 @@ class Model:
 
     @property
     def folder(self) -> Path:
-        """Where the pipeline lies."""
+        """Return the folder of the pipeline."""
         return self.source.folder
 
     def make_ready(self, pipeline: Any) -> None:
-        """Prepare a pipeline that is loaded and has its scheduler, and set its speed. Raises as `accelerate`."""
+        """Prepare a loaded pipeline that has its scheduler, and set its speed. Raises as
+        `accelerate`.
+        """
         self.prepare(pipeline)
         if self.speed is not None:
             accelerate_by(pipeline, self.speed)
@@ -57,15 +63,15 @@ class Model:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every model generates, and how.
+    """The generations of every model, and their settings.
 
     Attributes:
         reference: the pipeline whose scheduler all models use.
         items, seeds: every item with every seed.
         settings: flow_shift is a number, unless the reference's scheduler has none.
-        device: where to run, as workers name it.
+        device: where to run, by its name on the workers.
         steps: of the sampling loop.
-        bins: the timestep bins that everything is reported in: the paper's, whatever a model's own.
+        bins: the timestep bins of all reports: the paper's, whatever a model's own bins are.
         memory: the memory mode of every pipeline.
     """
 
@@ -88,9 +94,10 @@ class Plan:
         device: str,
         memory: Memory = "resident",
     ) -> "Plan":
-        """With the steps that the reference's scheduler takes.
+        """Make a plan with the steps of the reference's scheduler.
 
-        Raises ModelError when it does not load, and for a modular pipeline, whose phases cannot be timed.
+        Raises ModelError if it does not load, and for a modular pipeline, whose phases cannot be
+        timed.
         """
         if reference.index.is_modular:
             raise ModelError(
@@ -103,13 +110,13 @@ class Plan:
         for name in reference.denoiser_names:
             timesteps = [float(step.timestep) for step in steps if step.denoiser == name]
             bins[name] = TimestepBins.from_step_fractions(timesteps, paper.bin_fractions_of(name))
-        # Workers may run in another folder, where relative paths mean something else.
+        # Workers may run in another folder, where relative paths differ.
         items = [replace(item, image=item.image.resolve()) if isinstance(item.image, Path) else item for item in items]
         return cls(reference, items, seeds, settings, device, steps, bins, memory)
 
     @property
     def mapped_steps(self) -> set[int]:
-        """The middle step of each timestep bin."""
+        """Return the middle step of each timestep bin."""
         by_bin: dict[str, list[int]] = {}
         for index, step in enumerate(self.steps):
             by_bin.setdefault(self.bin_name(float(step.timestep)), []).append(index)
@@ -117,19 +124,19 @@ class Plan:
 
     @property
     def mapped_takes(self) -> set[tuple[str, int]]:
-        """Ids and seeds of the generations whose transformer calls layer maps are made from."""
+        """Return ids and seeds of the generations whose transformer calls make the layer maps."""
         return {(item.id, self.seeds[0]) for item in self.items[:NUM_MAPPED]}
 
     def bin_name(self, timestep: float) -> str:
-        """Such as "high_noise bin 0", the cleanest of its denoiser."""
+        """Name a bin, such as "high_noise bin 0", the cleanest of its denoiser."""
         name = denoiser_at(self.reference.denoisers, timestep).name
         return f"{name} bin {self.bins[name].of(timestep)}"
 
     @property
     def bin_names(self) -> list[str]:
-        """Of every bin that a step falls into, in sampling order."""
+        """Return the name of every bin that a step falls into, in sampling order."""
         return list(dict.fromkeys(self.bin_name(float(step.timestep)) for step in self.steps))
 
     def takes(self, label: str) -> list[tuple[Item, Take]]:
-        """Everything a model generates: all seeds of an item after each other."""
+        """Return all generations of a model: all seeds of an item after each other."""
         return [(item, Take(label, item.id, seed)) for item in self.items for seed in self.seeds]

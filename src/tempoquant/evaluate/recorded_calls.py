@@ -1,4 +1,4 @@
-"""Transformer calls of the reference, kept in a file: what layer maps repeat with each model."""
+"""Transformer calls of the reference in a file, which layer maps repeat with each model."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ from tempoquant.prompts import Prompt
 def watched_calls(
     pipeline: Any, prompt: Prompt, steps: set[int], calls: list[CalibrationSample]
 ) -> Iterator[Callable[[], None]]:
-    """Within this context, the conditional calls of one generation at some steps are appended to `calls`.
+    """Append the conditional calls of one generation at some steps to `calls`, within this context.
 
-    Yields what the generation has to call after each step.
+    Yields a function that the generation must call after each step.
     """
 
     def observe(position: CallPosition, inputs: dict[str, Any], _output: Any) -> None:
@@ -34,7 +34,7 @@ def watched_calls(
 
 
 def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
-    """Keep transformer calls of one generation."""
+    """Write transformer calls of one generation."""
     tensors, outline = take_apart({str(index): dict(call.inputs) for index, call in enumerate(calls)})
     described = [
         {"prompt_id": call.prompt_id, "expert": call.denoiser, "timestep": call.timestep,
@@ -52,7 +52,7 @@ def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
 
 
 def read_calls(file: Path) -> list[CalibrationSample]:
-    """What `write_calls` kept."""
+    """Read the calls that `write_calls` wrote."""
     with safe_open(file, framework="pt") as stored:
         found = json.loads(stored.metadata()["calls"])
         found = found if isinstance(found, dict) else {"calls": found}  # a list in files of older versions
@@ -69,7 +69,9 @@ def read_calls(file: Path) -> list[CalibrationSample]:
 
 
 def _of_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the outline of calls with tensors alone, which are named by a call's index and an argument."""
+    """Return the outline of calls with tensors alone, which are named by a call's index and an
+    argument.
+    """
     outline: dict[str, Any] = {}
     for name in tensors:
         index, _, argument = name.partition(".")

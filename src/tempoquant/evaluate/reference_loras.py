@@ -1,4 +1,6 @@
-"""Whether a reference has the LoRAs in its weights that a quantized model has: else more than four bits is compared."""
+"""A check that a reference has the same LoRAs in its weights as a quantized model; otherwise the
+comparison covers more than four bits.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -10,9 +12,10 @@ _logger = logging.getLogger(__name__)
 
 
 def warn_of_other_loras(reference: SourceModel, models: Mapping[str, Mapping[str, ComponentConfig]]) -> None:
-    """Log which models have other LoRAs in their weights than the reference was given, by their SHA-256.
+    """Warn of models whose weights hold other LoRAs than the reference was given, by their SHA-256.
 
-    models: each model's label to its denoisers' configs, see `hosts.contents.configs_of`.
+    Args:
+        models: each model's label to its denoisers' configs, see `hosts.contents.configs_of`.
     """
     given = {name: set(lora.notes) for name, lora in reference.loras.items()}
     for label, configs in models.items():

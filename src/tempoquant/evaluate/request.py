@@ -1,4 +1,4 @@
-"""Request: what an evaluation is asked to do."""
+"""Request: the task of an evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,20 @@ from tempoquant.placement.modes import Memory
 
 @dataclass(frozen=True)
 class Request:
-    """What is evaluated, and on what.
+    """The models of an evaluation, and its benchmark.
 
     Attributes:
-        reference: what the models were quantized from.
+        reference: the model that the others were quantized from.
         models: the others, labels unique.
-        benchmark: where items come from.
-        settings: of every generation; flow_shift is a number, unless the reference's scheduler has none.
+        benchmark: the source of the items.
+        settings: of every generation; flow_shift is a number, unless the reference's scheduler has
+            none.
         seeds: every item is generated with each.
         ids, limit, overlap: see `benchmark_sets.select`.
-        command: what the user typed, for the record.
-        memory: the memory mode of every pipeline, the reference's as well: modes tile the autoencoder.
-        vbench: how to score the videos with VBench too; None for not at all.
+        command: the user's command line, for the record.
+        memory: the memory mode of every pipeline, the reference's as well: modes tile the
+            autoencoder.
+        vbench: settings of VBench's scores; None for none.
     """
 
     reference: Model
@@ -48,5 +50,5 @@ class Request:
 
     @property
     def sides(self) -> list[Model]:
-        """The reference, then the models."""
+        """Return the reference, then the models."""
         return [self.reference, *self.models]

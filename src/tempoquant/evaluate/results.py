@@ -1,4 +1,6 @@
-"""What an evaluation found, as frozen values: summaries of numbers, results of one model, a whole comparison."""
+"""The results of an evaluation, as frozen values: summaries of numbers, results of one model, a
+whole comparison.
+"""
 
 import math
 import statistics
@@ -12,11 +14,12 @@ from tempoquant.plain_values import fields_of, plain
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample of numbers in short.
+    """A summary of a sample of numbers.
 
     Attributes:
-        mean: infinite when a value is (equal tensors have an infinite SQNR).
-        standard_deviation: of the sample (n − 1); None for fewer than two values or when a value is infinite.
+        mean: infinite if a value is (equal tensors have an infinite SQNR).
+        standard_deviation: of the sample (n − 1); None for fewer than two values or if a value is
+            infinite.
         standard_error: standard deviation / √n; None likewise.
         num_values: n.
     """
@@ -28,7 +31,9 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Summary":
-        """Summarize at least one number. Raises ModelError for none, for NaN, and for +inf beside −inf."""
+        """Summarize at least one number. Raises ModelError for none, for NaN, and for +inf beside
+        −inf.
+        """
         if not values:
             raise ModelError("there is nothing to summarize: no value was measured.")
         mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else sum(values)
@@ -40,7 +45,7 @@ class Summary:
         return cls(mean, deviation, deviation / math.sqrt(len(values)), len(values))
 
     def text(self, digits: int = 1) -> str:
-        """Such as "21.3 ± 0.4": mean ± standard deviation."""
+        """Write mean ± standard deviation, such as "21.3 ± 0.4"."""
         if math.isinf(self.mean):
             return "identical" if self.mean > 0 else "−inf"
         spread = "" if self.standard_deviation is None else f" ± {self.standard_deviation:.{digits}f}"
@@ -49,13 +54,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class NoisePredictionError:
-    """How well one denoiser predicts the noise, over all its timesteps or inside one timestep bin.
+    """The accuracy of one denoiser's noise prediction, over all its timesteps or inside one
+    timestep bin.
 
     Attributes:
-        denoiser: whose predictions.
+        denoiser: the denoiser's name.
         bin_index: the timestep bin, 0 the cleanest; None for all of the denoiser's timesteps.
         timesteps: lowest and highest timestep that was measured.
-        sqnr_db: one value per prompt (the mean over its calls: calls of one prompt are no independent samples).
+        sqnr_db: one value per prompt (the mean over its calls: calls of one prompt are no
+            independent samples).
         num_calls: transformer calls in all.
     """
 
@@ -71,9 +78,11 @@ class VideoResult:
     """One generated video.
 
     Attributes:
-        prompt_id: what it answers.
-        psnr_db, ssim: against the reference's video of the same seed; None for the reference itself.
-        motion_followed, appearance_kept: whether the prompt was; None for prompts outside the bundled world.
+        prompt_id: its prompt.
+        psnr_db, ssim: against the reference's video of the same seed; None for the reference
+            itself.
+        motion_followed, appearance_kept: whether the video follows the prompt; None for prompts
+            outside the bundled world.
     """
 
     prompt_id: str
@@ -85,13 +94,14 @@ class VideoResult:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Everything measured on one model.
+    """All measurements of one model.
 
     Attributes:
-        label: what tables and pictures call it.
-        folder: where it lies.
-        bits_per_weight: of the linears of all denoisers' blocks, scales and branch included; 16 for the reference.
-        num_bytes: of the two experts on disk.
+        label: its name in tables and pictures.
+        folder: its location.
+        bits_per_weight: of the linears of all denoisers' blocks, scales and branch included; 16 for
+            the reference.
+        num_bytes: of the denoisers on disk.
         noise_prediction: per denoiser and per bin; empty for the reference.
         videos: one per prompt, in the order of the prompts.
     """
@@ -105,31 +115,31 @@ class ModelResult:
 
     @property
     def psnr_db(self) -> Summary | None:
-        """Over the videos; None for the reference."""
+        """Return PSNR over the videos; None for the reference."""
         return _summary([video.psnr_db for video in self.videos])
 
     @property
     def ssim(self) -> Summary | None:
-        """Over the videos; None for the reference."""
+        """Return SSIM over the videos; None for the reference."""
         return _summary([video.ssim for video in self.videos])
 
     @property
     def motion_followed(self) -> Summary | None:
-        """Share of the videos; None outside the bundled world."""
+        """Return the share of videos that follow the motion; None outside the bundled world."""
         return _summary([video.motion_followed for video in self.videos])
 
     @property
     def appearance_kept(self) -> Summary | None:
-        """Share of the videos; None outside the bundled world."""
+        """Return the share of videos that keep the appearance; None outside the bundled world."""
         return _summary([video.appearance_kept for video in self.videos])
 
     def denoiser_sqnr_db(self, denoiser: str) -> Summary | None:
-        """Over all timesteps of one denoiser; None when it was not measured."""
+        """Return the SQNR over all timesteps of one denoiser; None if it was not measured."""
         found = [e.sqnr_db for e in self.noise_prediction if e.denoiser == denoiser and e.bin_index is None]
         return found[0] if found else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the summaries; what was not measured is absent."""
+        """Return plain values for JSON, with the summaries; missing measurements are absent."""
         summaries = {key: getattr(self, key) for key in ("psnr_db", "ssim", "motion_followed", "appearance_kept")}
         return plain({**fields_of(self), **summaries})
 
@@ -153,7 +163,7 @@ class Comparison:
     settings: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "prompts": dict(self.prompts),
             "seed": self.seed,

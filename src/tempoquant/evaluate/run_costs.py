@@ -1,4 +1,4 @@
-"""What one generation costs: seconds a step, and the largest memory of each of its phases."""
+"""The cost of one generation: seconds a step, and the largest memory of each of its phases."""
 
 import contextlib
 import functools
@@ -16,12 +16,12 @@ GIB = 2**30
 
 @dataclass
 class RunCosts:
-    """Of one generation, filled in as it goes.
+    """The costs of one generation, filled in during it.
 
     Attributes:
         seconds_per_step: of denoising; None before the last step.
         peak_gpu_gib: by phase, what PyTorch had allocated; None without a GPU.
-        peak_rss_gib: of the process during the generation; None where the system does not tell.
+        peak_rss_gib: of the process during the generation; None if the system does not tell.
     """
 
     seconds_per_step: float | None = None
@@ -33,13 +33,13 @@ class RunCosts:
     _num_steps: int = 0
 
     def step(self) -> None:
-        """To be called after each step."""
+        """Count a step; call it after each."""
         self._synchronize()
         self._num_steps += 1
         self.seconds_per_step = (time.perf_counter() - self._begin) / self._num_steps
 
     def enter(self, phase: str | None) -> None:
-        """A phase begins, and the one before it ends."""
+        """Begin a phase, and end the one before."""
         self._synchronize()
         if self.peak_gpu_gib is not None:
             if self._phase is not None:
@@ -51,7 +51,7 @@ class RunCosts:
         self._phase = phase
 
     def record(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         names = ("seconds_per_step", "peak_gpu_gib", "peak_rss_gib")
         return {name: getattr(self, name) for name in names}
 
@@ -62,12 +62,15 @@ class RunCosts:
 
 @contextlib.contextmanager
 def measuring_costs(pipeline: Any) -> Iterator[RunCosts]:
-    """Within this context one generation of a Wan pipeline is measured. Nothing of it is left on the pipeline."""
-    device = torch.device(pipeline._execution_device)  # `device` is the CPU where a memory mode keeps all weights there
+    """Measure one generation of a Wan pipeline within this context. The pipeline is unchanged
+    afterwards.
+    """
+    device = torch.device(pipeline._execution_device)  # `device` is the CPU if a memory mode keeps all weights there
     costs = RunCosts(peak_gpu_gib={} if device.type == "cuda" else None, _device=device)
     rss_is_fresh = _reset_peak_rss()
     with contextlib.ExitStack() as stack:
-        # What runs between two of these calls belongs to the former, so denoising begins when latents are prepared.
+        # Work between two of these calls belongs to the former, so denoising begins when latents
+        # are prepared.
         for owner, name, phase, then in (
             (pipeline, "encode_prompt", "text encoding", None),
             (pipeline, "prepare_latents", "image encoding", "denoising"),
@@ -101,7 +104,7 @@ def _watched(owner: Any, name: str, phase: str, then: str | None, costs: RunCost
 
 
 def _reset_peak_rss() -> bool:
-    """Have Linux forget the largest memory so far; whether it did."""
+    """Reset Linux's record of the largest memory; return whether it did."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         peak, now = _status_gib("VmHWM"), _status_gib("VmRSS")

@@ -1,4 +1,6 @@
-"""Pictures that show at a glance what four bits did: one video with all models side by side, one contact sheet."""
+"""Pictures that show the effect of four bits: one video with all models side by side, one contact
+sheet.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +17,16 @@ from tempoquant.evaluate.metrics.video_metrics import Video
 PANEL_WIDTH = 320
 """Pixels of one panel of the video: three of them fill a README's 1000 pixels."""
 CELL_WIDTH = 192
-"""Pixels of one frame of the contact sheet, which is drawn at twice the size a README shows it at."""
+"""Pixels of one frame of the contact sheet, which is drawn at twice its size in a README."""
 PLAYS = 2
-"""How often the video shows each item: a clip of two seconds is over before one has found the panel to look at."""
+"""Repetitions of each item in the video: a clip of two seconds ends before a viewer has found the
+panel.
+"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A mark beneath a panel. `good` None draws the words without a mark."""
+    """A mark beneath a panel. If `good` is None, the words have no mark."""
 
     words: str
     good: bool | None = None
@@ -30,13 +34,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Column:
-    """What one model made.
+    """The videos and captions of one model.
 
     Attributes:
         title: the model's name, such as "16-bit".
         subtitle: a smaller second line, such as "4.38 bits per weight".
         videos: one per item, all of one shape (frames, height, width, 3) uint8.
-        verdicts: per item, what is said beneath it; () for nothing.
+        verdicts: per item, the captions beneath it; () for none.
     """
 
     title: str
@@ -46,9 +50,10 @@ class Column:
 
 
 def write_side_by_side(path: Path, columns: Sequence[Column], texts: Sequence[str], frames_per_second: int) -> None:
-    """Write one mp4: the models beside each other, the items after each other, each played twice, its prompt beneath.
+    """Write one mp4: the models beside each other, the items after each other, each played twice,
+    its prompt beneath.
 
-    Raises ModelError when a column lacks a video, OutputError when the file cannot be written.
+    Raises ModelError if a column lacks a video, OutputError if the file cannot be written.
     """
     _check(columns, texts)
     scenes = [_scene(columns, index, text) for index, text in enumerate(texts)]
@@ -56,9 +61,10 @@ def write_side_by_side(path: Path, columns: Sequence[Column], texts: Sequence[st
 
 
 def write_contact_sheet(path: Path, columns: Sequence[Column], texts: Sequence[str]) -> None:
-    """Write one PNG: a row per item; for each model its first, middle and last frame; the prompt above the row.
+    """Write one PNG: a row per item; for each model its first, middle and last frame; the prompt
+    above the row.
 
-    Raises ModelError when a column lacks a video, OutputError when the file cannot be written.
+    Raises ModelError if a column lacks a video, OutputError if the file cannot be written.
     """
     _check(columns, texts)
     write_png(path, contact_sheet(columns, texts))
@@ -90,7 +96,7 @@ def contact_sheet(columns: Sequence[Column], texts: Sequence[str]) -> Image.Imag
 
 
 def _scene(columns: Sequence[Column], index: int, text: str) -> Video:
-    """All frames of one item: (frames, height, width, 3)."""
+    """Draw all frames of one item: (frames, height, width, 3)."""
     gap, margin, header, text_size = 14, 12, 64, 20
     videos = [drawing.enlarge(column.videos[index], PANEL_WIDTH) for column in columns]
     num_frames, panel_height, panel_width = videos[0].shape[:3]
@@ -113,7 +119,7 @@ def _scene(columns: Sequence[Column], index: int, text: str) -> Video:
 
 
 def _three_frames(video: Video, gap: int) -> Video:
-    """First, middle and last frame beside each other: (height, 3·width + 2·gap, 3)."""
+    """Put the first, middle and last frame beside each other: (height, 3·width + 2·gap, 3)."""
     frames = drawing.enlarge(video[[0, (len(video) - 1) // 2, len(video) - 1]], CELL_WIDTH)
     space = np.full((frames.shape[1], gap, 3), drawing.BACKGROUND, dtype=np.uint8)
     return np.concatenate([frames[0], space, frames[1], space, frames[2]], axis=1)

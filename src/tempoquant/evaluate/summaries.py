@@ -1,4 +1,6 @@
-"""From numbers of videos to numbers of models, and words: means, differences from the reference, and between models."""
+"""Numbers of models from numbers of videos, and their words: means, differences from the reference,
+and between models.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,10 +14,11 @@ Measured = Mapping[Take, Mapping[str, Any]]
 
 
 def summarize(measured: Measured, labels: Sequence[str], bins: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each model (the reference first) and metric.
+    """Make a row for each model (the reference first) and metric.
 
-    A metric that the reference has too gets the paired difference, model − reference, and `low` and `high` are of that;
-    one that measures the distance to the reference gets its mean, and `low` and `high` are of the mean.
+    If the reference has the metric too, the row holds the paired difference, model − reference, and
+    its `low` and `high`. A metric that measures the distance to the reference has its mean, and the
+    mean's `low` and `high`.
 
     Args:
         measured: every take's metrics.
@@ -34,11 +37,12 @@ def summarize(measured: Measured, labels: Sequence[str], bins: Sequence[str]) ->
 def summary_row(
     label: str, name: str, metric: Metric, values: Mapping[str, float], of_reference: Mapping[str, float] | None
 ) -> dict[str, Any] | None:
-    """One row of `summarize`; None where there is nothing.
+    """Make one row of `summarize`; None without any value.
 
     Args:
         values: by item.
-        of_reference: the same of the reference, empty where it has none of this metric; None for the reference itself.
+        of_reference: the same of the reference, empty if it lacks this metric; None for the
+            reference itself.
     """
     if of_reference:
         values = {key: value for key, value in values.items() if key in of_reference}
@@ -58,7 +62,9 @@ def summary_row(
 
 
 def pairs(measured: Measured, labels: Sequence[str], bins: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each two models (without the reference) and metric: the paired difference, second − first."""
+    """Make a row for each two models (without the reference) and metric: the paired difference,
+    second − first.
+    """
     rows = []
     for (first, second), name in itertools.product(itertools.combinations(labels[1:], 2), _names(bins)):
         found = paired_difference(_by_item(measured, first, name), _by_item(measured, second, name))
@@ -72,7 +78,9 @@ def pairs(measured: Measured, labels: Sequence[str], bins: Sequence[str]) -> lis
 
 
 def metric_of(name: str) -> Metric:
-    """How a row's metric is written; those of timestep bins are called "sqnr_db high_noise bin 0"."""
+    """Return the form of a row's metric; those of timestep bins are called "sqnr_db high_noise bin
+    0".
+    """
     key, _, bin_name = name.partition(" ")
     metric = METRICS[key]
     return Metric(f"{metric.words} after {bin_name}", metric.unit, metric.digits) if bin_name else metric
@@ -101,7 +109,9 @@ def _mean_words(metric: Metric, mean: Interval) -> str:
 
 
 def _difference_words(metric: Metric, difference: Interval, other: str) -> str:
-    """Such as "0.0031 below the reference (−0.0052 to −0.0011, n = 24)"; "within noise" where zero is plausible."""
+    """Describe a difference: "0.0031 below the reference (−0.0052 to −0.0011, n = 24)"; "within
+    noise" if zero is plausible.
+    """
     size = _number(metric, abs(difference.mean))
     side = f"{size} {'above' if difference.mean > 0 else 'below'} {other}" if difference.mean else f"equal to {other}"
     if difference.low is None or difference.high is None:

@@ -27,7 +27,7 @@ def local_folder(model: str | Path) -> Path | None:
 
         return weights_folder()
     if str(model) == "tiny-outliers":
-        from tempoquant.tiny.outliers import outliers_folder
+        from tempoquant.tiny.outliers_pipeline import outliers_folder
 
         return outliers_folder()
     path = Path(model)

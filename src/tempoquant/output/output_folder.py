@@ -1,6 +1,8 @@
-"""The folder a quantized pipeline is written to: complete or absent, and recognised when the same run comes again.
+"""The folder that a quantized pipeline is written to: complete or absent, and recognized by a
+repeated run.
 
-Until it is complete, everything lies in a work folder beside it (`work_folder.py`), which the same run continues.
+Until it is complete, everything is in a work folder beside it (`work_folder.py`), which the same
+run continues.
 """
 
 import json
@@ -27,18 +29,20 @@ _RESULT = "result"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What makes two runs the same run.
+    """The facts that make two runs the same run.
 
     Attributes:
         recipe: the resolved recipe.
         source: fingerprint of the 16-bit model.
         prompts: provenance of the calibration prompts.
-        store: digest of the sample store that was given, or None when the run records for itself.
+        store: digest of the given sample store, or None if the run records its own.
         seed: of the calibration's noise.
-        compute_dtype: that samples and hidden states are in: a run that began on a CPU does not go on on a GPU.
+        compute_dtype: of samples and hidden states: a run that began on a CPU does not resume on a
+            GPU.
         lora: denoiser to the SHA-256 of the LoRA fused into it.
         library_version: of the TempoQuant that ran.
-        budget: that ranks were spent by, and the SHA-256 of the sensitivity file that was given; None for no budget.
+        budget: that decided the ranks, and the SHA-256 of the given sensitivity file; None for no
+            budget.
     """
 
     recipe: dict[str, Any]
@@ -54,7 +58,7 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class ExportIdentity:
-    """What makes two exports the same export.
+    """The facts that make two exports the same export.
 
     Attributes:
         export_target: such as "nunchaku-lite".
@@ -70,12 +74,12 @@ class ExportIdentity:
 
 
 class OutputFolder:
-    """Where a run writes.
+    """The folder of a run's result.
 
     Args:
         path: does not exist, is empty, or holds an earlier result.
         identity: of this run.
-        overwrite: whether anything else that is there is replaced.
+        overwrite: whether any other content is replaced.
     """
 
     def __init__(self, path: Path, identity: RunIdentity | ExportIdentity, overwrite: bool = False) -> None:
@@ -84,14 +88,18 @@ class OutputFolder:
         self._identity = asdict(identity)
 
     def refuse_overlap(self, read: Path) -> None:
-        """Raise OutputError when writing here would destroy a folder that is read, or put the result inside it."""
+        """Raise OutputError if writing here would destroy a folder that is read, or put the result
+        inside it.
+        """
         read = read.resolve()
         for place in (self.path, self.work.path):
             if place == read or read.is_relative_to(place) or place.is_relative_to(read):
                 raise OutputError(f"{place} and {read}, which is read, overlap: choose an output beside it.")
 
     def check_link(self, source: SourceModel) -> None:
-        """Raise OutputError when files of the source cannot be hard-linked from here: they lie on another disk."""
+        """Raise OutputError if files of the source cannot be hard-linked from here, since they are
+        on another disk.
+        """
         place = next(parent for parent in self.path.parents if parent.exists())
         for name in source.components:
             for file in (source.folder / name).rglob("*"):
@@ -99,10 +107,11 @@ class OutputFolder:
                     raise OutputError(f"{self.path} is on another disk than {file}: repeat without --link.")
 
     def is_finished(self) -> bool:
-        """Whether the folder already holds this very run's result.
+        """Return whether the folder already holds this run's result.
 
         Raises:
-            OutputError: it holds something else that is not to be overwritten; the difference is named.
+            OutputError: it holds something else, and overwriting was not asked for; the difference
+                is named.
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file: give a folder.")
@@ -115,7 +124,7 @@ class OutputFolder:
         try:
             manifest = read_manifest(self.path)
         except CheckpointError as error:
-            raise OutputError(f"{error} Or choose another folder, or --overwrite.") from error
+            raise OutputError(f"{error} Choose another folder, or --overwrite.") from error
         if missing := missing_files(self.path, manifest):
             raise OutputError(f"{self.path / missing[0]} is missing: choose another folder, or --overwrite.")
         different = [key for key, value in self._identity.items() if manifest.run.get(key) != value]
@@ -128,13 +137,15 @@ class OutputFolder:
 
     @property
     def work(self) -> WorkFolder:
-        """Where this run works until the folder is complete. Raises OutputError for a place nothing can be moved to."""
+        """Return the folder in which this run works until the result is complete. Raises
+        OutputError for a place that nothing can be moved to.
+        """
         if os.path.ismount(self.path):
             raise OutputError(f"{self.path} is a mount point, which cannot be replaced: choose a folder inside it.")
         return WorkFolder(self.path, self._identity)
 
     def component(self, work: Path, name: str) -> Path:
-        """Where a component of the result belongs while the run works."""
+        """Return the place of a component of the result while the run works."""
         return work / _RESULT / name
 
     def complete(
@@ -146,13 +157,14 @@ class OutputFolder:
         sampling: Mapping[str, Any] | None = None,
         progress: Progress = SILENT,
     ) -> None:
-        """Add all that was not quantized, the model card and the manifest; then let the folder appear in one rename.
+        """Add all unquantized components, the model card and the manifest; then let the folder
+        appear in one rename.
 
         Args:
             work: the work folder, with all denoisers' components in their place.
-            link: hard-link what was not quantized, instead of copying it.
-            card: text of the model card, from the result without one.
-            sampling: settings that the result should be sampled with, or None for the source's own.
+            link: hard-link the unquantized components, instead of copying them.
+            card: returns the text of the model card, from the result without one.
+            sampling: the result's sampling settings, or None for the source's own.
         """
         result = work / _RESULT
         try:
@@ -182,10 +194,11 @@ class OutputFolder:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
 
     def complete_alone(self, work: Path, card: str) -> None:
-        """Let a result that is no pipeline, all of whose files this run wrote, appear with its card and manifest.
+        """Let a result without a pipeline, all of whose files this run wrote, appear with its card
+        and manifest.
 
         Args:
-            work: the work folder; the result's files lie where `component` says.
+            work: the work folder; `component` gives the places of the result's files.
             card: text of its README.md.
         """
         result = work / _RESULT
@@ -196,7 +209,7 @@ class OutputFolder:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error
 
     def _appear(self, result: Path, is_ours: Callable[[Path], bool]) -> None:
-        """Write the manifest, let others read what this run wrote, have the disk keep all of it, and rename."""
+        """Write the manifest, set permissions, flush everything to disk, and rename."""
         write_manifest(result, self._identity)
         for entry in (result, *result.rglob("*")):  # a strict umask would keep others from reading the model
             if entry.is_dir() or is_ours(entry):
@@ -209,13 +222,15 @@ class OutputFolder:
         sync(self.path.parent)
 
     def _replace_by(self, result: Path) -> None:
-        """Rename; what was there before comes back if that fails, Ctrl-C included, and goes only afterwards."""
+        """Rename; if that fails, also by Ctrl-C, the previous content comes back; it is removed
+        only afterwards.
+        """
         if not self._overwrite and self.path.is_dir() and any(self.path.iterdir()):
             raise OutputError(
                 f"something was put into {self.path} meanwhile: move it away; the same command then ends at once."
             )
         old = self.path.with_name(f".{self.path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
+        shutil.rmtree(old, ignore_errors=True)  # from a run that was killed right here
         if self.path.exists():
             self.path.rename(old)
         try:
@@ -232,5 +247,7 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def _copy(source: str | Path, target: str | Path) -> None:
-    """Content only: times and owners would make equal runs differ. Links are followed (the hub's cache has them)."""
+    """Copy the content only: times and owners would make equal runs differ. Links are followed (the
+    hub's cache has them).
+    """
     shutil.copyfile(source, target)

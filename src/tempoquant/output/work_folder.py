@@ -1,4 +1,6 @@
-"""Unfinished work: a folder beside its target, owned by one live process, continued by the same run and no other."""
+"""Unfinished work: a folder beside its target, owned by one live process, continued by the same run
+and no other.
+"""
 
 import contextlib
 import json
@@ -18,11 +20,11 @@ _OUR_FILES = {_LOCK, _OWNER, _IDENTITY, f"{_IDENTITY}.partial"}
 
 
 class WorkFolder:
-    """Where a run keeps what it has finished so far: `TARGET.unfinished`, beside the target, so that the result can
-    appear there in one rename.
+    """The folder of a run's finished work so far: `TARGET.unfinished`, beside the target, so that
+    the result can appear there in one rename.
 
     Args:
-        target: what the run will have made in the end.
+        target: the final result.
         identity: JSON values that make two runs the same run.
     """
 
@@ -33,17 +35,18 @@ class WorkFolder:
 
     @contextlib.contextmanager
     def owned(self, overwrite: bool = False) -> Iterator[Path]:
-        """Own the folder within this context: made if it is new, continued if it is this run's.
+        """Own the folder within this context: create it if it is new, continue it if it is this
+        run's.
 
-        The lock is the operating system's: it goes with its owner, however that ends. What the run has put into the
-        folder stays when the context is left; `remove` is for the end of the work.
+        The operating system's lock ends with its owner, however that ends. The run's files stay in
+        the folder at the end of the context; `remove` is for the end of the work.
 
         Args:
-            overwrite: throw another run's unfinished work away.
+            overwrite: discard another run's unfinished work.
 
         Raises:
-            OutputError: another live process owns it, it holds another run's work (the difference is named) or
-                something that no run wrote, or it cannot be written.
+            OutputError: another live process owns it, it holds another run's work (the difference
+                is named) or something that no run wrote, or it cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,9 @@ class WorkFolder:
             lock.release()
 
     def remove(self) -> None:
-        """Remove the folder and everything in it; last what says whose it is, which `tidy` asks after a kill."""
+        """Remove the folder and everything in it, the identity last, which `tidy` needs after a
+        kill.
+        """
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -73,15 +78,15 @@ class WorkFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove the folder if this very run left it, killed after its result was in its place."""
+        """Remove the folder if this run left it, killed after its result was in place."""
         with contextlib.suppress(OSError):
-            self.path.rmdir()  # which only an empty folder lets happen
+            self.path.rmdir()  # only an empty folder can be removed so
         if self.path.is_dir() and self._differences(self.path / _IDENTITY, overwrite=True) == []:
             with contextlib.suppress(OutputError), self.owned():
                 self.remove()
 
     def _claim(self, overwrite: bool) -> None:
-        """Make the folder this run's, or find that it is."""
+        """Make the folder this run's, or check that it is."""
         file = self.path / _IDENTITY
         different = self._differences(file, overwrite)
         if different and not overwrite:
@@ -98,7 +103,9 @@ class WorkFolder:
             write_atomically(file, json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
 
     def _differences(self, file: Path, overwrite: bool) -> list[str] | None:
-        """What differs between this run and the folder's; None when the folder belongs to none."""
+        """Return the differences between this run and the folder's; None if the folder belongs to
+        none.
+        """
         if not file.is_file():
             return None
         try:

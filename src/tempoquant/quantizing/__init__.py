@@ -1,4 +1,4 @@
-"""The verbs: quantize a pipeline, quantize one layer, measure which layers matter."""
+"""The functions that quantize a pipeline, quantize one layer, or measure sensitivity."""
 
 from tempoquant.quantizing.budget import Budget
 from tempoquant.quantizing.linear import quantize_linear

@@ -1,7 +1,8 @@
-"""A budget instead of a rank: what the denoisers may take, spent where the noise prediction feels it most.
+"""A budget in place of a rank: the denoisers' bytes, spent where the noise prediction is most
+sensitive.
 
-The result is a recipe with a rule for each layer that departs from its settings. That recipe is what is stored, and it
-gives the same layers without any budget.
+The result is a recipe with a rule for each layer that departs from its settings. The checkpoint
+stores that recipe, which gives the same layers without a budget.
 """
 
 import math
@@ -22,15 +23,15 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Budget:
-    """How much all denoisers together may take; one of the two.
+    """The most that all denoisers together may take, in one of two units.
 
     Attributes:
-        bits_per_weight: of all linears of the blocks, those kept in 16 bits included: everything stored in place of
-            their weights.
+        bits_per_weight: of all linears of the blocks, those kept in 16 bits included: everything
+            stored in place of their weights.
         size_gib: of all denoisers' files, 2^30 bytes.
 
     Raises:
-        RecipeError: none or both are given, or one makes no sense.
+        RecipeError: neither or both are given, or one makes no sense.
     """
 
     bits_per_weight: float | None = None
@@ -47,16 +48,16 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """Such as "5 bits a weight"."""
+        """Describe the budget, such as "5 bits a weight"."""
         return f"{self.size_gib:g} GiB" if self.bits_per_weight is None else f"{self.bits_per_weight:g} bits a weight"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 class _Item(NamedTuple):
-    """Linears that get one rank together, and what may become of them: rank, or None for 16 bits, to its option."""
+    """Linears that get one rank together, and their options by rank; rank None means 16 bits."""
 
     denoiser: str
     names: tuple[str, ...]
@@ -68,11 +69,11 @@ class BudgetPlan:
 
     Args:
         source: the 16-bit pipeline.
-        recipe: resolved. Layers that one of its rules names, and blocks it keeps in 16 bits, stay as it says.
+        recipe: resolved. Layers with a rule, and blocks in 16 bits, stay as the recipe says.
 
     Raises:
-        RecipeError: the budget is below the cheapest that the recipe allows, or holds the whole model in 16 bits, or
-            the recipe looks at no activations.
+        RecipeError: the budget is below the recipe's minimum, or holds the whole model in 16 bits,
+            or the recipe needs no activations.
         ModelError: the denoisers' files are missing or damaged.
     """
 
@@ -105,9 +106,10 @@ class BudgetPlan:
         )
 
     def spend(self, sensitivity: Sensitivity) -> Recipe:
-        """The recipe with a rule for each layer that gets another rank than its own, or 16 bits.
+        """Return the recipe with a rule for each layer that gets another rank than the recipe's, or
+        16 bits.
 
-        Raises RecipeError when the sensitivity lacks a layer.
+        Raises RecipeError if the sensitivity lacks a layer.
         """
         items = list(self._items(sensitivity))
         measured = {(item.denoiser, name) for item in items for name in item.names}
@@ -126,14 +128,14 @@ class BudgetPlan:
 
     @property
     def _num_bytes(self) -> int:
-        """Of the budget."""
+        """Return the budget in bytes."""
         if self._budget.bits_per_weight is not None:
             return math.floor(self._budget.bits_per_weight / 8 * self._num_weights)
         assert self._budget.size_gib is not None
         return math.floor(self._budget.size_gib * GIB)
 
     def _cost(self, size: LayerSize) -> int:
-        """What of a size the budget counts."""
+        """Return the part of a size that the budget counts."""
         return size.replacing if self._budget.size_gib is None else size.on_disk
 
     def _require_between(self, least: int, most: int) -> None:
@@ -167,7 +169,7 @@ class BudgetPlan:
                 yield _Item(denoiser, tuple(linears), options)
 
     def _rules(self, item: _Item, rank: int | None) -> Iterator[LayerRule]:
-        """For each linear of an item, unless it gets what the recipe says anyway."""
+        """Yield a rule for each linear of an item, unless the recipe has the same result."""
         for name in item.names:
             pattern = f"{item.denoiser}.{name}"
             if rank is None:

@@ -1,4 +1,4 @@
-"""One denoiser: its blocks quantized one after the other, each committed as it is finished."""
+"""One denoiser: its blocks are quantized in order, and each is committed once it is finished."""
 
 import contextlib
 import dataclasses
@@ -31,12 +31,12 @@ from tempoquant.timesteps import TimestepBins
 
 FINISHED_BLOCKS = "Blocks finished"
 _DYING_S = 120.0
-"""A worker that was killed ends soon; the lock of a machine that is gone lasts as long as its lease (NFS: 90 s)."""
+"""A killed worker ends soon; the lock of a lost machine lasts as long as its lease (NFS: 90 s)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ComponentJob:
-    """What to do to one denoiser. Plain values, so that it can be sent to another process.
+    """The work on one denoiser, in plain values, so that it can be sent to another process.
 
     Attributes:
         source: the 16-bit pipeline.
@@ -45,8 +45,8 @@ class ComponentJob:
         store: folder of the calibration samples; None for a recipe that needs none.
         lora: the LoRAs that are fused into the weights, or None.
         work: folder of unfinished work.
-        target: folder that the component appears in.
-        device: to compute on.
+        target: the final folder of the component.
+        device: where to compute.
     """
 
     source: SourceModel
@@ -60,7 +60,7 @@ class ComponentJob:
 
     @property
     def journal(self) -> Journal:
-        """The commits of this component."""
+        """Return the journal of this component."""
         return Journal(self.work / f"{self.denoiser}.journal")
 
 
@@ -70,7 +70,8 @@ def quantize_component(
     progress: Progress = SILENT,
     on_block: Callable[[QuantizedBlock], None] = lambda block: None,
 ) -> None:
-    """Quantize one denoiser, or what is left of it. `on_block` is called with each block once it is safe.
+    """Quantize one denoiser, or the rest of it. `on_block` is called with each block once it is
+    committed.
 
     Raises:
         TempoQuantError: see tempoquant.errors; finished blocks stay in the work folder.
@@ -91,13 +92,13 @@ def quantize_component(
 
 @dataclasses.dataclass(frozen=True)
 class Quantizing:
-    """The stage in which denoisers are quantized; its items are jobs, of whatever device the worker has."""
+    """The stage that quantizes denoisers; its items are jobs, which run on the worker's device."""
 
     machine: Machine
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[ComponentJob], None]]:
-        """See `Stage.open`."""
+        """Prepare a worker; see `Stage.open`."""
         yield lambda job: quantize_component(dataclasses.replace(job, device=device), self.machine, progress)
 
 
@@ -106,7 +107,7 @@ def _hidden(job: ComponentJob) -> Path:
 
 
 class _Component:
-    """The denoiser's files, its samples, and what both imply."""
+    """The denoiser's files and samples, and everything that follows from them."""
 
     def __init__(self, job: ComponentJob, machine: Machine, progress: Progress) -> None:
         self._job, self._machine, self._progress = job, machine, progress
@@ -132,7 +133,7 @@ class _Component:
                     self._commit(writer, block)
                     advance()
                     on_block(block)
-                    del block  # or its layers would be in memory until the next block is done
+                    del block  # otherwise its layers would stay in memory until the next block is done
             for name, tensor in self._weights.stored(lambda name: job.source.family.block_of(name) is None):
                 writer.add_tensor(name, tensor)
             writer.finish(
@@ -150,7 +151,7 @@ class _Component:
         )
 
     def _commit(self, writer: ComponentWriter, block: QuantizedBlock) -> None:
-        """Store a block whole: its 4-bit layers, and the rest of it as it is in the files."""
+        """Commit a block whole: its 4-bit layers, and its other tensors as the files have them."""
         for named in block.layers:
             stored = self._weights.read(f"{named.name}.bias") if f"{named.name}.bias" in self._weights else None
             bias = corrected_bias(stored, named.bias_correction)

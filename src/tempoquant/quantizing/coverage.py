@@ -1,4 +1,4 @@
-"""Whether calibration samples reach every timestep bin, known before any of them is recorded."""
+"""A check that calibration samples reach every timestep bin, before any of them is recorded."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -15,21 +15,28 @@ from tempoquant.timesteps import TimestepBins
 
 
 class SampleAt(NamedTuple):
-    """When a sample was, or will be, recorded, and in which branch of guidance."""
+    """The timestep and guidance branch of a sample, recorded or planned."""
 
     timestep: float
     guidance_branch: str
 
 
 class Coverage(NamedTuple):
-    """schedule: every timestep of each denoiser, falling. samples: of each denoiser."""
+    """The schedule and the samples of a calibration.
+
+    Attributes:
+        schedule: every timestep of each denoiser, falling.
+        samples: of each denoiser.
+    """
 
     schedule: Mapping[str, Sequence[float]]
     samples: Mapping[str, Sequence[SampleAt]]
 
 
 def check_coverage(recipe: Recipe, coverage: Coverage) -> None:
-    """Raise CalibrationError when samples leave a timestep bin without a clip ratio, or statistics without a sample."""
+    """Raise CalibrationError if samples leave a timestep bin without a clip ratio, or statistics
+    without a sample.
+    """
     for denoiser, samples in coverage.samples.items():
         bins = TimestepBins.from_step_fractions(coverage.schedule[denoiser], recipe.bin_fractions_of(denoiser))
         missing = set(range(bins.num_bins)) - {bins.of(sample.timestep) for sample in samples}
@@ -46,7 +53,7 @@ def check_coverage(recipe: Recipe, coverage: Coverage) -> None:
 
 
 def stored(store: SampleStore) -> Coverage:
-    """Of samples that are there."""
+    """Return the coverage of recorded samples."""
     samples = {
         name: [SampleAt(entry.timestep, entry.guidance_branch) for entry in store.entries(name)]
         for name in store.denoisers
@@ -55,7 +62,9 @@ def stored(store: SampleStore) -> Coverage:
 
 
 def planned(source: SourceModel, recipe: Recipe, settings: SamplingSettings, prompts: Sequence[Prompt]) -> Coverage:
-    """Of samples that this recipe, resolved, will record. Raises CalibrationError when a denoiser has no step."""
+    """Return the coverage of the samples that this resolved recipe will record. Raises
+    CalibrationError if a denoiser has no step.
+    """
     assert recipe.samples_per_denoiser is not None  # resolve_recipe filled it in
     steps = sampling_steps(source, settings)
     plan, names = RecordingPlan(prompts, settings, recipe.samples_per_denoiser), source.denoiser_names

@@ -25,17 +25,17 @@ def quantize_linear(
     Args:
         weight: (out, in), any float dtype.
         bias: (out,) or None.
-        calibration_inputs: raw inputs (tokens, in), or {timestep_bin: (tokens, in)} for bins 0 … n − 1, bin 0 the
-            cleanest; then the layer's bins divide the timesteps 0 … 1000 into n equal intervals. None for a recipe
-            that needs no calibration.
-        recipe: as for `quantize`; its bin fractions, prompts and sampling settings play no part here.
+        calibration_inputs: raw inputs (tokens, in), or {timestep_bin: (tokens, in)} for bins 0 … n
+            − 1, bin 0 the cleanest; then the layer's bins divide the timesteps 0 … 1000 into n
+            equal intervals. None for a recipe that needs no calibration.
+        recipe: as for `quantize`; its bin fractions, prompts and sampling settings are ignored.
 
     Returns:
         The layer, ready to be called: inside `layer.at_timestep(t)` when it has several bins.
 
     Raises:
-        TempoQuantError: NaN or Inf, a group size that does not divide, a rank too large, a Hessian that is not
-            positive definite, missing calibration inputs.
+        TempoQuantError: NaN or Inf, a group size that does not divide, a rank that is too large, a
+            Hessian that is not positive definite, missing calibration inputs.
     """
     recipe = Recipe.load(recipe)
     by_bin = _inputs_by_bin(calibration_inputs, weight.shape[1], recipe)

@@ -1,4 +1,6 @@
-"""How this machine does the work: nothing here changes what a run means, and nothing of it is stored."""
+"""Settings of the machine that do the work: they do not change a run's result, and are not
+stored.
+"""
 
 import dataclasses
 import math
@@ -14,15 +16,15 @@ from tempoquant.placement.modes import RecordingMemory
 
 @dataclass(frozen=True)
 class Machine:
-    """How a run uses its machine.
+    """The way a run uses its machine.
 
     Attributes:
-        devices: one for all denoisers, or one for each, which are then quantized side by side. On a cluster, one as its
-            workers name it.
-        memory: where the 16-bit pipeline lives while it records: "resident", "swap" or "disk".
-        hidden_ram_gib: hidden states in RAM, up to this much for each denoiser; beyond it they are mapped from files.
-        num_tokens_at_once: tokens that statistics are gathered from at once.
-        cluster: where workers are, if not here.
+        devices: one for all denoisers, or one for each, which are then quantized in parallel. On a
+            cluster, one device, by its name on the workers.
+        memory: where the 16-bit pipeline is held while it records: "resident", "swap" or "disk".
+        hidden_ram_gib: RAM for the hidden states of each denoiser; the rest is mapped from files.
+        num_tokens_at_once: tokens that statistics process at once.
+        cluster: the cluster of workers; None for this machine.
 
     Raises:
         SettingsError: a value makes no sense.
@@ -44,19 +46,19 @@ class Machine:
 
     @property
     def engine(self) -> Engine:
-        """Where the work runs."""
+        """Return the engine that runs the work."""
         return self.cluster or Local(self.devices)
 
     @property
     def is_side_by_side(self) -> bool:
-        """Whether all denoisers are worked on at once."""
+        """Return whether all denoisers are quantized in parallel."""
         return self.cluster is not None or len(self.devices) > 1
 
     @property
     def hidden_ram_bytes(self) -> int:
-        """`hidden_ram_gib` in bytes."""
+        """Return `hidden_ram_gib` in bytes."""
         return round(self.hidden_ram_gib * 2**30)
 
     def replace(self, **changes: Any) -> "Machine":
-        """A copy with some settings changed, checked again."""
+        """Return a copy with some settings changed, checked again."""
         return dataclasses.replace(self, **changes)

@@ -1,4 +1,4 @@
-"""quantize: a 16-bit pipeline in, a 4-bit pipeline out."""
+"""quantize: from a 16-bit pipeline to a 4-bit pipeline."""
 
 import functools
 from collections.abc import Mapping
@@ -39,30 +39,37 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
 ) -> Path:
     """Quantize all denoisers of a pipeline and write a complete diffusers pipeline.
 
-    Every finished block is kept in `OUTPUT.unfinished`: after Ctrl-C or a crash the same call goes on from
-    there, and ends with the same bytes. At most one block of the 16-bit model is in memory at any time.
+    Every finished block is kept in `OUTPUT.unfinished`: after Ctrl-C or a crash the same call
+    resumes there, and ends with the same bytes. At most one block of the 16-bit model is in memory
+    at any time.
 
     Args:
-        model: "tiny", "tiny-outliers", a diffusers folder, or a hub id; or `WithExperts`, one of these with files of
-            denoisers' weights.
-        output: a folder that does not exist or is empty. A finished result of the same run is left as it is.
+        model: "tiny", "tiny-outliers", a diffusers folder, or a hub id; or `WithExperts`, one of
+            these with files of denoisers' weights.
+        output: a folder that does not exist or is empty. A finished result of the same run is left
+            unchanged.
         recipe: a built-in recipe's name, a .toml file, or a Recipe.
-        calibration: jsonl of {image, prompt[, id]}, or a folder of such; None for a bundled model's own set.
-        device: "cpu", "cuda", or "cuda:0,cuda:1" to quantize the denoisers side by side, each in a process of its own
-            (call from under `if __name__ == "__main__":` then); None for CUDA where there is one.
+        calibration: jsonl of {image, prompt[, id]}, or a folder of such; None for a bundled model's
+            own set.
+        device: "cpu", "cuda", or "cuda:0,cuda:1" to quantize the denoisers in parallel, each in its
+            own process (call from under `if __name__ == "__main__":` then); None for CUDA if there
+            is a GPU.
         seed: of the calibration's noise. Same seed, machine and thread count: same bytes.
-        store: folder that `record` wrote; None to record now. Prompts, seed and sampling are then the store's.
-        lora: "high_noise" and "low_noise" to what is fused into the denoisers before they are quantized: a LoRA file, a
-            file and its strength, or several of these. Calibration samples as LoRAs that say for how many steps they
-            were distilled do ("4steps" in the file's or folder's name), or else as ever; and so does the result.
-        machine: further settings of how this machine does it; its devices are used where `device` is None.
-        budget: bits per weight or a size for all denoisers, in place of the recipe's rank: it is spent on the branches,
-            and on layers in 16 bits, of those layers whose rounding the noise prediction feels most. Layers that a rule
-            of the recipe names stay as the rule says.
-        sensitivity: file of how much that is, which `tempoquant sensitivity` wrote; None to measure it now.
-        overwrite: replace what is in `output`, and another run's unfinished work.
+        store: folder that `record` wrote; None to record now. Prompts, seed and sampling are then
+            the store's.
+        lora: "high_noise" and "low_noise" to the LoRAs that are fused into the denoisers before
+            they are quantized: a LoRA file, a file and its strength, or several of these. If the
+            LoRAs state the number of steps they were distilled for ("4steps" in the file's or
+            folder's name), calibration samples with as many, and so does the result.
+        machine: further settings of this machine; its devices are used if `device` is None.
+        budget: bits per weight or a size for all denoisers, in place of the recipe's rank. It is
+            spent on branches and on layers in 16 bits, where the noise prediction is most sensitive
+            to rounding. Layers that a rule of the recipe names stay as the rule says.
+        sensitivity: file of that sensitivity, which `tempoquant sensitivity` wrote; None to measure
+            it now.
+        overwrite: replace the content of `output`, and another run's unfinished work.
         link: hard-link the unquantized components instead of copying them.
-        progress: where to show how far the job is.
+        progress: shows how far the job is.
 
     Returns:
         The output folder.
@@ -115,7 +122,8 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
     link: bool = False,
     progress: Progress = SILENT,
 ) -> RunEstimate:
-    """What `quantize` would do with the same arguments, and what it would need; nothing is written.
+    """Return what `quantize` would do with the same arguments, and what it would need; nothing is
+    written.
 
     Raises:
         TempoQuantError: as `quantize` would before it began.
@@ -124,7 +132,7 @@ def plan(  # noqa: PLR0913 (what `quantize` takes)
     check_memory(machine.memory, machine.devices[0])
     run = prepare_run(model, recipe, calibration, 0, store, lora, progress, identify=False)
     run = run.within(budget, None if sensitivity is None else Path(sensitivity))
-    if machine.cluster is not None:  # how fast its machines are is not known here
+    if machine.cluster is not None:  # the speed of its machines is not known here
         return run.estimate(machine, link)
     rates = {device: measure_gemm_rate(device, compute_dtype(device)) for device in dict.fromkeys(machine.devices)}
     return run.estimate(machine, link, rates)

@@ -1,4 +1,4 @@
-"""What a run will do: everything named is found, checked and resolved before any work begins."""
+"""A planned run: every input is found, checked and resolved before any work begins."""
 
 import dataclasses
 import logging
@@ -55,15 +55,15 @@ class Run:
 
     Attributes:
         source: the 16-bit pipeline.
-        recipe: resolved: nothing in it is left to the model.
-        settings: how calibration samples, or sampled.
-        prompts: to record; none when a store is given, or none is needed.
-        store: the sample store that was given.
-        loras: denoiser's name to what is fused into it.
+        recipe: resolved: every setting is filled in.
+        settings: the sampling settings of calibration.
+        prompts: to record; none if a store is given, or none is needed.
+        store: the given sample store.
+        loras: denoiser's name to the LoRAs that are fused into it.
         seed: of the calibration's noise.
         model_fingerprint: of the source's files.
-        budget: that ranks and 16-bit layers are spent by, or None.
-        sensitivity: file to spend it by; None to measure it.
+        budget: decides ranks and 16-bit layers, or None.
+        sensitivity: file that decides how it is spent; None to measure it.
     """
 
     source: SourceModel
@@ -78,7 +78,9 @@ class Run:
     sensitivity: Path | None = None
 
     def within(self, budget: Budget | None, sensitivity: Path | None) -> "Run":
-        """The same run with a budget. Raises TempoQuantError when it fits neither recipe nor model, nor the file."""
+        """Return the same run with a budget. Raises TempoQuantError if it does not fit recipe,
+        model, or file.
+        """
         if budget is None:
             if sensitivity is not None:
                 raise RecipeError("a sensitivity file is there to spend a budget by: give one of those too.")
@@ -91,14 +93,16 @@ class Run:
         return dataclasses.replace(self, budget=budget, sensitivity=sensitivity)
 
     def spend(self, sensitivity: Sensitivity) -> "Run":
-        """The run with the recipe that the budget buys. Raises RecipeError when nothing is left to quantize."""
+        """Return the run with the recipe that the budget buys. Raises RecipeError if nothing is
+        left to quantize.
+        """
         assert self.budget is not None
         recipe = BudgetPlan(self.source, self.recipe, self.budget).spend(sensitivity)
         check_recipe_fits(self.source, recipe)
         return dataclasses.replace(self, recipe=recipe)
 
     def identity(self, machine: Machine) -> RunIdentity:
-        """What makes another run the same."""
+        """Return the facts that make another run the same."""
         dtypes = sorted({str(compute_dtype(device)).removeprefix("torch.") for device in machine.devices})
         if self.store is None:
             prompts, store, seed = provenance(self.prompts), None, self.seed
@@ -118,12 +122,13 @@ class Run:
 
     @property
     def sampling(self) -> dict[str, Any] | None:
-        """How the result should sample, where fused LoRAs or a given store's samples were drawn otherwise than the
-        source says; None to leave it as it says."""
+        """Return the sampling settings of the result if fused LoRAs or the store's samples depart
+        from the source; else None.
+        """
         own = default_settings(self.source)
         if self.store is not None:
             settings = self.settings
-            if self.loras and self.store.provenance["from_latents"]:  # nobody sampled: the LoRAs say how to
+            if self.loras and self.store.provenance["from_latents"]:  # nobody sampled: the LoRAs decide
                 settings = settings.replace(**sampler_with(self.source.family, self.loras, {}))
         elif self.loras:
             settings = own.replace(**{key: getattr(self.settings, key) for key in _SAMPLER})
@@ -132,21 +137,23 @@ class Run:
         return None if settings == own else settings.to_dict()
 
     def num_blocks(self, denoiser: str) -> int:
-        """How many blocks a denoiser has."""
+        """Return the number of blocks of a denoiser."""
         return len(self.source.blocks(denoiser))
 
     @property
     def records(self) -> bool:
-        """Whether this run records samples of its own."""
+        """Return whether this run records samples of its own."""
         return bool(self.prompts)
 
     def record(self, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Path | None:
-        """The folder of the samples to calibrate on, recorded now unless they were given; None without calibration."""
+        """Return the folder of the calibration samples, recorded now unless they were given; None
+        without calibration.
+        """
         if self.store is not None:
             return self.store.folder.absolute()
         if not self.records:
             return None
-        if (work / _STORE / INDEX_NAME).is_file():  # this very run's: the work folder belongs to no other
+        if (work / _STORE / INDEX_NAME).is_file():  # of this very run: the work folder belongs to no other
             try:
                 SampleStore.open(work / _STORE)
             except CalibrationError as error:
@@ -162,7 +169,7 @@ class Run:
         return work / _STORE
 
     def jobs(self, work: Path, folder: OutputFolder, store: Path | None, machine: Machine) -> list[ComponentJob]:
-        """One for each denoiser."""
+        """Return one job for each denoiser."""
         return [
             ComponentJob(
                 self.source, each.name, self.recipe, store, self.loras.get(each.name), work,
@@ -172,11 +179,11 @@ class Run:
         ]  # fmt: skip
 
     def estimate(self, machine: Machine, link: bool, gemm_rates: Mapping[str, float] | None = None) -> RunEstimate:
-        """What the whole run needs of memory and disk, and of time where GEMM rates are known."""
+        """Estimate memory and disk of the whole run, and its time if GEMM rates are known."""
         wanted = self.recipe.samples_per_denoiser or 0
         names = self.source.denoiser_names
         num_samples = {name: wanted if self.store is None else len(self.store.entries(name)) for name in names}
-        devices = machine.devices if machine.cluster is None else machine.devices * len(names)  # of as many workers
+        devices = machine.devices if machine.cluster is None else machine.devices * len(names)  # as many as workers
         planned = estimate(
             self.source, self.recipe, devices=devices, num_samples=num_samples, records=self.records,
             link=link, hidden_ram_bytes=machine.hidden_ram_bytes, memory=machine.memory, gemm_rates=gemm_rates,
@@ -186,7 +193,7 @@ class Run:
         return with_sensitivity(planned, self.source, self.recipe, devices, num_samples, gemm_rates)
 
     def check_space(self, folder: OutputFolder, machine: Machine, link: bool) -> None:
-        """Raise OutputError when the disk cannot hold what is still to be written."""
+        """Raise OutputError if the disk cannot hold the files still to be written."""
         there = sum(file.stat().st_size for file in folder.work.path.rglob("*") if file.is_file())
         check_disk(folder.path, round(self.estimate(machine, link).peak_disk_gib * 2**30), there)
 
@@ -201,12 +208,13 @@ def prepare_run(
     progress: Progress,
     identify: bool = True,
 ) -> Run:
-    """Find, check and resolve.
+    """Find, check and resolve all inputs of a run.
 
     Args:
-        identify: whether to read the whole model for its fingerprint; a run that is only planned needs none.
+        identify: whether to read the whole model for its fingerprint; a run that is only planned
+            needs none.
 
-    Raises TempoQuantError for whatever would fail later.
+    Raises TempoQuantError for everything that would fail later.
     """
     recipe = Recipe.load(recipe)
     source = SourceModel.open(model)
@@ -247,7 +255,9 @@ _SAMPLING = ("num_steps", "flow_shift", "guidance_scale", "height", "width", "nu
 
 
 def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSettings]:
-    """The recipe with what the store was recorded with filled in. Raises CalibrationError where the two differ."""
+    """Return the recipe with the store's settings filled in. Raises CalibrationError if the two
+    differ.
+    """
     if not recipe.needs_calibration:
         raise CalibrationError(f"recipe {recipe.name} looks at no activations: leave the sample store out.")
     settings = stored_settings(store)
@@ -256,19 +266,19 @@ def _as_stored(recipe: Recipe, store: SampleStore) -> tuple[Recipe, SamplingSett
         if getattr(recipe, key) not in (None, value):
             raise CalibrationError(
                 f"the sample store was recorded with {key} = {value}, the recipe asks for {getattr(recipe, key)}: "
-                "record anew, or leave that setting out."
+                "record again, or leave that setting out."
             )
     num_samples = max(len(store.entries(denoiser)) for denoiser in store.denoisers)
     if recipe.samples_per_denoiser is not None and recipe.samples_per_denoiser < num_samples:
         raise CalibrationError(
             f"the sample store holds {num_samples} samples of a denoiser, the recipe asks for "
-            f"{recipe.samples_per_denoiser}: record anew, or leave that setting out."
+            f"{recipe.samples_per_denoiser}: record again, or leave that setting out."
         )
     return recipe.replace(**recorded, samples_per_denoiser=num_samples, num_prompts=len(store.prompts)), settings
 
 
 def _require_same_model(store: SampleStore, identified: str, loras: Mapping[str, LoraSum]) -> None:
-    """Raise CalibrationError when the samples come from another model, or from other LoRAs."""
+    """Raise CalibrationError if the samples come from another model, or from other LoRAs."""
     if store.provenance["model"]["fingerprint"] != identified:
         raise CalibrationError(
             f"the samples in {store.folder} were recorded from another model: record samples of this one."

@@ -1,4 +1,6 @@
-"""Measuring all denoisers' sensitivity on a run's calibration samples: by itself, or on the way to a budget."""
+"""The measurement of all denoisers' sensitivity on a run's calibration samples: alone, or for a
+budget.
+"""
 
 import contextlib
 import shutil
@@ -46,7 +48,8 @@ def measure_sensitivity(
     machine: Machine,
     progress: Progress = SILENT,
 ) -> Sensitivity:
-    """How much each layer's rounding adds to the error of the noise prediction, at each rank of its branch.
+    """Measure how much each layer's rounding adds to the error of the noise prediction, at each
+    rank of its branch.
 
     Args:
         model, recipe, lora: as for `quantize`.
@@ -67,7 +70,9 @@ def measure_sensitivity(
 
 
 def _check_space(run: Run, work: Path, machine: Machine) -> None:
-    """Raise OutputError when the disk has no room for the hidden states of the denoisers that are measured at once."""
+    """Raise OutputError if the disk has no room for the hidden states of the denoisers that are
+    measured at once.
+    """
     assert run.store is not None
     num_samples = {
         denoiser: min(MAX_SAMPLES, len(run.store.entries(denoiser))) for denoiser in run.source.denoiser_names
@@ -89,7 +94,7 @@ def _check_space(run: Run, work: Path, machine: Machine) -> None:
 
 
 def sensitivity_in(run: Run, store: Path, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Sensitivity:
-    """A run's sensitivity: of the file it was given, or else measured once and kept in its work folder.
+    """Return a run's sensitivity: from its file, or measured once and kept in its work folder.
 
     Raises CalibrationError for a file of another model or other settings.
     """
@@ -104,7 +109,7 @@ def sensitivity_in(run: Run, store: Path, work: Path, machine: Machine, crew: Cr
 
 def sensitivity_of(run: Run, store: Path, work: Path, machine: Machine, crew: Crew, progress: Progress) -> Sensitivity:
     """Measure all denoisers, each on the device of the worker that takes it."""
-    for left in work.glob(f"*{_FOLDER}"):  # by a run that was killed
+    for left in work.glob(f"*{_FOLDER}"):  # from a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     stage = MeasuringSensitivity(run.source, run.recipe, run.loras, store, work, machine.num_tokens_at_once)
     found: dict[str, list[LinearsSensitivity]] = {}
@@ -115,11 +120,11 @@ def sensitivity_of(run: Run, store: Path, work: Path, machine: Machine, crew: Cr
 
 @dataclass(frozen=True)
 class MeasuringSensitivity:
-    """The stage in which denoisers' sensitivity is measured; its items are denoisers.
+    """The stage that measures denoisers' sensitivity; its items are denoisers.
 
     Attributes:
         source: the 16-bit pipeline.
-        loras: denoiser to what is fused into it.
+        loras: denoiser to the LoRAs that are fused into it.
         store: folder of the calibration samples.
         work: folder for hidden states.
     """
@@ -133,13 +138,14 @@ class MeasuringSensitivity:
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[str], list[LinearsSensitivity]]]:
-        """See `Stage.open`."""
+        """Prepare a worker; see `Stage.open`."""
         map_large_blocks()
         with suited_threads(self.source, device):
             yield lambda denoiser: self._measure(denoiser, device, progress)
 
     def _measure(self, denoiser: str, device: str, progress: Progress) -> list[LinearsSensitivity]:
-        # Of a name of its own: a machine that was cut off may still be at work beside the one that took over.
+        # Under a unique name: a machine that was cut off may still work beside the one that took
+        # over.
         folder = self.work / f"{denoiser}.{uuid.uuid4().hex[:8]}{_FOLDER}"
         model = ReplayedDenoiser(
             DenoiserWeights(self.source, denoiser, compute_dtype(device), device, self.loras.get(denoiser))

@@ -1,7 +1,7 @@
-"""Calibration samples without sampling: clips, encoded and noised to the timesteps of the schedule.
+"""Calibration samples without sampling: encoded clips, noised to the timesteps of the schedule.
 
-No denoiser runs, which takes seconds instead of hours and needs no memory for them. In exchange the latents are those
-of real videos, not those that the model makes on its way.
+No denoiser runs, so this takes seconds instead of hours and no memory for denoisers. In exchange,
+the latents are those of real videos, not those on the model's own trajectory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,27 +32,28 @@ def noised_samples(
     calls: Calls,
     texts: Mapping[str, torch.Tensor],
 ) -> Iterator[CalibrationSample]:
-    """The calls of one prompt, by step and branch, as the pipeline would make them on these latents.
+    """Yield the calls of one prompt, by step and branch, as the pipeline would make them on these
+    latents.
 
     Args:
         pipeline: needs an autoencoder only.
         family: of the pipeline.
-        prompt: its video is noised; without one its image, standing still. Without an image the video's first frame is
-            the image.
+        prompt: its video is noised; without one, its image as a still video. Without an image, the
+            video's first frame is the image.
         seed: of the noise, which is the same at every timestep, as along a trajectory.
         steps: of the sampling loop.
-        calls: which to make.
+        calls: the calls to make.
         texts: guidance branch to text embeddings, (1, tokens, features).
 
     Raises:
         CalibrationError: the clip cannot be read, or is too short.
         ModelError: the schedule is not one of flow matching.
     """
-    assert family.noised_calls is not None  # `require_prompts` has seen to that
+    assert family.noised_calls is not None  # `require_prompts` has checked that
     clip = read_clip(prompt, settings)
     image = clip[0] if prompt.image is None else first_frame(prompt.image, settings.width, settings.height)
     call_at = family.noised_calls(pipeline, image, clip, settings, seed)
-    dtype = compute_dtype(pipeline._execution_device.type)  # the denoisers', which are not here to ask
+    dtype = compute_dtype(pipeline._execution_device.type)  # the denoisers' dtype, without a denoiser to ask
     for step_index, branch in sorted(calls):
         step = steps[step_index]
         if not 0 <= step.sigma <= 1:

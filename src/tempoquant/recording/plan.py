@@ -1,4 +1,4 @@
-"""What to record: prompts, settings, which calls of each denoiser, and where all of that is written down."""
+"""The plan of a recording: prompts, settings, the calls of each denoiser, and the provenance."""
 
 import dataclasses
 import math
@@ -25,26 +25,30 @@ if TYPE_CHECKING:
     from tempoquant.models.lora.lora import LoraSum
 
 CALIBRATION_NOISE = 2**31
-"""Added to a run's seed for its calibration noise, so that videos generated with small seeds are never seen before.
-torch's generator on the CPU reads the lowest 32 bits of a seed: a larger number would add nothing."""
+"""Added to a run's seed for its calibration noise, so that videos generated with small seeds never
+share it. torch's generator on the CPU reads the lowest 32 bits of a seed: a larger number would add
+nothing.
+"""
 
 MIN_SAMPLES_PER_DENOISER = 32
 VIDEO_TOKENS_PER_DENOISER = 2**20
-"""How much of each denoiser is recorded by default: a Hessian of 13,824 features then sees 75 tokens a feature."""
+"""The tokens recorded of each denoiser by default: a Hessian of 13,824 features then sees 75 tokens
+a feature.
+"""
 
 _OVERRIDES = ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale")
-"""What a recipe may change of the model's own sampling settings; None there leaves it."""
+"""The sampling settings that a recipe may change; None leaves the model's own."""
 
 Calls = frozenset[tuple[int, GuidanceBranch]]
-"""(step_index, guidance_branch) of the calls of one prompt that are kept."""
+"""The kept calls of one prompt, as (step_index, guidance_branch)."""
 
 Wanted = Mapping[int, Calls]
-"""Index of a prompt to its calls; prompts without any are left out."""
+"""The index of each prompt to its calls; prompts without any are left out."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model the samples come from.
+    """The model that the samples come from.
 
     Attributes:
         fingerprint: of its files, see `output_folder.fingerprint`.
@@ -59,14 +63,14 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class RecordingPlan:
-    """What to record.
+    """The content of a recording.
 
     Attributes:
         prompts: prompt i is sampled from noise of seed CALIBRATION_NOISE + seed + i.
         settings: of every generation.
-        samples_per_denoiser: calls to keep of each denoiser; all there are where that is fewer.
+        samples_per_denoiser: calls to keep of each denoiser; all, if there are fewer.
         seed: of the noise.
-        loras: added to the denoisers' weights; of no effect on samples from latents.
+        loras: added to the denoisers' weights; samples from latents ignore them.
         from_latents: noise encoded videos to each timestep instead of sampling; no denoiser runs.
 
     Raises:
@@ -91,16 +95,18 @@ class RecordingPlan:
             raise SettingsError(f"a seed of calibration lies in 0 … 2^31 − {1 + len(self.prompts)}, not {self.seed}.")
 
     def num_branches(self, source: SourceModel) -> int:
-        """Return how many branches of guidance a step has: calls of a denoiser, or rows of one call."""
+        """Return the number of guidance branches of a step: calls of a denoiser, or rows of one
+        call.
+        """
         return source.family.num_branches(source.index, self.settings)
 
 
 def require_prompts(source: SourceModel, plan: RecordingPlan) -> None:
-    """Hold what prompts bring against what the recording needs.
+    """Check that prompts hold everything that the recording needs.
 
     Raises:
         CalibrationError: a prompt lacks something.
-        ModelError: clips are to be noised, and the model makes no calls of them.
+        ModelError: the plan noises clips, and the model's calls cannot be made from them.
     """
     if not plan.from_latents:
         require_needed(source, plan.prompts)
@@ -119,7 +125,9 @@ def require_prompts(source: SourceModel, plan: RecordingPlan) -> None:
 
 
 def resolve_recipe(recipe: Recipe, own: SamplingSettings, geometry: LatentGeometry) -> Recipe:
-    """The recipe with every sampling setting it left to the model, and the number of samples, filled in."""
+    """Fill in the sampling settings that the recipe leaves to the model, and the number of
+    samples.
+    """
     if not recipe.needs_calibration:
         return recipe
     settings = calibration_settings(recipe, own)
@@ -130,12 +138,14 @@ def resolve_recipe(recipe: Recipe, own: SamplingSettings, geometry: LatentGeomet
 
 
 def calibration_settings(recipe: Recipe, own: SamplingSettings) -> SamplingSettings:
-    """The model's own sampling settings, with what the recipe changes. Raises SettingsError."""
+    """Return the model's own sampling settings with the recipe's changes. Raises SettingsError."""
     return own.replace(**{key: getattr(recipe, key) for key in _OVERRIDES})
 
 
 def stored_settings(store: SampleStore) -> SamplingSettings:
-    """How a store's samples were drawn. Raises CalibrationError for settings that no model can run."""
+    """Return the sampling settings of a store. Raises CalibrationError for settings that no model
+    can run.
+    """
     try:
         return SamplingSettings.from_dict(store.settings)
     except (TypeError, SettingsError) as error:
@@ -143,13 +153,17 @@ def stored_settings(store: SampleStore) -> SamplingSettings:
 
 
 def default_samples_per_denoiser(settings: SamplingSettings, geometry: LatentGeometry) -> int:
-    """As many calls as hold about a million video tokens, and at least 32: 33 at 480×832 and 81 frames."""
+    """Return as many calls as hold about a million video tokens, and at least 32: 33 at 480×832 and
+    81 frames.
+    """
     num_tokens = geometry.num_tokens(settings.height, settings.width, settings.num_frames)
     return max(MIN_SAMPLES_PER_DENOISER, math.ceil(VIDEO_TOKENS_PER_DENOISER / num_tokens))
 
 
 def wanted_calls(source: SourceModel, plan: RecordingPlan, steps: Sequence[Step]) -> Wanted:
-    """Which calls of which prompts are kept, of each denoiser. Raises CalibrationError when one has no step."""
+    """Choose the calls of each denoiser by prompt. Raises CalibrationError if a denoiser has no
+    step.
+    """
     wanted: dict[int, set[tuple[int, GuidanceBranch]]] = {}
     num_branches = plan.num_branches(source)
     for denoiser in source.denoiser_names:
@@ -165,7 +179,7 @@ def wanted_calls(source: SourceModel, plan: RecordingPlan, steps: Sequence[Step]
 
 
 def plan_provenance(source: SourceModel, plan: RecordingPlan, model: ModelIdentity, device: str) -> dict[str, Any]:
-    """What store.json says of where its samples come from; the same plan, model and dtype give the same."""
+    """Return the provenance for store.json; the same plan, model and dtype give the same."""
     scheduler = load_scheduler(source, plan.settings.flow_shift)
     loras = {} if plan.from_latents else {denoiser: lora.sha256 for denoiser, lora in plan.loras.items()}
     return {

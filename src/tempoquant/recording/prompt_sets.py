@@ -1,4 +1,6 @@
-"""Which prompts calibrate a model and which evaluate it: the user's own, or the bundled models' built-in sets."""
+"""The prompts for calibration and evaluation: the user's own, or the bundled models' built-in
+sets.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -9,7 +11,8 @@ from tempoquant.tiny.sets import TinyItem, calibration_items, evaluation_items
 
 
 def calibration_prompts(model: str, path: str | None, count: int) -> list[Prompt]:
-    """The first `count` prompts of a file or folder, or of the built-in set of a bundled model.
+    """Return the first `count` prompts of a file or folder, or of the built-in set of a bundled
+    model.
 
     Raises:
         CalibrationError: no set is known for the model, or it has too few prompts.
@@ -18,7 +21,9 @@ def calibration_prompts(model: str, path: str | None, count: int) -> list[Prompt
 
 
 def evaluation_prompts(model: str, path: str | None, count: int) -> list[Prompt]:
-    """Like `calibration_prompts`, from a set that shares nothing with it."""
+    """Return the first `count` prompts of a set that shares nothing with calibration's; see
+    `calibration_prompts`.
+    """
     return _prompts(model, path, count, evaluation_items, "--samples-from")
 
 

@@ -1,7 +1,8 @@
-"""Record calibration samples: which transformer calls of the 16-bit pipeline are kept, and the sample store they go to.
+"""Recording of calibration samples: the kept transformer calls of the 16-bit pipeline, and their
+sample store.
 
-Which calls are kept is decided before anything runs, from the scheduler's timesteps. Each finished prompt is on the
-disk, so that a recording that was killed goes on at the next one and leaves the same bytes.
+The calls to keep are chosen before anything runs, from the scheduler's timesteps. Each finished
+prompt is on disk, so a killed recording resumes at the next one and writes the same bytes.
 """
 
 import functools
@@ -48,20 +49,25 @@ def record(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> SampleStore:
-    """Record into a folder that appears when everything is in it; a finished store of the same plan is left as it is.
+    """Record into a folder that appears once it is complete; a finished store of the same plan is
+    left unchanged.
 
-    Until then finished prompts lie in `FOLDER.unfinished`, where the same recording goes on.
+    Until then, finished prompts are in `FOLDER.unfinished`, where the same recording resumes.
 
     Args:
         source: the 16-bit pipeline.
         folder: new, empty, or an earlier store.
-        engine: where it runs; each worker has a pipeline of its own and takes one prompt after the other.
-        overwrite: replace what is in `folder`, and another recording's unfinished work.
+        engine: where it runs; each worker has its own pipeline and takes one prompt after the
+            other.
+        overwrite: replace the content of `folder`, and another recording's unfinished work.
 
     Raises:
-        OutputError: `folder` holds something else (the difference is named), cannot be written, or the disk is full.
-        CalibrationError: a prompt lacks something, an input holds NaN or Inf, or a denoiser has no step.
-        ModelError, SettingsError: as `loaded_pipeline`, `require_prompts` and `sampling_steps` raise them.
+        OutputError: `folder` holds something else (the difference is named), cannot be written, or
+            the disk is full.
+        CalibrationError: a prompt lacks something, an input holds NaN or Inf, or a denoiser has no
+            step.
+        ModelError, SettingsError: as `loaded_pipeline`, `require_prompts` and `sampling_steps`
+            raise them.
     """
     device = engine.device
     check_memory(memory, device)
@@ -101,11 +107,12 @@ def record_into(
     crew: Crew | None = None,
     progress: Progress = SILENT,
 ) -> SampleStore:
-    """Record into a folder that is the caller's alone, and go on with what an earlier call with the same plan left.
+    """Record into a folder that only the caller uses, and resume the work of an earlier call with
+    the same plan.
 
     Args:
-        device: as workers name theirs.
-        crew: who does it, each worker with a pipeline of its own; this process if left out.
+        device: a device's name on the workers.
+        crew: the workers, each with its own pipeline; this process if left out.
 
     Raises as `record` does; finished prompts stay in the folder.
     """
@@ -165,13 +172,13 @@ def _calls_of(entries: Iterable[SampleEntry] | None) -> Calls:
 
 
 def _stored_calls(store: SampleStore) -> Mapping[str, Calls]:
-    """Prompt id to its calls."""
+    """Return each prompt's calls by its id."""
     entries = [entry for denoiser in store.denoisers for entry in store.entries(denoiser)]
     return {id: _calls_of(e for e in entries if e.prompt_id == id) for id in {entry.prompt_id for entry in entries}}
 
 
 def _differences(store: SampleStore, facts: Mapping[str, Any], wanted: Wanted, plan: RecordingPlan) -> list[str]:
-    """What differs between a store and what would be recorded."""
+    """Return the differences between a store and the planned recording."""
     different = [key for key, value in facts.items() if store.provenance[key] != value]
     if not different and _stored_calls(store) != {plan.prompts[index].id: calls for index, calls in wanted.items()}:
         different = ["samples_per_denoiser"]
@@ -179,11 +186,13 @@ def _differences(store: SampleStore, facts: Mapping[str, Any], wanted: Wanted, p
 
 
 def _require_same(folder: Path, facts: Mapping[str, Any], wanted: Wanted, plan: RecordingPlan) -> SampleStore:
-    """The finished store in a folder. Raises OutputError when the folder holds anything else."""
+    """Return the finished store in a folder. Raises OutputError if the folder holds anything
+    else.
+    """
     try:
         store = SampleStore.open(folder)
     except CalibrationError as error:
-        raise OutputError(f"{error} Or choose another folder, or --overwrite.") from error
+        raise OutputError(f"{error} Choose another folder, or --overwrite.") from error
     if different := _differences(store, facts, wanted, plan):
         raise OutputError(
             f"{folder} holds other samples (different {' and '.join(different)}): choose another folder, or "
@@ -193,7 +202,7 @@ def _require_same(folder: Path, facts: Mapping[str, Any], wanted: Wanted, plan: 
 
 
 def _check_space(source: SourceModel, folder: Path, plan: RecordingPlan, left: Wanted, device: str) -> None:
-    """Raise OutputError when the disk has no room for the samples that are still to be recorded."""
+    """Raise OutputError if the disk has no room for the samples that are still to be recorded."""
     settings = plan.settings
     sizes = source.sample_sizes(source.denoiser_names[0], settings.height, settings.width, settings.num_frames)
     num_samples = sum(len(calls) for calls in left.values())
@@ -208,7 +217,7 @@ def _check_space(source: SourceModel, folder: Path, plan: RecordingPlan, left: W
 
 
 def _appear(finished: Path, folder: Path, aside: Path) -> None:
-    """Rename; what was there before comes back if that fails, Ctrl-C included."""
+    """Rename; if that fails, also by Ctrl-C, the previous content comes back."""
     try:
         if folder.exists():
             folder.rename(aside)

@@ -1,6 +1,7 @@
-"""What workers do to record calibration samples: they sample prompts, or noise clips, one prompt after the other.
+"""The stages of workers that record calibration samples: they sample prompts, or noise clips, one
+prompt after the other.
 
-Each finished prompt is on the disk when its item is done.
+Each finished prompt is on disk once its item is done.
 """
 
 import contextlib
@@ -25,11 +26,16 @@ from tempoquant.recording.from_latents import noised_samples
 from tempoquant.recording.plan import CALIBRATION_NOISE, Calls, RecordingPlan
 
 SAMPLING, NOISING = "Recording calibration samples", "Encoding clips"
-"""Descriptions of progress, a unit per step or clip."""
+"""Descriptions of progress; a unit is a step or a clip."""
 
 
 class ToRecord(NamedTuple):
-    """prompt_index: in the plan. calls: of the transformer, those to keep."""
+    """An item of a recording.
+
+    Attributes:
+        prompt_index: in the plan.
+        calls: of the transformer, those to keep.
+    """
 
     prompt_index: int
     calls: Calls
@@ -37,12 +43,12 @@ class ToRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingPrompts:
-    """The stage in which the pipeline runs for each prompt, up to its last step that is wanted.
+    """The stage that runs the pipeline for each prompt, up to its last wanted step.
 
     Attributes:
         source: the 16-bit pipeline.
         folder: of the store.
-        indices: of all prompts that are left, whoever takes them: their texts may be encoded first.
+        indices: of all remaining prompts, for every worker: their texts may be encoded first.
     """
 
     source: SourceModel
@@ -53,7 +59,7 @@ class SamplingPrompts:
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[ToRecord], None]]:
-        """See `Stage.open`. Raises as `loaded_pipeline`."""
+        """Load the pipeline; see `Stage.open`. Raises as `loaded_pipeline`."""
         quiet_workers()
         on_loaded = progress.start("Loading the 16-bit pipeline", 1)
         writer = StoreWriter(self.folder, self.source.family.text_inputs)
@@ -73,7 +79,7 @@ class SamplingPrompts:
 
 @dataclass(frozen=True)
 class NoisingClips:
-    """The stage in which each prompt's clip is noised to its timesteps that are wanted. Attributes as above."""
+    """The stage that noises each prompt's clip to its wanted timesteps. Attributes are as above."""
 
     source: SourceModel
     folder: Path
@@ -82,7 +88,7 @@ class NoisingClips:
 
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[ToRecord], None]]:
-        """See `Stage.open`. Text encoder first, then the autoencoder alone."""
+        """Load the text encoder first, then the autoencoder alone; see `Stage.open`."""
         quiet_workers()
         plan, writer = self.plan, StoreWriter(self.folder, self.source.family.text_inputs)
         on_encoded = progress.start("Encoding texts", 1)
@@ -106,13 +112,13 @@ class NoisingClips:
 
 
 def _only(embedding: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the one tensor that a text is encoded as, in pipelines whose clips are noised."""
+    """Return the one tensor that encodes a text, in pipelines whose clips are noised."""
     (tensor,) = embedding.values()
     return tensor
 
 
 def _texts(plan: RecordingPlan, indices: tuple[int, ...]) -> list[str]:
-    """Of prompts, each with the negative one."""
+    """Return the texts of prompts, each with the negative one."""
     return [text for index in indices for text in (plan.prompts[index].text, "")]
 
 

@@ -1,8 +1,9 @@
-"""Evaluations become one HTML file: `build_report`.
+"""The builder of one HTML file from evaluations: `build_report`.
 
-The page asks nothing of the network, and its Content-Security-Policy lets it ask nothing: the only script and the only
-style that run are the two whose hashes it names. Prompts, labels and names come from other people's files. jinja2
-escapes them in the page, its `tojson` escapes them inside <script>, and the script writes them with textContent alone.
+The page makes no network request, and its Content-Security-Policy forbids any: the only script and
+style that run are the two whose hashes it names. Prompts, labels and names come from other people's
+files. jinja2 escapes them in the page, its `tojson` escapes them inside <script>, and the script
+writes them with textContent alone.
 """
 
 import base64
@@ -27,11 +28,13 @@ from tempoquant.report.metrics import TRAP, metric_of
 from tempoquant.report.payload import payload_of
 
 BUDGET_MIB = 64
-"""Of videos inside the page, as base64: what a browser on a phone still opens."""
+"""The size of the videos inside the page, as base64: a browser on a phone still opens it."""
 SCRIPTS = ("panel.js", "players.js", "table.js", "maps.js", "page.js")
-"""In this order they are one module."""
+"""Concatenated in this order, the scripts are one module."""
 NUM_COLOURS = 8
-"""Model colours that page.css has; the ninth model gets the first again, and its name as ever."""
+"""The model colours in page.css. The ninth model gets the first colour again, and always shows its
+name.
+"""
 
 
 def build_report(
@@ -40,7 +43,8 @@ def build_report(
     """Write one page about all `folders` that `tempoquant evaluate -o` wrote, whole or not at all.
 
     Args:
-        output: the page, NAME.html. Videos beyond the budget go to the folder NAME_videos beside it.
+        output: the page, NAME.html. Videos beyond the budget go to the folder NAME_videos beside
+            it.
         budget_mib: of embedded videos; 0 embeds none.
 
     Returns:
@@ -52,7 +56,7 @@ def build_report(
     """
     progress = progress or SILENT
     if not folders:
-        raise EvaluationError("there is nothing to report on: give a folder that `tempoquant evaluate -o` wrote.")
+        raise EvaluationError("there is nothing to report on: name a folder that `tempoquant evaluate -o` wrote.")
     check_place(output, ".html")
     advance = progress.start("Reading evaluations", len(folders))
     evaluations = []
@@ -101,7 +105,9 @@ def _page(parts: Sequence[Part], payloads: Sequence[dict[str, Any]], media: Medi
 
 
 def _policy(script: str, style: str, has_files_beside: bool) -> str:
-    """Content-Security-Policy: nothing but this file and, where there are any, the videos beside it."""
+    """Return the Content-Security-Policy: it allows only this file and, if there are any, the
+    videos beside it.
+    """
     beside = " 'self' file:" if has_files_beside else ""
     return (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
@@ -114,7 +120,7 @@ def _hash(text: str) -> str:
 
 
 def _context(part: Part, payload: dict[str, Any]) -> dict[str, Any]:
-    """What the template says about one part."""
+    """Return the template's values for one part."""
     bits = {label: part.models[label].get("bits_per_weight") for label in part.labels}
     used = dict.fromkeys(row["metric"].partition(" ")[0] for row in [*part.summary, *part.vbench_summary])
     return {
@@ -133,12 +139,14 @@ def _context(part: Part, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _toml(recipe: dict[str, Any]) -> str:
-    """A recipe as `--recipe` reads it; TOML has no null, and a setting of none is one that is left out."""
+    """Write a recipe as `--recipe` reads it; TOML has no null, so a setting of None is left out."""
     return tomli_w.dumps({key: value for key, value in recipe.items() if value is not None})
 
 
 def _map_rows(label: str, maps: dict[str, Any]) -> list[dict[str, Any]]:
-    """The heat maps in words: a row per denoiser and bin, the noisiest first, with medians and the worst layer."""
+    """Return the heat maps in words: a row per denoiser and bin, the noisiest first, with medians
+    and the worst layer.
+    """
     rows = []
     for denoiser, heat in maps.items():
         for number in reversed(range(len(heat["bins"]))):
@@ -166,7 +174,9 @@ def _map_rows(label: str, maps: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _attention_error(heat: dict[str, Any], number: int, kind: str) -> float | None:
-    """The median error of attention in 8 bits, in a timestep bin; None in evaluations of earlier versions."""
+    """Return the median error of 8-bit attention in a timestep bin; None in evaluations of earlier
+    versions.
+    """
     attention = heat.get("attention") or {"layers": [], "error_db": []}
     named = zip(attention["layers"], attention["error_db"], strict=True)
     errors = [row[number] for name, row in named if name.endswith(kind) and row[number] is not None]

@@ -1,8 +1,9 @@
-"""Error against bits: where each point and each word of a chart goes; page.html draws it.
+"""Error against bits: the positions of a chart's points and labels, which page.html draws.
 
-A dozen points with intervals are drawn by hand, as SVG elements that take their colours and font from the page's style
-(dark and light) and carry their numbers as text for a screen reader. matplotlib writes fixed colours and outlines of
-letters into its SVG; plotly.js would add 4 MB to every page, and vega needs eval, which the page's policy forbids.
+A dozen points with intervals are drawn by hand, as SVG elements that take their colours and font
+from the page's style (dark and light) and carry their numbers as text for a screen reader.
+matplotlib writes fixed colours and outlines of letters into its SVG. plotly.js would add 4 MB to
+every page, and vega needs eval, which the page's policy forbids.
 """
 
 import itertools
@@ -15,15 +16,15 @@ from tempoquant.report.metrics import Metric, is_part, metric_of, place_of
 
 WIDTH, HEIGHT = 340, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 40
-"""Units of the viewBox, which are pixels at the size a chart is meant for."""
+"""Units of the viewBox, which are pixels at the intended size of a chart."""
 MARKERS = ("circle", "square", "diamond", "triangle")
 APART = 9.0
-"""Points at (nearly) the same bits are drawn side by side this far apart, or their intervals would hide each other."""
+"""The distance between points at (nearly) the same bits; closer intervals would hide each other."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A number at an axis, and where."""
+    """A number at an axis, and its position."""
 
     place: float
     text: str
@@ -31,7 +32,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Point:
-    """One model: its place, its interval (None without one), its colour and marker, and the sentence that says it."""
+    """One model: its position, its interval (None without one), its colour and marker, and a
+    sentence for it.
+    """
 
     index: int
     marker: str
@@ -44,7 +47,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Chart:
-    """One metric of all models against their bits per weight. `reference_y`: 16-bit's own score, where it has one."""
+    """One metric of all models against their bits per weight. `reference_y` is the score of 16
+    bits, if it has one.
+    """
 
     metric: Metric
     points: tuple[Point, ...]
@@ -55,7 +60,9 @@ class Chart:
 
 
 def charts_of(labels: Sequence[str], bits: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """A chart for each metric of the summary that a model with known bits has; labels start with the reference."""
+    """Make a chart for each metric of the summary that a model with known bits has; labels start
+    with the reference.
+    """
     charts = []
     keys = dict.fromkeys(row["metric"] for row in summary if not is_part(row["metric"]))
     for key in sorted(keys, key=place_of):
@@ -67,7 +74,9 @@ def charts_of(labels: Sequence[str], bits: Mapping[str, Any], summary: Sequence[
 
 
 def interval_of_mean(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The row's interval, moved to its mean where it is that of a difference from the reference."""
+    """Return the row's interval, moved to its mean if it is the interval of a difference from the
+    reference.
+    """
     if row.get("low") is None or row.get("high") is None:
         return None
     base = row["reference_mean"] if row.get("difference") is not None and row.get("reference_mean") is not None else 0
@@ -116,7 +125,9 @@ def _chart(
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """At least two round numbers (1, 2 or 5 times a power of ten apart) that enclose `low` and `high`."""
+    """Return at least two round numbers (1, 2 or 5 times a power of ten apart) that enclose `low`
+    and `high`.
+    """
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5 * max(abs(low), 1.0) * 0.1, high + 0.5 * max(abs(high), 1.0) * 0.1
     raw = (high - low) / about
@@ -134,7 +145,9 @@ def _tick_text(number: float, numbers: Sequence[float], metric: Metric, is_value
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Move places that are closer than APART away from each other, as little as keeps their order."""
+    """Move positions that are closer than APART away from each other, as little as possible, and
+    keep their order.
+    """
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
     for before, after in itertools.pairwise(order):

@@ -1,4 +1,4 @@
-"""evaluation.json as `tempoquant evaluate` leaves it: read, and checked before anything is made of it."""
+"""Reading of evaluation.json, which `tempoquant evaluate` writes, and its checks before use."""
 
 import json
 import math
@@ -25,7 +25,9 @@ _SHAPE: dict[str, Any] = {
     "summary": [{"label": str, "metric": str, "words": str}],
     "notes": [str],
 }
-"""What a page cannot do without: names to a type, an object, or a list of one of them. More keys are welcome."""
+"""The keys that a page needs: names to a type, an object, or a list of one of them. More keys are
+allowed.
+"""
 
 _VBENCH: dict[str, Any] = {
     "version": str,
@@ -33,7 +35,7 @@ _VBENCH: dict[str, Any] = {
     "models": dict,
     "summary": [{"label": str, "metric": str, "words": str}],
 }
-"""The same of its key `vbench`, which may be null."""
+"""The same for its key `vbench`, which may be null."""
 
 _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", _NUMBER: "a number"}
 
@@ -43,7 +45,7 @@ class Evaluation:
     """One folder that `tempoquant evaluate` wrote.
 
     Attributes:
-        folder: where it lies; the paths in `document` are relative to it.
+        folder: its location; the paths in `document` are relative to it.
         document: evaluation.json, checked.
     """
 
@@ -52,13 +54,17 @@ class Evaluation:
 
     @property
     def labels(self) -> list[str]:
-        """Of the reference first, then of the other models in their order."""
+        """Return the labels: the reference's first, then those of the other models in their
+        order.
+        """
         reference = self.document["reference"]
         others = [model["label"] for model in self.document["models"] if model["label"] != reference]
         return [reference, *others]
 
     def file(self, name: str) -> Path:
-        """A media file that the document names. Raises EvaluationError when it is not there, or not in the folder."""
+        """Return a media file that the document names. Raises EvaluationError if it is missing, or
+        outside the folder.
+        """
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise EvaluationError(f"{self.folder / FILE_NAME} names {name}, which is outside its folder: refused.")
@@ -74,8 +80,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read and check one folder.
 
     Raises:
-        EvaluationError: there is no evaluation.json, it is not JSON, of another schema, or lacks or contradicts what a
-            page needs. Media files are asked for later, by `Evaluation.file`.
+        EvaluationError: there is no evaluation.json, or it is not JSON, has another schema, lacks a
+            key that a page needs, or contradicts itself. `Evaluation.file` checks media files
+            later.
     """
     file = folder / FILE_NAME
     if not file.is_file():
@@ -86,7 +93,9 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise EvaluationError(f"{file} is not JSON ({error}): run its `tempoquant evaluate` again.") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
-        raise EvaluationError(f"{file} has schema {schema}, and this version reads {SCHEMA}: use the version it is of.")
+        raise EvaluationError(
+            f"{file} has schema {schema}, and this version reads {SCHEMA}: use the version that wrote it."
+        )
     _check_shape(document, _SHAPE, file, "")
     if document.get("vbench") is not None:
         _check_shape(document["vbench"], _VBENCH, file, "vbench")
@@ -113,7 +122,7 @@ def _check_shape(value: Any, shape: Any, file: Path, where: str) -> None:
 
 
 def _check_meaning(document: Mapping[str, Any], file: Path) -> None:
-    """What the parts must have in common."""
+    """Check that the parts agree with each other."""
     labels = [model["label"] for model in document["models"]]
     _refuse(len(set(labels)) != len(labels), f"{file}: two models have one label: {sorted(labels)}.")
     _refuse(document["reference"] not in labels, f"{file}: the reference {document['reference']!r} is no model of it.")

@@ -34,12 +34,12 @@ class Cell:
 
     Attributes:
         text: the number with its unit.
-        difference: from 16-bit, such as "Δ −0.4"; empty where the metric itself compares with 16-bit.
-        interval: of the difference where there is one, else of the mean, such as "30.1 … 32.4", or why there is none;
-            empty where nobody expects one.
-        words: the evaluation's own sentence about it, which says the same again.
-        within_noise: True when the difference may be chance, None when that was not asked.
-        num_items: items behind it; None where it is no mean.
+        difference: from 16-bit, such as "Δ −0.4"; empty if the metric itself compares with 16-bit.
+        interval: of the difference if there is one, else of the mean, such as "30.1 … 32.4", or the
+            reason for its absence; empty if none is expected.
+        words: the evaluation's own sentence about it.
+        within_noise: True if the difference may be chance, None if that was not tested.
+        num_items: items behind it; None if it is no mean.
     """
 
     text: str
@@ -51,12 +51,12 @@ class Cell:
 
 
 CellOf = Callable[[Mapping[str, Any]], Cell | str | None]
-"""Of a model: a cell, or the text of one that says nothing else, or nothing."""
+"""A function from a model to a cell, or to the text of a cell, or to None."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a title, what it means, and a cell for each label."""
+    """One line of the table: a title, its meaning, and a cell for each label."""
 
     title: str
     explanation: str
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under one heading, with a warning that belongs to all of them (or none)."""
+    """Rows under one heading, with a warning that applies to all of them, or none."""
 
     title: str
     rows: tuple[Row, ...]
@@ -73,7 +73,7 @@ class Group:
 
 
 def headline(part: Part) -> list[Group]:
-    """Groups of rows; what no model has a number for is left out."""
+    """Return the groups of rows; rows without any number are left out."""
     groups = [
         Group(f"Quality {AGAINST}", _quality(part, lambda metric: metric.family == AGAINST)),
         Group("VBench", _quality(part, lambda metric: metric.family == VBENCH, rows=part.vbench_summary), TRAP),
@@ -87,7 +87,7 @@ def headline(part: Part) -> list[Group]:
 
 
 def by_bin(part: Part) -> list[Group]:
-    """The measures that were taken after each timestep bin, in sampling order."""
+    """Return the measures after each timestep bin, in sampling order."""
     rows = _quality(part, lambda metric: True, parts=True)
     return [Group("After each timestep bin", rows)] if rows else []
 
@@ -98,7 +98,7 @@ def _quality(
     parts: bool = False,
     rows: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[Row, ...]:
-    """Of the part's summary, or of other rows like those."""
+    """Return the quality rows of the part's summary, or of other rows in that form."""
     summary, made = part.summary if rows is None else rows, []
     for key in sorted(dict.fromkeys(row["metric"] for row in summary), key=place_of):
         metric = metric_of(key)
@@ -128,14 +128,14 @@ def _quality_cell(metric: Metric, label: str, rows: Mapping[str, Mapping[str, An
 
 
 def _bare(metric: Metric, value: float) -> str:
-    """Without its unit, which stands beside the mean."""
+    """Write a value without its unit, which stands beside the mean."""
     return signed_minus(value * (100 if metric.unit == "%" else 1), metric.digits)
 
 
 def _size(part: Part) -> tuple[Row, ...]:
     return _rows(
         part,
-        ("Bits per weight", "Of everything that is stored in place of the 4-bit layers' weights.",
+        ("Bits per weight", "Bits of everything stored in place of the 4-bit layers' weights.",
          lambda model: _number(model.get("bits_per_weight"), 2)),
         ("On disk", "The denoisers.", lambda model: _bytes(model.get("num_bytes"))),
         ("Activations", "Bits of the inputs of 4-bit linears; 8@LOW-HIGH at these timesteps, 4 at the others.",
@@ -166,7 +166,7 @@ def _ran_on_a_gpu(part: Part) -> bool:
 
 
 def _costs(model: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What is known of a cost's spread; nothing in evaluations of earlier versions."""
+    """Return the spread of a cost; empty in evaluations of earlier versions."""
     return (model.get("costs") or {}).get(name) or {}
 
 
@@ -178,7 +178,7 @@ def _largest(gib: float | None, spread: Mapping[str, Any] | None) -> Cell | None
 
 
 def _time(found: Mapping[str, Any], digits: int, unit: str) -> Cell | None:
-    """A median over items."""
+    """Return a cell with a median over items."""
     if not found:
         return None
     interval = "too few for an interval"
@@ -195,9 +195,9 @@ def _speed(part: Part) -> tuple[Row, ...]:
          or _number(model.get("seconds_per_step"), 3, " s")),
         (f"Time per step against {part.reference}", "Of the same item, then the median; above 1 is slower.",
          lambda model: _time(_costs(model, "seconds_per_step_ratio"), 2, " ×")),
-        ("Speed mode", "Where steps are left out or attention has fewer bits, the column is not W4A4 alone.",
+        ("Speed mode", "A column with skipped steps or attention in fewer bits is not W4A4 alone.",
          lambda model: model.get("speed")),
-        ("Kernels", "What ran the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
+        ("Kernels", "The kernels of the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
          lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items())),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Pictures and videos of a page: inside it while the budget lasts, beside it after that."""
+"""Pictures and videos of a page: embedded within a budget, the rest in a folder beside it."""
 
 import base64
 import hashlib
@@ -19,17 +19,18 @@ THUMBNAIL_WIDTH = 192
 
 
 class Media:
-    """Collects what a page shows; the page refers to it by what `add` returns.
+    """The media of a page, collected by `add_thumbnail` and `add_videos`, whose results the page
+    refers to.
 
-    What fits the budget is embedded as base64 in an element of its own, so that a browser decodes one video at a time
-    and not all when the page opens. The rest is copied to the folder `beside`, under the hash of its content, which
-    lets no name from a benchmark choose a path.
+    Videos within the budget are embedded as base64 in separate elements, so that a browser decodes
+    one video at a time and not all when the page opens. The rest is copied to the folder `beside`,
+    under the hash of its content, so that no name from a benchmark chooses a path.
 
     Attributes:
-        beside: folder for what is not embedded, next to the page.
-        left: bytes of the budget that are not spent, base64 counted.
+        beside: folder of the videos that are not embedded, next to the page.
+        left: remaining bytes of the budget, base64 counted.
         embedded: element id to base64 text.
-        num_beside: videos that went beside.
+        num_beside: videos in that folder.
     """
 
     def __init__(self, beside: Path, budget_bytes: int) -> None:
@@ -40,7 +41,7 @@ class Media:
         self._known: dict[str, dict[str, str]] = {}
 
     def add_thumbnail(self, picture: Path) -> str:
-        """A data URL of the picture made small. Raises EvaluationError when it is no picture."""
+        """Return a data URL of the picture, reduced. Raises EvaluationError if it is no picture."""
         try:
             with Image.open(picture) as opened:
                 small = opened.convert("RGB")
@@ -55,7 +56,9 @@ class Media:
         return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     def add_videos(self, item: Item) -> dict[str, dict[str, str]]:
-        """All videos of one item, by label: embedded together or beside together, {"element": …} or {"file": …}."""
+        """Add all videos of one item, by label: all embedded or all beside, {"element": …} or
+        {"file": …}.
+        """
         size = sum(_base64_size(file.stat().st_size) for file in item.videos.values())
         inside = size <= self.left
         return {label: self._add(file, inside) for label, file in item.videos.items()}
@@ -81,9 +84,10 @@ class Media:
 
 
 def by_loss(items: Sequence[Item], losses: Mapping[int, Mapping[str, Any]]) -> list[int]:
-    """Positions of items, those that lost most first: what a page should have inside when not all fits.
+    """Return positions of items, the largest loss first: the page embeds these if not all fit.
 
-    `losses`: position to label to loss, None for what failed or was not measured; a failure comes first of all.
+    `losses`: position to label to loss, None for failures and missing measurements; a failure comes
+    first.
     """
 
     def worst(position: int) -> float:

@@ -1,4 +1,6 @@
-"""Several evaluations beside each other: those of the same 16-bit videos become one, the others stay apart."""
+"""Merging of evaluations: those of the same 16-bit videos become one part, the others stay
+apart.
+"""
 
 import hashlib
 import json
@@ -17,8 +19,8 @@ class Item:
 
     Attributes:
         id, seed, category, prompt: as the evaluation has them.
-        overlap: it is also among what a model was calibrated on, and was kept on request.
-        image: the first frame that was given; None where it is not known.
+        overlap: whether a model was also calibrated on it, and it was kept on request.
+        image: the given first frame; None if it is unknown.
         videos, metrics, failed: by label; a failed one has no video.
     """
 
@@ -35,19 +37,22 @@ class Item:
 
 @dataclass
 class Part:
-    """What stands together on the page: one benchmark, one reference, all models that were held against it.
+    """One part of the page: one benchmark, one reference, all models that were compared with it.
 
     Attributes:
-        benchmark, settings: as the evaluations have them, which agree.
-        labels: the reference first. Unique: a label that another folder used already gets its folder's name added.
+        benchmark, settings: as in the evaluations, which agree.
+        labels: the reference first. Unique: a label that another folder used already gets its
+            folder's name added.
         models: as the evaluations have them, by label.
         items: in the order of the first evaluation.
-        summary, pairs: rows of all evaluations; pairs are of two quantized models of one evaluation.
+        summary, pairs: rows of all evaluations; pairs are of two quantized models of one
+            evaluation.
         commands: each with the labels it measured.
         environments: each with its folder.
         notes: without repetitions.
         overlap, excluded, skipped: of all evaluations.
-        vbench: VBench's scores by label, with what made them; empty where VBench did not run.
+        vbench: VBench's scores by label, with the versions that made them; empty if VBench did not
+            run.
         vbench_summary: rows like those of the summary.
     """
 
@@ -69,19 +74,21 @@ class Part:
 
     @property
     def reference(self) -> str:
-        """Label of the 16-bit model."""
+        """Return the label of the 16-bit model."""
         return self.labels[0]
 
     @property
     def others(self) -> list[str]:
-        """Labels of the models that are held against it."""
+        """Return the labels of the models that are compared with it."""
         return self.labels[1:]
 
 
 def merge(evaluations: Sequence[Evaluation]) -> list[Part]:
-    """Put evaluations together whose benchmark, settings, prompts and 16-bit videos are the same, byte for byte.
+    """Merge evaluations whose benchmark, settings, prompts and 16-bit videos are the same, byte for
+    byte.
 
-    Only then was each 4-bit video held against the same thing. Raises EvaluationError when a media file is missing.
+    Only then was each 4-bit video compared with the same reference. Raises EvaluationError if a
+    media file is missing.
     """
     parts: dict[str, Part] = {}
     for evaluation in evaluations:
@@ -130,7 +137,7 @@ def _part_of(evaluation: Evaluation) -> Part:
 
 
 def _add(part: Part, evaluation: Evaluation) -> None:
-    """Add the 4-bit models of an evaluation; its reference is already there."""
+    """Add the 4-bit models of an evaluation; its reference is already in the part."""
     names = {}
     for label in evaluation.labels[1:]:
         names[label] = next(name for name in _names(label, evaluation.folder) if name not in part.labels)
@@ -148,7 +155,7 @@ def _names(label: str, folder: Path) -> Iterator[str]:
 
 
 def _take(part: Part, evaluation: Evaluation, names: Mapping[str, str]) -> None:
-    """Take over what belongs to the labels in `names`, under their new names."""
+    """Add everything that belongs to the labels in `names`, under their new names."""
     document = evaluation.document
     part.models |= {names[m["label"]]: m for m in document["models"] if m["label"] in names}
     part.summary += [{**row, "label": names[row["label"]]} for row in document["summary"] if row["label"] in names]
@@ -177,7 +184,7 @@ def _take(part: Part, evaluation: Evaluation, names: Mapping[str, str]) -> None:
 
 
 def _take_vbench(part: Part, found: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Scores of other dimensions, or by other weights, stand beside the first ones with a warning."""
+    """Add VBench's scores; scores of other dimensions, or by other weights, come with a warning."""
     made_by = {"version": found["version"], "dimensions": found["dimensions"], "weights": found.get("weights") or []}
     first = next(iter(part.vbench.items()), None)
     scores = {names[label]: {**score, "made_by": made_by} for label, score in found["models"].items() if label in names}

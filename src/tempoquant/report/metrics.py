@@ -1,4 +1,6 @@
-"""What is known about each number of an evaluation: its name, unit, direction, and what it can and cannot say."""
+"""The facts about each number of an evaluation: its name, unit, direction, and what it can and
+cannot show.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +10,9 @@ AGAINST = "against 16-bit"
 ALONE = "of the video alone"
 WORLD = "of the prompt"
 VBENCH = "by VBench"
-"""Families. AGAINST compares each frame with the reference's of the same seed; ALONE and VBENCH see no reference."""
+"""The families of metrics. AGAINST compares each frame with the reference's of the same seed; ALONE
+and VBENCH use no reference.
+"""
 
 NOT_MEASURED = "–"
 
@@ -25,9 +29,10 @@ class Metric:
 
     Attributes:
         key: in evaluation.json.
-        title, unit: for people; the unit is empty where there is none.
+        title, unit: for people; the unit is empty if there is none.
         digits: after the point.
-        better: 1 when more is better, -1 when less is, 0 when only the distance from the reference counts.
+        better: 1 if more is better, -1 if less is, 0 if only the distance from the reference
+            counts.
         family: AGAINST, ALONE, WORLD or VBENCH.
         explanation: one or two sentences.
     """
@@ -41,7 +46,7 @@ class Metric:
     explanation: str
 
     def text(self, value: float | None) -> str:
-        """Such as "31.2 dB"; NOT_MEASURED for None."""
+        """Write a value such as "31.2 dB"; NOT_MEASURED for None."""
         if value is None:
             return NOT_MEASURED
         if self.unit == "%":
@@ -49,10 +54,11 @@ class Metric:
         return signed_minus(value, self.digits) + (f" {self.unit}" if self.unit else "")
 
     def loss(self, value: float | bool | None, reference: float | bool | None) -> float | None:
-        """How much was lost, more is worse; in the metric's unit. None when it cannot be said.
+        """Return the loss, in the metric's unit; more is worse. None if it is undefined.
 
-        Against 16-bit the value itself says it (its sign turned); alone and of the prompt it is the distance from what
-        the 16-bit video of the same item and seed scored.
+        Against 16-bit, the value itself is the loss (with its sign turned if more is better).
+        Metrics of the video alone and of the prompt lose the distance from the score of the 16-bit
+        video of the same item and seed.
         """
         if value is None:
             return None
@@ -78,9 +84,9 @@ _KNOWN = [
     Metric("temporal_flickering", "Temporal flickering", "", 4, 1, ALONE,
            "VBench's: how little neighbouring frames differ. A still picture scores 1."),
     Metric("motion_followed", "Motion followed", "%", 0, 1, WORLD,
-           "Share of videos in which the object moves as the prompt says, told by the bundled world's own rules."),
+           "Share of videos in which the object moves as the prompt says, judged by the bundled world's own rules."),
     Metric("appearance_kept", "Appearance kept", "%", 0, 1, WORLD,
-           "Share of videos in which the object keeps its colour and shape, told by the bundled world's own rules."),
+           "Share of videos in which the object keeps its colour and shape, judged by the bundled world's own rules."),
     Metric("vbench_raw_mean", "VBench raw mean", "", 4, 1, VBENCH,
            "Mean over the dimensions below as they are: the VBench average of papers that take the same ones."),
     Metric("vbench_relative_drop", "VBench relative drop", "%", 2, -1, VBENCH,
@@ -89,48 +95,54 @@ _KNOWN = [
            "Mean with the bounds and weights of VBench's leaderboard; dynamic degree counts half."),
     *(Metric(f"vbench_{name}", f"VBench {name.replace('_', ' ')}", "", 4, 1, VBENCH, explanation)
       for name, explanation in (
-          ("subject_consistency", "How alike frames are to DINO. A still picture scores 1."),
-          ("background_consistency", "How alike frames are to CLIP. A still picture scores 1."),
+          ("subject_consistency", "Similarity of frames by DINO. A still picture scores 1."),
+          ("background_consistency", "Similarity of frames by CLIP. A still picture scores 1."),
           ("motion_smoothness", "How well every second frame follows from its neighbours. A still picture scores 1."),
-          ("dynamic_degree", "Share of videos with much motion, of whatever kind; more is not better by itself."),
-          ("aesthetic_quality", "LAION's guess of how beautiful people find a frame."),
-          ("imaging_quality", "MUSIQ's guess of how clean a frame is: noise, blur, exposure."),
+          ("dynamic_degree", "Share of videos with much motion of any kind; more is not better by itself."),
+          ("aesthetic_quality", "LAION's prediction of how beautiful people find a frame."),
+          ("imaging_quality", "MUSIQ's prediction of a frame's technical quality: noise, blur, exposure."),
           ("overall_consistency", "How well ViCLIP finds the prompt in the video."),
           ("temporal_flickering", "How little neighbouring frames differ, of the compressed video."),
-          ("i2v_subject", "How alike the frames are to the given picture, to DINO. A still picture scores 1."),
-          ("i2v_background", "How alike the frames are to the given picture, to DreamSim. A still picture scores 1."),
+          ("i2v_subject", "Similarity of the frames to the given picture by DINO. A still picture scores 1."),
+          ("i2v_background", "Similarity of the frames to the given picture by DreamSim. A still picture scores 1."),
       )),
 ]  # fmt: skip
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _KNOWN}
 SORT_ORDER = ("psnr_db", "vmaf", "ssim", "final_latent_db")
-"""What items are sorted by at first: the first of these that was measured. PSNR means something at every size."""
+"""Items are first sorted by the first of these metrics that was measured. PSNR is meaningful at
+every size.
+"""
 
 
 def metric_of(key: str) -> Metric:
-    """What is known about a key; "sqnr_db high_noise bin 0" is one part of "sqnr_db". An unknown one says so."""
+    """Return the metric of a key; "sqnr_db high_noise bin 0" is one part of "sqnr_db". An unknown
+    metric says so.
+    """
     whole, _, part = key.partition(" ")
     if whole in METRICS:
         known = METRICS[whole]
         return replace(known, key=key, title=f"{known.title} after {part.replace('_', ' ')}") if part else known
     return Metric(
-        key, key.replace("_", " "), "", 3, 0, ALONE, "Named by the evaluation; this page knows no more of it."
+        key, key.replace("_", " "), "", 3, 0, ALONE, "Named by the evaluation; this page has no description of it."
     )
 
 
 def is_part(key: str) -> bool:
-    """Whether it is of one timestep bin."""
+    """Return whether the key belongs to one timestep bin."""
     return " " in key
 
 
 def place_of(key: str) -> tuple[bool, int]:
-    """To sort keys by: as this page tells of them, parts last."""
+    """Return the sort key of a metric: in this module's order, parts last."""
     known = list(METRICS)
     whole = key.partition(" ")[0]
     return is_part(key), known.index(whole) if whole in known else len(known)
 
 
 def flat_metrics(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers by key; an object inside becomes keys such as "sqnr_db high_noise bin 0". What is null is left out."""
+    """Return numbers by key; a nested object becomes keys such as "sqnr_db high_noise bin 0". Nulls
+    are left out.
+    """
     flat: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -141,7 +153,7 @@ def flat_metrics(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def signed_minus(value: float, digits: int) -> str:
-    """A number with a real minus sign, and no "−0.0"."""
+    """Write a number with a real minus sign, and no "−0.0"."""
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 

@@ -1,4 +1,6 @@
-"""What the page's script gets as JSON: items with their losses, where their videos are, and the heat maps."""
+"""The JSON of the page's script: items with their losses, the places of their videos, and the heat
+maps.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +11,9 @@ from tempoquant.report.metrics import SORT_ORDER, is_part, metric_of, place_of
 
 
 def payload_of(part: Part, media: Media) -> dict[str, Any]:
-    """Plain values. Videos of the items that lost most are embedded first.
+    """Return plain values. Videos of the items with the largest loss are embedded first.
 
-    Raises EvaluationError when a picture cannot be read.
+    Raises EvaluationError if a picture cannot be read.
     """
     keys = _metric_keys(part)
     first = next((key for key in SORT_ORDER if key in keys), keys[0] if keys else None)
@@ -45,7 +47,7 @@ def payload_of(part: Part, media: Media) -> dict[str, Any]:
 
 
 def _metric_keys(part: Part) -> list[str]:
-    """Of all items."""
+    """Return the metrics of all items."""
     keys = dict.fromkeys(key for item in part.items for values in item.metrics.values() for key in values)
     return sorted(keys, key=place_of)
 

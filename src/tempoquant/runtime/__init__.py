@@ -1,4 +1,6 @@
-"""Running a quantized model: linears as modules, converted by name, and the clock that tells their timestep bin."""
+"""Running a quantized model: linears as modules, their conversion, and the clock that sets their
+timestep bin.
+"""
 
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.convert import install_layers, quantized_linears, replace_linears

@@ -1,4 +1,4 @@
-"""Eight instead of four bits for activations, where quality matters more: the same checkpoint runs as W4A8."""
+"""Eight-bit activations where quality matters more: the same checkpoint runs as W4A8."""
 
 import math
 from typing import Any
@@ -11,15 +11,17 @@ from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS
 
 
 def set_activation_bits(model: Any, bits: int, timesteps: tuple[float, float] | None = None) -> None:
-    """Set how wide the activations of 4-bit linears are from the model's next call on.
+    """Set the activation bits of 4-bit linears from the model's next call on.
 
-    On FP8 and INT8 tensor cores eight bits take the time of four. A result with eight bits is W4A8, not W4A4.
+    On FP8 and INT8 tensor cores eight bits take the time of four. A result with eight bits is W4A8,
+    not W4A4.
 
     Args:
         model: one model, or a diffusers pipeline with its denoisers.
         bits: 4 or 8.
-        timesteps: (low, high) of the scheduler's timesteps, 0 clean to 1000 noise: eight bits where low ≤ timestep <
-            high and four elsewhere; None for everywhere. With 4 bits it must be None.
+        timesteps: (low, high) of the scheduler's timesteps, 0 clean to 1000 noise: eight bits where
+            low ≤ timestep < high and four elsewhere; None for everywhere. With 4 bits it must be
+            None.
 
     Raises:
         RecipeError: other bits, or timesteps that are no interval.
@@ -37,7 +39,8 @@ def set_activation_bits(model: Any, bits: int, timesteps: tuple[float, float] | 
 
 
 def eight_bit_timesteps(bits: int, timesteps: tuple[float, float] | None = None) -> tuple[float, float] | None:
-    """Return the interval of timesteps with eight bits, for arguments as of `set_activation_bits`; None for none.
+    """Return the interval of timesteps with eight bits, for arguments as in `set_activation_bits`;
+    None for none.
 
     Raises RecipeError for other bits, or timesteps that are no interval.
     """

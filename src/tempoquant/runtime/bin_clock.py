@@ -1,9 +1,10 @@
-"""BinClock: tells every QuantizedLinear of one model which timestep bin is current, and how wide activations are then.
+"""BinClock: the current timestep bin of every QuantizedLinear of one model, and their activation
+bits.
 
-Set for each call of the model, from its own `timestep` argument, and for the thread that the call runs in: threads that
-share a model do not see each other's timesteps. The bins stay in a tensor, by which a layer picks what it has for each,
-so a compiled model is not compiled again when the bin changes. There is one clock per model and no global one: models,
-and copies of a model, do not disturb each other.
+Each call of the model sets it from its own `timestep` argument, for the thread that the call runs
+in: threads that share a model do not see each other's timesteps. The bins are a tensor by which a
+layer indexes its tensors, so a compiled model is not recompiled when the bin changes. Each model
+has its own clock and there is no global one: models, and copies of a model, are independent.
 """
 
 import contextlib
@@ -22,11 +23,11 @@ from tempoquant.timesteps import TimestepBins
 
 
 class Call(NamedTuple):
-    """What one call of a model tells its layers.
+    """The facts of one call that a model tells its layers.
 
     Attributes:
         bins: (1,) or (batch,) int64, the bin of each row of the batch; None with a single bin.
-        is_eight: (1,) or (batch,) bool, which rows have 8-bit activations; None where all have four.
+        is_eight: (1,) or (batch,) bool, which rows have 8-bit activations; None if all have four.
         is_forward: whether the model's own forward began it, and not `BinClock.at`.
     """
 
@@ -36,7 +37,9 @@ class Call(NamedTuple):
 
 
 class _ThisThread(threading.local):
-    """The calls that this thread is in, innermost last. A copy, pickled or not, begins outside of every call."""
+    """The calls that this thread is in, innermost last. A copy, pickled or not, begins outside of
+    every call.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -46,17 +49,17 @@ class _ThisThread(threading.local):
 
 
 class BinClock:
-    """The timestep bins of one model, and in each of its calls the current one.
+    """The timestep bins of one model, and the current bin in each of its calls.
 
     Args:
         bins: the model's timestep bins.
-        call: how the model takes its timestep; as most do if left out.
+        call: how the model takes its timestep; the default suits most models.
 
     Attributes:
         bins: the model's timestep bins.
-        eight_bit_timesteps: activations have eight bits where low ≤ timestep < high (W4A8), and four elsewhere; None
-            for four everywhere. A call keeps what it began with.
-        shared_inputs: of the model's linears; what one of them holds goes when a call begins or ends.
+        eight_bit_timesteps: activations have eight bits where low ≤ timestep < high (W4A8), and
+            four elsewhere; None for four everywhere. A call keeps the interval that it began with.
+        shared_inputs: of the model's linears; they are emptied when a call begins or ends.
     """
 
     def __init__(self, bins: TimestepBins, call: ModelCall | None = None) -> None:
@@ -69,21 +72,22 @@ class BinClock:
 
     @property
     def call(self) -> Call | None:
-        """The innermost call that this thread is in; None outside of every call."""
+        """Return the innermost call that this thread is in; None outside of every call."""
         calls = self._this_thread.calls
         return calls[-1] if calls else None
 
     def at(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
-        """A context in which `timestep` is current: a number, or a tensor with one element or one per row of the batch.
+        """Make `timestep` current in a context: a number, or a tensor with one element or one per
+        row of the batch.
 
-        Of a tensor of more dimensions, with a timestep for each token, each row is at its noisiest: the tokens of a
-        frame that was given are clean at every step, and say nothing of when it is.
+        If the tensor has more dimensions, with a timestep for each token, each row takes its
+        noisiest: the tokens of a given frame are clean at every step, and do not show the time.
         """
         return self.during(self._call_at(timestep))
 
     @contextlib.contextmanager
     def during(self, call: Call) -> Iterator[None]:
-        """Within this context this thread is in `call`."""
+        """Put this thread in `call` within this context."""
         self._begin(call)
         try:
             yield
@@ -91,14 +95,16 @@ class BinClock:
             self._end()
 
     def attach(self, model: nn.Module) -> None:
-        """Have every call of `model` set the clock. Raises ModelError when it takes no timestep by that name."""
+        """Make every call of `model` set the clock. Raises ModelError if the model takes no
+        timestep by that name.
+        """
         parameters = list(inspect.signature(type(model).forward).parameters)
         name = self._model_call.timestep_argument
         if name not in parameters:
             raise ModelError(
                 f"{type(model).__name__}.forward takes no {name}: its layers cannot tell their timestep bin."
             )
-        self._position = parameters.index(name) - 1  # self is not among the arguments that a hook sees
+        self._position = parameters.index(name) - 1  # a hook does not see self among the arguments
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward, always_call=True)
 
@@ -142,9 +148,11 @@ class BinClock:
         return Call(bins, (timestep >= low) & (timestep < high))
 
     def rows(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The timestep bin of each row of x (batch, …, in): (1 or batch,) int64, on its device; None with a single bin.
+        """Return the timestep bin of each row of x (batch, …, in): (1 or batch,) int64, on its
+        device; None with a single bin.
 
-        Raises TempoQuantError outside of a call, UnsupportedError where rows and timesteps do not match.
+        Raises TempoQuantError outside of a call, UnsupportedError if rows and timesteps do not
+        match.
         """
         if self.bins.num_bins == 1:
             return None
@@ -154,7 +162,7 @@ class BinClock:
         return _by_row(call.bins.to(x.device), x).reshape(-1)
 
     def select(self, clip_ratio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The clip ratio of each row of the batch.
+        """Return the clip ratio of each row of the batch.
 
         Args:
             clip_ratio: (num_bins,) float32.
@@ -167,7 +175,9 @@ class BinClock:
         return clip_ratio if rows is None else _by_row(clip_ratio[rows.to(clip_ratio.device)], x)
 
     def eight_bits(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Which rows of the batch have 8-bit activations: (1 or batch, 1, …) bool; None where all have four."""
+        """Return the rows of the batch with 8-bit activations: (1 or batch, 1, …) bool; None if all
+        have four.
+        """
         call = self.call
         if call is None and self.eight_bit_timesteps is not None:
             raise TempoQuantError(f"activations have eight bits at some timesteps, and none is current: {_REMEDY}")
@@ -175,9 +185,10 @@ class BinClock:
 
 
 class _CheckpointingInCall:
-    """A model's gradient checkpointing: a block's second forward, of the backward pass, is in the call of its first.
+    """Gradient checkpointing inside a call: a block's second forward, in the backward pass, joins
+    the call of its first.
 
-    The backward pass comes after the call, perhaps after others, and on a GPU in a thread of its own.
+    The backward pass comes after the call, perhaps after others, and on a GPU in a separate thread.
     """
 
     def __init__(self, clock: BinClock, checkpointing: Callable[..., Any]) -> None:
@@ -185,7 +196,7 @@ class _CheckpointingInCall:
 
     def __call__(self, module: nn.Module, *args: Any) -> Any:
         call = self._clock.call
-        if call is None or torch.compiler.is_compiling():  # a graph has the bins among the inputs of its second forward
+        if call is None or torch.compiler.is_compiling():  # a graph holds the bins among its inputs
             return self._checkpointing(module, *args)
 
         def run(*args: Any) -> Any:
@@ -199,7 +210,9 @@ _REMEDY = "call the whole model, or the layer inside `with layer.at_timestep(t):
 
 
 def _by_row(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """(rows,) to (rows, 1, …), of x's number of dimensions. Raises UnsupportedError unless rows is 1 or x's batch."""
+    """Reshape (rows,) to (rows, 1, …), of x's number of dimensions. Raises UnsupportedError unless
+    rows is 1 or x's batch.
+    """
     rows = values.shape[0]
     if rows != 1 and (x.dim() < 3 or x.shape[0] != rows):
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""Turns a model's linears into QuantizedLinears, by name, and gives them a clock."""
+"""Conversion of a model's linears into QuantizedLinears, by name, with a clock."""
 
 from collections.abc import Mapping
 
@@ -22,21 +22,24 @@ def replace_linears(
     call: ModelCall | None = None,
     kind: type[QuantizedLinear] = QuantizedLinear,
 ) -> BinClock:
-    """Replace linears by QuantizedLinears on the meta device, to be loaded into, and attach a clock to the model.
+    """Replace linears by empty QuantizedLinears on the meta device, and attach a clock to the
+    model.
 
     Args:
-        model: whose linears `layers` names.
-        call: how the model takes its timestep; as most do if left out.
-        kind: of QuantizedLinear to put in.
+        model: holds the linears that `layers` names.
+        call: how the model takes its timestep; the default suits most models.
+        kind: the class of QuantizedLinear to use.
 
-    Raises CheckpointError when the model has no such linear, or one of another shape; the model is then unchanged.
+    Raises CheckpointError if the model has no such linear, or one of another shape; the model is
+    then unchanged.
     """
     for name, entry in layers.items():
         _check_linear(model, name, entry)
     clock = BinClock(bins, call)
     clock.attach(model)
     for name, entry in layers.items():
-        # set_submodule indexes into ModuleLists (`to_out.0`, `ffn.net.2`), which have no attribute "0".
+        # set_submodule indexes into ModuleLists (`to_out.0`, `ffn.net.2`), which have no attribute
+        # "0".
         model.set_submodule(name, kind(entry, clock, compute_dtype, device="meta"))
     return clock
 
@@ -47,7 +50,9 @@ def install_layers(
     bins: TimestepBins,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> BinClock:
-    """Replace linears by layers that are already in memory (they are shared, not copied), and attach a clock."""
+    """Replace linears by layers that are already in memory (they are shared, not copied), and
+    attach a clock.
+    """
     modules = {name: (layer, QuantizedLinear.from_layer(layer).entry) for name, layer in layers.items()}
     clock = replace_linears(model, {name: entry for name, (_, entry) in modules.items()}, bins, compute_dtype)
     for name, layer in layers.items():
@@ -56,7 +61,7 @@ def install_layers(
 
 
 def quantized_linears(model: nn.Module) -> dict[str, QuantizedLinear]:
-    """Every QuantizedLinear of a model by name."""
+    """Return every QuantizedLinear of a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 
 
@@ -70,7 +75,7 @@ def _check_linear(model: nn.Module, name: str, entry: LayerEntry) -> None:
             f"{name} is a {type(module).__name__}, not a linear: config.json describes another model."
         )
     found = (module.out_features, module.in_features, module.bias is not None)
-    has_bias = entry.bias is not None and (found[2] or not entry.centred)  # centring gives a bias to a linear without
+    has_bias = entry.bias is not None and (found[2] or not entry.centred)  # centring adds a bias
     if found != (entry.out_features, entry.in_features, has_bias):
         raise CheckpointError(
             f"{name} is {found[0]} × {found[1]}{'' if found[2] else ' without bias'} in the model, but "

@@ -1,8 +1,10 @@
-"""QuantizedLinear: a QuantizedLayer as a module, which diffusers, accelerate and peft take for an nn.Linear.
+"""QuantizedLinear: a QuantizedLayer as a module that diffusers, accelerate and peft accept as an
+nn.Linear.
 
-The weight stays packed in memory. All tensors are held in their stored form (docs/checkpoint.md), so that state_dict
-*is* the checkpoint, and keep their dtypes whatever the module is cast to. They are parameters, not buffers, because
-accelerate leaves buffers on the accelerator when it offloads a module.
+The weight stays packed in memory. All tensors are held in their stored form (docs/checkpoint.md),
+so that state_dict *is* the checkpoint, and keep their dtypes under any cast of the module. They are
+parameters, not buffers, because accelerate leaves buffers on the accelerator when it offloads a
+module.
 """
 
 import contextlib
@@ -30,9 +32,12 @@ from tempoquant.runtime.straight_through import straight_through
 
 
 class _Run(NamedTuple):
-    """What is computed at once: rows of a batch that have the same tensors.
+    """One computation: the rows of a batch that have the same tensors.
 
-    x: (rows, …, in). clip_ratio: as `BinClock.select` gives it. eight_bits: as `BinClock.eight_bits`.
+    Attributes:
+        x: (rows, …, in).
+        clip_ratio: as from `BinClock.select`.
+        eight_bits: as from `BinClock.eight_bits`.
     """
 
     x: torch.Tensor
@@ -46,12 +51,12 @@ class QuantizedLinear(nn.Linear):
     """One 4-bit linear.
 
     Attributes:
-        entry: what fixes every tensor's presence, dtype and shape.
-        clock: tells the current timestep bin; shared by all layers of a model.
-        compute_dtype: what `weight.dtype` claims, and so what peft gives its adapters.
+        entry: fixes every tensor's presence, dtype and shape.
+        clock: holds the current timestep bin; all layers of a model share it.
+        compute_dtype: the dtype that `weight.dtype` reports, and so the dtype of peft's adapters.
         shared_input: joins the linears that read one input (`share_inputs`); None for none.
-        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, deflation, input_offset, bias: as stored,
-            or None where absent.
+        packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, deflation,
+            input_offset, bias: as stored, or None where absent.
     """
 
     packed: torch.Tensor
@@ -71,8 +76,10 @@ class QuantizedLinear(nn.Linear):
         compute_dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ) -> None:
-        """A layer with uninitialized tensors, to be loaded into. `device="meta"` allocates nothing."""
-        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a dense weight
+        """Make a layer with uninitialized tensors, to be loaded into. `device="meta"` allocates
+        nothing.
+        """
+        nn.Module.__init__(self)  # nn.Linear's would allocate a dense weight
         self.in_features, self.out_features = entry.in_features, entry.out_features
         self.entry, self.clock, self.compute_dtype = entry, clock, compute_dtype
         self.shared_input: SharedInput | None = None
@@ -88,7 +95,9 @@ class QuantizedLinear(nn.Linear):
     def from_layer(
         cls, layer: QuantizedLayer, clock: BinClock | None = None, compute_dtype: torch.dtype = torch.bfloat16
     ) -> "QuantizedLinear":
-        """A module that runs a layer, sharing its memory. Raises CheckpointError when the bins are not the clock's."""
+        """Make a module that runs a layer, sharing its memory. Raises CheckpointError if the bins
+        are not the clock's.
+        """
         clock = clock or BinClock(layer.bins)
         if clock.bins != layer.bins:
             raise CheckpointError(
@@ -101,21 +110,27 @@ class QuantizedLinear(nn.Linear):
         return linear
 
     def to_layer(self) -> QuantizedLayer:
-        """The layer this module runs, sharing its memory."""
+        """Return the layer that this module runs, sharing its memory."""
         return from_stored(self._stored(), self.entry, self.clock.bins)
 
     def check(self, name: str) -> None:
-        """Raise CheckpointError, starting with `name`, unless every tensor is what the entry says."""
+        """Raise CheckpointError, starting with `name`, unless every tensor agrees with the
+        entry.
+        """
         check_layer(self._stored(), self.entry, self.clock.bins.num_bins, name)
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """Shape, dtype and device of the dense weight that is not there; using its values raises UnsupportedError."""
+        """Return the dense weight's shape, dtype and device without values; using its values raises
+        UnsupportedError.
+        """
         return PackedWeight(self.out_features, self.in_features, self.compute_dtype, self.packed.device)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything that replaces the 16-bit weight, as `QuantizedLayer.num_bytes` counts them."""
+        """Return the bytes that replace the 16-bit weight, as `QuantizedLayer.num_bytes` counts
+        them.
+        """
         return self.to_layer().num_bytes
 
     @property
@@ -124,36 +139,44 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def fits_fp8(self) -> bool:
-        """Whether FP8 holds every number of the weight, in a format that allows it.
+        """Return whether FP8 holds every number of the weight, in a format that allows it.
 
-        A weight in MXFP4 may have a row that spans more octaves: it runs in bfloat16. `settle` looks it up.
+        A row of an MXFP4 weight may span more octaves; then the layer runs in bfloat16. `settle`
+        looks it up.
         """
         if self._fits_fp8 is None:
-            weight = self.to_layer().at_bin(0).weight_tensors  # codes and scales are those of every bin
+            weight = self.to_layer().at_bin(0).weight_tensors  # codes and scales are the same in every bin
             self._fits_fp8 = bool(fp8_exact_rows(weight, self.entry.format).all())
         return self._fits_fp8
 
     def settle(self) -> None:
-        """Look up what a compiled graph cannot ask the weight's numbers; does nothing where there are none (meta)."""
+        """Look up the facts about the weight's numbers that a compiled graph cannot compute; does
+        nothing on meta.
+        """
         if self.entry.format.is_fp8_exact and not self.packed.is_meta:
             _ = self.fits_fp8
 
     def dequantize(self, timestep_bin: int | None = None) -> torch.Tensor:
-        """The effective weight, branch and smoothing included: (out, in) float32; see `QuantizedLayer.dequantize`."""
+        """Return the effective weight, branch and smoothing included: (out, in) float32; see
+        `QuantizedLayer.dequantize`.
+        """
         return self.to_layer().dequantize(timestep_bin)
 
     def at_timestep(self, timestep: torch.Tensor | float) -> contextlib.AbstractContextManager[None]:
-        """Within this context a layer that stands alone runs with what it has for `timestep`'s bin.
+        """Run a layer that stands alone in `timestep`'s bin, within this context.
 
-        In a model the clock is shared: there, call the model, which sets it from its own `timestep`.
+        In a model, all layers share the clock: call the model, which sets it from its own
+        `timestep`.
         """
         return self.clock.at(timestep)
 
     @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, …, in) to (batch, …, out), in the dtype of x; the gradient is that of the dequantized layer."""
+        """Compute the layer: (batch, …, in) to (batch, …, out), in the dtype of x; the gradient is
+        that of the dequantized layer.
+        """
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # which would compute the exact products in 16 bits
+            with torch.autocast(x.device.type, enabled=False):  # autocast would compute the exact products in 16 bits
                 return self._forward(x)
         return self._forward(x)
 
@@ -190,7 +213,9 @@ class QuantizedLinear(nn.Linear):
         return operators.Source(rows, self.entry.activation_scale_rule, run.clip_ratio.reshape(-1), flags)
 
     def _runs(self, x: torch.Tensor) -> list[_Run]:
-        """The batch at once, unless it has tensors by timestep bin and a timestep for each row: then row by row."""
+        """Split the batch into rows if tensors differ by timestep bin and each row has its
+        timestep; else keep it whole.
+        """
         clip_ratio, eight_bits = self.clock.select(self.clip_ratio.view(torch.float32), x), self.clock.eight_bits(x)
         bins = self.clock.rows(x) if self._keys_by_bin else None
         if bins is None or bins.shape[0] == 1:
@@ -201,7 +226,9 @@ class QuantizedLinear(nn.Linear):
                 for row in rows]  # fmt: skip
 
     def gradient_tensors(self, x: torch.Tensor) -> list[GradientTensors]:
-        """What makes the gradient at x: one for the batch, or one for each row where rows have weights apart."""
+        """Return the tensors of the gradient at x: one for the batch, or one for each row if rows
+        have separate weights.
+        """
         bins = self.clock.rows(x) if self._keys_by_bin else None
         if bins is None:
             return [gradient_tensors(self.input_transform(), self.weight_tensors())]
@@ -217,7 +244,9 @@ class QuantizedLinear(nn.Linear):
         )
 
     def input_transform(self, bins: torch.Tensor | None = None) -> InputTransform:
-        """What is done to inputs of one timestep bin, (1,) int64; None does without tensors by bin, or with one bin."""
+        """Return the transform of inputs of one timestep bin, (1,) int64; None suffices without
+        tensors by bin, or with one bin.
+        """
         smoothing_factor = self.smoothing_factor
         return InputTransform(
             smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
@@ -228,7 +257,7 @@ class QuantizedLinear(nn.Linear):
         )
 
     def weight_tensors(self, bins: torch.Tensor | None = None) -> WeightTensors:
-        """What such inputs are multiplied with; `bins` as for `input_transform`."""
+        """Return the weight for such inputs; `bins` as for `input_transform`."""
         tensor_scale = self.tensor_scale
         return WeightTensors(
             packed=self.packed,
@@ -242,21 +271,21 @@ class QuantizedLinear(nn.Linear):
         tensor: torch.Tensor | None = getattr(self, key)
         if tensor is None or key not in self._keys_by_bin:
             return tensor
-        # The bin's number stays on the device: nothing waits for it.
+        # The bin's number stays on the device, so there is no host synchronization.
         (of_bin,) = (tensor if bins is None else tensor.index_select(0, bins)).unbind()
         return of_bin
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._fits_fp8 = None  # other numbers, another answer
+        self._fits_fp8 = None  # other numbers may not fit
         self.settle()
 
     def _stored(self) -> dict[str, torch.Tensor]:
         return {key: tensor.detach() for key in KEYS if (tensor := getattr(self, key)) is not None}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # Casts (`.to(dtype)`, layerwise casting) reach tensors through here. They skip integers, so the floating ones
-        # go through as bytes: devices and sharing change, values never do.
+        # Casts (`.to(dtype)`, layerwise casting) reach tensors through here. They skip integers, so
+        # floating tensors go through as bytes: devices and sharing change, values never do.
         def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             return fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.is_floating_point() else fn(tensor)
 

@@ -1,8 +1,9 @@
 """PackedWeight: the dense weight that a 4-bit layer does not have, as a tensor without storage.
 
-Libraries ask a linear for `weight.shape`, `.dtype` and `.device`. Those are answered. Whatever would read or write the
-values raises, because a silent answer would be wrong: a LoRA fused into a dequantized copy is lost, and projections
-fused from one are no longer 4-bit.
+Libraries ask a linear for `weight.shape`, `.dtype` and `.device`. The tensor answers these. Every
+operation that would read or write the values raises, because a silent answer would be wrong: a LoRA
+fused into a dequantized copy would be lost, and projections fused from one would no longer be
+4-bit.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ _METADATA = {getattr(torch.Tensor, name).__get__ for name in _PROPERTIES} | {
 
 
 class PackedWeight(torch.Tensor):
-    """(out, in) of the given dtype and device, with no values."""
+    """A tensor (out, in) of the given dtype and device, without values."""
 
     @staticmethod
     def __new__(

@@ -1,4 +1,4 @@
-"""Finds the linears of a model that may share a quantized input."""
+"""Detection of a model's linears that may share a quantized input."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,13 +10,13 @@ from tempoquant.runtime.shared_input import SharedInput
 
 
 def share_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> int:
-    """Let linears that read one input share its quantization, as far as they quantize it alike.
+    """Let linears that read one input share its quantization, if they quantize it alike.
 
     Args:
         groups: names of linears that the model calls with the same tensor.
 
     Returns:
-        How many quantizations a call of the model saves.
+        The number of quantizations that a call of the model saves.
     """
     saved = 0
     for names in groups:
@@ -34,7 +34,9 @@ def share_inputs(model: nn.Module, groups: Iterable[Sequence[str]]) -> int:
 
 
 def _quantize_alike(one: QuantizedLinear, other: QuantizedLinear) -> bool:
-    """Whether format, rule, transform and clip ratios are equal, and the clock is one."""
+    """Return whether format, rule, transform and clip ratios are equal, and the clock is the
+    same.
+    """
     if one.clock is not other.clock:
         return False
     a, b = one.to_layer(), other.to_layer()

@@ -1,8 +1,8 @@
 """SharedInput: linears that read one input have it quantized once.
 
-q, k and v of an attention are called one after the other with the same tensor. The first to see it quantizes it, the
-others take what it made, and the last one lets go of it, so that it does not lie in memory while attention runs.
-Threads that run one model share nothing.
+q, k and v of an attention are called one after the other with the same tensor. The first one
+quantizes it, the others take the result, and the last one releases it, so that it takes no memory
+while attention runs. Threads that run one model share nothing.
 """
 
 import threading
@@ -15,13 +15,14 @@ from tempoquant.kernels.quantized_input import QuantizedInput
 
 
 class SharedInput(threading.local):
-    """What linears that read one input made of it last, in this thread. A copy, pickled or not, holds nothing.
+    """The latest input of linears that read one input, quantized, in this thread. A copy, pickled
+    or not, is empty.
 
     Attributes:
         num_linears: how many share it.
     """
 
-    def __init__(self, num_linears: int) -> None:  # which every thread runs again
+    def __init__(self, num_linears: int) -> None:  # runs again in every thread
         self.num_linears = num_linears
         self.forget()
 
@@ -29,7 +30,7 @@ class SharedInput(threading.local):
         return type(self), (self.num_linears,)
 
     def forget(self) -> None:
-        """Let go of the input and of what was made of it."""
+        """Release the input and its quantized form."""
         self._x: torch.Tensor | None = None
         self._quantized: tuple[QuantizedInput, ...] | None = None
         self._version, self._num_waiting = 0, 0
@@ -40,11 +41,13 @@ class SharedInput(threading.local):
         quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]],
         is_in_call: bool = False,
     ) -> tuple[QuantizedInput, ...]:
-        """`quantize(x)`, or what it gave the linear before, if x is the very tensor and unchanged since.
+        """Return `quantize(x)`, or the result of the linear before if x is the same tensor and
+        unchanged.
 
-        Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x changed. Within a call of
-        the model (`is_in_call`) the same tensor is then taken to be unchanged, as it is in every attention of
-        diffusers; outside of one, in inference mode, x is quantized again.
+        Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x
+        changed. Within a call of the model (`is_in_call`) the same tensor then counts as unchanged,
+        which holds for every attention of diffusers; outside of one, in inference mode, x is
+        quantized again.
         """
         version = 0
         if not torch.compiler.is_compiling():

@@ -1,8 +1,9 @@
-"""Training through a 4-bit layer, as a LoRA on top of it needs. The value is the 4-bit one, bit for bit, by the kernels
-of inference; the gradient is that of the dequantized layer (`kernels.input_gradient`).
+"""Training through a 4-bit layer, which a LoRA on top of it needs.
 
-Autograd by itself would give the gradient of whatever the forward pass happens to be made of: in plain PyTorch that of
-the branch alone, for rounding has none, and with kernels nothing at all.
+The value is the 4-bit one, bit for bit, by the kernels of inference; the gradient is that of the
+dequantized layer (`kernels.input_gradient`). Plain autograd would follow the forward pass: in
+PyTorch it would give the gradient of the branch alone, since rounding has none, and with kernels no
+gradient at all.
 """
 
 import functools
@@ -21,7 +22,8 @@ _Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 def straight_through(forward: _Forward) -> _Forward:
     """Give `forward(self, x)` of a QuantizedLinear the gradient of its dequantized layer.
 
-    It raises UnsupportedError while gradients are recorded and one of the layer's own tensors asks for one.
+    It raises UnsupportedError if gradients are recorded and one of the layer's own tensors requires
+    one.
     """
 
     @functools.wraps(forward)
@@ -44,9 +46,9 @@ def straight_through(forward: _Forward) -> _Forward:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """x ↦ forward(x), whose backward pass reads the layer's stored tensors and nothing of what was computed.
+    """The function x ↦ forward(x), whose backward pass reads only the layer's stored tensors.
 
-    They are GradientTensors of the whole batch, or one after the other those of each of its rows.
+    They are GradientTensors of the whole batch, or of each of its rows in turn.
     """
 
     @staticmethod
@@ -66,7 +68,7 @@ class _StraightThrough(torch.autograd.Function):
                 "torch.autograd.grad with create_graph=False."
             )
         size = len(GradientTensors._fields)
-        every = ctx.saved_tensors  # asked for once: checkpointing gives them out a single time
+        every = ctx.saved_tensors  # read once: checkpointing gives them a single time
         of_rows = [GradientTensors(*every[start : start + size]) for start in range(0, len(every), size)]
         rows = grad_y.split(1) if len(of_rows) > 1 else [grad_y]
         parts = [input_gradient(each, tensors, get_format(ctx.format), ctx.rotated)

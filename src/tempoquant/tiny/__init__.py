@@ -1,4 +1,6 @@
-"""The bundled model `tiny`: Wan2.2-I2V's architecture at 1/3000 of its size, really trained on a procedural world."""
+"""The bundled model `tiny`: Wan2.2-I2V's architecture at 1/3000 of its size, trained on a
+procedural world.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,20 @@ __all__ = [
 
 
 def weights_folder() -> Path:
-    """The folder of the bundled model, a complete pipeline for `WanImageToVideoPipeline.from_pretrained`."""
+    """Return the folder of the bundled model, a complete pipeline for
+    `WanImageToVideoPipeline.from_pretrained`.
+    """
     return Path(__file__).parent / "weights"
 
 
 LORA_NAME = "tiny-4steps"
-"""What the bundled pair of LoRAs is called where a file is expected; it says for how many steps they were distilled."""
+"""The name of the bundled pair of LoRAs in place of a file; it states the number of steps they were
+distilled for.
+"""
 
 
 def lora_file(expert: str) -> Path:
-    """The LoRA that takes an expert of `tiny`, `high_noise` or `low_noise`, to four steps without guidance."""
+    """Return the LoRA that takes an expert of `tiny`, `high_noise` or `low_noise`, to four steps
+    without guidance.
+    """
     return Path(__file__).parent / "loras" / LORA_NAME / f"{expert}_model.safetensors"

@@ -1,54 +1,52 @@
-"""`tiny-outliers`: the bundled model with large models' activation outliers planted, and the very same outputs.
+"""`tiny-outliers`: the bundled model with large models' activation outliers planted, and the very
+same outputs.
 
-Large diffusion transformers carry a few channels, and a few tokens, dozens of times larger than the rest; a model of
-width 256 that trains for an hour does not. Between a producer of activations x and their consumer W, any invertible M
-may be inserted: x becomes M·x and W becomes W·M⁻¹, so W·x is unchanged while what the quantizer sees is not.
+Large diffusion transformers carry a few channels, and a few tokens, dozens of times larger than the
+rest; a model of width 256 that trains for an hour does not. Between a producer of activations x and
+their consumer W, any invertible M may be inserted: x becomes M·x and W becomes W·M⁻¹, so W·x is
+unchanged while the quantizer's input is not.
 
 | inputs of | M folded into | how strongly |
 |---|---|---|
-| attn1.to_q, to_k, to_v | adaLN rows of time_proj and scale_shift_table (msa) | channels × 32, 32, 16, 8 |
+| attn1.to_q, to_k, to_v | adaLN rows of time_proj and scale_shift_table (msa) | channels × 32, 32,
+16, 8 |
 | ffn.net.0 | the same, feed-forward rows | channels × 32, 32, 16, 8 |
 | attn2.to_q | norm2's affine weight and bias | channels × 32, 32, 16, 8 |
-| attn2.to_k, to_v | text_embedder.linear_2 | channels × 16, 8, and one token along one direction (below) |
+| attn2.to_k, to_v | text_embedder.linear_2 | channels × 16, 8, and one token along one direction
+(below) |
 | attn1.to_out | to_v | odd heads: channels × 32, 16; even heads: a direction × 32 |
 | attn2.to_out | to_v | odd heads: channels × 16, 8; even heads: a direction × 16 |
 
-A direction is stretched by M = I + (factor − 1)·u·uᵀ with a unit vector u of few channels. No scaling of single
-channels undoes it, so smoothing alone cannot win everything back. For the text stream, u is chosen for the end token,
-which every prompt has, and orthogonal to padding: the end token and, less so, a few words grow to dozens of times the
-size of padding tokens, which do not change.
-Not planted: the inputs of ffn.net.2 (a GELU stands before it), and queries and keys (an RMSNorm stands behind them).
+A direction is stretched by M = I + (factor − 1)·u·uᵀ with a unit vector u of few channels. No
+scaling of single channels undoes it, so smoothing alone cannot win everything back. For the text
+stream, u is chosen for the end token, which every prompt has, and orthogonal to padding: the end
+token and, less so, a few words grow to dozens of times the size of padding tokens, which do not
+change. Not planted: the inputs of ffn.net.2 (a GELU stands before it), and queries and keys (an
+RMSNorm stands behind them).
 
-Factors are powers of two, so channel scaling is exact and keeps its bfloat16 storage. Directions are not: folds are
-computed in float64, and a tensor that bfloat16 cannot hold exactly is stored as float32. Loaded in float32 the model
-equals its source within 1e-5 of the output's scale; loaded in bfloat16 it differs as bfloat16 does.
+Factors are powers of two, so channel scaling is exact and keeps its bfloat16 storage. Directions
+are not: folds are computed in float64, and a tensor that bfloat16 cannot hold exactly is stored as
+float32. Loaded in float32 the model equals its source within 1e-5 of the output's scale; loaded in
+bfloat16 it differs as bfloat16 does.
 """
 
 import functools
-import hashlib
-import json
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from tempoquant.errors import ModelError, OutputError
+from tempoquant.errors import ModelError
 
-EXPERT_FOLDERS = ("transformer", "transformer_2")
 CHANNEL_FACTORS = (32.0, 32.0, 16.0, 8.0)
 VALUE_FACTORS = {"attn1": 32.0, "attn2": 16.0}  # training alone brings the values of attn2 to 10 to 20 times the median
 VALUE_DIRECTION_CHANNELS = 4
 TEXT_CHANNEL_FACTORS = (16.0, 8.0)
 TEXT_DIRECTION_CHANNELS = 8
-TEXT_TOKEN_RATIO = 40.0  # about: the massive token's largest channel over the median channel's largest value
+TEXT_TOKEN_RATIO = 40.0  # approximately: the massive token's largest channel over the median channel's largest value
 _TEXT = "condition_embedder.text_embedder"
 _TIME = "condition_embedder.time_proj"
 
@@ -56,19 +54,23 @@ _TIME = "condition_embedder.time_proj"
 def plant_outliers(
     state_dict: Mapping[str, Tensor], config: Mapping[str, Any], seed: int = 0, text_states: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The weights of the same function with outliers inside.
+    """Return the weights of the same function with outliers inside.
 
     Args:
         state_dict: of a WanTransformer3DModel with cross_attn_norm; not changed.
         config: its config; reads num_layers, num_attention_heads, attention_head_dim and text_dim.
-        seed: picks the channels. Channels of the modulation are shared by all blocks, because time_proj is.
-        text_states: (tokens, text_dim) of the text encoder; row 0 is the token to make massive. None: random ones.
+        seed: picks the channels. Channels of the modulation are shared by all blocks, because
+            time_proj is.
+        text_states: (tokens, text_dim) of the text encoder; row 0 is the token to make massive.
+            None: random ones.
 
     Returns:
-        the same names and shapes; dtypes as before, or float32 where the old dtype cannot hold the fold exactly.
+        the same names and shapes; dtypes as before, or float32 where the old dtype cannot hold the
+        fold exactly.
 
     Raises:
-        ModelError: the state dict is not of such a model, or its text width differs from `text_states`.
+        ModelError: the state dict is not of such a model, or its text width differs from
+            `text_states`.
     """
     weights = {name: tensor.detach().to(torch.float64) for name, tensor in state_dict.items()}
     blocks = [f"blocks.{i}" for i in range(int(config["num_layers"]))]
@@ -96,7 +98,9 @@ def plant_outliers(
 
 
 def _plant_modulation(weights: dict[str, Tensor], blocks: Sequence[str], generator: torch.Generator) -> None:
-    """norm(x)·(1 + scale) + shift, times f: shift rows times f, and scale' = f·(1 + scale) − 1."""
+    """Multiply norm(x)·(1 + scale) + shift by f: shift rows times f, and scale' = f·(1 + scale) −
+    1.
+    """
     width = weights[f"{blocks[0]}.scale_shift_table"].shape[-1]
     for shift_row, scale_row, readers in (
         (0, 1, ("attn1.to_q", "attn1.to_k", "attn1.to_v")),
@@ -144,7 +148,9 @@ def _plant_text(
 def _plant_values(
     weights: dict[str, Tensor], attention: str, gains: Tensor, num_heads: int, generator: torch.Generator
 ) -> None:
-    """Attention averages values over tokens, head by head, and so commutes with a matrix per head."""
+    """Plant outliers in values: attention averages values over tokens, head by head, and so
+    commutes with a matrix per head.
+    """
     strength = VALUE_FACTORS[attention.rpartition(".")[2]]
     matrices, inverses = [], []
     for head, head_gains in enumerate(gains.unflatten(0, (num_heads, -1))):
@@ -164,7 +170,9 @@ def _plant_values(
 
 
 def _text_stream(weights: Mapping[str, Tensor], states: Tensor) -> Tensor:
-    """What attn2 reads: (tokens, text_dim) to (tokens, width), by text_embedder in float64."""
+    """Compute the input of attn2: (tokens, text_dim) to (tokens, width), by text_embedder in
+    float64.
+    """
     first, second = (
         functools.partial(functional.linear, weight=weights[f"{_TEXT}.{n}.weight"], bias=weights[f"{_TEXT}.{n}.bias"])
         for n in ("linear_1", "linear_2")
@@ -173,10 +181,12 @@ def _text_stream(weights: Mapping[str, Tensor], states: Tensor) -> Tensor:
 
 
 def _direction_of_first_token(tokens: Tensor, padding: Tensor) -> Tensor:
-    """The unit vector of few channels along which tokens[0] is large, the other tokens are small, and padding is zero.
+    """Return the unit vector of few channels along which tokens[0] is large, the other tokens are
+    small, and padding is zero.
 
-    On the channels where the first token t stands out most, it is C⁻¹·(t − λ·p), with C the others' second moments
-    (Fisher's discriminant) and λ such that its product with the padding vector p vanishes.
+    On the channels where the first token t stands out most, it is C⁻¹·(t − λ·p), with C the others'
+    second moments (Fisher's discriminant) and λ such that its product with the padding vector p
+    vanishes.
     """
     others = tokens[1:].square().mean(0).sqrt()
     channels = (tokens[0].abs() / others).topk(TEXT_DIRECTION_CHANNELS).indices
@@ -192,7 +202,7 @@ def _direction_of_first_token(tokens: Tensor, padding: Tensor) -> Tensor:
 
 
 def _channel_factors(gains: Tensor, planted: Sequence[float], generator: torch.Generator) -> Tensor:
-    """The planted factors at ordinary channels, 1 elsewhere: (blocks, n) to (n,) float64."""
+    """Return the planted factors at ordinary channels, 1 elsewhere: (blocks, n) to (n,) float64."""
     factors = torch.ones(gains.shape[1], dtype=torch.float64)
     chosen = _ordinary_channels(gains, len(planted), generator)
     factors[chosen] = torch.tensor(planted, dtype=torch.float64)
@@ -200,7 +210,9 @@ def _channel_factors(gains: Tensor, planted: Sequence[float], generator: torch.G
 
 
 def _ordinary_channels(gains: Tensor, num_channels: int, generator: torch.Generator) -> Tensor:
-    """Channels drawn from the quarter whose gain is nearest to the median in every block: (blocks, n) to indices."""
+    """Draw channels from the quarter whose gain is nearest to the median in every block: (blocks,
+    n) to indices.
+    """
     # A factor of 32 then makes 32 times the usual, and not 32 times an exception.
     magnitude = gains.abs().clamp(min=1e-6)
     strangeness = (magnitude / magnitude.median(dim=1, keepdim=True).values).log().abs().amax(0)
@@ -209,7 +221,7 @@ def _ordinary_channels(gains: Tensor, num_channels: int, generator: torch.Genera
 
 
 def _stretch(direction: Tensor, factor: float) -> Tensor:
-    """I + (factor − 1)·u·uᵀ; its inverse is the same with 1 / factor."""
+    """Return I + (factor − 1)·u·uᵀ; its inverse is the same with 1 / factor."""
     return torch.eye(len(direction), dtype=direction.dtype) + (factor - 1) * torch.outer(direction, direction)
 
 
@@ -226,73 +238,3 @@ def _fold_into_readers(weights: dict[str, Tensor], linears: Sequence[str], inver
 def _stored(folded: Tensor, dtype: torch.dtype) -> Tensor:
     kept = folded.to(dtype)
     return kept if torch.equal(kept.to(torch.float64), folded) else folded.to(torch.float32)
-
-
-def write_tiny_outliers(folder: Path, source: Path) -> Path:
-    """Write the complete pipeline folder: both experts planted, everything else copied.
-
-    Args:
-        folder: appears all at once, or not at all; one that is already there is left alone.
-        source: a pipeline folder with transformer/, transformer_2/ and text_encoder/.
-
-    Raises:
-        ModelError: `source` lacks a part. OutputError: the folder cannot be written.
-    """
-    folder, source = Path(folder), Path(source)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, unfinished, ignore=lambda _, names: {n for n in names if n in EXPERT_FOLDERS})
-        for expert in EXPERT_FOLDERS:
-            _write_expert(unfinished / expert, source / expert, _rough_text_states(source))
-        try:
-            unfinished.rename(folder)
-        except OSError:  # another process was faster, and wrote the same bytes
-            if not folder.is_dir():
-                raise
-    except FileNotFoundError as error:
-        raise ModelError(f"{source} is not a complete pipeline folder: {error.filename} is missing.") from error
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error}): free space there, or name another folder.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def _write_expert(folder: Path, source: Path, text_states: Tensor) -> None:
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    state_dict = {
-        name: tensor for file in sorted(source.glob("*.safetensors")) for name, tensor in load_file(file).items()
-    }
-    folder.mkdir()
-    shutil.copy(source / "config.json", folder)
-    planted = {n: t.contiguous() for n, t in plant_outliers(state_dict, config, text_states=text_states).items()}
-    save_file(planted, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-
-
-def _rough_text_states(source: Path) -> Tensor:
-    """One row per token of the vocabulary, the end token first: its embedding under the encoder's last norm.
-
-    Running the encoder would need transformers. These rows only choose a direction; equality does not rest on them.
-    """
-    encoder = source / "text_encoder"
-    end_token = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
-    weights = load_file(encoder / "model.safetensors")
-    states = functional.rms_norm(weights["shared.weight"].double(), weights["shared.weight"].shape[1:])
-    states = states * weights["encoder.final_layer_norm.weight"].double()
-    return torch.cat([states[end_token : end_token + 1], states[:end_token], states[end_token + 1 :]])
-
-
-def outliers_folder(source: Path | None = None) -> Path:
-    """The folder of `tiny-outliers`, made on the first call in the user's cache ($XDG_CACHE_HOME or ~/.cache).
-
-    Its name holds a hash of the source (None: the bundled model) and of this file, so that it is never stale. Safe to
-    call from many processes. Raises ModelError and OutputError as `write_tiny_outliers` does.
-    """
-    source = Path(__file__).parent / "weights" if source is None else source
-    digest = hashlib.sha256(Path(__file__).read_bytes())
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        digest.update(file.relative_to(source).as_posix().encode() + b"\0" + file.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "tempoquant" / f"tiny-outliers-{digest.hexdigest()[:16]}"
-    return folder if folder.is_dir() else write_tiny_outliers(folder, source)

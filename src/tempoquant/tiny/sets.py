@@ -1,4 +1,6 @@
-"""Calibration and evaluation sets of the bundled world: deterministic, and disjoint from training by their seeds."""
+"""Calibration and evaluation sets of the bundled world: deterministic, and disjoint from training
+by their seeds.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,16 @@ from tempoquant.tiny.world import Scene, describe, render, sample_scene
 TRAINING_SEED_BASE = 0
 CALIBRATION_SEED_BASE = 10_000_000
 EVALUATION_SEED_BASE = 20_000_000
-"""Item i of a set is the scene drawn with seed base + i; a set holds fewer than ten million items."""
+"""Item i of a set is the scene drawn with seed base + i; a set holds fewer than ten million
+items.
+"""
 
 
 @dataclass(frozen=True)
 class TinyItem:
-    """One task for the model: a first frame (64×64 RGB), a prompt, and the scene that a perfect answer shows."""
+    """One task for the model: a first frame (64×64 RGB), a prompt, and the scene of a perfect
+    answer.
+    """
 
     id: str
     image: Image.Image
@@ -26,22 +32,22 @@ class TinyItem:
 
 
 def scene_from_seed(seed: int) -> Scene:
-    """The scene that belongs to a seed, everywhere in this project."""
+    """Return the scene of a seed, the same everywhere in this project."""
     return sample_scene(np.random.default_rng(seed))
 
 
 def calibration_items(num_items: int) -> list[TinyItem]:
-    """The first `num_items` calibration items, `tiny-calibration-0000` onwards."""
+    """Return the first `num_items` calibration items, `tiny-calibration-0000` onwards."""
     return _items("calibration", CALIBRATION_SEED_BASE, num_items)
 
 
 def evaluation_items(num_items: int) -> list[TinyItem]:
-    """The first `num_items` held-out items, `tiny-evaluation-0000` onwards."""
+    """Return the first `num_items` held-out items, `tiny-evaluation-0000` onwards."""
     return _items("evaluation", EVALUATION_SEED_BASE, num_items)
 
 
 def item_of(scene: Scene, item_id: str) -> TinyItem:
-    """The item whose image is the scene's first frame and whose prompt describes it."""
+    """Return the item whose image is the scene's first frame and whose prompt describes it."""
     return TinyItem(item_id, Image.fromarray(render(scene, num_frames=1)[0]), describe(scene), scene)
 
 

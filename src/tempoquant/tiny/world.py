@@ -1,10 +1,12 @@
-"""The procedural world the bundled model was trained on: coloured shapes that move over soft backgrounds.
+"""The procedural world the bundled model was trained on: coloured shapes that move over soft
+backgrounds.
 
-A `Scene` is a background and one or two `Mover`s. `render` draws it, `describe` says in words what moves where and
-how fast. The first frame shows *what* is there; only the words say *where it goes*, so a model that follows the words
-has understood them.
+A `Scene` is a background and one or two `Mover`s. `render` draws it, and `describe` puts its
+motions into words. The first frame shows the objects; only the words tell where they move, so a
+model that follows the words has understood them.
 
-Coordinates are pixels of a 64×64 frame, x to the right, y down, measured at pixel centres. Speeds are pixels per frame.
+Coordinates are pixels of a 64×64 frame, x to the right, y down, measured at pixel centres. Speeds
+are pixels per frame.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "blue": (0.18, 0.28, 0.90),
     "magenta": (0.84, 0.20, 0.80),
 }
-"""Colour word to RGB in [0, 1]. Hues lie at least 45 degrees apart, chroma (max − min) is at least 0.55."""
+"""Colour word to RGB in [0, 1]. Hues lie at least 45 degrees apart, chroma (max − min) is at least
+0.55.
+"""
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Direction word to unit step (x, y)."""
@@ -42,7 +46,8 @@ MIN_GAP = 3.0
 """Pixels that always stay free between two movers."""
 BACKGROUND_KINDS: tuple[str, ...] = ("gradient", "blobs", "stripes")
 
-# The largest distance of a shape's outline from its centre, in radii, and its area, in radii² (see `_signed_distance`).
+# The largest distance of a shape's outline from its centre, in radii, and its area, in radii² (see
+# `_signed_distance`).
 _EXTENT = {"circle": 1.0, "square": 0.88 * 2**0.5, "triangle": 1.2, "diamond": 1.25}
 _AREA = {"circle": np.pi, "square": (2 * 0.88) ** 2, "triangle": 3 * 3**0.5 * 0.6**2, "diamond": 2 * 1.25**2}
 
@@ -53,7 +58,9 @@ MOTIONS: tuple[Motion, ...] = ((STILL, None), *((d, s) for d in DIRECTIONS for s
 
 @dataclass(frozen=True)
 class Mover:
-    """One shape and its motion. `x`, `y`: centre in the first frame; `radius`: about half its width; both in pixels."""
+    """One shape and its motion. `x`, `y`: centre in the first frame; `radius`: about half its
+    width; both in pixels.
+    """
 
     color: str
     shape: str
@@ -71,7 +78,7 @@ class Mover:
 
     @property
     def velocity(self) -> tuple[float, float]:
-        """(x, y) in pixels per frame."""
+        """Return (x, y) in pixels per frame."""
         if self.speed is None:
             return (0.0, 0.0)
         step, pixels = DIRECTIONS[self.direction], SPEEDS[self.speed]
@@ -79,17 +86,21 @@ class Mover:
 
     @property
     def extent(self) -> float:
-        """Radius of the circle around the centre that holds the whole shape, pixels."""
+        """Return the radius of the circle around the centre that holds the whole shape, in
+        pixels.
+        """
         return self.radius * _EXTENT[self.shape]
 
     def track(self, num_frames: int = NUM_FRAMES) -> NDArray[np.float64]:
-        """(num_frames, 2): the centre (x, y) in every frame."""
+        """Return the centre (x, y) in every frame: (num_frames, 2)."""
         return np.array([self.x, self.y]) + np.arange(num_frames)[:, None] * np.array(self.velocity)
 
 
 @dataclass(frozen=True)
 class Background:
-    """A smooth, unsaturated picture. `parameters` are drawn once and mean what `_paint_background` makes of them."""
+    """A smooth, unsaturated picture. `parameters` are drawn once, and `_paint_background`
+    interprets them.
+    """
 
     kind: str
     color_from: tuple[float, float, float]
@@ -110,7 +121,9 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """A random scene, with one mover or two (half each), in which nothing leaves the frame or touches."""
+    """Draw a random scene, with one mover or two (half each), in which nothing leaves the frame or
+    touches.
+    """
     background = _sample_background(rng)
     num_movers = int(rng.integers(1, 3))
     colors = rng.permutation(list(COLORS))[:num_movers]
@@ -121,7 +134,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def with_other_motions(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same first frame, but every mover moves otherwise; `scene` itself when no other motion fits in the frame."""
+    """Return the same first frame with other motions of every mover; `scene` itself if no other
+    motion fits in the frame.
+    """
     options = [[m for m in _feasible_motions(mover) if m != (mover.direction, mover.speed)] for mover in scene.movers]
     if not all(options):
         return scene
@@ -134,14 +149,16 @@ def with_other_motions(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def describe(scene: Scene) -> str:
-    """The prompt, such as "a red circle moves left slowly and a blue square stays still"."""
+    """Return the prompt, such as "a red circle moves left slowly and a blue square stays still"."""
     return " and ".join(_describe_mover(mover) for mover in scene.movers)
 
 
 def render(
     scene: Scene, num_frames: int = NUM_FRAMES, size: int = FRAME_SIZE, first_frame: int = 0
 ) -> NDArray[np.uint8]:
-    """Draw frames `first_frame` … `first_frame + num_frames − 1`: (num_frames, size, size, 3), uint8, smooth edges."""
+    """Draw frames `first_frame` … `first_frame + num_frames − 1`: (num_frames, size, size, 3),
+    uint8, smooth edges.
+    """
     pixel = (np.arange(size, dtype=np.float32) + 0.5) * (FRAME_SIZE / size)
     canvas = np.repeat(_paint_background(scene.background, pixel)[None], num_frames, axis=0)
     for mover in scene.movers:
@@ -155,7 +172,9 @@ def render(
 
 
 def shape_coverage(shape: str, centre: tuple[float, float], area: float, size: int = FRAME_SIZE) -> NDArray[np.float32]:
-    """(size, size): how much of each pixel a shape covers that has this centre (x, y) and this area in pixels."""
+    """Compute how much of each pixel a shape with this centre (x, y) and area in pixels covers:
+    (size, size).
+    """
     pixel = np.arange(size, dtype=np.float32) + 0.5
     radius = float(np.sqrt(area / _AREA[shape]))
     dx, dy = pixel[None, :] - np.float32(centre[0]), pixel[:, None] - np.float32(centre[1])
@@ -168,7 +187,9 @@ def _describe_mover(mover: Mover) -> str:
 
 
 def _sample_mover(rng: np.random.Generator, color: str, crowded: bool) -> Mover:
-    """Place first, then choose among the motions that fit, so that the place tells little about the motion."""
+    """Draw a mover: its place first, then a motion that fits, so that the place tells little about
+    the motion.
+    """
     shape = SHAPES[int(rng.integers(len(SHAPES)))]
     radius = float(rng.uniform(7.0, 8.5 if crowded else 10.0))
     reach = radius * _EXTENT[shape] + MARGIN
@@ -202,7 +223,9 @@ def _stay_apart(movers: tuple[Mover, ...]) -> bool:
 def _signed_distance(
     shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float
 ) -> NDArray[np.float32]:
-    """Pixels to the outline, negative inside. Convex shapes are intersections of half-planes."""
+    """Compute the distance to the outline in pixels, negative inside. Convex shapes are
+    intersections of half-planes.
+    """
     if shape == "circle":
         return np.sqrt(dx * dx + dy * dy) - np.float32(radius)
     if shape == "square":
@@ -222,7 +245,7 @@ def _sample_background(rng: np.random.Generator) -> Background:
 
 
 def _paint_background(background: Background, pixel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(size, size, 3): `color_from` blended into `color_to` by a smooth field in [0, 1]."""
+    """Paint `color_from` blended into `color_to` by a smooth field in [0, 1]: (size, size, 3)."""
     x, y = np.meshgrid(pixel / FRAME_SIZE, pixel / FRAME_SIZE)
     p = background.parameters
     angle = 2.0 * np.pi * p[0]

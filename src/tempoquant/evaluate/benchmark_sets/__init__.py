@@ -1,4 +1,6 @@
-"""What models are evaluated on: OpenS2V-Eval, VBench-I2V, a jsonl of one's own, or the bundled model's held-out set."""
+"""The benchmarks: OpenS2V-Eval, VBench-I2V, a user's jsonl, and the bundled model's held-out
+set.
+"""
 
 from pathlib import Path
 
@@ -18,17 +20,20 @@ NAMES = ("tiny", "opens2v", "vbench-i2v")
 def load_benchmark(
     name: str, root: Path | None, aspect_ratio: float, limit: int | None = None, with_images: bool = True
 ) -> BenchmarkSet:
-    """A benchmark by its name, or a jsonl file.
+    """Load a benchmark by its name, or a jsonl file.
 
     Args:
         name: one of NAMES, or the path of a jsonl file of {id, prompt, image}.
         root: folder of a downloaded benchmark.
         aspect_ratio: of the videos, width / height; VBench-I2V has its images in several.
-        limit: how many items will be wanted; only the bundled set, which can be as large as one likes, looks at it.
-        with_images: False where the pipeline takes none: a downloaded benchmark's are not looked for then.
+        limit: how many items will be wanted; only the bundled set uses it, since it has no fixed
+            size.
+        with_images: False if the pipeline takes none: a downloaded benchmark's images are then not
+            needed.
 
     Raises:
-        CalibrationError: there is no such benchmark, it is not what it should be, or none of its items is usable.
+        CalibrationError: there is no such benchmark, it is malformed, or none of its items is
+            usable.
     """
     if name == "tiny":
         found = load_bundled(limit)

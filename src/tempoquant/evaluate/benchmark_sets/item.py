@@ -1,4 +1,4 @@
-"""One thing to generate, and a whole benchmark of them."""
+"""One item to generate, and a whole benchmark of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ from tempoquant.prompts import Prompt
 
 @dataclass(frozen=True)
 class Item:
-    """One task of a benchmark; its image, if it is a file, was found readable and is opened again when it is needed.
+    """One task of a benchmark. An image file was checked once, and is opened again for use.
 
     Attributes:
         id: unique within the benchmark.
         text: the prompt.
         image: the first frame, or its file; None for a task of text alone.
-        image_hash: as of `Prompt`.
+        image_hash: as in `Prompt`.
         category: the benchmark's own, if it has any.
-        synthetic: whether the benchmark says that the image is; None where it does not say.
-        clips: as of `Prompt`.
+        synthetic: whether the benchmark marks the image as synthetic; None if it does not tell.
+        clips: as in `Prompt`.
     """
 
     id: str
@@ -33,7 +33,9 @@ class Item:
     clips: Mapping[str, Path] = field(default_factory=dict)
 
     def prompt(self) -> Prompt:
-        """With the image in memory. Raises CalibrationError when its file has become unreadable."""
+        """Return the prompt with its image in memory. Raises CalibrationError if its file has
+        become unreadable.
+        """
         image = open_image(self.image, self.id) if isinstance(self.image, Path) else self.image
         return Prompt(self.id, image, self.text, clips=self.clips)
 
@@ -48,14 +50,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """A benchmark as found.
+    """The content of a benchmark.
 
     Attributes:
         name: as the user gave it; a file by its name.
         items: usable ones, in the benchmark's order.
         skipped: the others.
         notes: sentences for whoever reads the results.
-        is_own: whether its author is at hand, who can mend it.
+        is_own: whether it is the user's own, who can correct it.
     """
 
     name: str
@@ -66,16 +68,16 @@ class BenchmarkSet:
 
 
 def item_of_prompt(prompt: Prompt) -> Item:
-    """Return the item that asks for a prompt's video."""
+    """Return the item of a prompt."""
     return Item(prompt.id, prompt.text, prompt.image, prompt.image_hash, clips=prompt.clips)
 
 
 def item_of_file(
     id: str, text: str, image: Path | None, category: str | None = None, synthetic: bool | None = None
 ) -> Item:
-    """Return an item whose image was read once and let go; None for a task of text alone.
+    """Return an item whose image was read once and released; None for a task of text alone.
 
-    Raises CalibrationError when the file is missing or unreadable.
+    Raises CalibrationError if the file is missing or unreadable.
     """
     opened = None if image is None else open_image(image, "not usable")
     return Item(id, text, image, Prompt(id, opened, text).image_hash, category, synthetic)

@@ -1,8 +1,9 @@
-"""OpenS2V-Eval: JSON files of {id: {"img_paths", "prompt", "synthesis_flag", "class_label"}} beside a folder Images.
+"""OpenS2V-Eval: JSON files of {id: {"img_paths", "prompt", "synthesis_flag", "class_label"}} beside
+a folder Images.
 
-It is a benchmark for subject-to-video. For image-to-video the first image of an item becomes the first frame, for
-text-to-video its images are ignored; the prompt is taken as it is. Source: PKU-YuanGroup/OpenS2V-Nexus; neither images
-nor prompts are part of this package.
+It is a benchmark for subject-to-video. For image-to-video the first image of an item becomes the
+first frame, for text-to-video its images are ignored; the prompt is taken as it is. Source:
+PKU-YuanGroup/OpenS2V-Nexus; neither images nor prompts are part of this package.
 """
 
 import json
@@ -15,7 +16,7 @@ from tempoquant.evaluate.benchmark_sets.item import BenchmarkSet, Item, Skipped,
 
 SUFFIX = "_Eval.json"
 LARGEST = "Open-Domain_Eval.json"
-"""Has all items; the other files repeat some."""
+"""The file with all items; the other files repeat some."""
 NOTE = (
     "OpenS2V-Eval is made for subject-to-video: many of its images are cut-outs, which no video begins with. "
     "Differences between models on the same items mean something; absolute scores do not compare with other benchmarks."
@@ -26,12 +27,12 @@ Records = dict[str, tuple[str, Mapping[str, Any]]]
 
 
 def load_opens2v(root: Path, with_images: bool = True) -> BenchmarkSet:
-    """Every item of the benchmark's JSON files in a folder (or of the one file that is given).
+    """Load every item of the benchmark's JSON files in a folder (or of the given file).
 
     Items whose image is missing or broken, and repeated ids, are skipped with the reason.
 
     Args:
-        with_images: False for the prompts alone; nothing looks for images then.
+        with_images: False for the prompts alone; images are then not needed.
 
     Raises:
         CalibrationError: there is no such file, or it is not of this format.
@@ -56,7 +57,9 @@ def load_opens2v(root: Path, with_images: bool = True) -> BenchmarkSet:
 
 
 def _merge(file: Path, records: Records) -> list[Skipped]:
-    """Add the records of a file to those of earlier ones; what is not added, unless it merely repeats another file."""
+    """Add the records of a file to those of earlier files; return rejected records, except plain
+    repetitions of another file.
+    """
     skipped, here = [], set()
     for id, record in _read(file):
         known_file, known = records.get(id, ("", None))
@@ -71,7 +74,7 @@ def _merge(file: Path, records: Records) -> list[Skipped]:
 
 
 def _read(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """(id, record) in order, repeated ids included, which plain JSON readers drop in silence."""
+    """Read (id, record) in order, with repeated ids, which plain JSON readers drop silently."""
     try:
         # Objects become tuples of pairs, arrays stay lists.
         pairs = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=tuple)
@@ -98,5 +101,7 @@ def _item(folder: Path, id: str, record: Mapping[str, Any], with_image: bool) ->
 
 
 def _is_synthetic(record: Mapping[str, Any]) -> bool | None:
-    """The published files spell it "True", "wrong" and "Wrong"."""
+    """Return whether the record is synthetic; the published files spell it "True", "wrong" and
+    "Wrong".
+    """
     return {"true": True, "wrong": False, "false": False}.get(str(record.get("synthesis_flag")).strip().lower())

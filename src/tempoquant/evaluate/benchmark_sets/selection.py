@@ -1,4 +1,6 @@
-"""Which items of a benchmark are evaluated: those asked for, and none that a model was calibrated on unless allowed."""
+"""Selection of a benchmark's items: the requested ones, without those that a model was calibrated
+on unless allowed.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +12,7 @@ from tempoquant.prompts import calibrated_on
 
 
 class Overlap(str, Enum):
-    """What happens to items that a model was calibrated on."""
+    """The treatment of items that a model was calibrated on."""
 
     REFUSE = "refuse"
     EXCLUDE = "exclude"
@@ -19,7 +21,7 @@ class Overlap(str, Enum):
 
 @dataclass(frozen=True)
 class Selection:
-    """What every model is evaluated on.
+    """The items that every model is evaluated on.
 
     Attributes:
         items: in the benchmark's order.
@@ -33,13 +35,13 @@ class Selection:
 
 
 def fitting(benchmark: BenchmarkSet, lacking: Callable[[Item], str | None]) -> BenchmarkSet:
-    """Skip items that lack what a model needs, with the reason.
+    """Skip items that lack an input of a model, with the reason.
 
     Args:
-        lacking: what an item lacks, such as "an image"; None for nothing.
+        lacking: returns what an item lacks, such as "an image"; None for nothing.
 
     Raises:
-        CalibrationError: an item of one's own list lacks something, or every item does.
+        CalibrationError: an item of the user's own list lacks something, or every item does.
     """
     missing = {item.id: words for item in benchmark.items if (words := lacking(item)) is not None}
     if missing and (benchmark.is_own or len(missing) == len(benchmark.items)):
@@ -60,13 +62,14 @@ def select(
     limit: int | None = None,
     overlap: Overlap = Overlap.REFUSE,
 ) -> Selection:
-    """Choose by ids, then without the overlap (where it is excluded), then the first `limit`.
+    """Select by ids, then without the overlap (if it is excluded), then the first `limit`.
 
     Args:
         calibrated: provenance of every prompt that any of the models was calibrated on.
 
     Raises:
-        CalibrationError: an id is unknown, an item overlaps (and that is refused), or nothing is left.
+        CalibrationError: an id is unknown, an item overlaps (if that is refused), or nothing is
+            left.
     """
     items = benchmark.items if ids is None else _by_ids(benchmark, ids)
     shared = set(calibrated_on(items, calibrated))

@@ -1,7 +1,9 @@
-"""VBench-I2V: a JSON list of {"prompt_en", "dimension", "image_type"[, "image_name"]} beside its images.
+"""VBench-I2V: a JSON list of {"prompt_en", "dimension", "image_type"[, "image_name"]} beside its
+images.
 
-An entry without image_name asks for a motion of the camera: its image is the one whose prompt it extends by
-", camera …". Source: Vchitect/VBench, vbench2_beta_i2v; the images come in four aspect ratios, data/crop/<ratio>.
+An entry without image_name asks for a motion of the camera: its image is the one whose prompt it
+extends by ", camera …". Source: Vchitect/VBench, vbench2_beta_i2v; the images come in four aspect
+ratios, data/crop/<ratio>.
 """
 
 import json
@@ -18,12 +20,13 @@ ASPECT_RATIOS = {"1-1": 1.0, "8-5": 8 / 5, "7-4": 7 / 4, "16-9": 16 / 9}
 
 
 def load_vbench_i2v(root: Path, aspect_ratio: float, with_images: bool = True) -> BenchmarkSet:
-    """Every entry of the info file in a folder (or of the file that is given), with the images cropped most alike.
+    """Load every entry of the info file in a folder (or of the given file), with the images of the
+    nearest crop.
 
     Args:
         root: VBench's own list of texts, VBench_full_info.json, is such a file too, without images.
         aspect_ratio: of the videos, width / height.
-        with_images: False for the prompts alone; nothing looks for images then.
+        with_images: False for the prompts alone; images are then not needed.
 
     Raises:
         CalibrationError: there is no info file, or it is not of this format.
@@ -67,7 +70,9 @@ def _read(file: Path) -> list[Any]:
 
 
 def _item(places: list[Path] | None, id: str, entry: Any) -> Item:
-    """Raise CalibrationError for an entry without a prompt, or an image in `places`, unless that is None."""
+    """Make an item of an entry. Raises CalibrationError for an entry without a prompt, or without
+    an image in `places`, unless that is None.
+    """
     text = entry.get("prompt_en") if isinstance(entry, Mapping) else None
     if not isinstance(text, str) or not text.strip():
         raise CalibrationError("it has no prompt_en.")

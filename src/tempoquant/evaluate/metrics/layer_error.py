@@ -1,4 +1,4 @@
-"""How far one tensor is from another, as a signal-to-quantization-noise ratio."""
+"""The distance of one tensor from another, as a signal-to-quantization-noise ratio."""
 
 import math
 
@@ -8,18 +8,20 @@ from tempoquant.errors import ModelError
 
 
 def sqnr_db(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """10·log₁₀(signal power / error power), in decibels; the error is `other − reference`.
+    """Compute 10·log₁₀(signal power / error power), in decibels; the error is `other − reference`.
 
-    Laws: equal tensors give +inf. An error at 1/10 of the signal's amplitude gives 20 dB. Scaling both tensors by one
-    number, or permuting both alike, changes nothing. Swapping them does change it: the reference is the signal. A
-    reference of all zeros gives −inf, unless the tensors are equal.
+    Laws: equal tensors give +inf. An error at 1/10 of the signal's amplitude gives 20 dB. Scaling
+    both tensors by one number, or permuting both alike, changes nothing. Swapping them does change
+    it: the reference is the signal. A reference of all zeros gives −inf, unless the tensors are
+    equal.
 
     Args:
         reference: any shape and floating dtype; the powers are summed in float64.
         other: the same shape.
 
     Raises:
-        ModelError: the shapes differ, or a value is NaN or infinite (an average over such numbers would hide them).
+        ModelError: the shapes differ, or a value is NaN or infinite (an average over such numbers
+            would hide them).
     """
     if reference.shape != other.shape:
         raise ModelError(f"tensors to compare differ in shape: {tuple(reference.shape)} and {tuple(other.shape)}.")

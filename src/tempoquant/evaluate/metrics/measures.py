@@ -1,6 +1,8 @@
-"""What is measured of a video: a table of functions, each of a clip and the reference's clip of the same item and seed.
+"""The measures of a video: a table of functions, each of a clip and the reference's clip of the
+same item and seed.
 
-Decibels of equal things are infinite, which no mean survives: CEILING_DB stands for them, and for all beyond.
+Decibels of equal things are infinite, which no mean can hold: CEILING_DB replaces them, and
+everything beyond.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +25,14 @@ Value = float | bool | dict[str, float] | None
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """What one take left behind.
+    """The outputs of one take.
 
     Attributes:
         text: the prompt.
         video: its frames.
         file: the same, lossless.
-        latents: the latent at the end of each timestep bin, in sampling order: the last one is the final latent.
+        latents: the latent at the end of each timestep bin, in sampling order: the last one is the
+            final latent.
     """
 
     text: str
@@ -40,12 +43,13 @@ class Clip:
 
 @dataclass(frozen=True)
 class Measure:
-    """One way to measure.
+    """One measure.
 
     Attributes:
         names: of its metrics.
         of: a clip and the reference's to the values by name.
-        against_reference: whether it says how far a clip is from the reference's, so that the reference has none.
+        against_reference: whether it is a distance from the reference's clip, so that the reference
+            has none.
     """
 
     names: tuple[str, ...]
@@ -55,7 +59,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is written: unit after its number, and digits."""
+    """The form of a metric: the unit after its number, and its digits."""
 
     words: str
     unit: str = ""
@@ -77,10 +81,11 @@ METRICS = {
 
 
 def measures(bundled: bool, height: int, width: int) -> tuple[Measure, ...]:
-    """Those that can be taken here.
+    """Return the measures that can be taken here.
 
     Args:
-        bundled: whether the items are of the bundled world, where pixels tell whether a prompt was followed.
+        bundled: whether the items are of the bundled world, where pixels show whether a prompt was
+            followed.
         height, width: of the videos.
     """
     found = [
@@ -99,7 +104,7 @@ def measures(bundled: bool, height: int, width: int) -> tuple[Measure, ...]:
 
 
 def notes(height: int, width: int) -> list[str]:
-    """What readers of the metrics should know."""
+    """Return notes for readers of the metrics."""
     found = [
         "PSNR, SSIM, VMAF and the latents' SQNR say how close a video is to the reference's, not how good it is: two "
         "good videos of one prompt and seed can differ.",
@@ -113,7 +118,9 @@ def notes(height: int, width: int) -> list[str]:
 
 
 def take_measures(which: Sequence[Measure], clip: Clip, reference: Clip | None) -> dict[str, Any]:
-    """All values of a clip by name; with None for the reference's, of the reference itself."""
+    """Measure all values of a clip by name; with None for the reference's clip, those of the
+    reference itself.
+    """
     found: dict[str, Any] = {}
     for measure in which:
         if reference is not None:
@@ -124,7 +131,7 @@ def take_measures(which: Sequence[Measure], clip: Clip, reference: Clip | None) 
 
 
 def names_of(which: Sequence[Measure], is_reference: bool) -> list[str]:
-    """Of all values that `take_measures` gives."""
+    """Return the names of all values that `take_measures` returns."""
     return [name for measure in which if not (is_reference and measure.against_reference) for name in measure.names]
 
 
@@ -134,7 +141,9 @@ def _latents(clip: Clip, reference: Clip) -> dict[str, Value]:
 
 
 def _adherence(clip: Clip, _: Clip) -> dict[str, Value]:
-    """None where the video is of another size than the bundled world's, or the prompt of another world."""
+    """Judge adherence; None if the video's size differs from the bundled world's, or the prompt
+    describes another world.
+    """
     nothing: dict[str, Value] = {"motion_followed": None, "appearance_kept": None}
     if clip.video.shape != (NUM_FRAMES, FRAME_SIZE, FRAME_SIZE, 3):
         return nothing

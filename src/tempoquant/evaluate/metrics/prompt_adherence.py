@@ -1,9 +1,11 @@
-"""Does a video of the bundled world show what its prompt says? Decided from the pixels alone.
+"""Prompt adherence: whether a video of the bundled world shows its prompt, decided from the pixels
+alone.
 
-For each object of the prompt, the pixels of its colour are tracked. The displacement of their centre from the first to
-the last frame is classed as still, or as a direction at a speed, with thresholds halfway between the speeds the prompts
-know. Separately, the object must still look as in the first frame. No network judges, so a result can be checked by
-looking, and quantizing a model cannot change its judge.
+For each object of the prompt, the pixels of its colour are tracked. The displacement of their
+centre from the first to the last frame is classified as still, or as a direction at a speed, with
+thresholds halfway between the speeds that prompts can name. Separately, the object must still look
+as in the first frame. No network judges, so a result can be checked by eye, and quantizing a model
+cannot change its judge.
 """
 
 from __future__ import annotations
@@ -26,18 +28,26 @@ _PATTERN = re.compile(
 MIN_AREA = 30.0
 """Pixels; the smallest object of the world covers about 100."""
 MIN_COMPACTNESS = 0.5
-"""Area over 2π·(mean squared distance from the centre): 1 for a disc, 0.8 for a triangle, 0.1 for scattered noise."""
+"""Area over 2π·(mean squared distance from the centre): 1 for a disc, 0.8 for a triangle, 0.1 for
+scattered noise.
+"""
 MAX_SIDEWAYS_FRACTION = 0.5
-"""A displacement has a direction when it is at most this much as far sideways; beyond, it is no motion of the world."""
+"""A displacement has a direction if its sideways share is at most this; beyond, it is no motion of
+the world.
+"""
 AREA_BAND = (0.6, 1.6)
 """Area in every frame, relative to the first. Drawn scenes stay within 0.95 … 1.06."""
 MIN_OVERLAP = 0.7
-"""Overlap (intersection over union) of the object in the last and first frame, centres aligned; drawn: 0.9 and more."""
+"""Overlap (intersection over union) of the object in the last and first frame, centres aligned;
+drawn: 0.9 and more.
+"""
 
 
 @dataclass(frozen=True)
 class ExpectedMotion:
-    """What the prompt says of one object. `motion` is (direction, speed word), or ("still", None)."""
+    """The prompt's words for one object. `motion` is (direction, speed word), or ("still",
+    None).
+    """
 
     color: str
     shape: str
@@ -46,11 +56,14 @@ class ExpectedMotion:
 
 @dataclass(frozen=True)
 class MoverAdherence:
-    """What the video shows of one object.
+    """The motion and shape of one object in the video.
 
-    `motion`: None when the object was lost or its displacement is none of the world's motions. `displacement`: (x, y)
-    pixels, last minus first frame. `area_ratios`: smallest and largest area over the first frame's. `overlap`: see
-    `MIN_OVERLAP`. `shape`: the world's shape that fits the last frame best; None when the object was lost.
+    Attributes:
+        motion: None if the object was lost or its displacement is none of the world's motions.
+        displacement: (x, y) pixels, last minus first frame.
+        area_ratios: smallest and largest area over the first frame's.
+        overlap: see `MIN_OVERLAP`.
+        shape: the world's shape that fits the last frame best; None if the object was lost.
     """
 
     expected: ExpectedMotion
@@ -73,7 +86,7 @@ class MoverAdherence:
 
 @dataclass(frozen=True)
 class PromptAdherence:
-    """One video's result: both verdicts ask it of every object of the prompt."""
+    """One video's result: both verdicts apply to every object of the prompt."""
 
     movers: tuple[MoverAdherence, ...]
 
@@ -87,7 +100,9 @@ class PromptAdherence:
 
 
 def parse_prompt(prompt: str) -> tuple[ExpectedMotion, ...]:
-    """The objects of a prompt, in order. Raises `ValueError` when it names none of the world."""
+    """Return the objects of a prompt, in order. Raises `ValueError` if it names none of the
+    world.
+    """
     found = []
     for color, shape, still, direction, speed in _PATTERN.findall(prompt):
         found.append(ExpectedMotion(color, shape, (STILL, None) if still else (direction, speed)))
@@ -101,19 +116,22 @@ def parse_prompt(prompt: str) -> tuple[ExpectedMotion, ...]:
 def check_prompt(video: NDArray[np.generic], prompt: str) -> PromptAdherence:
     """Judge one video, (frames, height, width, 3), uint8 or floats in [0, 1], against its prompt.
 
-    Distances assume 64×64 frames and the 17 frames of the world. Raises `ValueError` on another layout.
+    Distances assume 64×64 frames and the 17 frames of the world. Raises `ValueError` on another
+    layout.
     """
     pixels = _as_float(video)
     return PromptAdherence(tuple(_check_mover(pixels, expected) for expected in parse_prompt(prompt)))
 
 
 def fraction_followed(results: Sequence[PromptAdherence]) -> float:
-    """Share of videos in which every object moves as prompted, in [0, 1]."""
+    """Return the share of videos in which every object moves as prompted, in [0, 1]."""
     return sum(result.motion_followed for result in results) / len(results)
 
 
 def classify_displacement(x: float, y: float) -> Motion | None:
-    """The motion of a displacement in pixels over the whole clip; None when it points between the directions."""
+    """Classify a displacement in pixels over the whole clip; None if it points between the
+    directions.
+    """
     slow, fast = (speed * (NUM_FRAMES - 1) for speed in SPEEDS.values())
     along, sideways = max(abs(x), abs(y)), min(abs(x), abs(y))
     if np.hypot(x, y) < slow / 2:
@@ -127,9 +145,11 @@ def classify_displacement(x: float, y: float) -> Motion | None:
 
 
 def color_coverage(pixels: FloatArray, color: str) -> NDArray[np.float64]:
-    """How much of each pixel the colour covers, (frames, height, width) in [0, 1]; 0 where another hue is nearer.
+    """Compute the share of each pixel that the colour covers, (frames, height, width) in [0, 1]; 0
+    if another hue is nearer.
 
-    Backgrounds are gray, so the share of a colour in a mixed edge pixel is its chroma along that colour's own.
+    Backgrounds are gray, so the share of a colour in a mixed edge pixel is its chroma along that
+    colour's own.
     """
     chroma = pixels - pixels.mean(axis=-1, keepdims=True)
     names = list(COLORS)
@@ -166,7 +186,7 @@ def _check_mover(pixels: FloatArray, expected: ExpectedMotion) -> MoverAdherence
 
 
 def _centre(coverage: NDArray[np.float64]) -> tuple[float, float]:
-    """(x, y) of the centre of mass, pixels."""
+    """Return (x, y) of the centre of mass, in pixels."""
     rows, columns = np.indices(coverage.shape) + 0.5
     total = coverage.sum()
     return float((coverage * columns).sum() / total), float((coverage * rows).sum() / total)
@@ -199,7 +219,7 @@ def _roll_in_zeros(image: NDArray[np.float64], distance: int, axis: int) -> NDAr
 
 
 def _best_shape(coverage: NDArray[np.float64], centre: tuple[float, float]) -> str:
-    """The shape that, drawn with the same area at the same centre, overlaps most."""
+    """Return the shape that, drawn with the same area at the same centre, overlaps most."""
     overlaps = {}
     for shape in SHAPES:
         drawn = shape_coverage(shape, centre, float(coverage.sum()), coverage.shape[0])

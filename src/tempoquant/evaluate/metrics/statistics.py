@@ -1,7 +1,8 @@
 """Means and medians with 95 % bootstrap intervals, of values and of paired differences.
 
-Pairs are items: both models answered the same image and prompt with the same noise, so the difference of an item has
-none of the items' own spread in it. Several seeds of one item are no independent evidence: they are averaged first.
+Pairs are items: both models got the same image, prompt and noise, so an item's difference does not
+contain the items' own spread. Several seeds of one item are no independent evidence: they are
+averaged first.
 """
 
 import math
@@ -21,14 +22,16 @@ Key = TypeVar("Key", bound=Hashable)
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 9999
 FEWEST_ITEMS = 5
-"""For an interval: of three items the least resampled mean alone has a chance of 3⁻³, more than a tail's 2.5 %."""
+"""The fewest items for an interval: with three items, the least resampled mean alone has a chance
+of 3⁻³, more than a tail's 2.5 %.
+"""
 _SEED = 0
 _BATCH = 1000  # resamples at once, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it probably lies.
+    """A mean and its probable range.
 
     Attributes:
         mean: of the items.
@@ -43,13 +46,13 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool | None:
-        """Whether no difference is among the plausible ones; None where there is no interval."""
+        """Return whether no difference is plausible; None without an interval."""
         return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
 class Median:
-    """A median and where it probably lies; `low`, `high` and `n` as of `Interval`."""
+    """A median and its probable range; `low`, `high` and `n` as in `Interval`."""
 
     median: float
     low: float | None
@@ -58,7 +61,7 @@ class Median:
 
 
 def mean_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -> Interval:
-    """Mean and 95 % percentile bootstrap interval; equal values give equal results.
+    """Compute the mean and its 95 % percentile bootstrap interval; equal values give equal results.
 
     Raises ModelError for no value, NaN and infinity.
     """
@@ -69,7 +72,7 @@ def mean_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -
 
 
 def median_interval(values: Sequence[float], num_resamples: int = NUM_RESAMPLES) -> Median | None:
-    """Median and 95 % percentile bootstrap interval; None for no value."""
+    """Compute the median and its 95 % percentile bootstrap interval; None for no value."""
     if not values:
         return None
     low, high = _bounds(values, np.median, num_resamples)
@@ -91,7 +94,7 @@ def _bounds(
 def paired_difference(
     first: Mapping[Key, float], second: Mapping[Key, float], num_resamples: int = NUM_RESAMPLES
 ) -> Interval | None:
-    """Second minus first, over the items that both have; None where there is none."""
+    """Compute second minus first, over the items that both have; None without any."""
     both = [key for key in first if key in second]
     return mean_interval([second[key] - first[key] for key in both], num_resamples) if both else None
 
@@ -99,12 +102,12 @@ def paired_difference(
 def resampled_interval(
     statistic: Callable[[NDArray[np.intp]], NDArray[np.float64]], n: int, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
-    """A statistic of n items, with the 95 % percentile bootstrap interval over them.
+    """Compute a statistic of n items, with the 95 % percentile bootstrap interval over them.
 
     Args:
-        statistic: takes indices of items, (…, n), and gives a number for each row of them.
+        statistic: takes indices of items, (…, n), and returns a number for each row of them.
 
-    There is no interval below FEWEST_ITEMS, and none where a resample has no finite value.
+    There is no interval below FEWEST_ITEMS, and none if a resample has no finite value.
     """
     value = float(statistic(np.arange(n)))
     if n < FEWEST_ITEMS:
@@ -121,7 +124,7 @@ def resampled_interval(
 
 
 def mean_by_item(values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
-    """The mean over the seeds of each item, in the order of first appearance."""
+    """Average over the seeds of each item, in the order of first appearance."""
     by_item: dict[Key, list[float]] = {}
     for item, value in values:
         by_item.setdefault(item, []).append(value)

@@ -1,7 +1,8 @@
-"""How far one video is from another of the same prompt and seed: PSNR and SSIM. How steady one is: flickering.
+"""Metrics of one video against another of the same prompt and seed (PSNR and SSIM), and of its
+steadiness (flickering).
 
-The first two say how *close* two videos are, not how good one is: a quantized model may answer the prompt just as
-well with other pixels. They are read beside prompt adherence.
+The first two tell how *close* two videos are, not how good one is: a quantized model may follow the
+prompt just as well with other pixels. They are read beside prompt adherence.
 """
 
 import itertools
@@ -21,9 +22,10 @@ SSIM_WINDOW = 11
 
 
 def psnr_db(reference: Video, other: Video) -> float:
-    """Peak signal-to-noise ratio of a whole video, 10·log₁₀(255² / mean squared error), in decibels.
+    """Compute the peak signal-to-noise ratio of a whole video, 10·log₁₀(255² / mean squared error),
+    in decibels.
 
-    Symmetrical; +inf for equal videos. Raises ModelError when the sizes differ.
+    It is symmetric, and +inf for equal videos. Raises ModelError if the sizes differ.
     """
     _check_sizes(reference, other)
     error = reference.astype(np.float64) - other.astype(np.float64)
@@ -32,10 +34,11 @@ def psnr_db(reference: Video, other: Video) -> float:
 
 
 def ssim(reference: Video, other: Video) -> float:
-    """Mean structural similarity over frames and channels, in [−1, 1]; 1 for equal videos.
+    """Compute the mean structural similarity over frames and channels, in [−1, 1]; 1 for equal
+    videos.
 
-    As in Wang et al. 2004: Gaussian window (sigma 1.5), K = (0.01, 0.03), population covariance. Symmetrical. Raises
-    ModelError when the sizes differ or a frame is smaller than the window.
+    As in Wang et al. 2004: Gaussian window (sigma 1.5), K = (0.01, 0.03), population covariance. It
+    is symmetric. Raises ModelError if the sizes differ or a frame is smaller than the window.
     """
     _check_sizes(reference, other)
     if min(reference.shape[1:3]) < SSIM_WINDOW:
@@ -48,7 +51,8 @@ def ssim(reference: Video, other: Video) -> float:
 
 
 def temporal_flickering(video: Video) -> float | None:
-    """VBench's score: (255 − mean absolute difference of consecutive frames) / 255, 1 for a still; None for one frame.
+    """Compute VBench's score: (255 − mean absolute difference of consecutive frames) / 255, 1 for a
+    still; None for one frame.
 
     It is made for scenes that should stand still: a model that freezes everything scores best.
     """

@@ -1,7 +1,9 @@
-"""VMAF and VMAF-NEG (Netflix), by the libvmaf inside imageio-ffmpeg's ffmpeg; the models are part of that library.
+"""VMAF and VMAF-NEG (Netflix), by the libvmaf inside imageio-ffmpeg's ffmpeg, which holds the
+models.
 
-VMAF was trained on people judging compressed video at the size of a screen: at a few dozen pixels it means nothing.
-NEG does not reward sharpening. Both compare with a reference, so a video as good but of other content scores low.
+VMAF was trained on people judging compressed video at the size of a screen: at a few dozen pixels
+it means nothing. NEG does not reward sharpening. Both compare with a reference, so a good video of
+other content scores low.
 """
 
 import functools
@@ -31,7 +33,7 @@ class Vmaf(NamedTuple):
 
 @functools.cache
 def has_libvmaf() -> bool:
-    """Whether the ffmpeg that imageio-ffmpeg found can measure VMAF."""
+    """Return whether the ffmpeg that imageio-ffmpeg found can measure VMAF."""
     filters = subprocess.run(
         [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"], capture_output=True, text=True, check=False
     )
@@ -42,7 +44,7 @@ def vmaf(reference: Path, other: Path) -> Vmaf:
     """Compare two video files of equal size and number of frames.
 
     Raises:
-        ModelError: ffmpeg fails; its last line says why.
+        ModelError: ffmpeg fails; the message holds its last line.
     """
     models = "|".join(rf"version={version}\:name={name}" for name, version in _VERSIONS.items())
     with tempfile.TemporaryDirectory() as scratch:

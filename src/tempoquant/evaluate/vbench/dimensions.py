@@ -1,6 +1,7 @@
-"""VBench's dimensions for given images: what each needs on the disk, and how VBench normalises and weighs it.
+"""VBench's dimensions for given images: the files that each needs, and VBench's normalization and
+weight.
 
-Weights lie where VBench 0.1.5 and DreamSim 0.2.1 look for them before they try to download them.
+VBench 0.1.5 and DreamSim 0.2.1 look for weights at these places before they try to download them.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from pathlib import Path
 import torch
 
 DREAMSIM_FOLDER = "dreamsim_model"
-"""In the cache; DreamSim looks for `models` in the working folder, which this is while it runs."""
+"""In the cache; DreamSim looks for `models` in the working folder, which is this folder while it
+runs.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Weight:
     """One file or folder that VBench reads.
 
     Attributes:
-        path: under the cache, or under torch's hub folder where `in_hub`.
-        source: where it comes from.
+        path: under the cache, or under torch's hub folder if `in_hub`.
+        source: its origin.
     """
 
     path: str
@@ -27,20 +30,21 @@ class Weight:
     in_hub: bool = False
 
     def place(self, cache: Path) -> Path:
-        """Where it has to lie."""
+        """Return its place."""
         return (Path(torch.hub.get_dir()) if self.in_hub else cache) / self.path
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One of VBench's scores.
+    """One score of VBench.
 
     Attributes:
-        weights: what it reads.
-        lowest, highest: raw scores that VBench's leaderboard normalises to 0 and 1 (scripts/constant.py).
+        weights: the weights that it reads.
+        lowest, highest: raw scores that VBench's leaderboard normalises to 0 and 1
+            (scripts/constant.py).
         share: its weight in VBench's own means.
-        needs_cuda: it asks for a GPU, whatever device it is told.
-        of_image: it compares a video with the image that it was to begin with.
+        needs_cuda: whether it needs a GPU, on any device setting.
+        of_image: whether it compares a video with its given first image.
     """
 
     weights: tuple[Weight, ...]
@@ -51,7 +55,9 @@ class Dimension:
     of_image: bool = False
 
     def normalised(self, raw: float) -> float:
-        """0 … 1 between VBench's bounds; beyond them it is not cut off, as in VBench."""
+        """Normalize to 0 … 1 between VBench's bounds; values beyond them are not clipped, as in
+        VBench.
+        """
         return (raw - self.lowest) / (self.highest - self.lowest)
 
 
@@ -109,9 +115,10 @@ DIMENSIONS: Mapping[str, Dimension] = {
         Weight(f"{DREAMSIM_FOLDER}/models/checkpoints/dino_vitbase16_pretrain.pth", _DINO_FILE),
     ), 0.2615, needs_cuda=True, of_image=True),
 }  # fmt: skip
-"""By VBench's name."""
+"""The dimensions by VBench's name."""
 
 DEFAULT = tuple(name for name in DIMENSIONS if name != "temporal_flickering")
-"""VBench-I2V's own list without camera motion, whose code VBench's package lacks, and with overall consistency, which
-papers report beside it. VBench-I2V leaves temporal flickering out, which is meant for still scenes; that is measured
-here anyway, on lossless frames."""
+"""VBench-I2V's own list without camera motion, whose code VBench's package lacks, and with overall
+consistency, which papers report beside it. VBench-I2V leaves out temporal flickering, which is
+meant for still scenes; it is measured here anyway, on lossless frames.
+"""

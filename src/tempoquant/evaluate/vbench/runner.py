@@ -1,13 +1,16 @@
-"""Calls VBench. Run by the interpreter of VBench's own environment, never imported; knows nothing of this package.
+"""The program that calls VBench: the interpreter of VBench's own environment runs it, and nothing
+imports it.
 
-    python -I runner.py check                  what this environment holds, as one JSON object
-    python -I runner.py check DIMENSION …      the same, and why a dimension's code cannot be imported
+    python -I runner.py check                  the content of this environment, as one JSON object
+    python -I runner.py check DIMENSION …      the same, with import errors of a dimension's code
     python -I runner.py score                  a JSON object on stdin, answers as JSON lines
 
-    stdin of `score`: {"dimension": …, "device": "cpu"|"cuda", "videos": [{"video": path, "prompt": …, "image": path}]}
-    answers: {"video": number, "score": 0.97} or {"video": number, "why": …}, and {"why": …} where nothing can be scored
+    stdin of `score`: {"dimension": …, "device": "cpu"|"cuda", "videos": [{"video": path, "prompt":
+    …, "image": path}]}
+    answers: {"video": number, "score": 0.97} or {"video": number, "why": …}, and {"why": …} where
+    nothing can be scored
 
--I, so that neither the folder of this file nor PYTHONPATH hides a library.
+The option -I ensures that neither the folder of this file nor PYTHONPATH hides a library.
 """
 
 import functools
@@ -36,11 +39,11 @@ LOADERS = {
     "i2v_subject": ("torch.hub.load",),
     "i2v_background": ("dreamsim",),
 }
-"""What loads a dimension's weights, by its name in the dimension's module."""
+"""The loaders of a dimension's weights, by name in the dimension's module."""
 
 Say = Callable[[Mapping[str, Any]], None]
 
-_kept_libraries: list[Any] = []  # torch takes operators back when the library that declared them is collected
+_kept_libraries: list[Any] = []  # torch removes operators when the library that declared them is collected
 
 
 class NotLoaded(Exception):
@@ -48,8 +51,8 @@ class NotLoaded(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Command line."""
-    # What VBench prints is no answer: it goes to stderr.
+    """Run the command line."""
+    # VBench's prints are no answer: they go to stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -71,7 +74,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check(dimensions: Sequence[str]) -> dict[str, Any]:
-    """Versions, whether there is a GPU, and by dimension why its code cannot be imported; "why" without VBench."""
+    """Return versions, whether there is a GPU, and by dimension the import error of its code; "why"
+    without VBench.
+    """
     found: dict[str, Any] = {"python": platform.python_version()}
     try:
         declare_missing_operators()
@@ -91,9 +96,10 @@ def check(dimensions: Sequence[str]) -> dict[str, Any]:
 
 
 def score(dimension: str, device: str, videos: Sequence[Mapping[str, str]], say: Say) -> None:
-    """Score videos one by one, as VBench's custom_input mode does; what fails says why.
+    """Score videos one by one, as VBench's custom_input mode does; a failure gives its reason.
 
-    VBench's functions load their weights at every call. Here each loader works once, and gives the same object again.
+    VBench's functions load their weights at every call. Here each loader works once, and then
+    returns the same object.
 
     Raises:
         NotLoaded: the code or the weights of the dimension cannot be loaded.
@@ -110,8 +116,8 @@ def score(dimension: str, device: str, videos: Sequence[Mapping[str, str]], say:
     with tempfile.TemporaryDirectory() as scratch:
         for number, video in enumerate(videos):
             try:
-                # Of one video, what VBench calls the mean is its score, and always in VBench's unit: in the list of
-                # single videos beside it, imaging quality is a hundred times as much.
+                # For a single video, VBench's mean is its score, and always in VBench's unit. In
+                # the list of single videos beside it, imaging quality is a hundred times as large.
                 value = float(compute(_info_of(dimension, video, scratch), device, parts[dimension])[0])
                 if not math.isfinite(value):
                     raise ValueError(f"VBench's score is {value}")
@@ -124,7 +130,7 @@ def score(dimension: str, device: str, videos: Sequence[Mapping[str, str]], say:
 
 
 def _info_of(dimension: str, video: Mapping[str, str], scratch: str) -> str:
-    """VBench's own description of one video of the user's, as a file."""
+    """Write VBench's own description of one video of the user's to a file."""
     vbench = importlib.import_module("vbench").VBench("cpu", None, scratch)
     file = str(
         vbench.build_full_info_json(video["video"], "video", [dimension], [video["prompt"]], mode="custom_input")
@@ -156,10 +162,12 @@ def _load_once(module: Any, loader: str) -> None:
 
 
 def declare_missing_operators() -> None:
-    """Let torchvision be imported where its compiled part does not fit torch, as that of PyPI beside torch for CPUs.
+    """Declare torchvision's operators, so that it can be imported if its compiled part does not fit
+    torch, as with PyPI's and a CPU torch.
 
-    torchvision 0.28 describes its own `nms` and `qnms` to torch when it is imported, which fails where its library did
-    not load. VBench's dimensions use its transforms alone, which are Python; a call of either would still fail.
+    torchvision 0.28 declares its own `nms` and `qnms` to torch at import, which fails if its
+    library did not load. VBench's dimensions use only its transforms, which are Python; a call of
+    either operator would still fail.
     """
     import torch
 
@@ -185,7 +193,7 @@ def _package_of(dimension: str) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """On one line."""
+    """Write an error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
 
 

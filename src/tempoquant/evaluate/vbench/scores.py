@@ -1,6 +1,8 @@
-"""Scores every video with VBench, once: a score is kept as soon as it is there, with what it was made of and with.
+"""Scores of every video by VBench, made once: a score is stored at once, with the digests of its
+inputs and weights.
 
-One process for each dimension, so that one that crashes or fills the memory takes no other with it.
+Each dimension runs in its own process, so that one that crashes or fills the memory affects no
+other.
 """
 
 import contextlib
@@ -18,14 +20,16 @@ from tempoquant.evaluate.vbench.settings import VBench, runner_command, sha256
 from tempoquant.progress import Progress
 
 LOG = "vbench/log.txt"
-"""What VBench printed."""
+"""VBench's output."""
 
 Scores = dict[str, dict[Take, float]]
-"""By dimension."""
+"""Scores by dimension."""
 
 
 class Failure(NamedTuple):
-    """Something that VBench did not score: one video, or with `take` None all that were left of a dimension."""
+    """A missing score of VBench: of one video, or with `take` None of all that remained of a
+    dimension.
+    """
 
     dimension: str
     take: Take | None
@@ -35,10 +39,11 @@ class Failure(NamedTuple):
 def score_missing(
     folder: EvaluationFolder, plan: Plan, labels: Sequence[str], vbench: VBench, progress: Progress
 ) -> tuple[Scores, list[Failure]]:
-    """Score every finished video of these models that has no score of this VBench yet.
+    """Score every finished video of these models without a score of this VBench.
 
     Returns:
-        All scores, those of earlier runs included; and what failed in this one, which the next run tries again.
+        All scores, those of earlier runs included; and the failures of this run, which the next run
+        retries.
     """
     finished = {take for take, line in folder.takes().items() if not line.get("failed")}
     texts = {take: item.text for label in labels for item, take in plan.takes(label) if take in finished}
@@ -70,7 +75,9 @@ def score_missing(
 
 
 def _known(folder: EvaluationFolder, vbench: VBench, digests: Mapping[Take, str]) -> Scores:
-    """What earlier runs scored: of these very videos, by this version with these weights."""
+    """Return the scores of earlier runs: of these very videos, by this version with these
+    weights.
+    """
     found: Scores = {dimension: {} for dimension in vbench.settings.dimensions}
     for take, line in folder.scored():
         dimension = line["dimension"]
@@ -84,11 +91,13 @@ def _known(folder: EvaluationFolder, vbench: VBench, digests: Mapping[Take, str]
 def answers_of(
     vbench: VBench, dimension: str, videos: Sequence[Mapping[str, str]], log_file: Path
 ) -> Generator[dict[str, Any], None, None]:
-    """What the runner says of videos, as soon as it says it (see `runner.py`). If it dies, that is the last answer.
+    """Yield the runner's answers about videos as they come (see `runner.py`). If it dies, that is
+    the last answer.
 
     Args:
-        videos: "video" and "prompt" of each, and "image" where the dimension compares with one; paths are absolute.
-        log_file: what VBench prints is appended to it.
+        videos: "video" and "prompt" of each, and "image" if the dimension compares with one; paths
+            are absolute.
+        log_file: VBench's output is appended to it.
     """
     settings = vbench.settings
     cwd = settings.cache / DREAMSIM_FOLDER if dimension == "i2v_background" else None
@@ -104,7 +113,7 @@ def answers_of(
             with process.stdout as stdout:
                 for line in stdout:
                     if not line.endswith("\n"):
-                        break  # torn: it was killed while it spoke
+                        break  # torn: it was killed while writing
                     yield json.loads(line)
             if status := process.wait():
                 yield {"why": f"VBench's process ended with status {status}; its last words are in {log_file}"}

@@ -1,7 +1,8 @@
-"""VBench beside the measures of this package: asked for, and checked before anything is generated.
+"""VBench beside the measures of this package: requested, and checked before anything is generated.
 
-VBench asks for libraries far older than this package's. It runs in an environment of its own (`make vbench-env`), as a
-process that reads videos and answers with numbers (`vbench/runner.py`), and is never imported.
+VBench needs libraries far older than this package's. It runs in its own environment (`make
+vbench-env`), as a process that reads videos and answers with numbers (`vbench/runner.py`), and is
+never imported.
 """
 
 import hashlib
@@ -24,18 +25,18 @@ _CHUNK = 2**22
 
 
 def default_cache() -> Path:
-    """Where VBench looks for its weights: $VBENCH_CACHE_DIR, or ~/.cache/vbench."""
+    """Return VBench's folder of weights: $VBENCH_CACHE_DIR, or ~/.cache/vbench."""
     return Path(os.environ.get("VBENCH_CACHE_DIR") or Path.home() / ".cache" / "vbench")
 
 
 @dataclass(frozen=True)
 class VBenchSettings:
-    """How VBench is to be asked.
+    """The request to VBench.
 
     Attributes:
         python: interpreter of an environment that holds VBench.
         dimensions: VBench's names.
-        cache: where its weights lie.
+        cache: the folder of its weights.
     """
 
     python: Path
@@ -51,7 +52,9 @@ class VBenchSettings:
             raise SettingsError(f"give one or more different VBench dimensions, not {list(self.dimensions)}.")
 
     def without_images(self) -> "VBenchSettings":
-        """Return the same without dimensions that compare with a given image. Raises SettingsError if none is left."""
+        """Return the same without dimensions that compare with a given image. Raises SettingsError
+        if none is left.
+        """
         left = tuple(name for name in self.dimensions if not DIMENSIONS[name].of_image)
         if not left:
             raise SettingsError(
@@ -63,14 +66,14 @@ class VBenchSettings:
 
 @dataclass(frozen=True)
 class VBench:
-    """An environment and weights that were found good.
+    """A checked environment with weights.
 
     Attributes:
-        settings: what was asked.
+        settings: the request.
         versions: of "vbench", "torch" and "python" there.
         device: "cuda" or "cpu".
         environment: variables of its processes.
-        weights: SHA-256 of what a dimension reads, by dimension and path.
+        weights: SHA-256 of the files that a dimension reads, by dimension and path.
     """
 
     settings: VBenchSettings
@@ -80,22 +83,26 @@ class VBench:
     weights: Mapping[str, Mapping[str, str]]
 
     def made_with(self, dimension: str) -> str:
-        """Short name of the version and weights behind a score: scores of different ones are not mixed."""
+        """Return a short name of the version and weights behind a score: scores of different ones
+        are not mixed.
+        """
         text = json.dumps([self.versions["vbench"], self.weights[dimension]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_vbench(settings: VBenchSettings, device: str, progress: Progress = SILENT) -> VBench:
-    """Find out whether VBench can score all dimensions without downloading anything.
+    """Check that VBench can score all dimensions without downloading anything.
 
     Args:
-        device: where videos are generated; VBench runs on that GPU if it is one and VBench's torch sees it.
+        device: where videos are generated; VBench runs on that GPU if it is one and VBench's torch
+            sees it.
 
     Raises:
-        EvaluationError: the interpreter, VBench, code or weights are missing; the message lists everything that is.
+        EvaluationError: the interpreter, VBench, code or weights are missing; the message lists all
+            of them.
     """
     missing = {name: _missing(name, settings.cache) for name in settings.dimensions}
-    # VBench downloads what it does not find, already when the code of some dimensions is imported.
+    # VBench downloads missing files, already when the code of some dimensions is imported.
     complete = [name for name in settings.dimensions if not missing[name]]
     environment = runner_environment(settings, device)
     found = _ask(settings, complete, environment)
@@ -123,14 +130,18 @@ def check_vbench(settings: VBenchSettings, device: str, progress: Progress = SIL
 
 
 def runner_command(settings: VBenchSettings, *arguments: str) -> list[str]:
-    """The program that calls VBench. -I: neither this package's folder nor PYTHONPATH may hide its libraries."""
-    # Not resolved: an environment's interpreter is a link to one that knows nothing of the environment.
+    """Return the command that calls VBench. With -I, neither this package's folder nor PYTHONPATH
+    hides its libraries.
+    """
+    # Not resolved: an environment's interpreter is a link to one that does not know the
+    # environment.
     return [os.path.abspath(settings.python), "-I", str(files("tempoquant.evaluate.vbench") / "runner.py"), *arguments]
 
 
 def runner_environment(settings: VBenchSettings, device: str) -> dict[str, str]:
-    """Environment variables of that program: of a device such as "cuda:1" it sees that one alone, since VBench knows no
-    other name than "cuda"."""
+    """Return the environment variables of that program: of a device such as "cuda:1" it sees only
+    that one, since VBench knows no other name than "cuda".
+    """
     visible = {}
     if number := re.match(r"cuda:(\d+)", device):
         names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -140,13 +151,16 @@ def runner_environment(settings: VBenchSettings, device: str) -> dict[str, str]:
         **visible,
         "VBENCH_CACHE_DIR": str(settings.cache.resolve()),
         "HF_HUB_OFFLINE": "1",
-        # VBench was written when torch.load read any pickle, and some of its weights need that (amt-s.pth).
+        # VBench was written when torch.load read any pickle, and some of its weights need that
+        # (amt-s.pth).
         "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",
     }
 
 
 def _ask(settings: VBenchSettings, dimensions: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """What the runner's `check` says. Raises EvaluationError where it says nothing, or that there is no VBench."""
+    """Run the runner's `check` and return its answer. Raises EvaluationError if it gives none, or
+    if VBench is missing.
+    """
     if not (settings.python.is_file() and os.access(settings.python, os.X_OK)):
         raise EvaluationError(f"{settings.python} is no interpreter that could run VBench: {HOW_TO_INSTALL}.")
     try:
@@ -184,7 +198,9 @@ def _digests(settings: VBenchSettings, progress: Progress) -> dict[str, dict[str
 
 
 def sha256(place: Path) -> str:
-    """Of a file; of a folder, that of its files' names and digests, hidden ones and what Python made left out."""
+    """Return the SHA-256 of a file; of a folder, that of its files' names and digests, without
+    hidden files and Python's caches.
+    """
     if place.is_dir():
         inside = [file for file in sorted(place.rglob("*")) if file.is_file() and not _is_made(file.relative_to(place))]
         lines = [f"{sha256(file)}  {file.relative_to(place).as_posix()}\n" for file in inside]

@@ -1,4 +1,6 @@
-"""What VBench's scores say of models: means, differences from the reference, and the drop as challenges count it."""
+"""Summaries of VBench's scores of models: means, differences from the reference, and the drop as
+challenges count it.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,18 +28,18 @@ METRICS = {
     DROP: Metric("VBench, relative drop", " %", 2),
     **{f"vbench_{name}": Metric(f"VBench {name.replace('_', ' ')}", "", 4) for name in DIMENSIONS},
 }
-"""In the order of reports. A drop is written in per cent, and stands in records as a fraction."""
+"""In the order of reports. A drop is written in per cent, and stored as a fraction."""
 
 ByItem = Mapping[str, Mapping[str, float]]
-"""A model's score by dimension and item, the seeds of an item averaged."""
+"""A model's score by dimension and item, averaged over the seeds of an item."""
 
 
 def scored_by_vbench(
     folder: EvaluationFolder, plan: Plan, labels: Sequence[str], vbench: VBench, progress: Progress
 ) -> dict[str, Any]:
-    """Score what has no score yet, and give `vbench_record`.
+    """Score what has no score yet, and return `vbench_record`.
 
-    Raises EvaluationError where VBench scored nothing at all: such a run has not succeeded.
+    Raises EvaluationError if VBench scored nothing at all: such a run has not succeeded.
     """
     scores, failures = score_missing(folder, plan, labels, vbench, progress)
     if failures and not any(scores.values()):
@@ -46,14 +48,14 @@ def scored_by_vbench(
 
 
 def vbench_record(vbench: VBench, scores: Scores, failures: Sequence[Failure], labels: Sequence[str]) -> dict[str, Any]:
-    """Plain values for JSON, the key `vbench` of evaluation.json.
+    """Return plain values for JSON, the key `vbench` of evaluation.json.
 
     Args:
         labels: the reference first.
     """
     dimensions, by_label = vbench.settings.dimensions, {label: _by_item(scores, label) for label in labels}
     of_reference = by_label[labels[0]]
-    # As in the summary of the other measures: what the reference has none of is in no mean.
+    # As in the summary of the other measures, a dimension that the reference lacks is in no mean.
     by_label = {label: _shared(values, of_reference) for label, values in by_label.items()}
     weights = {path: digest for name in dimensions for path, digest in vbench.weights[name].items()}
     return {
@@ -104,7 +106,7 @@ def _model(values: ByItem, of_reference: ByItem, is_reference: bool) -> dict[str
 
 
 def _rows(label: str, values: ByItem, of_reference: ByItem, is_reference: bool) -> list[dict[str, Any]]:
-    """Like those of evaluation.json's `summary`."""
+    """Make rows in the form of evaluation.json's `summary`."""
     wanted = [(f"vbench_{name}", values[name], of_reference[name]) for name in values]
     wanted.append((RAW_MEAN, raw_mean_by_item(values), raw_mean_by_item(of_reference)))
     wanted.append((NORMALISED_MEAN, normalised_mean_by_item(values), normalised_mean_by_item(of_reference)))
@@ -122,12 +124,14 @@ def _rows(label: str, values: ByItem, of_reference: ByItem, is_reference: bool) 
 
 
 def raw_mean_by_item(values: ByItem) -> dict[str, float]:
-    """The unweighted mean over the dimensions, of items that have all of them: what papers call VBench's average."""
+    """Average over the dimensions without weights, for items that have all of them: papers call it
+    VBench's average.
+    """
     return {item: math.fsum(found[item] for found in values.values()) / len(values) for item in _in_all(values)}
 
 
 def normalised_mean_by_item(values: ByItem) -> dict[str, float]:
-    """The mean over the dimensions with VBench's bounds and weights (half for dynamic degree)."""
+    """Average over the dimensions with VBench's bounds and weights (half for dynamic degree)."""
     total = math.fsum(DIMENSIONS[name].share for name in values)
     return {
         item: math.fsum(DIMENSIONS[name].share * DIMENSIONS[name].normalised(found[item])
@@ -137,10 +141,12 @@ def normalised_mean_by_item(values: ByItem) -> dict[str, float]:
 
 
 def relative_drop(values: ByItem, of_reference: ByItem) -> Interval | None:
-    """(reference − model) / reference of each dimension's mean, and the unweighted mean of that over the dimensions.
+    """Compute (reference − model) / reference of each dimension's mean, and its unweighted mean
+    over the dimensions.
 
-    As the ICME 2026 low-bit challenge counts the loss. Items are resampled together for both models and all
-    dimensions. None where the reference scores zero in a dimension, so that nothing can drop, or no item is scored.
+    The ICME 2026 low-bit challenge counts the loss in this way. Items are resampled together for
+    both models and all dimensions. It is None if the reference scores zero in a dimension, so that
+    nothing can drop, or if no item is scored.
     """
     items = [item for item in _in_all(of_reference) if item in _in_all(values)]
     if not items:
@@ -160,7 +166,9 @@ def relative_drop(values: ByItem, of_reference: ByItem) -> Interval | None:
 
 
 def _in_all(values: ByItem) -> list[str]:
-    """Items that every dimension scored, in order: a mean over fewer dimensions would be another number."""
+    """Return the items that every dimension scored, in order: a mean over fewer dimensions would be
+    another number.
+    """
     found = list(values.values())
     return [item for item in found[0] if all(item in other for other in found[1:])]
 
@@ -170,7 +178,7 @@ def _mean(values: Mapping[str, float]) -> float | None:
 
 
 def _drop_words(drop: Interval) -> str:
-    """Such as "1.20 % lower than the reference (0.30 to 2.10, n = 24)"."""
+    """Describe a drop, such as "1.20 % lower than the reference (0.30 to 2.10, n = 24)"."""
     size, side = f"{abs(100 * drop.mean):.2f} %", "lower" if drop.mean >= 0 else "higher"
     if drop.low is None or drop.high is None:
         return f"{size} {side} than the reference (n = {drop.n}: no interval)"
