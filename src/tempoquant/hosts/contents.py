@@ -1,4 +1,6 @@
-"""What is inside a quantized pipeline folder, from its configs and headers; only clip ratios are loaded."""
+"""The content of a quantized pipeline folder, from its configs and headers; only clip ratios are
+loaded.
+"""
 
 import math
 import statistics
@@ -46,7 +48,7 @@ class LayerContents:
     Attributes:
         format: its name.
         rank: of the low-rank branch.
-        bits_per_weight: as of DenoiserContents.
+        bits_per_weight: as in DenoiserContents.
         clip_ratio: one per timestep bin, from clean to noisy.
     """
 
@@ -61,17 +63,18 @@ class DenoiserContents:
     """One quantized denoiser.
 
     Attributes:
-        denoiser: which one.
+        denoiser: its name.
         component: the name of its folder.
         num_layers: linears in four bits.
         num_16bit_linears: linears of blocks that stayed in 16 bits.
         formats: format name to number of layers.
         ranks: rank of the low-rank branch to number of layers.
-        bits_per_weight: of the 4-bit layers; all that replaces their weights, as `num_replacing_bytes` counts it.
+        bits_per_weight: of the 4-bit layers; everything that replaces their weights, as
+            `num_replacing_bytes` counts it.
         num_bytes: of the component's weight files.
         bins: from clean to noisy.
         layers: every 4-bit layer by name.
-        notes: what the run wanted remembered.
+        notes: notes that the run stored.
         hardly_seen: layers with input features that calibration hardly saw, by name.
     """
 
@@ -94,13 +97,13 @@ class Contents:
     """A quantized pipeline.
 
     Attributes:
-        folder: where it lies.
+        folder: its location.
         denoisers: high noise first.
         bits_per_weight: over all denoisers.
         num_bytes: of all denoisers' weight files.
         recipe: the resolved recipe, as plain values.
         library_version: of the TempoQuant that wrote it.
-        calibration_prompt_ids: none where the recipe needed none.
+        calibration_prompt_ids: none if the recipe needed none.
         calibration_settings: how the calibration samples were drawn.
     """
 
@@ -115,9 +118,11 @@ class Contents:
 
 
 def quantized_components(folder: Path) -> dict[str, Path]:
-    """The quantized component of each denoiser of a pipeline folder, high noise first; empty for a 16-bit pipeline.
+    """Return the quantized component of each denoiser of a pipeline folder, high noise first; empty
+    for a 16-bit pipeline.
 
-    Raises CheckpointError when the folder is none, a config is damaged, or two components claim one denoiser.
+    Raises CheckpointError if there is no such folder, a config is damaged, or two components claim
+    one denoiser.
     """
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}.")
@@ -134,7 +139,9 @@ def quantized_components(folder: Path) -> dict[str, Path]:
 
 
 def config_of(component: Path) -> ComponentConfig:
-    """The quantization config of a component that `quantize` or `export` wrote. Raises CheckpointError."""
+    """Return the quantization config of a component of `quantize` or `export`. Raises
+    CheckpointError.
+    """
     model_config = read_model_config(component)
     if not is_exported(model_config):
         return read_config(component)
@@ -142,7 +149,9 @@ def config_of(component: Path) -> ComponentConfig:
 
 
 def check_headers(component: Path) -> None:
-    """Compare the headers of a quantized or exported component with its config. Raises CheckpointError."""
+    """Compare the headers of a quantized or exported component with its config. Raises
+    CheckpointError.
+    """
     if is_exported(read_model_config(component)):
         from tempoquant.hosts.nunchaku.reader import ExportedComponent  # which needs diffusers' models
 
@@ -152,7 +161,9 @@ def check_headers(component: Path) -> None:
 
 
 def check_component(component: Path) -> None:
-    """Compare every tensor of a quantized or exported component with its config. Raises CheckpointError."""
+    """Compare every tensor of a quantized or exported component with its config. Raises
+    CheckpointError.
+    """
     if not is_exported(read_model_config(component)):
         check_tensors(component)
         return
@@ -163,18 +174,24 @@ def check_component(component: Path) -> None:
 
 
 def configs_of(folder: Path) -> dict[str, ComponentConfig]:
-    """The quantization config of each quantized denoiser; empty for a 16-bit pipeline. Raises CheckpointError."""
+    """Return the quantization config of each quantized denoiser; empty for a 16-bit pipeline.
+    Raises CheckpointError.
+    """
     return {denoiser: config_of(component) for denoiser, component in quantized_components(folder).items()}
 
 
 def calibration_prompts_of(folder: Path) -> list[dict[str, str]]:
-    """Provenance of every prompt that any denoiser was calibrated on. Raises CheckpointError."""
+    """Return the provenance of every prompt that any denoiser was calibrated on. Raises
+    CheckpointError.
+    """
     calibrations = [config.calibration for config in configs_of(folder).values()]
     return [dict(prompt) for calibration in calibrations if calibration is not None for prompt in calibration.prompts]
 
 
 def contents_of(folder: Path) -> Contents:
-    """Look into a quantized pipeline. Raises CheckpointError when it holds no quantized denoiser or is damaged."""
+    """Read the content of a quantized pipeline. Raises CheckpointError if it holds no quantized
+    denoiser or is damaged.
+    """
     components = quantized_components(folder)
     if not components:
         raise CheckpointError(f"{folder} holds no quantized denoiser: make one with `tempoquant quantize`.")
@@ -197,7 +214,9 @@ def contents_of(folder: Path) -> Contents:
 
 
 def bits_per_weight(configs: Iterable[ComponentConfig]) -> float:
-    """Of all 4-bit layers of some component configs: everything stored in place of the weight, over its elements."""
+    """Compute the bits of all 4-bit layers of some component configs: everything stored in place of
+    the weight, over its elements.
+    """
     layers = [(config, name) for config in configs for name in config.layers]
     num_weights = sum(config.layers[name].in_features * config.layers[name].out_features for config, name in layers)
     if num_weights == 0:
@@ -212,7 +231,7 @@ def _num_replacing_bytes(config: ComponentConfig, name: str) -> int:
 
 
 def num_weight_bytes(component: Path) -> int:
-    """Of a component's weight files. Raises CheckpointError when there are none."""
+    """Return the bytes of a component's weight files. Raises CheckpointError if there are none."""
     return sum(file.stat().st_size for file in weight_files(component))
 
 
@@ -258,7 +277,9 @@ def _bins(component: Path, config: ComponentConfig, clip_ratios: Iterable[list[f
 
 
 def clip_ratios_of(component: Path, config: ComponentConfig) -> Iterator[tuple[str, list[float]]]:
-    """Yield every 4-bit layer of a component with its clip ratios, one a timestep bin, from clean to noisy."""
+    """Yield every 4-bit layer of a component with its clip ratios, one a timestep bin, from clean
+    to noisy.
+    """
     if isinstance(config, ExportedConfig):
         yield from ((name, [1.0] * config.bins.num_bins) for name in config.layers)
         return
@@ -271,7 +292,7 @@ def clip_ratios_of(component: Path, config: ComponentConfig) -> Iterator[tuple[s
 
 
 def _block_matrices(component: Path) -> Iterator[tuple[str, Any]]:
-    """(name, form) of every floating matrix in a block that is no low-rank branch."""
+    """Yield (name, form) of every floating matrix in a block that is no low-rank branch."""
     family = family_of_denoiser(read_model_config(component).get("_class_name", ""))
     for name, (_, form) in read_forms(weight_files(component)).items():
         is_branch = name.endswith((".up", ".down"))

@@ -1,4 +1,4 @@
-"""The denoiser that a config.json describes, without its weights: what an export's tensors are checked against."""
+"""The denoiser of a config.json without its weights, the reference for an export's tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,10 @@ from tempoquant.errors import CheckpointError
 
 
 def empty_model(model_config: Mapping[str, Any], layers: Mapping[str, LayerEntry], where: str) -> Any:
-    """The denoiser that a config.json describes, on the meta device but for buffers that no file holds.
+    """Build the denoiser of a config.json on the meta device, except for buffers that no file
+    holds.
 
-    Raises CheckpointError when it describes none, or one that lacks one of the layers.
+    Raises CheckpointError if it describes none, or one that lacks one of the layers.
     """
     class_name = str(model_config.get("_class_name"))
     kind = getattr(diffusers, class_name, None)

@@ -1,11 +1,13 @@
-"""What a layer may have that other people's runtimes of 4-bit layers know nothing of."""
+"""The properties of a layer that other runtimes of 4-bit layers do not support."""
 
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.formats import ScaleRule
 
 
 def unknown_elsewhere(entry: LayerEntry, target: str) -> str | None:
-    """Return what a layer has and no other runtime takes, in words that name the setting; None for nothing such."""
+    """Return the property of a layer that no other runtime supports, in words that name the
+    setting; None for none.
+    """
     if entry.deflated_by_bin:
         return f"has a deflation for each timestep bin (deflation_by_bin = true), and {target} knows no timestep"
     if entry.centred_by_bin:

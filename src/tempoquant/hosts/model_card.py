@@ -15,9 +15,10 @@ from tempoquant.recipe import Recipe
 
 
 def model_card(partial: Path, source: SourceModel, settings: dict[str, Any]) -> str:
-    """Text of the model card for a pipeline whose components are already written to `partial`.
+    """Write the model card of a pipeline whose components are already in `partial`.
 
-    The base model is the source's hub id, or what the source's own card names; the licence is the source card's.
+    The base model is the source's hub id, or the one that the source's card names; the licence is
+    the source card's.
     """
     recipe = Recipe.from_dict(settings)
     base = _source_card(source)
@@ -38,7 +39,9 @@ def model_card(partial: Path, source: SourceModel, settings: dict[str, Any]) -> 
 
 
 def export_card(partial: Path, source: SourceModel) -> str:
-    """Text of the model card for an export of the quantized pipeline `source`, whose components are in `partial`."""
+    """Write the model card of an export of the quantized pipeline `source`, whose components are in
+    `partial`.
+    """
     base = _source_card(source)
     kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
     model_config = read_model_config(partial / source.denoisers[0].component)
@@ -55,12 +58,13 @@ def export_card(partial: Path, source: SourceModel) -> str:
 
 
 def comfyui_nvfp4_card(source: SourceModel, recipe: Recipe, files_of: Mapping[str, tuple[str, str | None]]) -> str:
-    """Text of the README.md of an export for ComfyUI's own `nvfp4`.
+    """Write the README.md of an export for ComfyUI's own `nvfp4`.
 
     Args:
         source: the quantized pipeline.
-        recipe: that it was quantized by.
-        files_of: denoiser to the file of the model and that of its branches, relative to the export.
+        recipe: of its quantization.
+        files_of: denoiser to the file of the model and that of its branches, relative to the
+            export.
     """
     base = _source_card(source)
     kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
@@ -72,7 +76,7 @@ def comfyui_nvfp4_card(source: SourceModel, recipe: Recipe, files_of: Mapping[st
 
 
 def comfyui_card(source: SourceModel, config: ComponentConfig) -> str:
-    """Text of the model card for an export of the quantized pipeline `source` to ComfyUI's files.
+    """Write the model card of an export of the quantized pipeline `source` to ComfyUI's files.
 
     Args:
         config: of one of its denoisers.
@@ -88,7 +92,7 @@ def comfyui_card(source: SourceModel, config: ComponentConfig) -> str:
 
 
 def _source_card(source: SourceModel) -> dict[str, Any]:
-    """Metadata of the source's own card; empty when it has none."""
+    """Return the metadata of the source's own card; empty if it has none."""
     file = source.folder / "README.md"
     return dict(ModelCard.load(file).data.to_dict()) if file.is_file() else {}
 

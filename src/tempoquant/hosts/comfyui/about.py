@@ -1,4 +1,4 @@
-"""What a node tells of a loaded model."""
+"""A node's description of a loaded model."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from tempoquant.kernels.dispatch import choose
 
 
 def about(patcher: Any) -> str:
-    """Return a few lines on a MODEL: what it is, its size, what runs it. Raises ModelError for one of somebody else."""
+    """Return a few lines on a MODEL: its kind, its size, its kernels. Raises ModelError for a model
+    of another loader.
+    """
     loaded = loaded_of(patcher)
     quantization = loaded.stored.header.quantization
     entries, num_bins = quantization.layers.values(), quantization.bins.num_bins

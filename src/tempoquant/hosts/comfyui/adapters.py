@@ -1,7 +1,8 @@
-"""What ComfyUI's LoRA nodes ask of a 4-bit layer, as additions to its output; what cannot be added is refused.
+"""Patches of ComfyUI's LoRA nodes for a 4-bit layer, as additions to its output; impossible
+additions are refused.
 
-A LoRA merged into a weight would have to be rounded to four bits with it, which destroys the choice of codes that GPTQ
-made. Beside the layer it is exact: y + strength · alpha/rank · (x · downᵀ) · upᵀ.
+A LoRA merged into a weight would have to be rounded to four bits with it, which would destroy
+GPTQ's choice of codes. Beside the layer it is exact: y + strength · alpha/rank · (x · downᵀ) · upᵀ.
 """
 
 from abc import ABC, abstractmethod
@@ -18,9 +19,10 @@ class Patch(NamedTuple):
     """One entry of ComfyUI's patches.
 
     Attributes:
-        value: a weight adapter of ComfyUI (`name`, `weights`), or a tuple of a kind and its tensors.
-        strength: that multiplies what is added.
-        strength_model: that multiplies the weight itself; 1 for none.
+        value: a weight adapter of ComfyUI (`name`, `weights`), or a tuple of a kind and its
+            tensors.
+        strength: multiplies the addition.
+        strength_model: multiplies the weight itself; 1 for none.
         offset, function: of a part of the weight; None for all of it.
     """
 
@@ -32,7 +34,7 @@ class Patch(NamedTuple):
 
 
 class Addition(ABC):
-    """Something that is added to a layer's output. ComfyUI moves it and counts its bytes."""
+    """An addition to a layer's output. ComfyUI moves it and counts its bytes."""
 
     @abstractmethod
     def move_to(self, device: torch.device) -> int:
@@ -40,11 +42,13 @@ class Addition(ABC):
 
     @abstractmethod
     def added(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the output y (…, out) of a layer with this added, for its input x (…, in); y may be changed."""
+        """Return the output y (…, out) of a layer with this addition, for its input x (…, in); y
+        may be changed.
+        """
 
 
 class LoraBranch(Addition):
-    """factor · (x · downᵀ) · upᵀ.
+    """The addition factor · (x · downᵀ) · upᵀ.
 
     Args:
         up: (out, rank). down: (rank, in). factor: strength · alpha / rank.
@@ -67,7 +71,7 @@ class LoraBranch(Addition):
 
 
 class BiasChange(Addition):
-    """strength · difference. difference: (out,)."""
+    """The addition strength · difference. difference: (out,)."""
 
     def __init__(self, difference: torch.Tensor, strength: float) -> None:
         self.difference, self.strength = difference, strength
@@ -83,12 +87,12 @@ class BiasChange(Addition):
 
 
 def addition_to_weight(name: str, shape: tuple[int, int], patch: Patch, dtype: torch.dtype) -> Addition:
-    """Return the branch of a patch of a 4-bit layer's weight.
+    """Return the branch for a patch of a 4-bit layer's weight.
 
     Args:
         name: the layer's.
         shape: (out, in) of its weight.
-        dtype: that the layer computes in.
+        dtype: of the layer's computation.
 
     Raises UnsupportedError, with the reason, for anything but a plain LoRA of this shape.
     """
@@ -115,7 +119,9 @@ def addition_to_weight(name: str, shape: tuple[int, int], patch: Patch, dtype: t
 
 
 def addition_to_bias(name: str, out_features: int, patch: Patch, dtype: torch.dtype) -> Addition:
-    """Return the change of a 4-bit layer's bias. Raises UnsupportedError for anything but a difference of its shape."""
+    """Return the change of a 4-bit layer's bias. Raises UnsupportedError for anything but a
+    difference of its shape.
+    """
     _require_whole(name, patch)
     value = patch.value
     is_difference = isinstance(value, tuple) and len(value) == 2 and value[0] == "diff" and len(value[1]) == 1

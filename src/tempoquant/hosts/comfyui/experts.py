@@ -1,4 +1,6 @@
-"""Two experts of one model, each from its slot of a node: which is taken, and whether they belong together."""
+"""Two experts of one model, each from its slot of a node: their order, and whether they belong
+together.
+"""
 
 import logging
 from pathlib import Path
@@ -10,13 +12,13 @@ _logger = logging.getLogger(__name__)
 
 
 def open_experts(noisier: str | Path, cleaner: str | Path) -> tuple[StoredDenoiser, StoredDenoiser]:
-    """Open the noisier and the cleaner expert, each from a folder of both or a file of its own.
+    """Open the noisier and the cleaner expert, each from a folder of both or from its own file.
 
     A file in the other one's slot is loaded as asked, and a warning says so.
 
     Raises:
-        ModelError: they are of different models, or one is no expert of two.
-        TempoQuantError: whatever `open_denoisers` raises.
+        ModelError: they belong to different models, or one is no expert of two.
+        TempoQuantError: as `open_denoisers` raises.
     """
     first, second = open_denoisers(noisier)[0], open_denoisers(cleaner)[-1]
     _require_one_model(first, second)

@@ -1,7 +1,9 @@
-"""export --to comfyui: a pipeline that `quantize` wrote becomes one file for each denoiser, to lie in ComfyUI's models.
+"""export --to comfyui: a quantized pipeline becomes one file for each denoiser, for ComfyUI's
+models folder.
 
-Tensors stay as they are, under ComfyUI's names. One tensor at a time is in memory, and OUTPUT is complete or absent;
-what is finished after an interruption is kept in OUTPUT.unfinished, and the same call goes on from there.
+Tensors stay as they are, under ComfyUI's names. One tensor at a time is in memory, and OUTPUT is
+complete or absent. After an interruption, finished files are kept in OUTPUT.unfinished, and the
+same call resumes there.
 """
 
 from pathlib import Path
@@ -21,13 +23,15 @@ TARGET = "comfyui"
 
 
 def export(folder: str | Path, output: str | Path, *, overwrite: bool = False, progress: Progress = SILENT) -> Path:
-    """Write a file for each denoiser, named after it, with all that ComfyUI needs of the pipeline's denoisers.
+    """Write a file for each denoiser, named after it, with everything that ComfyUI needs of the
+    pipeline's denoisers.
 
     Args:
         folder: that `quantize` wrote.
-        output: a folder that does not exist or is empty. A finished export of the same folder is left as it is.
-        overwrite: replace what is in `output`.
-        progress: where to show how far the job is.
+        output: a folder that does not exist or is empty. A finished export of the same folder is
+            left unchanged.
+        overwrite: replace the content of `output`.
+        progress: shows how far the job is.
 
     Returns:
         The output folder.

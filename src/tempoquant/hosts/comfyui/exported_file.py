@@ -1,8 +1,9 @@
-"""The single file that `export --to comfyui` writes: a denoiser's tensors as stored, by ComfyUI's names.
+"""The single file that `export --to comfyui` writes: a denoiser's tensors as stored, by ComfyUI's
+names.
 
-What the loader needs stands in the header's metadata, under `tempoquant`, as JSON: `version` of this layout; the
-`timesteps` from and to which the denoiser runs; its `config`, which is the component's config.json, quantization
-included.
+The loader's facts are in the header's metadata, under `tempoquant`, as JSON: `version` of this
+layout; the `timesteps` from and to which the denoiser runs; its `config`, which is the component's
+config.json, quantization included.
 """
 
 import json
@@ -22,7 +23,7 @@ QUANTIZATION = "quantization_config"
 
 
 class Header(NamedTuple):
-    """What an exported file says of itself.
+    """An exported file's description of itself.
 
     Attributes:
         config: the component's config.json without its quantization.
@@ -36,20 +37,26 @@ class Header(NamedTuple):
 
 
 def metadata_of(header: Header) -> dict[str, str]:
-    """Return the metadata of a file: the inverse of `read_header`, hashes of other files left out."""
+    """Return the metadata of a file: the inverse of `read_header`, hashes of other files left
+    out.
+    """
     config = {**header.config, QUANTIZATION: header.quantization.to_dict(with_hashes=False)}
     record = {"version": VERSION, "timesteps": list(header.timesteps), "config": config}
     return {KEY: json.dumps(record, sort_keys=True)}
 
 
 def is_exported_file(file: Path) -> bool:
-    """Whether a safetensors file is an export for ComfyUI, of any version. Raises CheckpointError for a damaged one."""
+    """Return whether a safetensors file is an export for ComfyUI, of any version. Raises
+    CheckpointError for a damaged one.
+    """
     with open_weights(file) as weights:
         return KEY in (weights.metadata() or {})
 
 
 def read_header(file: Path) -> Header:
-    """Read what a file says of itself. Raises CheckpointError for a file of anybody else, damaged or newer."""
+    """Read an exported file's header. Raises CheckpointError for another program's file, and for
+    one damaged or newer.
+    """
     with open_weights(file) as weights:
         text = (weights.metadata() or {}).get(KEY)
     if text is None:

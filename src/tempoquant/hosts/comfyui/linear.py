@@ -1,9 +1,11 @@
-"""ComfyLinear: a QuantizedLinear as ComfyUI's ModelPatcher expects a linear to be.
+"""ComfyLinear: a QuantizedLinear with the interface that ComfyUI's ModelPatcher expects of a
+linear.
 
-ComfyUI moves, streams and changes a module by attributes that its own operations have (`CastWeightBiasOp` of its
-comfy/ops.py). `comfy_cast_weights` says that the tensors stay where they are, and are to be brought to the input for
-each call; `weight_function` and `bias_function` hold what is to be done to weight and bias. A 4-bit weight cannot be
-changed, so what lies there is added to the output instead: `adapters.Addition`.
+ComfyUI moves, streams and changes a module by the attributes of its own operations
+(`CastWeightBiasOp` of its comfy/ops.py). `comfy_cast_weights` means that the tensors stay where
+they are, and each call brings them to the input. `weight_function` and `bias_function` hold changes
+of weight and bias. A 4-bit weight cannot be changed, so these changes are added to the output
+instead: `adapters.Addition`.
 """
 
 import copy
@@ -21,8 +23,10 @@ class ComfyLinear(QuantizedLinear):
     """One 4-bit linear inside ComfyUI's model.
 
     Attributes:
-        comfy_cast_weights: whether its tensors may lie on another device than the input (ComfyUI sets it).
-        weight_function, bias_function: what is added to the output (ComfyUI sets them from the patcher's).
+        comfy_cast_weights: whether its tensors may lie on another device than the input (ComfyUI
+            sets it).
+        weight_function, bias_function: additions to the output (ComfyUI sets them from the
+            patcher's).
     """
 
     comfy_cast_weights = False
@@ -30,7 +34,7 @@ class ComfyLinear(QuantizedLinear):
     bias_function: list[Any] = []  # noqa: RUF012
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, …, in) to (batch, …, out), in the dtype of x, additions included."""
+        """Compute (batch, …, in) to (batch, …, out), in the dtype of x, additions included."""
         linear = self.on(x.device) if self.comfy_cast_weights else self
         y = QuantizedLinear.forward(linear, x)
         for addition in (*self.weight_function, *self.bias_function):
@@ -43,17 +47,19 @@ class ComfyLinear(QuantizedLinear):
         return y
 
     def on(self, device: torch.device) -> "ComfyLinear":
-        """Return this layer with its tensors on a device, for one call: itself where they are there already."""
+        """Return this layer with its tensors on a device, for one call; the layer itself if they
+        are there already.
+        """
         if self.packed.device == device:
             return self
-        twin = copy.copy(self)  # clock, shared input and what was looked up are the same objects
+        twin = copy.copy(self)  # clock, shared input and looked-up facts are the same objects
         twin._parameters = {key: None if tensor is None else _moved(tensor, device)
                             for key, tensor in self._parameters.items()}  # fmt: skip
         return twin
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # ComfyUI lists what LoRAs may change by the names of weights. An empty one has no size, which is the truth.
+        # ComfyUI lists the weights that LoRAs may change by name. An empty one truly has no size.
         destination[f"{prefix}weight"] = torch.empty(0)
 
 

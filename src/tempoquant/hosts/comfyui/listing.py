@@ -1,4 +1,4 @@
-"""Which models of TempoQuant lie in ComfyUI's folders: what a node lets people choose from."""
+"""The models of TempoQuant in ComfyUI's folders, which a node offers."""
 
 import os
 from collections.abc import Iterable
@@ -18,11 +18,12 @@ def list_models(roots: Iterable[str | Path]) -> dict[str, Path]:
     """Find every folder that `quantize` wrote and every file that `export --to comfyui` wrote.
 
     Args:
-        roots: folders to look in, links followed; one that is not there is passed over. Of equal names, the first
-            counts.
+        roots: folders to search, links followed; missing ones are skipped. Of equal names, the
+            first counts.
 
     Returns:
-        Names, relative to their root and with forward slashes, to places, sorted. Only headers are read.
+        Names, relative to their root and with forward slashes, to places, sorted. Only headers are
+        read.
     """
     found: dict[str, Path] = {}
     for root in map(Path, roots):
@@ -55,7 +56,7 @@ def _is_quantized(config: Path) -> bool:
     try:
         return QUANTIZATION in read_model_config(following_links(config.parent))
     except CheckpointError:
-        return False  # somebody else's, or half copied: whoever names it is told what is wrong
+        return False  # another program's, or half copied: loading it by name reports the error
 
 
 def _is_export(file: Path) -> bool:

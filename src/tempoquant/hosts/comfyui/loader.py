@@ -1,7 +1,9 @@
-"""Builds ComfyUI's model around a stored denoiser: its own class on the meta device, our linears in it, every tensor.
+"""Loading of a stored denoiser into ComfyUI's model: its own class on the meta device, our linears
+in it, every tensor.
 
-ComfyUI's loader reads a model's settings off the shapes of a file, which 4-bit tensors do not tell. So the settings
-come from the denoiser's config.json, and the keys are checked here (ComfyUI only warns).
+ComfyUI's loader infers a model's settings from the shapes in a file, which 4-bit tensors do not
+show. So the settings come from the denoiser's config.json, and the keys are checked here (ComfyUI
+only warns).
 """
 
 import logging
@@ -30,12 +32,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a model of ours in ComfyUI was loaded from: its attribute `tempoquant`.
+    """The source of our model in ComfyUI, as its attribute `tempoquant`.
 
     Attributes:
         stored: the denoiser on disk.
         clock: of its layers.
-        dtype: that it computes in.
+        dtype: of its computation.
     """
 
     stored: StoredDenoiser
@@ -44,21 +46,23 @@ class Loaded:
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype to compute in on a device: bfloat16 where it is fast, else float16, and float32 on a CPU."""
+    """Return the compute dtype of a device: bfloat16 if it is fast there, else float16, and float32
+    on a CPU.
+    """
     if comfy.model_management.should_use_bf16(device):
         return torch.bfloat16
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
 
 
 def load_model(stored: StoredDenoiser, dtype: torch.dtype | None = None) -> TempoQuantPatcher:
-    """Load a denoiser as ComfyUI's MODEL, on the device where ComfyUI keeps models that do not run.
+    """Load a denoiser as ComfyUI's MODEL, on the device where ComfyUI keeps idle models.
 
     Args:
         dtype: to compute in; None for `default_dtype`.
 
     Raises:
         ModelError: ComfyUI has no class for it.
-        CheckpointError: its tensors are not those of the class that its config describes.
+        CheckpointError: its tensors differ from those of the class that its config describes.
     """
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
@@ -67,7 +71,7 @@ def load_model(stored: StoredDenoiser, dtype: torch.dtype | None = None) -> Temp
     clock = _put_linears(model.diffusion_model, stored, dtype)
     _fill(model.diffusion_model, stored, dtype)
     _prepare(model.diffusion_model, stored)
-    model.device = offload_device  # ComfyUI notes that of its construction
+    model.device = offload_device  # ComfyUI records its construction there
     model.eval().requires_grad_(False)
     model.to(offload_device)
     model.tempoquant = Loaded(stored, clock, dtype)
@@ -77,7 +81,7 @@ def load_model(stored: StoredDenoiser, dtype: torch.dtype | None = None) -> Temp
 
 
 def loaded_of(patcher: Any) -> Loaded:
-    """Return what a MODEL was loaded from. Raises ModelError for one that TempoQuant did not load."""
+    """Return the source of a MODEL. Raises ModelError for one that TempoQuant did not load."""
     loaded = getattr(patcher.model, "tempoquant", None)
     if not isinstance(loaded, Loaded):
         raise ModelError("this model was not loaded by TempoQuant: connect one from a TempoQuant loader.")
@@ -104,7 +108,9 @@ def _put_linears(model: nn.Module, stored: StoredDenoiser, dtype: torch.dtype) -
 
 
 def _fill(model: nn.Module, stored: StoredDenoiser, dtype: torch.dtype) -> None:
-    """Read every tensor. Raises CheckpointError unless they are exactly those of the model, in its shapes."""
+    """Read every tensor. Raises CheckpointError unless they are exactly the model's, in its
+    shapes.
+    """
     linears = quantized_linears(model)
     wanted = {
         name: tuple(tensor.shape)
@@ -130,7 +136,9 @@ def _fill(model: nn.Module, stored: StoredDenoiser, dtype: torch.dtype) -> None:
 
 
 def _prepare(model: nn.Module, stored: StoredDenoiser) -> None:
-    """Let linears that read one input quantize it once, and look up what FP8 kernels ask of a weight."""
+    """Let linears that read one input quantize it once, and look up the facts that FP8 kernels need
+    of a weight.
+    """
     quantization: ComponentConfig = stored.header.quantization
     call = quantization.call or stored.family.call
     groups = call.sharing_an_input(quantization.layers)

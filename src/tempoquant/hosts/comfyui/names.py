@@ -1,4 +1,4 @@
-"""Tensor names inside ComfyUI and back, as the family tells them."""
+"""Tensor names in ComfyUI and back, by the family's layout."""
 
 from tempoquant.errors import ModelError
 from tempoquant.models.comfyui_layout import ComfyLayout
@@ -7,7 +7,9 @@ from tempoquant.models.family import Config, ModelFamily
 
 
 def family_in_comfyui(config: Config, where: str) -> tuple[ModelFamily, ComfyLayout]:
-    """Return the family of a denoiser's config.json and its layout. Raises ModelError where ComfyUI cannot run it."""
+    """Return the family of a denoiser's config.json and its layout. Raises ModelError if ComfyUI
+    cannot run it.
+    """
     class_name = str(config.get("_class_name"))
     family = family_of_denoiser(class_name)
     if family is None or family.comfyui is None:
@@ -16,7 +18,9 @@ def family_in_comfyui(config: Config, where: str) -> tuple[ModelFamily, ComfyLay
 
 
 def comfy_module(module: str, family: ModelFamily) -> str:
-    """Return ComfyUI's name of a module (or parameter) of a denoiser. Raises ModelError for a name of none."""
+    """Return ComfyUI's name of a module (or parameter) of a denoiser. Raises ModelError for an
+    unknown name.
+    """
     found = family.original_name(module)
     if found is None:
         raise ModelError(f"{module} has no place in ComfyUI's model: this denoiser does not run there.")
@@ -24,7 +28,7 @@ def comfy_module(module: str, family: ModelFamily) -> str:
 
 
 def comfy_tensor(name: str, family: ModelFamily) -> str:
-    """Return ComfyUI's name of a tensor. Raises ModelError for a name of none."""
+    """Return ComfyUI's name of a tensor. Raises ModelError for an unknown name."""
     if family.is_parameter(name):
         return comfy_module(name, family)
     module, _, leaf = name.rpartition(".")
@@ -32,7 +36,7 @@ def comfy_tensor(name: str, family: ModelFamily) -> str:
 
 
 def own_tensor(key: str, family: ModelFamily) -> str | None:
-    """Return diffusers' name of a tensor that ComfyUI calls so; None for a name that means nothing."""
+    """Return diffusers' name of a tensor by ComfyUI's name; None for an unknown name."""
     whole = family.own_name(key)
     if whole is not None and family.is_parameter(whole):
         return whole

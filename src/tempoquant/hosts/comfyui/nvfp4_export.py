@@ -1,8 +1,8 @@
-"""export --to comfyui-nvfp4: a pipeline that `quantize` wrote becomes files that ComfyUI loads without a node.
+"""export --to comfyui-nvfp4: a quantized pipeline becomes files that ComfyUI loads without a node.
 
-For each denoiser one file for ComfyUI's folder diffusion_models, and its branches as one LoRA for the folder loras. A
-tensor at a time is in memory; OUTPUT is complete or absent, and a denoiser that was finished before an interruption is
-kept in OUTPUT.unfinished.
+Each denoiser becomes one file for ComfyUI's folder diffusion_models, and its branches one LoRA for
+the folder loras. One tensor at a time is in memory. OUTPUT is complete or absent, and finished
+denoisers are kept in OUTPUT.unfinished after an interruption.
 """
 
 import json
@@ -48,14 +48,14 @@ MODELS, LORAS = "diffusion_models", "loras"
 
 @dataclass(frozen=True)
 class ExportedDenoiser:
-    """What was written of one denoiser.
+    """The exported files of one denoiser.
 
     Attributes:
-        denoiser: which one.
+        denoiser: its name.
         model_file: relative to the output.
-        branch_file: the same; None where no layer has a branch.
+        branch_file: the same; None if no layer has a branch.
         num_layers: in four bits.
-        bits_per_weight: of those layers; all that replaces their weights, branches included.
+        bits_per_weight: of those layers; everything that replaces their weights, branches included.
         num_bytes: of both files.
         num_clipped: layers that had a clip ratio other than 1, which is not carried.
     """
@@ -71,9 +71,11 @@ class ExportedDenoiser:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One denoiser's export: from which component, what that holds, and ComfyUI's name of each of its tensors.
+    """One denoiser's export: its component, the component's content, and ComfyUI's name of each
+    tensor.
 
-    `rest` are the tensors of no 4-bit layer, by diffusers' name; `names` has those and the layers.
+    `rest` holds the tensors outside 4-bit layers, by diffusers' name; `names` has those and the
+    layers.
     """
 
     denoiser: str
@@ -99,15 +101,17 @@ def export(
 
     Args:
         folder: that `quantize` wrote.
-        output: a folder that does not exist or is empty. A finished export of the same folder is left as it is.
-        overwrite: replace what is in `output`.
-        progress: where to show how far the job is.
+        output: a folder that does not exist or is empty. A finished export of the same folder is
+            left unchanged.
+        overwrite: replace the content of `output`.
+        progress: shows how far the job is.
 
     Returns:
-        What was written (or was there), the noisiest denoiser first.
+        The written (or existing) files, the noisiest denoiser first.
 
     Raises:
-        UnsupportedError: the format cannot hold a layer, or ComfyUI has no name for a tensor; nothing is written then.
+        UnsupportedError: the format cannot hold a layer, or ComfyUI has no name for a tensor;
+            nothing is written then.
         TempoQuantError: see tempoquant.errors.
     """
     source = SourceModel.open(Path(folder))
@@ -129,7 +133,7 @@ def export(
 
 
 def _plan(denoiser: str, component: Path, family: ModelFamily) -> _Plan:
-    """Refuse what cannot be exported. Reads config.json and headers only."""
+    """Plan an export, and refuse an impossible one. Reads config.json and headers only."""
     model_config = read_model_config(component)
     if is_exported(model_config):
         raise UnsupportedError(f"{component} is an export already: give the folder that `quantize` wrote.")
@@ -146,7 +150,7 @@ def _plan(denoiser: str, component: Path, family: ModelFamily) -> _Plan:
         for name, (_, form) in files.component_forms(component).items()
         if name.rpartition(".")[0] not in config.layers and not any(re.search(pattern, name) for pattern in unread)
     }
-    # ComfyUI passes over a tensor that it misses: what it loads then is silently another model.
+    # ComfyUI ignores missing tensors: it would silently load another model.
     check_presence(set(rest), {n for n in model.state_dict() if n.rpartition(".")[0] not in config.layers}, "the model")
     return _Plan(denoiser, component, config, rest, _comfyui_names([*rest, *config.layers], denoiser, family))
 
@@ -163,7 +167,9 @@ def _comfyui_names(names: Iterable[str], denoiser: str, family: ModelFamily) -> 
 
 
 def _export_denoiser(plan: _Plan, result: Path, progress: Progress) -> None:
-    """Write both files beside their places, then move them there, the model's last: it says that both are whole."""
+    """Write both files beside their places, then move them there, the model's last, which marks
+    both as whole.
+    """
     place = result / plan.model_file
     if place.is_file():
         return
@@ -211,7 +217,7 @@ def _add(file: OneFileWriter, prefix: str, tensors: Mapping[str, torch.Tensor]) 
 
 
 def _record(plan: _Plan) -> dict[str, object]:
-    """What the files say of where they come from."""
+    """Return the files' record of their origin."""
     config = plan.config
     return {
         "calibration": None if config.calibration is None else config.calibration.to_dict(),

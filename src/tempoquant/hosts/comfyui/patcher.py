@@ -1,7 +1,8 @@
-"""TempoQuantPatcher: ComfyUI's ModelPatcher, whose LoRAs are added beside 4-bit layers and never merged into them.
+"""TempoQuantPatcher: ComfyUI's ModelPatcher, which adds LoRAs beside 4-bit layers and never merges
+them.
 
-Additions lie among the patcher's weight wrappers: ComfyUI hands those to the layers when it loads a model, moves them,
-counts their bytes, and takes them away again.
+Additions are among the patcher's weight wrappers: ComfyUI hands those to the layers when it loads a
+model, moves them, counts their bytes, and removes them again.
 """
 
 import uuid
@@ -21,9 +22,10 @@ class TempoQuantPatcher(comfy.model_patcher.ModelPatcher):
     def add_patches(
         self, patches: Mapping[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
     ) -> list[Any]:
-        """Take what a LoRA node asks for; returns the keys that were taken, as ComfyUI's own does.
+        """Accept a LoRA node's patches; returns the accepted keys, as ComfyUI's own method does.
 
-        Raises UnsupportedError, with the reason, for what cannot be added beside a 4-bit layer; nothing is taken then.
+        Raises UnsupportedError, with the reason, for patches that cannot be added beside a 4-bit
+        layer; nothing is accepted then.
         """
         linears = self._linears()
         wrappers: dict[str, list[Any]] = {}
@@ -45,12 +47,14 @@ class TempoQuantPatcher(comfy.model_patcher.ModelPatcher):
         return [*found, *taken]
 
     def add_weight_wrapper(self, name: str, function: Any) -> None:
-        """As ComfyUI's own. Raises UnsupportedError for a 4-bit layer."""
+        """Add a wrapper as ComfyUI's own method does. Raises UnsupportedError for a 4-bit layer."""
         self._refuse([name], "a wrapper of its weight needs one that is dense")
         super().add_weight_wrapper(name, function)
 
     def add_hook_patches(self, hook: Any, patches: Mapping[Any, Any], *args: Any, **kwargs: Any) -> Any:
-        """As ComfyUI's own. Raises UnsupportedError for a 4-bit layer: hooks merge, at every change of strength."""
+        """Add patches as ComfyUI's own method does. Raises UnsupportedError for a 4-bit layer:
+        hooks merge at every change of strength.
+        """
         self._refuse(
             [key if isinstance(key, str) else key[0] for key in patches],
             "a LoRA with a schedule is merged at every change of its strength; use Load LoRA instead",
@@ -65,7 +69,9 @@ class TempoQuantPatcher(comfy.model_patcher.ModelPatcher):
         full_load: bool = False,
         **more: Any,
     ) -> None:
-        """As ComfyUI's own. Raises UnsupportedError where it is to merge patches, as for saving and extracting."""
+        """Load as ComfyUI's own method does. Raises UnsupportedError if it would merge patches, as
+        for saving and extracting.
+        """
         if force_patch_weights:
             raise UnsupportedError(
                 "a 4-bit model cannot be saved, merged or compared by ComfyUI, which would merge LoRAs into its "
@@ -75,7 +81,7 @@ class TempoQuantPatcher(comfy.model_patcher.ModelPatcher):
 
     @property
     def num_additions(self) -> int:
-        """How many LoRA branches and changes of a bias lie beside 4-bit layers."""
+        """Return the number of LoRA branches and bias changes beside 4-bit layers."""
         return sum(len(additions) for additions in self.weight_wrapper_patches.values())
 
     def _linears(self) -> dict[str, ComfyLinear]:

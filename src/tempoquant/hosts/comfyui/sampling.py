@@ -1,4 +1,6 @@
-"""What nodes do to a loaded MODEL: a wider activation in some of its calls, and the step at which to change experts."""
+"""Changes of a loaded MODEL by nodes: wider activations in some of its calls, and the step that
+changes experts.
+"""
 
 import math
 from collections.abc import Callable
@@ -17,11 +19,13 @@ _KEY = "tempoquant"
 
 
 def with_activation_bits(patcher: Any, bits: int, low: float, high: float) -> Any:
-    """Return a clone of a MODEL whose activations have `bits` bits where low ≤ timestep < high, and four elsewhere.
+    """Return a clone of a MODEL whose activations have `bits` bits where low ≤ timestep < high, and
+    four elsewhere.
 
     A high of 1000 means no end.
 
-    Other clones of the same model, which share its layers, stay as they are: the width is set for each call.
+    Other clones of the same model, which share its layers, are unchanged: the width is set for each
+    call.
 
     Raises:
         RecipeError: other bits than 4 and 8, or no interval.
@@ -48,12 +52,12 @@ def split_step_of(patcher: Any, scheduler: str, num_steps: int) -> int:
     """Return how many of a sampler's steps belong to the noisier of two experts.
 
     Args:
-        patcher: either expert, with the shift that it is sampled with.
+        patcher: either expert, with its sampling shift.
         scheduler: of ComfyUI's, as the sampler takes it.
 
     Raises:
         ModelError: TempoQuant did not load the model.
-        SettingsError: it is one of no two experts, or has all the steps.
+        SettingsError: it is not one of two experts, or it has all the steps.
     """
     stored = loaded_of(patcher).stored
     boundary = boundary_of(stored.header.timesteps, stored.name)

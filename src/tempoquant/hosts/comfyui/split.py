@@ -1,4 +1,6 @@
-"""At which step of a sampler the second denoiser takes over: ComfyUI splits by step, the model by timestep."""
+"""The step of a sampler at which the second denoiser takes over: ComfyUI splits by step, the model
+by timestep.
+"""
 
 from collections.abc import Sequence
 
@@ -28,10 +30,12 @@ def boundary_of(timesteps: tuple[float, float], name: str) -> float:
 
 
 def split_step(timesteps: Sequence[float], boundary: float) -> int:
-    """Return how many steps the noisier denoiser takes: those at or above the boundary, which belongs to it.
+    """Return how many steps the noisier denoiser takes: those at or above the boundary, which
+    belongs to it.
 
     Args:
-        timesteps: of a sampler's steps, 1000 noise … 0 clean, without the last one, at which nothing runs.
+        timesteps: of a sampler's steps, 1000 noise … 0 clean, without the last one, at which
+            nothing runs.
 
     Raises:
         SettingsError: they do not fall.

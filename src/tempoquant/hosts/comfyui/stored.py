@@ -1,4 +1,6 @@
-"""StoredDenoiser: a quantized denoiser on disk, from a folder that `quantize` wrote or a file that `export` wrote."""
+"""StoredDenoiser: a quantized denoiser on disk, from a folder of `quantize` or a file of
+`export`.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,8 +29,8 @@ class StoredDenoiser:
     """A quantized denoiser on disk. Its headers agree with its config.
 
     Attributes:
-        where: the folder or file that it lies in.
-        header: what it says of itself.
+        where: its folder or file.
+        header: its description of itself.
         family, layout: of its class.
         places: diffusers' names of its tensors to file, key and form.
     """
@@ -41,11 +43,11 @@ class StoredDenoiser:
 
     @property
     def name(self) -> str:
-        """The denoiser's."""
+        """Return the denoiser's name."""
         return self.header.quantization.denoiser
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield diffusers' name and value of every tensor, as stored, each in memory of its own."""
+        """Yield diffusers' name and value of every tensor, as stored, each in fresh memory."""
         by_file: dict[Path, list[tuple[str, str]]] = {}
         for name, (file, key, _) in self.places.items():
             by_file.setdefault(file, []).append((name, key))
@@ -62,13 +64,14 @@ class StoredDenoiser:
 
 
 def open_denoisers(path: str | Path) -> list[StoredDenoiser]:
-    """Find every quantized denoiser of a folder (of a pipeline, or of one component) or of an exported file.
+    """Find every quantized denoiser of a folder (of a pipeline, or of one component) or of an
+    exported file.
 
     Returns:
         The noisiest first. No weight is read.
 
     Raises:
-        ModelError: there is nothing, nothing quantized, or what ComfyUI cannot run.
+        ModelError: there is nothing, nothing quantized, or a model that ComfyUI cannot run.
         CheckpointError: it is damaged, newer than this TempoQuant, or another program's.
     """
     path = following_links(Path(path).expanduser())
@@ -87,16 +90,18 @@ def open_denoisers(path: str | Path) -> list[StoredDenoiser]:
 
 
 def following_links(path: Path) -> Path:
-    """Return where a link leads that somebody put in a folder of models; a blob of the hub's cache keeps its name."""
+    """Return the target of a user's link in a folder of models; a blob of the hub's cache keeps its
+    name.
+    """
     target = path.resolve()
     return target if target.is_dir() or target.suffix == path.suffix else path
 
 
 def open_denoiser(path: str | Path, name: str | None = None) -> StoredDenoiser:
-    """Return one denoiser of a folder or file: the one of a name, or the only one.
+    """Return one denoiser of a folder or file: by name, or the only one.
 
-    Raises ModelError, naming what there is, where there are several and none is named, or none of the name in a folder
-    of several; and whatever `open_denoisers` raises.
+    Raises ModelError that lists the denoisers if there are several and none is named, or none has
+    the name in a folder of several; and as `open_denoisers` raises.
     """
     found = open_denoisers(path)
     if name is None and len(found) == 1:
@@ -120,7 +125,9 @@ def _of_pipeline(folder: Path) -> list[StoredDenoiser]:
 
 
 def _denoiser_of_component(folder: Path) -> Denoiser | None:
-    """What the pipeline around a component says of it; None for a component that lies alone."""
+    """Return a component's denoiser from the pipeline around it; None for a component that lies
+    alone.
+    """
     around = folder.absolute().parent
     if index_file(around) is None:
         return None

@@ -1,4 +1,6 @@
-"""Pipelines whose guidance is a component, a guider of diffusers, and no argument of the call."""
+"""Pipelines whose guidance is a component, a guider of diffusers, and not an argument of the
+call.
+"""
 
 from typing import Any
 
@@ -8,23 +10,27 @@ from diffusers.guiders import BaseGuidance
 from tempoquant.errors import ModelError
 
 _TWO_CALLS = (ClassifierFreeGuidance, AdaptiveProjectedGuidance)
-"""Guiders that call the denoiser with the prompt, and then without it: no other calls, and in no other order."""
+"""Guiders that call the denoiser with the prompt, and then without it: no other calls, in no other
+order.
+"""
 
 
 def guider_of(pipeline: Any) -> BaseGuidance | None:
-    """Return a pipeline's guider; None where its call takes the guidance scale."""
+    """Return a pipeline's guider; None if its call takes the guidance scale."""
     guider = getattr(pipeline, "guider", None)
     return guider if isinstance(guider, BaseGuidance) else None
 
 
 def use_guidance_scale(pipeline: Any, scale: float) -> None:
-    """Give a pipeline's own guider a scale, as 1 + what the difference of its two predictions is multiplied with.
+    """Give a pipeline's own guider a scale: 1 + the factor of the difference of its two
+    predictions.
 
     Raises:
-        ModelError: it guides by other calls than two, guides some steps only, or counts its scale otherwise.
+        ModelError: it guides by other calls than two, guides some steps only, or defines its scale
+            differently.
     """
     guider = guider_of(pipeline)
-    assert guider is not None  # callers ask for it
+    assert guider is not None  # callers have asked for one
     name, config = type(guider).__name__, guider.config
     if type(guider) not in _TWO_CALLS:
         raise ModelError(

@@ -1,9 +1,11 @@
-"""Teaches diffusers to load TempoQuant components: `register()` adds a quantizer, and plain `from_pretrained` works.
+"""The loader of TempoQuant components in diffusers: `register()` adds a quantizer, and plain
+`from_pretrained` works.
 
-diffusers has no entry point for quantizers, so registering means adding to its two dictionaries. Loading goes through
-the steps of `ModelMixin.from_pretrained`: config.json to a TempoQuantConfig, the files' headers against it
-(`maybe_update_loaded_keys`), linears replaced and the model's tensors compared with the files'
-(`_process_model_before_weight_loading`), each tensor taken from the file uncast (`create_quantized_param`).
+diffusers has no entry point for quantizers, so registering adds to its two dictionaries. Loading
+follows the steps of `ModelMixin.from_pretrained`: it turns config.json into a TempoQuantConfig,
+checks the files' headers against it (`maybe_update_loaded_keys`), replaces linears and compares the
+model's tensors with the files' (`_process_model_before_weight_loading`), and takes each tensor
+uncast from the file (`create_quantized_param`).
 """
 
 import re
@@ -36,13 +38,13 @@ from tempoquant.runtime.share_inputs import share_inputs
 
 
 class QuantMethod(str, Enum):
-    """diffusers reads `quant_method.value`, so it has to be a member of some Enum."""
+    """The name of our method, as an Enum: diffusers reads `quant_method.value`."""
 
     TEMPOQUANT = QUANT_METHOD
 
 
 class TempoQuantConfig(QuantizationConfigMixin):
-    """`quantization_config` as diffusers passes it around.
+    """The `quantization_config` that diffusers passes around.
 
     Attributes:
         component: the checked content.
@@ -54,12 +56,16 @@ class TempoQuantConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Raises CheckpointError for anything but a config this version writes."""
+        """Parse a config. Raises CheckpointError for any config that this version does not
+        write.
+        """
         config = cls(ComponentConfig.from_dict(dict(config_dict), "quantization_config in config.json"))
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """What save_pretrained writes: everything but the hashes of weight files, which it is about to rewrite."""
+        """Return the content for save_pretrained: everything but the hashes of weight files, which
+        it is about to rewrite.
+        """
         return self.component.to_dict(with_hashes=False)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -67,9 +73,9 @@ class TempoQuantConfig(QuantizationConfigMixin):
 
 
 class TempoQuantQuantizer(DiffusersQuantizer):
-    """Loads a component that is already quantized, into QuantizedLinears."""
+    """Loads a quantized component into QuantizedLinears."""
 
-    use_keep_in_fp32_modules = True  # norms and modulation as diffusers keeps them in an unquantized model
+    use_keep_in_fp32_modules = True  # norms and modulation as in an unquantized model of diffusers
     is_serializable = True
     is_trainable = True  # a LoRA on top, not the 4-bit layers themselves: `runtime.straight_through`
     is_compileable = True
@@ -89,7 +95,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         guard_saving()
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        """Raises UnsupportedError for weights left on the disk: diffusers casts what it puts there."""
+        """Raise UnsupportedError for weights left on the disk, since diffusers casts them."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise UnsupportedError(
                 "a 4-bit component does not load with parts of its device_map on the disk: load it to the CPU, then "
@@ -101,7 +107,9 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         return torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Compare the files' headers with the config, before a byte of a quantized tensor is used."""
+        """Compare the files' headers with the config, before a byte of a quantized tensor is
+        used.
+        """
         paths = [files.require_safe(Path(file)) for file in checkpoint_files]
         files.require_inside(paths[0].parent / files.CONFIG_NAME, paths[0].parent)
         forms = {name: form for name, (_, form) in files.read_forms(paths).items()}
@@ -113,7 +121,9 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        """Replace the linears. Raises CheckpointError for a missing or unknown tensor, where diffusers warns."""
+        """Replace the linears. Raises CheckpointError for a missing or unknown tensor, where
+        diffusers only warns.
+        """
         call = self._call_of(model)
         replace_linears(model, self.component.layers, self.component.bins, self.compute_dtype, call)
         wanted = set(model.state_dict())
@@ -128,7 +138,9 @@ class TempoQuantQuantizer(DiffusersQuantizer):
             take_sampling_along(model, self.folder)
 
     def _call_of(self, model: nn.Module) -> ModelCall:
-        """How the model is called: as the checkpoint says, or where an old one does not, as its family says."""
+        """Return how the model is called: by the checkpoint, or for an old checkpoint by its
+        family.
+        """
         if self.component.call is not None:
             return self.component.call
         family = family_of_denoiser(type(model).__name__)
@@ -137,11 +149,13 @@ class TempoQuantQuantizer(DiffusersQuantizer):
     def check_if_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
-        """Every tensor is ours to place: also the 16-bit rest needs memory of its own, see `create_quantized_param`."""
+        """Return True: we place every tensor, since also the 16-bit ones need fresh memory, see
+        `create_quantized_param`.
+        """
         return True
 
     def check_quantized_param_shape(self, param_name: str, current: torch.Tensor, loaded: torch.Tensor) -> bool:
-        """Called only when the shapes differ."""
+        """Raise for a shape that differs; diffusers calls this only then."""
         found, wanted = list(loaded.shape), list(current.shape)
         raise damaged(f"{param_name} is {found} in the file, but {wanted} in the model that config.json describes")
 
@@ -155,10 +169,13 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         unexpected_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Place one tensor: of a quantized layer as stored, whatever dtype was asked for; else as diffusers cast it."""
+        """Place one tensor: of a quantized layer as stored, whatever dtype the user asked for; else
+        as diffusers cast it.
+        """
         layer_name, _, key = param_name.rpartition(".")
         entry = self.component.layers.get(layer_name)
-        # Tensors may be mapped from the file. Copies make results independent of how the file happens to align them.
+        # Tensors may be mapped from the file. Copies make results independent of their alignment in
+        # it.
         value = (param_value if entry is None else state_dict[param_name]).clone()
         if entry is not None:
             wanted = stored_as(entry, self.component.bins.num_bins)[key]
@@ -167,17 +184,20 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         set_module_tensor_to_device(model, param_name, target_device, value=value, dtype=value.dtype)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Let linears that read one input quantize it once; look up what a compiled graph could not ask for."""
+        """Let linears that read one input quantize it once; look up facts that a compiled graph
+        cannot compute.
+        """
         share_inputs(model, self._call_of(model).sharing_an_input(self.component.layers))
         for linear in quantized_linears(model).values():
             linear.settle()
         return model
 
     def _dequantize(self, model: Any) -> Any:
-        """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype asked for at loading.
+        """Replace every QuantizedLinear by an nn.Linear of its effective weight, in the dtype of
+        loading.
 
-        The config forgets that there was a quantization, so that the model is saved as what it is now. Raises
-        UnsupportedError where weights are offloaded; the model is then unchanged.
+        The config loses its quantization, so that the model is saved as what it is now. Raises
+        UnsupportedError if weights are offloaded; the model is then unchanged.
         """
         require_weights(model, "dequantized")
         for name, linear in quantized_linears(model).items():
@@ -196,6 +216,6 @@ def _dense(linear: QuantizedLinear) -> nn.Linear:
 
 
 def register() -> None:
-    """Make diffusers know the quantizer. Calling it again changes nothing."""
+    """Register the quantizer with diffusers. A second call changes nothing."""
     auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = TempoQuantQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = TempoQuantConfig

@@ -1,4 +1,6 @@
-"""Modular pipelines, which are made of blocks: loaded from a folder, and run with some of their blocks left out."""
+"""Modular pipelines, which are made of blocks: loading from a folder, and runs without some of
+their blocks.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +16,22 @@ _EMBEDDING = "prompt_embeds"
 
 
 class Interrupted(BaseException):
-    """Ends a generation early. No Exception, for which diffusers would log an error of the block that it came from."""
+    """Ends a generation early. It is no Exception, since diffusers would log an error of the block
+    that raised it.
+    """
 
 
 def is_modular(pipeline: Any) -> bool:
-    """Whether a pipeline is made of blocks."""
+    """Return whether a pipeline is made of blocks."""
     return isinstance(pipeline, ModularPipeline)
 
 
 def put_together(source: SourceModel, kind: Any, components: Mapping[str, Any]) -> Any:
-    """Return a modular pipeline of components that are loaded, or left out as None.
+    """Return a modular pipeline of loaded components; None leaves one out.
 
     Raises:
-        ModelError: its index describes no pipeline of its class, or it wants a component that the folder has not.
+        ModelError: its index describes no pipeline of its class, or it needs a component that the
+            folder lacks.
     """
     try:
         pipeline = kind.from_pretrained(str(source.folder), local_files_only=True)
@@ -42,10 +47,11 @@ def put_together(source: SourceModel, kind: Any, components: Mapping[str, Any]) 
 
 
 def run(pipeline: Any, arguments: Mapping[str, Any], output_type: str) -> Any:
-    """Run a modular pipeline: the videos, or the latents of an `output_type` "latent", for which nothing is decoded.
+    """Run a modular pipeline: return the videos, or for the `output_type` "latent" the latents,
+    without decoding.
 
-    Texts that come as embeddings are not encoded. Of the arguments those are given that its blocks take. None where
-    `Interrupted` ended it.
+    Texts given as embeddings are not encoded. The pipeline gets the arguments that its blocks take.
+    The result is None if `Interrupted` ended it.
     """
     is_latent = output_type == "latent"
     left_out = ({_DECODING} if is_latent else set()) | ({_ENCODING} if _EMBEDDING in arguments else set())

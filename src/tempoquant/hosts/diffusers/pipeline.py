@@ -1,4 +1,4 @@
-"""Loads pipelines with diffusers: whole ones, 16-bit, quantized or exported."""
+"""Loading of whole pipelines with diffusers: 16-bit, quantized or exported."""
 
 import functools
 from typing import Any
@@ -26,9 +26,9 @@ _LOADING_ERRORS = (
 
 
 def open_pipeline(model: ModelName) -> SourceModel:
-    """Open a model as `SourceModel.open` does, and check exported components too.
+    """Open a model as `SourceModel.open` does, and also check exported components.
 
-    Raises ModelError, also for a denoiser that somebody else quantized, and CheckpointError.
+    Raises ModelError, also for a denoiser that another program quantized, and CheckpointError.
     """
     source = SourceModel.open(model)
     for name in source.denoiser_components:
@@ -45,8 +45,8 @@ def load_pipeline(source: SourceModel, device: str | None = None, dtype: torch.d
 
     A source's LoRAs are in the weights.
 
-    An export computes what its target's kernels compute, in plain PyTorch (`hosts/nunchaku/linear.py`), on every
-    device.
+    An export reproduces its target's kernels in plain PyTorch (`hosts/nunchaku/linear.py`), on
+    every device.
 
     Raises:
         ModelError: the pipeline lacks a weight, or does not load.
@@ -69,7 +69,8 @@ def load_pipeline(source: SourceModel, device: str | None = None, dtype: torch.d
 
 
 def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | None) -> Any:
-    """Load a pipeline to the CPU in which some components are given, or left out as None; the others are loaded.
+    """Load a pipeline to the CPU with some components given, or left out as None; the others are
+    loaded.
 
     Args:
         dtype: as diffusers takes it.
@@ -101,12 +102,14 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
 
 
 def _own_dtype(name: str, dtype: Any) -> Any:
-    """Return a component's dtype of those that diffusers takes: one for all, or some by name and a default."""
+    """Return a component's dtype from diffusers' argument: one for all, or some by name and a
+    default.
+    """
     return dtype.get(name, dtype["default"]) if isinstance(dtype, dict) else dtype
 
 
 def _loaded(component: Component, dtype: Any) -> Any:
-    """A component on the CPU, a model or not. Raises ModelError when it does not load."""
+    """Load a component on the CPU, a model or not. Raises ModelError if it does not load."""
     if component.has_weights:
         return load_component(component, _own_dtype(component.folder.name, dtype))
     kind: Any = component.kind
@@ -117,10 +120,10 @@ def _loaded(component: Component, dtype: Any) -> Any:
 
 
 def load_component(component: Component, dtype: Any) -> Any:
-    """Load one model of a pipeline to the CPU, from the files of the variant that is there.
+    """Load one model of a pipeline to the CPU, from the files of the existing variant.
 
     Args:
-        dtype: a torch dtype, or "auto" for the one it is stored in.
+        dtype: a torch dtype, or "auto" for the stored one.
 
     Raises:
         ModelError: it does not load, or lacks a weight.
@@ -137,7 +140,9 @@ def load_component(component: Component, dtype: Any) -> Any:
 
 
 def pipeline_class(source: SourceModel) -> Any:
-    """Return the diffusers class of a pipeline. Raises ModelError when the diffusers installed here has none."""
+    """Return the diffusers class of a pipeline. Raises ModelError if the installed diffusers has
+    none.
+    """
     name = source.index.class_name
     if (kind := getattr(diffusers, name, None)) is None:
         raise ModelError(f"{source.folder} is a {name}, which the diffusers installed here does not have: upgrade it.")
@@ -146,7 +151,9 @@ def pipeline_class(source: SourceModel) -> Any:
 
 @functools.cache
 def told_its_device(kind: type) -> type:
-    """A pipeline class with the attribute `stated_device`: where it computes, or None for where its models are."""
+    """Return a pipeline class with the attribute `stated_device`: its compute device, or None for
+    that of its models.
+    """
 
     def execution_device(self: Any) -> torch.device:
         return self.stated_device or kind._execution_device.fget(self)  # type: ignore[attr-defined]
@@ -155,7 +162,9 @@ def told_its_device(kind: type) -> type:
 
 
 def require_complete(model: nn.Module, component: Component) -> None:
-    """Raise ModelError when the files lack a weight: diffusers only warns, and transformers makes up random values."""
+    """Raise ModelError if the files lack a weight: diffusers only warns, and transformers fills in
+    random values.
+    """
     stored = component.forms
     state = model.state_dict()
     shared = {tensor.data_ptr() for name, tensor in state.items() if name in stored}  # tied weights are stored once

@@ -1,15 +1,17 @@
-"""What diffusers and transformers print by themselves: progress bars and advice."""
+"""The output of diffusers and transformers: progress bars and advice."""
 
 import multiprocessing
 import os
 
 
 def quiet_libraries() -> None:
-    """Silence the progress bars and the advice of diffusers and transformers; their errors still arrive."""
+    """Silence the progress bars and the advice of diffusers and transformers; their errors still
+    arrive.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # for processes that start from here
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # for child processes
         os.environ.setdefault(name, "error")
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
@@ -17,6 +19,8 @@ def quiet_libraries() -> None:
 
 
 def quiet_workers() -> None:
-    """The same in a worker process, whose bars would cross those of its parent and of other workers."""
+    """Silence a worker process, whose bars would mix with those of its parent and of other
+    workers.
+    """
     if multiprocessing.parent_process() is not None:
         quiet_libraries()

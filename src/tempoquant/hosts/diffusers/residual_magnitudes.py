@@ -1,4 +1,6 @@
-"""How much the blocks of each denoiser add to every token, call by call: what a cache of steps decides by."""
+"""The magnitude that the blocks of each denoiser add to every token, call by call, by which a step
+cache decides.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,14 +11,15 @@ import torch
 from tempoquant.hosts.diffusers.sampling import CallPosition
 from tempoquant.models.families import facts_of
 
-_TINY = 1e-8  # added to a norm before it divides, as MagCache's own calibration does
+_TINY = 1e-8  # added to a norm before it divides, as in MagCache's own calibration
 
 
 class ResidualMagnitudes:
-    """Watches one generation of a pipeline; nothing of families whose blocks no cache may leave out.
+    """Watches one generation of a pipeline, unless its family's blocks cannot be cached.
 
     Attributes:
-        ratios: denoiser to guidance branch to a ratio for each of its steps so far, see `MagnitudeRatios`.
+        ratios: denoiser to guidance branch to a ratio for each of its steps so far, see
+            `MagnitudeRatios`.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -28,7 +31,7 @@ class ResidualMagnitudes:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Within this context the denoisers' first and last blocks are watched."""
+        """Watch the denoisers' first and last blocks within this context."""
         handles = []
         for denoiser in self._facts.denoisers if self._facts.family.skippable_blocks else ():
             model = getattr(self._pipeline, denoiser.component)
@@ -51,7 +54,7 @@ class ResidualMagnitudes:
         self._entered = None
 
     def note(self, position: CallPosition) -> None:
-        """Note the call that has just ended: which one it was."""
+        """Note the position of the call that has just ended."""
         if self._norms is None:
             return
         key = (position.denoiser, position.guidance_branch)

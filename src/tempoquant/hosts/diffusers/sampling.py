@@ -1,4 +1,4 @@
-"""How a pipeline samples: one generation, and a generation whose calls are watched."""
+"""Sampling with a pipeline: one generation, and a generation whose calls are watched."""
 
 import contextlib
 import inspect
@@ -33,7 +33,7 @@ def use_flow_shift(pipeline: Any, flow_shift: float | None) -> None:
     """Give the pipeline's own scheduler a flow shift; None leaves it as stored.
 
     Raises:
-        ModelError: the scheduler has none, or it moves no timestep.
+        ModelError: the scheduler has none, or it changes no timestep.
     """
     pipeline.scheduler = shifted(pipeline.scheduler, flow_shift)
 
@@ -48,12 +48,15 @@ def sample_latents(
     on_step: Callable[[], None] = lambda: None,
     on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
 ) -> Any:
-    """One generation; what the pipeline calls `frames`, or `images`. An image is cropped to the video's aspect ratio.
+    """Generate once, and return the pipeline's `frames`, or `images`. An image is cropped to the
+    video's aspect ratio.
 
     Args:
-        texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their place.
-        on_step: called after each step; setting `pipeline._interrupt` there ends the generation early.
-        on_latents: called after each step with its timestep and the latents that it made.
+        texts: the pipeline's arguments `prompt` and `negative_prompt`, or embeddings in their
+            place.
+        on_step: called after each step; setting `pipeline._interrupt` there ends the generation
+            early.
+        on_latents: called after each step with its timestep and resulting latents.
 
     Raises:
         SettingsError: the seed is out of range.
@@ -66,7 +69,7 @@ def sample_latents(
     def on_stepped(timestep: Any, latents: torch.Tensor) -> None:
         on_latents(float(facts.family.scheduled(torch.as_tensor(timestep))), latents)
         on_step()
-        if modular.is_modular(pipeline) and pipeline._interrupt:  # others look themselves
+        if modular.is_modular(pipeline) and pipeline._interrupt:  # others check it themselves
             raise modular.Interrupted
 
     def callback(_pipeline: Any, _step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def sample_latents(
         pipeline._interrupt = False
         with watching_steps([pipeline.scheduler], on_stepped):
             return modular.run(pipeline, given, output_type)
-    takes = _takes(pipeline)  # some have their frames from a clip, or make images
+    takes = _takes(pipeline)  # some take their frames from a clip, or make images
     watched = () if takes("callback_on_step_end") else (pipeline.scheduler,)
     with watching_steps(watched, on_stepped):
         answer = pipeline(**{name: value for name, value in given.items() if takes(name)}, output_type=output_type)
@@ -97,7 +100,7 @@ def sample_latents(
 
 
 def _takes(pipeline: Any) -> Callable[[str], bool]:
-    """Return whether a pipeline's call takes an argument of a name."""
+    """Return a function that tells whether a pipeline's call takes an argument of a name."""
     parameters = inspect.signature(type(pipeline).__call__).parameters
     takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     return lambda name: takes_all or name in parameters
@@ -112,7 +115,8 @@ def generate_video(
     on_step: Callable[[], None] = lambda: None,
     on_latents: Callable[[float, torch.Tensor], None] = lambda _timestep, _latents: None,
 ) -> np.ndarray:
-    """Generate one video: uint8, (frames, height, width, 3). See `sample_latents` for what is called after each step.
+    """Generate one video: uint8, (frames, height, width, 3). `sample_latents` describes the
+    callbacks.
 
     Raises:
         ModelError: a pixel is NaN or infinite.
@@ -128,7 +132,9 @@ def generate_video(
 
 @dataclass(frozen=True)
 class CallPosition:
-    """Which call of a generation, or row of a call: see `CalibrationSample` for the names."""
+    """The position of a call of a generation, or of a row of a call: see `CalibrationSample` for
+    the names.
+    """
 
     denoiser: str
     step_index: int
@@ -140,10 +146,11 @@ class CallPosition:
 def watching_trajectory(
     pipeline: Any, observe: Callable[[CallPosition, dict[str, Any], Any], None]
 ) -> Iterator[Callable[[], None]]:
-    """Within this context, `observe(position, inputs, output)` runs after each transformer call of one generation, once
-    for each row that has a branch of guidance of its own.
+    """Call `observe(position, inputs, output)` after each transformer call of one generation,
+    within this context.
 
-    Yields what the generation has to call after each step.
+    It is called once for each row with its own guidance branch. Yields a function that the
+    generation must call after each step.
     """
     step_index = num_calls = 0
     facts = facts_of(pipeline)
@@ -170,14 +177,18 @@ def watching_trajectory(
 
 
 def _scheduled(pipeline: Any, family: ModelFamily, told: float) -> float:
-    """Return the scheduler's timestep that a denoiser was told, which some pipelines round to 16 bits."""
+    """Return the scheduler's timestep from a denoiser's argument, which some pipelines round to 16
+    bits.
+    """
     timesteps = [float(each) for each in family.scheduled(pipeline.scheduler.timesteps)]
     nearest = min(timesteps, key=lambda each: abs(each - told), default=told)
     return nearest if abs(nearest - told) <= nearest * _ROUNDING else told
 
 
 def sample_of(prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any]) -> CalibrationSample:
-    """A watched call as a calibration sample: its arguments but how it answers, on the CPU."""
+    """Convert a watched call to a calibration sample: its arguments without output options, on the
+    CPU.
+    """
     own = {key: value for key, value in inputs.items() if key != "return_dict"}
     return CalibrationSample(
         prompt_id=prompt.id,
@@ -190,7 +201,9 @@ def sample_of(prompt: Prompt, position: CallPosition, inputs: Mapping[str, Any])
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on the CPU in memory of its own: some pipelines write the next latents into those of a call."""
+    """Return a tensor on the CPU in fresh memory: some pipelines write the next latents into those
+    of a call.
+    """
     return tensor.to("cpu", copy=True)
 
 
@@ -220,7 +233,9 @@ def record_trajectory(
 
 @torch.no_grad()
 def predict_noise(pipeline: Any, sample: CalibrationSample) -> torch.Tensor:
-    """Run one recorded call through the pipeline's own denoiser: the noise prediction, on the CPU."""
+    """Run one recorded call through the pipeline's own denoiser, and return the noise prediction,
+    on the CPU.
+    """
     facts = facts_of(pipeline)
     denoiser = getattr(pipeline, facts.denoiser(sample.denoiser).component)
     inputs = on_device(denoiser, facts.family, sample.inputs, pipeline._execution_device)

@@ -1,7 +1,9 @@
-"""What `save_pretrained` writes of a model that came from a 4-bit folder loads again, or nothing is written.
+"""A guard of `save_pretrained`: a model from a 4-bit folder is saved so that it loads again, or
+nothing is written.
 
-diffusers writes config.json before it looks at the weights, and a pipeline's text encoder before its denoisers. So both
-ask here first. It also holds for a model that was dequantized: what is wrong with saving it is the same.
+diffusers writes config.json before it looks at the weights, and a pipeline's text encoder before
+its denoisers. So both are checked here first. A dequantized model is checked too, since the same
+can go wrong.
 """
 
 import functools
@@ -21,7 +23,7 @@ from tempoquant.hosts.diffusers.whole_or_not import adapters_of, ask_first
 
 @functools.cache
 def guard_saving() -> None:
-    """Have models and pipelines ask before they are saved. Calling it again changes nothing."""
+    """Check models and pipelines before they are saved. A second call changes nothing."""
     from diffusers import DiffusionPipeline
     from diffusers.models.modeling_utils import ModelMixin
 
@@ -35,8 +37,10 @@ def guard_saving() -> None:
 
 
 def _refuse_saving(model: Any, given: Mapping[str, Any]) -> None:
-    """Raise TempoQuantError for what would not load again; `given` are the arguments of `save_pretrained`."""
-    model = getattr(model, "_orig_mod", model)  # as diffusers looks into a compiled one
+    """Raise TempoQuantError for a model that would not load again; `given` are the arguments of
+    `save_pretrained`.
+    """
+    model = getattr(model, "_orig_mod", model)  # as diffusers unwraps a compiled one
     if getattr(model, "quantization_method", None) != QUANT_METHOD:
         return
     if not given["safe_serialization"] or given.get("use_flashpack"):
@@ -56,7 +60,9 @@ def _refuse_saving(model: Any, given: Mapping[str, Any]) -> None:
 
 
 def require_weights(model: nn.Module, what: str) -> None:
-    """Raise UnsupportedError when some weights are not in memory, so that the model cannot be `what`."""
+    """Raise UnsupportedError if some weights are not in memory, so that the model cannot be
+    `what`.
+    """
     from diffusers.hooks.group_offloading import _get_top_level_group_offload_hook
 
     offloading = _get_top_level_group_offload_hook(model)
@@ -68,7 +74,9 @@ def require_weights(model: nn.Module, what: str) -> None:
 
 
 def _require_own_layers(model: Any) -> None:
-    """Raise UnsupportedError unless the model has the 4-bit layers that its config describes: loading demands them."""
+    """Raise UnsupportedError unless the model has the 4-bit layers of its config, which loading
+    demands.
+    """
     forms = {name: StoredAs(tensor.dtype, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     try:
         check_forms(forms, model.hf_quantizer.component)
@@ -79,7 +87,9 @@ def _require_own_layers(model: Any) -> None:
 
 
 def _require_room(folder: Path) -> None:
-    """Raise OutputError where other weights lie: half of them would stay, or the model be read while it is written."""
+    """Raise OutputError if the folder holds other weights: half of them would stay, or the model be
+    read during writing.
+    """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give a folder.")
     if there := sorted(folder.glob(f"{WEIGHTS_STEM}*")):

@@ -1,4 +1,4 @@
-"""What runs after each step of a sampling loop, in pipelines that have no callback for it."""
+"""Observation of each step of a sampling loop, in pipelines that have no callback for it."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,9 @@ import torch
 
 @contextlib.contextmanager
 def watching_steps(schedulers: Iterable[Any], observe: Callable[[Any, torch.Tensor], None]) -> Iterator[None]:
-    """Within this context, `observe(timestep, latents after the step)` runs after each step of these schedulers."""
+    """Call `observe(timestep, latents after the step)` after each step of these schedulers, within
+    this context.
+    """
     watched = list(schedulers)
     for scheduler in watched:
         scheduler.step = _observed(scheduler.step, observe)

@@ -1,8 +1,9 @@
-"""What diffusers and peft do to a model layer by layer is done to the whole of a 4-bit model, or not at all.
+"""Operations of diffusers and peft on layers apply to the whole of a 4-bit model, or not at all.
 
-A LoRA that also changes 16-bit layers would be fused into those before a 4-bit layer refuses it, and could not be taken
-out again; one that peft cannot begin on a 4-bit layer (DoRA, PiSSA) would stay in the layers before it. Neither library
-has a place to ask first, so `ask_first` wraps four of their methods. Models without 4-bit layers are left to them.
+A LoRA that also changes 16-bit layers would be fused into those before a 4-bit layer refuses it,
+and could not be removed again. A LoRA that peft cannot start on a 4-bit layer (DoRA, PiSSA) would
+stay in the layers before it. Neither library offers a check before, so `ask_first` wraps four of
+their methods. Models without 4-bit layers are unaffected.
 """
 
 import functools
@@ -21,7 +22,9 @@ from tempoquant.runtime.linear import QuantizedLinear
 
 
 def ask_first(owner: type, verb: str, ask: Callable[[Mapping[str, Any]], None]) -> None:
-    """Have a method of another library's class call `ask` with its arguments by name, and then do what it did."""
+    """Make a method of another library's class call `ask` with its arguments by name, and then do
+    its own work.
+    """
     method = getattr(owner, verb)
     signature = inspect.signature(method)
 
@@ -37,7 +40,9 @@ def ask_first(owner: type, verb: str, ask: Callable[[Mapping[str, Any]], None]) 
 
 @functools.cache
 def guard_adapters() -> None:
-    """Have fusing, and adding adapters, be refused before anything changes. Calling it again changes nothing."""
+    """Refuse fusing, and impossible adapters, before anything changes. A second call changes
+    nothing.
+    """
     if not USE_PEFT_BACKEND:
         return
     from diffusers.loaders.lora_base import LoraBaseMixin
@@ -55,12 +60,12 @@ def guard_adapters() -> None:
 
 
 def adapters_of(model: nn.Module) -> list[str]:
-    """Names of the adapters that peft has put into a model, sorted."""
+    """Return the names of the adapters that peft has put into a model, sorted."""
     return sorted({name for layer in _tuner_layers(model).values() for name in layer._get_available_adapters()})
 
 
 def _tuner_layers(model: nn.Module) -> dict[str, Any]:
-    """Every layer that peft has wrapped, by name."""
+    """Return every layer that peft has wrapped, by name."""
     if not USE_PEFT_BACKEND:
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -75,7 +80,7 @@ def _refuse_fusing(model: Any, adapter_names: list[str] | None) -> None:
 
 
 def _refuse_merging(layer: Any, adapter_names: Iterable[str]) -> None:
-    """Raise UnsupportedError when an adapter would be merged into a 4-bit layer."""
+    """Raise UnsupportedError if an adapter would be merged into a 4-bit layer."""
     wanted = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
     found = sorted(wanted & layer._get_available_adapters())
     if found and isinstance(layer.get_base_layer(), QuantizedLinear):
@@ -86,14 +91,18 @@ def _refuse_merging(layer: Any, adapter_names: Iterable[str]) -> None:
 
 
 def _merge(layer: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-    """`merge` of a 16-bit layer beside 4-bit ones that hold the same adapter: all of them are asked first."""
+    """Run `merge` of a 16-bit layer beside 4-bit ones that hold the same adapter: all of them are
+    asked first.
+    """
     for sibling in layer.four_bit_siblings:
         _refuse_merging(sibling, layer.active_adapters if adapter_names is None else adapter_names)
     type(layer).merge(layer, safe_merge=safe_merge, adapter_names=adapter_names)
 
 
 def _inject_whole(inject: Callable[..., None]) -> Callable[..., None]:
-    """peft's way to put an adapter into a model, which takes it out again when a 4-bit layer refuses it."""
+    """Wrap peft's injection of an adapter into a model, so that it is removed again if a 4-bit
+    layer refuses it.
+    """
 
     @functools.wraps(inject)
     def whole(tuner: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -125,7 +134,9 @@ def _inject_whole(inject: Callable[..., None]) -> Callable[..., None]:
 
 
 def _what_may_change(model: nn.Module, config: Any) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Copies of a 4-bit model's 16-bit weights, where an adapter begins by a method that may change them (PiSSA)."""
+    """Copy a 4-bit model's 16-bit weights if an adapter's initialization may change them
+    (PiSSA).
+    """
     linears = quantized_linears(model).values()
     if not linears or not isinstance(getattr(config, "init_lora_weights", None), str):
         return []
@@ -134,7 +145,7 @@ def _what_may_change(model: nn.Module, config: Any) -> list[tuple[nn.Parameter, 
 
 
 def _forget_refused(add: Callable[..., None]) -> Callable[..., None]:
-    """diffusers' `add_adapter`, which does not list an adapter that was refused."""
+    """Wrap diffusers' `add_adapter`, so that a refused adapter is not listed."""
 
     @functools.wraps(add)
     def whole(model: Any, adapter_config: Any, adapter_name: str = "default") -> None:

@@ -1,9 +1,12 @@
-"""diffusers' `nunchaku_lite` on disk: what it can hold, a QuantizedLayer as its tensors and back, its config.json.
+"""diffusers' `nunchaku_lite` on disk: the layers that it can hold, a QuantizedLayer as its tensors
+and back, its config.json.
 
-    y = Q(x / smooth_factor) · (qweight · wscales · wcscales · wtscale)ᵀ + (x · proj_down) · proj_upᵀ + bias
+    y = Q(x / smooth_factor) · (qweight · wscales · wcscales · wtscale)ᵀ + (x · proj_down) ·
+    proj_upᵀ + bias
 
-Every tensor has the layout of the kernels (`nunchaku_packing.py`). Sources: diffusers' quantizers/nunchaku/utils.py
-(SVDQW4A4Linear) for names, shapes and dtypes, nunchaku's src/kernels/zgemm for what they mean; docs/export.md.
+Every tensor has the layout of the kernels (`nunchaku_packing.py`). Sources: diffusers'
+quantizers/nunchaku/utils.py (SVDQW4A4Linear) for names, shapes and dtypes, nunchaku's
+src/kernels/zgemm for their meaning; docs/export.md.
 """
 
 from collections.abc import Mapping
@@ -29,22 +32,26 @@ OWN_SECTION = "tempoquant"
 FORMATS = {format.name: format for format in (INT4, NVFP4)}  # diffusers' `precision` has the same names
 MAX_RANK = 1024  # nunchaku's src/kernels/zgemm/lora.cuh
 BINS = TimestepBins()
-"""The target knows no timestep: all of them are one bin."""
+"""The target has no timesteps, so all of them form one bin."""
 REMEDY = "quantize with --recipe nunchaku_int4 or --recipe nunchaku_nvfp4, whose layers can be exported"
 
 
 @dataclass(frozen=True)
 class ExportedConfig(ComponentConfig):
-    """What an exported component holds, in our terms: all timesteps in one bin, whose clip ratio is 1."""
+    """The content of an exported component, in our terms: all timesteps in one bin, whose clip
+    ratio is 1.
+    """
 
     def num_replacing_bytes(self, name: str) -> int:
-        """Bytes of everything that replaces a layer's 16-bit weight (so not the bias)."""
+        """Return the bytes that replace a layer's 16-bit weight (so not the bias)."""
         forms = [form for key, form in target_forms(self.layers[name]).items() if key != "bias"]
         return sum(torch.Size(form.shape).numel() * form.dtype.itemsize for form in forms)
 
 
 def require_exportable(name: str, entry: LayerEntry) -> None:
-    """Raise UnsupportedError, naming the layer and the setting, for a layer that the target cannot hold."""
+    """Raise UnsupportedError, naming the layer and the setting, for a layer that the target cannot
+    hold.
+    """
     what = unknown_elsewhere(entry, TARGET)
     if entry.format.name not in FORMATS:
         what = f"is in {entry.format.name}, and {TARGET} has {' and '.join(FORMATS)} only"
@@ -60,7 +67,9 @@ def require_exportable(name: str, entry: LayerEntry) -> None:
 
 
 def common_format(layers: Mapping[str, LayerEntry]) -> Format:
-    """The one format of all layers. Raises UnsupportedError for none and for several, naming a layer of each."""
+    """Return the one format of all layers. Raises UnsupportedError for none and for several, naming
+    a layer of each.
+    """
     if not layers:
         raise UnsupportedError(f"there is no 4-bit layer, and {TARGET} needs one: {REMEDY}.")
     first, *others = sorted(layers)
@@ -74,19 +83,21 @@ def common_format(layers: Mapping[str, LayerEntry]) -> Format:
 
 
 def common_rank(layers: Mapping[str, LayerEntry]) -> int:
-    """The one rank of all branches: the largest, in whole tiles, and one tile where no layer has a branch."""
+    """Return the one rank of all branches: the largest, in whole tiles, and one tile if no layer
+    has a branch.
+    """
     largest = max(entry.rank for entry in layers.values())
     return max(1, -(-largest // packing.RANK_TILE)) * packing.RANK_TILE
 
 
 def exported_entry(entry: LayerEntry, rank: int) -> LayerEntry:
-    """What describes the layer that `from_target` makes of `to_target`."""
+    """Return the entry of the layer that `from_target` makes of `to_target`."""
     bias = None if entry.bias is None else "bfloat16"
     return replace(entry, activation_scale_rule=ScaleRule.CEIL, rank=rank, smoothed=True, bias=bias)
 
 
 def target_forms(entry: LayerEntry) -> dict[str, StoredAs]:
-    """Key, dtype and shape of each tensor of a layer; `entry` is an exported one."""
+    """Return key, dtype and shape of each tensor of a layer; `entry` is an exported one."""
     rows, columns, rank, bf16 = entry.out_features, entry.in_features, entry.rank, torch.bfloat16
     scale_dtype = torch.float8_e4m3fn if entry.format.has_tensor_scale else bf16
     forms = {
@@ -104,10 +115,11 @@ def target_forms(entry: LayerEntry) -> dict[str, StoredAs]:
 
 
 def to_target(layer: QuantizedLayer, rank: int) -> dict[str, torch.Tensor]:
-    """The tensors of a layer that passed `require_exportable`, its branch padded with zeros to `rank`.
+    """Return the tensors of a layer that passed `require_exportable`, its branch padded with zeros
+    to `rank`.
 
-    Codes, scales, smoothing and branch stay what they are. The tensor scale and a wider bias are rounded to bfloat16
-    (2^−8 relative at most), and clip ratios have no place.
+    Codes, scales, smoothing and branch are unchanged. The tensor scale and a wider bias are rounded
+    to bfloat16 (2^−8 relative at most), and clip ratios have no place.
     """
     ones, bf16 = torch.ones, torch.bfloat16
     smoothing = ones(layer.in_features, dtype=bf16) if layer.smoothing_factor is None else layer.smoothing_factor
@@ -133,7 +145,7 @@ def to_target(layer: QuantizedLayer, rank: int) -> dict[str, torch.Tensor]:
 
 
 def from_target(tensors: Mapping[str, torch.Tensor], format: Format) -> QuantizedLayer:
-    """The layer that stored tensors mean; they have the forms of `target_forms`.
+    """Return the layer that stored tensors describe; they have the forms of `target_forms`.
 
     Raises CheckpointError for column scales other than 1, which no export writes.
     """
@@ -160,7 +172,9 @@ def from_target(tensors: Mapping[str, torch.Tensor], format: Format) -> Quantize
 
 
 def quantization_config(component: ComponentConfig) -> dict[str, Any]:
-    """`quantization_config` of an exported component: what diffusers reads, and a section of ours, which it ignores."""
+    """Return an exported component's `quantization_config`: diffusers' keys, and our section, which
+    it ignores.
+    """
     return {
         "quant_method": QUANT_METHOD,
         "compute_dtype": "bfloat16",
@@ -180,15 +194,15 @@ def _svdq_section(component: ComponentConfig) -> dict[str, Any]:
 
 
 def is_exported(model_config: Mapping[str, Any]) -> bool:
-    """Whether a component's config.json is that of an export, by us or by others."""
+    """Return whether a component's config.json is that of an export, ours or another program's."""
     config = model_config.get("quantization_config")
     return isinstance(config, dict) and config.get("quant_method") == QUANT_METHOD
 
 
 def exported_config(model_config: Mapping[str, Any], where: str) -> ExportedConfig:
-    """The exported component of a config.json, checked.
+    """Return the checked config of an exported component from its config.json.
 
-    Raises CheckpointError, starting with `where`, for what `export` did not write.
+    Raises CheckpointError that starts with `where` for a config that `export` did not write.
     """
     config = model_config["quantization_config"]
     section = config.get(OWN_SECTION)

@@ -1,7 +1,7 @@
-"""export: a pipeline that `quantize` wrote becomes one that stock diffusers runs with nunchaku's fused kernels.
+"""export: a quantized pipeline becomes one that stock diffusers runs with nunchaku's fused kernels.
 
-A layer at a time, and OUTPUT is complete or absent; what is finished after an interruption is kept in
-OUTPUT.unfinished, and the same call goes on from there.
+One layer at a time is in memory, and OUTPUT is complete or absent. After an interruption, finished
+denoisers are kept in OUTPUT.unfinished, and the same call resumes there.
 """
 
 import functools
@@ -46,8 +46,8 @@ class _Plan:
 
     Attributes:
         source: its quantized component.
-        config: what that holds.
-        exported: what its export will hold, without notes and hashes.
+        config: its content.
+        exported: the content of its export, without notes and hashes.
     """
 
     source: Path
@@ -62,10 +62,11 @@ def export(
 
     Args:
         folder: that `quantize` wrote.
-        output: a folder that does not exist or is empty. A finished export of the same folder is left as it is.
-        overwrite: replace what is in `output`.
-        link: hard-link what is not a transformer instead of copying it.
-        progress: where to show how far the job is.
+        output: a folder that does not exist or is empty. A finished export of the same folder is
+            left unchanged.
+        overwrite: replace the content of `output`.
+        link: hard-link all other components instead of copying them.
+        progress: shows how far the job is.
 
     Returns:
         The output folder.
@@ -98,7 +99,7 @@ def export(
 
 
 def _plan(component: Path) -> _Plan:
-    """Refuse what cannot be exported. Reads config.json only."""
+    """Plan an export, and refuse an impossible one. Reads config.json only."""
     if is_exported(read_model_config(component)):
         raise UnsupportedError(f"{component} is an export already: give the folder that `quantize` wrote.")
     config = read_config(component)
@@ -129,7 +130,7 @@ def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progres
         for key, tensor in to_target(layer, rank).items():
             out.add(f"{name}.{key}", tensor)
         advance()
-    unread = model._keys_to_ignore_on_load_unexpected or []  # in some sources; diffusers would pass over them
+    unread = model._keys_to_ignore_on_load_unexpected or []  # in some sources; diffusers would ignore them
     for name, tensor in iter_rest(plan.source):
         if any(re.search(pattern, name) for pattern in unread):
             continue

@@ -1,9 +1,12 @@
-"""What the target computes, in plain PyTorch: an exported layer as diffusers' kernels run it, to be measured on a CPU.
+"""The target's computation in plain PyTorch: an exported layer with the kernels' rounding,
+measurable on a CPU.
 
-The kernels differ from our own 4-bit linear in one thing that shows: codes follow from the scale *before* it is rounded
-for storage, amax / top level, while products take the rounded one. In INT4 that is a bfloat16 and hardly matters; in
-NVFP4 an E4M3 number, up to 6 % away. Not imitated: the order of sums, and the reciprocal that is an ulp off.
-Source: nunchaku's src/kernels/zgemm/gemm_w4a4.cuh, quantize_w4a4_from_fpsum_warp and quantize_w4a4_fp4_from_fpsum_warp.
+The kernels differ visibly from our own 4-bit linear in one point: they choose codes by the scale
+*before* it is rounded for storage, amax / top level, while products use the rounded one. In INT4
+that is a bfloat16 and hardly matters; in NVFP4 it is an E4M3 number, up to 6 % away. Two things are
+not imitated: the order of sums, and the reciprocal that is off by an ulp. Source: nunchaku's
+src/kernels/zgemm/gemm_w4a4.cuh, quantize_w4a4_from_fpsum_warp and
+quantize_w4a4_fp4_from_fpsum_warp.
 """
 
 import torch
@@ -26,7 +29,8 @@ def quantize_activation(x: torch.Tensor, format: Format) -> torch.Tensor:
         x: (…, in) float32.
 
     Returns:
-        (…, in) float32: level times rounded scale. A group whose rounded scale is 0 is 0; NaN stays NaN.
+        (…, in) float32: level times rounded scale. A group whose rounded scale is 0 is 0; NaN stays
+        NaN.
     """
     # The kernels multiply by the float32 that is nearest to 1 / top level.
     wanted = group_amax(x, format) * torch.tensor(1 / format.top_level, dtype=torch.float32)
@@ -41,12 +45,13 @@ def quantize_activation(x: torch.Tensor, format: Format) -> torch.Tensor:
 
 
 def nunchaku_linear(x: torch.Tensor, transform: InputTransform, weight: WeightTensors, format: Format) -> torch.Tensor:
-    """The 4-bit linear of the kernels.
+    """Compute the 4-bit linear of the kernels.
 
     Args:
-        x: (…, in). In bfloat16 the smoothed input and the branch's middle are bfloat16, as in the kernels; in float32
-            nothing but the four bits is rounded.
-        transform, weight: of an exported layer: smoothed, with a branch, neither deflated nor centred.
+        x: (…, in). In bfloat16 the smoothed input and the branch's middle are bfloat16, as in the
+            kernels; in float32 nothing but the four bits is rounded.
+        transform, weight: of an exported layer: smoothed, with a branch, neither deflated nor
+            centred.
 
     Returns:
         (…, out) in the dtype of x.
@@ -61,11 +66,15 @@ def nunchaku_linear(x: torch.Tensor, transform: InputTransform, weight: WeightTe
 
 
 class NunchakuLinear(QuantizedLinear):
-    """A QuantizedLinear that computes what the target computes: no clip ratio, the kernels' rounding of activations."""
+    """A QuantizedLinear with the target's computation: no clip ratio, the kernels' rounding of
+    activations.
+    """
 
     @straight_through
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, …, in) to (batch, …, out), in the dtype of x. Raises UnsupportedError for activations of 8 bits."""
+        """Compute (batch, …, in) to (batch, …, out), in the dtype of x. Raises UnsupportedError for
+        activations of 8 bits.
+        """
         if self.clock.eight_bit_timesteps is not None:
             raise UnsupportedError("an exported layer has 4-bit activations only: leave activation bits as they are.")
         with torch.autocast(x.device.type, enabled=False):

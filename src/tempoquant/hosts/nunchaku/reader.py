@@ -1,6 +1,8 @@
-"""Reading an exported component back: its layers as ours, checked, and the whole denoiser in our own modules.
+"""Reading of an exported component: its layers in our form, checked, and the whole denoiser in our
+own modules.
 
-Plain diffusers loads exports by its own kernels, on CUDA. This is for machines without them, and for measuring.
+Plain diffusers loads exports with its own kernels, on CUDA. This reader serves machines without
+them, and measurements.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,13 +25,14 @@ from tempoquant.runtime.convert import replace_linears
 
 
 class ExportedComponent:
-    """The files of one exported denoiser, their headers checked against the config and the model it describes.
+    """The files of one exported denoiser, their headers checked against the config and the model it
+    describes.
 
-    Raises CheckpointError for a tensor that is missing, unknown, or of another dtype or shape; methods for one that
-    holds what no export writes.
+    Raises CheckpointError for a tensor that is missing, unknown, or of another dtype or shape; its
+    methods do so for content that no export writes.
 
     Attributes:
-        config: what the component holds, in our terms.
+        config: the component's content, in our terms.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,19 +44,21 @@ class ExportedComponent:
         self._rest = check_names({name: form for name, (_, form) in self._forms.items()}, self.config.layers, model)
 
     def layer(self, name: str) -> QuantizedLayer:
-        """One layer, every tensor of it checked."""
+        """Return one layer, with every tensor of it checked."""
         entry = self.config.layers[name]
         layer = from_target({key: self._read(f"{name}.{key}") for key in target_forms(entry)}, entry.format)
         to_stored(layer, name)  # for its checks
         return layer
 
     def layers(self) -> Iterator[tuple[str, QuantizedLayer]]:
-        """(name, layer) of every 4-bit layer, by name, one in memory at a time."""
+        """Yield (name, layer) of every 4-bit layer, by name, one in memory at a time."""
         for name in sorted(self.config.layers):
             yield name, self.layer(name)
 
     def load(self, dtype: torch.dtype) -> Any:
-        """The denoiser on the CPU: 4-bit layers as NunchakuLinears, all else in `dtype`, as diffusers casts it."""
+        """Load the denoiser on the CPU: 4-bit layers as NunchakuLinears, everything else in
+        `dtype`, as diffusers casts it.
+        """
         model = empty_model(self._model_config, {}, "config.json")
         clock = replace_linears(model, self.config.layers, BINS, dtype)
         for name, layer in self.layers():
@@ -72,7 +77,7 @@ class ExportedComponent:
 
 
 def check_names(forms: Mapping[str, StoredAs], layers: Mapping[str, LayerEntry], model: Any) -> list[str]:
-    """The strict check that diffusers does not do while loading: every tensor of the model, and none besides.
+    """Check strictly, as diffusers does not: every tensor of the model is there, and no other.
 
     Args:
         forms: of all tensors of an exported component.
