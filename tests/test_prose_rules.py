@@ -1,0 +1,95 @@
+"""Rules for the texts that people read: lines that fit a screen, and no phrase that a reader must decode."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+WIDTH = 100
+GENERATED = {"docs/cli.md"}  # by `make docs`
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "training/*.md", "comfyui/*.md")
+    for path in ROOT.glob(pattern)
+    if path.relative_to(ROOT).as_posix() not in GENERATED
+)
+COMMENTED = sorted((ROOT / "src/tempoquant/recipes").glob("*.toml"))
+BANNED = re.compile(
+    r"""
+      \bin\ silence\b                     # silently
+    | \bgo(?:es)?\ on\ (?:where|from|at|there)\b | \bcommand\ goes\ on\b   # resumes
+    | \bheld\ (?:to|against)\b            # compared with
+    | \b(?:taken?|takes)\ off\b           # subtracted, removed
+    | \ball\ but\ silent\b                # almost silent
+    | \bas\ people\ have\ them\b
+    | \bnobody\ must\b | \bcarry\ neither\b
+    | \bknows?\ nothing\ of\b             # does not know
+    | \bwhoever\b | \bwhosoever\b         # anyone who, if you
+    | \bwhat\ (?:\w+\ )?knows\ of\b
+    | \bby\ its\ own\ code\b
+    | (?:^|[.!?]\ )(?:Of\ (?:their|its|whose|them|it)|Those\ of|By\ [a-z]+,\ to)\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def sentences_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the numbered lines of a page that are neither code nor a table nor a front matter."""
+    fenced, previous, in_front = False, "", False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if number == 1 and line == "---":
+            in_front = True
+        elif in_front:
+            in_front = line != "---"
+        elif line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced and not (line.startswith("    ") and previous in ("", "code")):
+            if not line.lstrip().startswith(("|", "![", "<!--")):
+                yield number, line
+            previous = line
+            continue
+        previous = "code" if line.startswith("    ") and previous in ("", "code") else previous and line
+    assert not fenced, name_of(path)
+
+
+def without_addresses(line: str) -> str:
+    return re.sub(r"https?://\S+", "", re.sub(r"\]\([^)]*\)", "]", line))
+
+
+def test_there_are_pages():
+    assert len(PAGES) > 20 and len(COMMENTED) > 5
+
+
+def test_lines_of_pages_fit_a_screen():
+    """Code, tables and addresses may be wider."""
+    long = [
+        f"{name_of(path)}:{number} has {len(line)} characters"
+        for path in PAGES
+        for number, line in sentences_of(path)
+        if len(without_addresses(line)) > WIDTH
+    ]
+    long += [
+        f"{name_of(path)}:{number}"
+        for path in COMMENTED
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if len(line) > WIDTH
+    ]
+    assert long == []
+
+
+def test_pages_use_no_phrase_that_a_reader_must_decode():
+    found = [
+        f"{name_of(path)}:{number}: {match[0]}"
+        for path in PAGES
+        for number, line in sentences_of(path)
+        if (match := BANNED.search(line))
+    ]
+    assert found == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
