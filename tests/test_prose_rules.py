@@ -27,7 +27,7 @@ BANNED = re.compile(
     | \bwhoever\b | \bwhosoever\b         # anyone who, if you
     | \bwhat\ (?:\w+\ )?knows\ of\b
     | \bby\ its\ own\ code\b
-    | (?:^|[.!?]\ )(?:Of\ (?:their|its|whose|them|it)|Those\ of|By\ [a-z]+,\ to)\b
+    | [.!?]\ (?:Of\ (?:their|its|whose|them|it)|Those\ of|By\ [a-z]+,\ to)\b
     """,
     re.IGNORECASE | re.VERBOSE,
 )
