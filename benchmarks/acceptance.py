@@ -112,12 +112,14 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/acceptance"), help="a folder (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/acceptance"), help="folder of the run (default: %(default)s)"
+    )
     parser.add_argument("--model", default="tiny-outliers", choices=("tiny", "tiny-outliers"))
-    parser.add_argument("--format", default="nvfp4_m1", help="of all three (default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=2, help="of both low-rank branches (default: %(default)s)")
-    parser.add_argument("--seeds", default="0", help="with commas between them (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="only the first so many of the 24 items")
+    parser.add_argument("--format", default="nvfp4_m1", help="format of all three models (default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=2, help="rank of both low-rank branches (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="seeds, separated by commas (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="use only the first LIMIT of the 24 items")
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     return parser.parse_args(words)
 

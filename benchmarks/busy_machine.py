@@ -83,13 +83,15 @@ def measure(command: Sequence[str], num_repetitions: int, num_others: int) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--others", type=int, default=os.cpu_count(), help="processes that never rest (one a core)")
+    parser.add_argument(
+        "--others", type=int, default=os.cpu_count(), help="number of busy processes (default: one for each core)"
+    )
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="of tempoquant; OUT in it is a new path")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="arguments of tempoquant; OUT becomes a new path")
     arguments = parser.parse_args()
     command = arguments.command or COMMAND
     rows = measure(command, arguments.repeat, arguments.others)
-    print(f"`tempoquant {' '.join(command)}`, seconds (of the processor), beside {arguments.others} busy processes:")
+    print(f"`tempoquant {' '.join(command)}`, seconds (processor seconds) beside {arguments.others} busy processes:")
     print("| threads wait | alone | beside them | times |\n|---|---|---|---|")
     for row in rows:
         alone, beside = (f"{row[f'{key}_s']:.0f} ({row[f'{key}_processor_s']:.0f})" for key in ("alone", "busy"))

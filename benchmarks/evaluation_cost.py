@@ -179,10 +179,16 @@ def text_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=("one-machine", "many-machines"))
-    parser.add_argument("--items", type=int, help="on one machine 168, all but the calibrated; on many 180")
-    parser.add_argument("--seeds", type=int, help="how many: on one machine 1, on many 3")
+    parser.add_argument(
+        "--items",
+        type=int,
+        help="number of items; by default 168 on one machine (without the calibration items), 180 on many",
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds; by default 1 on one machine, 3 on many")
     parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS))
-    parser.add_argument("--share", type=float, default=SHARE, help="of the GPU's datasheet rates that a video reaches")
+    parser.add_argument(
+        "--share", type=float, default=SHARE, help="share of the GPU's datasheet rates that a video reaches"
+    )
     arguments = parser.parse_args()
     print(text_of(arguments.table, arguments.items, arguments.seeds, arguments.gpus, arguments.share))
 

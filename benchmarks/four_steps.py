@@ -139,7 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-items", type=int, default=64)
     parser.add_argument("--few", type=int, default=4, help="steps of the rows without LoRAs (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, action="append", default=[], help="a quantized pipeline; repeat it")
+    parser.add_argument(
+        "--folder", type=Path, action="append", default=[], help="a quantized pipeline, may be repeated"
+    )
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()

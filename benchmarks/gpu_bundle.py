@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     num_bytes = build(arguments.folder)
-    print(f"{arguments.folder}: {num_bytes / 1e6:.1f} MB, of {MOST_BYTES / 1e6:.0f} at the most.")
+    print(f"{arguments.folder}: {num_bytes / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:.0f} MB are allowed.")
     return 0 if num_bytes < MOST_BYTES else 1
 
 

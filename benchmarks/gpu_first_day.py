@@ -59,7 +59,7 @@ def run_steps(
         if step.missing:
             found: dict[str, Any] = {"status": LEFT_OUT, "why": step.missing}
         elif limit < LEAST_SECONDS:
-            found = {"status": LEFT_OUT, "why": f"{max(0.0, limit):.0f} of {seconds:.0f} seconds were left"}
+            found = {"status": LEFT_OUT, "why": f"it needs {seconds:.0f} seconds, and {max(0.0, limit):.0f} were left"}
         else:
             found = run_step(step, limit)
         record = {"step": step.name, **found, "seconds": round(clock() - begun, 1)}
@@ -91,7 +91,7 @@ def run_step(step: Step, seconds: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        return {"status": CUT, "why": f"{seconds:.0f} seconds were over", "output": out[-2000:]}
+        return {"status": CUT, "why": f"it took longer than {seconds:.0f} seconds", "output": out[-2000:]}
     last = next((line for line in reversed(out.splitlines()) if line.startswith("{")), None)
     if process.returncode != 0 or last is None:
         why = f"exit code {process.returncode}" if process.returncode else "no JSON was printed"
@@ -117,10 +117,12 @@ def planned_steps(dry_run: bool) -> list[Step]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=Path("gpu_first_day.jsonl"), help="results, a line a step")
-    parser.add_argument("--seconds", type=float, default=590.0, help="for all steps together")
+    parser.add_argument(
+        "--json", type=Path, default=Path("gpu_first_day.jsonl"), help="file of the results, one line for each step"
+    )
+    parser.add_argument("--seconds", type=float, default=590.0, help="time limit of all steps together")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
-    parser.add_argument("--dry-run", action="store_true", help="small, on the CPU, what can run there")
+    parser.add_argument("--dry-run", action="store_true", help="run small versions of the steps that a CPU can run")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

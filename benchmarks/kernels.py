@@ -118,13 +118,15 @@ def has_wrong_rows(measured: Mapping[str, Any]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(VIDEO_TOKENS.values()), help="of the video")
-    parser.add_argument("--graph", action="store_true", help="time inside CUDA graphs, without the cost of launching")
+    parser.add_argument(
+        "--graph", action="store_true", help="time inside CUDA graphs, which leaves out the cost of launching"
+    )
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
     console = Console(width=150)
     print(counted_tables(capability_here()), flush=True)
     if not torch.cuda.is_available():
-        print("No NVIDIA GPU is here, so nothing was measured: the tables above are counted and computed.")
+        print("There is no NVIDIA GPU, so nothing was measured: the tables above are counted and computed.")
         return 0
     with torch.no_grad():
         record = describe() | measure(arguments.tokens, torch.device("cuda"), arguments.graph, console)

@@ -82,10 +82,10 @@ def print_times(shape: Shape, dtype: torch.dtype, device: torch.device, console:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=next(iter(VIDEO_TOKENS.values())), help="of the video")
-    parser.add_argument("--bf16", action="store_true", help="the BF16 product instead")
+    parser.add_argument("--bf16", action="store_true", help="time the BF16 product in place of FP8")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("No NVIDIA GPU is here, so there is nothing to choose tiles by.")
+        print("There is no NVIDIA GPU, so no tile was timed.")
         return 0
     dtype = torch.bfloat16 if arguments.bf16 else torch.float8_e4m3fn
     console = Console(width=120)

@@ -172,9 +172,14 @@ def of_16_bits(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=int, default=256, help="of input and output; they change no Python")
+    parser.add_argument(
+        "--features",
+        type=int,
+        default=256,
+        help="features of input and output; they do not change the Python code that runs",
+    )
     parser.add_argument("--tokens", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=200, help="calls of a round")
+    parser.add_argument("--repeats", type=int, default=200, help="number of calls in a round")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs=2, metavar=("BACKEND", "FORMAT"), help="one case")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
@@ -187,7 +192,7 @@ def main() -> None:
             rows.append({"bins": name} | measure(backend, format, bins, arguments))
     for row in rows:
         print(f"{row['backend']:>9} {row['format']:<16} {row.get('bins', ''):<11} {row['launches']} launches, "
-              f"{row['least_us']:7.1f} µs at the least, {row['median_us']:7.1f} in the median")  # fmt: skip
+              f"{row['least_us']:7.1f} µs at least, {row['median_us']:7.1f} µs median")  # fmt: skip
     record = {"benchmark": "launch_overhead", "version": tempoquant.__version__, "commit": commit_name(),
               "kind": "measured with a stubbed launcher", "features": arguments.features, "rows": rows}  # fmt: skip
     publish(record, None if arguments.json == Path("-") else arguments.json)

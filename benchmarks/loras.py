@@ -114,10 +114,17 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", action="append", help="rtn and default if left out; repeat it")
-    parser.add_argument("--share", type=float, action="append", help="of a random LoRA; 0.05 and 0.2 if left out")
+    parser.add_argument(
+        "--recipe", action="append", help="recipe to measure, may be repeated (default: rtn and default)"
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        action="append",
+        help="norm of a random LoRA's change, as a share of the weight's (default: 0.05 and 0.2)",
+    )
     parser.add_argument("--num-prompts", type=int, default=4)
-    parser.add_argument("--num-steps", type=int, default=8, help="with random LoRAs (default: %(default)s)")
+    parser.add_argument("--num-steps", type=int, default=8, help="steps with random LoRAs (default: %(default)s)")
     parser.add_argument("--num-threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()

@@ -139,13 +139,13 @@ def print_rows(rows: list[dict[str, Any]], title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=A14B, help="whose shapes; as for tempoquant plan")
+    parser.add_argument("--model", default=A14B, help="model whose shapes are used, as for tempoquant plan")
     parser.add_argument("--size", type=parse_size, default=parse_size("480x832"))
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--modes", nargs="+", choices=MEMORY_MODES, default=list(MEMORY_MODES))
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--kernels", choices=("fp8", "int8", "bf16", "reference"), default="fp8",
-                        help="how 4-bit linears compute on this GPU, for the prediction")  # fmt: skip
+                        help="kernels of 4-bit linears that the prediction assumes")  # fmt: skip
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
     configs, recipe = read_configs(arguments.model), Recipe.load(arguments.recipe)
@@ -168,7 +168,7 @@ def main() -> None:
         record |= {"kind": "predicted"}
         for part in memory_tables(plan, None):
             Console(width=140).print(part)
-        print("There is no GPU here: nothing was measured.")
+        print("There is no GPU, so nothing was measured.")
     publish(record, arguments.json)
 
 

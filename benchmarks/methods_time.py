@@ -154,7 +154,7 @@ def check_branch(smoothed: torch.Tensor, residual: torch.Tensor, rank: int) -> N
     least = smoothed.double().square().sum() - reference.double().square().sum()
     found = residual.double().square().sum()
     if found > 1.002 * least:
-        raise SystemExit(f"the branch leaves {float(found / least - 1):.2%} more than it need; nothing is reported.")
+        raise SystemExit(f"the branch leaves {float(found / least - 1):.2%} more than it must, so no time is reported.")
 
 
 def check_rounding(
@@ -166,7 +166,9 @@ def check_rounding(
         for c in (codes, round_to_nearest(residual, scale, format))
     )
     if by_gptq >= by_rounding:
-        raise SystemExit(f"GPTQ's error is {by_gptq / by_rounding:.2f} of rounding's; nothing is reported.")
+        raise SystemExit(
+            f"GPTQ's error is {by_gptq / by_rounding:.2f} of the error of rounding, so no time is reported."
+        )
 
 
 def product_rates(repeats: int) -> dict[str, float]:
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="of each Hessian")
     parser.add_argument("--repeats", type=int, default=2, help="the best counts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of the table")
+    parser.add_argument("--json", action="store_true", help="print one JSON line in place of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rates = product_rates(arguments.repeats)

@@ -36,7 +36,7 @@ def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
     name, num_items = evaluation["benchmark"]["name"], evaluation["benchmark"]["num_items"]
     print_rows(rows, f"{chain.model}, {name}, {num_items} items")
     if protocol_of(chain.model) is not protocol_of(PUBLISHED_MODEL):
-        print("This is not the published model: its numbers show that the chain runs, and check no claim.")
+        print("This is not the published model. Its figures show that the commands work, and check no claim.")
     record: dict[str, Any] = {
         "benchmark": "reproduce", "version": tempoquant.__version__, "commit": commit_name(), "model": chain.model,
         "machine": describe_machine(device or default_device()), "settings": evaluation["settings"],
@@ -49,17 +49,21 @@ def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options, checked against each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=PUBLISHED_MODEL, help="a folder, a hub id, tiny or tiny-outliers")
+    parser.add_argument("--model", default=PUBLISHED_MODEL, help="a folder, a hub id, tiny, or tiny-outliers")
     parser.add_argument("--opens2v", type=Path, metavar="ROOT", help="OpenS2V-Eval: Images and Open-Domain_Eval.json")
-    parser.add_argument("--vbench-python", metavar="PATH", help="of an environment that holds VBench")
-    parser.add_argument("--vbench-cache", metavar="DIR", help="where VBench's weights lie")
+    parser.add_argument("--vbench-python", metavar="PATH", help="Python of an environment that has VBench")
+    parser.add_argument("--vbench-cache", metavar="DIR", help="folder of VBench's weights")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce"), metavar="DIR", help="for everything")
-    parser.add_argument("--device", help="as the commands take it: cuda, cpu, cuda:0,cuda:1")
-    parser.add_argument("--engine", choices=("local", "ray"), help="as the commands take it: who runs the workers")
-    parser.add_argument("--address", help="of a Ray cluster that runs already")
-    parser.add_argument("--memory", choices=MEMORY_MODES, help="of recording and generating, all models alike")
-    parser.add_argument("--limit", type=int, help="evaluate only so many items")
-    parser.add_argument("--rtn", action="store_true", help="quantize by rounding to nearest too")
+    parser.add_argument("--device", help="devices, as the commands take them: cuda, cpu, cuda:0,cuda:1")
+    parser.add_argument(
+        "--engine", choices=("local", "ray"), help="engine that runs the workers, as the commands take it"
+    )
+    parser.add_argument("--address", help="address of a running Ray cluster")
+    parser.add_argument(
+        "--memory", choices=MEMORY_MODES, help="memory mode of recording and generating, for all models"
+    )
+    parser.add_argument("--limit", type=int, help="evaluate only LIMIT items")
+    parser.add_argument("--rtn", action="store_true", help="also quantize by rounding to nearest")
     parser.add_argument("--print", action="store_true", dest="only_print", help="print the commands and stop")
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     found = parser.parse_args(arguments)

@@ -13,7 +13,7 @@ CLAIMS = {MEMORY: -0.593, VBENCH: -0.009, IMAGING: -0.023}
 
 NO_GPU = "no GPU"
 NO_VBENCH = "no VBench: give --vbench-python"
-NOT_SCORED = "VBench scored it for one of the two or none"
+NOT_SCORED = "VBench did not score both models"
 
 Row = dict[str, Any]
 
@@ -94,7 +94,7 @@ def print_rows(rows: Sequence[Row], title: str) -> None:
     """A line a claim, a column a model."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     table = Table(title=title, title_justify="left", caption_justify="left",
-                  caption="Changes against the 16-bit model on the same items, seeds and settings.")  # fmt: skip
+                  caption="Changes relative to the 16-bit model, with the same items, seeds and settings.")  # fmt: skip
     for heading in ("", f"published, {PAPER}", *labels):
         table.add_column(heading)
     for claim, published in CLAIMS.items():

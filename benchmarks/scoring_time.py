@@ -86,7 +86,7 @@ def main() -> None:
     row = scoring_row(arguments.size.height, arguments.size.width, arguments.frames)
     record = {"benchmark": "scoring_time", "version": tempoquant.__version__, "commit": commit_name(),
               "machine": describe_machine("cpu"), "row": row}  # fmt: skip
-    print(f"Processor seconds a video: {row['write_s']:.1f} to write, {row['score_s']:.1f} to measure.")
+    print(f"Processor seconds for each video: {row['write_s']:.1f} to write, {row['score_s']:.1f} to measure.")
     publish(record, arguments.json)
 
 

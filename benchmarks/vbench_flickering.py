@@ -88,7 +88,7 @@ def compare(vbench: VBench, clips: Mapping[str, Video]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("python", type=Path, help="interpreter of VBench's environment")
-    parser.add_argument("--clips", type=int, default=6, help="of the bundled model")
+    parser.add_argument("--clips", type=int, default=6, help="number of clips of the bundled model")
     arguments = parser.parse_args()
     quiet_libraries()
     with RichProgress() as progress:

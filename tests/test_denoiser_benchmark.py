@@ -234,7 +234,7 @@ def test_a_port_that_differs_at_one_sigma_is_refused(denoiser: Denoiser, monkeyp
 @pytest.mark.parametrize(
     "words, sentence",
     [
-        (["no.whl"], r"no\.whl is no wheel: `make bench-denoiser` fetches it"),
+        (["no.whl"], r"no\.whl is not a wheel: `make bench-denoiser` fetches it"),
         (["no.whl", "--report"], "holds no finished row yet"),
         (["no.whl", "--seeds", "0"], "at least one seed is needed, not 0"),
         (

@@ -70,12 +70,16 @@ def main() -> None:
         prog="benchmarks.comfyui", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="tiny-outliers", help="a bundled model (default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=2, help="of every branch (default: %(default)s, as 32 is of 5120)")
-    parser.add_argument("--prompts", type=int, default=4, help="held out (default: %(default)s)")
-    parser.add_argument("--every", type=int, default=4, help="judge every so many-th call (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=40, help="to calibrate on, each denoiser (default: %(default)s)")
+    parser.add_argument(
+        "--rank", type=int, default=2, help="rank of every branch (default: %(default)s, the share that 32 is of 5120)"
+    )
+    parser.add_argument("--prompts", type=int, default=4, help="number of held-out prompts (default: %(default)s)")
+    parser.add_argument("--every", type=int, default=4, help="measure one of every EVERY calls (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=40, help="calibration samples of each denoiser (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the record there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append the results to this file")
     arguments = parser.parse_args()
     progress = RichProgress()
     task = task_of(arguments.model, arguments.prompts, arguments.samples)

@@ -51,10 +51,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("wheel", type=Path, help="adaptive_terrain_diffusion-0.4.1-py3-none-any.whl, from PyPI")
     add("--rows", nargs="+", metavar="GLOB", help="labels; default: all")
-    add("--seeds", type=int, default=3, help="how many (default: %(default)s)")
-    add("--work", type=Path, default=Path("runs/denoiser"), help="folder of what is finished (default: %(default)s)")
-    add("--again", action="store_true", help="measure the chosen rows though they are finished")
-    add("--report", action="store_true", help="measure nothing: show what is finished, by whichever sources")
+    add("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
+    add("--work", type=Path, default=Path("runs/denoiser"), help="folder of finished rows (default: %(default)s)")
+    add("--again", action="store_true", help="measure the chosen rows again, even if they are finished")
+    add("--report", action="store_true", help="measure nothing, and show the finished rows of any version")
     add("--figure", type=Path, metavar="FILE", help=f"draw error against sigma of {'; '.join(FIGURE)}")
     add("--json", type=Path, metavar="FILE", help="append the JSON line to a file as well")
     return parser.parse_args(words)
@@ -65,7 +65,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     if arguments.seeds < 1:
         raise TempoQuantError(f"at least one seed is needed, not {arguments.seeds}.")
     if not arguments.report and not zipfile.is_zipfile(arguments.wheel):
-        raise TempoQuantError(f"{arguments.wheel} is no wheel: `make bench-denoiser` fetches it from PyPI.")
+        raise TempoQuantError(f"{arguments.wheel} is not a wheel: `make bench-denoiser` fetches it from PyPI.")
     needed = [] if arguments.report else ["onnx", "onnxruntime"]
     for module in [*needed, *(["matplotlib"] if arguments.figure else [])]:
         if importlib.util.find_spec(module) is None:
@@ -127,7 +127,7 @@ def main(words: Sequence[str] | None = None) -> None:
             measure_rows(rows, files, arguments, progress)
         results = collect(rows, files, arguments.seeds)
         if not results:
-            raise TempoQuantError(f"{arguments.work} holds no finished row yet: run it without --report.")
+            raise TempoQuantError(f"{arguments.work} has no finished row yet: run it without --report.")
         if arguments.figure:
             draw_error_against_sigma([result for result in results if result["row"] in FIGURE], arguments.figure)
     except TempoQuantError as error:

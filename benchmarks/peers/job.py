@@ -68,7 +68,7 @@ def write_job(work: Path, request: Request, progress: Progress) -> None:
     file = work / "job.json"
     if file.is_file():
         if json.loads(file.read_text(encoding="utf-8"))["request"] != dataclasses.asdict(request):
-            raise ValueError(f"{work} holds another job: remove it, or name another folder.")
+            raise ValueError(f"{work} has another job: remove it, or name another folder.")
         return
     source = SourceModel.open(request.model)
     settings = default_settings(source)
@@ -167,7 +167,7 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calls", type=int, help="calibration calls of each denoiser; the default is what `record` keeps"
     )
-    parser.add_argument("--seed", type=int, default=Request.seed, help="of the calibration's noise")
+    parser.add_argument("--seed", type=int, default=Request.seed, help="seed of the calibration's noise")
     parser.add_argument("--calibration", help="jsonl of {image, prompt}; not needed for a bundled model")
     parser.add_argument("--samples-from", help="jsonl of held-out {image, prompt}; not needed for a bundled model")
 

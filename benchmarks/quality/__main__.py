@@ -48,35 +48,41 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     which = parser.add_argument_group("which rows")
-    which.add_argument("--rows", nargs="+", metavar="GLOB", help="labels or methods, of all groups")
-    which.add_argument("--groups", nargs="+", choices=GROUPS, help="default: all but variant, or all with --rows")
+    which.add_argument("--rows", nargs="+", metavar="GLOB", help="rows to measure, by label or method, from all groups")
+    which.add_argument(
+        "--groups", nargs="+", choices=GROUPS, help="groups of rows (default: all but variant, or all with --rows)"
+    )
     which.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     which.add_argument("--ranks", nargs="+", type=int, default=list(RANKS))
-    which.add_argument("--recipes", nargs="+", default=[], metavar="TOML", help="a row for each, beside the others")
-    which.add_argument("--peers", type=Path, metavar="FILE", help="rows measured elsewhere, a JSON object a line")
+    which.add_argument("--recipes", nargs="+", default=[], metavar="TOML", help="recipes that get rows of their own")
+    which.add_argument(
+        "--peers", type=Path, metavar="FILE", help="file of rows measured elsewhere, one JSON object on each line"
+    )
     task = parser.add_argument_group("the task")
     task.add_argument("--model", default="tiny-outliers", help="a bundled model or a folder")
     task.add_argument("--seeds", type=int, default=3, help="how many")
     task.add_argument("--prompts", type=int, default=8, help="held-out prompts")
-    task.add_argument("--steps", type=int, help="of the sampler; default: the model's own")
-    task.add_argument("--calibration", metavar="FILE", help="prompts, for models that are not bundled")
+    task.add_argument("--steps", type=int, help="sampling steps (default: the model's own)")
+    task.add_argument("--calibration", metavar="FILE", help="calibration prompts, for models that are not bundled")
     task.add_argument("--calibration-prompts", type=int, default=Recipe(name="").num_prompts)
-    task.add_argument("--samples-per-expert", type=int, help="default: a million video tokens")
+    task.add_argument(
+        "--samples-per-expert", type=int, help="calibration samples of each expert (default: a million video tokens)"
+    )
     task.add_argument("--samples-from", metavar="FILE", help="held-out prompts, for models that are not bundled")
     task.add_argument("--device", default=default_device())
     add(
         "--prompt-set",
         choices=BUNDLED_MODELS,
-        help="take the prompts of this bundled model, for one trained on its world",
+        help="use the prompts of this bundled model, for a model trained on its world",
     )
-    add("--work", type=Path, default=Path("runs/quality"), help="folder of what is finished (default: %(default)s)")
-    add("--again", action="store_true", help="measure the chosen rows though they are finished")
+    add("--work", type=Path, default=Path("runs/quality"), help="folder of finished rows (default: %(default)s)")
+    add("--again", action="store_true", help="measure the chosen rows again, even if they are finished")
     add("--report", action="store_true", help="measure nothing")
     add("--against", metavar="LABEL", help="add paired differences to this row")
     add("--videos", nargs="+", default=[], metavar="LABEL", help=f"decode the videos of at most {MAX_ROWS} rows")
-    add("--maps", nargs="+", default=["paper"], metavar="LABEL", help="rows (or methods) to draw maps of")
-    add("--figures", type=Path, metavar="DIR", help="draw the figures there; needs matplotlib")
-    add("--json", action="store_true", help="print one JSON line instead of the tables")
+    add("--maps", nargs="+", default=["paper"], metavar="LABEL", help="rows or methods whose maps are drawn")
+    add("--figures", type=Path, metavar="DIR", help="folder of the figures; needs matplotlib")
+    add("--json", action="store_true", help="print one JSON line in place of the tables")
     return parser.parse_args(words)
 
 
