@@ -41,8 +41,8 @@ def run_all(commands: Sequence[Sequence[str]], program: Sequence[str]) -> None:
         if status == INTERRUPTED:
             fail(f"interrupted: finished work is kept, and {GOES_ON}.", INTERRUPTED)
         if status:
-            why = f"`{text_of(command)}` ended with status {status} and says why above"
-            fail(f"{why}; once that is mended, {GOES_ON}.", status)
+            why = f"`{text_of(command)}` ended with status {status} and printed the reason above"
+            fail(f"{why}; once that is repaired, {GOES_ON}.", status)
 
 
 def _run(program: Sequence[str]) -> int:
