@@ -235,7 +235,7 @@ def test_a_port_that_differs_at_one_sigma_is_refused(denoiser: Denoiser, monkeyp
     "words, sentence",
     [
         (["no.whl"], r"no\.whl is not a wheel: `make bench-denoiser` fetches it"),
-        (["no.whl", "--report"], "holds no finished row yet"),
+        (["no.whl", "--report"], "has no finished row yet"),
         (["no.whl", "--seeds", "0"], "at least one seed is needed, not 0"),
         (
             ["no.whl", "--report", "--json", "nowhere/line.json"],
