@@ -27,6 +27,8 @@ BANNED = re.compile(
     | \bwhoever\b | \bwhosoever\b         # anyone who, if you
     | \bwhat\ (?:\w+\ )?knows\ of\b
     | \bby\ its\ own\ code\b
+    | \bforet(?:ell|old)                  # predict
+    | \bof\ no\ account\b | \bwithout\ a\ word\b | \bis\ for\ a\ \w+\ to\ (?:say|judge)\b
     | [.!?]\ (?:Of\ (?:their|its|whose|them|it)|Those\ of|By\ [a-z]+,\ to)\b
     """,
     re.IGNORECASE | re.VERBOSE,
