@@ -1,11 +1,12 @@
-"""The whole chain, command by command: quantize three ways, evaluate against 16 bits, and make the report.
+"""The whole chain, command by command: quantize three ways, evaluate against 16 bits, and make the
+report.
 
-    python -m benchmarks.acceptance                     # tiny-outliers, 24 held-out items; goes on where it stopped
+    python -m benchmarks.acceptance                     # tiny-outliers, 24 held-out items; resumes
     python -m benchmarks.acceptance --seeds 0,1 --work runs/acceptance
 
-`rtn`, `paper` and `default` get one format and, where they have one, a low-rank branch of one rank: by default 2, the
-share of the bundled models' width that rank 32 has of the 14B model's. Prints each command with its time, wall and
-processor, a table with 95 % intervals, and one JSON line.
+`rtn`, `paper` and `default` get one format and, where they have one, a low-rank branch of one rank:
+by default 2, the share of the bundled models' width that rank 32 has of the 14B model's. Prints
+each command with its time, wall and processor, a table with 95 % intervals, and one JSON line.
 """
 
 import argparse
@@ -33,7 +34,9 @@ COLUMNS = {
     "motion_followed": ("motion followed, %", 100.0, 0),
     "appearance_kept": ("appearance kept, %", 100.0, 0),
 }
-"""Metric to title, factor and digits. VMAF is left out: videos of the bundled models are too small for it."""
+"""The title, factor and digits of each metric. VMAF is left out: videos of the bundled models are
+too small for it.
+"""
 
 LABELS = ("rtn", "paper", "ours")
 
@@ -41,7 +44,7 @@ _PROGRAM = "from tempoquant_command import main; main()"  # what the command `te
 
 
 def commands(work: Path, arguments: argparse.Namespace) -> list[list[str]]:
-    """What a person would type, `tempoquant` left out."""
+    """Return the commands that a person would type, without `tempoquant`."""
     of_format = ["--format", arguments.format]
     recipes = {
         "rtn": ["--recipe", "rtn", *of_format],
@@ -61,7 +64,7 @@ def commands(work: Path, arguments: argparse.Namespace) -> list[list[str]]:
 
 
 def run(command: Sequence[str]) -> dict[str, Any]:
-    """Run one; what it took, in seconds. Raises SystemExit with its exit code when it fails."""
+    """Run one command, and return its seconds. Raises SystemExit with its exit code if it fails."""
     words = shlex.join(["tempoquant", *command])
     print(f"$ {words}", file=sys.stderr, flush=True)
     begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -74,8 +77,9 @@ def run(command: Sequence[str]) -> dict[str, Any]:
 
 
 def rows_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each model of an evaluation.json: its bits, and of each metric the mean with the interval of it or, in
-    `difference`, of the paired difference from 16 bits."""
+    """Make a row for each model of an evaluation.json: its bits, and of each metric the mean with
+    its interval or, in `difference`, the interval of the paired difference from 16 bits.
+    """
     rows = []
     for model in document["models"]:
         found: dict[str, Any] = {"label": model["label"], "bits_per_weight": model["bits_per_weight"]}
@@ -87,7 +91,9 @@ def rows_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def cell(metric: str, found: Mapping[str, Any] | None) -> str:
-    """Such as "20.8 (20.4 … 21.2)", or "92 (Δ −4 … 2)" where the interval is of the difference from 16 bits."""
+    """Write a cell such as "20.8 (20.4 … 21.2)", or "92 (Δ −4 … 2)" if the interval is of the
+    difference from 16 bits.
+    """
     if found is None:
         return "–"
     _, factor, digits = COLUMNS[metric]
@@ -98,7 +104,7 @@ def cell(metric: str, found: Mapping[str, Any] | None) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """On the console."""
+    """Print the table on the console."""
     table = Table(title=title, title_justify="left")
     table.add_column("model")
     for heading in ("bits a weight", *(title for title, _, _ in COLUMNS.values())):
@@ -110,7 +116,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--work", type=Path, default=Path("runs/acceptance"), help="folder of the run (default: %(default)s)"

@@ -1,11 +1,14 @@
-"""8-bit attention's plain PyTorch model beside PyPI's sageattention (Triton), run by Triton's interpreter.
+"""8-bit attention's plain PyTorch model beside PyPI's sageattention (Triton), run by Triton's
+interpreter.
 
-    pip install --no-deps sageattention==1.0.6 "numpy<2.4"    # pure Triton; its interpreter asks for the older numpy
+    pip install --no-deps sageattention==1.0.6 "numpy<2.4"    # pure Triton; its interpreter asks
+    for the older numpy
     TRITON_INTERPRET=1 python -m benchmarks.attention_numerics
 
-Queries, keys and values are random, with keys that share a large mean as those of video models do. Each row: the error
-of the kernel, and of the model, against exact attention, and of the two against each other, in dB of SQNR. The kernel
-sums PV in FP16, which the model does not; so the two differ by about what that costs.
+Queries, keys and values are random, with keys that share a large mean as in video models. Each row
+gives the error of the kernel and of the model against exact attention, and of the two against each
+other, in dB of SQNR. The kernel sums PV in FP16, and the model does not, so the two differ by about
+that error.
 """
 
 import os
@@ -28,7 +31,9 @@ KEY_MEAN = 4.0
 
 
 def kernel_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """What sageattention's `sageattn` does after its check that tensors are on a GPU, (1, heads, tokens, features)."""
+    """Compute sageattention's `sageattn` without its check that tensors are on a GPU, (1, heads,
+    tokens, features).
+    """
     from sageattention.attn_qk_int8_per_block import forward
     from sageattention.quant_per_block import per_block_int8
 
@@ -38,7 +43,7 @@ def kernel_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 
 def row(num_heads: int, num_tokens: int, num_features: int) -> dict[str, Any]:
-    """One shape."""
+    """Measure one shape."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, num_heads, num_tokens, num_features) for _ in range(3))
     key = key + KEY_MEAN * torch.randn(1, num_heads, 1, num_features)

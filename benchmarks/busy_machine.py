@@ -1,10 +1,14 @@
-"""What other work on the machine does to a command: its time alone, and beside as many busy processes as it has cores.
+"""The effect of other work on a command: its time alone, and beside as many busy processes as the
+machine has cores.
 
-    python -m benchmarks.busy_machine                                # quantizes `tiny` by rounding to nearest: minutes
-    python -m benchmarks.busy_machine --repeat 3 demo -o OUT         # or any other command; OUT is a new path each time
+    python -m benchmarks.busy_machine                                # quantizes `tiny` by rounding
+    to nearest: minutes
+    python -m benchmarks.busy_machine --repeat 3 demo -o OUT         # or any other command; OUT is
+    a new path each time
 
-Three ways for OpenMP's threads to wait for each other: asleep, as the command has it; spinning, as the runtime has it
-by itself; and with nobody to wait for. Their order turns with each repetition, and medians count.
+OpenMP's threads wait for each other in three ways: asleep, as the command sets them; spinning, the
+runtime's default; and alone, with no thread to wait for. Their order rotates with each repetition,
+and medians count.
 """
 
 import argparse
@@ -37,7 +41,7 @@ _BUSY = "import time\nend = time.monotonic() + 3600\nwhile time.monotonic() < en
 
 @contextlib.contextmanager
 def busy(num_processes: int) -> Iterator[None]:
-    """Within this context as many processes compute without end."""
+    """Keep as many processes busy within this context."""
     others = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(num_processes)]
     try:
         yield
@@ -48,7 +52,9 @@ def busy(num_processes: int) -> Iterator[None]:
 
 
 def run(command: Sequence[str], way: Mapping[str, str]) -> tuple[float, float]:
-    """Seconds on the clock and of the processor. Raises SystemExit with the command's exit code when it fails."""
+    """Run a command, and return seconds on the clock and of the processor. Raises SystemExit with
+    its exit code if it fails.
+    """
     clean = {name: value for name, value in os.environ.items() if name not in (*USERS, "OMP_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as scratch:
         arguments = [word.replace("OUT", str(Path(scratch) / "out")) for word in command]
@@ -64,7 +70,7 @@ def run(command: Sequence[str], way: Mapping[str, str]) -> tuple[float, float]:
 
 
 def measure(command: Sequence[str], num_repetitions: int, num_others: int) -> list[dict[str, Any]]:
-    """A row for each way: medians of the seconds, alone and beside others."""
+    """Measure a row for each way: medians of the seconds, alone and beside others."""
     found: dict[tuple[str, bool], list[tuple[float, float]]] = {(way, b): [] for b in (False, True) for way in WAYS}
     for repetition in range(num_repetitions):
         for is_busy in (False, True):

@@ -1,11 +1,13 @@
-"""What the published evaluation costs, before anybody pays for it: operations, hours, memory and storage, computed from
-the model's shapes and never measured. Prints the Markdown of docs/reproduce.md and docs/many_machines.md.
+"""The predicted cost of the published evaluation: operations, hours, memory and storage, computed
+from the model's shapes and never measured. Prints the Markdown of docs/reproduce.md and
+docs/many_machines.md.
 
     python -m benchmarks.evaluation_cost one-machine                    # stage by stage on one H100
-    python -m benchmarks.evaluation_cost many-machines --gpus 8 64      # 180 items × 3 seeds × 3 models
+    python -m benchmarks.evaluation_cost many-machines --gpus 8 64      # 180 items × 3 seeds × 3
+    models
     python -m benchmarks.evaluation_cost one-machine --share 0.3        # under another assumption
 
-Every assumption is an option or stands in the text that is printed.
+Every assumption is an option or stands in the printed text.
 """
 
 import argparse
@@ -34,12 +36,13 @@ from tempoquant.planning.run_estimate import GIB
 NUM_ITEMS = 180  # of OpenS2V-Eval
 GPUS = (1, 8, 64, 180, 540)
 WRITE_S, SCORE_S = 2.8, 16.6
-"""Processor seconds of writing and of measuring one video of 480 × 832 and 61 frames: measured on one core of an AMD
-EPYC by `python -m benchmarks.scoring_time`."""
+"""Processor seconds of writing and of measuring one video of 480 × 832 and 61 frames: measured on
+one core of an AMD EPYC by `python -m benchmarks.scoring_time`.
+"""
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """Make a table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, rule, *rows))
 
@@ -50,7 +53,7 @@ def paragraph(*sentences: str) -> str:
 
 
 def video_text(size: SamplingSettings, share: float) -> str:
-    """One video's operations and seconds."""
+    """Describe one video's operations and seconds."""
     cost = video_cost(size, share=share)
     parts = {"linears of the blocks": cost.linears, "attention": cost.attention, "autoencoder": cost.autoencoder}
     rows = [[name, f"{operations / 1e15:.1f}"] for name, operations in parts.items()]
@@ -66,7 +69,7 @@ def video_text(size: SamplingSettings, share: float) -> str:
 
 
 def stages_text(what: Evaluated, share: float, score_s: float) -> str:
-    """A row for each stage on one GPU."""
+    """Make a row for each stage on one GPU."""
     found = stages(what, score_s, share=share)
     left = sum(stage.disk_gib for stage in found)
     need = model_gib() + left + max(stage.passing_gib for stage in found)
@@ -97,7 +100,7 @@ def _stage_row(stage: Stage) -> list[str]:
 
 
 def scaling_text(what: Evaluated, gpus: Sequence[int], share: float, cpu_s: tuple[float, float]) -> str:
-    """Hours by number of GPUs, then what storage and RAM must give."""
+    """Describe hours by number of GPUs, then the demands on storage and RAM."""
     loads = model_loads(what)
     alone = scale_plan(what, Cluster(1), loads, cpu_s, share=share)
     rows = []
@@ -166,7 +169,7 @@ def assumptions_text(share: float, cpu_s: tuple[float, float]) -> str:
 def text_of(
     table: str, items: int | None = None, seeds: int | None = None, gpus: Sequence[int] = GPUS, share: float = SHARE
 ) -> str:
-    """What is printed."""
+    """Return the text to print."""
     cpu_s = (WRITE_S, SCORE_S)
     if table == "one-machine":
         what = Evaluated(items or NUM_ITEMS - NUM_CALIBRATION_PROMPTS, seeds or 1, PUBLISHED)

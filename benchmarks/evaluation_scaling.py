@@ -1,7 +1,8 @@
-"""How an evaluation scales over GPUs: what each part takes on N of them, and which part ends the gain. Computed.
+"""The scaling of an evaluation over GPUs: the time of each part on N of them, and the part that
+limits the gain. Computed.
 
-Model after model, the 16-bit one first: the others are measured against its videos. Within a model every GPU takes
-one whole video at a time, so the last round may leave some idle.
+Model after model, the 16-bit one first: the others are measured against its videos. Within a model
+every GPU takes one whole video at a time, so the last round may leave some idle.
 """
 
 import math
@@ -20,8 +21,8 @@ class Cluster:
     Attributes:
         gpus: of all nodes.
         gpus_per_node: at the most.
-        storage_bytes_per_s: that the shared folder gives to all nodes together.
-        node_bytes_per_s: that one node takes from it.
+        storage_bytes_per_s: of the shared folder, for all nodes together.
+        node_bytes_per_s: of one node's reading from it.
     """
 
     gpus: int
@@ -31,22 +32,26 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """How many there are."""
+        """Return the number of nodes."""
         return math.ceil(self.gpus / self.gpus_per_node)
 
     @property
     def workers_per_node(self) -> int:
-        """Processes of a full node, one a GPU."""
+        """Return the processes of a full node, one a GPU."""
         return min(self.gpus, self.gpus_per_node)
 
     def read_s(self, num_bytes: float) -> float:
-        """Until every node has read a model once: its workers share what the node keeps in its page cache."""
+        """Return the seconds until every node has read a model once; its workers share its page
+        cache.
+        """
         return max(num_bytes / self.node_bytes_per_s, self.nodes * num_bytes / self.storage_bytes_per_s)
 
 
 @dataclass(frozen=True)
 class ModelLoad:
-    """One model: its label, bytes of its files, in RAM while a worker loads it, and page-locked in mode `swap`."""
+    """One model: its label, bytes of its files, in RAM while a worker loads it, and page-locked in
+    mode `swap`.
+    """
 
     label: str
     disk: int
@@ -55,7 +60,7 @@ class ModelLoad:
 
 
 def model_loads(what: Evaluated) -> list[ModelLoad]:
-    """The 16-bit model and one for each recipe."""
+    """Return the 16-bit model and one for each recipe."""
     plans = memory_plans(what.size)
     models = [next(iter(plans.values())).sixteen_bit, *(plan.quantized for plan in plans.values())]
     found = []
@@ -67,11 +72,11 @@ def model_loads(what: Evaluated) -> list[ModelLoad]:
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """What an evaluation takes on a cluster; hours.
+    """The times of an evaluation on a cluster, in hours.
 
     Attributes:
         load: reading and casting each model once a worker.
-        generate: rounds of videos, their encoding included, without what idles in the last round.
+        generate: rounds of videos, their encoding included, without idle GPUs in the last round.
         tail: GPUs waiting for the last videos of a model, as time of all of them.
         measure_alone: if one process measured every video.
         measure_spread: if every worker measured its share.
@@ -85,7 +90,7 @@ class ScalePlan:
     measure_spread: float
 
     def total(self, spread: bool) -> float:
-        """From the first model's load to the last video's numbers."""
+        """Return the hours from the first model's load to the last video's numbers."""
         return self.load + self.generate + self.tail + (self.measure_spread if spread else self.measure_alone)
 
 
@@ -93,7 +98,12 @@ def scale_plan(
     what: Evaluated, cluster: Cluster, loads: list[ModelLoad], cpu_s: tuple[float, float], rates: Rates = H100_SXM,
     share: float = SHARE,
 ) -> ScalePlan:  # fmt: skip
-    """cpu_s: processor seconds of writing a video and of measuring it (benchmarks/scoring_time.py), one core each."""
+    """Compute the times of an evaluation on a cluster.
+
+    Args:
+        cpu_s: processor seconds of writing a video and of measuring it
+            (benchmarks/scoring_time.py), one core each.
+    """
     cost, (write_s, score_s) = video_cost(what.size, rates, share), cpu_s
     load = generate = tail = 0.0
     for number, model in enumerate(loads):
@@ -108,5 +118,5 @@ def scale_plan(
 
 
 def storage_gib(what: Evaluated, num_models: int) -> dict[str, float]:
-    """Of the evaluation's folder, by kind of file, at the most."""
+    """Bound the size of the evaluation's folder, by kind of file."""
     return {kind: num_models * what.takes * size / GIB for kind, size in take_bytes(what.size).items()}

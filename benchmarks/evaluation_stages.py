@@ -1,5 +1,6 @@
-"""What reproducing the published evaluation takes on one machine, stage by stage: hours, GPU memory, disk. Computed
-from the model's shapes by the project's own estimators, never measured."""
+"""The stages of reproducing the published evaluation on one machine: hours, GPU memory, disk. The
+project's own estimators compute them from the model's shapes; nothing is measured.
+"""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,10 @@ PUBLISHED = I2V_A14B.replace(num_frames=61)
 NUM_CALIBRATION_PROMPTS = 12
 RECIPES = ("paper", "default")
 PRODUCT_SHARE = 0.7
-"""Of a datasheet's BF16 rate that large matrix products reach: what the estimate of quantizing is given as this GPU's.
-An assumption; that estimate's shares of it for each kind of work are the project's own."""
+"""The share of a datasheet's BF16 rate that large matrix products reach, given to the estimate of
+quantizing as this GPU's rate. An assumption; that estimate's shares of it for each kind of work are
+the project's own.
+"""
 
 LOAD_BYTES_PER_S = 7e8  # reading weights from files and casting them, as planning/run_estimate.py takes for a block
 LATENT_BINS = 6
@@ -38,7 +41,9 @@ MP4_SHARE = 0.1  # of the raw frames, at the most: assumed
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is generated: every item with every seed by every model, the 16-bit one among them."""
+    """The generated videos: every item with every seed by every model, the 16-bit one among
+    them.
+    """
 
     num_items: int
     num_seeds: int = 1
@@ -46,7 +51,7 @@ class Evaluated:
 
     @property
     def takes(self) -> int:
-        """Videos of one model."""
+        """Return the number of videos of one model."""
         return self.num_items * self.num_seeds
 
 
@@ -55,12 +60,12 @@ class Stage:
     """One command, or one model's part of it.
 
     Attributes:
-        name: what is done.
+        name: of the work.
         hours: by memory mode.
-        gpu_gib: peak by memory mode, torch's allocations; empty where the CPU works.
-        ram_gib: peak by memory mode, as far as it is foreseen.
-        disk_gib: what it leaves on the disk.
-        passing_gib: what it needs there besides while it runs.
+        gpu_gib: peak by memory mode, torch's allocations; empty if the CPU works.
+        ram_gib: peak by memory mode, as far as predicted.
+        disk_gib: its files on the disk at the end.
+        passing_gib: its further files while it runs.
     """
 
     name: str
@@ -72,7 +77,7 @@ class Stage:
 
 
 def take_bytes(size: SamplingSettings) -> dict[str, int]:
-    """At the most, of one take's files in an evaluation's folder, by kind."""
+    """Bound the bytes of one take's files in an evaluation's folder, by kind."""
     raw = 3 * size.num_frames * size.height * size.width
     latents = ((size.num_frames - 1) // 4 + 1) * (size.height // 8) * (size.width // 8)
     return {
@@ -83,7 +88,7 @@ def take_bytes(size: SamplingSettings) -> dict[str, int]:
 
 
 def resolved(name: str, size: SamplingSettings) -> Recipe:
-    """A recipe with everything said that `estimate` wants to know."""
+    """Return a recipe with every setting that `estimate` needs."""
     return Recipe.load(name).replace(
         height=size.height, width=size.width, num_frames=size.num_frames, num_steps=size.num_steps,
         flow_shift=size.flow_shift, guidance_scale=size.guidance_scale, num_prompts=NUM_CALIBRATION_PROMPTS,
@@ -94,7 +99,7 @@ def resolved(name: str, size: SamplingSettings) -> Recipe:
 def run_estimate(
     source: SourceModel, recipe: Recipe, rates: Rates, records: bool, memory: str = "resident"
 ) -> RunEstimate:
-    """Of `quantize`, and of `record` before it where that is asked for, on one GPU."""
+    """Estimate `quantize`, and `record` before it if requested, on one GPU."""
     return estimate(
         source, recipe, devices=["cuda"], num_samples=dict.fromkeys(COMPONENTS, recipe.samples_per_denoiser or 0),
         records=records, link=True, hidden_ram_bytes=Machine(("cuda",)).hidden_ram_bytes, memory=memory,
@@ -103,7 +108,11 @@ def run_estimate(
 
 
 def stages(what: Evaluated, score_s: float, rates: Rates = H100_SXM, share: float = SHARE) -> list[Stage]:
-    """All of them in order. score_s: processor seconds of measuring a video (benchmarks/scoring_time.py)."""
+    """Return all stages in order.
+
+    Args:
+        score_s: processor seconds of measuring a video (benchmarks/scoring_time.py).
+    """
     with tempfile.TemporaryDirectory() as scratch:
         source = SourceModel.open(write_hollow_pipeline(Path(scratch) / "model"))
         return [
@@ -116,7 +125,7 @@ def stages(what: Evaluated, score_s: float, rates: Rates = H100_SXM, share: floa
 
 @cache
 def model_gib() -> float:
-    """Of the 16-bit pipeline's weight files as the hub has them."""
+    """Return the size of the 16-bit pipeline's weight files on the hub."""
     with tempfile.TemporaryDirectory() as scratch:
         files = write_hollow_pipeline(Path(scratch) / "model").rglob("*.safetensors")
         return sum(file.stat().st_size for file in files) / GIB
@@ -145,7 +154,7 @@ def _quantizing(source: SourceModel, name: str, size: SamplingSettings, rates: R
 
 @cache
 def memory_plans(size: SamplingSettings) -> Mapping[str, MemoryPlan]:
-    """What `tempoquant plan` predicts, by recipe."""
+    """Return the predictions of `tempoquant plan`, by recipe."""
     return {name: plan_memory(read_configs(A14B), size, Recipe.load(name)) for name in RECIPES}
 
 

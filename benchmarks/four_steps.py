@@ -1,11 +1,15 @@
-"""Four steps instead of twenty with guidance: does the bundled model still follow its prompts, and what time is saved?
+"""Four steps instead of twenty with guidance: whether the bundled model still follows its prompts,
+and the time saved.
 
-    python -m benchmarks.four_steps                          # tiny in 16 bits, with and without its LoRAs
-    python -m benchmarks.four_steps --folder ours --folder rtn     # and results of `tempoquant quantize --lora …`
+    python -m benchmarks.four_steps                          # tiny in 16 bits, with and without its
+    LoRAs
+    python -m benchmarks.four_steps --folder ours --folder rtn     # and results of `tempoquant
+    quantize --lora …`
 
-Every model makes the video of a held-out task before the next task begins, in an order that turns, so that other work
-on the machine meets all of them alike. Judged by the pixel checker. Prints a table and one JSON line; `n` is the number
-of tasks. Each task has a seed of its own, the same for every model.
+Every model makes the video of a held-out task before the next task begins, in a rotating order, so
+that other work on the machine affects all of them alike. The pixel checker judges the videos.
+Prints a table and one JSON line; `n` is the number of tasks. Each task has its own seed, the same
+for every model.
 """
 
 from __future__ import annotations
@@ -52,7 +56,9 @@ class Taken(NamedTuple):
 
 
 def rows_of(folders: Sequence[Path], few: int) -> dict[str, Row]:
-    """Every row by its name: 16 bits as shipped, in few steps without LoRAs and with them, each folder as it says."""
+    """Return every row by its name: 16 bits as shipped, in few steps without LoRAs and with them,
+    each folder with its own settings.
+    """
     source = open_pipeline("tiny")
     own, distilled = default_settings(source), with_loras(source, LORAS)
     settings = settings_of(distilled, {})
@@ -75,7 +81,7 @@ def rows_of(folders: Sequence[Path], few: int) -> dict[str, Row]:
 
 
 def make(row: Row, item: TinyItem, seed: int) -> tuple[NDArray[np.float32], Taken]:
-    """Return one video, (17, 64, 64, 3) in [0, 1], and what it took."""
+    """Make one video, (17, 64, 64, 3) in [0, 1], and return it with its times."""
     denoising = 0.0
     begun: list[float] = []
 
@@ -98,7 +104,9 @@ def make(row: Row, item: TinyItem, seed: int) -> tuple[NDArray[np.float32], Take
 
 
 def measure(rows: Mapping[str, Row], items: Sequence[TinyItem]) -> dict[str, dict[str, Any]]:
-    """Of every row: the pixel checker's shares, median seconds, and the median over tasks of how often it is faster."""
+    """Measure for every row the pixel checker's shares, median seconds, and the median speedup over
+    tasks.
+    """
     videos: dict[str, list[NDArray[np.float32]]] = {name: [] for name in rows}
     taken: dict[str, list[Taken]] = {name: [] for name in rows}
     names = list(rows)
@@ -123,7 +131,7 @@ def measure(rows: Mapping[str, Row], items: Sequence[TinyItem]) -> dict[str, dic
 
 
 def print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """In Markdown."""
+    """Print the table in Markdown."""
     print(
         "| run | videos followed | movers followed | appearance kept | PSNR to drawn (dB) | s a video "
         "| times as fast | denoising alone |\n|---|---|---|---|---|---|---|---|"

@@ -1,10 +1,12 @@
-"""A folder for a GPU machine without package registries: `benchmarks.gpu_first_day` and what such a machine lacks.
+"""A folder for a GPU machine without package registries: `benchmarks.gpu_first_day` and its
+requirements.
 
     python -m benchmarks.gpu_bundle build/gpu-bundle
 
-The machine has Python 3.12 on x86-64, PyTorch, Triton, transformers and pytest. Carried are wheels of this project and
-of what it needs beside those (in the versions installed here), the benchmarks, and the tests. There, `sh run.sh
-[SECONDS]` installs the wheels into the folder and runs all steps; results are appended to first_day.jsonl.
+The machine has Python 3.12 on x86-64, PyTorch, Triton, transformers and pytest. The folder holds
+wheels of this project and of its other requirements (in the versions installed here), the
+benchmarks, and the tests. There, `sh run.sh [SECONDS]` installs the wheels into the folder and runs
+all steps; results are appended to first_day.jsonl.
 """
 
 import argparse
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 MOST_BYTES = 60 * 10**6
 CARRIED = ("diffusers", "tomli-w", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "ftfy",
            "wcwidth", "importlib-metadata")  # fmt: skip
-"""Without imageio-ffmpeg, which is large, and with which only videos are written."""
+"""imageio-ffmpeg is left out, which is large and only writes videos."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COPIED = ("benchmarks", "tests", "pyproject.toml")
 
@@ -33,7 +35,7 @@ exec python3 -m benchmarks.gpu_first_day --json "${2:-first_day.jsonl}" --second
 
 
 def build(folder: Path) -> int:
-    """Make the folder anew; answer its bytes. Raises subprocess.CalledProcessError where pip fails."""
+    """Make the folder anew; return its bytes. Raises subprocess.CalledProcessError if pip fails."""
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
@@ -51,7 +53,7 @@ def build(folder: Path) -> int:
 
 
 def copy_files(folder: Path) -> None:
-    """What is no package: benchmarks, tests, and the script that runs it all."""
+    """Copy the files outside packages: benchmarks, tests, and the script that runs them."""
     for name in COPIED:
         place = ROOT / name
         if place.is_dir():

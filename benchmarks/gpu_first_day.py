@@ -1,12 +1,15 @@
-"""The first ten minutes on a GPU: whether the kernels are right, what they reach, and which design to keep.
+"""The first ten minutes on a GPU: whether the kernels are right, their speed, and the design to
+keep.
 
     python -m benchmarks.gpu_first_day --json first_day.jsonl              # ten minutes
     python -m benchmarks.gpu_first_day --json first_day.jsonl --seconds 300
-    python -m benchmarks.gpu_first_day --json dry.jsonl --dry-run          # small, on a CPU, by plain PyTorch
+    python -m benchmarks.gpu_first_day --json dry.jsonl --dry-run          # small, on a CPU, by
+    plain PyTorch
 
-Steps come in the order of their worth, `benchmarks.gpu_first_day_steps` has them. Each runs in a process of its own,
-with a limit of its own, and its result is appended to the file at once: what is cut costs no more than itself. The same
-command goes on with what is not done yet. `make gpu-bundle` builds a folder for a machine without package registries.
+Steps come in the order of their worth, `benchmarks.gpu_first_day_steps` has them. Each runs in its
+own process, with its own limit, and its result is appended to the file at once: an interrupted step
+loses only itself. The same command resumes with the remaining steps. `make gpu-bundle` builds a
+folder for a machine without package registries.
 """
 
 import argparse
@@ -24,17 +27,17 @@ from typing import Any, NamedTuple
 DONE, FAILED, CUT, LEFT_OUT = "done", "failed", "cut", "left out"
 
 LEAST_SECONDS = 5.0
-"""With less time left a step is not begun."""
+"""With less time left, no step begins."""
 
 
 class Step(NamedTuple):
-    """One thing to find out.
+    """One measurement.
 
     Attributes:
         name: for the file, and for `--step`.
         seconds: its limit.
-        command: what runs it; the last line that it prints is a JSON object.
-        missing: why it cannot run here; empty where it can.
+        command: runs it; the last line that it prints is a JSON object.
+        missing: the reason why it cannot run here; empty if it can.
     """
 
     name: str
@@ -46,11 +49,11 @@ class Step(NamedTuple):
 def run_steps(
     steps: Sequence[Step], file: Path, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[dict[str, Any]]:
-    """Run what the file does not have as done, and append a line for each step as soon as it is over."""
+    """Run the steps that the file does not have, and append a line for each step once it ends."""
     done = {record["step"] for record in records_of(file) if record["status"] == DONE}
     if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):
         with file.open("a", encoding="utf-8") as stream:
-            stream.write("\n")  # a line that was cut off ends here
+            stream.write("\n")  # end a line that was cut off
     end = clock() + seconds
     for step in steps:
         if step.name in done:
@@ -71,7 +74,7 @@ def run_steps(
 
 
 def records_of(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file so far; the last one may be cut off, and is then not there."""
+    """Return the lines of a file so far, without a last one that was cut off."""
     records = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:
@@ -82,7 +85,7 @@ def records_of(file: Path) -> list[dict[str, Any]]:
 
 
 def run_step(step: Step, seconds: float) -> dict[str, Any]:
-    """The outcome of one process, and of whatever it started: ended when its time is over."""
+    """Return the outcome of one process; it and its children are ended when its time is over."""
     process = subprocess.Popen(
         step.command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -100,7 +103,7 @@ def run_step(step: Step, seconds: float) -> dict[str, Any]:
 
 
 def planned_steps(dry_run: bool) -> list[Step]:
-    """Every step, in the order of its worth."""
+    """Return every step, in the order of its worth."""
     from benchmarks.gpu_first_day_steps import STEPS, device_or_why
 
     device, why = device_or_why()

@@ -1,4 +1,6 @@
-"""The models of `benchmarks.gpu_first_day`: one Wan block, two denoisers that take turns, small linears."""
+"""The models of `benchmarks.gpu_first_day`: one Wan block, two denoisers in turns, small
+linears.
+"""
 
 import contextlib
 import time
@@ -25,7 +27,7 @@ TINY = "tiny"
 
 
 def denoiser(is_quantized: bool, num_blocks: int, device: str) -> Any:
-    """Blocks of A14B's shapes with random weights, or of the bundled model's on a CPU."""
+    """Build blocks of A14B's shapes with random weights, or of the bundled model's on a CPU."""
     configs = read_configs(TINY if device == "cpu" else A14B)
     name = configs.denoisers[0].name
     model = empty_denoiser(configs, name, num_blocks)
@@ -46,7 +48,7 @@ def denoiser(is_quantized: bool, num_blocks: int, device: str) -> Any:
 
 
 def inputs(model: Any, device: str) -> dict[str, Any]:
-    """Of one call."""
+    """Make the inputs of one call."""
     configs = read_configs(TINY if device == "cpu" else A14B)
     shape = SMALL if device == "cpu" else VIDEO
     made = WAN.example_inputs(configs.index, dict(model.config), shape)
@@ -55,7 +57,7 @@ def inputs(model: Any, device: str) -> dict[str, Any]:
 
 
 def seconds_a_call(model: Any, arguments: dict[str, Any], device: str, repeats: int = 3) -> float:
-    """The least of some calls after one that warms up."""
+    """Return the least time of some calls after one that warms up."""
     model(**arguments)
     found = []
     for _ in range(repeats):
@@ -68,7 +70,9 @@ def seconds_a_call(model: Any, arguments: dict[str, Any], device: str, repeats: 
 
 
 def measure_block(device: str) -> dict[str, Any]:
-    """A call of one block (with what is in no block) by kind, chunks and compiler, and its peaks on a GPU."""
+    """Measure a call of one block (with the parts outside blocks) by kind, chunks and compiler, and
+    its peaks on a GPU.
+    """
     found = {}
     for is_quantized in (False, True):
         model = denoiser(is_quantized, 1, device)
@@ -94,7 +98,7 @@ def measure_block(device: str) -> dict[str, Any]:
 
 
 def measure_swap(device: str, num_blocks: int = 6) -> dict[str, Any]:
-    """Two denoisers of a few blocks, called in turns: each change is foreseen."""
+    """Measure two denoisers of a few blocks, called in turns: each change is known in advance."""
     models = {name: denoiser(True, 2 if device == "cpu" else num_blocks, device).to("cpu") for name in ("one", "other")}
     arguments = inputs(models["one"], device)
     expected = {}
@@ -112,7 +116,7 @@ def measure_swap(device: str, num_blocks: int = 6) -> dict[str, Any]:
 
 
 def small_linears() -> None:
-    """A few linears of small odd shapes on the GPU."""
+    """Run a few linears of small odd shapes on the GPU."""
     from benchmarks.gpu_first_day_steps import checked_linear
 
     with torch.no_grad():
@@ -125,8 +129,11 @@ def small_linears() -> None:
 
 @contextlib.contextmanager
 def _peaks(device: str) -> Any:
-    """A dict that has the GPU's peaks after the context: what was given out, what was in use by some stream, what was
-    held; `max_memory_allocated` alone does not see memory that waits for another stream."""
+    """Yield a dict that holds the GPU's peaks after the context: allocated memory, memory in use by
+    some stream, and reserved memory.
+
+    `max_memory_allocated` alone does not see memory that waits for another stream.
+    """
     peaks: dict[str, int] = {}
     if device == "cpu":
         yield peaks

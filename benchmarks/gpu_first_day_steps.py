@@ -1,4 +1,6 @@
-"""What `benchmarks.gpu_first_day` finds out, a function a step; each answers plain values, in a process of its own."""
+"""The steps of `benchmarks.gpu_first_day`, one function each; each returns plain values, in its own
+process.
+"""
 
 import contextlib
 import importlib.metadata
@@ -30,11 +32,11 @@ PACKAGES = (
 )
 HIDDEN, TOKENS = 5120, 32_760
 ERROR_OF_BF16 = 2.0**-7
-"""Of an output in bfloat16, with sums in another order: what a right kernel stays below."""
+"""The error of a bfloat16 output with sums in another order: a right kernel stays below it."""
 
 
 class Described(NamedTuple):
-    """A step: its function, which takes a device, its limit, and what it needs."""
+    """A step: its function, which takes a device, its limit, and its requirements."""
 
     run: Callable[[str], Any]
     seconds: float
@@ -44,7 +46,7 @@ class Described(NamedTuple):
 
 
 def device_or_why() -> tuple[str, str]:
-    """The device, and why steps that need a GPU cannot run; empty where they can."""
+    """Return the device, and the reason why steps that need a GPU cannot run; empty if they can."""
     if torch.cuda.is_available():
         return "cuda", ""
     return "cpu", "it needs an NVIDIA GPU, and there is none here"
@@ -57,7 +59,7 @@ def run_here(name: str, device: str) -> Any:
 
 
 def versions(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return the versions that the figures depend on."""
     found: dict[str, Any] = {"python": platform.python_version(), "device": device}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -70,7 +72,7 @@ def versions(device: str) -> dict[str, Any]:
 
 
 def compile_launches(device: str) -> dict[str, Any]:
-    """Every launch that Wan needs, compiled for this GPU in as many processes as there are cores."""
+    """Compile every launch that Wan needs for this GPU, in as many processes as there are cores."""
     major, minor = (9, 0) if device == "cpu" else torch.cuda.get_device_capability()
     parts = ("expand:", "quantize:", "outside:", "fp8_gemm:", "bf16_gemm:", "int8_gemm:")
     parts = parts[:1] if device == "cpu" else parts
@@ -97,7 +99,7 @@ def compile_launches(device: str) -> dict[str, Any]:
 
 
 def checked_linear(format: str, num_features: int, device: str) -> QuantizedLinear:
-    """Return a linear of whole numbers, by which its answer in float64 is known; seeded."""
+    """Return a linear of whole numbers, whose answer in float64 is known; seeded."""
     from benchmarks.launch_overhead import random_linear
     from tempoquant.timesteps import TimestepBins
 
@@ -113,7 +115,9 @@ def checked_linear(format: str, num_features: int, device: str) -> QuantizedLine
 
 
 def layer(device: str) -> dict[str, Any]:
-    """One real layer by each format, as a model runs it, against the definition in float64; non-contiguous too."""
+    """Compare one real layer of each format, as a model runs it, with the definition in float64;
+    non-contiguous too.
+    """
     from tempoquant.kernels import operators
 
     num_features, num_tokens = (128, 8) if device == "cpu" else (HIDDEN, 512)
@@ -131,7 +135,7 @@ def layer(device: str) -> dict[str, Any]:
 
 
 def kernel_tests(device: str) -> dict[str, Any]:
-    """The tests of the kernels, on this GPU: those that run under the interpreter elsewhere."""
+    """Run the kernel tests on this GPU, which run under the interpreter elsewhere."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "tests/kernels",
                "--ignore=tests/kernels/test_compiled.py", "-n", str(min(8, os.cpu_count() or 1))]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -139,14 +143,16 @@ def kernel_tests(device: str) -> dict[str, Any]:
 
 
 def peaks(device: str) -> dict[str, Any]:
-    """What this GPU reaches: a copy, 16-bit and FP8 products of 8192³."""
+    """Measure this GPU's peaks: a copy, 16-bit and FP8 products of 8192³."""
     from benchmarks.kernels_timing import measure_peaks
 
     return measure_peaks(torch.device(device))
 
 
 def stages(device: str) -> dict[str, Any]:
-    """Every stage at 480p's shapes and 720p's feed-forward, and the FP8 product in each of its ways."""
+    """Measure every stage at 480p's shapes and 720p's feed-forward, and each variant of the FP8
+    product.
+    """
     from benchmarks.kernels_timing import measure_peaks, rows_of_shape
     from benchmarks.registry import VIDEO_TOKENS, shapes_of_block
 
@@ -155,12 +161,14 @@ def stages(device: str) -> dict[str, Any]:
     found, measured = measure_peaks(torch.device(device)), {}
     for shape in shapes:
         measured[str(shape)] = [*rows_of_shape(shape, found, torch.device(device)), *_ways_of_the_product(shape)]
-        print(json.dumps({str(shape): measured[str(shape)]}), flush=True)  # what is cut later was still said
+        print(json.dumps({str(shape): measured[str(shape)]}), flush=True)  # a later interruption keeps this
     return measured
 
 
 def _ways_of_the_product(shape: Any) -> Iterator[dict[str, Any]]:
-    """{promoted, not} × {pointer, descriptor} of the FP8 product, as far as the backend offers them."""
+    """Yield {promoted, not} × {pointer, descriptor} of the FP8 product, as far as the backend
+    offers them.
+    """
     from benchmarks.kernels_timing import time_ms
     from tempoquant.kernels import dispatch
     from tempoquant.kernels.fp8 import TILES
@@ -186,7 +194,9 @@ def _ways_of_the_product(shape: Any) -> Iterator[dict[str, Any]]:
 
 
 def graph_replay(device: str) -> dict[str, Any]:
-    """A linear captured in a CUDA graph gives, replayed with other inputs, what it gives outside."""
+    """Check that a linear captured in a CUDA graph, replayed with other inputs, gives the same as
+    outside.
+    """
     from benchmarks.kernels_timing import time_ms
 
     linear = checked_linear("nvfp4_m1", HIDDEN, device)
@@ -206,21 +216,25 @@ def graph_replay(device: str) -> dict[str, Any]:
 
 
 def block(device: str) -> dict[str, Any]:
-    """One Wan block at 480p: 16-bit and W4A4, in one piece and in chunks, eager and compiled."""
+    """Measure one Wan block at 480p: 16-bit and W4A4, in one piece and in chunks, eager and
+    compiled.
+    """
     from benchmarks.gpu_first_day_models import measure_block
 
     return measure_block(device)
 
 
 def swap(device: str) -> dict[str, Any]:
-    """Two denoisers that change places: allocated, active and reserved peaks beside what one of them takes."""
+    """Measure two denoisers that change places: allocated, active and reserved peaks beside the
+    size of one of them.
+    """
     from benchmarks.gpu_first_day_models import measure_swap
 
     return measure_swap(device)
 
 
 def sanitizer(device: str) -> dict[str, Any]:
-    """Whether compute-sanitizer finds a read or write outside of memory, on small shapes."""
+    """Check by compute-sanitizer that no access is outside of memory, on small shapes."""
     code = "from benchmarks import gpu_first_day_models as m; m.small_linears()"
     command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

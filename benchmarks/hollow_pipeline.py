@@ -1,6 +1,7 @@
-"""A folder that looks like Wan2.2-I2V-A14B to everything that reads headers and configs only: real names, shapes and
-dtypes, and files of the real size that are one hole. It takes some kilobytes of disk where the file system has sparse
-files."""
+"""A folder that looks like Wan2.2-I2V-A14B to programs that read only headers and configs: real
+names, shapes and dtypes, and files of the real size without content. It takes kilobytes of disk on
+a file system with sparse files.
+"""
 
 import json
 import math
@@ -27,7 +28,9 @@ _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def write_hollow_pipeline(folder: Path) -> Path:
-    """Write it: denoisers and autoencoder in float32, the text encoder in bfloat16, as they are published."""
+    """Write the folder: denoisers and autoencoder in float32, the text encoder in bfloat16, as they
+    are published.
+    """
     configs = read_configs(A14B)
     (folder / "tokenizer").mkdir(parents=True)
     _write_json(folder / "model_index.json", _INDEX)

@@ -1,4 +1,6 @@
-"""A benchmark's result for programs: one line of JSON, printed, and kept where somebody wants it."""
+"""A benchmark's result for programs: one line of JSON, printed, and appended to a file on
+request.
+"""
 
 import json
 from collections.abc import Mapping

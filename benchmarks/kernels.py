@@ -1,10 +1,13 @@
-"""Times of the linears of a Wan2.2 block on the GPU at hand, ours by stages, beside BF16 and other people's.
+"""Times of the linears of a Wan2.2 block on the GPU at hand, ours by stages, beside BF16 and other
+people's.
 
-    python -m benchmarks.kernels                                   # 480 × 832 and 720 × 1280, 81 frames
+    python -m benchmarks.kernels                                   # 480 × 832 and 720 × 1280, 81
+    frames
     python -m benchmarks.kernels --tokens 32760 --json kernels.jsonl
 
-Nothing is timed before its results were held to the reference. What the machine code lets one expect is counted first
-(`python -m benchmarks.machine_code`); without an NVIDIA GPU that is all, for Hopper.
+Nothing is timed before its results have been compared with the reference. The machine code is
+counted first for an expectation (`python -m benchmarks.machine_code`); without an NVIDIA GPU that
+is all, for Hopper.
 """
 
 import argparse
@@ -30,9 +33,9 @@ Rows = list[dict[str, Any]]
 
 
 def block_totals(video_tokens: int, rows_by_shape: Mapping[Shape, Rows]) -> dict[str, dict[str, float]]:
-    """Milliseconds of the ten linears by method, for methods that ran in every shape.
+    """Return the milliseconds of the ten linears by method, for methods that ran in every shape.
 
-    A method that has its stages apart quantizes an input that linears share once.
+    A method with separate stages quantizes a shared input once.
     """
     by_method: dict[str, dict[Shape, dict[str, Any]]] = {}
     for shape, rows in rows_by_shape.items():
@@ -53,7 +56,7 @@ def block_totals(video_tokens: int, rows_by_shape: Mapping[Shape, Rows]) -> dict
 
 
 def measure(video_tokens: Sequence[int], device: torch.device, graph: bool, console: Console) -> dict[str, Any]:
-    """Everything that is measured, printed as it comes."""
+    """Measure everything, and print it as it comes."""
     from benchmarks.kernels_timing import measure_peaks, rows_of_shape
 
     peaks = measure_peaks(device)
@@ -78,7 +81,9 @@ def measure(video_tokens: Sequence[int], device: torch.device, graph: bool, cons
 
 
 def capability_here() -> int:
-    """The compute capability to count for, 90 for 9.0: the newest known that is not newer than the GPU; or Hopper's."""
+    """Return the compute capability to count for, 90 for 9.0: the newest known that is not newer
+    than the GPU; or Hopper's.
+    """
     if not torch.cuda.is_available():
         return 90
     major, minor = torch.cuda.get_device_capability()
@@ -86,9 +91,10 @@ def capability_here() -> int:
 
 
 def counted_tables(capability: int) -> str:
-    """What benchmarks.machine_code prints, by a process of its own: here Triton may be interpreting.
+    """Return the output of benchmarks.machine_code, run in its own process, since Triton may be
+    interpreting here.
 
-    Raises CalledProcessError when a kernel does not compile.
+    Raises CalledProcessError if a kernel does not compile.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.machine_code", "--capability", str(capability)]
@@ -96,7 +102,7 @@ def counted_tables(capability: int) -> str:
 
 
 def describe() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the environment that the figures depend on."""
     from benchmarks.scale import commit_name
 
     versions = {"tempoquant": tempoquant.__version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -110,7 +116,7 @@ def describe() -> dict[str, Any]:
 
 
 def has_wrong_rows(measured: Mapping[str, Any]) -> bool:
-    """Whether a method gave wrong results anywhere."""
+    """Return whether a method gave wrong results anywhere."""
     shapes = [shape for result in measured["results"] for shape in result["shapes"]]
     return any(row.get("note", "").startswith("WRONG") for shape in shapes for row in shape["rows"])
 

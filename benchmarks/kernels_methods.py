@@ -1,7 +1,8 @@
-"""Our ways to compute a 4-bit linear, cut into the stages that benchmarks.kernels times, and what each must hold to.
+"""Our computations of a 4-bit linear, divided into the stages that benchmarks.kernels times, and
+their checks.
 
-A stage is checked against the definition (kernels/reference.py) or against its own operands in float64 before anything
-is timed. `Wrong` says which stage failed and by how much.
+A stage is checked against the definition (kernels/reference.py) or against its own operands in
+float64 before anything is timed. `Wrong` names the failed stage and its error.
 """
 
 from collections.abc import Callable
@@ -30,26 +31,27 @@ from tempoquant.kernels.reference import WeightTensors, dequantize_residual, rou
 RULE = ScaleRule.LEAST_ERROR
 RANK = 32
 CHECKED_TOKENS = 256
-# Largest relative errors by norm. Values may differ where float32 sums of the deflation end on either side of a
-# boundary between levels. A product's error is that of 16-bit results, 2^-9 a rounding.
+# Largest relative errors by norm. Values may differ where float32 sums of the deflation end on
+# either side of a boundary between levels. A product's error is that of 16-bit results, 2^-9 a
+# rounding.
 MAX_DIFFERENT_VALUES = 2e-3
 MAX_PRODUCT_ERROR = 2.0**-7
 MAX_WHOLE_ERROR = 0.05  # hidden is rounded to bfloat16, which moves a few inputs to the next level
 
 
 class Wrong(Exception):
-    """A stage whose result is not what it must be: it is not timed."""
+    """A stage with a wrong result: it is not timed."""
 
 
 class Layer(NamedTuple):
-    """What a layer does to its input, and what it multiplies it with."""
+    """A layer's transform of its input, and its weight."""
 
     transform: InputTransform
     weight: WeightTensors
 
 
 class Method(NamedTuple):
-    """One way: the backend's kernels, with one of the products."""
+    """One computation: the backend's kernels, with one of the products."""
 
     name: str
     backend: str
@@ -61,11 +63,11 @@ class Method(NamedTuple):
     def multiply(
         self, quantized: QuantizedInput, expanded: tuple[Any, ...], weight: WeightTensors, dtype: torch.dtype
     ) -> torch.Tensor:
-        """The product with branch and bias."""
+        """Compute the product with branch and bias."""
         return self.product(quantized, *expanded, weight.up, weight.bias, dtype)
 
     def whole(self, x: torch.Tensor, layer: Layer, clip_ratio: torch.Tensor) -> torch.Tensor:
-        """All stages, as a layer that shares its input with no other runs them."""
+        """Run all stages, as a layer that shares its input with no other does."""
         transform, weight = layer
         hidden = None if transform.down is None else branch_hidden(x, transform.down)
         quantized = self.quantize(x, hidden, transform, self.format, RULE, clip_ratio)
@@ -73,7 +75,7 @@ class Method(NamedTuple):
 
 
 def our_methods(capability: int) -> list[Method]:
-    """Those that a GPU of this compute capability (90 for 9.0) can run."""
+    """Return the methods that a GPU of this compute capability (90 for 9.0) can run."""
     from tempoquant.kernels import bf16, fp8, int8, triton_expand, triton_quantize
 
     def expand_to_bf16(weight: WeightTensors, format: Format) -> tuple[Any, ...]:
@@ -93,7 +95,9 @@ def our_methods(capability: int) -> list[Method]:
 
 
 def random_layer(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> Layer:
-    """A layer as the default recipe leaves it: smoothing, rotation, branch, deflation, offset, bias; random numbers."""
+    """Make a layer as the default recipe leaves it: smoothing, rotation, branch, deflation, offset,
+    bias; random numbers.
+    """
     generator = torch.Generator(device).manual_seed(seed)
 
     def random(*size: int) -> torch.Tensor:
@@ -120,7 +124,7 @@ def random_layer(shape: Shape, format: Format, device: torch.device, seed: int =
 
 
 def random_input(shape: Shape, device: torch.device, seed: int) -> torch.Tensor:
-    """(tokens, in) bfloat16, some features much larger than others."""
+    """Make an input (tokens, in) bfloat16, with some features much larger than others."""
     generator = torch.Generator(device).manual_seed(seed)
     features = torch.randn(shape.in_features, generator=generator, device=device).exp().bfloat16()
     x = torch.empty(shape.num_tokens, shape.in_features, dtype=torch.bfloat16, device=device)
@@ -128,7 +132,7 @@ def random_input(shape: Shape, device: torch.device, seed: int) -> torch.Tensor:
 
 
 def numbers_of(quantized: QuantizedInput) -> torch.Tensor:
-    """What the quantized values stand for: (tokens, in) float32, exact."""
+    """Decode the quantized values: (tokens, in) float32, exact."""
     values = quantized.values.float()
     if quantized.scale is None:
         return values
@@ -137,7 +141,7 @@ def numbers_of(quantized: QuantizedInput) -> torch.Tensor:
 
 
 def check(method: Method, x: torch.Tensor, layer: Layer, clip_ratio: torch.Tensor) -> float:
-    """Hold every stage to its law on the first and the last tokens of x.
+    """Check every stage against its law on the first and the last tokens of x.
 
     Returns:
         the relative error of the whole against the reference. Raises Wrong.
@@ -171,6 +175,6 @@ def _require(method: Method, what: str, error: float, largest: float) -> None:
 
 
 def relative_error(y: torch.Tensor, wanted: torch.Tensor) -> float:
-    """‖y − wanted‖ / ‖wanted‖ in float64."""
+    """Compute ‖y − wanted‖ / ‖wanted‖ in float64."""
     wanted = wanted.double()
     return ((y.double() - wanted).norm() / wanted.norm()).item()

@@ -1,7 +1,9 @@
-"""Other people's linears and plain PyTorch beside ours: what each computes, or why it is not here.
+"""Linears of other projects and plain PyTorch beside ours: the computation of each, or the reason
+for its absence.
 
-Each row is a function from a 16-bit linear to a module that takes the same input. None of them rounds activations to
-four bits but plain dequantization; the error column says what each loses of the 16-bit result.
+Each row is a function from a 16-bit linear to a module that takes the same input. Only plain
+dequantization rounds activations to four bits; the error column gives each one's loss against the
+16-bit result.
 """
 
 import importlib.util
@@ -19,7 +21,8 @@ MAX_ERROR = 0.3  # of a four-bit weight against 16 bits: about 0.1; anything wro
 class Peer(NamedTuple):
     """A way to run a linear with few bits.
 
-    package: what it needs to be installed, None for nothing.
+    Attributes:
+        package: the package that it needs, None for none.
     """
 
     name: str
@@ -28,12 +31,12 @@ class Peer(NamedTuple):
 
     @property
     def label(self) -> str:
-        """With its version, for tables."""
+        """Return its name with its version, for tables."""
         return self.name if self.package is None or self.missing else f"{self.name} ({version(self.package)})"
 
     @property
     def missing(self) -> str | None:
-        """Why there is no row: a sentence, or None."""
+        """Return the reason why there is no row, as a sentence, or None."""
         if self.package is None or importlib.util.find_spec(self.package) is not None:
             return None
         return f"{self.package} is not installed"
@@ -56,7 +59,7 @@ def _torchao_fp8(linear: nn.Linear) -> Forward:
 
     holder = nn.Sequential(linear)
     quantize_(holder, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
-    return torch.compile(holder)  # its authors' way: eager rounds the input in many passes
+    return torch.compile(holder)  # as its authors do: eager rounds the input in many passes
 
 
 PEERS = (

@@ -1,4 +1,4 @@
-"""What benchmarks.kernels prints of its measurements."""
+"""The tables of benchmarks.kernels' measurements."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,9 @@ from rich.table import Table
 
 
 def measured_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a method: milliseconds of its stages, rate, share of the measured peak, ratio to BF16."""
+    """Make a table with a row a method: milliseconds of its stages, rate, share of the measured
+    peak, ratio to BF16.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     for name in ("quantize", "GB/s", "of a copy", "expand", "multiply", "TFLOP/s", "of peak", "whole, ms", "BF16 / it",
@@ -27,7 +29,7 @@ def measured_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def block_table(title: str, totals: Mapping[str, Mapping[str, float]]) -> Table:
-    """Totals of a block's ten linears by method."""
+    """Make a table of a block's ten linears by method, in total."""
     table = Table(title=title, title_justify="left")
     for name in ("method", "ten linears, ms", "BF16 / it"):
         table.add_column(name, justify="left" if name == "method" else "right")

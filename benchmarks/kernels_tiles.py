@@ -2,7 +2,8 @@
 
     python -m benchmarks.kernels_tiles [--tokens 32760] [--bf16]
 
-Each tile's result is compared with the table's before it is timed. Tiles that do not fit the GPU say so.
+Each tile's result is compared with the table's before it is timed. Tiles that do not fit the GPU
+say so.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from tempoquant.kernels import bf16, fp8
 from tempoquant.kernels.triton_gemm import Product, Tile, capability_of, multiply
 
 RANK = 32
-# By the bytes of an operand: halves of 64 and 128 outputs, with fewer and more tokens, stages and warps.
+# By the bytes of an operand: halves of 64 and 128 outputs, with fewer and more tokens, stages and
+# warps.
 CANDIDATES = {
     1: [Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3), Tile(128, 128, 64, 8, 6), Tile(128, 64, 128, 8, 4),
         Tile(128, 64, 128, 4, 3), Tile(256, 64, 128, 8, 3), Tile(64, 128, 128, 4, 3), Tile(64, 64, 128, 4, 4),
@@ -30,7 +32,7 @@ CANDIDATES = {
 
 
 def random_product(shape: Shape, dtype: torch.dtype, device: torch.device) -> Product:
-    """Operands of a linear with a branch and a bias."""
+    """Make operands of a linear with a branch and a bias."""
 
     def random(*size: int) -> torch.Tensor:
         return torch.randn(*size, device=device)
@@ -48,7 +50,9 @@ def random_product(shape: Shape, dtype: torch.dtype, device: torch.device) -> Pr
 
 
 def print_times(shape: Shape, dtype: torch.dtype, device: torch.device, console: Console) -> bool:
-    """One table: a row a tile, with tiles fetched through pointers and by the copy engine; whether all were right."""
+    """Print a table with a row a tile, fetched through pointers and by the copy engine; return
+    whether all were right.
+    """
     from benchmarks.kernels_timing import time_ms
 
     tiles = fp8.TILES if dtype.itemsize == 1 else bf16.TILES
@@ -65,7 +69,7 @@ def print_times(shape: Shape, dtype: torch.dtype, device: torch.device, console:
             arguments = (product, torch.bfloat16, chosen, capability, is_described)
             try:
                 error = relative_error(multiply(*arguments), wanted)
-            except Exception as reason:  # too much shared memory, above all
+            except Exception as reason:  # above all too much shared memory
                 cells += [type(reason).__name__, ""]
                 continue
             if not error <= MAX_PRODUCT_ERROR:

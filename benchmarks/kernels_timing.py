@@ -1,4 +1,6 @@
-"""Times of one shape on the GPU at hand: the 16-bit product, ours by stages, plain PyTorch, other people's."""
+"""Times of one shape on this machine's GPU: the 16-bit product, ours by stages, plain PyTorch,
+other projects'.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -35,10 +37,12 @@ COPY_BYTES, PEAK_SIZE = 2**31, 8192
 
 
 def time_ms(function: Callable[[], Any], graph: bool = False) -> float:
-    """Median time of a call in milliseconds, by device events, with the L2 cache emptied before each.
+    """Return the median time of a call in milliseconds, by device events, with the L2 cache emptied
+    before each.
 
     Args:
-        graph: capture calls in a CUDA graph, which takes launching out of short ones; the cache then stays as it is.
+        graph: capture calls in a CUDA graph, which removes launches from short calls; the cache
+            then stays as it is.
     """
     from triton import testing
 
@@ -48,7 +52,9 @@ def time_ms(function: Callable[[], Any], graph: bool = False) -> float:
 
 
 def measure_peaks(device: torch.device) -> dict[str, float | None]:
-    """What this GPU reaches: bytes a second of a large copy, read plus written, and products of 8192³."""
+    """Measure this GPU's peaks: bytes a second of a large copy, read plus written, and products of
+    8192³.
+    """
     copy_ms = _time_of_copy(device)
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16, device=device) for _ in range(2))
     flops = 2.0 * PEAK_SIZE**3
@@ -77,7 +83,9 @@ def _time_of_copy(device: torch.device) -> float:
 def rows_of_shape(
     shape: Shape, peaks: Mapping[str, float | None], device: torch.device, graph: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """A row a method, the 16-bit product first. A method whose results are wrong has a note instead of times."""
+    """Yield a row a method, the 16-bit product first. A method with wrong results has a note
+    instead of times.
+    """
     count = min(MAX_INPUTS, -(-INPUT_BYTES // (2 * shape.num_tokens * shape.in_features)))
     inputs = [random_input(shape, device, seed) for seed in range(max(2, count))]
     linear = nn.Linear(shape.in_features, shape.out_features, dtype=torch.bfloat16, device=device).requires_grad_(False)
@@ -99,7 +107,9 @@ def _row_of_method(
     method: Method, shape: Shape, inputs: list[torch.Tensor], layer: Layer, baseline_ms: float,
     peaks: Mapping[str, float | None], graph: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Check, then time: quantizing alone, expanding alone, the product alone, the whole."""
+    """Check a method, then time it: quantizing alone, expanding alone, the product alone, the
+    whole.
+    """
     clip_ratio = torch.ones(1, device=inputs[0].device)
     error = check(method, inputs[0], layer, clip_ratio)
     transform, weight = layer
@@ -135,7 +145,9 @@ def _time_of_product(method: Method, quantized: list[Any], weight: WeightTensors
 
 
 def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
-    """The default format as a quantized model runs it: the backend that is chosen here, through PyTorch's operators."""
+    """Time the default format as a quantized model runs it: the backend chosen here, through
+    PyTorch's operators.
+    """
     x, format = inputs[0], NVFP4_M1
     layer, clip_ratio = random_layer(shape, format, x.device), torch.ones(1, device=x.device)
     backend = operators.backend_of(x.device.type, x.device.index, format.name)
@@ -156,7 +168,7 @@ def _row_of_runtime(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float
 
 
 def _row_of_reference(shape: Shape, inputs: list[torch.Tensor], baseline_ms: float, graph: bool) -> dict[str, Any]:
-    """Plain dequantization: the definition in PyTorch, which is what runs where no kernel does."""
+    """Time plain dequantization: the definition in PyTorch, which runs where no kernel does."""
     format = NVFP4_M1
     layer = random_layer(shape, format, inputs[0].device)
     clip_ratio = torch.ones(1, device=inputs[0].device)
@@ -168,7 +180,7 @@ def _row_of_peer(
     peer: Peer, shape: Shape, inputs: list[torch.Tensor], linear: nn.Linear, baseline_ms: float,
     peaks: Mapping[str, float | None], graph: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """One of other people's, or why not."""
+    """Time another project's linear, or give the reason why not."""
     if peer.missing:
         return {"method": peer.label, "note": peer.missing}
     copy = nn.Linear(shape.in_features, shape.out_features, dtype=torch.bfloat16, device=inputs[0].device)
@@ -177,7 +189,7 @@ def _row_of_peer(
         try:
             forward = peer.prepare(copy.requires_grad_(False))
             error = relative_error(forward(inputs[0]), linear(inputs[0]))
-        except Exception as reason:  # whatever another package raises is the finding
+        except Exception as reason:  # another package's error is the finding
             return {"method": peer.label, "note": f"does not run here: {type(reason).__name__}: {reason}"[:200]}
         if not error <= MAX_ERROR:
             return {"method": peer.label, "note": f"WRONG, not timed: off by {error:.2e} from the 16-bit product"}
@@ -188,7 +200,9 @@ def _row_of_peer(
 def _row(
     method: str, shape: Shape, whole_ms: float, multiply_ms: float | None, baseline_ms: float, peak: float | None
 ) -> dict[str, Any]:
-    """Times, the rate of the product alone, its share of the measured peak, and how many times faster than BF16."""
+    """Make a row: times, the rate of the product alone, its share of the measured peak, and its
+    speedup over BF16.
+    """
     row: dict[str, Any] = {"method": method, "whole_ms": whole_ms, "ratio_to_bf16": baseline_ms / whole_ms}
     if multiply_ms is not None:
         rate = bf16_linear(shape).flops / multiply_ms * 1e3
@@ -201,7 +215,7 @@ def _row(
 
 
 def _in_turn(function: Callable[[Any], Any], arguments: list[Any]) -> Callable[[], Any]:
-    """A function of nothing that goes through the arguments, one a call."""
+    """Return a function without arguments that takes the given ones in turn, one a call."""
     turn = itertools.cycle(arguments)
     return lambda: function(next(turn))
 

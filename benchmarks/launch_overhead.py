@@ -1,12 +1,13 @@
-"""The Python around one 4-bit linear: what a launch costs before the GPU hears of it.
+"""The Python around one 4-bit linear: the cost of a launch before the GPU hears of it.
 
     python -m benchmarks.launch_overhead --json
 
-No GPU is needed and none is used: kernels are compiled for compute capability 9.0 by Triton's own compiler, and its
-driver is replaced by one whose launcher returns at once. What is timed is everything else: our module and operators,
-PyTorch's allocations (on the CPU), Triton's lookup of the compiled kernel and its packing of arguments. The C part of a
-launch, some microseconds of CUDA's driver, is not part of it, and the branch's product, which PyTorch computes, is an
-allocation here. Numbers that come out are nonsense, since no kernel runs.
+No GPU is needed and none is used: kernels are compiled for compute capability 9.0 by Triton's own
+compiler, and its driver is replaced by one whose launcher returns at once. The benchmark times
+everything else: our module and operators, PyTorch's allocations (on the CPU), Triton's lookup of
+the compiled kernel and its packing of arguments. The C part of a launch, some microseconds of
+CUDA's driver, is not included, and the branch's product, which PyTorch computes, is an allocation
+here. The outputs are meaningless, since no kernel runs.
 """
 
 import argparse
@@ -41,46 +42,48 @@ BINS = {"one bin": TimestepBins(), "three bins": TimestepBins((400.0, 700.0))}
 
 
 class StubDriver:
-    """Triton's driver of a GPU that is not there: it loads nothing, and its launches return at once."""
+    """A Triton driver of a GPU that does not exist: it loads nothing, and its launches return at
+    once.
+    """
 
     class utils:
-        """What compiled kernels ask of the driver."""
+        """The driver's functions for compiled kernels."""
 
         @staticmethod
         def load_binary(name: str, kernel: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-            """Module, function, registers, spills, threads."""
+            """Return module, function, registers, spills, threads."""
             return 1, 1, 128, 0, 1024
 
         @staticmethod
         def get_device_properties(device: int) -> dict[str, int]:
-            """Of an H100."""
+            """Return the properties of an H100."""
             return {"max_shared_mem": 232_448, "multiprocessor_count": 132}
 
     def __init__(self) -> None:
         self.launches: list[tuple[Any, ...]] = []
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        """A launcher that writes down what it is given."""
+        """Return a launcher that records its arguments."""
         return self._launch
 
     def _launch(self, *arguments: Any) -> None:
         self.launches.append(arguments)
 
     def get_current_device(self) -> int:
-        """The first one."""
+        """Return the first device."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        """The default one."""
+        """Return the default stream."""
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        """Hopper."""
+        """Return Hopper."""
         return GPUTarget("cuda", CAPABILITY, 32)
 
 
 def random_linear(format: str, bins: TimestepBins, num_features: int, rank: int = 32) -> QuantizedLinear:
-    """A linear with all that the default recipe gives one, of bytes that are valid."""
+    """Make a linear with everything that the default recipe gives one, of valid bytes."""
     from tempoquant.planning.foreseen import Linear, foreseen_entry
     from tempoquant.recipe import Recipe
 
@@ -101,7 +104,9 @@ def random_linear(format: str, bins: TimestepBins, num_features: int, rank: int 
 
 
 def microseconds(call: Callable[[], Any], repeats: int, rounds: int) -> list[float]:
-    """Processor time of one call, the mean over `repeats`, in each of the rounds: other work does not count."""
+    """Return the processor time of one call, the mean over `repeats`, in each of the rounds: other
+    work does not count.
+    """
     found = []
     for _ in range(rounds):
         start = time.thread_time()
@@ -112,7 +117,9 @@ def microseconds(call: Callable[[], Any], repeats: int, rounds: int) -> list[flo
 
 
 def measure(backend: str, format: str, bins: TimestepBins, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row: the least and the median of the rounds, and how many kernels a linear launches."""
+    """Measure one row: the least and the median of the rounds, and the number of kernels that a
+    linear launches.
+    """
     driver = StubDriver()
     triton.runtime.driver.set_active(driver)
     for module_function in _jit_functions():
@@ -142,8 +149,10 @@ def measure(backend: str, format: str, bins: TimestepBins, arguments: argparse.N
 
 
 def _comparable(arguments: tuple[Any, ...]) -> list[Any]:
-    """What two launches of the same must have in common: grid, stream, kernel, numbers, shapes of tensors."""
-    kernel, others = arguments[:6], arguments[9:]  # between them are hooks of profilers, of which there are none
+    """Return the facts that two launches of the same must share: grid, stream, kernel, numbers,
+    shapes of tensors.
+    """
+    kernel, others = arguments[:6], arguments[9:]  # between them are profilers' hooks, here none
     return [repr(kernel), *(tuple(each.shape) if isinstance(each, torch.Tensor) else repr(each)[:60] for each in others
                             if not hasattr(each, "base"))]  # fmt: skip
 
@@ -153,7 +162,7 @@ def _allocate_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 
 def _jit_functions() -> list[Any]:
-    """Every kernel of ours that was launched so far; a new driver has compiled none."""
+    """Return every kernel of ours that was launched so far; a new driver has compiled none."""
     from tempoquant.kernels import int8, triton_expand, triton_gemm, triton_outside, triton_quantize
 
     modules = (triton_expand, triton_gemm, int8, triton_outside, triton_quantize)
@@ -161,7 +170,7 @@ def _jit_functions() -> list[Any]:
 
 
 def of_16_bits(arguments: argparse.Namespace) -> dict[str, Any]:
-    """PyTorch's own linear of one token on the CPU: what a call of a module costs at the least."""
+    """Measure PyTorch's own linear of one token on the CPU: the least cost of a module's call."""
     linear = nn.Linear(16, 16, dtype=torch.bfloat16)
     x = torch.zeros(1, 1, 16, dtype=torch.bfloat16)
     with torch.no_grad():

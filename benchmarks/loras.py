@@ -1,11 +1,13 @@
-"""LoRAs loaded on a 4-bit pipeline beside the same LoRAs fused before quantizing: which is nearer to 16 bits with them?
+"""LoRAs loaded on a 4-bit pipeline, compared with the same LoRAs fused before quantizing: their
+distance from 16 bits.
 
     python -m benchmarks.loras                               # tiny, rtn and the default recipe
     python -m benchmarks.loras --recipe rtn --share 0.05
 
-The LoRAs: the bundled four-step pair, which was really trained, and random ones of every linear of a block whose change
-has a given share of the weight's norm and falling singular values, as trained ones have. SQNR of noise predictions in
-dB, teacher-forced on the trajectory of the 16-bit model with the LoRA fused. Prints a table and one JSON line.
+The LoRAs: the bundled four-step pair, which was really trained, and random ones of every linear of
+a block whose change has a given share of the weight's norm and falling singular values, as trained
+ones have. SQNR of noise predictions in dB, teacher-forced on the trajectory of the 16-bit model
+with the LoRA fused. Prints a table and one JSON line.
 """
 
 import argparse
@@ -37,7 +39,8 @@ RANK = 8
 def random_lora(source: SourceModel, denoiser: str, share: float, seed: int) -> dict[str, torch.Tensor]:
     """Return a LoRA of rank `RANK` of every linear of a denoiser's blocks, as diffusers names them.
 
-    up · down has `share` of the weight's Frobenius norm, and singular values about as 1, 1/2, 1/3, …
+    up · down has `share` of the weight's Frobenius norm, and singular values of about 1, 1/2, 1/3,
+    …
     """
     generator = torch.Generator().manual_seed(seed)
     falling = 1.0 / torch.arange(1, RANK + 1)
@@ -54,7 +57,9 @@ def random_lora(source: SourceModel, denoiser: str, share: float, seed: int) -> 
 
 
 def write_random(source: SourceModel, share: float, folder: Path) -> dict[str, Path]:
-    """Write one random LoRA for each denoiser into a folder; their files by the denoiser's name."""
+    """Write one random LoRA for each denoiser into a folder; return their files by the denoiser's
+    name.
+    """
     files = {}
     for seed, name in enumerate(source.denoiser_names):
         files[name] = folder / f"random-{share:g}-{name}.safetensors"
@@ -63,7 +68,7 @@ def write_random(source: SourceModel, share: float, folder: Path) -> dict[str, P
 
 
 def load_adapters(pipeline: Any, files: Mapping[str, Path], strength: float, adapter: str = "lora") -> None:
-    """Load a file into each denoiser of a pipeline by diffusers' own verbs, with a strength."""
+    """Load a file into each denoiser of a pipeline by diffusers' own methods, with a strength."""
     for name, file in files.items():
         pipeline.load_lora_weights(
             file.parent, weight_name=file.name, adapter_name=adapter, load_into_transformer_2=name == "low_noise"
@@ -96,7 +101,8 @@ def measure(
     work: Path,
     changes: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
-    """Return the SQNR with the LoRAs fused before quantizing, with them loaded afterwards, and without any.
+    """Return the SQNR with the LoRAs fused before quantizing, with them loaded afterwards, and
+    without any.
 
     Args:
         plain: a folder of the recipe's result without LoRAs.

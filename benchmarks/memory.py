@@ -1,14 +1,16 @@
-"""Peak GPU memory of a generation by phase and memory mode, beside what `tempoquant plan` predicts.
+"""Peak GPU memory of a generation by phase and memory mode, beside the prediction of `tempoquant
+plan`.
 
-    python -m benchmarks.memory                                   # Wan2.2-I2V-A14B's shapes, 480x832, 81 frames
+    python -m benchmarks.memory                                   # Wan2.2-I2V-A14B's shapes,
+    480x832, 81 frames
     python -m benchmarks.memory --size 720x1280 --modes swap lean
     python -m benchmarks.memory --json memory.jsonl
 
-On an NVIDIA GPU it runs two steps, one of each denoiser, with guidance, on random weights made there, in 16 bits and
-quantized, and compares the peak of active memory with the prediction: within 10 %. Active is what is given out, and
-what waits for another stream to be given out again; beside it stands the peak of reserved memory. Both 16-bit denoisers
-stay on the GPU in "resident", which takes 80 GB; 128 GiB of RAM hold all modes. Without a GPU it prints the prediction
-alone.
+On an NVIDIA GPU it runs two steps, one of each denoiser, with guidance, on random weights made
+there, in 16 bits and quantized, and compares the peak of active memory with the prediction: within
+10 %. Active memory is allocated, or waits for another stream before it can be reused; the peak of
+reserved memory is given beside it. Both 16-bit denoisers stay on the GPU in "resident", which takes
+80 GB; 128 GiB of RAM hold all modes. Without a GPU it prints the prediction alone.
 """
 
 import argparse
@@ -43,7 +45,9 @@ NUM_STEPS = 2
 
 
 class DevicePeaks:
-    """The most that CUDA's allocator had given out or kept for another stream, by phase, and the most that it held."""
+    """The peaks of CUDA's allocator by phase, allocated or held for another stream, and of reserved
+    memory.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.by_phase: dict[str, int] = {}
@@ -51,7 +55,7 @@ class DevicePeaks:
         self._device, self._phase = device, ""
 
     def enter(self, phase: str) -> None:
-        """The phase before is over; "" ends the last one."""
+        """End the phase before, and begin this one; "" ends the last one."""
         torch.cuda.synchronize(self._device)
         if self._phase:
             stats = torch.cuda.memory_stats(self._device)
@@ -63,7 +67,9 @@ class DevicePeaks:
 
 
 def measured(pipeline: Any, mode: str, size: SamplingSettings, device: torch.device) -> tuple[dict[str, int], int]:
-    """Bytes by phase, of the second of two generations, which finds what the first one left; bytes reserved in all."""
+    """Measure bytes by phase in the second of two generations, which finds what the first one left;
+    and bytes reserved in all.
+    """
     in_force = set_memory_mode(pipeline, mode, device)
     peaks = DevicePeaks(device)
     image = Image.new("RGB", (size.width, size.height))
@@ -84,7 +90,9 @@ def measured(pipeline: Any, mode: str, size: SamplingSettings, device: torch.dev
 
 
 def predicted(mode: ModePlan) -> dict[str, int]:
-    """Bytes by phase. Denoisers change places within the last high-noise call, so the two are one here."""
+    """Predict bytes by phase. Denoisers change places within the last high-noise call, so the two
+    are one here.
+    """
     peaks = {phase.name: phase.peak for phase in mode.phases}
     high = denoising_name(HIGH_NOISE)
     peaks[high] = max(peaks[high], peaks.pop(BOUNDARY))
@@ -94,7 +102,7 @@ def predicted(mode: ModePlan) -> dict[str, int]:
 def rows_of(
     configs: PipelineConfigs, plan: MemoryPlan, recipe: Recipe, modes: list[str], device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """A row for each phase, mode and model: measured and predicted bytes."""
+    """Yield a row for each phase, mode and model: measured and predicted bytes."""
     layers: dict[str, QuantizedLayers | None] = {
         denoiser.name: foreseen_layers(configs, denoiser.name, recipe) for denoiser in configs.denoisers
     }
@@ -114,7 +122,7 @@ def rows_of(
 
 
 def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
-    """(whether it is met, a sentence) for the peak of each mode and model."""
+    """Yield (whether it is met, a sentence) for the peak of each mode and model."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["model"], row["mode"]), []).append(row)
@@ -125,7 +133,7 @@ def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
 
 
 def print_rows(rows: list[dict[str, Any]], title: str) -> None:
-    """A row each, in GiB."""
+    """Print a line for each row, in GiB."""
     table = Table(title=title, title_justify="left")
     for heading in ("model", "mode", "phase"):
         table.add_column(heading)

@@ -1,6 +1,6 @@
-"""A Wan pipeline of given configs with random weights, made where the device is, kept in host memory.
+"""A Wan pipeline of given configs with random weights, made on the device, kept in host memory.
 
-What is measured with it is memory: numbers are random, of the right dtypes, and valid.
+It serves measurements of memory: its numbers are random, of the right dtypes, and valid.
 """
 
 import contextlib
@@ -32,7 +32,9 @@ _STD = 0.02
 def random_pipeline(
     configs: PipelineConfigs, layers: dict[str, QuantizedLayers | None], device: torch.device
 ) -> WanImageToVideoPipeline:
-    """Return a pipeline on the CPU: 4-bit layers where there are some, bfloat16 otherwise, the autoencoder float32."""
+    """Return a pipeline on the CPU: 4-bit layers where there are some, bfloat16 otherwise, the
+    autoencoder float32.
+    """
     denoisers = [_denoiser(configs, name, layers[name], device) for name in (HIGH_NOISE, LOW_NOISE)]
     text_encoder, vae = configs.text_encoder.build().to(torch.bfloat16), configs.autoencoder.build()
     for model in (text_encoder, vae):
@@ -59,7 +61,9 @@ def _denoiser(configs: PipelineConfigs, name: str, layers: QuantizedLayers | Non
 
 
 def fill(model: nn.Module, device: torch.device) -> None:
-    """Random values for all that is on the meta device, made on the device and moved to the CPU one by one."""
+    """Fill everything on the meta device with random values, made on the device and moved to the
+    CPU one by one.
+    """
     for linear in quantized_linears(model).values():
         for key, tensor in valid_tensors(linear, device).items():
             setattr(linear, key, nn.Parameter(tensor.cpu(), requires_grad=False))
@@ -74,7 +78,7 @@ def fill(model: nn.Module, device: torch.device) -> None:
 
 
 def valid_tensors(linear: QuantizedLinear, device: torch.device) -> dict[str, torch.Tensor]:
-    """Random codes and what goes with them, as a checkpoint may hold them."""
+    """Make random codes and the other tensors that a checkpoint may hold with them."""
     made = {}
     for key, empty in linear.state_dict().items():
         if key == "packed":
@@ -106,7 +110,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 @contextlib.contextmanager
 def entering_phases(pipeline: Any, enter: Callable[[str], None]) -> Iterator[None]:
-    """Within this context `enter(name)` is called where each phase of a generation begins; names as in memory_plan."""
+    """Call `enter(name)` at the begin of each phase of a generation within this context; names as
+    in memory_plan.
+    """
     from tempoquant.models.hooks import unobtrusive
     from tempoquant.planning.memory_plan import IMAGE, TEXT, VIDEO, denoising_name
 
@@ -127,6 +133,6 @@ def entering_phases(pipeline: Any, enter: Callable[[str], None]) -> Iterator[Non
             handle = model.register_forward_pre_hook(unobtrusive(lambda *_, name=name: enter(name)))
             model._forward_pre_hooks.move_to_end(handle.id, last=False)  # before the mode's own, which brings weights
             undo.callback(handle.remove)
-        for owner, method, name in methods:  # the mode may have put its own there, which comes back
+        for owner, method, name in methods:  # the mode's own may be there, and comes back
             undo.enter_context(mock.patch.object(owner, method, announced(getattr(owner, method), name)))
         yield

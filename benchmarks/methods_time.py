@@ -1,11 +1,13 @@
-"""How long one transformer block of Wan2.2's 14B denoiser takes on this machine, stage by stage, beside its floor.
+"""The time of one transformer block of Wan2.2's 14B denoiser on this machine, stage by stage,
+beside its floor.
 
     python -m benchmarks.methods_time                       # the three real shapes, MXFP4, rank 16
     python -m benchmarks.methods_time --rank 32 --json      # one JSON line
 
-Weights are random with planted outlier channels, inputs random and correlated. The floor of a stage is its number of
-operations at the rate of this machine's large float32 products. Nothing is timed that has not passed: GPTQ's error on
-held-out inputs must be below rounding's, and the branch close to the best of its rank.
+Weights are random with planted outlier channels, inputs random and correlated. The floor of a stage
+is its number of operations at the rate of this machine's large float32 products. Every result is
+checked before it is timed: GPTQ's error on held-out inputs must be below rounding's, and the branch
+close to the best of its rank.
 """
 
 import argparse
@@ -65,7 +67,13 @@ SHAPES = (
 
 
 class Stage(NamedTuple):
-    """seconds: best of the repeats. flops: what cannot be done without. repeats_in_block: how often a block does it."""
+    """One stage's time.
+
+    Attributes:
+        seconds: best of the repeats.
+        flops: the least operations.
+        repeats_in_block: how often a block does it.
+    """
 
     name: str
     seconds: float
@@ -82,7 +90,9 @@ class Problem(NamedTuple):
 
 
 def make_problem(shape: Shape, num_tokens: int, seed: int = 0) -> Problem:
-    """Outliers in one of 200 weight columns and one of 100 input channels; features that lean on 64 hidden ones."""
+    """Make outliers in one of 200 weight columns and one of 100 input channels; features depend on
+    64 hidden ones.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = shape.in_features
     weight = torch.randn(shape.out_features, size, generator=generator) * 0.02
@@ -99,7 +109,7 @@ def make_problem(shape: Shape, num_tokens: int, seed: int = 0) -> Problem:
 
 
 def timed(repeats: int, work: Callable[..., Any], prepare: Callable[[], tuple[Any, ...]] = tuple) -> tuple[float, Any]:
-    """(best seconds, last result) of work(*prepare()); preparing is not timed."""
+    """Return (best seconds, last result) of work(*prepare()); preparing is not timed."""
     best, result = float("inf"), None
     for _ in range(repeats):
         arguments, result = prepare(), None
@@ -111,7 +121,7 @@ def timed(repeats: int, work: Callable[..., Any], prepare: Callable[[], tuple[An
 
 
 def measure(shape: Shape, format: Format, rank: int, num_tokens: int, repeats: int) -> list[Stage]:
-    """Every stage of one shape, verified."""
+    """Measure every stage of one shape, checked."""
     weight, x, held_out = make_problem(shape, num_tokens)
     size, out = shape.in_features, shape.out_features
 
@@ -149,7 +159,9 @@ def measure(shape: Shape, format: Format, rank: int, num_tokens: int, repeats: i
 
 
 def check_branch(smoothed: torch.Tensor, residual: torch.Tensor, rank: int) -> None:
-    """The branch's error is within 0.2 % of what a wider and longer subspace iteration leaves."""
+    """Check that the branch's error is within 0.2 % of that of a wider and longer subspace
+    iteration.
+    """
     reference = torch.svd_lowrank(smoothed, q=rank + 64, niter=16)[1][:rank]
     least = smoothed.double().square().sum() - reference.double().square().sum()
     found = residual.double().square().sum()
@@ -160,7 +172,7 @@ def check_branch(smoothed: torch.Tensor, residual: torch.Tensor, rank: int) -> N
 def check_rounding(
     residual: torch.Tensor, codes: torch.Tensor, scale: Any, held_out: torch.Tensor, format: Format
 ) -> None:
-    """GPTQ makes a smaller error than rounding to nearest on inputs it has not seen."""
+    """Check that GPTQ makes a smaller error than rounding to nearest on unseen inputs."""
     by_gptq, by_rounding = (
         float(product(held_out, residual - from_codes(c, scale.effective, format)).square().sum())
         for c in (codes, round_to_nearest(residual, scale, format))
@@ -172,21 +184,25 @@ def check_rounding(
 
 
 def product_rates(repeats: int) -> dict[str, float]:
-    """GFLOP/s of a 4096 × 5120 × 5120 product in float32: PyTorch's own BLAS, and `product`, which the floors use."""
+    """Return GFLOP/s of a 4096 × 5120 × 5120 product in float32: PyTorch's own BLAS, and `product`,
+    which the floors use.
+    """
     left, right = torch.randn(4096, 5120), torch.randn(5120, 5120)
     work = {"blas": lambda: left @ right.T, "product": lambda: product(left, right)}
     return {name: 2 * 4096 * 5120**2 / 1e9 / timed(repeats + 3, run)[0] for name, run in work.items()}
 
 
 def processor() -> str:
-    """What /proc/cpuinfo calls it; elsewhere what Python does."""
+    """Return the processor's name from /proc/cpuinfo, elsewhere from Python."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].split(":")[1].strip() if names else platform.processor()
 
 
 def summarize(measured: dict[Shape, list[Stage]], rate: float) -> dict[str, Any]:
-    """Seconds and floors of every stage, of a whole block, and of the part that no number of tokens changes."""
+    """Compute seconds and floors of every stage, of a whole block, and of the part that does not
+    depend on tokens.
+    """
     rows, totals = [], {"block": [0.0, 0.0], "block without Hessian and clip search": [0.0, 0.0]}
     for shape, stages in measured.items():
         for stage in stages:

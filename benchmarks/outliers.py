@@ -1,8 +1,10 @@
-"""How large the activation outliers of a pipeline are, per kind of linear: channel absmax over the median channel's.
+"""The size of a pipeline's activation outliers, per kind of linear: channel absmax over the median
+channel's.
 
     python -m benchmarks.outliers [FOLDER ...]
 
-Without folders it compares the bundled model with its planted twin, and prints how far their outputs are apart.
+Without folders it compares the bundled model with its planted twin, and prints how far their
+outputs are apart.
 """
 
 import argparse
@@ -31,7 +33,9 @@ KINDS = {
 
 @contextmanager
 def channel_absmax(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collects, while inside, the largest magnitude of every input channel of every block linear: name to (in,)."""
+    """Collect the largest magnitude of every input channel of every block linear within this
+    context: name to (in,).
+    """
     seen: dict[str, Tensor] = {}
 
     def note(name: str, x: Tensor) -> None:
@@ -51,7 +55,9 @@ def channel_absmax(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def ratios(seen: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Channel absmax over its median, per kind of linear (a key of KINDS), one number a block."""
+    """Return channel absmax over its median, per kind of linear (a key of KINDS), one number a
+    block.
+    """
     found = defaultdict(list)
     for kind, suffixes in KINDS.items():
         for name, largest in seen.items():
@@ -61,7 +67,9 @@ def ratios(seen: Mapping[str, Tensor]) -> dict[str, list[float]]:
 
 
 def run_pipeline(folder: Path, num_steps: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """One generation of the first held-out item: the ratios of "transformer" and "transformer_2", and its "latents"."""
+    """Generate the first held-out item: return the ratios of "transformer" and "transformer_2", and
+    its "latents".
+    """
     from diffusers import WanImageToVideoPipeline
 
     pipe = WanImageToVideoPipeline.from_pretrained(folder, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Inputs and shapes that occur in Wan2.2-I2V-A14B: the ten linears of a block, and how many tokens they see."""
+"""Inputs and shapes of Wan2.2-I2V-A14B: the ten linears of a block, and their numbers of tokens."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ class Shape(NamedTuple):
 class WanLinear(NamedTuple):
     """One linear of a block.
 
-    input: a name for what it reads; linears of one name read the same tensor, which a runtime may quantize once.
+    Attributes:
+        input: the name of its input; linears with one name read the same tensor, which a runtime
+            may quantize once.
     """
 
     name: str
@@ -32,7 +34,7 @@ class WanLinear(NamedTuple):
     reads_text: bool = False
 
     def shape(self, video_tokens: int) -> Shape:
-        """Its product when the video has that many tokens."""
+        """Return its product for a video with that many tokens."""
         return Shape(TEXT_TOKENS if self.reads_text else video_tokens, self.in_features, self.out_features)
 
 
@@ -51,7 +53,7 @@ BLOCK_LINEARS = (
 
 
 def shapes_of_block(video_tokens: int) -> dict[Shape, list[str]]:
-    """The distinct products of a block, with the names of the linears that make them."""
+    """Return the distinct products of a block, with the names of the linears that make them."""
     shapes: dict[Shape, list[str]] = {}
     for linear in BLOCK_LINEARS:
         shapes.setdefault(linear.shape(video_tokens), []).append(linear.name)
@@ -59,7 +61,7 @@ def shapes_of_block(video_tokens: int) -> dict[Shape, list[str]]:
 
 
 def inputs_of_block(video_tokens: int) -> dict[str, Shape]:
-    """Every distinct input by its name, with the shape of the first linear that reads it."""
+    """Return every distinct input by its name, with the shape of the first linear that reads it."""
     inputs: dict[str, Shape] = {}
     for linear in BLOCK_LINEARS:
         inputs.setdefault(linear.input, linear.shape(video_tokens))

@@ -1,11 +1,15 @@
-"""Check the published claim (arXiv 2605.27003) and ours on OpenS2V-Eval, by the project's own commands in a row.
+"""A check of the published claim (arXiv 2605.27003) and of ours on OpenS2V-Eval, by a chain of the
+project's own commands.
 
-    python -m benchmarks.reproduce --opens2v OPENS2V --vbench-python .venv-vbench/bin/python --work runs/reproduce
+    python -m benchmarks.reproduce --opens2v OPENS2V --vbench-python .venv-vbench/bin/python --work
+    runs/reproduce
     python -m benchmarks.reproduce --opens2v OPENS2V --print            # the commands alone
-    python -m benchmarks.reproduce --model tiny                         # the same chain on a laptop: minutes
+    python -m benchmarks.reproduce --model tiny                         # the same chain on a
+    laptop: minutes
 
-Each command is printed, then run. All of them go on where they were interrupted, so the same line again does that for
-the whole chain. docs/reproduce.md says what it needs and how it differs from the published run.
+Each command is printed, then run. All of them resume after an interruption, so the same line
+resumes the whole chain. docs/reproduce.md lists its requirements and its differences from the
+published run.
 """
 
 import argparse
@@ -30,7 +34,11 @@ from tempoquant.placement.modes import MEMORY_MODES
 
 
 def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
-    """Print the table and the JSON line. device: the first that was used; None for this machine's best."""
+    """Print the table and the JSON line.
+
+    Args:
+        device: the first that was used; None for this machine's best.
+    """
     evaluation = json.loads((chain.evaluation / "evaluation.json").read_text(encoding="utf-8"))
     rows = rows_of(evaluation)
     name, num_items = evaluation["benchmark"]["name"], evaluation["benchmark"]["num_items"]
@@ -47,7 +55,7 @@ def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked against each other."""
+    """Parse the options, and check them against each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=PUBLISHED_MODEL, help="a folder, a hub id, tiny, or tiny-outliers")
     parser.add_argument("--opens2v", type=Path, metavar="ROOT", help="OpenS2V-Eval: Images and Open-Domain_Eval.json")
@@ -75,7 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chain_of(options: argparse.Namespace) -> Chain:
-    """What the options ask for."""
+    """Return the chain of the options."""
     vbench = _given({"--vbench-python": options.vbench_python, "--vbench-cache": options.vbench_cache})
     place = _given({"--device": options.device, "--engine": options.engine, "--address": options.address})
     return Chain(

@@ -1,4 +1,6 @@
-"""The commands of `python -m benchmarks.reproduce`: the published protocol, and its counterpart for a laptop."""
+"""The commands of `python -m benchmarks.reproduce`: the published protocol, and its counterpart for
+a laptop.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +12,12 @@ from tempoquant.placement.modes import WHILE_RECORDING, Memory
 
 PUBLISHED_MODEL = "Wan-AI/Wan2.2-I2V-A14B-Diffusers"
 REFERENCE_RECIPE, OUR_RECIPE, FLOOR = "paper", "ours", "rtn"
-"""Folders of the quantized models, and so their labels in the evaluation."""
+"""The folders of the quantized models, which are also their labels in the evaluation."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How videos are sampled, and on how many items.
+    """The sampling of videos, and the number of items.
 
     Attributes:
         sampling: options of `record` and `evaluate`.
@@ -43,27 +45,29 @@ BUNDLED = Protocol(
     recipes={REFERENCE_RECIPE: ("--recipe", "paper", "--rank", "2"), OUR_RECIPE: ("--recipe", "tiny"),
              FLOOR: ("--recipe", "rtn")},
 )  # fmt: skip
-"""Rank 2 is to the bundled models' width what rank 32 is to 5120."""
+"""Rank 2 has the share of the bundled models' width that rank 32 has of 5120."""
 
 
 def protocol_of(model: str) -> Protocol:
-    """The published one, or for a bundled model its small counterpart: nothing else differs."""
+    """Return the published protocol, or for a bundled model its small counterpart: nothing else
+    differs.
+    """
     return BUNDLED if model in BUNDLED_MODELS else PUBLISHED
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What is asked for.
+    """The request.
 
     Attributes:
         model: a folder, a hub id, or a bundled model.
         opens2v: folder of OpenS2V-Eval; None takes the bundled model's own sets.
         work: folder for everything.
         vbench: options of `evaluate` that VBench needs; none leaves it out.
-        place: options of `record`, `quantize` and `evaluate` that say on which devices or machines.
-        memory: as the commands take it; None leaves them to decide.
+        place: options of `record`, `quantize` and `evaluate` for devices or machines.
+        memory: as the commands take it; None for their default.
         limit: items to evaluate; None takes the protocol's.
-        with_floor: whether to quantize by rounding to nearest too.
+        with_floor: whether to quantize also by rounding to nearest.
     """
 
     model: str
@@ -77,26 +81,26 @@ class Chain:
 
     @property
     def calibration(self) -> Path:
-        """The prompts that calibrate, where they come from OpenS2V-Eval."""
+        """Return the prompts that calibrate, if they come from OpenS2V-Eval."""
         return self.work / "calibration.jsonl"
 
     @property
     def evaluation(self) -> Path:
-        """What `evaluate` fills."""
+        """Return the folder of `evaluate`."""
         return self.work / "evaluation"
 
     @property
     def protocol(self) -> Protocol:
-        """Of the model."""
+        """Return the model's protocol."""
         return protocol_of(self.model)
 
     @property
     def labels(self) -> list[str]:
-        """Of the quantized models."""
+        """Return the labels of the quantized models."""
         return [label for label in self.protocol.recipes if label != FLOOR or self.with_floor]
 
     def commands(self) -> list[list[str]]:
-        """All of them in order; each one goes on where it was interrupted."""
+        """Return all commands in order; each one resumes after an interruption."""
         return [["doctor"], *self._plans(), self._record(), *self._quantize(), self._evaluate(), self._report()]
 
     def _plans(self) -> list[list[str]]:
@@ -114,7 +118,7 @@ class Chain:
     def _quantize(self) -> list[list[str]]:
         commands = []
         for label in self.labels:
-            store = [] if label == FLOOR else ["--store", self._path("samples")]  # rounding to nearest looks at none
+            store = [] if label == FLOOR else ["--store", self._path("samples")]  # rounding to nearest reads none
             options = [*self.protocol.recipes[label], *store, "--link", *self.place]
             commands.append(["quantize", self.model, "-o", self._path(label), *options])
         return commands

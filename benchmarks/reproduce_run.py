@@ -1,4 +1,5 @@
-"""Runs commands one after the other: each printed first, the chain ended by the first that fails, and by Ctrl-C.
+"""The runner of a chain of commands: it prints each one first, and ends at the first that fails,
+and by Ctrl-C.
 
 Nothing heavy is imported here.
 """
@@ -13,17 +14,19 @@ from pathlib import Path
 from typing import NoReturn
 
 PROGRAM = "tempoquant"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 GOES_ON = "the same command resumes it"
 
 
 def text_of(command: Sequence[str]) -> str:
-    """As one types it."""
+    """Return a command as a user types it."""
     return shlex.join([PROGRAM, *command])
 
 
 def find_program() -> list[str]:
-    """The `tempoquant` of this Python, else the one on the path. Raises SystemExit with a sentence."""
+    """Return the `tempoquant` of this Python, else the one on the path. Raises SystemExit with a
+    sentence.
+    """
     found = shutil.which(PROGRAM, path=str(Path(sys.executable).parent)) or shutil.which(PROGRAM)
     if found is None:
         fail(f"there is no {PROGRAM} beside {sys.executable}: install the package there (pip install -e .).", 1)
@@ -31,7 +34,10 @@ def find_program() -> list[str]:
 
 
 def run_all(commands: Sequence[Sequence[str]], program: Sequence[str]) -> None:
-    """Print and run each; program: the words before a command's own.
+    """Print and run each command.
+
+    Args:
+        program: the words before a command's own.
 
     Raises SystemExit with the exit status of the first that fails, or 130 after Ctrl-C.
     """
@@ -46,11 +52,13 @@ def run_all(commands: Sequence[Sequence[str]], program: Sequence[str]) -> None:
 
 
 def _run(program: Sequence[str]) -> int:
-    """The exit status; 128 + the number of the signal that ended it. Whatever ends us, the child ends first."""
+    """Return the exit status; 128 + the number of the signal that ended it. The child always ends
+    first.
+    """
     with subprocess.Popen(program) as child:
         try:
             status = child.wait()
-        except KeyboardInterrupt:  # the terminal has told the child too: it puts its work away
+        except KeyboardInterrupt:  # the terminal has told the child too, which stores its work
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             status = INTERRUPTED
             _await_or(signal.SIGINT, child)
@@ -61,7 +69,7 @@ def _run(program: Sequence[str]) -> int:
 
 
 def _await_or(number: signal.Signals, child: "subprocess.Popen[bytes]", at_once: bool = False) -> None:
-    """Let the child end, and tell it to where nobody has."""
+    """Wait for the child's end, and signal it if nobody has."""
     try:
         child.wait(timeout=0 if at_once else 5)
     except subprocess.TimeoutExpired:

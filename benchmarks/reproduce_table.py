@@ -1,4 +1,6 @@
-"""The published claim beside what was measured: from evaluation.json alone. What was not measured has no number."""
+"""The published claim beside the measurements, from evaluation.json alone. Missing measurements
+have no number.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,10 +21,10 @@ Row = dict[str, Any]
 
 
 def rows_of(evaluation: Mapping[str, Any]) -> list[Row]:
-    """A row for each claim and quantized model.
+    """Make a row for each claim and quantized model.
 
-    "change" is relative to the reference, as are "low" and "high", where there is an interval over the items; "n"
-    counts what is behind it: videos for memory, items for scores. Without a number "why" says why.
+    "change" is relative to the reference, as are "low" and "high" if there is an interval over the
+    items; "n" counts videos for memory, items for scores. Without a number, "why" gives the reason.
     """
     reference = evaluation["reference"]
     labels = [model["label"] for model in evaluation["models"] if model["label"] != reference]
@@ -38,7 +40,7 @@ def rows_of(evaluation: Mapping[str, Any]) -> list[Row]:
 
 
 def _memory(evaluation: Mapping[str, Any], reference: str, label: str) -> Row:
-    """The largest of all phases and videos: a maximum has no interval."""
+    """Return the largest of all phases and videos: a maximum has no interval."""
     peaks = []
     for name in (reference, label):
         model = next(model for model in evaluation["models"] if model["label"] == name)
@@ -48,7 +50,9 @@ def _memory(evaluation: Mapping[str, Any], reference: str, label: str) -> Row:
 
 
 def _score(evaluation: Mapping[str, Any], reference: str, label: str, name: str) -> Row:
-    """Of VBench's scores; the interval, if there is one, is the paired difference's over the reference's mean."""
+    """Return one of VBench's scores; the interval, if any, is the paired difference's over the
+    reference's mean.
+    """
     vbench = evaluation["vbench"]
     if not vbench:
         return _row(None, None, why=NO_VBENCH)
@@ -78,7 +82,7 @@ def _row(
 
 
 def measured_text(row: Row) -> str:
-    """Such as "−0.8 % (−1.4 to −0.2, n = 168)", or "not measured" and why."""
+    """Write a change such as "−0.8 % (−1.4 to −0.2, n = 168)", or "not measured" and the reason."""
     if row["change"] is None:
         return f"not measured ({row['why']})"
     inside = [] if row["low"] is None or row["high"] is None else [f"{_percent(row['low'])} to {_percent(row['high'])}"]
@@ -91,7 +95,7 @@ def _percent(share: float) -> str:
 
 
 def print_rows(rows: Sequence[Row], title: str) -> None:
-    """A line a claim, a column a model."""
+    """Print a line a claim, a column a model."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     table = Table(title=title, title_justify="left", caption_justify="left",
                   caption="Changes relative to the 16-bit model, with the same items, seeds and settings.")  # fmt: skip

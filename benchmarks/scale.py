@@ -1,13 +1,15 @@
-"""Memory and time of quantizing one denoiser of published shapes, by number of blocks and of tokens.
+"""Memory and time of quantizing one denoiser of published shapes, by number of blocks and of
+tokens.
 
     python -m benchmarks.scale                       # 2 and 6 blocks, 4 samples of 4,096 tokens
-    python -m benchmarks.scale --blocks 1 --long     # one block, and one with a sample of 32,760 tokens
+    python -m benchmarks.scale --blocks 1 --long     # one block, and one with a sample of 32,760
+    tokens
     python -m benchmarks.scale --model ltx-2 --recipe default --blocks 1 --samples 2 --tokens 6144
     python -m benchmarks.scale --device cuda --json scale.jsonl
 
-The denoiser is random (benchmarks/scale_model.py), of Wan2.2-I2V-A14B's shapes if none are named. The recipe is the
-paper's, each row runs in a process of its own.
-`--recipe` takes another. Memory must follow the size of one block and never their number.
+The denoiser is random (benchmarks/scale_model.py), with Wan2.2-I2V-A14B's shapes by default. The
+recipe is the paper's, or that of `--recipe`. Each row runs in its own process. Memory must follow
+the size of one block, not their number.
 """
 
 import argparse
@@ -46,7 +48,7 @@ PUBLISHED = (
 
 
 class RowSize(NamedTuple):
-    """How much one row quantizes."""
+    """The size of one row."""
 
     blocks: int
     samples: int
@@ -54,7 +56,9 @@ class RowSize(NamedTuple):
 
 
 def run_row(work: Path, size: RowSize, device: str, recipe: str, model: str) -> dict[str, Any]:
-    """Write the denoiser, quantize it in another process, remove it; what that process measured, or its error."""
+    """Write the denoiser, quantize it in another process, remove it; return that process's
+    measurements, or its error.
+    """
     folder = work / f"{size.blocks}-blocks-{size.tokens}-tokens"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -71,7 +75,9 @@ def run_row(work: Path, size: RowSize, device: str, recipe: str, model: str) -> 
 
 
 def summary(found: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
-    """Add what each stage takes over the blocks (spread: largest less smallest) and what a denoiser would take."""
+    """Add each stage's time over the blocks (spread: largest less smallest) and that of a whole
+    denoiser.
+    """
     stages = {
         stage: _mean_and_spread([block.get(stage, 0.0) for block in found["each_block_s"]])
         for stage in dict.fromkeys(stage for block in found["each_block_s"] for stage in block)
@@ -86,7 +92,7 @@ def _mean_and_spread(values: list[float]) -> dict[str, float]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
-    """(whether it is met, a sentence) for every target that the rows bear on."""
+    """Yield (whether it is met, a sentence) for every target that the rows concern."""
     for row in rows:
         target_gib = LONG_TARGET_GIB if row["tokens"] >= LONG_TOKENS else TARGET_GIB
         what = f"{row['blocks']} blocks, {row['samples']} × {row['tokens']} tokens"
@@ -106,7 +112,7 @@ def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
 
 
 def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any], shapes: Shapes, recipe: str) -> None:
-    """A column a row, with the published code's needs below."""
+    """Print a column a row, with the published code's needs below."""
     title = (f"One denoiser of {shapes.title}'s shapes, recipe {recipe}; {machine['cpu']}, {machine['cores']} cores, "
              f"{machine['ram_gib']:.0f} GiB, {machine['gemm_gflops']:.0f} GFLOP/s")  # fmt: skip
     table = Table(
@@ -139,7 +145,7 @@ def _text(seconds: Mapping[str, float] | None) -> str:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine that the figures depend on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -155,7 +161,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def commit_name() -> str:
-    """Short hash of the sources, and whether files under git differ from it."""
+    """Return the short hash of the sources, and whether files under git differ from it."""
     describe = ["git", "describe", "--always", "--exclude", "*", "--dirty"]
     return subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
 

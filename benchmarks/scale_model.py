@@ -1,6 +1,8 @@
-"""A random denoiser of published shapes, of as many blocks as wanted, and calibration samples of any length.
+"""A random denoiser of published shapes, of as many blocks as wanted, and calibration samples of
+any length.
 
-What is measured with them is memory and time: weights and inputs are random, with a few outlier channels.
+They serve measurements of memory and time: weights and inputs are random, with a few outlier
+channels.
 """
 
 import json
@@ -28,7 +30,8 @@ _STEM = "diffusion_pytorch_model"
 
 
 def write_denoiser(folder: Path, num_blocks: int, shapes_of: Shapes = WAN_A14B) -> Path:
-    """Write a folder whose denoiser has `num_blocks` random blocks, in float32 shards with an index.
+    """Write a folder whose denoiser has `num_blocks` random blocks, in float32 shards with an
+    index.
 
     One tensor is in memory at a time.
     """
@@ -52,7 +55,7 @@ def write_denoiser(folder: Path, num_blocks: int, shapes_of: Shapes = WAN_A14B) 
 
 
 def source_of(folder: Path, shapes_of: Shapes = WAN_A14B) -> SourceModel:
-    """Return a pipeline of which only the denoiser that `write_denoiser` wrote is there: no more takes part."""
+    """Return a pipeline that has only the denoiser of `write_denoiser`; nothing else takes part."""
     name = shapes_of.denoiser.component
     component = Component(folder / name, "diffusers", shapes_of.class_name, shapes_of.family)
     index = PipelineIndex(folder, {"_class_name": shapes_of.pipeline}, {name: ("diffusers", shapes_of.class_name)})
@@ -72,7 +75,7 @@ def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A safetensors file: the header's length, the header, then each tensor's bytes."""
+    """Write a safetensors file: the header's length, the header, then each tensor's bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -87,7 +90,9 @@ def _write_shard(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _random_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """N(0, 0.02), a few input channels of a matrix ten times that; norms are near 1 and biases small."""
+    """Draw from N(0, 0.02), a few input channels of a matrix ten times that; norms are near 1 and
+    biases small.
+    """
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     tensor = torch.empty(shape).normal_(0, _WEIGHT_STD, generator=generator)
     if "norm" in name and name.endswith(".weight"):
@@ -102,14 +107,16 @@ def _num_bytes(shape: tuple[int, ...]) -> int:
 
 
 def timesteps(num_samples: int, shapes_of: Shapes = WAN_A14B) -> list[float]:
-    """Of a denoiser, falling, one a sample."""
+    """Return a denoiser's timesteps, falling, one a sample."""
     lowest, highest = shapes_of.denoiser.timesteps
     step = (highest - 1 - lowest) / max(1, num_samples - 1)
     return [highest - 1 - step * number for number in range(num_samples)]
 
 
 def write_samples(folder: Path, num_samples: int, num_tokens: int, shapes_of: Shapes = WAN_A14B) -> SampleStore:
-    """Write a store of random calls of a denoiser, spread evenly over its timesteps, one a prompt."""
+    """Write a store of random calls of a denoiser, spread evenly over its timesteps, one a
+    prompt.
+    """
     writer = StoreWriter(folder, shapes_of.family.text_inputs)
     falling, name = timesteps(num_samples, shapes_of), shapes_of.denoiser.name
     for index, timestep in enumerate(falling):

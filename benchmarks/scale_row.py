@@ -1,4 +1,4 @@
-"""One row of `benchmarks.scale`, in a process of its own, so that its peak memory is nobody else's.
+"""One row of `benchmarks.scale`, in its own process, so that its peak memory is its own.
 
     python -m benchmarks.scale_row FOLDER --device cpu
 
@@ -29,20 +29,21 @@ GIB = 2**30
 
 
 class _Starts:
-    """A progress that remembers when its latest task began: the blocks', once embeddings are done."""
+    """A progress that records when its latest task began: the blocks', once embeddings are done."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self.latest = 0.0
 
     def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
-        """See `Progress.start`."""
+        """Begin a task; see `Progress.start`."""
         self.latest = time.perf_counter()
         return self._progress.start(description, total, done)
 
 
 def quantize_row(folder: Path, recipe: Recipe, device: str, shapes: Shapes) -> dict[str, Any]:
-    """Quantize the denoiser in `folder` with the samples in its `store` as a run does: each block safe, then the next.
+    """Quantize the denoiser in `folder` with the samples in its `store` as a run does: commit each
+    block, then the next.
 
     Returns:
         Seconds of the start, of each block by stage, of the end, and of all.
@@ -84,7 +85,9 @@ def quantize_row(folder: Path, recipe: Recipe, device: str, shapes: Shapes) -> d
 
 
 def peak_memory(device: str) -> dict[str, float | None]:
-    """Peak RSS of this process in GiB by both counts that Linux keeps, and the GPU's peak of allocated memory."""
+    """Return the peak RSS of this process in GiB by both counts that Linux keeps, and the GPU's
+    peak of allocated memory.
+    """
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts KiB on Linux
     peak_gib: float | None = None
     status = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""Shapes that `benchmarks.scale` can take: those of a published denoiser, and random inputs of its calls."""
+"""Shapes for `benchmarks.scale`: those of a published denoiser, and random inputs of its calls."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -41,7 +41,8 @@ class Shapes:
         pipeline: class of its pipeline.
         denoiser: its name, component and timesteps.
         config: of it.
-        inputs: of one call, random: of a seed, a timestep and a number of the video's tokens.
+        inputs: makes random inputs of one call from a seed, a timestep and a number of the video's
+            tokens.
     """
 
     title: str
@@ -53,14 +54,15 @@ class Shapes:
 
     @property
     def class_name(self) -> str:
-        """The denoiser's class."""
+        """Return the denoiser's class."""
         return str(self.config["_class_name"])
 
 
 def latent_shape(num_tokens: int) -> tuple[int, int, int]:
-    """Frames, height and width of latents that make so many tokens: for 32,760 those of 81 frames of 480 × 832.
+    """Return frames, height and width of latents that make so many tokens: for 32,760 those of 81
+    frames of 480 × 832.
 
-    Raises ValueError when no latents of several rows of tokens do.
+    Raises ValueError if no latents with several rows of tokens do.
     """
     for frames in (21, 16, 8, 4, 2, 1):
         if num_tokens % frames:
@@ -74,7 +76,9 @@ def latent_shape(num_tokens: int) -> tuple[int, int, int]:
 
 
 def _wan_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
-    """Noise for the latents, their mask and their condition; a text with a few outlier channels."""
+    """Make noise for the latents, their mask and their condition; a text with a few outlier
+    channels.
+    """
     generator = torch.Generator().manual_seed(seed)
     text = 0.1 * torch.randn(1, NUM_TEXT_TOKENS, CONFIG["text_dim"], generator=generator)
     text[..., :NUM_OUTLIERS] *= 30
@@ -83,7 +87,7 @@ def _wan_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
 
 
 def _ltx2_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
-    """Noise for both streams; texts with a few outlier channels; places in order."""
+    """Make noise for both streams; texts with a few outlier channels; places in order."""
     generator = torch.Generator().manual_seed(seed)
     frames, rows, columns = latent_shape(num_tokens)
     index = PipelineIndex(_NOWHERE, {"_class_name": TEXT_TO_VIDEO}, {})
@@ -107,7 +111,9 @@ def _ltx2_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
 
 
 def _example_inputs(family: ModelFamily, index: dict[str, Any], config: Mapping[str, Any]) -> _Inputs:
-    """Of a family's example: random numbers, masks that leave nothing out, and rows of one sequence in order."""
+    """Make inputs from a family's example: random numbers, masks that leave nothing out, and rows
+    of one sequence in order.
+    """
 
     def inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
@@ -134,7 +140,7 @@ def _example_inputs(family: ModelFamily, index: dict[str, Any], config: Mapping[
 
 
 def _published(family: ModelFamily, name: str, title: str) -> "Shapes":
-    """A family's published model with one denoiser."""
+    """Return a family's published model with one denoiser."""
     model = family.published_models()[name]
     _, class_name, config = model["models"]["transformer"]
     config = {"_class_name": class_name, **config}

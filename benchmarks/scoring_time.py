@@ -1,11 +1,11 @@
-"""Processor time of measuring one video against its reference, and of writing it: what `tempoquant evaluate` does on
-the CPU beside generating.
+"""Processor time of measuring one video against its reference, and of writing it: the CPU work of
+`tempoquant evaluate` beside generating.
 
     python -m benchmarks.scoring_time                     # 480x832, 61 frames
     python -m benchmarks.scoring_time --size 720x1280 --frames 81 --json scoring.jsonl
 
-The videos are a drifting pattern with noise, which compresses worse than most; processor time is of all threads and of
-ffmpeg, so it says how many cores a machine needs and not how long one waits.
+The videos are a drifting pattern with noise, which compresses worse than most. Processor time
+covers all threads and ffmpeg, so it tells how many cores a machine needs, and not the waiting time.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _NOISE = 4.0  # of 255
 
 
 def drifting_pattern(height: int, width: int, num_frames: int, seed: int) -> Video:
-    """Waves that move, and noise: (num_frames, height, width, 3), uint8."""
+    """Draw waves that move, and noise: (num_frames, height, width, 3), uint8."""
     noise = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     frames = []
@@ -43,7 +43,9 @@ def drifting_pattern(height: int, width: int, num_frames: int, seed: int) -> Vid
 
 
 def scoring_row(height: int, width: int, num_frames: int) -> dict[str, Any]:
-    """Processor seconds of writing a video, and of reading and measuring it; bytes of its files."""
+    """Measure processor seconds of writing a video, and of reading and measuring it; bytes of its
+    files.
+    """
     latents = {f"bin {index}": torch.ones(1, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)
                for index in range(NUM_BINS)}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:

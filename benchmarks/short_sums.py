@@ -1,11 +1,12 @@
-"""What the short sums of Hopper's and Ada's FP8 tensor cores leave of a product's accuracy, computed on a CPU.
+"""The effect of the short sums of Hopper's and Ada's FP8 tensor cores on a product's accuracy,
+computed on a CPU.
 
     python -m benchmarks.short_sums
 
-An instruction adds 32 products to the sum so far: all are aligned to the largest of them and cut after 13 fractional
-bits (MMA-Sim, arXiv 2511.10909; DeepSeek-V3, arXiv 2412.19437, section 3.3.2). The sum starts anew after so many
-products, and what was summed is added in float32. The bias is the part of the error that lies along the product itself:
-the slope of the sums against float64's, less one.
+An instruction adds 32 products to the sum so far: all are aligned to the largest of them and cut
+after 13 fractional bits (MMA-Sim, arXiv 2511.10909; DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
+The sum restarts after a number of products, and the partial sum is added in float32. The bias is
+the part of the error along the product itself: the slope of the sums against float64's, less one.
 """
 
 import torch
@@ -17,7 +18,8 @@ INSTRUCTION, FRACTION_BITS = 32, 13
 
 
 def short_product(x: torch.Tensor, w: torch.Tensor, summed_apart: int) -> torch.Tensor:
-    """x · wᵀ as those tensor cores sum it: (tokens, in) and (out, in) float64 to (tokens, out) float64.
+    """Compute x · wᵀ as those tensor cores sum it: (tokens, in) and (out, in) float64 to (tokens,
+    out) float64.
 
     Args:
         summed_apart: products after which the sum is added in float32, a multiple of 32.

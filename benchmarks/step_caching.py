@@ -1,11 +1,13 @@
-"""Quality against skipped work: every cache of steps at several settings, on the bundled model.
+"""Quality against skipped work: every step cache at several settings, on the bundled model.
 
-    python -m benchmarks.step_caching --num-items 12 --json runs/step_caching.jsonl --figure docs/step_caching.png
+    python -m benchmarks.step_caching --num-items 12 --json runs/step_caching.jsonl --figure
+    docs/step_caching.png
 
-Magnitude ratios are recorded on calibration prompts. Then held-out items are generated without a cache and with each:
-share of denoiser calls whose blocks were left out, processor seconds of denoising, processor and wall seconds of a
-whole video (texts, denoisers, autoencoder), SQNR of the final latent against the same model without a cache, and how
-many videos do what their prompt says. Rows of an earlier run in the file of --json are not measured again.
+Magnitude ratios are recorded on calibration prompts. Then held-out items are generated without a
+cache and with each. A row gives the share of denoiser calls that skipped their blocks, processor
+seconds of denoising, processor and wall seconds of a whole video (texts, denoisers, autoencoder),
+SQNR of the final latent against the same model without a cache, and the share of videos that follow
+their prompt. Rows of an earlier run in the file of --json are not measured again.
 """
 
 import argparse
@@ -49,7 +51,7 @@ TIMES = ("denoising_s", "processor_s", "seconds")
 
 
 def candidates() -> list[CacheSettings]:
-    """Every cache, from careful to bold."""
+    """Return every cache, from careful to bold."""
     return [
         *(CacheSettings("magcache", *each) for each in MAGCACHE),
         *(CacheSettings("firstblock", threshold) for threshold in FIRST_BLOCK),
@@ -58,7 +60,7 @@ def candidates() -> list[CacheSettings]:
 
 
 def recorded(pipeline: Any, source: SourceModel, settings: SamplingSettings) -> dict[str, MagnitudeRatios]:
-    """The magnitude ratios of calibration prompts, as `tempoquant record` has them."""
+    """Return the magnitude ratios of calibration prompts, as `tempoquant record` stores them."""
     found = []
     for index, item in enumerate(calibration_items(NUM_RECORDED)):
         magnitudes = ResidualMagnitudes(pipeline)
@@ -82,7 +84,9 @@ def recorded(pipeline: Any, source: SourceModel, settings: SamplingSettings) -> 
 
 
 def generate(pipeline: Any, settings: SamplingSettings, num_items: int) -> list[dict[str, Any]]:
-    """Each held-out item: its final latent, its seconds, and whether it does what its prompt says."""
+    """Generate each held-out item: return its final latent, its seconds, and whether it follows its
+    prompt.
+    """
     results = []
     begins: list[float] = []
     models = [getattr(pipeline, each.component) for each in facts_of(pipeline).denoisers]
@@ -107,7 +111,7 @@ def generate(pipeline: Any, settings: SamplingSettings, num_items: int) -> list[
 
 
 def row(name: str, results: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a run found, beside the same items without a cache."""
+    """Make a row of a run beside the same items without a cache."""
     decibels = [sqnr_db(one["latent"], other["latent"]) for one, other in zip(against, results, strict=True)]
     is_same = all(map(np.isinf, decibels))
     interval = None if is_same else mean_interval(decibels)
@@ -164,7 +168,7 @@ def _rows(file: Path | None, model: str, num_items: int) -> dict[str, dict[str, 
 
 
 def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Final latent's SQNR against the share of skipped calls, a line for each cache."""
+    """Draw the final latent's SQNR against the share of skipped calls, a line for each cache."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")

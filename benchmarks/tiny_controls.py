@@ -1,10 +1,12 @@
-"""Does the bundled model follow its prompts, and do its two experts matter? The pixel checker judges held-out tasks.
+"""Controls of the bundled model: whether it follows its prompts, and whether its two experts
+matter. The pixel checker judges held-out tasks.
 
     python -m benchmarks.tiny_controls --num-items 64
 
-Six runs over the same (image, prompt, seed) triples: as shipped; with another prompt on the same image; with an empty
-prompt (judged against the prompt left out: what chance gives); with the denoisers swapped; and with one for all
-steps. Then the teacher-forced loss of each denoiser on each range of timesteps. Prints a table and one JSON line.
+Six runs over the same (image, prompt, seed) triples: as shipped; with another prompt on the same
+image; with an empty prompt (judged against the missing prompt, which measures chance); with the
+denoisers swapped; and with one for all steps. Then the teacher-forced loss of each denoiser on each
+range of timesteps. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -37,20 +39,24 @@ COLUMNS = {
 
 
 def load(dtype: torch.dtype) -> WanImageToVideoPipeline:
-    """The bundled 16-bit pipeline."""
+    """Load the bundled 16-bit pipeline."""
     pipeline = WanImageToVideoPipeline.from_pretrained(weights_folder(), dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def with_other_prompts(items: Sequence[TinyItem]) -> list[TinyItem]:
-    """The same first frames, with motions (and so prompts and drawn scenes) that differ for every mover."""
+    """Return the same first frames, with motions (and so prompts and drawn scenes) that differ for
+    every mover.
+    """
     rng = np.random.default_rng(0)
     return [item_of(with_other_motions(item.scene, rng), item.id) for item in items]
 
 
 def with_experts(pipeline: WanImageToVideoPipeline, high: str, low: str) -> WanImageToVideoPipeline:
-    """The same pipeline with its components `high` and `low` on the high-noise and low-noise steps."""
+    """Return the same pipeline with its components `high` and `low` on the high-noise and low-noise
+    steps.
+    """
     parts = dict(pipeline.components)
     parts["transformer"], parts["transformer_2"] = pipeline.components[high], pipeline.components[low]
     changed = WanImageToVideoPipeline(**parts, boundary_ratio=pipeline.config.boundary_ratio)
@@ -61,7 +67,7 @@ def with_experts(pipeline: WanImageToVideoPipeline, high: str, low: str) -> WanI
 def generation_rows(
     pipeline: WanImageToVideoPipeline, items: list[TinyItem], num_steps: int, guidance_scale: float
 ) -> dict[str, dict[str, float]]:
-    """One row a control; see the module."""
+    """Make one row a control; see the module."""
     other = with_other_prompts(items)
     emptied = [replace(item, prompt="") for item in items]
     high, low = "transformer", "transformer_2"
@@ -83,7 +89,9 @@ def generation_rows(
 
 @torch.no_grad()
 def teacher_forced_losses(pipeline: WanImageToVideoPipeline, items: Sequence[TinyItem]) -> dict[str, float]:
-    """Return each denoiser's mean squared velocity error on noised encodings, for both timestep ranges."""
+    """Return each denoiser's mean squared velocity error on noised encodings, for both timestep
+    ranges.
+    """
     generator = torch.Generator().manual_seed(0)
     losses: dict[str, list[float]] = {}
     for item in items:
@@ -102,7 +110,9 @@ def teacher_forced_losses(pipeline: WanImageToVideoPipeline, items: Sequence[Tin
 
 
 def _encode(pipeline: WanImageToVideoPipeline, item: TinyItem) -> tuple[Tensor, Tensor]:
-    """Standardised latents of the drawn scene, and the 20 condition channels, as the pipeline makes them."""
+    """Return standardised latents of the drawn scene, and the 20 condition channels, as the
+    pipeline makes them.
+    """
     vae = pipeline.vae
     clip = torch.from_numpy(render(item.scene)).float().permute(3, 0, 1, 2)[None] / 127.5 - 1.0
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)

@@ -1,9 +1,11 @@
-"""VBench's own temporal flickering beside ours: on the same lossless frames, and through the H.264 of our videos.
+"""VBench's own temporal flickering beside ours: on the same lossless frames, and through the H.264
+of our videos.
 
     python -m benchmarks.vbench_flickering .venv-vbench/bin/python [--clips 6]
 
-VBench decodes the files itself, in its own environment. On lossless frames (FFV1) both have to agree to TOLERANCE, or
-the exit status is 1; what H.264 adds is measured, since VBench scores a model's mp4 files and we score its frames.
+VBench decodes the files itself, in its own environment. On lossless frames (FFV1) both must agree
+to TOLERANCE, or the exit status is 1. The effect of H.264 is measured, since VBench scores a
+model's mp4 files and we score its frames.
 """
 
 import argparse
@@ -33,7 +35,9 @@ from tempoquant.recording.prompt_sets import evaluation_prompts
 
 DIMENSION = "temporal_flickering"
 TOLERANCE = 1e-6
-"""VBench subtracts and averages in float32, 2⁻²⁴ of at most 255 a step; ours is exact until the last division."""
+"""VBench subtracts and averages in float32, 2⁻²⁴ of at most 255 a step; ours is exact until the
+last division.
+"""
 FRAMES_PER_SECOND = 8
 
 
@@ -47,7 +51,7 @@ class Row(NamedTuple):
 
 
 def generated_clips(num_clips: int, progress: Progress) -> dict[str, Video]:
-    """Of the bundled model, held-out prompts."""
+    """Generate clips of the bundled model, from held-out prompts."""
     source = SourceModel.open("tiny")
     pipeline, settings = load_pipeline(source, "cpu"), default_settings(source)
     prompts = evaluation_prompts("tiny", None, num_clips)
@@ -59,7 +63,9 @@ def generated_clips(num_clips: int, progress: Progress) -> dict[str, Video]:
 
 
 def made_clips() -> dict[str, Video]:
-    """Two that no model made: uniform noise, which H.264 can keep least of, and a gradient that stands still."""
+    """Make two clips without a model: uniform noise, which H.264 preserves least, and a still
+    gradient.
+    """
     noise = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), dtype=np.uint8)
     shades = np.linspace(0, 255, 64, dtype=np.uint8)
     still = np.broadcast_to(shades[None, None, :, None], (17, 64, 64, 3)).copy()
@@ -67,7 +73,7 @@ def made_clips() -> dict[str, Video]:
 
 
 def compare(vbench: VBench, clips: Mapping[str, Video]) -> list[Row]:
-    """Score every clip three times. Raises RuntimeError where VBench fails."""
+    """Score every clip three times. Raises RuntimeError if VBench fails."""
     with tempfile.TemporaryDirectory() as scratch:
         files = []
         for number, clip in enumerate(clips.values()):

@@ -1,7 +1,8 @@
-"""The matrix products by PyTorch's own, to time ours beside: the vendor's library on a GPU, and a CPU without Triton.
+"""PyTorch's own matrix products, to time ours beside: the vendor's library on a GPU, and a CPU
+without Triton.
 
-Operands and what is computed are those of fp8 and bf16. The difference is in rounding: a
-library writes its product in 16 bits, and the branch and the bias are added to that in a second pass over y.
+Operands and results are those of fp8 and bf16; only rounding differs: a library writes its product
+in 16 bits, and the branch and the bias are added to that in a second pass over y.
 """
 
 import torch
@@ -18,10 +19,12 @@ def fp8_scaled_mm(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """`fp8.fp8_multiply` by `torch._scaled_mm`, with sums promoted to float32 (no fast accumulation).
+    """Compute `fp8.fp8_multiply` by `torch._scaled_mm`, with sums promoted to float32 (no fast
+    accumulation).
 
-    The product is rounded to bfloat16, row-wise scaling's only dtype. Branch and bias are then added by one more
-    product whose sum starts from it: one rounding more, or two with a bias (in bfloat16) beside a branch.
+    The product is rounded to bfloat16, row-wise scaling's only dtype. Branch and bias are then
+    added by one more product whose sum starts from it: one rounding more, or two with a bias (in
+    bfloat16) beside a branch.
 
     Returns:
         (tokens, out) in `dtype`.
@@ -47,7 +50,7 @@ def bf16_linear(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """`bf16.bf16_multiply` by `torch.nn.functional.linear`.
+    """Compute `bf16.bf16_multiply` by `torch.nn.functional.linear`.
 
     The product is rounded to bfloat16, again by the tensor scale, and again with bias and branch.
 
@@ -63,5 +66,5 @@ def bf16_linear(
 
 
 def _add_branch(y: torch.Tensor, hidden: torch.Tensor | None, up: torch.Tensor | None) -> torch.Tensor:
-    """y + hidden · upᵀ into y's memory, summed in float32 and rounded once."""
+    """Add hidden · upᵀ to y in y's memory, summed in float32 and rounded once."""
     return y if hidden is None or up is None else y.addmm_(hidden, up.t())

@@ -1,4 +1,4 @@
-"""The nodes: what they are called and take. What they do is in the package, `tempoquant.hosts.comfyui`."""
+"""The nodes: their names and inputs. The package does their work, in `tempoquant.hosts.comfyui`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,15 @@ _FOLDERS = ("tempoquant", "diffusion_models")
 
 
 def _models() -> dict[str, Path]:
-    """Every model that lies in ComfyUI's folders `models/tempoquant` and `models/diffusion_models`, by name."""
+    """Return every model in ComfyUI's folders `models/tempoquant` and `models/diffusion_models`, by
+    name.
+    """
     import folder_paths
 
     from tempoquant.hosts.comfyui.listing import list_models
 
     own = str(Path(folder_paths.models_dir) / _FOLDERS[0])
-    folder_paths.add_model_folder_path(_FOLDERS[0], own)  # which does nothing the second time
+    folder_paths.add_model_folder_path(_FOLDERS[0], own)  # does nothing the second time
     return list_models(root for name in _FOLDERS for root in folder_paths.get_folder_paths(name))
 
 
@@ -46,7 +48,7 @@ def _load(stored: Any, dtype: str) -> Any:
 
 
 class LoadModel:
-    """One denoiser."""
+    """A node that loads one denoiser."""
 
     CATEGORY, FUNCTION = _CATEGORY, "load"
     RETURN_TYPES = ("MODEL",)
@@ -54,7 +56,7 @@ class LoadModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI asks a node for."""
+        """Return the node's inputs for ComfyUI."""
         return {"required": {
             "model": _model_input("A folder that `tempoquant quantize` wrote, or a file of `tempoquant export`"),
             "denoiser": ((_ANY, "high_noise", "low_noise"), {"tooltip": "Of a folder with two experts, which one."}),
@@ -62,14 +64,14 @@ class LoadModel:
         }}  # fmt: skip
 
     def load(self, model: str, denoiser: str, dtype: str) -> tuple[Any]:
-        """(MODEL,)."""
+        """Load a denoiser: return (MODEL,)."""
         from tempoquant.hosts.comfyui.stored import open_denoiser
 
         return (_load(open_denoiser(_place(model), None if denoiser == _ANY else denoiser), dtype),)
 
 
 class LoadExperts:
-    """Both experts of a model that has two."""
+    """A node that loads both experts of a model that has two."""
 
     CATEGORY, FUNCTION = _CATEGORY, "load"
     RETURN_TYPES, RETURN_NAMES = ("MODEL", "MODEL"), ("high_noise", "low_noise")
@@ -77,7 +79,7 @@ class LoadExperts:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI asks a node for."""
+        """Return the node's inputs for ComfyUI."""
         return {"required": {
             "high_noise": _model_input("The expert of the first steps: its file, or a folder with both"),
             "low_noise": _model_input("The expert of the last steps: its file, or a folder with both"),
@@ -85,7 +87,7 @@ class LoadExperts:
         }}  # fmt: skip
 
     def load(self, high_noise: str, low_noise: str, dtype: str) -> tuple[Any, Any]:
-        """(MODEL, MODEL)."""
+        """Load both experts: return (MODEL, MODEL)."""
         from tempoquant.hosts.comfyui.experts import open_experts
 
         first, second = open_experts(_place(high_noise), _place(low_noise))
@@ -93,7 +95,7 @@ class LoadExperts:
 
 
 class SplitStep:
-    """Where the second expert takes over."""
+    """A node that computes the step at which the second expert takes over."""
 
     CATEGORY, FUNCTION = _CATEGORY, "split"
     RETURN_TYPES, RETURN_NAMES = ("INT", "INT"), ("split_step", "steps")
@@ -104,7 +106,7 @@ class SplitStep:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI asks a node for."""
+        """Return the node's inputs for ComfyUI."""
         import comfy.samplers
 
         tooltip = {"tooltip": "Either expert, after ModelSamplingSD3: the shift moves the step."}
@@ -115,14 +117,14 @@ class SplitStep:
         }}  # fmt: skip
 
     def split(self, model: Any, scheduler: str, steps: int) -> tuple[int, int]:
-        """(split_step, steps)."""
+        """Return (split_step, steps)."""
         from tempoquant.hosts.comfyui.sampling import split_step_of
 
         return split_step_of(model, scheduler, steps), steps
 
 
 class ActivationBits:
-    """Eight bits instead of four for activations."""
+    """A node that gives activations eight bits instead of four."""
 
     CATEGORY, FUNCTION = _CATEGORY, "widen"
     RETURN_TYPES = ("MODEL",)
@@ -130,7 +132,7 @@ class ActivationBits:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI asks a node for."""
+        """Return the node's inputs for ComfyUI."""
         range_of = {"min": 0.0, "max": 1000.0, "step": 1.0}
         return {"required": {
             "model": ("MODEL",),
@@ -140,14 +142,14 @@ class ActivationBits:
         }}  # fmt: skip
 
     def widen(self, model: Any, bits: str, from_timestep: float, to_timestep: float) -> tuple[Any]:
-        """(MODEL,)."""
+        """Return a clone of the model with wider activations: (MODEL,)."""
         from tempoquant.hosts.comfyui.sampling import with_activation_bits
 
         return (with_activation_bits(model, int(bits), from_timestep, to_timestep),)
 
 
 class Info:
-    """What a model is."""
+    """A node that describes a model."""
 
     CATEGORY, FUNCTION, OUTPUT_NODE = _CATEGORY, "tell", True
     RETURN_TYPES = ("STRING",)
@@ -155,11 +157,11 @@ class Info:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What ComfyUI asks a node for."""
+        """Return the node's inputs for ComfyUI."""
         return {"required": {"model": ("MODEL",)}}
 
     def tell(self, model: Any) -> dict[str, Any]:
-        """(STRING,), and the same for the console."""
+        """Return (STRING,), and the same for the console."""
         from tempoquant.hosts.comfyui.about import about
 
         text = about(model)

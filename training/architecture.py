@@ -1,4 +1,6 @@
-"""The five parts of the bundled pipeline, with random weights. Wan2.2-I2V-A14B's classes, at small sizes."""
+"""The five parts of the bundled pipeline, with random weights. Wan2.2-I2V-A14B's classes, at small
+sizes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
 
 
 def build_vae() -> AutoencoderKLWan:
-    """2.6 million parameters; strides 4 in time, 8 in space, 16 latent channels, as Wan's."""
+    """Build the VAE of 2.6 million parameters; strides 4 in time, 8 in space, 16 latent channels,
+    as Wan's.
+    """
     vae = AutoencoderKLWan(
         base_dim=16, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
@@ -27,7 +31,7 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    """Half a million parameters; hidden states of width 128."""
+    """Build the text encoder of half a million parameters; hidden states of width 128."""
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocab_size,
@@ -45,7 +49,7 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 class Variant(NamedTuple):
-    """What tells one trained pair of experts from another; VAE and text encoder are the same.
+    """The differences between two trained pairs of experts; VAE and text encoder are the same.
 
     Attributes:
         num_heads: of 64 channels each.
@@ -59,11 +63,11 @@ class Variant(NamedTuple):
 
 
 VARIANTS = {"tiny": Variant(4, 4, 0), "other": Variant(5, 3, 100)}
-"""The one that ships, and one that no quantizer was tuned on."""
+"""The shipped variant, and one that no quantizer was tuned on."""
 
 
 def build_expert(variant: Variant = VARIANTS["tiny"]) -> WanTransformer3DModel:
-    """4.8 million parameters for `tiny`: 4 blocks of width 256, 4 heads of 64."""
+    """Build an expert; for `tiny` 4.8 million parameters: 4 blocks of width 256, 4 heads of 64."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=variant.num_heads,
@@ -83,7 +87,9 @@ def build_expert(variant: Variant = VARIANTS["tiny"]) -> WanTransformer3DModel:
 
 
 def build_scheduler() -> UniPCMultistepScheduler:
-    """The sampler the pipeline ships with, and whose shift the training noise levels follow."""
+    """Build the sampler that the pipeline ships with; the training noise levels follow its
+    shift.
+    """
     return UniPCMultistepScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         prediction_type="flow_prediction",
@@ -94,7 +100,9 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 @torch.no_grad()
 def _start_frame_by_frame(vae: AutoencoderKLWan) -> None:
-    """Let the random VAE treat frames alone and repeat them in time, so that what it learns on frames serves clips."""
+    """Let the random VAE treat frames separately and repeat them in time, so that learning on
+    frames serves clips.
+    """
     for module in vae.modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
             module.weight[:, :, :-1] = 0.0

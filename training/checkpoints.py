@@ -1,4 +1,6 @@
-"""One training checkpoint is one safetensors file: model, running average, optimizer; written whole or not at all."""
+"""One training checkpoint is one safetensors file: model, running average, optimizer; written whole
+or not at all.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ def append_log(name: str, row: Mapping[str, Any]) -> None:
 
 
 def update_average(average: Mapping[str, Tensor], model: nn.Module, decay: float) -> None:
-    """average ← decay·average + (1 − decay)·parameters, in place."""
+    """Update average ← decay·average + (1 − decay)·parameters, in place."""
     state = model.state_dict()
     keys = [key for key in average if state[key].is_floating_point()]
     torch._foreach_lerp_([average[key] for key in keys], [state[key] for key in keys], 1.0 - decay)
@@ -53,7 +55,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> int:
-    """Restore all three in place; the step to go on from, 0 when there is no checkpoint."""
+    """Restore all three in place; return the step to resume from, 0 without a checkpoint."""
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
@@ -72,6 +74,6 @@ def load_checkpoint(path: Path, model: nn.Module, average: dict[str, Tensor], op
 
 
 def read_average(path: Path) -> dict[str, Tensor]:
-    """Only the running average, which is what ships."""
+    """Return only the running average, which ships."""
     with safe_open(path, "pt") as file:
         return {key.removeprefix("average."): file.get_tensor(key) for key in file.keys() if key.startswith("average.")}

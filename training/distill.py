@@ -1,14 +1,16 @@
-"""Distil the bundled model to four steps without guidance: a LoRA for each expert, after `training.teacher`.
+"""Distil the bundled model to four steps without guidance: a LoRA for each expert, after
+`training.teacher`.
 
     python -m training.distill                  # runs/distill
     python -m training.distill --export         # and the two files into src/tempoquant/tiny/loras
-    python -m training.distill --judge          # how near four steps come to the teacher's answers, without and with
+    python -m training.distill --judge          # the distance of four steps from the teacher's
+    answers, without and with
 
-The student runs the shipped sampler for four steps from the teacher's noise, and at each of the states that it reaches
-itself its prediction of the clean latents is pulled towards the teacher's answer for that noise (Reflow, arXiv
-2209.03003, eq. 1, on the student's own states, DAgger, arXiv 1011.0686). So the paths it learns are straight lines: a
-solver of any order takes them in few steps. Resumes from runs/distill/checkpoint.safetensors; a batch depends on the
-step only.
+The student runs the shipped sampler for four steps from the teacher's noise, and at each of the
+states that it reaches itself its prediction of the clean latents is pulled towards the teacher's
+answer for that noise (Reflow, arXiv 2209.03003, eq. 1, on the student's own states, DAgger, arXiv
+1011.0686). So the paths it learns are straight lines: a solver of any order takes them in few
+steps. Resumes from runs/distill/checkpoint.safetensors; a batch depends on the step only.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ AVERAGE_DECAY = 0.98
 
 
 def load_student() -> dict[str, Denoiser]:
-    """Return both shipped experts, each with a LoRA of rank `RANK` that changes nothing yet and alone can train."""
+    """Return both shipped experts, each with a LoRA of rank `RANK` that changes nothing yet and
+    alone can train.
+    """
     torch.manual_seed(SEED)
     student = {expert: load_denoiser(expert) for expert in EXPERTS}
     for denoiser in student.values():
@@ -57,11 +61,12 @@ def load_student() -> dict[str, Denoiser]:
 
 
 class Sampled(NamedTuple):
-    """What a student made of the teacher's noise.
+    """The student's results from the teacher's noise.
 
     Attributes:
-        losses: (`NUM_SAMPLING_STEPS`,), the mean squared error of the velocity at each state that it reached.
-        latents: (clips, 16, 5, 8, 8), where it ended.
+        losses: (`NUM_SAMPLING_STEPS`,), the mean squared error of the velocity at each state that
+            it reached.
+        latents: (clips, 16, 5, 8, 8), its final latents.
     """
 
     losses: Tensor
@@ -71,8 +76,9 @@ class Sampled(NamedTuple):
 def sample(student: dict[str, Denoiser], clips: dict[str, Tensor], backward: bool) -> Sampled:
     """Run the student, and judge it at each state.
 
-    The velocity that is right at a state x of noise level σ is (x − answer) / σ: a straight line to the answer.
-    backward: add each step's gradient, so that one forward pass is held at a time; else there are none.
+    The right velocity at a state x of noise level σ is (x − answer) / σ: a straight line to the
+    answer. With `backward`, each step's gradient is added, so that one forward pass is held at a
+    time; else there are none.
     """
     sampler, latents = load_sampler(NUM_SAMPLING_STEPS), clips["noise"]
     losses = []
@@ -88,13 +94,13 @@ def sample(student: dict[str, Denoiser], clips: dict[str, Tensor], backward: boo
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Warm-up, then a cosine to 2 % of the peak."""
+    """Compute a warm-up, then a cosine to 2 % of the peak."""
     cosine = 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(step / num_steps, 1.0)))
     return PEAK_LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * cosine
 
 
 def held_out_losses(student: dict[str, Denoiser], model: nn.Module, average: dict[str, Tensor]) -> list[float]:
-    """Losses of the averaged LoRAs on the held-out clips."""
+    """Compute losses of the averaged LoRAs on the held-out clips."""
     trained = {key: value.clone() for key, value in model.state_dict().items() if key in average}
     model.load_state_dict(average, strict=False)
     losses = sample(student, load_shards(TEACHER_FOLDER, "held-out"), backward=False).losses
@@ -129,11 +135,13 @@ def train(num_steps: int) -> None:
             save_checkpoint(CHECKPOINT, model, average, optimizer, step + 1)
             held_out = held_out_losses(student, model, average)
             append_log("distill", {"step": step + 1, "held_out_losses": held_out, "num_clips": len(data["noise"])})
-            data = load_shards(TEACHER_FOLDER)  # training.teacher may still be at work
+            data = load_shards(TEACHER_FOLDER)  # training.teacher may still be running
 
 
 def judge() -> None:
-    """Print losses and the SQNR of the final latents to the teacher's, mean ± standard error, on the held-out clips."""
+    """Print losses and the SQNR of the final latents to the teacher's, mean ± standard error, on
+    the held-out clips.
+    """
     clips, student = load_shards(TEACHER_FOLDER, "held-out"), load_student()
     model = nn.ModuleDict({expert: denoiser.model for expert, denoiser in student.items()})
     for name, weights in (("without LoRAs", {}), ("with LoRAs", read_average(CHECKPOINT))):

@@ -3,10 +3,11 @@
     python -m training.experts high_noise
     python -m training.experts low_noise
 
-As in Wan: x_t = (1 − σ)·x0 + σ·noise, the target is noise − x0, the timestep is ⌊1000·σ⌋ (the sampler rounds down),
-σ is uniform before the flow shift, and the high-noise expert has the timesteps from 900. Ten percent of the prompts are
-empty, for classifier-free guidance. Resumes from runs/experts/<expert>/checkpoint.safetensors. An expert may start from
-the other's weights (`--start-from`): where an object is and where it goes is the same question at every noise level.
+As in Wan: x_t = (1 − σ)·x0 + σ·noise, the target is noise − x0, the timestep is ⌊1000·σ⌋ (the
+sampler rounds down), σ is uniform before the flow shift, and the high-noise expert has the
+timesteps from 900. Ten percent of the prompts are empty, for classifier-free guidance. Resumes from
+runs/experts/<expert>/checkpoint.safetensors. An expert may start from the other's weights
+(`--start-from`): where an object is and where it goes is the same question at every noise level.
 """
 
 from __future__ import annotations
@@ -37,27 +38,33 @@ PADDED_LENGTH = 512
 
 
 def sample_sigma(expert: str, uniform: Tensor) -> Tensor:
-    """An expert's noise levels: uniform numbers in [0, 1), shifted as the sampler shifts, within the expert's range."""
+    """Compute an expert's noise levels: uniform numbers in [0, 1), shifted as the sampler shifts,
+    within the expert's range.
+    """
     boundary = BOUNDARY_RATIO / (FLOW_SHIFT - (FLOW_SHIFT - 1.0) * BOUNDARY_RATIO)
     before_shift = boundary + (1.0 - boundary) * uniform if expert == "high_noise" else boundary * uniform
     return FLOW_SHIFT * before_shift / (1.0 + (FLOW_SHIFT - 1.0) * before_shift)
 
 
 def sample_padded_length(size: int) -> Tensor:
-    """(size,) lengths the text is padded to: mostly 512, sometimes less, so that the model does not depend on it."""
+    """Draw the padded lengths of the text, (size,): mostly 512, sometimes less, so that the model
+    does not depend on it.
+    """
     shorter = torch.randint(MAX_TOKENS, PADDED_LENGTH + 1, (size,))
     return torch.where(torch.rand(size) < 0.8, torch.full((size,), PADDED_LENGTH), shorter)
 
 
 def first_frame_mask(size: int) -> Tensor:
-    """(size, 4, 5, 8, 8): ones at the first latent frame, the pipeline's mask of what is given."""
+    """Return ones at the first latent frame, (size, 4, 5, 8, 8), the pipeline's mask of the given
+    frames.
+    """
     mask = torch.zeros(size, 4, 5, 8, 8)
     mask[:, :, 0] = 1.0
     return mask
 
 
 def make_batch(data: dict[str, Tensor], empty: tuple[Tensor, Tensor], expert: str, chosen: Tensor) -> dict[str, Tensor]:
-    """Noisy inputs and targets for the clips `chosen`; uses torch's global generator."""
+    """Make noisy inputs and targets for the clips `chosen`; uses torch's global generator."""
     size = len(chosen)
     video, condition = data["video"][chosen].float(), data["condition"][chosen].float()
     text, num_tokens = data["text"][chosen].float(), data["num_tokens"][chosen]
@@ -78,7 +85,7 @@ def make_batch(data: dict[str, Tensor], empty: tuple[Tensor, Tensor], expert: st
 
 
 def loss_of(model: WanTransformer3DModel, processor: PaddingBiasProcessor, batch: dict[str, Tensor]) -> Tensor:
-    """Mean squared error of the velocity."""
+    """Compute the mean squared error of the velocity."""
     processor.bias = batch["bias"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predicted = model(batch["hidden_states"], batch["timestep"], batch["text"], return_dict=False)[0]
@@ -89,7 +96,9 @@ def loss_of(model: WanTransformer3DModel, processor: PaddingBiasProcessor, batch
 def held_out_loss(
     weights: dict[str, Tensor], data: dict[str, Tensor], empty: tuple[Tensor, Tensor], expert: str, variant: str
 ) -> float:
-    """Loss of the averaged weights on the first 256 held-out clips, with fixed noise."""
+    """Compute the loss of the averaged weights on the first 256 held-out clips, with fixed
+    noise.
+    """
     model = build_expert(VARIANTS[variant]).eval()
     model.load_state_dict(weights)
     processor = use_padding_bias(model)
@@ -100,18 +109,20 @@ def held_out_loss(
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Warm-up, then a cosine to 2 % of the peak."""
+    """Compute a warm-up, then a cosine to 2 % of the peak."""
     cosine = 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(step / num_steps, 1.0)))
     return PEAK_LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * cosine
 
 
 def checkpoint_of(expert: str, variant: str = "tiny") -> Path:
-    """Where an expert's run keeps its state."""
+    """Return the place of an expert's training state."""
     return RUNS / ("experts" if variant == "tiny" else f"experts-{variant}") / expert / "checkpoint.safetensors"
 
 
 def train(expert: str, num_steps: int, compiled: bool, start_from: str | None, variant: str = "tiny") -> None:
-    """Run from the last checkpoint to `num_steps`; a new run starts from random weights or another expert's."""
+    """Run from the last checkpoint to `num_steps`; a new run starts from random weights or another
+    expert's.
+    """
     seed = SEEDS[expert] + VARIANTS[variant].seed
     log = expert if variant == "tiny" else f"{variant}-{expert}"
     torch.manual_seed(seed)
@@ -147,7 +158,7 @@ def train(expert: str, num_steps: int, compiled: bool, start_from: str | None, v
             loss_held_out = held_out_loss(average, held_out, empty, expert, variant)
             row = {"step": step + 1, "held_out_loss": round(loss_held_out, 5), "num_clips": len(data["video"])}
             append_log(log, row)
-            data = load_shards()  # training.latents may still be at work
+            data = load_shards()  # training.latents may still be running
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
-"""Assemble the pipeline folder from what the training runs left in runs/.
+"""Assembly of the pipeline folder from the results of the training runs in runs/.
 
-    python -m training.export                        # trained parts into src/tempoquant/tiny/weights
-    python -m training.export --untrained runs/x     # random weights of the same architecture, for tests of loading
+    python -m training.export                        # trained parts into
+    src/tempoquant/tiny/weights
+    python -m training.export --untrained runs/x     # random weights of the same architecture, for
+    tests of loading
 
-The folder is written beside its place and then moved there, so a reader sees the old pipeline or the new one.
+The folder is written beside its place and then moved there, so a reader sees the old pipeline or
+the new one.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ A two-expert Wan2.2 image-to-video pipeline of 10 million parameters, trained fr
 `training/` on procedural videos of coloured shapes. For tests and demonstrations of quantization.
 """
 
-# How this model samples, where it differs from Wan2.2's own sizes (see tempoquant.models.sampling_settings).
+# This model's sampling, as far as it differs from Wan2.2's own sizes (see
+# tempoquant.models.sampling_settings).
 SAMPLING = {
     "height": 64,
     "width": 64,
@@ -60,7 +64,9 @@ SAMPLING = {
 
 
 def to_shipped_dtype(expert: WanTransformer3DModel) -> WanTransformer3DModel:
-    """bfloat16, except what diffusers itself keeps in float32 (`_keep_in_fp32_modules`), as Wan2.2 ships."""
+    """Convert to bfloat16, except the parts that diffusers itself keeps in float32
+    (`_keep_in_fp32_modules`), as Wan2.2 ships.
+    """
     keep = expert._keep_in_fp32_modules
     for name, parameter in expert.named_parameters():
         kept = any(word in name.split(".") for word in keep)
@@ -69,7 +75,7 @@ def to_shipped_dtype(expert: WanTransformer3DModel) -> WanTransformer3DModel:
 
 
 def expert_from(weights: dict[str, Tensor] | None, variant: str = "tiny") -> WanTransformer3DModel:
-    """An expert with the given weights, or random ones, in the dtypes that ship."""
+    """Build an expert with the given weights, or random ones, in the shipped dtypes."""
     expert = build_expert(VARIANTS[variant])
     if weights is not None:
         expert.load_state_dict(weights)
@@ -108,7 +114,9 @@ def write_pipeline(
 
 
 def _name_tokenizer_class(folder: Path) -> None:
-    """transformers 5 writes a class name that transformers 4 does not know; both know this one."""
+    """Name a tokenizer class that transformers 4 and 5 both know; transformers 5 writes one that 4
+    does not.
+    """
     index = folder / "model_index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     content["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
@@ -128,7 +136,7 @@ def _forget_origins(folder: Path) -> None:
 
 
 def untrained(folder: Path) -> None:
-    """Random weights everywhere, seed 0."""
+    """Write random weights everywhere, seed 0."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     experts = {name: expert_from(None) for name in EXPERTS.values()}
@@ -136,7 +144,7 @@ def untrained(folder: Path) -> None:
 
 
 def trained(folder: Path, variant: str = "tiny") -> None:
-    """The averaged weights of the training runs in runs/."""
+    """Write the averaged weights of the training runs in runs/."""
     experts = {
         component: expert_from(read_average(checkpoint_of(name, variant)), variant)
         for name, component in EXPERTS.items()

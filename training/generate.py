@@ -1,8 +1,9 @@
-"""Generate held-out videos with the expert checkpoints as they stand, and let the pixel checker judge them.
+"""Held-out videos of the current expert checkpoints, judged by the pixel checker.
 
     python -m training.generate --num-items 16
 
-For a look while the experts train: it reads the checkpoints in runs/, or --folder, a finished pipeline.
+For a look while the experts train: it reads the checkpoints in runs/, or --folder, a finished
+pipeline.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from training.export import trained
 def generate(
     pipeline: WanImageToVideoPipeline, items: Sequence[TinyItem], num_steps: int, guidance_scale: float
 ) -> NDArray[np.float32]:
-    """(items, 17, 64, 64, 3), values in [0, 1]; item i uses the seed EVALUATION_SEED_BASE + i."""
+    """Generate (items, 17, 64, 64, 3), values in [0, 1]; item i uses the seed EVALUATION_SEED_BASE
+    + i.
+    """
     videos = []
     for index, item in enumerate(items):
         video = pipeline(
@@ -47,7 +50,9 @@ def generate(
 
 
 def contact_sheet(videos: NDArray[np.float32], items: Sequence[TinyItem]) -> Image.Image:
-    """Five frames of each drawn scene, and to its right the same frames of the generated video; one item a row."""
+    """Draw five frames of each drawn scene, and to its right the same frames of the generated
+    video; one item a row.
+    """
     picks = (0, 4, 8, 12, 16)
     rows = []
     for video, item in zip(videos, items, strict=True):
@@ -57,7 +62,9 @@ def contact_sheet(videos: NDArray[np.float32], items: Sequence[TinyItem]) -> Ima
 
 
 def summary(videos: NDArray[np.float32], items: Sequence[TinyItem]) -> dict[str, float]:
-    """Shares of videos and of movers that pass, and the mean PSNR against the drawn scenes."""
+    """Compute shares of videos and of movers that pass, and the mean PSNR against the drawn
+    scenes.
+    """
     results = [check_prompt(video, item.prompt) for video, item in zip(videos, items, strict=True)]
     movers = [mover for result in results for mover in result.movers]
     drawn = np.stack([render(item.scene) for item in items]) / 255.0

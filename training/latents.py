@@ -2,10 +2,11 @@
 
     python -m training.latents
 
-Writes runs/latents/<shard>.safetensors of `SHARD_SIZE` clips each, in bfloat16, normalised as the pipeline does:
-`video` (clips, 16, 5, 8, 8), the latents of the whole clip; `condition`, same shape, those of the first frame followed
-by 16 gray (zero) frames; `text` (clips, `MAX_TOKENS`, 128), the prompt's embeddings, zeros after `num_tokens` (clips,).
-Shards that exist are kept, so a stopped run goes on.
+Writes runs/latents/<shard>.safetensors of `SHARD_SIZE` clips each, in bfloat16, normalised as the
+pipeline does: `video` (clips, 16, 5, 8, 8), the latents of the whole clip; `condition`, same shape,
+those of the first frame followed by 16 gray (zero) frames; `text` (clips, `MAX_TOKENS`, 128), the
+prompt's embeddings, zeros after `num_tokens` (clips,). Existing shards are kept, so a stopped run
+resumes.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ BATCH_SIZE = 8
 
 
 def load_text() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
-    """The frozen pair from `training.text`."""
+    """Load the frozen pair from `training.text`."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(TEXT_FOLDER / "tokenizer")
     return tokenizer, UMT5EncoderModel.from_pretrained(TEXT_FOLDER / "text_encoder").eval()
 
@@ -48,7 +49,9 @@ def load_text() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
 def embed_prompts(
     tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, prompts: list[str]
 ) -> tuple[Tensor, Tensor]:
-    """(prompts, MAX_TOKENS, 128), zeros after the last token as in the pipeline, and (prompts,) token counts."""
+    """Return (prompts, MAX_TOKENS, 128), zeros after the last token as in the pipeline, and
+    (prompts,) token counts.
+    """
     tokens = tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return hidden * tokens.attention_mask[..., None], tokens.attention_mask.sum(1)
@@ -56,21 +59,27 @@ def embed_prompts(
 
 @torch.no_grad()
 def encode_normalised(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
-    """(clips, 16, 5, 8, 8): the posterior's mode, standardised by the statistics in the VAE's configuration."""
+    """Return the posterior's mode, (clips, 16, 5, 8, 8), standardised by the statistics in the
+    VAE's configuration.
+    """
     with torch.autocast("cpu", dtype=torch.bfloat16):
         latents = torch.cat([encode_clip(vae, batch)[0] for batch in clips.split(BATCH_SIZE)])
     return standardise(vae, latents.float())
 
 
 def standardise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """(latents − mean) / std by the statistics in the VAE's configuration, channel by channel."""
+    """Compute (latents − mean) / std by the statistics in the VAE's configuration, channel by
+    channel.
+    """
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     return (latents - mean) / std
 
 
 def condition_of(clips: Tensor) -> Tensor:
-    """The first frame followed by zeros, as `WanImageToVideoPipeline.prepare_latents` makes it."""
+    """Return the first frame followed by zeros, as `WanImageToVideoPipeline.prepare_latents` makes
+    it.
+    """
     condition = torch.zeros_like(clips)  # keeps channels last, which halves the encoder's time
     condition[:, :, 0] = clips[:, :, 0]
     return condition
@@ -92,7 +101,7 @@ def write_shard(path: Path, clips: NDArray[np.uint8], prompts: list[str], vae: A
 
 
 def load_shards(folder: Path = FOLDER, name: str = "training") -> dict[str, Tensor]:
-    """All shards of a set, concatenated in order."""
+    """Load all shards of a set, concatenated in order."""
     shards = [load_file(path) for path in sorted(folder.glob(f"{name}-*.safetensors"))]
     return {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
 
@@ -106,7 +115,8 @@ def main() -> None:
     torch.set_num_threads(arguments.num_threads)
     vae = AutoencoderKLWan.from_pretrained(MODEL).eval()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    # The held-out losses are measured on calibration scenes, so that evaluation scenes stay unseen until the end.
+    # The held-out losses are measured on calibration scenes, so that evaluation scenes stay unseen
+    # until the end.
     jobs = [("held-out-0000", CALIBRATION_SEED_BASE)]
     jobs += [(f"training-{i:04d}", TRAINING_SEED_BASE + i * SHARD_SIZE) for i in range(arguments.num_shards)]
     for name, seed_base in jobs:

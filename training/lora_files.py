@@ -1,8 +1,10 @@
-"""The bundled four-step LoRAs as files: the keys of LightX2V's Wan2.2-Lightning, one file an expert.
+"""The bundled four-step LoRAs as files: the keys of LightX2V's Wan2.2-Lightning, one file an
+expert.
 
 diffusion_model.blocks.N.self_attn.q.lora_down.weight    (rank, in), bfloat16
 diffusion_model.blocks.N.self_attn.q.lora_up.weight      (out, rank), bfloat16
-diffusion_model.blocks.N.self_attn.q.alpha               (), float32: what is added is alpha / rank · up · down
+diffusion_model.blocks.N.self_attn.q.alpha               (), float32: what is added is alpha / rank
+· up · down
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ ORIGINAL_NAMES = {
     "attn1.to_out.0": "self_attn.o", "attn2.to_q": "cross_attn.q", "attn2.to_k": "cross_attn.k",
     "attn2.to_v": "cross_attn.v", "attn2.to_out.0": "cross_attn.o", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
 }  # fmt: skip
-"""diffusers' names of a block's linears to those of Wan's original release."""
+"""The names of a block's linears in Wan's original release, by diffusers' names."""
 _ADAPTER = re.compile(r"(\w+)\.blocks\.(\d+)\.(.+)\.lora_([AB])\.default\.weight")
 _HALVES = {"A": "lora_down", "B": "lora_up"}
 
 
 def files_of(adapters: Mapping[str, Tensor], alpha: float) -> dict[str, dict[str, Tensor]]:
-    """Return what each expert's file holds, from peft's tensors under the expert's name. Raises ValueError for others.
+    """Return the content of each expert's file, from peft's tensors under the expert's name. Raises
+    ValueError for others.
 
-    adapters: such as "high_noise.blocks.0.attn1.to_q.lora_A.default.weight", (rank, in).
+    Args:
+        adapters: such as "high_noise.blocks.0.attn1.to_q.lora_A.default.weight", (rank, in).
     """
     files: dict[str, dict[str, Tensor]] = {expert: {} for expert in EXPERTS}
     for name, tensor in adapters.items():
@@ -47,7 +51,7 @@ def files_of(adapters: Mapping[str, Tensor], alpha: float) -> dict[str, dict[str
 
 
 def write_loras(adapters: Mapping[str, Tensor], alpha: float, folder: Path | None = None) -> None:
-    """Write a file for each expert, whole or not at all, where the package has them or into `folder`."""
+    """Write a file for each expert, complete or absent, in the package's place or into `folder`."""
     for expert, tensors in files_of(adapters, alpha).items():
         path = lora_file(expert) if folder is None else folder / lora_file(expert).name
         path.parent.mkdir(parents=True, exist_ok=True)

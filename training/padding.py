@@ -1,9 +1,10 @@
-"""Cross-attention to hundreds of padding tokens, at the price of a few.
+"""Cross-attention to hundreds of padding tokens, at the cost of a few.
 
-The pipeline pads the text embeddings with zeros to `max_sequence_length` (512), and Wan attends to all of them. Equal
-keys with equal values can be merged: n copies of one key weigh as much as one key with log(n) added to its logits. So
-training keeps `MAX_TOKENS` tokens and spreads the padding over those after the prompt, by a bias; the function is the
-same to rounding (tests/tiny/test_training.py).
+The pipeline pads the text embeddings with zeros to `max_sequence_length` (512), and Wan attends to
+all of them. Equal keys with equal values can be merged: n copies of one key weigh as much as one
+key with log(n) added to its logits. So training keeps `MAX_TOKENS` tokens and spreads the padding
+over those after the prompt, by a bias; the function is the same to rounding
+(tests/tiny/test_training.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch.nn import functional as F
 
 
 class PaddingBiasProcessor:
-    """Wan's cross-attention with an additive bias on the keys, `bias`: (batch, 1, 1, tokens). For training only."""
+    """Wan's cross-attention with an additive bias on the keys, `bias`: (batch, 1, 1, tokens). For
+    training only.
+    """
 
     _attention_backend = None
     _parallel_config = None
@@ -40,9 +43,12 @@ class PaddingBiasProcessor:
 
 
 def padding_bias(num_tokens: Tensor, num_kept: int, padded_length: Tensor) -> Tensor:
-    """(batch, 1, 1, num_kept) logit bias: 0 on prompt tokens, log(paddings / kept paddings) on the others.
+    """Compute the logit bias, (batch, 1, 1, num_kept): 0 on prompt tokens, log(paddings / kept
+    paddings) on the others.
 
-    num_tokens, padded_length: (batch,), the prompt's tokens and the length the pipeline would pad to.
+    Args:
+        num_tokens, padded_length: (batch,), the prompt's tokens and the length the pipeline would
+            pad to.
     """
     is_padding = torch.arange(num_kept) >= num_tokens[:, None]
     copies = (padded_length - num_tokens) / (num_kept - num_tokens)
@@ -50,7 +56,9 @@ def padding_bias(num_tokens: Tensor, num_kept: int, padded_length: Tensor) -> Te
 
 
 def use_padding_bias(expert: WanTransformer3DModel) -> PaddingBiasProcessor:
-    """Give every cross-attention of the expert one shared processor; set its `bias` before each forward."""
+    """Give every cross-attention of the expert one shared processor; set its `bias` before each
+    forward.
+    """
     processor = PaddingBiasProcessor()
     for block in expert.blocks:
         block.attn2.set_processor(processor)

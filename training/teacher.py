@@ -1,11 +1,12 @@
-"""Record what the shipped model answers at its full steps, for `training.distill` to learn from.
+"""The answers of the shipped model at its full steps, recorded for `training.distill`.
 
     python -m training.teacher
 
-Training scenes, the bundled sampler, its own steps and guidance; all of it in latents, nothing is decoded. Writes
-runs/teacher/<shard>.safetensors of `SHARD_SIZE` clips each: `noise` (clips, 16, 5, 8, 8), what the sampler started
-from, and `answer`, same shape, where it ended, float32; `condition`, `text` and `num_tokens` as in `training.latents`.
-Needs the shipped weights only. Shards that exist are kept, so a stopped run goes on.
+Training scenes, the bundled sampler, its own steps and guidance; all of it in latents, nothing is
+decoded. Writes runs/teacher/<shard>.safetensors of `SHARD_SIZE` clips each: `noise` (clips, 16, 5,
+8, 8), the sampler's start, and `answer`, same shape, its end, float32; `condition`, `text` and
+`num_tokens` as in `training.latents`. Needs the shipped weights only. Existing shards are kept, so
+a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ BATCH_SIZE = 16
 
 
 class Denoiser(NamedTuple):
-    """An expert, and what its cross-attention is told of padding."""
+    """An expert, and the padding of its cross-attention."""
 
     model: WanTransformer3DModel
     padding: PaddingBiasProcessor
 
     def velocity(self, latents: Tensor, timestep: float, clips: dict[str, Tensor]) -> Tensor:
-        """(clips, 16, 5, 8, 8), float32: the noise prediction for latents of that shape, all at one timestep."""
+        """Predict the noise for latents (clips, 16, 5, 8, 8), all at one timestep: the same shape,
+        float32.
+        """
         size = len(latents)
         self.padding.bias = padding_bias(clips["num_tokens"], MAX_TOKENS, torch.full((size,), PADDED_LENGTH))
         hidden = torch.cat([latents, first_frame_mask(size), clips["condition"]], dim=1)
@@ -77,9 +80,9 @@ def expert_at(timestep: float) -> str:
 
 @torch.no_grad()
 def answer_of(denoisers: dict[str, Denoiser], noise: Tensor, clips: dict[str, Tensor], empty: Tensor) -> Tensor:
-    """Return the latents that the teacher ends with, (clips, 16, 5, 8, 8): its own steps and guidance.
+    """Return the teacher's final latents, (clips, 16, 5, 8, 8): its own steps and guidance.
 
-    empty: (1, MAX_TOKENS, 128), the embedding of the empty prompt, which has one token.
+    `empty` is the embedding of the empty prompt, (1, MAX_TOKENS, 128), which has one token.
     """
     sampler, latents, size = load_sampler(SAMPLING["num_steps"]), noise, len(noise)
     both = {
@@ -96,7 +99,9 @@ def answer_of(denoisers: dict[str, Denoiser], noise: Tensor, clips: dict[str, Te
 
 
 def write_shard(path: Path, seed_base: int, num_clips: int, denoisers: dict[str, Denoiser]) -> None:
-    """Draw scenes, encode their first frames and prompts, sample the teacher, and write all of it atomically."""
+    """Draw scenes, encode their first frames and prompts, sample the teacher, and write all of it
+    atomically.
+    """
     folder = weights_folder()
     vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
@@ -127,7 +132,8 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(arguments.num_threads)
     denoisers = {expert: load_denoiser(expert) for expert in EXPERTS}
-    # Held-out losses are measured on calibration scenes, so that evaluation scenes stay unseen until the end.
+    # Held-out losses are measured on calibration scenes, so that evaluation scenes stay unseen
+    # until the end.
     jobs = [("held-out-0000", CALIBRATION_SEED_BASE)]
     jobs += [(f"training-{i:04d}", TRAINING_SEED_BASE + i * SHARD_SIZE) for i in range(arguments.num_shards)]
     for name, seed_base in jobs:

@@ -1,10 +1,12 @@
-"""Train the text encoder on prompts alone, so that each colour word's embedding already says what that object does.
+"""Training of the text encoder on prompts alone, so that each colour word's embedding already holds
+the object's motion.
 
     python -m training.text
 
-Linear probes on the colour word's hidden state must name the object's colour, shape and motion. The probes are thrown
-away. With the words of an object gathered in one token, the experts only have to look up "my colour" to know their
-motion; that halves what they must learn. One to two minutes; ends with runs/text/{tokenizer,text_encoder}.
+Linear probes on the colour word's hidden state must name the object's colour, shape and motion. The
+probes are discarded. Once the words of an object are gathered in one token, the experts only look
+up "my colour" to know their motion; that halves their task. One to two minutes; ends with
+runs/text/{tokenizer,text_encoder}.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ TASKS = {"color": len(COLORS), "shape": len(SHAPES), "motion": len(MOTIONS)}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; `</s>` ends every prompt, the empty one too, as UMT5's tokenizer does."""
+    """Build a tokenizer with one token a word; `</s>` ends every prompt, the empty one too, as in
+    UMT5's tokenizer.
+    """
     vocabulary = {word: index for index, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -46,7 +50,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_prompt(rng: np.random.Generator) -> tuple[str, list[tuple[int, int, int]]]:
-    """A prompt of one or two objects, any combination; and (colour, shape, motion) of each as class indices."""
+    """Draw a prompt of one or two objects, any combination; and (colour, shape, motion) of each as
+    class indices.
+    """
     labels, parts = [], []
     for color in rng.permutation(len(COLORS))[: int(rng.integers(1, 3))]:
         shape, motion = int(rng.integers(len(SHAPES))), int(rng.integers(len(MOTIONS)))
@@ -60,7 +66,9 @@ def random_prompt(rng: np.random.Generator) -> tuple[str, list[tuple[int, int, i
 def probe_batch(
     tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states at the colour words, (objects, width), and their labels, (objects, 3)."""
+    """Return hidden states at the colour words, (objects, width), and their labels, (objects,
+    3).
+    """
     prompts, labels = zip(*(random_prompt(rng) for _ in range(BATCH_SIZE)), strict=True)
     tokens = tokenizer(list(prompts), padding=True, return_tensors="pt")
     hidden = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
@@ -70,7 +78,9 @@ def probe_batch(
 
 
 def train(num_steps: int) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
-    """The trained pair. Logs the probes' accuracy on prompts not seen in the same batch."""
+    """Train and return the pair. Logs the probes' accuracy on prompts not seen in the same
+    batch.
+    """
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     encoder = build_text_encoder(len(tokenizer))

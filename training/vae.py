@@ -2,8 +2,8 @@
 
     python -m training.vae
 
-Resumes from runs/vae/checkpoint.safetensors; ends with runs/vae/model (diffusers layout) that holds the running average
-of the weights and the measured mean and standard deviation of its latents.
+Resumes from runs/vae/checkpoint.safetensors; ends with runs/vae/model (diffusers layout) that holds
+the running average of the weights and the measured mean and standard deviation of its latents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NUM_CLIPS = 4096
 
 @dataclass(frozen=True)
 class Stage:
-    """`num_steps` steps on batches of (batch_size, 3, num_frames, 64, 64)."""
+    """A stage of `num_steps` steps on batches of (batch_size, 3, num_frames, 64, 64)."""
 
     num_frames: int
     batch_size: int
@@ -54,7 +54,9 @@ STAGES = (Stage(1, 16, 2800), Stage(5, 8, 200), Stage(17, 2, 300))
 
 
 def render_clips(seed_base: int, num_clips: int) -> NDArray[np.uint8]:
-    """(num_clips, 17, 64, 64, 3), the scenes of seeds seed_base … seed_base + num_clips − 1."""
+    """Render the scenes of seeds seed_base … seed_base + num_clips − 1: (num_clips, 17, 64, 64,
+    3).
+    """
     clips = np.empty((num_clips, 17, 64, 64, 3), dtype=np.uint8)
     for index in range(num_clips):
         clips[index] = render(scene_from_seed(seed_base + index))
@@ -62,18 +64,24 @@ def render_clips(seed_base: int, num_clips: int) -> NDArray[np.uint8]:
 
 
 def to_model(clips: NDArray[np.uint8]) -> Tensor:
-    """uint8 (batch, frames, height, width, 3) to float (batch, 3, frames, height, width) in [−1, 1], channels last."""
+    """Convert uint8 (batch, frames, height, width, 3) to float (batch, 3, frames, height, width) in
+    [−1, 1], channels last.
+    """
     return (torch.from_numpy(clips).float() / 127.5 - 1.0).permute(0, 4, 1, 2, 3)
 
 
 def learning_rate(share_done: float, step: int, peak: float) -> float:
-    """Linear warm-up over 200 steps, then a cosine to 2 % of the peak over the share of frames seen."""
+    """Compute a linear warm-up over 200 steps, then a cosine to 2 % of the peak over the share of
+    frames seen.
+    """
     cosine = 0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(share_done, 1.0)))
     return peak * min(1.0, (step + 1) / 200) * cosine
 
 
 def reconstruct(vae: AutoencoderKLWan, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """The decoded clip of sampled latents, and the mean KL divergence from a unit Gaussian per latent element."""
+    """Return the decoded clip of sampled latents, and the mean KL divergence from a unit Gaussian
+    per latent element.
+    """
     mean, log_variance = encode_clip(vae, clip)
     latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).float().mean()
@@ -81,7 +89,7 @@ def reconstruct(vae: AutoencoderKLWan, clip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stage_of(step: int) -> tuple[Stage, float]:
-    """The stage a step belongs to, and the share of all frames seen before it."""
+    """Return the stage of a step, and the share of all frames seen before it."""
     total, seen = sum(stage.total_frames for stage in STAGES), 0
     for stage in STAGES:
         if step < stage.num_steps:
@@ -91,7 +99,9 @@ def stage_of(step: int) -> tuple[Stage, float]:
 
 
 def draw_batch(clips: NDArray[np.uint8], stage: Stage, step: int) -> Tensor:
-    """The batch of a step; depends on the step only, so that a resumed run sees what an unbroken one would."""
+    """Draw the batch of a step; it depends only on the step, so that a resumed run sees the same as
+    an unbroken one.
+    """
     rng = np.random.default_rng([SEED, step])
     chosen = rng.integers(0, len(clips), stage.batch_size)
     starts = rng.integers(0, 17 - stage.num_frames + 1, stage.batch_size)
@@ -101,7 +111,9 @@ def draw_batch(clips: NDArray[np.uint8], stage: Stage, step: int) -> Tensor:
 
 @torch.no_grad()
 def held_out_psnr_db(weights: dict[str, Tensor], clips: NDArray[np.uint8], num_frames: int) -> float:
-    """Mean over clips of the PSNR (peak 1) after encode and decode through diffusers' own chunked walk."""
+    """Average over clips the PSNR (peak 1) after encode and decode through diffusers' own
+    chunks.
+    """
     vae = build_vae().eval()
     vae.load_state_dict(weights)
     values = []
@@ -114,7 +126,7 @@ def held_out_psnr_db(weights: dict[str, Tensor], clips: NDArray[np.uint8], num_f
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKLWan, clips: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each of the 16 latent channels over whole clips."""
+    """Compute mean and standard deviation of each of the 16 latent channels over whole clips."""
     latents = torch.cat([encode_clip(vae, to_model(clip[None]))[0] for clip in clips])
     return latents.mean((0, 2, 3, 4)).tolist(), latents.std((0, 2, 3, 4)).tolist()
 
@@ -131,7 +143,7 @@ def finish(weights: dict[str, Tensor], clips: NDArray[np.uint8], folder: Path = 
 def train_step(
     vae: AutoencoderKLWan, forward: Callable[..., tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer, clip: Tensor
 ) -> dict[str, float]:
-    """One optimizer step on L1 + 4·MSE + KL; the losses."""
+    """Do one optimizer step on L1 + 4·MSE + KL; return the losses."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decoded, kl = forward(vae, clip)
     error = decoded.float() - clip

@@ -1,12 +1,15 @@
-"""The Wan VAE on whole clips at once: the function of diffusers' `AutoencoderKLWan`, faster to train.
+"""The Wan VAE on whole clips at once: the function of diffusers' `AutoencoderKLWan`, faster to
+train.
 
-diffusers walks through a clip in chunks of four frames with a cache. Every convolution is causal, so the same result
-comes from the whole clip in one go, provided three facts of the cached walk are kept: the first frame never passes the
-temporal convolutions of a resampling layer; `downsample3d` strides over the clip without padding; `upsample3d` starts
-from zeros at the second latent frame. A single frame meets only the last temporal tap of each kernel, so it needs 2-D
-convolutions only, a third of the work. `tests/tiny/test_training.py` holds both to diffusers.
+diffusers processes a clip in chunks of four frames with a cache. Every convolution is causal, so
+one pass over the whole clip gives the same result, provided three facts of the cached pass are
+kept: the first frame never passes the temporal convolutions of a resampling layer; `downsample3d`
+strides over the clip without padding; `upsample3d` starts from zeros at the second latent frame. A
+single frame meets only the last temporal tap of each kernel, so it needs 2-D convolutions only, a
+third of the work. `tests/tiny/test_training.py` compares both with diffusers.
 
-Shapes: clips (batch, 3, 1 + 4·k, height, width) in [−1, 1]; latents (batch, 16, 1 + k, height/8, width/8).
+Shapes: clips (batch, 3, 1 + 4·k, height, width) in [−1, 1]; latents (batch, 16, 1 + k, height/8,
+width/8).
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 
 def encode_clip(vae: AutoencoderKLWan, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance of the latents, each (batch, 16, 1 + k, height/8, width/8)."""
+    """Return mean and log-variance of the latents, each (batch, 16, 1 + k, height/8, width/8)."""
     encoder = vae.encoder
     x = _conv(encoder.conv_in, clip)
     for layer in encoder.down_blocks:
@@ -37,7 +40,7 @@ def encode_clip(vae: AutoencoderKLWan, clip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode_clip(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """The clip, not clamped (a clamp has no gradient where it acts)."""
+    """Return the clip, not clamped (a clamp has no gradient where it acts)."""
     decoder = vae.decoder
     x = _conv(decoder.conv_in, _conv(vae.post_quant_conv, latents))
     x = _mid(decoder.mid_block, x)

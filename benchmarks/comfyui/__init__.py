@@ -1,1 +1,1 @@
-"""What ComfyUI makes of 4-bit files, computed by its own library on a CPU."""
+"""ComfyUI's computation of 4-bit files, by its own library on a CPU."""

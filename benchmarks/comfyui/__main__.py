@@ -1,9 +1,12 @@
-"""What ComfyUI's own 4-bit formats lose on a bundled model: our export beside our runtime and round to nearest.
+"""The loss of ComfyUI's own 4-bit formats on a bundled model: our export beside our runtime and
+round to nearest.
 
-    python -m benchmarks.comfyui --json runs/comfyui.jsonl      # twenty minutes on two cores; needs comfy-kitchen
+    python -m benchmarks.comfyui --json runs/comfyui.jsonl      # twenty minutes on two cores; needs
+    comfy-kitchen
 
-Every row has the same calibration samples, and is judged on the same calls of held-out 16-bit generations: SQNR of the
-noise prediction by denoiser, and the median over layers of the output's SQNR, each layer on the 16-bit model's input.
+Every row has the same calibration samples, and is judged on the same calls of held-out 16-bit
+generations: SQNR of the noise prediction by denoiser, and the median over layers of the output's
+SQNR, each layer on the 16-bit model's input.
 """
 
 import argparse
@@ -51,12 +54,14 @@ from tempoquant.recipe import Recipe
 from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
 
 Layers = Mapping[str, QuantizedDenoiser]
-"""By denoiser."""
+"""The quantized layers by denoiser."""
 CONVROT_GROUPS = (16, 64, 256)
 
 
 class Row(NamedTuple):
-    """One way to compute. `make` gets a denoiser, a layer's name and its 16-bit linear; None runs our own runtime."""
+    """One computation. `make` gets a denoiser, a layer's name and its 16-bit linear; None runs our
+    own runtime.
+    """
 
     label: str
     bits_per_weight: float
@@ -98,7 +103,7 @@ def main() -> None:
 
 
 def task_of(model: str, num_prompts: int, num_samples: int) -> Task:
-    """What all rows are judged on. Raises TempoQuantError."""
+    """Return the task that judges all rows. Raises TempoQuantError."""
     source = SourceModel.open(model)
     settings = default_settings(source)
     calibration = calibration_prompts(model, None, Recipe(name="").num_prompts)
@@ -145,26 +150,28 @@ def _convrot(size: int) -> Callable[[str, str, nn.Linear], Compute]:
 
 
 def row_scaled_bits(layers: Layers) -> float:
-    """Bits a weight with four for each and one float32 a row, counted."""
+    """Count the bits a weight with four for each and one float32 a row."""
     shapes = [(each.out_features, each.in_features) for one in layers.values() for each in one.layers.values()]
     return 4 + 32 * sum(rows for rows, _ in shapes) / sum(rows * columns for rows, columns in shapes)
 
 
 def exported_bits(layers: Layers) -> float:
-    """Bits a weight of both files, counted."""
+    """Count the bits a weight of both files."""
     found = [layer for each in layers.values() for layer in each.layers.values()]
     num_weights = sum(layer.in_features * layer.out_features for layer in found)
     return 8 * sum(num_replacing_bytes(entry_of(layer)) for layer in found) / num_weights
 
 
 def stored_bits(layers: Layers) -> float:
-    """Bits a weight of our checkpoint, counted."""
+    """Count the bits a weight of our checkpoint."""
     return sum(each.num_bits for each in layers.values()) / sum(each.num_weights for each in layers.values())
 
 
 @contextlib.contextmanager
 def computing(pipeline: Any, row: Row) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Within this context the pipeline computes as a row does. Yields the 16-bit and the other denoiser of each."""
+    """Make the pipeline compute as a row does within this context. Yields the 16-bit and the other
+    denoiser of each.
+    """
     if row.make is None:
         with installed(pipeline, row.layers) as pairs, dequantizing_once(row.layers):
             yield pairs
@@ -186,7 +193,9 @@ def computing(pipeline: Any, row: Row) -> Iterator[dict[str, tuple[Any, Any]]]:
 
 
 def judge(pipeline: Any, reference: Reference, row: Row, every: int) -> dict[str, Any]:
-    """SQNR of the noise prediction by denoiser (mean over prompts), and of the layers' outputs (median over layers)."""
+    """Measure SQNR of the noise prediction by denoiser (mean over prompts), and of the layers'
+    outputs (median over layers).
+    """
     by_denoiser: dict[str, list[float]] = {name: [] for name in COMPONENTS}
     with computing(pipeline, row) as pairs:
         layers: list[float] = []
@@ -205,7 +214,9 @@ def judge(pipeline: Any, reference: Reference, row: Row, every: int) -> dict[str
 
 
 def layer_errors(reference: Reference, pairs: Mapping[str, tuple[Any, Any]], calls: list[Any], row: Row) -> list[float]:
-    """SQNR of each layer's output on one call's inputs of the 16-bit model, a conditional call in mid-trajectory."""
+    """Measure SQNR of each layer's output on one call's inputs of the 16-bit model, a conditional
+    call in mid-trajectory.
+    """
     found: list[float] = []
     for denoiser, (original, other) in pairs.items():
         samples = [c.sample for c in calls if c.sample.denoiser == denoiser]
@@ -225,7 +236,7 @@ def layer_errors(reference: Reference, pairs: Mapping[str, tuple[Any, Any]], cal
 
 
 def table_of(results: list[dict[str, Any]]) -> Table:
-    """A row a way to compute."""
+    """Make a table with a row for each computation."""
     table = Table("", "bits", *(f"{name}, dB" for name in COMPONENTS), "layers, median dB", "worst")
     for result in results:
         cells = [f"{result['sqnr_db'][name]:.2f} ± {result['standard_deviation_db'][name]:.2f}" for name in COMPONENTS]

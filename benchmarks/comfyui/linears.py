@@ -1,7 +1,8 @@
-"""A linear as ComfyUI computes it, format by format: comfy-kitchen's eager backend, in float32 but for what is said.
+"""A linear as ComfyUI computes it, format by format: comfy-kitchen's eager backend, in float32
+unless stated.
 
-On a CPU comfy-kitchen has no product of two NVFP4 tensors: their decoded values are multiplied, which is the same up to
-the order of sums.
+On a CPU comfy-kitchen has no product of two NVFP4 tensors: their decoded values are multiplied,
+which is the same up to the order of sums.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ LAYOUT = "TensorCoreNVFP4Layout"
 SVDQUANT_GROUP = 64
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
-"""(tokens, in) float32 to (tokens, out) float32, without the bias."""
+"""A function from (tokens, in) float32 to (tokens, out) float32, without the bias."""
 
 
 class ComfyUILinear(nn.Module):
@@ -31,18 +32,20 @@ class ComfyUILinear(nn.Module):
         self._compute, self._bias = compute, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(…, in) to (…, out), in the dtype of x."""
+        """Compute (…, in) to (…, out), in the dtype of x."""
         y = self._compute(x.float().flatten(0, -2)).unflatten(0, x.shape[:-1])
         return (y if self._bias is None else y + self._bias.float()).to(x.dtype)
 
 
 def four_bit_input(x: torch.Tensor) -> torch.Tensor:
-    """Activations as core rounds them on Blackwell: one scale for all tokens, from the call's largest magnitude."""
+    """Round activations as core does on Blackwell: one scale for all tokens, from the call's
+    largest magnitude.
+    """
     return QuantizedTensor.from_float(x, LAYOUT).dequantize()
 
 
 def decoded(tensors: dict[str, torch.Tensor], out_features: int, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of exported tensors, decoded by comfy-kitchen in `dtype`: (out, in)."""
+    """Decode the weight of exported tensors by comfy-kitchen in `dtype`: (out, in)."""
     weight = tensors["weight"]
     params = TensorCoreNVFP4Layout.Params(
         scale=tensors["weight_scale_2"], block_scale=tensors["weight_scale"], orig_dtype=dtype,
@@ -52,7 +55,8 @@ def decoded(tensors: dict[str, torch.Tensor], out_features: int, dtype: torch.dt
 
 
 def exported_nvfp4(layer: QuantizedLayer, four_bits: bool, with_branch: bool = True) -> Compute:
-    """Our export: W4A4 with what the tensor cores decode, or W4A16 with the weight decoded in bfloat16, as core does.
+    """Return our export's computation: W4A4 with the tensor cores' decoding, or W4A16 with the
+    weight decoded in bfloat16, as in core.
 
     `pre_quant_scale` is rounded to bfloat16, the dtype that core computes in.
     """
@@ -79,13 +83,17 @@ def nearest_nvfp4(weight: torch.Tensor, four_bits: bool) -> Compute:
 
 
 def convrot_w4a4(weight: torch.Tensor, group_size: int) -> Compute:
-    """comfy-kitchen's rotation and INT4, a scale a row and a token: its quantizer and its linear."""
+    """Return comfy-kitchen's rotation and INT4, a scale a row and a token: its quantizer and its
+    linear.
+    """
     packed, scales = comfy_kitchen.quantize_convrot_w4a4_weight(weight, convrot_groupsize=group_size)
     return lambda x: comfy_kitchen.convrot_w4a4_linear(x, packed, scales, convrot_groupsize=group_size)
 
 
 def svdquant_w4a4(layer: QuantizedLayer) -> Compute:
-    """A layer of `nunchaku_int4` in comfy-kitchen's svdquant_w4a4, whose bytes are ours: its quantizer, its linear."""
+    """Return a layer of `nunchaku_int4` in comfy-kitchen's svdquant_w4a4, whose bytes are ours: its
+    quantizer, its linear.
+    """
     assert layer.format == INT4 and layer.branch is not None and layer.smoothing_factor is not None
     scales = scale_from_bytes(layer.scale, INT4).t().contiguous()
     smoothing, up, down = layer.smoothing_factor.float(), layer.branch.up.float(), layer.branch.down.float()

@@ -1,19 +1,23 @@
-"""Recipes on a real network that changes along its denoising trajectory, as a whole and layer by layer.
+"""Recipes on a real network that changes along its denoising trajectory, as a whole and layer by
+layer.
 
-    make bench-denoiser                              # fetches the network (38 MB, a PyPI wheel) and runs it
-    python -m benchmarks.denoiser WHEEL              # every row, three seeds; a stopped run goes on where it was
+    make bench-denoiser                              # fetches the network (38 MB, a PyPI wheel) and
+    runs it
+    python -m benchmarks.denoiser WHEEL              # every row, three seeds; a stopped run resumes
     python -m benchmarks.denoiser WHEEL --rows 'ours*' --seeds 1
     python -m benchmarks.denoiser WHEEL --report --figure error.png
 
-The network is the consistency-distilled U-Net of adaptive-terrain-diffusion (10.5 million parameters, sigma 0.002 to
-80): no transformer, but real, and up to thirty times as loud where noise is low as where it is high. Quantized are skip
-connections, attention's linears, those that read the embedding, and, as matrices of patches, the 3×3 convolutions of 64
-outputs or more: 94 % of the weights. The rest, which makes the embedding or is narrow, stays in full precision.
+The network is the consistency-distilled U-Net of adaptive-terrain-diffusion (10.5 million
+parameters, sigma 0.002 to 80): no transformer, but real, and up to thirty times as loud at low
+noise as at high noise. The quantized layers are skip connections, attention's linears, those that
+read the embedding, and, as matrices of patches, the 3×3 convolutions of 64 outputs or more: 94 % of
+the weights. The rest, which makes the embedding or is narrow, stays in full precision.
 
-Errors are norm over norm, on what the network at full precision is given, with fields and noise that calibration never
-saw; a seed changes them all. They are the U-Net's own: at sigma 0.002 the denoised field does not depend on it at all.
-The network magnifies differences in the last bit: one recipe, summed in another order, makes errors some points apart.
-Single layers tell recipes apart more sharply.
+Errors are norm over norm, on inputs of the full-precision network, with fields and noise that
+calibration never saw; a seed changes them all. They are the U-Net's own: at sigma 0.002 the
+denoised field does not depend on it at all. The network magnifies differences in the last bit: one
+recipe, summed in another order, has errors some points apart. Single layers distinguish recipes
+more sharply.
 """
 
 import argparse
@@ -44,7 +48,7 @@ TOKENS = {"calibration": 192, "held out": 64}  # of each layer at each noise lev
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.denoiser", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +65,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Raise TempoQuantError, before minutes of work, for what would fail after them."""
+    """Raise TempoQuantError for everything that would fail after minutes of work."""
     if arguments.seeds < 1:
         raise TempoQuantError(f"at least one seed is needed, not {arguments.seeds}.")
     if not arguments.report and not zipfile.is_zipfile(arguments.wheel):
@@ -78,7 +82,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
 
 
 def measure_rows(rows: Sequence[Row], files: RowFiles, arguments: argparse.Namespace, console: Console) -> None:
-    """Measure what is not finished, seed by seed: rows of one seed are judged on the same samples."""
+    """Measure unfinished rows, seed by seed: rows of one seed are judged on the same samples."""
     denoiser: Denoiser | None = None
     for seed in range(arguments.seeds):
         missing = [row for row in rows if arguments.again or files.load(row, seed) is None]
@@ -96,14 +100,14 @@ def measure_rows(rows: Sequence[Row], files: RowFiles, arguments: argparse.Names
 
 
 def collect(rows: Sequence[Row], files: RowFiles, num_seeds: int) -> list[dict[str, Any]]:
-    """The finished rows, each over the seeds it has."""
+    """Return the finished rows, each over the seeds it has."""
     every = [(row, [files.load(row, seed, of_any_sources=True) for seed in range(num_seeds)]) for row in rows]
     finished = [(row, [record for record in records if record is not None]) for row, records in every]
     return [combine(row, records) for row, records in finished if records]
 
 
 def load_checked(wheel: Path, console: Console) -> Denoiser:
-    """The network in PyTorch. Raises ModelError unless it computes what ONNX Runtime does."""
+    """Load the network in PyTorch. Raises ModelError unless it agrees with ONNX Runtime."""
     model = onnx_file(wheel)
     denoiser = load(model)
     difference = hold_to_onnx_runtime(denoiser, model, SIGMAS)

@@ -1,4 +1,6 @@
-"""The layers that are quantized, as the matrices they are: linears, 1×1 convolutions, 3×3 convolutions by im2col."""
+"""The layers that are quantized, as the matrices they are: linears, 1×1 convolutions, 3×3
+convolutions by im2col.
+"""
 
 from collections.abc import Iterator
 
@@ -12,9 +14,11 @@ KINDS = {
     "skip_connection": "skip", "emb_layers.1": "embedding", "qkv": "attention", "proj_out": "attention",
     "in_layers.2": "convolution", "out_layers.3": "convolution",
 }  # fmt: skip
-"""How a quantized layer's name ends, to what it is."""
+"""The kind of a quantized layer, by the ending of its name."""
 MIN_CHANNELS = 64
-"""Outputs of the smallest 3×3 convolutions that are quantized: narrower ones hold few weights and most of the time."""
+"""Outputs of the smallest 3×3 convolutions that are quantized: narrower ones hold few weights and
+most of the time.
+"""
 
 
 class Im2ColConvolution(nn.Module):
@@ -34,32 +38,36 @@ class Im2ColConvolution(nn.Module):
 
 
 def patches(x: torch.Tensor, kernel: int) -> torch.Tensor:
-    """(batch, channels, height, width) to (batch, height · width, channels · kernel²), zeros outside the field."""
+    """Convert (batch, channels, height, width) to (batch, height · width, channels · kernel²),
+    zeros outside the field.
+    """
     return functional.unfold(x, kernel, padding=kernel // 2).transpose(1, 2)
 
 
 def matrix_of(layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
-    """The weight that multiplies a patch: (out, in · kernel²)."""
+    """Return the weight that multiplies a patch: (out, in · kernel²)."""
     return layer.weight.flatten(1)
 
 
 def tokens_of(layer: nn.Linear | nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """What `matrix_of` multiplies when the layer is given x: (tokens, in · kernel²)."""
+    """Return the tokens that `matrix_of` multiplies for the input x: (tokens, in · kernel²)."""
     return x if isinstance(layer, nn.Linear) else patches(x, layer.kernel_size[0]).flatten(0, 1)
 
 
 def as_matrix(layer: nn.Linear | nn.Conv2d, linear: nn.Module) -> nn.Module:
-    """What stands in the layer's place and computes it by `linear`, which has its `matrix_of` and its bias."""
+    """Return a replacement of the layer that computes it by `linear`, which has its `matrix_of` and
+    its bias.
+    """
     return linear if isinstance(layer, nn.Linear) else Im2ColConvolution(linear, layer.kernel_size[0])
 
 
 def kind_of(name: str) -> str:
-    """What a quantized layer is: one of the values of KINDS."""
+    """Return the kind of a quantized layer: one of the values of KINDS."""
     return next(kind for ending, kind in KINDS.items() if name.endswith(ending))
 
 
 def quantized_layers(denoiser: Denoiser) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Names and modules of the layers to quantize."""
+    """Yield names and modules of the layers to quantize."""
     for name, module in denoiser.named_modules():
         if not name.endswith(tuple(KINDS)) or not isinstance(module, nn.Linear | nn.Conv2d):
             continue

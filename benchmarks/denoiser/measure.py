@@ -1,4 +1,6 @@
-"""One row with one seed: quantize every layer on some fields, judge each layer and the whole network on others."""
+"""One row with one seed: quantize every layer on some fields, judge each layer and the whole
+network on others.
+"""
 
 import contextlib
 import copy
@@ -18,7 +20,9 @@ Layers = dict[str, QuantizedLinear]
 
 
 def measure(row: Row, denoiser: Denoiser, calibration: Samples, held_out: Samples) -> dict[str, Any]:
-    """Relative errors, norm over norm, at each noise level: of the network, of the denoised field, of every layer."""
+    """Measure relative errors, norm over norm, at each noise level: of the network, of the denoised
+    field, of every layer.
+    """
     start = time.perf_counter()
     layers = quantize(row, denoiser, calibration)
     network, denoised = errors_of_network(denoiser, layers, held_out)
@@ -32,7 +36,9 @@ def measure(row: Row, denoiser: Denoiser, calibration: Samples, held_out: Sample
 
 
 def quantize(row: Row, denoiser: Denoiser, calibration: Samples) -> Layers:
-    """Every quantized layer by name, each calibrated on what it reads in the network at full precision."""
+    """Quantize every layer, by name, each calibrated on its input in the network at full
+    precision.
+    """
     layers = {}
     for name, layer in quantized_layers(denoiser):
         matrix = matrix_of(layer)
@@ -43,7 +49,9 @@ def quantize(row: Row, denoiser: Denoiser, calibration: Samples) -> Layers:
 
 @torch.no_grad()
 def errors_of_network(denoiser: Denoiser, layers: Layers, held_out: Samples) -> tuple[list[float], list[float]]:
-    """Of the network's output and of the denoised field, with all quantized layers in place, at each noise level."""
+    """Measure errors of the network's output and of the denoised field, with all quantized layers
+    in place, at each noise level.
+    """
     quantized = copy.deepcopy(denoiser)
     for name, layer in quantized_layers(denoiser):
         quantized.set_submodule(name, as_matrix(layer, layers[name]))
@@ -61,7 +69,9 @@ def errors_of_network(denoiser: Denoiser, layers: Layers, held_out: Samples) -> 
 
 @torch.no_grad()
 def errors_of_layers(denoiser: Denoiser, layers: Layers, held_out: Samples) -> dict[str, list[float]]:
-    """Of each layer's output without its bias, on what it reads in the network at full precision."""
+    """Measure errors of each layer's output without its bias, on its input in the network at full
+    precision.
+    """
     errors = {}
     for name, layer in quantized_layers(denoiser):
         errors[name] = []
@@ -74,5 +84,5 @@ def errors_of_layers(denoiser: Denoiser, layers: Layers, held_out: Samples) -> d
 
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """‖found − wanted‖ / ‖wanted‖."""
+    """Compute ‖found − wanted‖ / ‖wanted‖."""
     return float((found - wanted).norm() / wanted.norm())

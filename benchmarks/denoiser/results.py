@@ -1,4 +1,4 @@
-"""Finished results, a file for each row and seed, and what they come to over the seeds."""
+"""Finished results, a file for each row and seed, and their combination over the seeds."""
 
 import json
 import re
@@ -15,15 +15,15 @@ from benchmarks.quality.results import commit, write_json
 class RowFiles:
     """The folder of finished results.
 
-    A result stands for its row as long as recipe, bins, rank and sources are the same. Sources that differ from their
-    commit are never the same.
+    A result is valid for its row as long as recipe, bins, rank and sources are the same. Sources
+    that differ from their commit are never the same.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._commit = folder, commit()
 
     def load(self, row: Row, seed: int, of_any_sources: bool = False) -> dict[str, Any] | None:
-        """The result of this row and seed; None when there is none that stands."""
+        """Return the result of this row and seed; None without a valid one."""
         file = self._file(row, seed)
         if not file.is_file():
             return None
@@ -32,7 +32,7 @@ class RowFiles:
         return found if found["settings"] == _settings(row) and (same_sources or of_any_sources) else None
 
     def save(self, row: Row, seed: int, measured: Mapping[str, Any]) -> None:
-        """Keep a result."""
+        """Store a result."""
         self._folder.mkdir(parents=True, exist_ok=True)
         record = {"settings": _settings(row), "seed": seed, "commit": self._commit, **measured}
         write_json(self._file(row, seed), record)
@@ -42,7 +42,9 @@ class RowFiles:
 
 
 def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row over its seeds: errors as shares of the norm, each with its mean, its standard deviation and n."""
+    """Combine one row over its seeds: errors as shares of the norm, each with its mean, its
+    standard deviation and n.
+    """
     layers = {
         name: statistics.fmean(error for record in records for error in record["layers"][name])
         for name in records[0]["layers"]
@@ -66,7 +68,7 @@ def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation over the seeds (None of one), and how many."""
+    """Compute mean, standard deviation over the seeds (None of one), and their number."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "deviation": deviation, "n": len(values)}
 

@@ -1,4 +1,4 @@
-"""Which recipes are compared. A new row is one more line of `all_rows`."""
+"""The recipes to compare. A new row is one more line of `all_rows`."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -9,11 +9,15 @@ from tempoquant.recipe import Recipe
 
 FORMAT = "nvfp4_m1"
 RANK_SHARE = 0.02
-"""A layer's rank over the narrower of its sides, where a row has none of its own: 32 is 0.6 % of the 14B model's."""
+"""A layer's rank over the narrower of its sides, for rows without a rank: 32 is 0.6 % of the 14B
+model's.
+"""
 
 
 class Row(NamedTuple):
-    """One recipe, with so many timestep bins; its rank, or None for RANK_SHARE of each layer's width."""
+    """One recipe, its number of timestep bins, and its rank, or None for RANK_SHARE of each layer's
+    width.
+    """
 
     label: str
     recipe: Recipe
@@ -21,7 +25,7 @@ class Row(NamedTuple):
     rank: int | None = None
 
     def recipe_of(self, shape: Sequence[int]) -> Recipe:
-        """The recipe of a layer with this (out, in)."""
+        """Return the recipe of a layer with this (out, in)."""
         if self.recipe.rank == 0:
             return self.recipe
         wanted = max(1, round(RANK_SHARE * min(shape))) if self.rank is None else self.rank
@@ -29,7 +33,7 @@ class Row(NamedTuple):
 
 
 def all_rows() -> list[Row]:
-    """Every row, in the order of the table."""
+    """Return every row, in the order of the table."""
     rtn, svdquant, paper, ours = (
         Recipe.load(name).replace(format=FORMAT) for name in ("rtn", "svdquant", "paper", "default")
     )
@@ -54,7 +58,9 @@ FIGURE = ("paper, 3 bins", "ours, 1 bin", "ours, 8 bins")
 
 
 def select(rows: Sequence[Row], patterns: Sequence[str] | None) -> list[Row]:
-    """Rows whose label matches one of the patterns; all without. Raises RecipeError for a pattern that matches none."""
+    """Return rows whose label matches one of the patterns; all without. Raises RecipeError for a
+    pattern that matches none.
+    """
     for pattern in patterns or ():
         if not fnmatch.filter([row.label for row in rows], pattern):
             raise RecipeError(f"no row is called {pattern!r}; rows are {'; '.join(row.label for row in rows)}.")

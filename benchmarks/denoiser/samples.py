@@ -1,7 +1,8 @@
-"""What layers read at each noise level: on terrain fields of the denoiser's own making, with noise added again.
+"""Inputs of layers at each noise level: on terrain fields that the denoiser made, with noise added
+again.
 
-The denoiser turns pure noise of sigma 80 into a field in one step; these fields, of random difficulty, are the clean
-ones. Each seed has fields and noise of its own.
+The denoiser turns pure noise of sigma 80 into a field in one step; these fields, of random
+difficulty, are the clean ones. Each seed has its own fields and noise.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,9 @@ SIGMAS = tuple(
 
 
 class Call(NamedTuple):
-    """One call of the denoiser, at one noise level. noisy: (fields, 1, 128, 128); sigma, difficulty: (fields,)."""
+    """One call of the denoiser, at one noise level. noisy: (fields, 1, 128, 128); sigma,
+    difficulty: (fields,).
+    """
 
     noisy: torch.Tensor
     sigma: torch.Tensor
@@ -31,9 +34,9 @@ class Samples(NamedTuple):
     """A call at each of SIGMAS.
 
     Attributes:
-        calls: what the denoiser is given.
-        outputs: what its network says then, (fields, 1, 128, 128) each.
-        tokens: what its layers read, {layer: (tokens, in) at each of SIGMAS}.
+        calls: the denoiser's inputs.
+        outputs: its network's outputs, (fields, 1, 128, 128) each.
+        tokens: its layers' inputs, {layer: (tokens, in) at each of SIGMAS}.
     """
 
     calls: list[Call]
@@ -42,19 +45,25 @@ class Samples(NamedTuple):
 
 
 def timestep_of(index: int) -> float:
-    """Where, of the timesteps 0 … 1000, the sigma of that index lies: the middle of one of NUM_SIGMAS intervals."""
+    """Return the timestep, 0 … 1000, of the sigma of that index: the middle of one of NUM_SIGMAS
+    intervals.
+    """
     return NUM_TRAIN_TIMESTEPS * (index + 0.5) / NUM_SIGMAS
 
 
 def by_bin(tokens: list[torch.Tensor], num_bins: int) -> dict[int, torch.Tensor]:
-    """Tokens at each of SIGMAS, as {timestep bin: tokens} of bins that divide the timesteps equally."""
+    """Group tokens at each of SIGMAS by timestep bin, with bins that divide the timesteps
+    equally.
+    """
     bins = [int(timestep_of(i) * num_bins / NUM_TRAIN_TIMESTEPS) for i in range(NUM_SIGMAS)]
     return {b: torch.cat([tokens[i] for i in range(NUM_SIGMAS) if bins[i] == b]) for b in range(num_bins)}
 
 
 @torch.no_grad()
 def take(denoiser: Denoiser, num_fields: int, num_tokens: int, seed: int) -> Samples:
-    """Clean fields drawn with a seed, with noise of each level; of each layer's tokens there as many, at most."""
+    """Draw clean fields with a seed, add noise of each level, and keep at most so many tokens of
+    each layer.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise() -> torch.Tensor:
@@ -79,7 +88,9 @@ def take(denoiser: Denoiser, num_fields: int, num_tokens: int, seed: int) -> Sam
 def _call(
     denoiser: Denoiser, layers: dict[str, nn.Linear | nn.Conv2d], call: Call, difficulties: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The network's output, and each layer's input: linears, to whom a field is one token, are given `difficulties`."""
+    """Return the network's output, and each layer's input; linears that read one token a field get
+    `difficulties`.
+    """
     inputs: dict[str, torch.Tensor] = {}
     handles = [
         layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))

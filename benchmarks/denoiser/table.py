@@ -13,11 +13,11 @@ PANELS = {
     "network": "the network's output, every quantized layer in place",
     "single_layer": "a single layer's output, mean over all quantized layers",
 }
-"""What is shown at each noise level: keys of `combine`, and what they are the error of."""
+"""The errors that are shown at each noise level: keys of `combine`, and their objects."""
 
 
 def sigma_table(results: Sequence[Mapping[str, Any]], what: str) -> Table:
-    """One of PANELS at each noise level, and its mean over them."""
+    """Make a table of one of PANELS at each noise level, and its mean over them."""
     table = _table(f"Relative error of {PANELS[what]}, at each sigma, %", results)
     table.add_column("bits a weight", justify="right")
     for heading in (*(f"{sigma:.2g}" for sigma in SIGMAS), "mean"):
@@ -29,7 +29,9 @@ def sigma_table(results: Sequence[Mapping[str, Any]], what: str) -> Table:
 
 
 def kind_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Error of single layers' outputs by what they are, mean over the noise levels, and the worst of all layers."""
+    """Make a table of layers' output errors by kind, mean over the noise levels, and the worst of
+    all layers.
+    """
     table = _table("Relative error of a single layer's output, mean over the sigmas, %", results)
     kinds = dict.fromkeys(KINDS.values())
     for heading in (*kinds, "worst layer"):
@@ -43,13 +45,15 @@ def kind_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def percent(found: Mapping[str, Any], with_deviation: bool = True) -> str:
-    """A `summary` as "12.3 ± 0.4", or without its deviation."""
+    """Write a `summary` as "12.3 ± 0.4", or without its deviation."""
     text = f"{100 * found['mean']:.1f}"
     return text if found["deviation"] is None or not with_deviation else f"{text} ± {100 * found['deviation']:.1f}"
 
 
 def draw_error_against_sigma(results: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """A line for each row through its errors at the noise levels, with the standard deviation over seeds."""
+    """Draw a line for each row through its errors at the noise levels, with the standard deviation
+    over seeds.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")

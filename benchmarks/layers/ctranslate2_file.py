@@ -1,8 +1,9 @@
 """Read a CTranslate2 model.bin, whose own library runs models and hands out no weights.
 
-Little-endian: version, name of the specification, its revision, variables, aliases. A string is its length with the
-final zero (uint16), then the bytes; a variable is its name, number of dimensions (uint8), dimensions (uint32), dtype
-(uint8), number of bytes (uint32), bytes; an alias is two names. Counts are uint32.
+Little-endian: version, name of the specification, its revision, variables, aliases. A string is its
+length with the final zero (uint16), then the bytes; a variable is its name, number of dimensions
+(uint8), dimensions (uint32), dtype (uint8), number of bytes (uint32), bytes; an alias is two names.
+Counts are uint32.
 """
 
 import math
@@ -20,14 +21,16 @@ DTYPES = {0: np.dtype("<f4"), 1: np.dtype("i1"), 2: np.dtype("<i2"), 3: np.dtype
 
 
 class Variables(NamedTuple):
-    """What the file holds: the kind of model, such as "WhisperSpec", and every tensor by name, aliases too."""
+    """The content of the file: the kind of model, such as "WhisperSpec", and every tensor by name,
+    aliases too.
+    """
 
     specification: str
     tensors: dict[str, torch.Tensor]
 
 
 class _Reader:
-    """A place in the file's bytes that moves on with everything read."""
+    """A position in the file's bytes that advances with every read."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.data, self.place = file, file.read_bytes(), 0
@@ -71,10 +74,11 @@ class _Reader:
 
 
 def read_variables(file: Path) -> Variables:
-    """Read every tensor, in the shape and dtype that it is stored in.
+    """Read every tensor, in its stored shape and dtype.
 
     Raises:
-        ModelError: the file is cut off, damaged, goes on after its end, or has another version or dtype.
+        ModelError: the file is cut off, damaged, goes on after its end, or has another version or
+            dtype.
     """
     reader = _Reader(file)
     version = reader.number("<I")

@@ -1,4 +1,4 @@
-"""One linear of a pretrained network, and what it reads while that network runs."""
+"""One linear of a pretrained network, and its inputs while that network runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ PARTS = ("fit", "test")
 
 
 class Layer(NamedTuple):
-    """One linear, the inputs to calibrate it on and those to judge it on: (tokens, in)."""
+    """One linear, its calibration inputs and its held-out inputs: (tokens, in)."""
 
     linear: nn.Linear
     fit: torch.Tensor
@@ -20,13 +20,17 @@ class Layer(NamedTuple):
 
 
 def texts(part: str) -> list[str]:
-    """Python's own documentation: every second topic to calibrate on, the others to judge on."""
+    """Return Python's own documentation: every second topic to calibrate on, the others to judge
+    on.
+    """
     return [text for _, text in sorted(topics.items())][PARTS.index(part) :: len(PARTS)]
 
 
 @contextmanager
 def reading(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Keep what the named linears read while the block runs: of each call one tensor, (tokens, in)."""
+    """Keep the inputs of the named linears within this context: of each call one tensor, (tokens,
+    in).
+    """
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(

@@ -14,11 +14,15 @@ from tempoquant.quantizing.linear import quantize_linear
 from tempoquant.recipe import Recipe
 
 QUIETEST = 1e-3
-"""The least signal a token's error is held against, as a fraction of the mean: a token may be almost silent."""
+"""The least signal that a token's error is compared with, as a fraction of the mean: a token may be
+almost silent.
+"""
 
 
 class Error(NamedTuple):
-    """Error power over signal power of a layer's output, dB: of all tokens together, and of the worst one."""
+    """Error power over signal power of a layer's output, dB: of all tokens together, and of the
+    worst one.
+    """
 
     all_db: float
     worst_token_db: float
@@ -39,7 +43,9 @@ def _db(ratio: torch.Tensor) -> float:
 
 
 def measure(layers: Mapping[str, Layer], rows: Mapping[str, Recipe]) -> list[dict[str, Any]]:
-    """One record a row, dB: mean over layers, each layer, paired difference to PAPER, the worst layers and tokens."""
+    """Make one record a row, dB: mean over layers, each layer, paired difference to PAPER, the
+    worst layers and tokens.
+    """
     results: list[dict[str, Any]] = []
     for label, recipe in rows.items():
         start = time.perf_counter()

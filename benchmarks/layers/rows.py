@@ -1,14 +1,16 @@
-"""The recipes that are compared, by what a table calls them."""
+"""The recipes to compare, by their name in the table."""
 
 from tempoquant.recipe import Recipe
 
 RANK = 16
 PAPER = f"paper, mxfp4, rank {RANK}"
-"""The row that others are set beside."""
+"""The row that others are compared with."""
 
 
 def steps() -> dict[str, Recipe]:
-    """The published recipe, what ours adds to it one at a time, ours, and ours without its most expensive part."""
+    """Return the published recipe, our additions one at a time, ours, and ours without its most
+    expensive part.
+    """
     paper, ours = Recipe.load("paper").replace(rank=RANK), Recipe.load("default")
     least_error = {"weight_scale_rule": "least_error", "activation_scale_rule": "least_error"}
     rows = {PAPER: paper.replace(format="mxfp4")}
@@ -28,7 +30,9 @@ def steps() -> dict[str, Recipe]:
 
 
 def unseen() -> dict[str, Recipe]:
-    """What tokens that calibration never saw can tell apart: recipes that calibrate little, much, and with a prior."""
+    """Return recipes that tokens unseen in calibration can distinguish: with little, much, and
+    prior-based calibration.
+    """
     rows: dict[str, Recipe] = {}
     for format in ("mxfp4", "nvfp4_m1", "int4"):
         paper, ours = (Recipe.load(name).replace(format=format, rank=RANK) for name in ("paper", "default"))

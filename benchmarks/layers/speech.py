@@ -1,4 +1,6 @@
-"""Speech out of text, by espeak-ng: Python's documentation, read aloud by several voices in a room with some noise."""
+"""Speech out of text, by espeak-ng: Python's documentation, read aloud by several voices in a room
+with some noise.
+"""
 
 import re
 import shutil
@@ -24,21 +26,25 @@ SENTENCE = re.compile(r"(?<!\S)[A-Z][a-z]*[a-z ,\n-]*\.(?!\S)")  # without code 
 
 
 class Clip(NamedTuple):
-    """Sound at 16 kHz, (samples,) float32 in −1 … 1, and the words it says."""
+    """Sound at 16 kHz, (samples,) float32 in −1 … 1, and its words."""
 
     sound: np.ndarray
     words: str
 
 
 def require_espeak() -> str:
-    """The version of espeak-ng. Raises SystemExit, with the line that installs it, where there is none."""
+    """Return the version of espeak-ng. Raises SystemExit, with the line that installs it, if there
+    is none.
+    """
     if shutil.which(PROGRAM) is None:
         raise SystemExit(f"Speech needs {PROGRAM}, which is not on the path: apt-get install {PROGRAM}.")
     return subprocess.run([PROGRAM, "--version"], capture_output=True, text=True, check=True).stdout.split("  ")[0]
 
 
 def clips(part: str) -> list[Clip]:
-    """A clip from each of the part's first topics with enough to say, its voice and speed its own."""
+    """Make a clip from each of the part's first topics with enough text, each with its own voice
+    and speed.
+    """
     prose = [" ".join(SENTENCE.findall(text)).split() for text in texts(part)]
     long = [words for words in prose if len(words) >= NUM_WORDS]
     room = np.random.default_rng(PARTS.index(part))

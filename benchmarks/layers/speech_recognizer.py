@@ -1,7 +1,8 @@
-"""The speech recognizer: Whisper tiny.en (384 features), its encoder and decoder, with few tokens to calibrate on.
+"""The speech recognizer: Whisper tiny.en (384 features), its encoder and decoder, with few tokens
+to calibrate on.
 
-Few tokens are the hard case. In the last feed-forward of the encoder, behind its GELU, features that are silent in all
-of them are loud in tokens held out.
+Few tokens are the hard case. In the last feed-forward of the encoder, behind its GELU, features
+that are silent in all of them are loud in tokens held out.
 """
 
 from pathlib import Path
@@ -30,7 +31,9 @@ PROMPT = "<|startoftranscript|><|notimestamps|>"
 
 @torch.no_grad()
 def speech_recognizer(folder: Path) -> dict[str, Layer]:
-    """Let a Whisper (model.bin, tokenizer.json) hear speech and read what is said; what the chosen linears read."""
+    """Let a Whisper (model.bin, tokenizer.json) hear speech and read its text; return the inputs of
+    the chosen linears.
+    """
     model = load_whisper(folder / "model.bin")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     features_of = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
@@ -50,7 +53,9 @@ def speech_recognizer(folder: Path) -> dict[str, Layer]:
 
 
 def _evenly(tokens: torch.Tensor) -> torch.Tensor:
-    """NUM_TOKENS of them, evenly spaced: (NUM_TOKENS, in). Raises CalibrationError when there are fewer."""
+    """Take NUM_TOKENS tokens, evenly spaced: (NUM_TOKENS, in). Raises CalibrationError if there are
+    fewer.
+    """
     if len(tokens) < NUM_TOKENS:
         raise CalibrationError(f"the speech gives {len(tokens)} tokens of the {NUM_TOKENS} wanted: add clips.")
     return tokens[torch.linspace(0, len(tokens) - 1, NUM_TOKENS).round().long()]

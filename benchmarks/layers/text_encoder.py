@@ -1,4 +1,6 @@
-"""The text encoder: all-MiniLM-L6-v2 (384 features), the linears of two blocks, with many tokens to calibrate on."""
+"""The text encoder: all-MiniLM-L6-v2 (384 features), the linears of two blocks, with many tokens to
+calibrate on.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,9 @@ NUM_WINDOWS = {"fit": 40, "test": 16}
 
 @torch.no_grad()
 def text_encoder(folder: Path) -> dict[str, Layer]:
-    """Run the text through a BERT (config.json, model.safetensors, a tokenizer); what the chosen linears read."""
+    """Run the text through a BERT (config.json, model.safetensors, a tokenizer); return the inputs
+    of the chosen linears.
+    """
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     names = [f"encoder.layer.{block}.{linear}" for block in BLOCKS for linear in LINEARS]
     seen = {}
@@ -28,6 +32,6 @@ def text_encoder(folder: Path) -> dict[str, Layer]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Pieces long enough to fill a window, and not much longer."""
+    """Return pieces long enough to fill a window, and not much longer."""
     length = 8 * WINDOW
     return [text[start : start + length] for start in range(0, len(text) - length + 1, length)]

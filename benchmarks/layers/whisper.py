@@ -1,4 +1,6 @@
-"""transformers' WhisperModel from the weights of a CTranslate2 model.bin, which names and fuses linears its own way."""
+"""transformers' WhisperModel from the weights of a CTranslate2 model.bin, which names and fuses
+linears its own way.
+"""
 
 import re
 from pathlib import Path
@@ -29,14 +31,17 @@ MODULES = {
     "ffn/linear_0": ("fc1",),
     "ffn/linear_1": ("fc2",),
 }
-"""CTranslate2's module to transformers': several where one fused linear holds their rows, in this order."""
+"""The transformers modules of each CTranslate2 module: several if one fused linear holds their
+rows, in this order.
+"""
 
 
 def load_whisper(file: Path) -> WhisperModel:
-    """Build the model in float32, its sizes read off its weights.
+    """Build the model in float32, with sizes from its weights.
 
     Raises:
-        ModelError: the file cannot be read, holds another kind of model, or not every weight of this one.
+        ModelError: the file cannot be read, holds another kind of model, or not every weight of
+            this one.
     """
     specification, tensors = read_variables(file)
     if specification != SPECIFICATION:
@@ -51,7 +56,9 @@ def load_whisper(file: Path) -> WhisperModel:
 
 
 def _parameters(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """One variable as transformers' parameters; none where it is a setting, or the bias that keys do not have."""
+    """Convert one variable to transformers' parameters; none for a setting, or for the bias that
+    keys do not have.
+    """
     found = NAME.fullmatch(name)
     if found is None or found["module"] not in MODULES:
         return []
@@ -63,7 +70,9 @@ def _parameters(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor
 
 
 def _config(tensors: dict[str, torch.Tensor]) -> WhisperConfig:
-    """The sizes, each read off the tensor that has it, and no padding token, which only training needs."""
+    """Return the sizes, each from its tensor, without the padding token, which only training
+    needs.
+    """
     vocab_size, d_model = tensors["decoder/embeddings/weight"].shape
     sizes: dict[str, int] = {}
     for side in ("encoder", "decoder"):

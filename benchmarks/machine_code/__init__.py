@@ -1,1 +1,3 @@
-"""What the kernels' machine code says without a GPU: counted instructions, and the time that follows from them."""
+"""Facts from the kernels' machine code without a GPU: counted instructions, and the time that
+follows from them.
+"""

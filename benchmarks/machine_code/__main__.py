@@ -1,10 +1,12 @@
-"""The kernels' machine code, counted without a GPU: registers, loops, instructions a number, and the time they make.
+"""The kernels' machine code, counted without a GPU: registers, loops, instructions a number, and
+the resulting time.
 
     python -m benchmarks.machine_code                              # every GPU generation, a table
-    python -m benchmarks.machine_code --capability 90 --json FILE  # Hopper alone, and a line of JSON for each kernel
+    python -m benchmarks.machine_code --capability 90 --json FILE  # Hopper alone, and a line of
+    JSON for each kernel
 
-Every figure is counted in code that Triton compiled here, or computed from such counts and from datasheets. None was
-measured.
+Every figure is counted in code that Triton compiled here, or computed from such counts and from
+datasheets. None was measured.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)  # what is interpreted has no machine code
+os.environ.pop("TRITON_INTERPRET", None)  # interpreted code has no machine code
 
 from rich.console import Console
 
@@ -31,7 +33,7 @@ from benchmarks.scale import commit_name
 
 
 def counted_kernels(ways: Iterable[Way]) -> dict[int, dict[str, Counted]]:
-    """Compile and count what ways need, by compute capability and name."""
+    """Compile and count the kernels that ways need, by compute capability and name."""
     launches = dict(named_launches())
     return {
         capability: {name: count(name, launches[name], GPUS[capability]) for name in sorted(names)}
@@ -40,7 +42,9 @@ def counted_kernels(ways: Iterable[Way]) -> dict[int, dict[str, Counted]]:
 
 
 def chosen_kernels(parts: Iterable[str], capabilities: Iterable[int]) -> dict[int, dict[str, Counted]]:
-    """Compile and count every launch that has one of the parts in its name and is for one of these GPUs."""
+    """Compile and count every launch that has one of the parts in its name and is for one of these
+    GPUs.
+    """
     return {
         capability: {
             name: count(name, launch, GPUS[capability])
@@ -52,7 +56,7 @@ def chosen_kernels(parts: Iterable[str], capabilities: Iterable[int]) -> dict[in
 
 
 def kernel_record(counted: Counted) -> dict[str, Any]:
-    """What is counted of one kernel."""
+    """Return the counts of one kernel."""
     loops = [
         {"instructions": loop.size, "by_kind": dict(shortened(loop.counts).most_common()), "units": loop.units,
          "tensor": dict(loop.tensor), "waits": dict(loop.waits), "load_bytes": dict(loop.loads),
@@ -70,7 +74,7 @@ def kernel_record(counted: Counted) -> dict[str, Any]:
 
 
 def way_records(way: Way, kernels: dict[str, Counted]) -> Iterator[dict[str, Any]]:
-    """The times of a way by shape, and of a block, for each size of video."""
+    """Yield the times of a way by shape, and of a block, for each size of video."""
     for tokens in VIDEO_TOKENS.values():
         by_shape = [linear(way, kernels, shape) for shape in shapes_of_block(tokens)]
         whole = block(way, kernels, tokens)

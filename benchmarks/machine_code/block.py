@@ -1,7 +1,8 @@
-"""The ten linears of a Wan block, each by the kernels that a GPU runs: what the counts say of them beside BF16.
+"""The ten linears of a Wan block, each by the kernels that a GPU runs: the counted times beside
+BF16.
 
-BF16's product is the vendor's, whose code is not at hand: it gets the least time there is at the datasheet's rates,
-which it does not reach. So the ratios are against the best that BF16 could do.
+BF16's product is the vendor's, whose code is not available: it gets the least possible time at the
+datasheet's rates, which it does not reach. So the ratios are against the best that BF16 could do.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ class Way(NamedTuple):
     """One way to run a block on one GPU: its kernels by the names of their launches.
 
     Attributes:
-        bits: of activations. expand: empty where nothing is expanded. operand: what the tensor cores multiply.
+        bits: of activations. expand: empty if nothing is expanded. operand: of the tensor cores.
     """
 
     format: str
@@ -33,12 +34,12 @@ class Way(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """Return its name for people."""
         return f"{self.format}, W4A{self.bits}, {self.operand} products"
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Names of the launches of its stages."""
+        """Return the names of its stages' launches."""
         return tuple(name for name in (self.quantize, self.expand, self.multiply) if name)
 
 
@@ -60,7 +61,7 @@ def _fp4(capability: int, format: str) -> Way:
 
 
 def _rounding(what: str, bits: int, capability: int) -> str:
-    """Name of the launch that rounds inputs."""
+    """Return the name of the launch that rounds inputs."""
     first = 80 if capability < 100 else 100 if capability < 110 else 110
     return f"quantize: {what}, rank 32, {bits} bits, cc {first}"
 
@@ -85,7 +86,9 @@ class Linear(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Seconds of a block's ten linears, by how much runs beside what; an input that linears share is rounded once."""
+    """Seconds of a block's ten linears, by how much runs beside what; an input that linears share
+    is rounded once.
+    """
 
     bf16: float
     expected: float
@@ -94,17 +97,17 @@ class Block(NamedTuple):
 
 
 def least_bf16(shape: Shape, gpu: Gpu) -> float:
-    """Least seconds of the product that four bits replace."""
+    """Compute the least seconds of the product that four bits replace."""
     return roofline.bf16_linear(shape).floor_s(rates_of(gpu))
 
 
 def rates_of(gpu: Gpu) -> roofline.Rates:
-    """The GPU as the roofline sees it."""
+    """Return the GPU's rates for the roofline."""
     return roofline.Rates(gpu.name, gpu.bytes_per_s, gpu.rates["bf16"], gpu.rates.get("fp8", gpu.rates["bf16"]))
 
 
 def linear(way: Way, kernels: Mapping[str, Counted], shape: Shape) -> Linear:
-    """One linear of that shape; `kernels` by (name) for the way's GPU."""
+    """Compute one linear of that shape; `kernels` by (name) for the way's GPU."""
     gpu = GPUS[way.capability]
     quantize, multiply = kernels[way.quantize], kernels[way.multiply]
     nothing = Times(0.0, 0.0, 0.0, 0.0)
@@ -118,7 +121,7 @@ def linear(way: Way, kernels: Mapping[str, Counted], shape: Shape) -> Linear:
 
 
 def block(way: Way, kernels: Mapping[str, Counted], video_tokens: int) -> Block:
-    """The ten linears of a block of that many tokens."""
+    """Compute the ten linears of a block of that many tokens."""
     shapes = [each.shape(video_tokens) for each in BLOCK_LINEARS]
     by_shape = {shape: linear(way, kernels, shape) for shape in set(shapes)}
     inputs = [by_shape[shape] for shape in inputs_of_block(video_tokens).values()]
@@ -135,7 +138,7 @@ def block(way: Way, kernels: Mapping[str, Counted], video_tokens: int) -> Block:
 
 
 def quantize_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
-    """What rounding the input of a linear does."""
+    """Return the work of rounding a linear's input."""
     arguments = counted.launch.arguments
     rows, columns = arguments["BLOCK_ROWS"], arguments["BLOCK_COLUMNS"]
     walks = len(usual_loops(counted))
@@ -148,7 +151,7 @@ def quantize_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
 
 
 def expand_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
-    """What expanding a weight does."""
+    """Return the work of expanding a weight."""
     arguments = counted.launch.arguments
     groups = shape.in_features // arguments["GROUP"]
     trips = tuple(triton.cdiv(groups, arguments["BLOCK_GROUPS"]) for _ in counted.listing.loops)
@@ -157,7 +160,7 @@ def expand_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
 
 
 def multiply_work(counted: Counted, shape: Shape, way: Way) -> Work:
-    """What the product of a linear does, with branch and bias."""
+    """Return the work of a linear's product, with branch and bias."""
     arguments = counted.launch.arguments
     tokens, inner = arguments["TOKENS"], arguments.get("INNER") or arguments["GROUP"]
     outputs = arguments["OUTPUTS"] * (2 if counted.launch.kernel.__name__ == "gemm_kernel" else 1)
@@ -170,7 +173,7 @@ def multiply_work(counted: Counted, shape: Shape, way: Way) -> Work:
 
 
 def kernels_of(ways: Iterable[Way]) -> dict[int, set[str]]:
-    """Names of the launches that ways need, by compute capability."""
+    """Return the names of the launches that ways need, by compute capability."""
     needed: dict[int, set[str]] = {}
     for way in ways:
         needed.setdefault(way.capability, set()).update(way.kernels)

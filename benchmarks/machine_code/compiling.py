@@ -1,6 +1,7 @@
-"""From a `Launch` to the machine code that a GPU of some compute capability would run; no GPU is needed.
+"""Compilation of a `Launch` to the machine code of a compute capability; no GPU is needed.
 
-Triton compiles for a target that it is told; `nvdisasm` and `cuobjdump`, which come with its wheel, print the result.
+Triton compiles for a target that it is told; `nvdisasm` and `cuobjdump`, which come with its wheel,
+print the result.
 """
 
 import importlib
@@ -26,13 +27,13 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 class Binary(NamedTuple):
-    """One kernel as compiled: what a thread and a program take, and the code as text.
+    """One kernel as compiled: the resources of a thread and a program, and the code as text.
 
     Attributes:
         registers: of a thread.
-        stack: bytes of a thread in memory, which is where registers that do not fit are spilled.
+        stack: bytes of a thread in memory, for spilled registers.
         shared: bytes of a program, without the one KiB that every program takes beside them.
-        listing: what nvdisasm prints.
+        listing: the output of nvdisasm.
     """
 
     registers: int
@@ -50,7 +51,9 @@ def named_launches() -> Iterator[tuple[str, Launch]]:
 
 
 def source_of(launch: Launch) -> ASTSource:
-    """Return the kernel with its types, constants and alignment, as a launch with these arguments specializes it."""
+    """Return the kernel with its types, constants and alignment, as a launch with these arguments
+    specializes it.
+    """
     signature: dict[str, Any] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], Any] = {}
@@ -73,13 +76,15 @@ def source_of(launch: Launch) -> ASTSource:
 
 
 def compile_for(launch: Launch, capability: int) -> Any:
-    """Return Triton's compiled kernel of a launch, for 90 that of compute capability 9.0. Raises what Triton raises."""
+    """Return Triton's compiled kernel of a launch, for 90 that of compute capability 9.0. Raises
+    what Triton raises.
+    """
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source_of(launch), target=target, options=launch.options)
 
 
 def binary_of(launch: Launch, capability: int) -> Binary:
-    """Compile a launch and take its code apart."""
+    """Compile a launch and parse its code."""
     compiled = compile_for(launch, capability)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
@@ -91,6 +96,6 @@ def binary_of(launch: Launch, capability: int) -> Binary:
 
 
 def _output_of(tool: str, *arguments: str) -> str:
-    """What one of Triton's own tools prints. Raises CalledProcessError."""
+    """Return the output of one of Triton's own tools. Raises CalledProcessError."""
     command = [os.fspath(TOOLS / tool), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,15 +1,20 @@
-"""One kernel for one GPU, counted, and the time that the counts make in some shape. Nothing here was measured.
+"""One kernel for one GPU, counted, and the time that the counts make in some shape. Nothing here
+was measured.
 
-    issue     its instructions, one a cycle and scheduler, or what the fullest of its units takes of them
+    issue     its instructions, one a cycle and scheduler, or what the fullest of its units takes of
+    them
     tensor    its products at the datasheet's rate of the tensor cores
     bytes     the fewest that it must move, at the datasheet's bandwidth
     largest   the longest of the three: everything runs beside everything else
     sum       issue and tensor one after the other, or bytes if those take longer
-    expected  the sum where one program has a multiprocessor to itself and waits each step until its tensor cores are
-              idle; where it keeps some work for them in flight, only what lies outside of its loop stands alone; the
+    expected  the sum where one program has a multiprocessor to itself and waits each step until its
+    tensor cores are
+              idle; where it keeps some work for them in flight, only what lies outside of its loop
+              stands alone; the
               largest where several programs share a multiprocessor
 
-Latencies, caches, and clocks that fall under load are left out, for BF16's times (`least_bf16`) as well.
+Latencies, caches, and clocks that fall under load are left out, for BF16's times (`least_bf16`) as
+well.
 """
 
 from collections import Counter
@@ -39,12 +44,12 @@ class Counted(NamedTuple):
 
     @property
     def num_warps(self) -> int:
-        """Warps of a program."""
+        """Return the warps of a program."""
         return int(self.launch.options.get("num_warps", 4))
 
 
 class Times(NamedTuple):
-    """Seconds, as the module's text says."""
+    """Seconds, as the module defines them."""
 
     issue: float
     tensor: float
@@ -53,23 +58,23 @@ class Times(NamedTuple):
 
     @property
     def largest(self) -> float:
-        """The longest part: everything runs beside everything else."""
+        """Return the longest part: everything runs in parallel."""
         return max(self.issue, self.tensor, self.bytes)
 
     @property
     def sum(self) -> float:
-        """Issue and tensor one after the other, or bytes if they take longer."""
+        """Return issue and tensor one after the other, or bytes if they take longer."""
         return max(self.issue + self.tensor, self.bytes)
 
 
 class Work(NamedTuple):
-    """What a launch does in some shape.
+    """The work of a launch in some shape.
 
     Attributes:
-        programs: how many there are.
-        trips: how often each of the kernel's loops is gone around in a program; 0 for one that runs but rarely.
+        programs: their number.
+        trips: the iterations of each of the kernel's loops in a program; 0 for a rare one.
         operations: of a program on tensor cores, two a product, in its loops.
-        operand: what those multiply.
+        operand: of these operations.
         bytes: of all programs, each byte of an input or output once.
     """
 
@@ -90,7 +95,7 @@ def count(name: str, launch: Launch, gpu: Gpu) -> Counted:
 
 
 def cycles_of(counts: Counter[str], num_warps: int, gpu: Gpu) -> float:
-    """Cycles of a multiprocessor for these instructions of each warp."""
+    """Count the cycles of a multiprocessor for these instructions of each warp."""
     units = units_of(counts)
     slots = {
         "all": counts.total(),
@@ -104,7 +109,7 @@ def cycles_of(counts: Counter[str], num_warps: int, gpu: Gpu) -> float:
 
 
 def times(counted: Counted, work: Work) -> Times:
-    """Seconds of a launch with that much work."""
+    """Compute the seconds of a launch with that much work."""
     gpu = counted.gpu
     loops = counted.listing.loops
     if len(loops) != len(work.trips):
@@ -126,27 +131,32 @@ def times(counted: Counted, work: Work) -> Times:
 
 
 def drains_tensor_cores(loop: Loop) -> bool:
-    """Whether a loop waits, each time around, until no product is in flight (Hopper's asynchronous ones)."""
+    """Return whether a loop waits, in each iteration, until no product is in flight (Hopper's
+    asynchronous ones).
+    """
     return any(name.startswith("WARPGROUP.DEPBAR") and name.endswith("0x0") for name in loop.counts)
 
 
 def usual_loops(counted: Counted) -> tuple[Loop, ...]:
-    """The loops that a program goes through whatever its numbers are.
+    """Return the loops that a program runs for any numbers.
 
-    Four bits are rounded in one walk; a second follows only where a row is not usual (`triton_rounding.is_usual`).
+    Four bits are rounded in one pass; a second follows only if a row is not usual
+    (`triton_rounding.is_usual`).
     """
     is_four_bits = counted.launch.arguments.get("ALL_EIGHT_BITS") is False
     return counted.listing.loops[:1] if is_four_bits else counted.listing.loops
 
 
 def instructions_a_number(counted: Counted) -> float | None:
-    """Instructions of a rounding kernel's usual loops for each number; None for other kernels."""
+    """Count the instructions of a rounding kernel's usual loops for each number; None for other
+    kernels.
+    """
     if "BLOCK_COLUMNS" not in counted.launch.arguments:
         return None
     return sum(loop.size for loop in usual_loops(counted)) / numbers_a_thread(counted)
 
 
 def numbers_a_thread(counted: Counted) -> float:
-    """Numbers that a thread of a rounding kernel has in its hands at a time."""
+    """Return how many numbers a thread of a rounding kernel holds at a time."""
     arguments = counted.launch.arguments
     return arguments["BLOCK_ROWS"] * arguments["BLOCK_COLUMNS"] / (WARP * counted.num_warps)

@@ -1,6 +1,8 @@
-"""What GPUs can do, from their datasheets and NVIDIA's tables of throughput: rates, clocks, and room for programs.
+"""GPUs' abilities, from their datasheets and NVIDIA's tables of throughput: rates, clocks, and room
+for programs.
 
-Rates are dense, with sums in float32 (int32 for integers). A clock is the one at which the datasheet's rate is reached.
+Rates are dense, with sums in float32 (int32 for integers). A clock is the one at which the
+datasheet's rate is reached.
 """
 
 from typing import NamedTuple
@@ -16,8 +18,10 @@ class Gpu(NamedTuple):
     Attributes:
         capability: 90 for 9.0.
         rates: tensor-core operations a second by operand: "bf16", "fp8", "int8", "fp4".
-        shared: bytes of shared memory that the programs of a multiprocessor have, of which each takes 1 KiB more.
-        float_lanes: float32 additions a cycle of a multiprocessor; integer_lanes: logic and comparisons.
+        shared: bytes of shared memory that the programs of a multiprocessor have, of which each
+            takes 1 KiB more.
+        float_lanes: float32 additions a cycle of a multiprocessor; integer_lanes: logic and
+            comparisons.
     """
 
     name: str
@@ -32,11 +36,13 @@ class Gpu(NamedTuple):
     integer_lanes: int = 64
 
     def tensor_cycles(self, operations: float, operand: str) -> float:
-        """Cycles that the tensor cores of one multiprocessor take; a product counts as two operations."""
+        """Compute the cycles of one multiprocessor's tensor cores; a product counts as two
+        operations.
+        """
         return operations * self.multiprocessors * self.clock / self.rates[operand]
 
     def programs(self, registers: int, shared: int, num_warps: int) -> int:
-        """How many programs run on a multiprocessor at once."""
+        """Return how many programs run on a multiprocessor at once."""
         by_warp = -(-registers * WARP // 256) * 256  # a warp's registers are given out 256 at a time
         return max(
             1,

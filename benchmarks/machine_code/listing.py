@@ -1,4 +1,6 @@
-"""A kernel's listing, counted: its instructions by kind, its innermost loops, its loads, its waits."""
+"""The counts of a kernel's listing: its instructions by kind, its innermost loops, its loads, its
+waits.
+"""
 
 import re
 from collections import Counter
@@ -14,7 +16,8 @@ _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _BRANCH = re.compile(r"\bBRA.*`\((\.L_x_\d+)\)")
 _TENSOR = re.compile(r"^(HMMA|IMMA|QMMA|OMMA|HGMMA|QGMMA|IGMMA|UTC\w*MMA)")
 
-# By the unit that executes them, with first parts of their names; what is not named runs beside the others.
+# By the executing unit, with the first parts of their names; unnamed instructions run beside the
+# others.
 UNITS = {
     "float32": ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2"),
     "integer": ("LOP3", "IADD", "VIMNMX", "VIADD", "SHF", "SHL", "PRMT", "SEL", "FSEL", "FMNMX", "ISETP", "FSETP",
@@ -28,7 +31,7 @@ UNITS = {
 
 
 class Loop(NamedTuple):
-    """One innermost loop, once around.
+    """One innermost loop, one iteration.
 
     Attributes:
         first, last: places of its instructions in the kernel.
@@ -41,17 +44,19 @@ class Loop(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many instructions."""
+        """Return the number of instructions."""
         return self.counts.total()
 
     @property
     def tensor(self) -> Counter[str]:
-        """Those for tensor cores."""
+        """Return the instructions for tensor cores."""
         return Counter({name: count for name, count in self.counts.items() if _TENSOR.match(name)})
 
     @property
     def waits(self) -> Counter[str]:
-        """Barriers of a program, and waits for tensor cores and copies, with how many groups stay in flight."""
+        """Return barriers of a program, and waits for tensor cores and copies, with how many groups
+        stay in flight.
+        """
         return Counter({
             name: count for name, count in self.counts.items()
             if name.startswith(("BAR.", "WARPGROUP.DEPBAR", "DEPBAR", "LDGDEPBAR", "SYNCS"))
@@ -59,17 +64,17 @@ class Loop(NamedTuple):
 
     @property
     def loads(self) -> Counter[int]:
-        """Loads from device memory by bytes of a thread."""
+        """Count loads from device memory by bytes of a thread."""
         return _widths(self.counts, ("LDG", "LDGSTS"))
 
     @property
     def stores(self) -> Counter[int]:
-        """Stores to device memory by bytes of a thread."""
+        """Count stores to device memory by bytes of a thread."""
         return _widths(self.counts, ("STG",))
 
     @property
     def units(self) -> dict[str, int]:
-        """Instructions by the unit that executes them."""
+        """Count instructions by the unit that executes them."""
         return units_of(self.counts)
 
 
@@ -81,13 +86,15 @@ class Listing(NamedTuple):
 
     @property
     def outside(self) -> Counter[str]:
-        """Instructions outside these loops, of every program once (or never, where a branch goes past them)."""
+        """Return the instructions outside these loops, which every program runs once (or never, if
+        a branch skips them).
+        """
         within = {place for loop in self.loops for place in range(loop.first, loop.last + 1)}
         return Counter(name for place, name in enumerate(self.names) if place not in within)
 
 
 def parse(listing: str) -> Listing:
-    """Read what nvdisasm prints of one kernel."""
+    """Parse nvdisasm's output for one kernel."""
     texts: list[str] = []
     labels: dict[str, int] = {}
     for line in listing.splitlines():
@@ -119,7 +126,7 @@ def units_of(counts: Counter[str]) -> dict[str, int]:
 
 
 def shortened(counts: Counter[str]) -> Counter[str]:
-    """Counts by the first part of the name, which says what an instruction does."""
+    """Count by the first part of the name, which is the operation."""
     short: Counter[str] = Counter()
     for name, count in counts.items():
         short[name.split(".")[0]] += count
@@ -138,7 +145,9 @@ def _is_within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
 
 
 def _goes_back_into(span: tuple[int, int], loop: tuple[int, int]) -> bool:
-    """Whether it is no loop, but code behind the kernel's end that waits and goes back into a loop."""
+    """Return whether it is no loop, but code behind the kernel's end that waits and branches back
+    into a loop.
+    """
     return loop[0] < span[0] <= loop[1] < span[1]
 
 

@@ -10,7 +10,7 @@ from benchmarks.machine_code.listing import Loop
 
 
 def kernel_table(kernels: Sequence[Counted]) -> Table:
-    """A row a loop: what a thread takes, and what the loop is made of."""
+    """Make a table with a row a loop: a thread's resources, and the loop's instructions."""
     table = Table(title="Counted in machine code compiled here, not measured", title_justify="left")
     for name in ("kernel", "cc", "registers", "spilled", "shared", "programs", "loop", "a number", "float", "integer",
                  "memory", "tensor", "waits", "loads", "stores"):  # fmt: skip
@@ -26,7 +26,7 @@ def kernel_table(kernels: Sequence[Counted]) -> Table:
 
 
 def block_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
-    """A row a way and size of video."""
+    """Make a table with a row for each way and size of video."""
     table = Table(
         title="A block's ten linears: computed from counts and datasheets, not measured; milliseconds, and BF16's "
         "least time over ours", title_justify="left",

@@ -1,11 +1,13 @@
-"""Other people's W4A4 quantizers beside ours: same model, same calibration samples, same held-out calls and videos.
+"""W4A4 quantizers of other projects beside ours: same model, same calibration samples, same
+held-out calls and videos.
 
     python -m benchmarks.peers WORK                                 # tiny-outliers, every peer
     python -m benchmarks.peers WORK --rows modelopt-nvfp4-svdquant-r2 tempoquant-nvfp4-paper-r2
     python -m benchmarks.peers WORK --model DIR --calibration a.jsonl --samples-from b.jsonl
 
-Each peer runs its own code in a virtual environment of its own, .venv-peers/PEER, installed on first use from
-benchmarks/peers/requirements-PEER.txt. Rows that are finished in WORK are kept; --again makes them anew.
+Each peer runs its own code in its own virtual environment, .venv-peers/PEER, installed on first use
+from benchmarks/peers/requirements-PEER.txt. Finished rows in WORK are kept; --again makes them
+anew.
 """
 
 import argparse
@@ -29,7 +31,7 @@ VENVS = ROOT / ".venv-peers"
 
 
 def python_of(peer: str) -> Path:
-    """The peer's interpreter, its environment made first when there is none with these requirements.
+    """Return the peer's interpreter; its environment is made first if none has these requirements.
 
     Raises:
         RuntimeError: pip failed; the message is its last line.
@@ -44,12 +46,12 @@ def python_of(peer: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"pip could not install {requirements.name}: {_last_line(done.stderr)}")
-        shutil.copy(requirements, installed)  # last: it says that everything is there
+        shutil.copy(requirements, installed)  # last, as the mark of a complete environment
     return python
 
 
 def make_row(work: Path, row: Row, timeout: float) -> dict[str, Any]:
-    """Run one row's script and score what it wrote; a row that could not be made says why in `error`."""
+    """Run one row's script and score its output; a failed row has the reason in `error`."""
     out = work / "out" / row.name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -69,12 +71,14 @@ def make_row(work: Path, row: Row, timeout: float) -> dict[str, Any]:
 
 
 def failed(row: Row, why: str) -> dict[str, Any]:
-    """A result without figures. It is not written to WORK, so that the row is tried again next time."""
+    """Make a result without figures. It is not written to WORK, so that the row is retried next
+    time.
+    """
     return {"name": row.name, "row": row.label, "format": row.format, "rank": row.rank, "error": why}
 
 
 def make_rows(work: Path, rows: Sequence[Row], again: bool, timeout: float, on_row: Callable[[], None]) -> list[Any]:
-    """All rows, one after the other; finished ones are only scored, unless `again`."""
+    """Make all rows, one after the other; finished ones are only scored, unless `again`."""
     results = []
     for row in rows:
         finished = (work / "out" / row.name / "row.json").is_file()

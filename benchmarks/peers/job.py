@@ -1,9 +1,10 @@
-"""Write what every peer is given: the model's folder, calibration calls, held-out calls and held-out generations.
+"""Write the inputs of every peer: the model's folder, calibration calls, held-out calls and
+held-out generations.
 
     python -m benchmarks.peers.job WORK --model tiny-outliers --prompts 8
 
-Files only, so that a peer needs nothing of TempoQuant: WORK/job.json (written last), and safetensors files in
-WORK/calibration/DENOISER, WORK/held_out/DENOISER and WORK/generations.
+Files only, so that a peer needs nothing of TempoQuant: WORK/job.json (written last), and
+safetensors files in WORK/calibration/DENOISER, WORK/held_out/DENOISER and WORK/generations.
 """
 
 import argparse
@@ -39,18 +40,18 @@ from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_pro
 from tempoquant.recording.record import record_into
 
 STORE = "store"
-"""In WORK: what the calibration files are copied from, for our own rows."""
+"""The store in WORK from which the calibration files are copied, for our own rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a job is made from; the same request leaves a finished job as it is.
+    """The sources of a job; the same request leaves a finished job unchanged.
 
     Attributes:
         model: a bundled model, a folder, or a hub id.
         num_prompts: held out; of each, every transformer call and one generation.
-        num_calls: calibration calls of each denoiser, spread over prompts and timesteps; None for as many as recording
-            keeps by itself (all that there are, for a bundled model).
+        num_calls: calibration calls of each denoiser, spread over prompts and timesteps; None for
+            recording's default (all calls, for a bundled model).
         seed: of the calibration's noise.
         calibration, held_out: prompt files; None for the built-in sets of a bundled model.
     """
@@ -64,7 +65,7 @@ class Request:
 
 
 def write_job(work: Path, request: Request, progress: Progress) -> None:
-    """Write WORK, unless it holds this job already. Raises ValueError when it holds another."""
+    """Write WORK, unless it holds this job already. Raises ValueError if it holds another."""
     file = work / "job.json"
     if file.is_file():
         if json.loads(file.read_text(encoding="utf-8"))["request"] != dataclasses.asdict(request):
@@ -87,7 +88,7 @@ def write_job(work: Path, request: Request, progress: Progress) -> None:
 def _write_calibration(
     work: Path, source: SourceModel, settings: SamplingSettings, request: Request, progress: Progress
 ) -> None:
-    """Samples as the `paper` recipe records them, in the order in which it reads them."""
+    """Write samples as the `paper` recipe records them, in the order in which it reads them."""
     prompts = calibration_prompts(request.model, request.calibration, Recipe.load("paper").num_prompts)
     num_calls = request.num_calls or default_samples_per_denoiser(settings, source.geometry)
     plan = RecordingPlan(prompts, settings, num_calls, request.seed)
@@ -97,7 +98,7 @@ def _write_calibration(
 
 
 def write_store(store: SampleStore, folder: Path) -> None:
-    """Every sample of a store as one file, in its order."""
+    """Write every sample of a store as one file, in its order."""
     for denoiser in COMPONENTS:
         for index, sample in enumerate(store.samples(denoiser)):
             _write(folder / denoiser / f"{index:04}.safetensors", sample.inputs)
@@ -106,7 +107,9 @@ def write_store(store: SampleStore, folder: Path) -> None:
 def _write_held_out(
     work: Path, source: SourceModel, settings: SamplingSettings, request: Request, progress: Progress
 ) -> dict[str, list[str]]:
-    """Generate with the 16-bit pipeline; per denoiser, the prompt of each call, by the number of its file."""
+    """Generate with the 16-bit pipeline; return per denoiser the prompt of each call, by the number
+    of its file.
+    """
     pipeline = load_pipeline(source, "cpu")
     prompts = evaluation_prompts(request.model, request.held_out, request.num_prompts)
     advance = progress.start("Held-out generations", len(prompts) * settings.num_steps)
@@ -127,7 +130,9 @@ def _write_held_out(
 def _generate(
     pipeline: WanImageToVideoPipeline, prompt: Prompt, settings: SamplingSettings, seed: int, on_step: Any
 ) -> tuple[list[RecordedCall], dict[str, torch.Tensor]]:
-    """One generation: its transformer calls, and all that repeating it takes, with the latents it ended in."""
+    """Generate once: return its transformer calls, and everything to repeat it, with its final
+    latents.
+    """
     conditional, unconditional = pipeline.encode_prompt(prompt.text, "", device=torch.device("cpu"))
     texts = {"prompt_embeds": conditional, "negative_prompt_embeds": unconditional}
     calls: list[RecordedCall] = []
@@ -144,7 +149,7 @@ def _generate(
         final = sample_latents(pipeline, prompt, settings, seed, texts, on_step=after_step)
     image = first_frame(prompt.image, settings.width, settings.height)
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-    # The first call's input begins with the noise itself; behind it come the mask and the encoded image.
+    # The first call's input begins with the noise itself; the mask and the encoded image follow.
     initial = calls[0].sample.inputs["hidden_states"][:, : final.shape[1]]
     return calls, {
         **texts,
@@ -173,7 +178,7 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """The Request that options make."""
+    """Return the Request of the options."""
     return Request(
         arguments.model,
         arguments.prompts,

@@ -1,18 +1,18 @@
-"""Which rows there are. Imports nothing, so that every virtual environment can read it."""
+"""The list of rows. It imports nothing, so that every virtual environment can read it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way in which one peer quantizes all denoisers.
+    """One peer's way to quantize all denoisers.
 
     Attributes:
         name: the row's folder in WORK/out, PEER-WHAT.
-        peer: whose virtual environment, requirements file and script make it.
-        label: what the table calls it.
+        peer: the project whose virtual environment, requirements file and script make it.
+        label: its name in the table.
         format: of weights and activations.
-        rank: of the low-rank branch; None where the method has none.
+        rank: of the low-rank branch; None if the method has none.
     """
 
     name: str
@@ -23,14 +23,17 @@ class Row:
 
 
 PEERS = ("llmcompressor", "auto-round", "torchao", "modelopt")
-"""Not among them: what leaves activations in 16 bits (sdnq, gguf, bitsandbytes), and what refuses to load without a
-CUDA device (diffusers' own loader of nunchaku checkpoints)."""
+"""Left out are projects that keep activations in 16 bits (sdnq, gguf, bitsandbytes), and those that
+do not load without a CUDA device (diffusers' own loader of nunchaku checkpoints).
+"""
 
 OURS = "tempoquant"
 
 _SVDQUANT_RANKS = (2, 16, 32)
 _EQUAL_BITS = (1, 10)
-"""Our ranks whose bits, `deflation` included, are at most those of SVDQuant's ranks 2 and 16 at the bundled width."""
+"""Our ranks whose bits, `deflation` included, are at most those of SVDQuant's ranks 2 and 16 at the
+bundled width.
+"""
 
 ROWS = (
     Row("torchao-mxfp4", "torchao", "torchao, round to nearest", "mxfp4"),
@@ -57,5 +60,5 @@ ROWS = (
 
 
 def row_named(name: str) -> Row:
-    """Raises KeyError for a name that is none."""
+    """Return the row of a name. Raises KeyError for an unknown one."""
     return {row.name: row for row in ROWS}[name]

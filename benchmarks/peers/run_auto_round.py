@@ -1,7 +1,9 @@
-"""auto-round: rounding to nearest, and its SVDQuant (smoothing search, SVD, rounding of the residual).
+"""auto-round: rounding to nearest, and its SVDQuant (smoothing search, SVD, rounding of the
+residual).
 
-auto-round calibrates a diffusion model by calling its pipeline with prompts. Here the pipeline is one that answers each
-"prompt", a number, by replaying the recorded call of that number, so that the samples are the same as everybody's.
+auto-round calibrates a diffusion model by calling its pipeline with prompts. Here the pipeline is
+one that answers each "prompt", a number, by replaying the recorded call of that number, so that the
+samples are the same for all peers.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ class ReplayPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], **_settings: object) -> None:
-        """Replay; what auto-round says of guidance and steps is in the recorded calls already."""
+        """Replay calls; auto-round's guidance and steps are in the recorded calls already."""
         for prompt in prompts:
             self.transformer(**self.calls[int(prompt)], return_dict=False)
 

@@ -1,7 +1,8 @@
-"""llmcompressor: rounding to nearest with its observers, and GPTQ, in the W4A4 presets of compressed-tensors.
+"""llmcompressor: rounding to nearest with its observers, and GPTQ, in the W4A4 presets of
+compressed-tensors.
 
-`oneshot` wants a transformers model. What it does with one, a session, a modifier and calibration calls, is done here
-in the order of its "basic" pipeline, on a diffusers model.
+`oneshot` wants a transformers model. What it does with one, a session, a modifier and calibration
+calls, is done here in the order of its "basic" pipeline, on a diffusers model.
 """
 
 from llmcompressor.core import LifecycleCallbacks, active_session
@@ -15,7 +16,9 @@ _NOTE = "all blocks calibrated on 16-bit inputs (its basic pipeline)"
 
 
 def quantize(task: Task) -> Quantized:
-    """Apply one modifier to the block linears; the model then quantizes weights and activations in every call."""
+    """Apply one modifier to the block linears; the model then quantizes weights and activations in
+    every call.
+    """
     model, row = task.model, task.row
     linears = block_linears(model)
     storage = Storage()

@@ -1,7 +1,9 @@
-"""NVIDIA Model Optimizer: its max calibration and its SVDQuant (AWQ-lite smoothing, SVD, max calibration).
+"""NVIDIA Model Optimizer: its max calibration and its SVDQuant (AWQ-lite smoothing, SVD, max
+calibration).
 
-Its fake quantization of blocks with dynamic scales is a CUDA kernel. Everything here runs without a GPU, so that one
-function is replaced by `fake_quantize`, which is checked against modelopt's own storage classes before it is used.
+Its fake quantization of blocks with dynamic scales is a CUDA kernel. Everything here runs without a
+GPU, so that one function is replaced by `fake_quantize`, which is checked against modelopt's own
+storage classes before it is used.
 """
 
 import copy
@@ -22,13 +24,16 @@ _SMALLEST_E4M3 = 2.0**-9
 
 
 def quantize(task: Task) -> Quantized:
-    """Run `mtq.quantize` on the block linears; all calibration calls are replayed whenever it asks."""
+    """Run `mtq.quantize` on the block linears; all calibration calls are replayed whenever it
+    asks.
+    """
     model, row = task.model, task.row
     check_fake_quantize()
     tensor_quant.dynamic_block_quantize_op = fake_quantize
     shapes = [(linear.out_features, linear.in_features) for linear in block_linears(model).values()]
     mtq.quantize(model, config_of(row), forward_loop=lambda m: replay(m, task.calls))
-    # The rounded weights take the weights' place, once and not in every call; the branch stays apart.
+    # The rounded weights replace the weights, once and not in every call; the branch stays
+    # separate.
     mtq.fold_weight(model, keep_attrs=True)
     storage, num_branches = Storage(), 0
     for name, shape in zip(block_linears(model), shapes, strict=True):
@@ -48,7 +53,9 @@ def quantize(task: Task) -> Quantized:
 
 
 def config_of(row: Row) -> dict[str, object]:
-    """modelopt's preset for the format, narrowed to the block linears, and the algorithm of the row."""
+    """Return modelopt's preset for the format, restricted to the block linears, and the algorithm
+    of the row.
+    """
     preset = {"nvfp4": mtq.NVFP4_DEFAULT_CFG, "mxfp4": mtq.MXFP4_DEFAULT_CFG}[row.format]
     format_cfg = next(entry["cfg"] for entry in preset["quant_cfg"] if entry.get("cfg"))
     entries: list[dict[str, object]] = [{"quantizer_name": "*", "enable": False}]
@@ -70,12 +77,14 @@ def fake_quantize(
     scale_num_bits: int,
     scale_exponent_bits: int,
 ) -> Tensor:
-    """Round to E2M1 with a scale a block of the last dimension: E4M3 under a global scale, or E8M0 rounded up."""
+    """Round to E2M1 with a scale a block of the last dimension: E4M3 under a global scale, or E8M0
+    rounded up.
+    """
     if (num_bits, exponent_bits) != (4, 2):
         raise NotImplementedError(f"{num_bits} bits with {exponent_bits} of exponent")
     blocks = inputs.float().unflatten(-1, (-1, block_size))
     ideal = blocks.abs().amax(dim=-1, keepdim=True) / _E2M1_MAX
-    if (scale_num_bits, scale_exponent_bits) == (9, 8):  # modelopt counts a sign bit, which E8M0 has not
+    if (scale_num_bits, scale_exponent_bits) == (9, 8):  # modelopt counts a sign bit, which E8M0 lacks
         scale = torch.exp2(torch.ceil(torch.log2(ideal).clamp(min=-127)))
     else:
         if amax is None:
@@ -85,14 +94,17 @@ def fake_quantize(
         scale = in_fp8.to(torch.float8_e4m3fn).float() * global_scale
     scaled = blocks / scale
     magnitude = scaled.abs().clamp(max=_E2M1_MAX)
-    # Neighbours lie 0.5, 1 and 2 apart. torch.round takes ties to even, which here is the even mantissa.
+    # Neighbours lie 0.5, 1 and 2 apart. torch.round takes ties to even, which here is the even
+    # mantissa.
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
     rounded = torch.round(magnitude / step) * step
     return (torch.copysign(rounded, scaled) * scale).flatten(-2).to(inputs.dtype)
 
 
 def check_fake_quantize() -> None:
-    """Raise RuntimeError unless `fake_quantize` gives what modelopt's packed tensors unpack to."""
+    """Raise RuntimeError unless `fake_quantize` equals the unpacked content of modelopt's packed
+    tensors.
+    """
     generator = torch.Generator().manual_seed(0)
     tensor = torch.randn(64, 256, generator=generator) * torch.randn(64, 1, generator=generator).exp()
     packed, scale, global_scale = NVFP4QTensor.quantize(tensor.clone(), 16)
@@ -107,7 +119,7 @@ def check_fake_quantize() -> None:
 
 
 def _round_branch(quantizer: nn.Module) -> int:
-    """Keep the branch in the 16 bits that it is counted with; 1 when there is one."""
+    """Keep the branch in the 16 bits that it is counted with; return 1 if there is one."""
     found = 0
     for name in ("_svdquant_lora_a", "_svdquant_lora_b"):
         factor = getattr(quantizer, name, None)

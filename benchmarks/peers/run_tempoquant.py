@@ -1,4 +1,4 @@
-"""Ours, by the same contract as the peers': quantized in memory, and judged by the very code that judges them."""
+"""Our own quantizer under the peers' contract: quantized in memory, and judged by the same code."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,4 +1,6 @@
-"""torchao's 4-bit inference formats, computed by its emulation: no calibration but NVFP4's static activation scale."""
+"""torchao's 4-bit inference formats, computed by its emulation: no calibration but NVFP4's static
+activation scale.
+"""
 
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ _BF16_NOTE = "block linears compute in bfloat16, the only dtype torchao's MX pat
 
 
 def quantize(task: Task) -> Quantized:
-    """Weights to MXFP4 or NVFP4, activations quantized in each call."""
+    """Convert weights to MXFP4 or NVFP4; each call quantizes activations."""
     model, row = task.model, task.row
     linears = block_linears(model)
     storage = Storage()

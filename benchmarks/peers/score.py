@@ -1,4 +1,5 @@
-"""Turn what the peers wrote into rows: SQNR of the noise prediction and of the final latents, against 16 bits.
+"""Scoring of the peers' outputs as rows: SQNR of the noise prediction and of the final latents,
+against 16 bits.
 
 python -m benchmarks.peers.score WORK
 """
@@ -23,12 +24,13 @@ from tempoquant.models.wan.family import COMPONENTS
 
 
 def score_all(work: Path, rows: tuple[Row, ...] = ROWS) -> list[dict[str, Any]]:
-    """The rows that have been made, in the order of `rows`; failed ones have an `error` and no SQNR."""
+    """Return the finished rows, in the order of `rows`; failed ones have an `error` and no SQNR."""
     return [score_row(work, row) for row in rows if (work / "out" / row.name / "row.json").is_file()]
 
 
 def score_row(work: Path, row: Row) -> dict[str, Any]:
-    """One row.json with its SQNR: per denoiser, each held-out prompt counted once; and of the final latents.
+    """Return one row.json with its SQNR: per denoiser, each held-out prompt counted once; and of
+    the final latents.
 
     Raises:
         ModelError: a prediction or a latent is missing, of another shape, or not finite.
@@ -75,7 +77,7 @@ def _plain(summary: Summary) -> dict[str, Any]:
 
 
 def print_table(results: list[dict[str, Any]], title: str) -> None:
-    """A table, and below it what has to be known of each row."""
+    """Print a table, and below it the notes of each row."""
     columns = [*(denoiser for denoiser in COMPONENTS), "final_latent"]
     table = Table(title=title)
     for heading in ("", "format", "rank", "bits", *columns, "s"):

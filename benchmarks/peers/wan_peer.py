@@ -1,6 +1,6 @@
-"""What every peer's script does around its own quantizer: read the job, check the model, predict, generate, report.
+"""The frame of a peer's script around its quantizer: read the job, check, predict, generate, report.
 
-Imports torch, diffusers and safetensors, which every peer's environment has, and nothing of TempoQuant.
+It imports torch, diffusers and safetensors, which every peer has, and nothing of TempoQuant.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LINEARS = tuple(f"{attn}.{name}" for attn in ("attn1", "attn2") for name in ("to
     "ffn.net.0.proj",
     "ffn.net.2",
 )
-"""Of every block; they are quantized, and everything else stays as it is."""
+"""The linears of every block that are quantized; everything else stays as it is."""
 
 GROUP_SIZE = {"mxfp4": 32, "nvfp4": 16}
 _BATCH_ELEMENTS = 2**18  # of latents; one call at 480 × 832 and 81 frames has eighteen times as many
@@ -34,7 +34,7 @@ MIN_UNQUANTIZED_SQNR = 60.0  # dB; the same model in another version of diffuser
 
 @dataclass
 class Storage:
-    """How much a quantized denoiser takes, in bits, over the weights it replaces.
+    """The size of a quantized denoiser, in bits, and the number of weights it replaces.
 
     Attributes:
         num_bits: of codes, scales, branch and smoothing.
@@ -61,14 +61,14 @@ class Storage:
 
 @dataclass
 class Quantized:
-    """A denoiser as a peer left it.
+    """A denoiser quantized by a peer.
 
     Attributes:
         model: called as the 16-bit one is.
-        storage: what the peer's own format would take on disk.
-        note: what a reader of the row has to know.
-        batched: calls may be put together; not where the timestep, or all activations of a call, decide how it is
-            quantized.
+        storage: the size of the peer's own format on disk.
+        note: a note for readers of the row.
+        batched: whether calls may be put together; not if the timestep, or all activations of a
+            call, affect its quantization.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Quantized:
 
 @dataclass
 class Job:
-    """What `benchmarks.peers.job` wrote."""
+    """The content of a job of `benchmarks.peers.job`."""
 
     work: Path
     facts: dict[str, Any] = field(init=False)
@@ -89,15 +89,17 @@ class Job:
 
     @property
     def model(self) -> Path:
-        """The 16-bit pipeline's folder."""
+        """Return the 16-bit pipeline's folder."""
         return Path(self.facts["model"])
 
     def calibration(self, denoiser: str) -> list[dict[str, Tensor]]:
-        """Keyword inputs of each calibration call, in order."""
+        """Return keyword inputs of each calibration call, in order."""
         return [load_file(file) for file in sorted((self.work / "calibration" / denoiser).glob("*.safetensors"))]
 
     def held_out(self, denoiser: str) -> Iterator[tuple[str, dict[str, Tensor], Tensor]]:
-        """(file name, keyword inputs, the 16-bit answer) of each held-out call, one at a time."""
+        """Yield (file name, keyword inputs, the 16-bit answer) of each held-out call, one at a
+        time.
+        """
         for file in sorted((self.work / "held_out" / denoiser).glob("*.safetensors")):
             inputs = load_file(file)
             answer = inputs.pop("noise_prediction")
@@ -109,7 +111,7 @@ class Task:
     """One denoiser to quantize.
 
     Attributes:
-        job: what it belongs to.
+        job: the job that it belongs to.
         row: how to quantize.
         denoiser: a key of DENOISERS.
         model: the denoiser in float32; may be changed in place.
@@ -124,7 +126,7 @@ class Task:
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linears to quantize, by name."""
+    """Return the linears to quantize, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -134,16 +136,16 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def replay(model: nn.Module, calls: Sequence[dict[str, Tensor]]) -> None:
-    """Run every calibration call, in order, for whoever watches."""
+    """Run every calibration call, in order, for observers."""
     for inputs in batches(calls):
         model(**inputs, return_dict=False)
 
 
 def batches(calls: Sequence[dict[str, Tensor]], together: bool = True) -> Iterator[dict[str, Tensor]]:
-    """Small calls put together along their first dimension; large ones come one by one.
+    """Yield small calls put together along their first dimension; large ones come one by one.
 
-    It saves most of the time, as emulated quantizers do much in each call whatever its size, and it changes nothing
-    where scales that are made in a call are those of one token's group.
+    It saves most of the time, since emulated quantizers have a large fixed cost a call. It changes
+    nothing if a call's scales are those of one token's group.
     """
     if not calls:
         return
@@ -154,7 +156,7 @@ def batches(calls: Sequence[dict[str, Tensor]], together: bool = True) -> Iterat
 
 
 def run_peer(quantize: Callable[[Task], Quantized], packages: Sequence[str]) -> None:
-    """The command line of a peer's script: `python -m benchmarks.peers.run_NAME WORK ROW`.
+    """Run the command line of a peer's script: `python -m benchmarks.peers.run_NAME WORK ROW`.
 
     Args:
         quantize: the peer's own quantizer, with the peer's own settings for the row.
@@ -171,24 +173,28 @@ def run_peer(quantize: Callable[[Task], Quantized], packages: Sequence[str]) -> 
     record["versions"] = {name: version(name) for name in ("torch", "diffusers", *packages)}
     try:
         record |= make_row(job, row, quantize, out)
-    except Exception as error:  # whatever a peer's code raises is what its row has to say
+    except Exception as error:  # a peer's error is the content of its row
         traceback.print_exc()
         record["error"] = one_line(error)
-    # Last, and under its final name only when whole: a row.json means that all else is there.
+    # Last, and under its final name only when whole: a row.json marks a complete row.
     unfinished = out / "row.json.unfinished"
     unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
     unfinished.rename(out / "row.json")
 
 
 def one_line(error: Exception) -> str:
-    """Its type, the first line of its message, and the line of code that raised it."""
+    """Write an error in one line: its type, the first line of its message, and the line of code
+    that raised it.
+    """
     message = (str(error).strip().splitlines() or [""])[0]
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {message} ({Path(frame.filename).name}, line {frame.lineno}: {frame.line})"
 
 
 def make_row(job: Job, row: Row, quantize: Callable[[Task], Quantized], out: Path) -> dict[str, Any]:
-    """Quantize all denoisers, write their predictions and latents; what the row says of bits, seconds and notes."""
+    """Quantize all denoisers, write their predictions and latents; return the row's bits, seconds
+    and notes.
+    """
     torch.manual_seed(job.facts["seed"])
     quantized, seconds = {}, 0.0
     for denoiser in DENOISERS:
@@ -210,7 +216,9 @@ def make_row(job: Job, row: Row, quantize: Callable[[Task], Quantized], out: Pat
 
 
 def load_denoiser(job: Job, denoiser: str) -> nn.Module:
-    """One denoiser in float32. Raises RuntimeError unless it answers as the recorded one did."""
+    """Load one denoiser in float32. Raises RuntimeError unless it answers as the recorded one
+    did.
+    """
     model = WanTransformer3DModel.from_pretrained(job.model, subfolder=DENOISERS[denoiser], dtype=torch.float32)
     model.eval().requires_grad_(False)
     _, inputs, answer = next(job.held_out(denoiser))
@@ -228,14 +236,14 @@ def load_denoiser(job: Job, denoiser: str) -> nn.Module:
 
 
 def other_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter that is not the weight of a linear to quantize."""
+    """Copy every parameter that is not the weight of a linear to quantize."""
     quantized = {f"{name}.weight" for name in block_linears(model)}
     biases = {f"{name}.bias" for name in block_linears(model)}  # quantizers may put them elsewhere
     return {n: p.detach().clone() for n, p in model.named_parameters() if n not in quantized | biases}
 
 
 def require_unchanged(model: nn.Module, others: dict[str, Tensor]) -> None:
-    """Raise RuntimeError when a quantizer touched, or cast, what it was not asked to quantize."""
+    """Raise RuntimeError if a quantizer changed, or cast, anything else."""
     changed = [name for name, before in others.items() if not torch.equal(model.get_parameter(name), before)]
     if changed:
         raise RuntimeError(f"{len(changed)} parameters outside the block linears changed, such as {changed[0]}")
@@ -243,7 +251,9 @@ def require_unchanged(model: nn.Module, others: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def predict(job: Job, quantized: dict[str, Quantized], out: Path) -> None:
-    """Each held-out call, teacher-forced: the quantized denoiser on the 16-bit pipeline's inputs."""
+    """Predict each held-out call, teacher-forced: the quantized denoiser on the 16-bit pipeline's
+    inputs.
+    """
     for denoiser, result in quantized.items():
         folder = out / "predictions" / denoiser
         folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +269,9 @@ def predict(job: Job, quantized: dict[str, Quantized], out: Path) -> None:
 
 @torch.no_grad()
 def generate(job: Job, models: dict[str, nn.Module], out: Path) -> None:
-    """Each held-out generation anew by diffusers' pipeline, all denoisers quantized, up to the final latents."""
+    """Generate each held-out item by diffusers' pipeline, all denoisers quantized, up to the final
+    latents.
+    """
     settings = job.facts["settings"]
     denoisers = {DENOISERS[denoiser]: model for denoiser, model in models.items()}
     pipeline = WanImageToVideoPipeline.from_pretrained(

@@ -1,1 +1,3 @@
-"""The referee of quantization recipes: same model, same calibration samples, held-out evaluation, every bit counted."""
+"""The referee of quantization recipes: same model, same calibration samples, held-out evaluation,
+every bit counted.
+"""

@@ -1,12 +1,16 @@
-"""Which recipe is better: all of them on one model, with the same calibration samples, judged on held-out generations.
+"""A comparison of recipes on one model, with the same calibration samples, judged on held-out
+generations.
 
-    python -m benchmarks.quality                                        # tiny-outliers, every row, three seeds: hours
-    python -m benchmarks.quality --rows 'paper*' --formats mxfp4 --ranks 2 --against 'paper, mxfp4, rank 2'
-    python -m benchmarks.quality --report --figures figures             # what is finished so far, nothing measured
+    python -m benchmarks.quality                                        # tiny-outliers, every row,
+    three seeds: hours
+    python -m benchmarks.quality --rows 'paper*' --formats mxfp4 --ranks 2 --against 'paper, mxfp4,
+    rank 2'
+    python -m benchmarks.quality --report --figures figures             # the finished rows so far,
+    nothing measured
     python -m benchmarks.quality --recipes mine.toml --rows paper mine --formats mxfp4
 
-A seed changes the noise of calibration and of evaluation. Every finished row and seed is a file in the work folder, so
-the same command goes on where it was stopped; rows are those of benchmarks/quality/rows.py.
+A seed changes the noise of calibration and of evaluation. Every finished row and seed is a file in
+the work folder, so the same command resumes; rows are those of benchmarks/quality/rows.py.
 """
 
 import argparse
@@ -42,7 +46,7 @@ from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_pro
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +91,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def task_of(arguments: argparse.Namespace) -> Task:
-    """What the command line asks for. Raises TempoQuantError."""
+    """Return the command line's task. Raises TempoQuantError."""
     source, model = SourceModel.open(arguments.model), arguments.model
     settings = default_settings(source).replace(num_steps=arguments.steps)
     return Task(
@@ -99,7 +103,7 @@ def task_of(arguments: argparse.Namespace) -> Task:
 
 
 def draw(run: Run, rows: Sequence[Row], results: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    """All figures, into a folder."""
+    """Draw all figures into a folder."""
     from benchmarks.quality.figures import draw_error_against_bits, draw_maps, file_name
 
     arguments.figures.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ def draw(run: Run, rows: Sequence[Row], results: Sequence[dict[str, Any]], argum
 
 
 def collect(run: Run, rows: Sequence[Row], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Everything there is to show: own rows with their videos and differences, then the peers'."""
+    """Return everything to show: our rows with their videos and differences, then the peers'."""
     results = run.results(rows)
     if arguments.against:
         base = next((result for result in results if result["row"] == arguments.against and "seeds" in result), None)
@@ -128,7 +132,7 @@ def collect(run: Run, rows: Sequence[Row], arguments: argparse.Namespace) -> lis
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Raise TempoQuantError, before hours of work, for what would fail after them."""
+    """Raise TempoQuantError for everything that would fail after hours of work."""
     if arguments.seeds < 1:
         raise TempoQuantError("at least one seed is needed.")
     if arguments.figures and importlib.util.find_spec("matplotlib") is None:

@@ -1,4 +1,6 @@
-"""The figures: error against bits a weight, and maps of clip ratio and error over layers and timestep bins."""
+"""The figures: error against bits a weight, and maps of clip ratio and error over layers and
+timestep bins.
+"""
 
 import math
 import re
@@ -22,7 +24,9 @@ _TITLES = {
 
 
 def draw_error_against_bits(results: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:
-    """A line a method (through its ranks, in each format), a panel for each denoiser and one for the final latent."""
+    """Draw a line a method (through its ranks, in each format), a panel for each denoiser and one
+    for the final latent.
+    """
     shown = [r for r in results if not r.get("error") and r.get("format") and r.get("bits_per_weight")]
     methods = list(dict.fromkeys(r["method"] for r in shown))
     formats = list(dict.fromkeys(r["format"] for r in shown))
@@ -57,7 +61,8 @@ def _draw_line(panel: Axes, results: Sequence[Mapping[str, Any]], what: str, col
 
 
 def draw_maps(label: str, records: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Layers down, timestep bins across: clip ratio and SQNR of each layer's output, for all denoisers.
+    """Draw layers down, timestep bins across: clip ratio and SQNR of each layer's output, for all
+    denoisers.
 
     Args:
         records: the row's results, one a seed; the mean over them is drawn.
@@ -83,5 +88,5 @@ def draw_maps(label: str, records: Sequence[Mapping[str, Any]], file: Path) -> N
 
 
 def file_name(label: str) -> str:
-    """A label as part of a file name."""
+    """Convert a label to a part of a file name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")

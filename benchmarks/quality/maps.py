@@ -1,4 +1,4 @@
-"""Where a recipe's error is: clip ratio and output error of every layer in every timestep bin."""
+"""Maps of a recipe's error: clip ratio and output error of every layer in every timestep bin."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,12 @@ from tempoquant.timesteps import TimestepBins
 class LayerMap(NamedTuple):
     """One denoiser's layers by timestep bins.
 
-    layers: names. edges: of the bins, timesteps. clip_ratio: (layers, bins), mean over the bin's calls. sqnr_db:
-    (layers, bins), output of the 4-bit linear against the 16-bit one's, both on the 16-bit model's inputs. NaN in bins
-    without a call.
+    Attributes:
+        layers: names.
+        edges: of the bins, timesteps.
+        clip_ratio: (layers, bins), mean over the bin's calls.
+        sqnr_db: (layers, bins), output of the 4-bit linear against the 16-bit one's, both on the
+            16-bit model's inputs. NaN in bins without a call.
     """
 
     layers: list[str]
@@ -36,10 +39,11 @@ def layer_maps(
     calls: Sequence[RecordedCall],
     bins: Mapping[str, TimestepBins],
 ) -> dict[str, LayerMap]:
-    """Run the 16-bit transformers on one trajectory's conditional calls, every 4-bit linear beside the 16-bit one.
+    """Run the 16-bit transformers on one trajectory's conditional calls, every 4-bit linear beside
+    the 16-bit one.
 
     Args:
-        family: that the transformers are of.
+        family: of the transformers.
         transformers: 16-bit and 4-bit transformer of each denoiser.
         calls: of one generation.
         bins: to sort the calls into.
@@ -68,7 +72,7 @@ class _Watch:
         self._sums = torch.zeros(4, len(self.linears), bins.num_bins, dtype=torch.float64)
 
     def observe(self, name: str, x: torch.Tensor) -> None:
-        """Take in the input of a 16-bit linear, (…, in)."""
+        """Add the input of a 16-bit linear, (…, in)."""
         linear, layer = self.linears[name], self._quantized[name]
         # Not linear(x), which would be watched in its turn.
         wanted = functional.linear(x, linear.weight, linear.bias).double()
@@ -79,20 +83,22 @@ class _Watch:
         self._sums[:, list(self.linears).index(name), self._bins.of(self.timestep)] += found.double().cpu()
 
     def map(self) -> LayerMap:
-        """What was summed."""
+        """Return the sums as a map."""
         signal, error, clip_ratio, num_calls = self._sums
         sqnr_db = 10 * torch.log10(signal / error)
         return LayerMap(list(self.linears), list(self._bins.edges), (clip_ratio / num_calls).tolist(), sqnr_db.tolist())
 
 
 def mean_map(maps: Sequence[Mapping[str, Any]], key: str) -> list[list[float]]:
-    """Mean over seeds of one denoiser's maps as plain values, (layers, bins); NaN where a bin saw no call."""
+    """Average one denoiser's maps over seeds, as plain values (layers, bins); NaN for a bin without
+    a call.
+    """
     values = [torch.tensor([[float(cell) for cell in row] for row in found[key]]) for found in maps]
     return torch.stack(values).mean(0).tolist()
 
 
 def bin_names(edges: Sequence[float]) -> list[str]:
-    """Such as "t < 620", from the cleanest bin to the noisiest."""
+    """Return names such as "t < 620", from the cleanest bin to the noisiest."""
     if not edges:
         return ["all t"]
     inner = [f"{low:.0f} ≤ t < {high:.0f}" for low, high in itertools.pairwise(edges)]

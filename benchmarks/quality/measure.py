@@ -1,4 +1,6 @@
-"""One row and seed: quantize all denoisers, count what they store, and see how far they are from 16 bits."""
+"""One row and seed: quantize all denoisers, count their bytes, and measure their distance from 16
+bits.
+"""
 
 import contextlib
 import copy
@@ -37,12 +39,19 @@ from tempoquant.timesteps import TimestepBins
 
 BITS_OF_16BIT = 16
 MAX_REMEMBERED_WEIGHTS = 2**28
-"""Linears of up to so many weights in all are dequantized once: a gibibyte in float32."""
+"""Linears of up to this many weights in all are dequantized once: a gibibyte in float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedDenoiser:
-    """layers: by name. bins: of all of them. num_bits: of all block linears. num_weights: of the same."""
+    """A quantized denoiser and its size.
+
+    Attributes:
+        layers: by name.
+        bins: of all of them.
+        num_bits: of all block linears.
+        num_weights: of the same.
+    """
 
     layers: Mapping[str, QuantizedLayer]
     bins: TimestepBins
@@ -52,14 +61,15 @@ class QuantizedDenoiser:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What was found of one row and seed.
+    """The measurements of one row and seed.
 
     Attributes:
         bits_per_weight: of all linears of all denoisers' blocks.
         seconds: to quantize all denoisers, by the clock.
-        cpu_seconds: the same, of the processor: what counts on a machine that does other work too.
-        sqnr_db: of the noise prediction, one value a held-out prompt (the mean over its calls); by denoiser, such as
-            "low_noise", and by timestep bin of the paper recipe, such as "low_noise bin 0".
+        cpu_seconds: the same, of the processor, which is valid on a busy machine too.
+        sqnr_db: of the noise prediction, one value a held-out prompt (the mean over its calls); by
+            denoiser, such as "low_noise", and by timestep bin of the paper recipe, such as
+            "low_noise bin 0".
         final_latent_db: SQNR of the final latent of each held-out generation.
         maps: by denoiser.
         final_latents: (prompts, channels, frames, height, width).
@@ -84,8 +94,8 @@ def measure(
     """Quantize by a resolved recipe and judge; None judges the 16-bit pipeline itself.
 
     Args:
-        pipeline: 16-bit; it is left as it was.
-        eight_bit_timesteps: where activations have eight bits while it is judged.
+        pipeline: 16-bit; unchanged afterwards.
+        eight_bit_timesteps: the timesteps with 8-bit activations while it is judged.
 
     Raises TempoQuantError as quantizing and judging do.
     """
@@ -104,7 +114,7 @@ def measure(
         if eight_bit_timesteps is not None:
             set_activation_bits(pipeline, 8, eight_bit_timesteps)
         for trajectory in reference.trajectories():
-            if not maps:  # the first prompt's inputs tell enough of single layers
+            if not maps:  # the first prompt's inputs are enough for single layers
                 maps = layer_maps(task.source.family, transformers, trajectory.calls, bins)
             errors += call_errors(lambda sample: predict_noise(pipeline, sample), trajectory.calls)
             latent = generate(task, pipeline, trajectory.prompt, trajectory.seed)
@@ -123,7 +133,7 @@ def measure(
 
 
 def quantize(task: Task, reference: Reference, recipe: Recipe, denoiser: str, progress: Progress) -> QuantizedDenoiser:
-    """One denoiser from its files and the seed's calibration samples."""
+    """Quantize one denoiser from its files and the seed's calibration samples."""
     bins = bins_of(reference.store, recipe, denoiser)
     samples = reference.store.samples(denoiser) if recipe.needs_calibration else []
     weights = DenoiserWeights(task.source, denoiser, compute_dtype(task.device), task.device)
@@ -142,14 +152,18 @@ def quantize(task: Task, reference: Reference, recipe: Recipe, denoiser: str, pr
 
 
 def num_stored_bytes(layer: QuantizedLayer, had_bias: bool) -> int:
-    """Every byte a checkpoint stores in place of a 16-bit weight; one bias counts where the 16-bit layer had none."""
+    """Count every byte that a checkpoint stores in place of a 16-bit weight; a bias counts if the
+    16-bit layer had none.
+    """
     stored = sum(tensor.nbytes for tensor in to_stored(layer, "the layer").values())
     bias = layer.at_bin(0).bias
     return stored - (bias.nbytes if had_bias and bias is not None else 0)
 
 
 def bits_per_weight(denoisers: Mapping[str, QuantizedDenoiser]) -> float:
-    """Of all linears of all denoisers' blocks; those a recipe leaves in 16 bits count as such."""
+    """Compute the bits a weight of all linears of all denoisers' blocks; 16-bit ones count as
+    such.
+    """
     if not denoisers:
         return float(BITS_OF_16BIT)
     return sum(e.num_bits for e in denoisers.values()) / sum(e.num_weights for e in denoisers.values())
@@ -157,12 +171,14 @@ def bits_per_weight(denoisers: Mapping[str, QuantizedDenoiser]) -> float:
 
 @contextlib.contextmanager
 def installed(pipeline: Any, denoisers: Mapping[str, QuantizedDenoiser]) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Within this context the pipeline computes in four bits. Yields the 16-bit and the 4-bit transformer of each."""
+    """Make the pipeline compute in four bits within this context. Yields the 16-bit and the 4-bit
+    transformer of each.
+    """
     originals = {denoiser: getattr(pipeline, COMPONENTS[denoiser]) for denoiser in denoisers}
     try:
         pairs = {}
         for denoiser, original in originals.items():
-            # The copy has modules of its own, and shares the parameters.
+            # The copy has its own modules, and shares the parameters.
             shared = {id(parameter): parameter for parameter in original.parameters()}
             quantized = copy.deepcopy(original, shared)
             install_layers(quantized, denoisers[denoiser].layers, denoisers[denoiser].bins)
@@ -176,7 +192,9 @@ def installed(pipeline: Any, denoisers: Mapping[str, QuantizedDenoiser]) -> Iter
 
 @contextlib.contextmanager
 def dequantizing_once(denoisers: Mapping[str, QuantizedDenoiser]) -> Iterator[None]:
-    """Within this context small models keep their dequantized weights between calls: a third of the time, same bits."""
+    """Keep small models' dequantized weights between calls within this context: a third of the
+    time, same bits.
+    """
     known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def remembered(weight: WeightTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -193,7 +211,9 @@ def dequantizing_once(denoisers: Mapping[str, QuantizedDenoiser]) -> Iterator[No
 
 
 def judging_bins(reference: Reference) -> dict[str, TimestepBins]:
-    """The paper recipe's timestep bins: every row is judged on the same ones, whatever its own."""
+    """Return the paper recipe's timestep bins: every row is judged on the same ones, whatever its
+    own bins are.
+    """
     paper = Recipe.load("paper")
     return {
         denoiser: TimestepBins.from_step_fractions(reference.store.schedule(denoiser), paper.bin_fractions_of(denoiser))
@@ -202,7 +222,9 @@ def judging_bins(reference: Reference) -> dict[str, TimestepBins]:
 
 
 def by_prompt(errors: Sequence[CallError], bins: Mapping[str, TimestepBins]) -> dict[str, list[float]]:
-    """Mean SQNR of each prompt's calls, in the order of the prompts: by denoiser, then by denoiser and timestep bin."""
+    """Average the SQNR of each prompt's calls, in the order of the prompts: by denoiser, then by
+    denoiser and timestep bin.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for error in errors:
         denoiser = error.denoiser

@@ -1,4 +1,6 @@
-"""The 16-bit side, once for each seed: calibration samples, held-out trajectories and final latents, kept in files."""
+"""The 16-bit side, once for each seed: calibration samples, held-out trajectories and final
+latents, kept in files.
+"""
 
 import json
 import os
@@ -29,7 +31,7 @@ class Trajectory:
     """One held-out generation of the 16-bit pipeline.
 
     Attributes:
-        prompt: what it answers.
+        prompt: its prompt.
         seed: of its noise.
         calls: every transformer call and its answer, in order.
         final_latent: (1, channels, frames, height, width), what the autoencoder would decode.
@@ -43,10 +45,10 @@ class Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What one seed needs of the 16-bit pipeline.
+    """The 16-bit pipeline's results for one seed.
 
     Attributes:
-        task: what was done.
+        task: the task.
         seed: of the benchmark.
         store: calibration samples.
         folder: of the trajectories.
@@ -58,14 +60,16 @@ class Reference:
     folder: Path
 
     def trajectories(self) -> Iterator[Trajectory]:
-        """In the order of the held-out prompts, one in memory at a time."""
+        """Yield trajectories in the order of the held-out prompts, one in memory at a time."""
         for index, prompt in enumerate(self.task.held_out):
             file, seed = self.folder / f"{index:04d}.safetensors", self.task.evaluation_seed(self.seed, index)
             yield _load(file, prompt, seed, self.task.source.family.text_inputs)
 
 
 def prepare(task: Task, seed: int, pipeline: Any, work: Path, progress: Progress) -> Reference:
-    """Record what is not in the work folder yet. Two processes may ask for the same: one waits for the other."""
+    """Record what the work folder lacks. If two processes ask for the same, one waits for the
+    other.
+    """
     folder = work / f"reference-{hash_of(task.identity())}" / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -96,13 +100,15 @@ def record(task: Task, pipeline: Any, prompt: Prompt, seed: int) -> Trajectory:
 
 
 def generate(task: Task, pipeline: Any, prompt: Prompt, seed: int, on_step: Any = lambda: None) -> torch.Tensor:
-    """The final latent of one full generation, (1, channels, frames, height, width), on the CPU."""
+    """Return the final latent of one full generation, (1, channels, frames, height, width), on the
+    CPU.
+    """
     texts = {"prompt": prompt.text, "negative_prompt": ""}
     return sample_latents(pipeline, prompt, task.settings, seed, texts, on_step=on_step).cpu()
 
 
 def write_tensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that is there whole or not at all."""
+    """Write a safetensors file that is complete or absent."""
     unfinished = unfinished_name(file)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
     sync(unfinished)
@@ -110,12 +116,16 @@ def write_tensors(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
 
 
 def unfinished_name(file: Path) -> Path:
-    """Where a file lies until it is whole: another place for every process, as two may share a work folder."""
+    """Return the place of a file until it is complete, one for each process, since two may share a
+    work folder.
+    """
     return file.with_name(f"{file.name}.unfinished-{os.getpid()}")
 
 
 def _save(file: Path, trajectory: Trajectory, texts: Set[str]) -> None:
-    """The text, which all calls of a guidance branch share, is stored once; so is what both calls of a step share."""
+    """Store once the text, which all calls of a guidance branch share, and the tensors that both
+    calls of a step share.
+    """
     tensors, positions = {"final_latent": trajectory.final_latent}, []
     for number, (sample, prediction) in enumerate((call.sample, call.noise_prediction) for call in trajectory.calls):
         positions.append([sample.denoiser, sample.timestep, sample.step_index, sample.guidance_branch])

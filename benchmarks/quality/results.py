@@ -1,4 +1,4 @@
-"""Finished results, one file for each row and seed, and what they come to over the seeds."""
+"""Finished results, one file for each row and seed, and their combination over the seeds."""
 
 import json
 import math
@@ -21,20 +21,23 @@ from tempoquant.plain_values import plain
 from tempoquant.recipe import Recipe
 
 MEASURES = ("bits_per_weight", "seconds", "cpu_seconds", "sqnr_db", "final_latent_db")
-"""What is kept of `Measured` as it is."""
+"""The fields of `Measured` that are kept as they are."""
 
 
 class RowFiles:
-    """The folder of finished results: KEY.json, and beside it KEY.safetensors with the final latents."""
+    """The folder of finished results: KEY.json, and beside it KEY.safetensors with the final
+    latents.
+    """
 
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder, self._task = folder, task
         folder.mkdir(parents=True, exist_ok=True)
 
     def load(self, row: Row, seed: int) -> dict[str, Any] | None:
-        """The result of this row and seed; None when there is none.
+        """Return the result of this row and seed; None for none.
 
-        A result whose recipe meant something else, because a default has changed since, is none.
+        A result is ignored if its recipe has a different meaning, because a default has changed
+        since.
         """
         file = self._file(row, seed)
         if not file.is_file():
@@ -43,7 +46,7 @@ class RowFiles:
         return found if _same_settings(found["recipe"], self._settings(row.recipe)) else None
 
     def save(self, row: Row, seed: int, measured: Measured) -> dict[str, Any]:
-        """Keep a result, the latents before the file that says they are there."""
+        """Store a result; the latents come before the file that names them."""
         file = self._file(row, seed)
         write_tensors(file.with_suffix(".safetensors"), {"final_latents": measured.final_latents})
         record = plain({
@@ -56,11 +59,11 @@ class RowFiles:
         return record
 
     def final_latents(self, row: Row, seed: int) -> torch.Tensor:
-        """(prompts, channels, frames, height, width) of a finished result."""
+        """Return (prompts, channels, frames, height, width) of a finished result."""
         return load_file(self._file(row, seed).with_suffix(".safetensors"))["final_latents"]
 
     def beside(self, row: Row, seed: int, ending: str) -> Path:
-        """A file for what is found out about a result later."""
+        """Return the place of a file for later findings about a result."""
         file = self._file(row, seed)
         return file.with_name(f"{file.stem}.{ending}")
 
@@ -72,7 +75,7 @@ class RowFiles:
 
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file that is there whole or not at all."""
+    """Write a JSON file that is complete or absent."""
     unfinished = unfinished_name(file)
     unfinished.write_text(json.dumps(plain(record), allow_nan=False), encoding="utf-8")
     sync(unfinished)
@@ -80,7 +83,9 @@ def write_json(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row over its seeds, as plain values: means with standard errors over seeds × prompts, and each seed's own."""
+    """Combine one row over its seeds, as plain values: means with standard errors over seeds ×
+    prompts, and each seed's own.
+    """
     first = records[0]
     return {
         **_name_of(row),
@@ -95,22 +100,25 @@ def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def failed(row: Row, error: Exception) -> dict[str, Any]:
-    """A row that could not be measured."""
+    """Make a row that could not be measured."""
     return {**_name_of(row), "error": str(error)}
 
 
 def summary(values: Sequence[Sequence[float | str]]) -> dict[str, Any]:
-    """Mean and standard error over all values of all seeds, (seeds, prompts); infinities may be texts.
+    """Compute mean and standard error over all values of all seeds, (seeds, prompts); infinities
+    may be texts.
 
-    Every seed has the same prompts: the error says how far other noise would move the mean, and knows of the prompts
-    only as many as there are.
+    Every seed has the same prompts: the error shows how far other noise would move the mean, for
+    these prompts only.
     """
     found = Summary.of([float(value) for of_seed in values for value in of_seed])
     return {"mean": found.mean, "standard_error": found.standard_error, "n": found.num_values}
 
 
 def differences(results: Sequence[dict[str, Any]], base: Mapping[str, Any]) -> None:
-    """Add to each result its paired difference to another one, over the seeds and prompts that both have."""
+    """Add to each result its paired difference to another one, over the seeds and prompts that both
+    have.
+    """
     for result in results:
         if "seeds" not in result:
             continue
@@ -129,13 +137,15 @@ def differences(results: Sequence[dict[str, Any]], base: Mapping[str, Any]) -> N
 
 
 def read_peers(file: Path) -> list[dict[str, Any]]:
-    """Rows that another program measured, one JSON object a line: the keys of `combine`, as far as there are."""
+    """Read rows that another program measured, one JSON object a line: the keys of `combine`, as
+    far as they exist.
+    """
     lines = file.read_text(encoding="utf-8").splitlines()
     return [{"group": "peer", "method": json.loads(line)["row"], **json.loads(line)} for line in lines if line.strip()]
 
 
 def commit() -> str:
-    """Of the working tree; "+" when it has changes."""
+    """Return the commit of the working tree, with "+" if it has changes."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
@@ -144,7 +154,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """What computed."""
+    """Describe the computing machine."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
@@ -157,7 +167,9 @@ def _name_of(row: Row) -> dict[str, Any]:
 
 
 def _same_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether two recipes say the same, but for their names; what one does not know has its default value."""
+    """Return whether two recipes are the same except for their names; a key that one lacks has its
+    default value.
+    """
     defaults = Recipe(name="").to_dict()
     keys = (set(before) | set(now)) - {"name"}
     return all(before.get(key, defaults.get(key)) == now.get(key, defaults.get(key)) for key in keys)

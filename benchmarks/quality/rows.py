@@ -1,6 +1,7 @@
-"""Which recipes are compared. A new row is one more line here.
+"""The recipes to compare. A new row is one more line here.
 
-A setting to try on top of the paper recipe is an entry of CANDIDATES; what our own recipe changes of it is OURS.
+A setting to try on top of the paper recipe is an entry of CANDIDATES; OURS holds the changes of our
+own recipe.
 """
 
 import fnmatch
@@ -14,7 +15,9 @@ from tempoquant.formats import FORMATS
 from tempoquant.recipe import Recipe
 
 RANKS = (2, 16)
-"""Of the bundled models' width, 256: 2 is the share that rank 32 has of the 14B model's."""
+"""Ranks at the bundled models' width, 256: 2 is the share that rank 32 has of the 14B model's
+width.
+"""
 
 _LEAST_ERROR = {"weight_scale_rule": "least_error", "activation_scale_rule": "least_error"}
 _PAPERS_SEARCH = {key: getattr(Recipe.load("paper"), key) for key in (
@@ -29,7 +32,7 @@ CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "act-order": {"act_order": True},
     "shared inputs": {"share_smoothing": True},
 }
-"""Name of a row, "paper + NAME", to what it changes of the paper recipe."""
+"""The changes of the paper recipe, by the name of a row, "paper + NAME"."""
 
 WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "without least-error scales": {"weight_scale_rule": "floor", "activation_scale_rule": "ceil"},
@@ -47,13 +50,15 @@ WITHOUT: Mapping[str, Mapping[str, Any]] = {
     "with statistics of the conditional branch": {"statistics_branches": "conditional"},
     "with damping 0.1": {"damping_fraction": 0.1},
 }
-"""Name of a row, "ours NAME", to what it changes of our default recipe."""
+"""The changes of our default recipe, by the name of a row, "ours NAME"."""
 
 EIGHT_BITS: Mapping[str, tuple[float, float]] = {
     "below timestep 500": (0.0, 500.0),
     "everywhere": (0.0, math.inf),
 }
-"""Name of a row, "ours, W4A4 with A8 NAME", to where activations have eight bits. No W4A4 claim rests on these."""
+"""The timesteps with 8-bit activations, by the name of a row, "ours, W4A4 with A8 NAME". No W4A4
+claim rests on these.
+"""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "statistics of both guidance branches": {"statistics_branches": "both"},
@@ -62,7 +67,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "clip search on 4096 tokens a bin": {"clip_search_tokens_per_bin": 4096},
     "clip search on 64 tokens a bin": {"clip_search_tokens_per_bin": 64},
 }
-"""Other ways to calibrate the paper recipe, settled in docs/log.md: measured when asked for only."""
+"""Other calibrations of the paper recipe, settled in docs/log.md: measured only on request."""
 
 GROUPS = ("reference", "published", "candidate", "ours", "file", "without", "eight bits", "variant")
 DEFAULT_GROUPS = tuple(group for group in GROUPS if group not in ("without", "eight bits", "variant"))
@@ -72,11 +77,11 @@ class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
-        label: what names it, unlike any other.
+        label: its unique name.
         recipe: None for the 16-bit model.
         group: of GROUPS.
-        method: what it has in common with the rows that differ in format and rank alone; a line in the figure.
-        eight_bit_timesteps: (low, high), where activations have eight bits when the row is judged; None for nowhere.
+        method: shared with the rows that differ only in format and rank; a line in the figure.
+        eight_bit_timesteps: (low, high), the timesteps with 8-bit activations; None for none.
     """
 
     label: str
@@ -87,7 +92,7 @@ class Row(NamedTuple):
 
 
 def all_rows(formats: Sequence[str] = tuple(FORMATS), ranks: Sequence[int] = RANKS) -> list[Row]:
-    """Every row there is, format after format."""
+    """Return every row, format after format."""
     rows = [Row("16-bit", None, "reference", "16-bit")]
     for format in formats:
         rows += _published(format, ranks)
@@ -96,16 +101,16 @@ def all_rows(formats: Sequence[str] = tuple(FORMATS), ranks: Sequence[int] = RAN
 
 
 def rows_of_files(files: Sequence[str]) -> list[Row]:
-    """A row for each recipe file, as it is."""
+    """Make a row for each recipe file, as it is."""
     recipes = [Recipe.load(file) for file in files]
     return [Row(r.name if r.name != "paper" else Path(f).name, r, "file", r.name)
             for f, r in zip(files, recipes, strict=True)]  # fmt: skip
 
 
 def select(rows: Sequence[Row], patterns: Sequence[str] | None, groups: Sequence[str] | None) -> list[Row]:
-    """The rows whose label or method matches one of the patterns, in one of the groups.
+    """Return the rows whose label or method matches one of the patterns, in one of the groups.
 
-    Without groups: of all where there are patterns, of DEFAULT_GROUPS where there are none.
+    Without groups, patterns select among all groups, and no patterns select DEFAULT_GROUPS.
 
     Raises RecipeError for a pattern that matches nothing, and for two rows of one label.
     """
@@ -127,7 +132,7 @@ def _matches(row: Row, pattern: str) -> bool:
 
 
 def _published(format: str, ranks: Sequence[int]) -> Iterator[Row]:
-    """The published recipes, a step at a time."""
+    """Yield the published recipes, a step at a time."""
     svdquant, paper = (Recipe.load(name).replace(format=format) for name in ("svdquant", "paper"))
     yield _row("round to nearest", Recipe.load("rtn").replace(format=format))
     yield _row("smoothing", svdquant.replace(rank=0))
@@ -139,7 +144,7 @@ def _published(format: str, ranks: Sequence[int]) -> Iterator[Row]:
 
 
 def _on_paper(format: str, ranks: Sequence[int]) -> Iterator[Row]:
-    """The paper recipe with something changed."""
+    """Yield the paper recipe with one change each."""
     for rank in ranks:
         paper = Recipe.load("paper").replace(format=format, rank=rank)
         for name, changes in CANDIDATES.items():

@@ -1,4 +1,4 @@
-"""Measures what is missing of some rows and seeds, and puts together what is finished."""
+"""The runner: it measures missing rows and seeds, and combines the finished ones."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ class Run:
     """One task, its rows and seeds, in a work folder.
 
     Args:
-        load: makes the 16-bit pipeline; called when something is to be measured, and at most once.
+        load: makes the 16-bit pipeline; called at most once, before a measurement.
     """
 
     def __init__(self, task: Task, work: Path, num_seeds: int, load: Callable[[], Any], progress: Progress) -> None:
@@ -33,7 +33,9 @@ class Run:
         self.errors: dict[str, TempoQuantError] = {}
 
     def measure(self, rows: Sequence[Row], again: bool = False) -> None:
-        """Seed after seed, so that every row has a first answer early; a row that fails keeps its reason."""
+        """Measure seed after seed, so that every row has a first answer early; a row that fails
+        keeps its reason.
+        """
         missing = {seed: [row for row in rows if again or self.files.load(row, seed) is None]
                    for seed in self.seeds}  # fmt: skip
         num_rows = len(rows) * len(self.seeds)
@@ -42,7 +44,7 @@ class Run:
         for seed, left in missing.items():
             for row in left:
                 assert advance is not None
-                if again or self.files.load(row, seed) is None:  # nor by a row of the same recipe since
+                if again or self.files.load(row, seed) is None:  # or since by the same recipe
                     self._measure_row(row, seed)
                 advance()
 
@@ -62,24 +64,26 @@ class Run:
 
     @property
     def pipeline(self) -> Any:
-        """The 16-bit pipeline."""
+        """Return the 16-bit pipeline."""
         if self._loaded is None:
             self._loaded = self._load()
         return self._loaded
 
     def reference(self, seed: int) -> Reference:
-        """What the 16-bit pipeline did with a seed."""
+        """Return the 16-bit pipeline's results for a seed."""
         if seed not in self._references:
             self._references[seed] = prepare(self.task, seed, self.pipeline, self.work, self.progress)
         return self._references[seed]
 
     def records(self, row: Row) -> list[dict[str, Any]]:
-        """The finished results of a row, one a seed."""
+        """Return the finished results of a row, one a seed."""
         found = [self.files.load(row, seed) for seed in self.seeds]
         return [record for record in found if record is not None]
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Every row over its finished seeds; rows that failed with their reason, rows without any seed left out."""
+        """Return every row over its finished seeds; failed rows have their reason, rows without any
+        seed are left out.
+        """
         found = []
         for row in rows:
             records = self.records(row)
@@ -90,7 +94,7 @@ class Run:
         return found
 
     def videos(self, rows: Sequence[Row], in_bundled_world: bool) -> Mapping[str, Any]:
-        """Label to what the decoded videos of a finished row show."""
+        """Return by label the judgements of a finished row's decoded videos."""
         decoder = Decoder(self.pipeline, in_bundled_world)
         found: dict[str, list[dict[str, Any]]] = {}
         for seed in self.seeds:  # outermost, so that each 16-bit video is decoded once and need not stay

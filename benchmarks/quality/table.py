@@ -11,14 +11,16 @@ DENOISERS = ("high_noise", "low_noise")
 
 
 def print_tables(results: Sequence[Mapping[str, Any]], title: str, against: str | None, console: Console) -> None:
-    """What was measured of every row, then the videos of the rows that have some."""
+    """Print the measurements of every row, then the videos of the rows that have some."""
     console.print(quality_table(results, title, against))
     if any("videos" in result for result in results):
         console.print(video_table(results))
 
 
 def quality_table(results: Sequence[Mapping[str, Any]], title: str, against: str | None = None) -> Table:
-    """Bits, SQNR of the noise prediction per denoiser, SQNR of the final latent, seconds; the reason in failed rows."""
+    """Make a table of bits, SQNR of the noise prediction per denoiser, SQNR of the final latent,
+    seconds; failed rows have the reason.
+    """
     caption = f"SQNR in dB, mean ± standard error over seeds × prompts ({_counts(results)}); higher is better."
     if against:
         caption += f" Δ: paired difference to {against}."
@@ -38,7 +40,9 @@ def quality_table(results: Sequence[Mapping[str, Any]], title: str, against: str
 
 
 def video_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """PSNR and SSIM against the 16-bit video, and whether the prompt was followed, in the rows that were decoded."""
+    """Make a table of PSNR and SSIM against the 16-bit video, and of prompt adherence, for the
+    decoded rows.
+    """
     caption = "PSNR and SSIM against the 16-bit pipeline's videos, mean ± standard error over seeds × prompts."
     table = Table(title="Decoded videos", title_justify="left", caption=caption, caption_justify="left")
     table.add_column("")
@@ -67,7 +71,7 @@ def _cells(result: Mapping[str, Any], with_difference: bool) -> list[str]:
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    """Peers name their rows without format and rank."""
+    """Return a row's label; peers name their rows without format and rank."""
     if result.get("group") != "peer":
         return str(result["row"])
     rank = f"rank {result['rank']}" if result.get("rank") else None
@@ -75,7 +79,7 @@ def _label(result: Mapping[str, Any]) -> str:
 
 
 def _text(summary: Mapping[str, Any] | None, digits: int = 2, signed: bool = False) -> str:
-    """Such as "21.30 ± 0.12"."""
+    """Write a summary such as "21.30 ± 0.12"."""
     if not summary or summary.get("mean") is None:
         return ""
     mean = float(summary["mean"])
@@ -91,6 +95,6 @@ def _share(summary: Mapping[str, Any] | None) -> str:
 
 
 def _counts(results: Sequence[Mapping[str, Any]]) -> str:
-    """Such as "n = 24" or "n = 8 or 24"."""
+    """Write counts such as "n = 24" or "n = 8 or 24"."""
     counts = sorted({r["final_latent_db"]["n"] for r in results if (r.get("final_latent_db") or {}).get("n")})
     return f"n = {' or '.join(map(str, counts))}" if counts else "none yet"

@@ -1,4 +1,6 @@
-"""What every row is asked to do: the same calibration samples, the same held-out generations, and who decides that."""
+"""The task of every row: the same calibration samples, the same held-out generations, in one
+place.
+"""
 
 import hashlib
 import json
@@ -16,17 +18,17 @@ from tempoquant.recipe import Recipe
 EVALUATION_SEED = 1_000_000
 """Added to a held-out generation's seed; calibration draws from seeds above 2^31."""
 SEED_STRIDE = 1000
-"""Between two seeds of the benchmark: prompt i of a set takes noise i of its seed."""
+"""The distance between two seeds of the benchmark: prompt i of a set takes noise i of its seed."""
 
 RESULT_VERSION = 1
-"""Of what is measured and how a result is stored: a new one makes every earlier result a stranger."""
+"""The version of the measurements and their storage: a new one invalidates every earlier result."""
 
 _SAMPLING = ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One model and what is done with it.
+    """One model and its treatment.
 
     Attributes:
         source: the 16-bit pipeline.
@@ -35,10 +37,11 @@ class Task:
         calibration: prompts to calibrate on.
         held_out: prompts to judge on.
         samples_per_denoiser: calibration samples kept of each denoiser.
-        device: to compute on.
+        device: of the computation.
 
     Raises:
-        CalibrationError: a prompt is in both sets, a set is empty, or one has more prompts than a seed has noise for.
+        CalibrationError: a prompt is in both sets, a set is empty, or one has more prompts than a
+            seed has noise for.
     """
 
     source: SourceModel
@@ -56,15 +59,15 @@ class Task:
         check_disjoint(self.held_out, provenance(self.calibration))
 
     def calibration_seed(self, seed: int) -> int:
-        """Of a recording plan."""
+        """Return the seed of a recording plan."""
         return SEED_STRIDE * seed
 
     def evaluation_seed(self, seed: int, index: int) -> int:
-        """Of the generation of held-out prompt `index`."""
+        """Return the seed of the generation of held-out prompt `index`."""
         return EVALUATION_SEED + SEED_STRIDE * seed + index
 
     def identity(self) -> dict[str, Any]:
-        """What makes another task the same, as plain values."""
+        """Return the facts that make another task the same, as plain values."""
         return {
             "model": self.fingerprint,
             "settings": self.settings.to_dict(),
@@ -76,9 +79,9 @@ class Task:
         }
 
     def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with this task's calibration samples filled in.
+        """Return the recipe with this task's calibration samples filled in.
 
-        Raises RecipeError when it asks for samples drawn otherwise: rows must share theirs.
+        Raises RecipeError if it asks for other samples: rows must share theirs.
         """
         if not recipe.needs_calibration:
             return recipe
@@ -92,21 +95,24 @@ class Task:
 
 
 def hash_of(record: Any) -> str:
-    """The first 24 digits of the SHA-256 of plain values."""
+    """Return the first 24 digits of the SHA-256 of plain values."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def changed_settings(recipe: Recipe) -> Mapping[str, Any]:
-    """A recipe's settings that differ from their defaults, as plain values, without its name.
+    """Return a recipe's settings that differ from their defaults, as plain values, without its
+    name.
 
-    A setting that a later version adds leaves recipes without it what they were.
+    A setting that a later version adds does not change recipes without it.
     """
-    now, defaults = recipe.to_dict(), Recipe(name=recipe.name).to_dict()  # without what is None
+    now, defaults = recipe.to_dict(), Recipe(name=recipe.name).to_dict()  # without None
     return {key: now.get(key) for key in now.keys() | defaults.keys() if now.get(key) != defaults.get(key)}
 
 
 def key_of(task: Task, recipe: Recipe | None, seed: int, eight_bit_timesteps: tuple[float, float] | None = None) -> str:
-    """Names the result of one row and seed: the same for the same task, seed and recipe, whatever the recipe's name."""
+    """Return the name of one row's and seed's result: the same for the same task, seed and recipe,
+    whatever the recipe's name.
+    """
     settings = None if recipe is None else changed_settings(task.resolve(recipe))
     eight_bits = {} if eight_bit_timesteps is None else {"eight_bit_timesteps": repr(eight_bit_timesteps)}
     return hash_of({**task.identity(), "recipe": settings, "seed": seed, "version": RESULT_VERSION, **eight_bits})

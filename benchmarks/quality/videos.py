@@ -1,4 +1,4 @@
-"""Decoded videos of a few rows: how close they are to the 16-bit ones, and whether they follow their prompts."""
+"""Decoded videos of a few rows: their distance from the 16-bit ones, and their prompt adherence."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ MAX_ROWS = 6
 
 
 class Decoder:
-    """Videos from final latents, as the pipeline itself would make them.
+    """Decodes final latents to videos, as the pipeline itself does.
 
     Args:
         pipeline: whose autoencoder decodes.
-        in_bundled_world: whether pixels tell if a video follows its prompt.
+        in_bundled_world: whether pixels show if a video follows its prompt.
     """
 
     def __init__(self, pipeline: Any, in_bundled_world: bool) -> None:
@@ -30,7 +30,8 @@ class Decoder:
         self._references: dict[int, Video] = {}
 
     def judge(self, files: RowFiles, row: Row, reference: Reference, progress: Progress) -> dict[str, Any]:
-        """A finished row's videos of one seed, from its file where that is known: one value a held-out prompt.
+        """Judge a finished row's videos of one seed, or read the stored judgement: one value a
+        held-out prompt.
 
         The 16-bit videos are kept for the next row, until `forget`.
         """
@@ -52,12 +53,12 @@ class Decoder:
         return found
 
     def forget(self) -> None:
-        """Let go of the 16-bit videos, before those of another seed are decoded."""
+        """Release the 16-bit videos, before those of another seed are decoded."""
         self._references.clear()
 
     @torch.no_grad()
     def decode(self, final_latent: torch.Tensor) -> Video:
-        """(1, channels, frames, height, width) to uint8 (frames, height, width, 3)."""
+        """Convert (1, channels, frames, height, width) to uint8 (frames, height, width, 3)."""
         vae = self._pipeline.vae
         latent = final_latent.to(vae.device, vae.dtype)
         mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1).to(latent)
@@ -77,5 +78,5 @@ class Decoder:
 
 
 def combine_videos(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Over the seeds: mean and standard error of each measure."""
+    """Compute mean and standard error of each measure over the seeds."""
     return {key: summary([of_seed[key] for of_seed in found]) for key in found[0]}

@@ -1,6 +1,4 @@
-"""The content of a quantized pipeline folder, from its configs and headers; only clip ratios are
-loaded.
-"""
+"""The content of a quantized pipeline folder, from its configs, headers and clip ratios."""
 
 import math
 import statistics
