@@ -1,16 +1,17 @@
-"""Names of a block's modules that are told by a table, whoever wrote them: with dots, or flat with underscores."""
+"""Names of a block's modules by a table, in any spelling: with dots, or flat with underscores."""
 
 import re
 from collections.abc import Callable, Mapping
 
 
 def by_table(in_block: Mapping[str, str], block: str, outside: str) -> Callable[[str], str | None]:
-    """Return a function from any known name of a module to diffusers' own, which gives None for a name that is none.
+    """Return a function from any known name of a module to diffusers' own; it returns None for an
+    unknown name.
 
     Args:
-        in_block: other people's name of a module in a block to diffusers'; both are taken.
-        block: regular expression of a list of blocks, flat ("blocks" of "blocks_3_attn"); diffusers' own list is
-            `transformer_blocks`.
+        in_block: other names of a module in a block to diffusers'; both are accepted.
+        block: regular expression of a list of blocks, flat ("blocks" of "blocks_3_attn");
+            diffusers' own list is `transformer_blocks`.
         outside: regular expression of the modules outside the blocks, whose names stay.
     """
     flat = {name.replace(".", "_"): own for theirs, own in in_block.items() for name in (theirs, own)}

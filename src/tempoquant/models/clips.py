@@ -1,4 +1,4 @@
-"""Clips that prompts bring along: read frame by frame, from a file or a folder of images."""
+"""Clips of prompts, read frame by frame, from a file or a folder of images."""
 
 import hashlib
 import re
@@ -21,7 +21,9 @@ _ANIMATED_IMAGES = {".gif", ".webp", ".png"}
 
 
 def clip_hash(video: Path) -> str:
-    """Return the hexadecimal SHA-256 of a video file, or of the names and contents of a folder's frames."""
+    """Return the hexadecimal SHA-256 of a video file, or of the names and contents of a folder's
+    frames.
+    """
     if video.is_file():
         return sha256_of(video)
     lines = [f"{file.name}:{sha256_of(file)}\n" for file in _frame_files(video)]
@@ -29,10 +31,12 @@ def clip_hash(video: Path) -> str:
 
 
 def read_clip(prompt: Prompt, settings: SamplingSettings) -> list[Image.Image]:
-    """Return `num_frames` frames of a prompt's video, as `read_frames` does; the image again and again without one.
+    """Return `num_frames` frames of a prompt's video, as `read_frames` does; without a video, the
+    image repeated.
 
     Raises:
-        CalibrationError: the video cannot be read, or is too short; or there is neither video nor image.
+        CalibrationError: the video cannot be read, or is too short; or there is neither video nor
+            image.
     """
     if prompt.video is not None:
         return read_frames(prompt.id, prompt.video, settings.num_frames, (settings.width, settings.height))
@@ -42,9 +46,10 @@ def read_clip(prompt: Prompt, settings: SamplingSettings) -> list[Image.Image]:
 
 
 def read_frames(id: str, video: Path, num_frames: int, size: tuple[int, int]) -> list[Image.Image]:
-    """Return the first frames of a video, cropped to the aspect ratio of a size (width, height) and scaled to it.
+    """Return the first frames of a video, cropped to the aspect ratio of a size (width, height) and
+    scaled to it.
 
-    The frames are taken one after another as they come, whatever the video's frame rate.
+    Consecutive frames are taken, at any frame rate of the video.
 
     Args:
         id: of the prompt that the video belongs to, for messages.
@@ -67,7 +72,7 @@ def _frames(video: Path) -> Iterator[Image.Image]:
     if video.is_dir():
         yield from (open_image(file) for file in _frame_files(video))
         return
-    plugin = "pillow" if video.suffix.lower() in _ANIMATED_IMAGES else "FFMPEG"  # else imageio tries all it knows
+    plugin = "pillow" if video.suffix.lower() in _ANIMATED_IMAGES else "FFMPEG"  # otherwise imageio tries all it knows
     try:
         frame: Any
         for frame in imageio.imiter(video, plugin=plugin):
@@ -82,5 +87,5 @@ def _frame_files(folder: Path) -> list[Path]:
 
 
 def _place(file: Path) -> list[str | int]:
-    """Texts and numbers in turn, so that frame_10 comes after frame_2."""
+    """Return texts and numbers in turn, so that frame_10 comes after frame_2."""
     return [int(part) if part.isdecimal() else part for part in _NUMBERS.split(file.name)]

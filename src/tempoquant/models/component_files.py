@@ -1,4 +1,4 @@
-"""What files tell of a component before a weight is read: that it is there, whole, and as its config says."""
+"""The files of a component, checked before a weight is read."""
 
 import dataclasses
 import functools
@@ -31,13 +31,13 @@ _AGAIN = "fetch the model again"
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """One component of a pipeline on disk. What its files say is read when it is first asked for, and once.
+    """One component of a pipeline on disk. Its files are read when they are first needed, and once.
 
     Attributes:
-        folder: that it lies in.
+        folder: its location.
         library, class_name: as model_index.json names them.
-        family: of a denoiser, whose tensors may have other people's names; None for all else.
-        given: files that hold its weights in place of the folder's, of which only config.json counts then.
+        family: of a denoiser, whose tensors may have other names; None for other components.
+        given: files of its weights in place of the folder's, which then gives only config.json.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Component:
 
     @functools.cached_property
     def kind(self) -> type:
-        """The class that loads it. Raises ModelError when the library that is installed has none of that name."""
+        """Return the class that loads it. Raises ModelError if the library lacks it."""
         found = getattr(importlib.import_module(self.library), self.class_name, None)
         if not isinstance(found, type):
             raise ModelError(
@@ -58,30 +58,30 @@ class Component:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it is a model, and no scheduler, tokenizer or processor."""
+        """Return whether it is a model, and no scheduler, tokenizer or processor."""
         return issubclass(self.kind, nn.Module)
 
     @functools.cached_property
     def config(self) -> Mapping[str, Any]:
-        """Its config.json. Raises ModelError when it is missing or malformed."""
+        """Return its config.json. Raises ModelError if it is missing or malformed."""
         return read_object(self.folder / CONFIG_NAME)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its config has a quantization_config, of TempoQuant or of somebody else."""
+        """Return whether its config has a quantization_config, of any program."""
         return "quantization_config" in self.config
 
     @property
     def is_ours(self) -> bool:
-        """Whether TempoQuant quantized it."""
+        """Return whether TempoQuant quantized it."""
         section = self.config.get("quantization_config")
         return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
 
     @functools.cached_property
     def quantization(self) -> ComponentConfig:
-        """What TempoQuant wrote of it.
+        """Return the quantization config that TempoQuant wrote.
 
-        Raises CheckpointError where it wrote nothing, or it is damaged, and ModelError where somebody else did.
+        Raises CheckpointError if there is none or it is damaged, ModelError for another program's.
         """
         if not self.is_ours:
             self.require_16_bit()
@@ -89,7 +89,7 @@ class Component:
 
     @property
     def quantized_by(self) -> str | None:
-        """Whoever quantized it, by the name that its config has for that; None where nobody did."""
+        """Return the quantizer's name in its config; None if it is not quantized."""
         section = self.config.get("quantization_config")
         if not self.is_quantized:
             return None
@@ -103,21 +103,22 @@ class Component:
 
     @property
     def weight_files(self) -> tuple[Path, ...]:
-        """The files that its weights are read from. Raises ModelError as `WeightFiles.files`."""
+        """Return the files of its weights. Raises ModelError as `WeightFiles.files`."""
         return self.given or WeightFiles(self.folder, stem_of(self.library)).files()
 
     @property
     def variant(self) -> str | None:
-        """Such as "fp16", where its weight files have only names with that; None for plain ones."""
+        """Return a variant such as "fp16" if all weight files have that name; else None."""
         return None if self.given else WeightFiles(self.folder, stem_of(self.library)).variant
 
     @functools.cached_property
     def forms(self) -> Forms:
-        """Every tensor by the model's names, as it is read, from the headers of its weight files.
+        """Return every tensor as it is read, by the model's names, from the headers of its files.
 
         Raises:
-            ModelError: there are no files, a shard that the index names is missing, a file is not whole, a shard
-                lacks a tensor that the index says it holds, or a file holds what is not understood.
+            ModelError: there are no files, a shard that the index names is missing, a file is not
+                whole or holds an unknown tensor, or a shard lacks a tensor that the index lists in
+                it.
         """
         if not self._may_be_renamed:
             return self._stored
@@ -125,7 +126,7 @@ class Component:
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """Every tensor of a 16-bit denoiser by the model's names. Raises ModelError as `forms`."""
+        """Return a 16-bit denoiser's tensors by the model's names. Raises ModelError as `forms`."""
         return tensors_of(self._stored, self._meaning)
 
     @functools.cached_property
@@ -145,9 +146,8 @@ class Component:
         return self.family is not None and not self.is_quantized
 
     def _understood(self, keys: Iterable[str]) -> Meaning:
-        """What keys mean. Those that the model's class has left behind are nobody's, and in a folder of its own names
-        others may be, too. Raises ModelError for keys that are not explained."""
-        assert self.family is not None  # only denoisers' are looked at
+        """Return the meaning of keys, without obsolete ones. Raises ModelError for unknown keys."""
+        assert self.family is not None  # only denoisers' keys are looked at
         found = meaning_of(keys, self.family)
         left: list[str] = getattr(self.kind, "_keys_to_ignore_on_load_unexpected", None) or []
         unknown = [key for key in found.unknown if not any(re.search(pattern, key) for pattern in left)]
@@ -162,19 +162,19 @@ class Component:
 
     @property
     def is_read_here(self) -> bool:
-        """Whether only TempoQuant reads it right: its names or its 8-bit weights are not what diffusers expects."""
+        """Return whether only TempoQuant reads its names or its 8-bit weights right."""
         if not self._may_be_renamed:
             return False
         return bool(self.given) or self._meaning.is_renamed or self.has_8_bits
 
     @property
     def has_8_bits(self) -> bool:
-        """Whether weights of a denoiser are stored in 8 bits."""
+        """Return whether weights of a denoiser are stored in 8 bits."""
         return self._may_be_renamed and any(tensor.is_8_bit for tensor in self.tensors.values())
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a checkpoint that is made of a denoiser should remember of where its weights come from."""
+        """Return the notes for a checkpoint made of a denoiser about the origin of its weights."""
         notes = [f"the weights are those of {', '.join(file.name for file in self.given)}"] if self.given else []
         if self.has_8_bits:
             eight = [tensor for tensor in self.tensors.values() if tensor.is_8_bit]
@@ -184,13 +184,13 @@ class Component:
 
     @property
     def place(self) -> str:
-        """Where its weights lie, for messages."""
+        """Return the location of its weights, for messages."""
         if len(self.given) == 1:
             return str(self.given[0])
         return str(self.given[0].parent if self.given else self.folder)
 
     def files(self) -> dict[str, Path]:
-        """Every file that it is made of, by a name that says where it belongs; not what file managers leave."""
+        """Return its files by names that tell their places, without file managers' files."""
         if self.given:
             given = {f"{self.folder.name}/{file.name}": file for file in self.given}
             return {f"{self.folder.name}/{CONFIG_NAME}": self.folder / CONFIG_NAME, **given}
@@ -202,9 +202,9 @@ class Component:
 
     @functools.cached_property
     def disk_bytes(self) -> int | None:
-        """Of the weights: what their index says, or the files' own; None where neither is there.
+        """Return the bytes of the weights: by their index, else of the files; None without both.
 
-        The index comes first, since the hub's cache may hold some of its shards only.
+        The index comes first: the hub's cache may hold only some of its shards.
         """
         if self.given:
             return sum(file.stat().st_size for file in self.given)
@@ -216,7 +216,7 @@ class Component:
         return sum(file.stat().st_size for file in files) if files else None
 
     def without_weights(self) -> Any:
-        """Return the model on the meta device. Raises ModelError when its config describes none."""
+        """Return the model on the meta device. Raises ModelError if its config describes none."""
         kind: Any = self.kind
         try:
             with init_empty_weights():
@@ -225,16 +225,16 @@ class Component:
             raise not_described(self.folder / CONFIG_NAME, kind, error) from error
 
     def check(self, weights: bool = True) -> None:
-        """Hold its files against each other: index, headers, config and the class that will load them.
+        """Compare its files with each other: index, headers, config and class.
 
-        What tensors of other people's formats mean is theirs to say: of those only the config is read.
+        Tensors in other programs' formats are not interpreted: of those only the config is read.
 
         Args:
-            weights: False where only configs were fetched.
+            weights: False if only configs were fetched.
 
         Raises:
-            ModelError: a file is missing, cut off or a link to nothing, or the component lacks a tensor of the model
-                that its config describes, or has one of another shape.
+            ModelError: a file is missing, cut off or a link to nothing, or the component lacks a
+                tensor of the model that its config describes, or has one of another shape.
             CheckpointError: the same of a component that TempoQuant quantized.
         """
         for file in () if self.given else sorted(self.folder.rglob("*")):
@@ -248,14 +248,14 @@ class Component:
                 self._check_against_model(names)
 
     def _named(self) -> Mapping[str, None] | None:
-        """Tensors by the model's names, where only an index may be there."""
+        """Return tensors by the model's names; an index without its files is enough."""
         keys = WeightFiles(self.folder, stem_of(self.library)).named()
         if keys is not None and self.library == "transformers":
             keys = dict.fromkeys(as_transformers_loads(keys, self.kind, self.config).values())
         return keys if keys is None or not self._may_be_renamed else dict.fromkeys(self._understood(keys).tensors)
 
     def _check_against_model(self, stored: Mapping[str, tuple[int, ...] | None]) -> None:
-        """Compare tensors (name to shape, None where it is not known) with the model that the config describes."""
+        """Compare tensors (name to shape, None for unknown) with the model of the config."""
         config = {key: value for key, value in self.config.items() if key != "quantization_config"}
         try:
             described = described_by(self.kind, json.dumps(config))
@@ -282,7 +282,7 @@ class Component:
 
 
 def _without_layers(component: Component, described: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """The parameters that stayed in 16 bits. Raises CheckpointError when a 4-bit layer is none of the model's."""
+    """Return the parameters in 16 bits. Raises CheckpointError for an unknown 4-bit layer."""
     layers = component.quantization.layers
     for name, entry in layers.items():
         weight = described.get(f"{name}.weight")

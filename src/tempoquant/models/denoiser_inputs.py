@@ -1,4 +1,4 @@
-"""Inputs of a denoiser where it computes, and in the dtype that it computes in."""
+"""Inputs of a denoiser on its compute device, and in its compute dtype."""
 
 import functools
 from collections.abc import Mapping
@@ -17,11 +17,12 @@ def on_device(
     inputs: Mapping[str, Any],
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Return inputs where the denoiser computes, floats but for times and places in the dtype that it computes in.
+    """Return inputs on the denoiser's device, floats in its dtype except for times and positions.
 
     Args:
         inputs: arguments of a call by name.
-        device: None for where its weights are. In a memory mode that may be host memory, while it computes elsewhere.
+        device: None for that of its weights. In a memory mode that may be host memory, while it
+            computes elsewhere.
     """
     weight = _first_weight(denoiser, family)
     exact = {family.timestep_argument, *family.exact_inputs}
@@ -37,7 +38,9 @@ def on_device(
 
 
 def _first_weight(denoiser: nn.Module, family: ModelFamily) -> nn.Parameter:
-    """Return a weight that lies in no block and is not kept in float32: its dtype is the denoiser's."""
+    """Return a weight outside the blocks that is not kept in float32: its dtype is the
+    denoiser's.
+    """
     in_float32 = set(getattr(denoiser, "_keep_in_fp32_modules", None) or [])
     return next(
         parameter

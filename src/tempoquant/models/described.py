@@ -1,4 +1,6 @@
-"""The tensors of the model that a config describes: their shapes and names, without their numbers."""
+"""The tensors of the model that a config describes: their shapes and names, without their
+values.
+"""
 
 import functools
 import json
@@ -25,9 +27,11 @@ class Parameter(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def described_by(kind: Any, config: str) -> Mapping[str, Parameter]:
-    """Return every parameter and buffer of the model that a config (JSON) describes. Raises one of `NOT_DESCRIBED`.
+    """Return every parameter and buffer of the model that a config (JSON) describes. Raises one of
+    `NOT_DESCRIBED`.
 
-    Not kept for their numbers: they are on the meta device. A command asks for the same few models again and again.
+    They are on the meta device, without values, and cached, since a command asks for the same few
+    models repeatedly.
     """
     with torch.device("meta"):
         values = json.loads(config)

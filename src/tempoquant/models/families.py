@@ -20,11 +20,12 @@ FAMILIES: list[ModelFamily] = [
 
 
 def family_of(index: PipelineIndex) -> ModelFamily:
-    """Return the family of a pipeline: the one that a quantized folder keeps, or the one that covers its class.
+    """Return the family of a pipeline: the one that a quantized folder stores, or the one that
+    covers its class.
 
     Raises ModelError for a class that no family covers.
     """
-    kept = stored_family(index)  # by which the folder was quantized
+    kept = stored_family(index)  # the family that the folder was quantized by
     family = kept or next((each for each in FAMILIES if index.class_name in each.pipelines), None)
     if family is not None:
         return family
@@ -35,17 +36,17 @@ def family_of(index: PipelineIndex) -> ModelFamily:
 
 
 def family_of_denoiser(class_name: str) -> ModelFamily | None:
-    """Return the family whose denoisers have a class; None where there is none."""
+    """Return the family whose denoisers have a class; None for none."""
     return next((family for family in FAMILIES if class_name in family.transformers), None)
 
 
 @dataclass(frozen=True)
 class PipelineFacts:
-    """What is known of a pipeline in memory.
+    """The facts about a pipeline in memory.
 
     Attributes:
-        family: what kind of model it is.
-        index: what its model_index.json would say.
+        family: its kind of model.
+        index: the content of its model_index.json.
         denoisers: the noisiest first.
     """
 
@@ -59,11 +60,11 @@ class PipelineFacts:
 
 
 def facts_of(pipeline: Any) -> PipelineFacts:
-    """Return what is known of a diffusers pipeline in memory.
+    """Return the facts about a diffusers pipeline in memory.
 
     Raises:
         UnsupportedError: no family covers its class.
-        ModelError: its family cannot run it, for want of a denoiser, say.
+        ModelError: its family cannot run it, for example without a denoiser.
     """
     names = [kind.__name__ for kind in type(pipeline).__mro__]
     family = _family_of(pipeline) or next((each for each in FAMILIES if each.pipelines & {*names}), None)
@@ -81,12 +82,14 @@ def facts_of(pipeline: Any) -> PipelineFacts:
 
 
 def remember_family(pipeline: Any, family: ModelFamily) -> None:
-    """Let `facts_of` know by which family a pipeline was opened."""
+    """Record the family by which a pipeline was opened, for `facts_of`."""
     pipeline._tempoquant_family = family
 
 
 def _family_of(pipeline: Any) -> ModelFamily | None:
-    """Return the family that a pipeline was opened by, or that one of its models' configs keeps."""
+    """Return the family that a pipeline was opened by, or that one of its models' configs
+    stores.
+    """
     if (family := getattr(pipeline, "_tempoquant_family", None)) is not None:
         return family  # type: ignore[no-any-return]
     configs = (getattr(each, "config", None) for each in getattr(pipeline, "components", {}).values())

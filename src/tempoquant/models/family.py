@@ -1,6 +1,7 @@
-"""ModelFamily: all that is true of one kind of model and of no other, as facts and functions of one value.
+"""ModelFamily: everything true of one kind of model and of no other, in one value.
 
-A new model is a new folder in `models/` with such a value, and a line in `families.py`. Everything else asks the value.
+A new model is a new folder in `models/` with such a value, and a line in `families.py`. Everything
+else asks the value.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +28,8 @@ class PipelineIndex(NamedTuple):
     """A pipeline's model_index.json, or modular_model_index.json.
 
     Attributes:
-        folder: that it lies in.
-        values: all of it.
+        folder: its location.
+        values: its whole content.
         components: name to (library, class name).
     """
 
@@ -38,17 +39,17 @@ class PipelineIndex(NamedTuple):
 
     @property
     def class_name(self) -> str:
-        """The pipeline's class."""
+        """Return the pipeline's class."""
         return str(self.values.get("_class_name"))
 
     @property
     def is_modular(self) -> bool:
-        """Whether it is a modular pipeline, made of blocks."""
+        """Return whether it is a modular pipeline, made of blocks."""
         return "_blocks_class_name" in self.values
 
     @property
     def file_name(self) -> str:
-        """The index's own."""
+        """Return the file name of the index."""
         return "modular_model_index.json" if self.is_modular else "model_index.json"
 
 
@@ -97,14 +98,14 @@ def _call_with_embeddings(encoder: nn.Module, embedded: torch.Tensor, mask: torc
 
 
 class TracedTextEncoder(NamedTuple):
-    """How a text encoder is traced: see `ModelFamily.traced_text_encoder`."""
+    """How to trace a text encoder: see `ModelFamily.traced_text_encoder`."""
 
     shortened: Callable[[Config, int], dict[str, Any]] = _fewer_layers
     call: Callable[[nn.Module, torch.Tensor, torch.Tensor], Any] = _call_with_embeddings
 
 
 PLAIN_ENCODER = TracedTextEncoder()
-"""T5's, say."""
+"""The tracing of a plain text encoder, such as T5's."""
 
 
 def _as_it_is(timesteps: torch.Tensor) -> torch.Tensor:
@@ -251,7 +252,7 @@ class ModelFamily:
     comfyui: ComfyLayout | None = None
 
     def block_of(self, name: str) -> str | None:
-        """Return the block that a tensor or module lies in, such as "blocks.3"; None for what lies in no block."""
+        """Return the block of a tensor or module, such as "blocks.3"; None outside of blocks."""
         parts = name.split(".")
         for list_name in self.block_lists:
             depth = list_name.count(".") + 1
@@ -260,7 +261,7 @@ class ModelFamily:
         return None
 
     def may_quantize(self, linear: str) -> bool:
-        """Whether a recipe may quantize a linear, by its name in the denoiser: it lies in a block, and is not kept."""
+        """Return whether a recipe may quantize a linear: it is in a block, and not kept."""
         block = self.block_of(linear)
         return block is not None and linear.removeprefix(f"{block}.") not in self.kept_in_16_bits
 
@@ -279,18 +280,18 @@ class ModelFamily:
 
     @property
     def shared_inputs(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of linears of a block that read one tensor."""
+        """Return groups of linears of a block that read one tensor."""
         return self.call.shared_inputs
 
     @property
     def timestep_argument(self) -> str:
-        """What a denoiser's forward calls its timestep."""
+        """Return the name of the timestep in a denoiser's forward."""
         return self.call.timestep_argument
 
     def timestep_of(self, inputs: Mapping[str, Any]) -> float:
-        """Return the timestep of one call, 0 clean … 1000 noise: the noisiest, where rows or tokens have their own."""
+        """Return the noisiest timestep of one call, 0 clean … 1000 noise."""
         return float(self.call.timesteps(inputs).max())
 
     def is_parameter(self, name: str) -> bool:
-        """Whether a name that `own_name` answers is a parameter's; else it is a module's."""
+        """Return whether a name that `own_name` returns is a parameter's; else it is a module's."""
         return name.rpartition(".")[2] in self.bare_parameters

@@ -1,4 +1,4 @@
-"""What tells one pipeline on disk from another: a hash of all it holds, or of its files' names and sizes."""
+"""Identity of a pipeline on disk: a hash of its whole content, or of its files' names and sizes."""
 
 import hashlib
 import re
@@ -11,7 +11,9 @@ from tempoquant.progress import SILENT, Progress
 
 
 def fingerprint(source: SourceModel, progress: Progress = SILENT) -> str:
-    """Return the SHA-256 over the names and contents of the files of a pipeline's components, and over its LoRAs."""
+    """Return the SHA-256 over the names and contents of the files of a pipeline's components, and
+    over its LoRAs.
+    """
     found = _files_of(source)
     advance = progress.start("Identifying the model", len(found))
     digest = hashlib.sha256()
@@ -23,7 +25,9 @@ def fingerprint(source: SourceModel, progress: Progress = SILENT) -> str:
 
 
 def outline(source: SourceModel) -> str:
-    """Return the SHA-256 over names and sizes of the components' files, their .json, and LoRAs: reads no weights."""
+    """Return the SHA-256 over names and sizes of the components' files, their .json, and LoRAs:
+    reads no weights.
+    """
     digest = hashlib.sha256()
     for name, file in _files_of(source).items():
         content = sha256_of(file) if file.suffix == ".json" else ""
@@ -38,12 +42,14 @@ def _add_loras(source: SourceModel, digest: Any) -> None:
 
 
 def _files_of(source: SourceModel) -> dict[str, Path]:
-    """Return the components' files in order, by names that say where each belongs."""
+    """Return the components' files in order, by names that tell their places."""
     return {key: file for name in sorted(source.components) for key, file in source.components[name].files().items()}
 
 
 def _content_hash(file: Path) -> str:
-    """Return the SHA-256 of a file. The hub's cache names large files by theirs, which saves reading them."""
+    """Return the SHA-256 of a file. The hub's cache names large files by it, which saves reading
+    them.
+    """
     target = file.resolve()
     is_named = target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", target.name)
     return target.name if is_named else sha256_of(file)

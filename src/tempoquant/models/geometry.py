@@ -1,4 +1,4 @@
-"""LatentGeometry: how many latents and tokens a video becomes, and which videos can become any."""
+"""LatentGeometry: the latents and tokens of a video, and the videos that have them."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,17 @@ from tempoquant.models.sampling_settings import SamplingSettings
 
 @dataclass(frozen=True)
 class LatentGeometry:
-    """How an autoencoder and a denoiser divide a video.
+    """The division of a video by an autoencoder and a denoiser.
 
     Attributes:
-        pixels: rows, and columns, of pixels that one latent stands for.
-        frames: frames that one latent stands for; the first latent stands for the first frame alone.
+        pixels: rows, and columns, of pixels in one latent.
+        frames: frames in one latent; the first latent holds the first frame alone.
         patch: latents in one token: frames, rows, columns.
         given_latents: latent frames of a given picture, in front of the video's own.
         fewest_frames: that a video can have.
         is_image: whether there is one frame alone.
-        size_for: (height, width) of a picture to those of the video that the pipeline makes of it, where the pipeline
-            chooses its sizes itself.
+        size_for: (height, width) of a picture to those of the video that the pipeline makes of it,
+            if the pipeline chooses its sizes itself.
     """
 
     pixels: int
@@ -33,7 +33,7 @@ class LatentGeometry:
 
     @property
     def size_step(self) -> int:
-        """Pixels that a video's height and width are multiples of."""
+        """Return the step of a video's height and width, in pixels."""
         return self.pixels * math.lcm(*self.patch[1:])
 
     def require(self, settings: SamplingSettings) -> None:
@@ -59,14 +59,16 @@ class LatentGeometry:
             raise SettingsError(f"num_frames is at least {self.fewest_frames}, not {settings.num_frames}.")
 
     def latents(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
-        """Return the shape of a video's latents, a given picture's among them: frames, rows, columns."""
+        """Return the shape of a video's latents, a given picture's among them: frames, rows,
+        columns.
+        """
         return self.given_latents + (num_frames - 1) // self.frames + 1, height // self.pixels, width // self.pixels
 
     def num_latents(self, settings: SamplingSettings) -> int:
-        """Return how many latents a video has, each of all channels."""
+        """Return the number of latents of a video, each with all channels."""
         return math.prod(self.latents(settings.height, settings.width, settings.num_frames))
 
     def num_tokens(self, height: int, width: int, num_frames: int) -> int:
-        """Return how many tokens a video has in the denoiser's blocks."""
+        """Return the number of tokens of a video in the denoiser's blocks."""
         shape = self.latents(height, width, num_frames)
         return math.prod(length // size for length, size in zip(shape, self.patch, strict=True))

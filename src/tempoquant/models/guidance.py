@@ -1,4 +1,6 @@
-"""Which side of guidance a call of a denoiser is on, or each row of its batch; and what it answers, as one tensor."""
+"""The guidance branch of a denoiser's call, or of each row of its batch; and its output as one
+tensor.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +28,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a pipeline guides: by several calls a step, or by several rows of one call.
+    """A pipeline's guidance: by several calls a step, or by several rows of one call.
 
     Attributes:
-        calls: branches of a step's calls, in order, where each has one row. Further calls are of other kinds of
-            guidance, and are not calibrated on.
+        calls: branches of a step's calls, in order, if each has one row. Further calls belong to
+            other kinds of guidance, and are not calibrated on.
         rows: branches of the rows of a call that has as many.
     """
 
@@ -38,11 +40,12 @@ class Guidance:
     rows: tuple[GuidanceBranch, ...] = ()
 
     def parts(self, arguments: Mapping[str, Any], answer: Any, num_calls: int) -> list[Part]:
-        """Take a call apart by guidance.
+        """Split a call by guidance.
 
         Args:
-            arguments: by name, in the order in which the denoiser names them: the first is the latents.
-            answer: what the denoiser answered.
+            arguments: by name, in the order in which the denoiser names them: the first is the
+                latents.
+            answer: the denoiser's output.
             num_calls: of this step, before this one.
         """
         latents = next(iter(arguments.values()))
@@ -58,7 +61,9 @@ class Guidance:
 
 
 def _row(value: Any, row: int, num_rows: int) -> Any:
-    """One row of a batch: of tensors whose first dimension is as long as it, and of lists; all else is every row's."""
+    """Return one row of a batch: of tensors whose first dimension is the batch's, and of lists;
+    everything else belongs to every row.
+    """
     if isinstance(value, torch.Tensor):
         return value[row : row + 1].clone() if value.ndim and value.shape[0] == num_rows else value
     if isinstance(value, list) and len(value) == num_rows:
@@ -75,6 +80,8 @@ TWO_CALLS = Guidance()
 
 
 def prediction_of(answer: Any) -> torch.Tensor:
-    """Return what a denoiser predicts: the tensor that it answers, or all numbers of several, (1, numbers)."""
+    """Return a denoiser's prediction: its output tensor, or all numbers of several, (1,
+    numbers).
+    """
     tensors = tensors_in(answer)
     return tensors[0] if len(tensors) == 1 else torch.cat([each.flatten() for each in tensors]).unsqueeze(0)

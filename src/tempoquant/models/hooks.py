@@ -1,4 +1,4 @@
-"""Hooks on modules: which ones only place weights, and which ones see what a module computes."""
+"""Hooks on modules: those that only place weights, and those that see a module's computation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,13 @@ OFFLOADING = group_offloading._GROUP_OFFLOADING
 OFFLOADING_HOOKS = (
     OFFLOADING, group_offloading._LAYER_EXECUTION_TRACKER, group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING,
 )  # fmt: skip
-"""Names of diffusers' hooks that bring weights and keep no activation; its caches of activations have others."""
+"""Names of diffusers' hooks that bring weights and keep no activation; its activation caches have
+others.
+"""
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a hook, PyTorch's or diffusers', may keep what goes into a module or comes out of it."""
+    """Return whether a hook, PyTorch's or diffusers', may keep a module's inputs or outputs."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     registry = getattr(module, "_diffusers_hook", None)
     others = set() if registry is None else set(registry.hooks) - set(OFFLOADING_HOOKS)
@@ -28,6 +30,8 @@ def unobtrusive(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def own_forward(module: Any) -> None:
-    """Remove its class's forward from a module, where a library that wrapped it left it behind on the instance."""
+    """Remove its class's forward from a module, if a library that wrapped it left it on the
+    instance.
+    """
     if getattr(module.__dict__.get("forward"), "__func__", None) is type(module).forward:
         del module.forward

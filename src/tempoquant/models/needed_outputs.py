@@ -1,8 +1,10 @@
-"""Which block of a denoiser still needs what earlier blocks answered, found by following storages through one forward.
+"""The blocks of a denoiser that still need earlier blocks' outputs, found by following storages
+through one forward.
 
-No block computes: each runs on the meta device for the shapes of its answer, and its stand-in answers zeros that take
-no memory. Whatever an operation makes of a stand-in's answer carries the marks of that block, so that the marks on a
-block's arguments, or on the model's output, say whose answers went into them.
+No block computes: each runs on the meta device for the shapes of its output, and its stand-in
+returns zeros that take no memory. Every result computed from a stand-in's output carries the marks
+of that block. So the marks on a block's arguments, or on the model's output, show whose outputs
+went into them.
 """
 
 import functools
@@ -20,15 +22,16 @@ from tempoquant.calibrate.denoiser_model import Carried
 from tempoquant.errors import ModelError
 
 Answer = Any
-"""What a block answers: a tensor, or a nested structure of tensors and other values."""
+"""The output of a block: a tensor, or a nested structure of tensors and other values."""
 
 
 class Needed:
-    """Which blocks' answers are carried past each block.
+    """The blocks whose outputs are carried past each block.
 
     Args:
-        stand_ins: for each block an answer of the right structure, dtypes and shapes.
-        readers: for each block, and then for the model's output: the blocks whose answers went into what it read.
+        stand_ins: for each block an output of the right structure, dtypes and shapes.
+        readers: for each block, and then for the model's output: the blocks whose outputs went into
+            its inputs.
     """
 
     def __init__(self, stand_ins: Sequence[Answer], readers: Sequence[set[int]]) -> None:
@@ -38,10 +41,14 @@ class Needed:
             sorted({block for readers_after in readers[index:] for block in readers_after if block < index})
             for index in range(num_blocks + 1)
         ]
-        """For each block, and then for the end, the earlier blocks whose answers it or a later one needs."""
+        """For each block, and then for the end, the earlier blocks whose outputs it or a later one
+        needs.
+        """
 
     def answers_before(self, index: int, carried: Carried) -> list[Answer]:
-        """Return what each block before `index` answers: what is carried of it, or zeros that nobody reads."""
+        """Return the output of each block before `index`: the carried one, or zeros that nothing
+        reads.
+        """
         answers, left = self._stand_ins[:index], list(carried)
         for block in self.carried_before[index]:
             leaves, structure = pytree.tree_flatten(self._stand_ins[block])
@@ -50,7 +57,7 @@ class Needed:
         return answers
 
     def carried_after(self, index: int, answers: Sequence[Answer], answer: Answer) -> list[torch.Tensor]:
-        """Return the tensors that are carried past block `index`, which answered `answer`."""
+        """Return the tensors that are carried past block `index`, whose output is `answer`."""
         known = [*answers, answer]
         return [tensor for block in self.carried_before[index + 1] for tensor in _tensors(known[block])]
 
@@ -59,13 +66,13 @@ def what_is_needed(model: nn.Module, blocks: Sequence[nn.Module], inputs: dict[s
     """Follow one call of a denoiser whose blocks have no weights in memory.
 
     Args:
-        model: all that is in no block is in memory.
+        model: everything outside the blocks is in memory.
         blocks: in the order in which they run.
         inputs: of one call.
 
     Raises:
-        ModelError: blocks run in another order, or more than once; or the model writes into what a block answered,
-            which would be done anew each time that the answer is given again.
+        ModelError: blocks run in another order, or more than once; or the model writes into a
+            block's output, which would repeat at every replay of that output.
     """
     stand_ins: list[Answer] = []
     readers: list[set[int]] = []
@@ -98,7 +105,7 @@ def what_is_needed(model: nn.Module, blocks: Sequence[nn.Module], inputs: dict[s
 
 
 def _on_meta(block: nn.Module, args: Any, kwargs: Any) -> Answer:
-    """Run a block without weights for the shapes of its answer."""
+    """Run a block without weights for the shapes of its output."""
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     return type(block).forward(block, *args, **kwargs)
 
@@ -113,7 +120,9 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 class _Marks(TorchDispatchMode):
-    """Marks on storages that every operation within this context passes on from its inputs to its outputs."""
+    """Marks on storages that every operation within this context passes from its inputs to its
+    outputs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +144,7 @@ class _Marks(TorchDispatchMode):
         self._marks[key] |= set(marks)
 
     def put_on_answer(self, tensor: torch.Tensor, block: int) -> None:
-        """Mark what a block answered, into which nothing may be written."""
+        """Mark a block's output, into which nothing may be written."""
         self.put(tensor, {block})
         key = id(tensor.untyped_storage())
         self._answers[key] = block

@@ -1,4 +1,4 @@
-"""What people have that is no diffusers pipeline: named for what it is, with what to give instead."""
+"""Errors for inputs that are no diffusers pipeline: each names the input, and a replacement."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ _INSTEAD = "give its weights as safetensors in 16 bits or fp8_scaled"
 
 
 def refuse_file(file: Path) -> None:
-    """Raise ModelError for a file of weights that is not read, by what it is."""
+    """Raise ModelError for a file of weights that is not read, by its kind."""
     if file.suffix == ".gguf":
         raise ModelError(
             f"{file} is a GGUF file, whose weights are rounded to a few bits already, in a layout that only its own "
@@ -24,7 +24,7 @@ def refuse_file(file: Path) -> None:
 
 
 def file_as_model(file: Path) -> ModelError:
-    """Return the error for a file in the place of a model."""
+    """Return the error for a file in place of a model."""
     try:
         refuse_file(file)
     except ModelError as error:
@@ -56,6 +56,6 @@ def no_pipeline(folder: Path, hub_id: str | None) -> ModelError:
 
 
 def _original_parts(folder: Path) -> Mapping[str, Path]:
-    """Folders of an original release by the denoisers whose weights they hold."""
+    """Return the folders of an original release by the denoisers whose weights they hold."""
     found = (family.original_parts(folder) for family in FAMILIES)
     return next((parts for parts in found if parts), {})

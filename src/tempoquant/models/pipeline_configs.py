@@ -1,4 +1,4 @@
-"""What a pipeline is made of, from its config files alone: no weight is read, or fetched."""
+"""The components of a pipeline, from its config files alone: no weight is read, or fetched."""
 
 import importlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class ModelConfig(NamedTuple):
 
     Attributes:
         library, class_name: as model_index.json names them.
-        config: what config.json says, without how it is quantized.
+        config: config.json without its quantization.
     """
 
     library: str
@@ -33,7 +33,9 @@ class ModelConfig(NamedTuple):
     config: Config
 
     def build(self, **changes: Any) -> Any:
-        """Return the model on the meta device, some of its config changed. Raises ModelError when it describes none."""
+        """Return the model on the meta device, with changes of its config. Raises ModelError if it
+        describes none.
+        """
         kind = getattr(importlib.import_module(self.library), self.class_name, None)
         if kind is None:
             raise ModelError(f"the {self.library} installed here has no {self.class_name}: upgrade it.")
@@ -54,13 +56,14 @@ class PipelineConfigs:
     """A pipeline as its configs describe it.
 
     Attributes:
-        name: as it was asked for.
-        family: what kind of model it is.
+        name: as the user gave it.
+        family: its kind of model.
         index: its model_index.json.
         denoisers: the noisiest first.
-        models: config of each component that is a model and takes part in every generation, by the component's name.
-        quantized: how a denoiser is quantized, by its name, of those that are.
-        disk_bytes: of a component's weight files, where an index file or the publisher says it.
+        models: config of each component that is a model and takes part in every generation, by the
+            component's name.
+        quantized: the quantization of each quantized denoiser, by its name.
+        disk_bytes: of a component's weight files, if an index file or the publisher states it.
     """
 
     name: str
@@ -77,22 +80,22 @@ class PipelineConfigs:
 
     @property
     def text_encoder(self) -> ModelConfig:
-        """The config of the text encoder."""
+        """Return the config of the text encoder."""
         return self.models[self.family.text_encoder]
 
     @property
     def autoencoder(self) -> ModelConfig:
-        """The config of the autoencoder; what it leaves out is the class's default."""
+        """Return the config of the autoencoder, completed by the class's defaults."""
         return self.models[self.family.autoencoder]
 
     @property
     def autoencoder_channels(self) -> int:
-        """Channels of the autoencoder's latents."""
+        """Return channels of the autoencoder's latents."""
         return self.family.autoencoder_channels(self.autoencoder.build().config)
 
     @property
     def geometry(self) -> LatentGeometry:
-        """How a video is divided. Raises ModelError when a config does not say."""
+        """Return the geometry of a video. Raises ModelError if a config does not define it."""
         try:
             return self.family.geometry(self.denoiser(self.denoisers[0].name).config, self.autoencoder.config)
         except (KeyError, TypeError, ValueError) as error:
@@ -102,7 +105,9 @@ class PipelineConfigs:
 
 
 def published_models() -> dict[str, PipelineConfigs]:
-    """Return published models by names that need no file: for planning before anything is fetched."""
+    """Return published models by names that need no file: for planning before anything is
+    fetched.
+    """
     return {name: _published(family, name) for family in FAMILIES for name in family.published_models()}
 
 
@@ -115,23 +120,25 @@ def _published(family: ModelFamily, name: str) -> PipelineConfigs:
 
 
 def read_configs(model: str) -> PipelineConfigs:
-    """Return the configs of a published model's name, a bundled model, a folder, or a hub id (its JSON is fetched).
+    """Return the configs of a published model's name, a bundled model, a folder, or a hub id (its
+    JSON is fetched).
 
     Raises:
-        ModelError: there is no such model, it is of another class, a config is missing or malformed, or a folder with
-            weights lacks some.
-        CheckpointError: a quantized denoiser's config is not one that this TempoQuant reads.
+        ModelError: there is no such model, it is of another class, a config is missing or
+            malformed, or a folder with weights lacks some.
+        CheckpointError: this TempoQuant does not read a quantized denoiser's config.
     """
     if (published := published_models().get(model)) is not None:
         return published
     folder = local_folder(model)
-    # A folder without any weights holds configs to plan by, and the hub's cache what was fetched of a model so far.
+    # A folder without any weights holds configs for planning, and the hub's cache the fetched part
+    # of a model.
     has_weights = folder is not None and any(folder.glob("*/*.safetensors"))
     return configs_of(SourceModel.open(model, weights=has_weights), model)
 
 
 def configs_of(source: SourceModel, name: str = "") -> PipelineConfigs:
-    """Return the configs of a pipeline that is open already."""
+    """Return the configs of an open pipeline."""
     family = source.family
     others = (family.text_encoder, family.autoencoder, family.image_encoder, *family.brief_components)
     names = (*source.denoiser_components, *others)

@@ -1,4 +1,6 @@
-"""Pipeline folders: where a named model lies, which components it names, and that loading it is safe."""
+"""Pipeline folders: the location of a named model, its components, and a check that loading it is
+safe.
+"""
 
 import importlib.util
 import json
@@ -16,12 +18,14 @@ SMALL_FILES = ("*.json", "*.model", "*.txt", "*.md")
 WHOLE_MODEL = (*SMALL_FILES, "*.safetensors")
 INDEX_NAME = "model_index.json"
 INDEX_NAMES = (INDEX_NAME, "modular_model_index.json")
-"""What diffusers calls a pipeline's index; a modular pipeline has the other, and may have both."""
+"""diffusers' names of a pipeline's index; a modular pipeline has the second, and may have both."""
 BUNDLED_MODELS = ("tiny", "tiny-outliers")
 
 
 def local_folder(model: str | Path) -> Path | None:
-    """Return the folder of a bundled model or of a folder; None for a hub id. Raises ModelError for anything else."""
+    """Return the folder of a bundled model or of a folder; None for a hub id. Raises ModelError for
+    anything else.
+    """
     if str(model) == "tiny":
         from tempoquant.tiny import weights_folder
 
@@ -43,12 +47,14 @@ def local_folder(model: str | Path) -> Path | None:
 
 
 def revision_of(folder: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    """Return the commit of a snapshot in the hub's cache; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
-    """Return the folder in the hub's cache that holds the files of a model that match. Raises ModelError."""
+    """Return the folder in the hub's cache that holds the files of a model that match. Raises
+    ModelError.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -59,7 +65,7 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
 
 
 def read_json(file: Path) -> Any:
-    """A JSON file's value. Raises ModelError when it is missing or malformed."""
+    """Read a JSON file's value. Raises ModelError if it is missing or malformed."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -69,11 +75,11 @@ def read_json(file: Path) -> Any:
 
 
 def read_index(folder: Path) -> PipelineIndex:
-    """Read a pipeline's index: of a modular one, the components that lie in the folder.
+    """Read a pipeline's index; of a modular one, the components in the folder.
 
     Raises:
-        ModelError: it is missing or malformed, names a component outside the folder, or one whose library is neither
-            diffusers nor transformers (whose code would have to be trusted).
+        ModelError: it is missing or malformed, names a component outside the folder, or one whose
+            library is neither diffusers nor transformers (whose code would have to be trusted).
     """
     file = index_file(folder) or folder / INDEX_NAME
     values, is_modular = read_json(file), file.name == INDEX_NAMES[1]
@@ -91,7 +97,7 @@ def read_index(folder: Path) -> PipelineIndex:
             continue
         library, class_name = value
         if isinstance(library, str) and library.isidentifier() and _is_of_one_pipeline(library):
-            library = f"diffusers.pipelines.{library}"  # of classes that one pipeline alone has
+            library = f"diffusers.pipelines.{library}"  # of classes that only one pipeline has
         elif not isinstance(library, str) or library not in _LIBRARIES:
             raise ModelError(
                 f"component {name} wants code from {library!r}; only diffusers and transformers are loaded."
@@ -101,20 +107,23 @@ def read_index(folder: Path) -> PipelineIndex:
 
 
 def _is_of_one_pipeline(library: str) -> bool:
-    """Whether diffusers has a module of this name for one pipeline's own classes, whose indexes name that alone."""
+    """Return whether diffusers has a module of this name for one pipeline's own classes, whose
+    indexes name it alone.
+    """
     return library not in _LIBRARIES and importlib.util.find_spec(f"diffusers.pipelines.{library}") is not None
 
 
 def index_file(folder: Path) -> Path | None:
-    """Return the index of a pipeline in a folder; None for a folder that holds none."""
+    """Return the index of a pipeline in a folder; None for none."""
     return next((folder / name for name in INDEX_NAMES if os.path.lexists(folder / name)), None)
 
 
 def _of_modular(folder: Path, name: str, value: list[Any]) -> list[Any]:
-    """Return the library and class of a modular pipeline's component; of none for one that is not in the folder.
+    """Return the library and class of a modular pipeline's component; of none for one outside the
+    folder.
 
-    Where the index says that it was loaded from is of no account: copies keep what they were copied from. Raises
-    ModelError for a component that lies in another subfolder than its own name's.
+    The origin in the index is ignored, since copies keep that of their source. Raises ModelError
+    for a component in a subfolder with another name.
     """
     library, class_name, place = value
     if place.get("subfolder") not in (None, "", name):
@@ -126,7 +135,7 @@ def _of_modular(folder: Path, name: str, value: list[Any]) -> list[Any]:
 
 
 def refuse_other_weights(component: Path) -> None:
-    """Raise ModelError for a component that is not there, or has only pickled or GGUF weights."""
+    """Raise ModelError for a component that is missing, or has only pickled or GGUF weights."""
     if not component.is_dir():
         raise ModelError(f"component {component} is named in its pipeline's index but missing.")
     names = sorted(entry.name for entry in component.iterdir())

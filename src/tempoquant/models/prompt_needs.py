@@ -1,4 +1,4 @@
-"""Whether prompts bring what a pipeline is conditioned on: asked before anything runs."""
+"""A check, before anything runs, that prompts hold the conditions of a pipeline."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,7 +25,9 @@ class Conditioned(Protocol):
 
 
 def lacking(source: SourceModel, prompt: Conditioned) -> str | None:
-    """Return in words what a pipeline needs and a prompt has not, such as "an image"; None for nothing."""
+    """Return in words the input that a pipeline needs and a prompt lacks, such as "an image"; None
+    for none.
+    """
     for name in source.family.needs(source.index):
         if (prompt.image is None) if name == IMAGE else (name not in prompt.clips):
             return _WORDS[name]
@@ -33,7 +35,7 @@ def lacking(source: SourceModel, prompt: Conditioned) -> str | None:
 
 
 def require_needed(source: SourceModel, prompts: Iterable[Conditioned]) -> None:
-    """Raise CalibrationError for a prompt that lacks what the pipeline needs."""
+    """Raise CalibrationError for a prompt that lacks an input of the pipeline."""
     for prompt in prompts:
         if (missing := lacking(source, prompt)) is not None:
             raise CalibrationError(
@@ -43,11 +45,11 @@ def require_needed(source: SourceModel, prompts: Iterable[Conditioned]) -> None:
 
 
 def require_given(source: SourceModel, prompt: Conditioned) -> None:
-    """Hold what was given for one video by hand against what the pipeline takes.
+    """Check the user's inputs for one video against those of the pipeline.
 
     Raises:
-        CalibrationError: something that the pipeline needs is missing, it takes none of something that is given, or
-            there is no such clip.
+        CalibrationError: an input of the pipeline is missing, the pipeline does not take a given
+            one, or there is no such clip.
     """
     name, needed = source.index.class_name, source.family.needs(source.index)
     if (missing := lacking(source, prompt)) is not None:

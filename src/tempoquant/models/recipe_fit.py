@@ -1,4 +1,4 @@
-"""Whether a recipe can be carried out on a model: known from headers, before any work."""
+"""A check, from headers and before any work, that a model can follow a recipe."""
 
 from tempoquant.errors import RecipeError
 from tempoquant.formats import Format
@@ -7,11 +7,12 @@ from tempoquant.recipe import KEEP_16BIT, Recipe
 
 
 def check_recipe_fits(source: SourceModel, recipe: Recipe) -> None:
-    """Refuse what would fail after hours of work.
+    """Refuse settings that would fail after hours of work.
 
     Raises:
-        RecipeError: bin fractions for a denoiser that is none of the model's, a group size that does not divide, a rank
-            too large, a layer pattern that matches nothing, or a recipe that leaves every layer in 16 bits.
+        RecipeError: bin fractions for a denoiser that is none of the model's, a group size that
+            does not divide, a rank too large, a layer pattern that matches nothing, or a recipe
+            that leaves every layer in 16 bits.
         ModelError: the denoisers' weights are missing or damaged, or already quantized.
     """
     recipe.check_denoisers(source.denoiser_names, source.name)
@@ -35,7 +36,9 @@ def check_recipe_fits(source: SourceModel, recipe: Recipe) -> None:
 
 
 def check_linear_fits(format: Format, rank: int, name: str, out_features: int, in_features: int) -> None:
-    """Raise RecipeError for a linear that a format's groups do not divide, or that a rank is too large for."""
+    """Raise RecipeError for a linear that a format's groups do not divide, or whose rank is too
+    large.
+    """
     format.num_groups(in_features, name)
     if rank > min(out_features, in_features):
         raise RecipeError(f"rank {rank} exceeds the smaller side of {name}, {out_features} × {in_features}.")

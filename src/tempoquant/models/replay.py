@@ -1,9 +1,11 @@
-"""A denoiser as calibration sees it: one block in memory at a time, and between blocks the model's own forward (ours).
+"""A denoiser in calibration: one block in memory at a time, and the model's own forward between
+blocks (ours).
 
-To run block k, the model's own forward runs with every earlier block replaced by one that answers what it answered
-before, until it calls block k. So nothing needs to be known of what happens between two blocks, or of what passes from
-one to the next: one tensor, two streams, or hints that skip ten blocks. What an earlier block answered is kept as long
-as the model still needs it, which `what_is_needed` finds out before anything runs.
+To run block k, the model's own forward runs with every earlier block replaced by one that returns
+its recorded output, until it calls block k. So nothing must be known about the computation between
+two blocks, or the tensors that pass from one to the next: one tensor, two streams, or hints that
+skip ten blocks. An earlier block's output is kept as long as the model needs it, which
+`what_is_needed` finds out before anything runs.
 """
 
 import contextlib
@@ -25,14 +27,16 @@ from tempoquant.models.weights import DenoiserWeights
 
 
 class _Called(Exception):
-    """Ends a forward once the wanted block has been called and has answered."""
+    """Ends a forward once the wanted block has been called and has returned."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
 
 
 class ReplayedDenoiser:
-    """One denoiser (`calibrate.denoiser_model.DenoiserModel`): at most one block, and what is in none, is in memory."""
+    """One denoiser (`calibrate.denoiser_model.DenoiserModel`): at most one block, and the parts
+    outside blocks, are in memory.
+    """
 
     def __init__(self, weights: DenoiserWeights) -> None:
         self.denoiser = weights.denoiser
@@ -45,7 +49,9 @@ class ReplayedDenoiser:
 
     @contextlib.contextmanager
     def running(self, samples: Sequence[CalibrationSample]) -> Iterator[None]:
-        """Within this context the weights that lie in no block are in memory, as `run_block` and `finish` want them."""
+        """Hold the weights outside the blocks in memory within this context, for `run_block` and
+        `finish`.
+        """
         self._weights.fill(self._model, "")
         try:
             if self._needed is None:
@@ -57,7 +63,7 @@ class ReplayedDenoiser:
 
     @contextlib.contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """Block `index`, read from the files and dropped at the end."""
+        """Read block `index` from the files, and drop it at the end."""
         block, prefix = self._blocks[index], f"{self._names[index]}."
         self._weights.fill(block, prefix)
         try:
@@ -66,7 +72,9 @@ class ReplayedDenoiser:
             self._weights.release(block, prefix)
 
     def let_go(self, index: int, linears: Sequence[str]) -> None:
-        """Give back the weights of some linears of block `index`, which is in memory and does not run any more."""
+        """Give back the weights of some linears of block `index`, which is in memory and does not
+        run any more.
+        """
         for name in linears:
             self._weights.release(self._blocks[index].get_submodule(name), f"{self.name_of(index, name)}.")
 
@@ -75,7 +83,7 @@ class ReplayedDenoiser:
 
         Args:
             index: of a block that is in memory, see `block`.
-            carried: what earlier blocks answered and this or a later one needs.
+            carried: outputs of earlier blocks that this or a later one needs.
 
         Returns:
             The same for the next block.
@@ -96,14 +104,16 @@ class ReplayedDenoiser:
         raise ModelError(f"the model ran without calling {self._names[index]}.")
 
     def finish(self, sample: CalibrationSample, carried: Carried) -> torch.Tensor:
-        """Run what comes after the last block, differentiably: the noise prediction."""
+        """Run everything after the last block, differentiably, and return the noise prediction."""
         assert self._needed is not None  # `running` found it
         with computing_with(self._answering(self._needed.answers_before(self.num_blocks, carried))):
             output = self._model(**self._inputs(sample))
         return prediction_of(output)
 
     def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
-        """Return the linears of a block that may be quantized; those that the family says read one input together."""
+        """Return the linears of a block that may be quantized, grouped by the input that they share
+        in the family.
+        """
         linears = [
             name
             for name, module in self._blocks[index].named_modules()

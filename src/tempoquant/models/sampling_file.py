@@ -1,7 +1,9 @@
-"""How a pipeline is sampled: what `sampling.json` says, or configs of denoisers that lay beside one, or its family.
+"""The sampling of a pipeline: from `sampling.json`, or from the denoisers' configs, or from its
+family.
 
-diffusers' `save_pretrained` knows no file of ours, but keeps what is in a component's config. So a 4-bit denoiser takes
-the settings along as it is loaded, and a pipeline that is saved again still samples in four steps, if it did.
+diffusers' `save_pretrained` does not know our file, but keeps the content of a component's config.
+So a 4-bit denoiser takes the settings along as it is loaded, and a saved pipeline still samples in
+four steps, if it did before.
 """
 
 import json
@@ -22,11 +24,14 @@ _logger = logging.getLogger(__name__)
 SAMPLING_FILE = "sampling.json"
 _FALLBACKS = ("height", "width", "num_frames", "num_steps", "guidance_scale", "flow_shift")
 _CONFIG_KEY = "_sampling"
-"""Of the denoisers' config.json; diffusers keeps keys that begin with an underscore, without a warning."""
+"""The key in the denoisers' config.json; diffusers keeps keys that begin with an underscore,
+without a warning.
+"""
 
 
 def take_sampling_along(model: Any, component: Path) -> None:
-    """Put what `sampling.json` beside a component's folder says into the model's config, if there is one.
+    """Copy the content of `sampling.json` beside a component's folder into the model's config, if
+    there is one.
 
     Raises:
         ModelError: the file is not a JSON object.
@@ -37,10 +42,10 @@ def take_sampling_along(model: Any, component: Path) -> None:
 
 
 def stated_sampling(source: SourceModel) -> tuple[Path, dict[str, Any]] | None:
-    """Return the file of a pipeline that says how it is sampled, and what it says; None where none does.
+    """Return the file of a pipeline with its sampling, and its content; None for none.
 
     Raises:
-        ModelError: a file is not readable, or two components say different things.
+        ModelError: a file is not readable, or two components disagree.
     """
     file = source.folder / SAMPLING_FILE
     if file.is_file():
@@ -57,12 +62,12 @@ def stated_sampling(source: SourceModel) -> tuple[Path, dict[str, Any]] | None:
 
 
 def default_settings(source: SourceModel) -> SamplingSettings:
-    """Return the model's own settings: what `stated_sampling` finds, or else its family's, as published.
+    """Return the model's own settings: from `stated_sampling`, or else its family's, as published.
 
-    A flow shift that is left open there is the stored scheduler's.
+    An unset flow shift is the stored scheduler's.
 
     Raises:
-        ModelError: the file is not what `SamplingSettings` takes, or the scheduler does not load.
+        ModelError: `SamplingSettings` does not accept the file, or the scheduler does not load.
     """
     stated = stated_sampling(source)
     if stated is None:
@@ -79,14 +84,15 @@ def default_settings(source: SourceModel) -> SamplingSettings:
 
 
 def published_settings(source: SourceModel) -> SamplingSettings:
-    """Return how the published model that a source is like samples."""
+    """Return the sampling of the published model that a source resembles."""
     return source.family.published(source.index)[1]
 
 
 def settings_of(source: SourceModel, changes: Mapping[str, Any]) -> SamplingSettings:
-    """Return the model's own settings with some of them changed; None leaves one as it is.
+    """Return the model's own settings with some of them changed; None leaves one unchanged.
 
-    Its LoRAs, where it has any, change the sampler as they change that of a quantized result (`sampler_with`).
+    Its LoRAs, if any, change the sampler as they change that of a quantized result
+    (`sampler_with`).
 
     Raises as `default_settings` does, and SettingsError for a value that the model cannot run.
     """
@@ -97,7 +103,9 @@ def settings_of(source: SourceModel, changes: Mapping[str, Any]) -> SamplingSett
 
 
 def warn_of_published(source: SourceModel, settings: SamplingSettings, given: Mapping[str, Any]) -> None:
-    """Log which settings are the published ones, because neither the model nor `given` (None for no) says them."""
+    """Log which settings are the published ones, because neither the model nor `given` (if any)
+    sets them.
+    """
     left = [name for name in _FALLBACKS if given.get(name) is None and getattr(settings, name) is not None]
     if left and stated_sampling(source) is None:
         _logger.warning(

@@ -1,4 +1,4 @@
-"""SamplingSettings: how one video is sampled."""
+"""SamplingSettings: the sampling of one video."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,19 +10,20 @@ from tempoquant.errors import SettingsError
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How one video is sampled.
+    """The settings of one video's sampling.
 
-    Which sizes and lengths a model can run is its family's to say: `LatentGeometry.require`.
+    The family decides which sizes and lengths a model can run: `LatentGeometry.require`.
 
     Attributes:
         height, width: pixels.
         num_frames: of the video.
         num_steps: of the sampler.
-        guidance_scale: of guidance, all denoisers; 1 for none, but in pipelines that count from 0.
+        guidance_scale: of guidance, all denoisers; 1 for none, except in pipelines that count from
+            0.
         flow_shift: of the scheduler; None keeps the one stored in the pipeline.
         fps: frames a second of the written video.
-        sigmas: noise's share of the latents before each step, falling, as a distilled model was taught; None for the
-            scheduler's own.
+        sigmas: noise's share of the latents before each step, falling, as in a distilled model's
+            training; None for the scheduler's own.
 
     Raises:
         SettingsError: a value that no model can run.
@@ -65,7 +66,8 @@ class SamplingSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], defaults: "SamplingSettings | None" = None) -> "SamplingSettings":
-        """Return settings of plain JSON values, the inverse of `to_dict`; what they leave out is that of `defaults`.
+        """Make settings from plain JSON values, the inverse of `to_dict`; missing ones are those of
+        `defaults`.
 
         Raises TypeError for an unknown or missing name, and SettingsError.
         """
@@ -74,11 +76,11 @@ class SamplingSettings:
         return cls(**{**given, "sigmas": None if sigmas is None else tuple(sigmas)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; without sigmas where the scheduler has its own."""
+        """Return plain JSON values; without sigmas if the scheduler has its own."""
         values = dataclasses.asdict(self)
         sigmas = values.pop("sigmas")
         return values if sigmas is None else {**values, "sigmas": list(sigmas)}
 
     def replace(self, **changes: Any) -> "SamplingSettings":
-        """Return a copy with some settings changed; None leaves a setting as it is."""
+        """Return a copy with some settings changed; None leaves a setting unchanged."""
         return dataclasses.replace(self, **{key: value for key, value in changes.items() if value is not None})

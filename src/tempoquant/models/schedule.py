@@ -1,4 +1,4 @@
-"""The sampling loop's schedule, known without loading a model: which timesteps there are, and who runs at each."""
+"""The sampling loop's schedule without a loaded model: its timesteps, and the denoiser at each."""
 
 import copy
 import inspect
@@ -22,7 +22,9 @@ _NUM_PROBED_STEPS = 8
 
 
 def flow_shift_of(scheduler: Any) -> float | None:
-    """A scheduler's flow shift; None where its class has none, or follows the number of tokens instead."""
+    """Return a scheduler's flow shift; None if its class has none, or follows the number of tokens
+    instead.
+    """
     argument = _shift_argument(scheduler)
     if argument is None or scheduler.config.get("use_dynamic_shifting"):
         return None
@@ -31,10 +33,10 @@ def flow_shift_of(scheduler: Any) -> float | None:
 
 
 def shifted(scheduler: Any, flow_shift: float | None) -> Any:
-    """The scheduler, or one of its kind with another flow shift.
+    """Return the scheduler, or one of its kind with another flow shift.
 
     Raises:
-        ModelError: its class takes no flow shift, its other settings keep the shift from doing anything, or it makes
+        ModelError: its class takes no flow shift, its other settings disable the shift, or it makes
             no timesteps.
     """
     if flow_shift is None:
@@ -66,18 +68,24 @@ def _arguments(scheduler: Any) -> set[str]:
 
 
 def _shift_argument(scheduler: Any) -> str | None:
-    """What its class calls the flow shift. A config is no witness: it keeps what other classes left in it."""
+    """Return its class's name of the flow shift. A config proves nothing: it keeps settings of
+    other classes.
+    """
     return next((name for name in _SHIFT_ARGUMENTS if name in _arguments(scheduler)), None)
 
 
 def _with(scheduler: Any, **changes: float) -> Any:
-    """Another of its class, made of the arguments that the class takes: for those that it does not, diffusers warns."""
+    """Make another of its class, from the arguments that the class takes; diffusers warns of
+    others.
+    """
     taken = {name: value for name, value in scheduler.config.items() if name in _arguments(scheduler)}
     return type(scheduler)(**{**taken, **changes})
 
 
 def _set_timesteps(scheduler: Any, num_steps: int, set_timesteps: Callable[[Any], None] | None = None) -> torch.Tensor:
-    """Set a scheduler's timesteps as the pipeline does; its sigmas. Raises ModelError when it wants to know more."""
+    """Set a scheduler's timesteps as the pipeline does; return its sigmas. Raises ModelError if it
+    needs more arguments.
+    """
     try:
         if set_timesteps is None:
             scheduler.set_timesteps(num_steps)
@@ -99,9 +107,9 @@ class Step:
     """One step of the sampling loop.
 
     Attributes:
-        timestep: as the transformer is told, a tensor of one element.
+        timestep: the transformer's argument, a tensor of one element.
         sigma: the noise's share of the latents, 0 … 1.
-        denoiser: the name of the one that runs.
+        denoiser: the name of the running one.
     """
 
     timestep: torch.Tensor
@@ -110,7 +118,9 @@ class Step:
 
 
 def load_scheduler(source: SourceModel, flow_shift: float | None) -> Any:
-    """Return a pipeline's scheduler alone. Raises ModelError when it does not load, or has no flow shift to set."""
+    """Return a pipeline's scheduler alone. Raises ModelError if it does not load, or has no flow
+    shift to set.
+    """
     if (component := source.components.get("scheduler")) is None:
         raise ModelError(f"{source.folder} names no scheduler in its {source.index.file_name}: fetch the model again.")
     try:
@@ -122,7 +132,8 @@ def load_scheduler(source: SourceModel, flow_shift: float | None) -> Any:
 
 
 def sampling_steps(source: SourceModel, settings: SamplingSettings) -> list[Step]:
-    """Return the steps that a pipeline takes with these settings, in order, without loading a model.
+    """Return the steps that a pipeline takes with these settings, in order, without loading a
+    model.
 
     Raises:
         ModelError: the scheduler does not load, has no flow shift to set, or makes no timesteps.

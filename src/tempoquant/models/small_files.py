@@ -1,4 +1,6 @@
-"""The files of a component that are not weights: configs, vocabularies, tokenizers. They are read before any work."""
+"""The files of a component that are not weights: configs, vocabularies, tokenizers. They are read
+before any work.
+"""
 
 import json
 import math
@@ -11,7 +13,7 @@ from diffusers import ConfigMixin
 from tempoquant.errors import ModelError
 
 NOT_DESCRIBED = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError)
-"""What classes raise for a config that is none of theirs."""
+"""The errors of classes for a config that does not describe them."""
 
 _AGAIN = "fetch the model again"
 _TOKENIZER_NAME = "tokenizer.json"
@@ -19,7 +21,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises ModelError for a missing or malformed one."""
+    """Read a file's JSON object. Raises ModelError for a missing or malformed one."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -32,7 +34,9 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def check_small_files(component: Path, kind: Any) -> None:
-    """Raise ModelError unless a scheduler, tokenizer or processor has its files, each of which can be read."""
+    """Raise ModelError unless a scheduler, tokenizer or processor has its files, each of which can
+    be read.
+    """
     needed = set(getattr(kind, "vocab_files_names", {}).values())
     if hasattr(kind, "get_image_processor_dict"):
         needed = {"preprocessor_config.json", "processor_config.json"}
@@ -61,7 +65,7 @@ def _check_tokenizer(file: Path) -> None:
 
     try:
         Tokenizer.from_file(str(file))
-    except Exception as error:  # it raises nothing narrower
+    except Exception as error:  # it raises no narrower class
         raise ModelError(f"{file} is not a tokenizer that can be read ({error}): {_AGAIN}.") from error
 
 
@@ -71,7 +75,9 @@ def not_described(file: Path, kind: Any, error: Exception) -> ModelError:
 
 
 def check_statistics(config: Mapping[str, Any]) -> None:
-    """Raise ValueError unless an autoencoder has a mean and a deviation of each latent channel, if it has any."""
+    """Raise ValueError unless an autoencoder has a mean and a deviation of each latent channel, if
+    it has any.
+    """
     channels = config.get("z_dim")
     for key in ("latents_mean", "latents_std"):
         values = config.get(key)

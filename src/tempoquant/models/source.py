@@ -1,4 +1,4 @@
-"""SourceModel: a pipeline on disk, opened and checked once, and passed to whoever wants to know something of it."""
+"""SourceModel: a pipeline on disk, opened and checked once, and passed to every reader."""
 
 import functools
 import os
@@ -38,14 +38,15 @@ class SourceModel:
     """A pipeline on disk, 16-bit or quantized. Everything in it is read from the files once.
 
     Attributes:
-        folder: that it lies in, absolute.
-        family: what kind of model it is.
+        folder: its location, absolute.
+        family: its kind of model.
         index: its model_index.json.
         components: by name.
         denoisers: the noisiest first.
-        hub_id: its name, where it was given as a hub id; a folder's path is nobody's business.
+        hub_id: its name, if it was given as a hub id; a folder's path is private.
         bundled: the name of a bundled model; "" for any other.
-        loras: denoiser's name to what is added to its weights as they are read (`lora.given.with_loras`).
+        loras: denoiser's name to the LoRAs that are added to its weights as they are read
+            (`lora.given.with_loras`).
     """
 
     folder: Path
@@ -60,23 +61,23 @@ class SourceModel:
 
     @classmethod
     def open(cls, model: ModelName, weights: bool = True) -> "SourceModel":
-        """Find a model, and check that it is a pipeline of a known family, and that all of it is there and whole.
+        """Find a model, and check that it is a complete pipeline of a known family.
 
-        Reads configs, indexes and the headers of safetensors files, no weight. Of a hub id the small files are fetched
-        and judged before the weights are.
+        Reads configs, indexes and the headers of safetensors files, no weight. For a hub id, the
+        small files are fetched and checked before the weights.
 
         Args:
-            model: a bundled model's name, a folder, or a hub id; or one of these and files of denoisers' weights; or
-                one of these to be taken by the generic family.
+            model: a bundled model's name, a folder, or a hub id; or one of these and files of
+                denoisers' weights; or one of these to be taken by the generic family.
             weights: False to look at configs only, and fetch nothing else.
 
         Raises:
-            ModelError: there is no such model, it cannot be fetched, or it is not what a family can run; the message
-                names the file, what is wrong with it, and the remedy.
+            ModelError: there is no such model, it cannot be fetched, or no family can run it; the
+                message names the file, its error, and the remedy.
             CheckpointError: the same of a component that is quantized.
         """
         if isinstance(model, GenericModel):
-            from tempoquant.models.generic.opening import open_generic  # which opens sources itself
+            from tempoquant.models.generic.opening import open_generic  # opens sources itself
 
             return open_generic(model)
         base, given = (model.base, model.files()) if isinstance(model, WithExperts) else (model, {})
@@ -105,7 +106,7 @@ class SourceModel:
 
         Args:
             given: files of denoisers' weights, by their names.
-            family: None for the one that covers the pipeline's class.
+            family: None for the family that covers the pipeline's class.
         """
         if not folder.is_dir():
             raise ModelError(f"there is no folder {folder}.")
@@ -137,23 +138,23 @@ class SourceModel:
 
     @property
     def name(self) -> str:
-        """What people call it: its name as a bundled model, its hub id, or its folder's name."""
+        """Return its name for people: as a bundled model, its hub id, or its folder's name."""
         return self.bundled or self.hub_id or self.folder.name
 
     @property
     def pipeline_tag(self) -> str:
-        """What the hub calls what it does."""
+        """Return the hub's name of its task."""
         if self.geometry.is_image:
             return "text-to-image"
         return "image-to-video" if self.family.needs(self.index) else "text-to-video"
 
     @property
     def revision(self) -> str | None:
-        """The commit of a snapshot in the hub's cache; None for any other folder."""
+        """Return the commit of a snapshot in the hub's cache; None for any other folder."""
         return revision_of(self.folder)
 
     def denoiser(self, name: str) -> Denoiser:
-        """Return a denoiser by its name. Raises ModelError, with the names that there are."""
+        """Return a denoiser by its name. Raises ModelError that lists the names."""
         found = next((each for each in self.denoisers if each.name == name), None)
         if found is None:
             raise ModelError(f"{self.name} has no denoiser {name!r}, only {' and '.join(self.denoiser_names)}.")
@@ -161,22 +162,22 @@ class SourceModel:
 
     @property
     def denoiser_names(self) -> tuple[str, ...]:
-        """Of all denoisers, the noisiest first."""
+        """Return the names of all denoisers, the noisiest first."""
         return tuple(denoiser.name for denoiser in self.denoisers)
 
     @property
     def places(self) -> tuple[Path, ...]:
-        """Its folder, and files of weights that lie elsewhere: whatever is read."""
+        """Return its folder, and files of weights elsewhere: everything that is read."""
         return (self.folder, *(file for component in self.components.values() for file in component.given))
 
     @property
     def weight_bytes(self) -> int:
-        """Of the denoisers' weight files."""
+        """Return the bytes of the denoisers' weight files."""
         return sum(file.stat().st_size for name in self.denoiser_names for file in self.component_of(name).weight_files)
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the linears of an unquantized pipeline's blocks: 8 for those stored in 8 bits, else 16 in any dtype."""
+        """Return the bits a weight of unquantized block linears: 8 if stored in 8, else 16."""
         bits = weights = 0
         for name in self.denoiser_names:
             tensors = self.component_of(name).tensors
@@ -192,27 +193,27 @@ class SourceModel:
 
     @property
     def denoiser_components(self) -> tuple[str, ...]:
-        """Names of the denoisers' components."""
+        """Return the names of the denoisers' components."""
         return tuple(denoiser.component for denoiser in self.denoisers)
 
     @property
     def other_components(self) -> tuple[str, ...]:
-        """Names of the components that are not denoisers, and are never quantized."""
+        """Return the names of the components that are not denoisers, and are never quantized."""
         return tuple(name for name in self.components if name not in self.denoiser_components)
 
     @property
     def text_components(self) -> tuple[str, ...]:
-        """Names of the components that make embeddings of texts."""
+        """Return the names of the components that make embeddings of texts."""
         return tuple(name for name in self.components if name in self.family.text_components)
 
     @property
     def first(self) -> Component:
-        """The component of the first denoiser: whatever all denoisers have in common can be asked of it."""
+        """Return the component of the first denoiser, which has all facts that denoisers share."""
         return self.component_of(self.denoisers[0].name)
 
     @functools.cached_property
     def geometry(self) -> LatentGeometry:
-        """How a video is divided. Raises ModelError when a config does not say."""
+        """Return the geometry of a video. Raises ModelError if a config does not define it."""
         try:
             return self.family.geometry(self.first.config, self.autoencoder.config)
         except (KeyError, TypeError, ValueError) as error:
@@ -223,7 +224,7 @@ class SourceModel:
 
     @property
     def width(self) -> int:
-        """Features of a token in the first denoiser's blocks. Raises ModelError when its config does not say."""
+        """Return the features of a token in the first denoiser. Raises ModelError if unknown."""
         try:
             return self.family.width(self.first.config)
         except (KeyError, TypeError) as error:
@@ -233,12 +234,12 @@ class SourceModel:
 
     @property
     def autoencoder(self) -> Component:
-        """The component that turns videos into latents. Raises ModelError where there is none."""
+        """Return the component that encodes videos. Raises ModelError if there is none."""
         return self._named(self.family.autoencoder)
 
     @property
     def text_encoder(self) -> Component:
-        """The component that turns texts into embeddings. Raises ModelError where there is none."""
+        """Return the component that encodes texts. Raises ModelError if there is none."""
         return self._named(self.family.text_encoder)
 
     def _named(self, name: str) -> Component:
@@ -247,7 +248,7 @@ class SourceModel:
         return self.components[name]
 
     def sample_sizes(self, denoiser: str, height: int, width: int, num_frames: int) -> SampleSizes:
-        """Return the sizes of one calibration sample of a denoiser, for a video of this size, 0 for none."""
+        """Return the sizes of a denoiser's calibration sample for a video, 0 for none."""
         config = self.component_of(denoiser).config
         try:
             num_tokens = self.geometry.num_tokens(height, width, num_frames) if num_frames else 0
@@ -262,11 +263,11 @@ class SourceModel:
         return SampleSizes(num_tokens, sum(sizes.values()), texts)
 
     def forms(self, denoiser: str) -> Forms:
-        """Return file, dtype and shape of every weight of a denoiser, from the headers. Raises ModelError."""
+        """Return file, dtype and shape of a denoiser's weights. Raises ModelError."""
         return self.component_of(denoiser).forms
 
     def blocks(self, denoiser: str) -> tuple[str, ...]:
-        """Return the names of a denoiser's transformer blocks in the order in which they run, such as "blocks.0"."""
+        """Return the names of a denoiser's blocks in their order, such as "blocks.0"."""
         return self._cached("blocks", denoiser, self._find_blocks)
 
     def _find_blocks(self, denoiser: str) -> tuple[str, ...]:
@@ -274,9 +275,9 @@ class SourceModel:
         return self.family.in_order(found)
 
     def linears(self, denoiser: str) -> Mapping[str, BlockLinear]:
-        """Return every linear of a 16-bit denoiser's blocks that may be quantized, by name: weights of two dimensions.
+        """Return every linear of a 16-bit denoiser's blocks that may be quantized, by name.
 
-        A block's table of embeddings would be one too: its family keeps it in 16 bits.
+        They are weights of two dimensions, without those that the family keeps in 16 bits.
         """
         return self._cached("linears", denoiser, self._find_linears)
 

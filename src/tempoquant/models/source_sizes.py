@@ -1,4 +1,4 @@
-"""Sizes that a pipeline on disk tells of: of its blocks' linears, and of what its denoisers are called with."""
+"""Sizes from a pipeline on disk: of its blocks' linears, and of its denoisers' inputs."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,8 @@ class SampleSizes(NamedTuple):
     Attributes:
         num_tokens: of the video.
         video_values: numbers in the inputs that differ from call to call.
-        text_values: numbers in the inputs that all calls for one prompt in one branch of guidance share.
+        text_values: numbers in the inputs that all calls for one prompt in one branch of guidance
+            share.
     """
 
     num_tokens: int

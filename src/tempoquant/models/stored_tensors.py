@@ -1,8 +1,10 @@
-"""What the tensors of a denoiser's files mean: other people's names, and 8-bit weights with the scales beside them.
+"""The meaning of the tensors in a denoiser's files: other names, and 8-bit weights with their
+scales.
 
-ComfyUI's files have the names of the model's first release, often behind a prefix. In its `fp8_scaled` files a weight
-is float8 and `scale_weight` (later `weight_scale`) beside it multiplies it; what multiplies inputs (`scale_input`)
-matters to products in 8 bits only. Source: ComfyUI's comfy/ops.py, comfy/utils.py.
+ComfyUI's files have the names of the model's first release, often behind a prefix. In its
+`fp8_scaled` files a weight is float8, and `scale_weight` (later `weight_scale`) multiplies it; the
+factor of inputs (`scale_input`) matters only to products in 8 bits. Source: ComfyUI's comfy/ops.py,
+comfy/utils.py.
 """
 
 import json
@@ -23,7 +25,9 @@ from tempoquant.models.weight_files import Forms
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _OTHER_MODELS = ("text_encoders.", "cond_stage_model.", "conditioner.", "clip_vision.", "first_stage_model.", "vae.")
-"""Prefixes of the other models in a file of a whole pipeline, in which denoisers have the first of _PREFIXES."""
+"""Prefixes of the other models in a file of a whole pipeline, in which denoisers have the first of
+_PREFIXES.
+"""
 
 _SCALES = {"scale_weight", "weight_scale"}
 _OF_PRODUCTS = {"scale_input", "input_scale"}
@@ -34,16 +38,17 @@ _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in a file, and as what."""
+    """The place of a tensor in a file, and its form."""
 
     file: Path
     key: str
     stored: StoredAs
 
     def read(self) -> torch.Tensor:
-        """The tensor as stored, in memory of its own. Raises ModelError."""
+        """Read the tensor as stored, into fresh memory. Raises ModelError."""
         try:
-            # Opened anew each time: what a mapping has touched counts as memory in use until it is closed.
+            # Opened anew each time: the touched part of a mapping counts as memory in use until it
+            # is closed.
             with open_weights(self.file) as tensors:
                 return tensors.get_tensor(self.key).clone()
         except (CheckpointError, SafetensorError, OSError) as error:
@@ -56,7 +61,7 @@ class StoredTensor:
 
     Attributes:
         place: of its numbers.
-        scale: of what multiplies them; None for nothing.
+        scale: of their factor; None for none.
     """
 
     place: Place
@@ -64,7 +69,9 @@ class StoredTensor:
 
     @property
     def form(self) -> StoredAs:
-        """Dtype and shape of what `read` returns: all that 8 bits say, whatever is stored in more as it is."""
+        """Return dtype and shape of the result of `read`: wide enough for 8 bits, and for others as
+        stored.
+        """
         dtype = self.place.stored.dtype
         if self.scale is not None:
             dtype = torch.float32
@@ -74,11 +81,13 @@ class StoredTensor:
 
     @property
     def is_8_bit(self) -> bool:
-        """Whether its numbers are stored in 8 bits."""
+        """Return whether its numbers are stored in 8 bits."""
         return self.place.stored.dtype in _EIGHT_BITS
 
     def read(self) -> torch.Tensor:
-        """The tensor, in memory of its own. Raises ModelError for a dtype that is none of a model's, NaN and Inf."""
+        """Read the tensor into fresh memory. Raises ModelError for a dtype that is none of a
+        model's, NaN and Inf.
+        """
         file, key, stored = self.place
         if stored.dtype not in _FLOATS + _EIGHT_BITS:
             raise ModelError(
@@ -95,13 +104,13 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What keys of a file mean.
+    """The meaning of a file's keys.
 
     Attributes:
         tensors: the model's names to keys.
         scales: the names of weights to the keys of their scales.
-        formats: keys of what says how a layer is quantized.
-        unknown: keys that mean nothing here.
+        formats: keys of layers' quantization formats.
+        unknown: unknown keys.
     """
 
     tensors: Mapping[str, str]
@@ -111,12 +120,14 @@ class Meaning:
 
     @property
     def is_renamed(self) -> bool:
-        """Whether some tensor has another name in the file than in the model."""
+        """Return whether some tensor has another name in the file than in the model."""
         return any(name != key for name, key in self.tensors.items())
 
 
 def meaning_of(keys: Iterable[str], family: ModelFamily) -> Meaning:
-    """Return what the keys of a denoiser's files mean. Raises ModelError when two keys mean one tensor."""
+    """Return the meaning of the keys in a denoiser's files. Raises ModelError if two keys mean one
+    tensor.
+    """
     keys = list(keys)
     prefix = next((each for each in _PREFIXES if any(key.startswith(each) for key in keys)), "")
     tensors: dict[str, str] = {}
@@ -142,8 +153,8 @@ def tensors_of(forms: Forms, meaning: Meaning) -> dict[str, StoredTensor]:
     """Return a denoiser's tensors by the model's names.
 
     Raises:
-        ModelError: a scale has no 8-bit weight, or is not one number for it or for each of its rows, or a layer is
-            quantized in a way that is not understood.
+        ModelError: a scale has no 8-bit weight, or is not one number for it or for each of its
+            rows, or a layer's quantization is unknown.
     """
 
     def place(key: str) -> Place:
@@ -167,7 +178,7 @@ def tensors_of(forms: Forms, meaning: Meaning) -> dict[str, StoredTensor]:
 
 
 def _name_of(key: str, family: ModelFamily) -> str | None:
-    """The model's name of a tensor that has somebody's name."""
+    """Return the model's name of a tensor from any known name."""
     whole = family.own_name(key)
     if whole is not None and family.is_parameter(whole):
         return whole
@@ -182,7 +193,7 @@ def _enter(names: dict[str, str], name: str, key: str) -> None:
 
 
 def _check_format(place: Place) -> None:
-    """Raise ModelError unless a layer that says how it is quantized is what its dtype and its scale say."""
+    """Raise ModelError unless a layer's stated quantization agrees with its dtype and its scale."""
     try:
         values = json.loads(bytes(place.read().flatten().view(torch.uint8)))
         format = str(values.pop("format"))

@@ -1,4 +1,6 @@
-"""Names that transformers gives to a model's weights while it loads them: those in its files may be older ones."""
+"""The names that transformers gives to a model's weights while it loads them, since those in its
+files may be older.
+"""
 
 import functools
 import json
@@ -13,12 +15,14 @@ from tempoquant.models.small_files import NOT_DESCRIBED
 
 
 def as_transformers_loads(names: Iterable[str], kind: Any, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the name in files to the name in the model, by the mapping that transformers has for a kind of model.
+    """Return the name in the model for each name in files, by transformers' mapping for a kind of
+    model.
 
     Args:
         names: of weights.
         kind: the model's class.
-        config: of the model. Where it describes none, names are left as they are: whoever loads it says what is wrong.
+        config: of the model. If it describes none, names are unchanged, and loading reports the
+            error.
     """
     try:
         renamings = _renamings(kind, json.dumps(config, sort_keys=True))

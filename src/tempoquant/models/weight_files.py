@@ -1,4 +1,6 @@
-"""The safetensors files of one component: a single one, or shards and their index; what their headers say."""
+"""The safetensors files of one component: a single one, or shards and their index; and the content
+of their headers.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,40 +14,44 @@ from tempoquant.errors import CheckpointError, ModelError
 from tempoquant.models.small_files import read_object
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-"""Library to what it calls its weight files."""
+"""The stem of weight files by library."""
 
 
 def stem_of(library: str) -> str:
-    """Return what a library calls its weight files, or the library that a pipeline's own module belongs to."""
+    """Return a library's stem of weight files, or that of the library that a pipeline's own module
+    belongs to.
+    """
     return STEMS[library.partition(".")[0]]
 
 
 _VARIANTS = ("fp32", "bf16", "fp16")
-"""What stands in the names of files that a publisher saved in another dtype; the first that is there is read."""
+"""Infixes of files that a publisher saved in another dtype; the first that exists is read."""
 
 _AGAIN = "fetch the model again"
 
 Forms: TypeAlias = Mapping[str, tuple[Path, StoredAs]]
-"""A tensor's name to its file, dtype and shape."""
+"""The file, dtype and shape of each tensor by its name."""
 
 
 class WeightFiles:
-    """The safetensors files of a component that is loaded by diffusers or transformers: the single one, or shards.
+    """The safetensors files of a component of diffusers or transformers: the single one, or shards.
 
     Attributes:
-        variant: "fp16", say, where only files of that name are there; None for plain names.
+        variant: such as "fp16" if only files of that name exist; None for plain names.
         index: of the shards, if there are shards.
     """
 
     def __init__(self, component: Path, stem: str) -> None:
         self.variant = next((name for name in (None, *_VARIANTS) if _are_there(component, stem, name)), None)
         self._single, self.index = _names(component, stem, self.variant)
-        # Where both are there, diffusers goes by the index and transformers does not.
+        # If both exist, diffusers follows the index and transformers does not.
         single_first = stem == STEMS["transformers"] and self._single.is_file()
         self._is_sharded = self.index.is_file() and not single_first
 
     def files(self) -> tuple[Path, ...]:
-        """The weight files; none where there are none. Raises ModelError for a malformed index, or a missing shard."""
+        """Return the weight files; none if there are none. Raises ModelError for a malformed index,
+        or a missing shard.
+        """
         if not self._is_sharded:
             return (self._single,) if self._single.is_file() else ()
         files = tuple(self.index.parent / shard for shard in sorted(set(self._shard_of().values())))
@@ -55,11 +61,13 @@ class WeightFiles:
         return files
 
     def named(self) -> dict[str, None] | None:
-        """The tensors that the index names; None without an index. Raises ModelError for a malformed one."""
+        """Return the tensors that the index names; None without an index. Raises ModelError for a
+        malformed one.
+        """
         return dict.fromkeys(self._shard_of()) if self._is_sharded else None
 
     def forms(self) -> Forms:
-        """Every tensor, from the headers. Raises ModelError as `Component.forms`."""
+        """Return every tensor, from the headers. Raises ModelError as `Component.forms`."""
         files = self.files()
         if not files:
             raise ModelError(
@@ -82,7 +90,9 @@ class WeightFiles:
 
 
 def forms_in_all(files: Iterable[Path]) -> Forms:
-    """Every tensor of several files. Raises ModelError when one is not whole, or two hold a tensor of one name."""
+    """Return every tensor of several files. Raises ModelError if one is not whole, or two hold a
+    tensor of one name.
+    """
     forms: dict[str, tuple[Path, StoredAs]] = {}
     for file in files:
         for name, form in _forms_in(file).items():
@@ -93,7 +103,9 @@ def forms_in_all(files: Iterable[Path]) -> Forms:
 
 
 def make_plain(component: Path, library: str) -> None:
-    """Give a copy of a component whose files are all of a variant the plain names, which loaders look for."""
+    """Rename the files of a copied component from a variant's names to plain ones, which loaders
+    look for.
+    """
     stem = stem_of(library)
     variant = WeightFiles(component, stem).variant
     if variant is None:
@@ -104,7 +116,7 @@ def make_plain(component: Path, library: str) -> None:
 
 
 def _names(component: Path, stem: str, variant: str | None) -> tuple[Path, Path]:
-    """A component's single file, and the index of its shards."""
+    """Return a component's single file, and the index of its shards."""
     part = "" if variant is None else f".{variant}"
     return component / f"{stem}{part}.safetensors", component / f"{stem}.safetensors.index{part}.json"
 
@@ -114,11 +126,13 @@ def _are_there(component: Path, stem: str, variant: str | None) -> bool:
 
 
 def _forms_in(file: Path) -> Forms:
-    """Every tensor of a file, from a header that says how long the file is. Raises ModelError when it is not."""
+    """Return every tensor of a file, from a header that matches the file's length. Raises
+    ModelError otherwise.
+    """
     try:
         with safe_open(file, framework="pt", device="cpu") as tensors:
             return {name: (file, form) for name, form in forms_of(file, tensors)}
-    except CheckpointError as error:  # a dtype that only quantized models have
+    except CheckpointError as error:  # a dtype of quantized models only
         what = str(error).partition(". ")[0]
         raise ModelError(f"{what}: start from weights in bfloat16, float16, float32 or float8.") from error
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,4 +1,6 @@
-"""One 16-bit denoiser's weights, read from its files tensor by tensor: cast, used, dropped, never all at once."""
+"""One 16-bit denoiser's weights, read from its files tensor by tensor: cast, used, dropped, never
+all at once.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,15 @@ if TYPE_CHECKING:
 
 
 class DenoiserWeights:
-    """The files of one denoiser, sharded or not, in whatever float dtype they are stored.
+    """The files of one denoiser, sharded or not, in any stored float dtype.
 
     Args:
         source: the pipeline.
         denoiser: its name.
-        dtype: to compute in; modules that diffusers keeps in float32 stay there.
-        device: where tensors go.
-        lora: LoRAs that are added to the weights, in float32, as they are read; the source's own if left out.
+        dtype: of the computation; modules that diffusers keeps in float32 stay there.
+        device: the place of tensors.
+        lora: LoRAs that are added to the weights, in float32, as they are read; by default the
+            source's own.
 
     Raises:
         ModelError: the denoiser is quantized, or a LoRA is for another model.
@@ -44,19 +47,21 @@ class DenoiserWeights:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a checkpoint should remember of where the weights come from."""
+        """Return a checkpoint's notes about the origin of the weights."""
         return (*self._component.notes, *(() if self._lora is None else self._lora.notes))
 
     def config(self) -> dict[str, Any]:
-        """Return a copy of the denoiser's config.json, with what its family keeps there."""
+        """Return a copy of the denoiser's config.json, with the family's additions."""
         return {**self._component.config, **self.family.stored}
 
     def empty_model(self) -> Any:
-        """Return the denoiser, parameters on the meta device: those that the files hold, as `SourceModel` checks."""
+        """Return the denoiser with the files' parameters on the meta device, as `SourceModel`
+        checks them.
+        """
         kind: Any = self._component.kind
         with init_empty_weights(include_buffers=False):
             model = kind.from_config(self.config())
-        for module in model.modules():  # buffers that no file holds, such as the rotary embedding's tables
+        for module in model.modules():  # buffers outside the files, such as the rotary embedding's tables
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer.to(self.device), persistent=name not in _not_saved(module))
         return model.eval().requires_grad_(False)
@@ -65,26 +70,31 @@ class DenoiserWeights:
         """Read every weight of a module of `empty_model()`.
 
         Args:
-            module: the model itself with the prefix "", for all that lies outside the blocks; or one block.
+            module: the model itself with the prefix "", for everything outside the blocks; or one
+                block.
             prefix: of the module's names in the denoiser, such as "blocks.3.".
         """
         for name in self._own_names(module, prefix):
             _put(module, name, self.read(prefix + name).to(self.device, self.dtype_of(prefix + name)))
 
     def release(self, module: nn.Module, prefix: str) -> None:
-        """Let go of what `fill` read."""
+        """Release the weights that `fill` read."""
         state = module.state_dict()
         for name in self._own_names(module, prefix):
             _put(module, name, torch.empty_like(state[name], device="meta"))
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype a weight computes in: float32 for norms and modulation, as in a model that diffusers loads."""
+        """Return the compute dtype of a weight: float32 for norms and modulation, as in a model
+        that diffusers loads.
+        """
         in_float32: list[str] = getattr(self._component.kind, "_keep_in_fp32_modules", None) or []
         kept = any(part in name.split(".") for part in in_float32)
         return torch.float32 if kept else self.dtype
 
     def read(self, name: str) -> torch.Tensor:
-        """One weight, in memory of its own, as `StoredTensor.read` gives it, the LoRAs in it. Raises ModelError."""
+        """Read one weight into fresh memory, as `StoredTensor.read` returns it, with the LoRAs in
+        it. Raises ModelError.
+        """
         tensor = self._component.tensors[name].read()
         return tensor if self._lora is None else self._lora.fuse(name, tensor)
 
@@ -97,7 +107,7 @@ class DenoiserWeights:
         return model
 
     def stored(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of the weights whose names are wanted, by name, as `read` gives them."""
+        """Yield (name, tensor) of the wanted weights, by name, as `read` returns them."""
         for name in sorted(filter(wanted, self._forms)):
             yield name, self.read(name)
 
@@ -107,7 +117,9 @@ class DenoiserWeights:
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Replace one parameter or buffer. (accelerate's way empties the GPU's cache after each.)"""
+    """Replace one parameter or buffer. (accelerate's function empties the GPU's cache after
+    each.)
+    """
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

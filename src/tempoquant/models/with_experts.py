@@ -1,4 +1,6 @@
-"""A pipeline whose denoisers' weights lie in files of their own, as ComfyUI's and the original releases' do."""
+"""A pipeline with separate files for its denoisers' weights, as in ComfyUI's and the original
+releases.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -18,8 +20,8 @@ class WithExperts:
     """A pipeline with weights from other files.
 
     Attributes:
-        base: a bundled model's name, a diffusers folder, or a hub id: it gives configs, texts' encoder, autoencoder,
-            scheduler, and the denoisers that `denoisers` does not name.
+        base: a bundled model's name, a diffusers folder, or a hub id: it gives configs, text
+            encoder, autoencoder, scheduler, and the denoisers that `denoisers` does not name.
         denoisers: a denoiser's name to a safetensors file, or to a folder of its shards.
     """
 
@@ -30,7 +32,9 @@ class WithExperts:
         return str(self.base)
 
     def files(self) -> dict[str, tuple[Path, ...]]:
-        """Return each denoiser's files. Raises ModelError for what holds none, and for one that two share."""
+        """Return each denoiser's files. Raises ModelError for an empty folder, and for a file that
+        two share.
+        """
         found = {name: _files_at(Path(path)) for name, path in self.denoisers.items()}
         for name, files in found.items():
             twice = next((other for other in found if other != name and {*found[other]} & {*files}), None)
@@ -41,7 +45,7 @@ class WithExperts:
 
 @dataclass(frozen=True)
 class GenericModel:
-    """A pipeline that the generic family takes, whatever family its class has.
+    """A pipeline for the generic family, whatever family its class has.
 
     Attributes:
         model: a folder, or a hub id.
@@ -54,7 +58,9 @@ class GenericModel:
 
 
 def warn_of_names(given: Mapping[str, tuple[Path, ...]], denoisers: Iterable[str]) -> None:
-    """Log which files are given as one denoiser and have another's name: swapped, they make noise of every video."""
+    """Log which files are given as one denoiser and have another's name: swapped experts turn every
+    video into noise.
+    """
     for name, files in given.items():
         for other in {*denoisers} - {name}:
             named = [file for file in files if other in _plain(file) and name not in _plain(file)]
@@ -67,7 +73,7 @@ def _plain(file: Path) -> str:
 
 
 ModelName: TypeAlias = str | Path | WithExperts | GenericModel
-"""What people name a model by: a bundled model's name, a folder, a hub id, or a base and files."""
+"""The ways to name a model: a bundled model's name, a folder, a hub id, or a base and files."""
 
 
 def _files_at(path: Path) -> tuple[Path, ...]:
@@ -80,7 +86,7 @@ def _files_at(path: Path) -> tuple[Path, ...]:
 
 
 def _shards_in(folder: Path) -> tuple[Path, ...]:
-    """The files of the only model in a folder."""
+    """Return the files of the only model in a folder."""
     known = WeightFiles(folder, STEMS["diffusers"]).files()
     if known:
         return known
@@ -95,6 +101,6 @@ def _shards_in(folder: Path) -> tuple[Path, ...]:
 
 
 def _own(file: Path) -> Path:
-    """Its absolute path; of a link the file that it leads to, unless that is a blob of the hub's cache."""
+    """Return its absolute path; for a link the target, unless that is a blob of the hub's cache."""
     target = file.resolve()
     return target if target.suffix == file.suffix else file.absolute()

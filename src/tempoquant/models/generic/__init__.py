@@ -1,1 +1,3 @@
-"""A family for pipelines that no other family covers: what it must know is observed in a few calls, and stored."""
+"""A family for pipelines that no other family covers: its facts are observed in a few calls, and
+stored.
+"""

@@ -1,4 +1,6 @@
-"""What the generic family takes for true of one pipeline: plain values, printed, and stored in the result's config."""
+"""The assumptions of the generic family about one pipeline: plain values, printed, and stored in
+the result's config.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,14 +12,16 @@ from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.errors import ModelError
 
 CONFIG_KEY = "_generic_family"
-"""Of a denoiser's config.json; diffusers keeps keys that begin with an underscore, without a warning."""
+"""The key in a denoiser's config.json; diffusers keeps keys that begin with an underscore, without
+a warning.
+"""
 
 _BRANCHES = ("conditional", "unconditional")
 
 
 @dataclass(frozen=True, eq=False)
 class Assumptions:
-    """What was observed of one pipeline.
+    """The facts observed of one pipeline.
 
     Attributes:
         pipeline, transformer: classes.
@@ -25,15 +29,16 @@ class Assumptions:
         block_lists: in the order in which they run.
         call: how the denoiser takes its timestep, and which linears of a block read one tensor.
         kept: linears of a block that stay in 16 bits, and why.
-        text_linears: linears of a block that read fewer tokens than half of what others read.
+        text_linears: linears of a block that read fewer than half as many tokens as others.
         text_tokens: the most that these read.
         width: features of a token.
         guidance_calls, guidance_rows: see `Guidance`.
-        guidance_argument: what the pipeline calls its scale of guidance.
-        guided_above: the scale of guidance above which there are two branches; None where there never are.
-        text_inputs: that were the same in two steps.
-        exact_inputs: that were in float32 while the denoiser computed in 16 bits.
-        pixels, frames: that one latent stands for.
+        guidance_argument: the pipeline's name of its guidance scale.
+        guided_above: the guidance scale above which there are two branches; None if there are never
+            two.
+        text_inputs: inputs that were the same in two steps.
+        exact_inputs: inputs in float32 while the denoiser computed in 16 bits.
+        pixels, frames: in one latent.
         is_image: whether the pipeline makes images.
         latent_channels: of the autoencoder.
         defaults: of `SamplingSettings`, from the pipeline's own.
@@ -70,7 +75,7 @@ class Assumptions:
 
     @classmethod
     def from_dict(cls, record: Any, place: str) -> "Assumptions":
-        """Take apart what `to_dict` made. Raises ModelError, naming the place, for anything else."""
+        """Parse the result of `to_dict`. Raises ModelError, naming the place, for anything else."""
         names = {each.name for each in dataclasses.fields(cls)}
         if not isinstance(record, dict) or record.keys() != names:
             raise ModelError(f"{place} does not say what the generic family assumed of it: quantize the model again.")

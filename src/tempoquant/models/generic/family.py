@@ -1,4 +1,6 @@
-"""A model family made of assumptions; and those that a quantized pipeline keeps in its config."""
+"""A model family from assumptions; also from those that a quantized pipeline stores in its
+config.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +19,7 @@ from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Denoiser
 
 TOKEN_STEP = 2
-"""Latents of a row, or column, in one token: so it is in FLUX, Qwen-Image and Z-Image."""
+"""Latents of a row, or column, in one token, as in FLUX, Qwen-Image and Z-Image."""
 
 
 def family_from(assumed: Assumptions) -> ModelFamily:
@@ -62,7 +64,9 @@ def family_from(assumed: Assumptions) -> ModelFamily:
 
 
 def stored_family(index: PipelineIndex) -> ModelFamily | None:
-    """Return the family that a quantized pipeline keeps in its denoiser's config; None where it keeps none."""
+    """Return the family that a quantized pipeline stores in its denoiser's config; None for
+    none.
+    """
     for component in index.components:
         file = index.folder / component / "config.json"
         if file.is_file() and (family := family_in(read_object(file), str(file))) is not None:
@@ -71,8 +75,9 @@ def stored_family(index: PipelineIndex) -> ModelFamily | None:
 
 
 def family_in(config: Mapping[str, Any], place: str) -> ModelFamily | None:
-    """Return the family that a denoiser's config keeps; None where it keeps none. Raises ModelError, naming the place,
-    for what is damaged."""
+    """Return the family that a denoiser's config stores; None for none. Raises ModelError, naming
+    the place, if it is damaged.
+    """
     record = config.get(CONFIG_KEY)
     return None if record is None else family_from(Assumptions.from_dict(record, place))
 
@@ -94,7 +99,9 @@ def _latent_channels(assumed: Assumptions, config: Config) -> int:
 
 
 def _left_to_the_pipeline(pipeline: Any, text: str, num_tokens: int, device: torch.device) -> dict[str, Any]:
-    """Return the text itself: how a pipeline takes embeddings is not known, so that it encodes texts as it runs."""
+    """Return the text itself: it is unknown how a pipeline takes embeddings, so it encodes texts as
+    it runs.
+    """
     return {"prompt": text}
 
 
@@ -131,7 +138,7 @@ def _arguments(
 def _example_inputs(
     assumed: Assumptions, index: PipelineIndex, denoiser: Config, latents: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Return those of the pipeline's own first call at this size; none for no frames."""
+    """Return the inputs of the pipeline's own first call at this size; none for no frames."""
     frames, rows, columns = latents
     if not frames:
         return {}
@@ -148,6 +155,6 @@ def _set_timesteps(
     settings: SamplingSettings,
     latents: tuple[int, int, int],
 ) -> None:
-    """Have the pipeline itself set a scheduler: it is the one that knows how."""
+    """Let the pipeline itself set a scheduler, since only it knows how."""
     timesteps, sigmas = schedule_of(index, assumed, settings, scheduler)
     scheduler.timesteps, scheduler.sigmas = timesteps.clone(), sigmas.clone()

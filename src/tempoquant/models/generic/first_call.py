@@ -1,4 +1,4 @@
-"""What a pipeline's first call shows of settings that nobody has run yet: its timesteps, and its inputs' shapes."""
+"""A pipeline's first call, which shows unrun settings: its timesteps, and its inputs' shapes."""
 
 import functools
 import json
@@ -16,12 +16,12 @@ from tempoquant.models.sampling_settings import SamplingSettings
 
 
 def guided(argument: str, scale: float) -> dict[str, Any]:
-    """Return the arguments of a pipeline that set its scale of guidance."""
+    """Return the arguments of a pipeline that set its guidance scale."""
     return {"guidance_scale": None, argument: scale}
 
 
 class _Pipeline:
-    """A pipeline's index and what is assumed of it, as the key of a cache: there is one for each folder."""
+    """A pipeline's index and assumptions, as the key of a cache: there is one for each folder."""
 
     def __init__(self, index: PipelineIndex, assumed: Assumptions) -> None:
         self.index, self.assumed = index, assumed
@@ -44,7 +44,9 @@ class _Pipeline:
 
 
 def inputs_at(index: PipelineIndex, assumed: Assumptions, settings: SamplingSettings) -> dict[str, Any]:
-    """Return the inputs of one row of the first call, tensors on the meta device. Raises ModelError."""
+    """Return the inputs of one row of the first call, tensors on the meta device. Raises
+    ModelError.
+    """
     return _inputs_at(_Pipeline(index, assumed), settings)
 
 
@@ -59,7 +61,9 @@ def _inputs_at(pipeline: _Pipeline, settings: SamplingSettings) -> dict[str, Any
 def schedule_of(
     index: PipelineIndex, assumed: Assumptions, settings: SamplingSettings, scheduler: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return timesteps and sigmas as the pipeline sets them on a scheduler like this one. Raises ModelError."""
+    """Return timesteps and sigmas as the pipeline sets them on a scheduler like this one. Raises
+    ModelError.
+    """
     kind: Any = type(scheduler)
     return _schedule_of(_Pipeline(index, assumed), settings, kind, scheduler.to_json_string())
 

@@ -1,7 +1,7 @@
-"""A pipeline whose denoiser computes nothing: it shows what a denoiser is called with, and costs next to nothing.
+"""A pipeline whose denoiser computes nothing: it shows the denoiser's inputs at almost no cost.
 
-The text encoder and whatever else is small are real. The denoiser has no blocks' weights: its blocks run on the meta
-device, where only shapes are computed, and answer zeros.
+The text encoder and the other small components are real. The denoiser has no blocks' weights: its
+blocks run on the meta device, where only shapes are computed, and return zeros.
 """
 
 import contextlib
@@ -33,13 +33,14 @@ class _Enough(Exception):
 
 @dataclass
 class Seen:
-    """What a hollow generation was seen to do.
+    """The observations of a hollow generation.
 
     Attributes:
         calls: of the denoiser, by step: the arguments by name.
         timesteps: of the scheduler.
         blocks: names in the order in which they ran, in the first call.
-        inputs: of the linears of each block, by their names in it, in the first call; on the meta device.
+        inputs: of the linears of each block, by their names in it, in the first call; on the meta
+            device.
     """
 
     calls: list[list[dict[str, Any]]] = field(default_factory=lambda: [[]])
@@ -58,7 +59,7 @@ def empty_denoiser(kind: Any, config: Config) -> Any:
 
 
 def load_hollow(index: PipelineIndex, component: str, denoiser: nn.Module) -> Any:
-    """Load a pipeline with a denoiser that is given, in 16 bits, on the CPU.
+    """Load a pipeline with a given denoiser, in 16 bits, on the CPU.
 
     Raises:
         ModelError: it does not load.
@@ -87,14 +88,16 @@ def run_hollow(
     num_steps: int,
     prompt: str = "a",
 ) -> Seen:
-    """Generate for so many steps, and see what happens.
+    """Generate for so many steps, and record the calls.
 
     Args:
         given: arguments of the pipeline beside texts, size and steps.
-        blocks: of the denoiser by name, those that answer zeros. With none, the first call ends it.
+        blocks: of the denoiser by name, which return zeros. Without any, the first call ends the
+            generation.
 
     Raises:
-        ModelError: the pipeline cannot be called with a prompt alone, or its denoiser not without weights.
+        ModelError: the pipeline needs more than a prompt, or its denoiser does not run without
+            weights.
     """
     seen, denoiser = Seen(), getattr(pipeline, component)
     taken = inspect.signature(type(pipeline).__call__).parameters
@@ -141,7 +144,7 @@ def _as_model_error(pipeline: Any) -> Iterator[None]:
 
 
 def _stand_in(seen: Seen, name: str, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Run a block on the meta device for the shapes of its answer, and answer zeros."""
+    """Run a block on the meta device for the shapes of its output, and return zeros."""
     own: dict[str, torch.Tensor] = {}
     linears = {each: module for each, module in block.named_modules() if isinstance(module, nn.Linear)}
     on_meta = pytree.tree_map_only(torch.Tensor, _Once(), (args, kwargs))
@@ -154,7 +157,7 @@ def _stand_in(seen: Seen, name: str, block: nn.Module, *args: Any, **kwargs: Any
 
 
 class _Once:
-    """Takes tensors to the meta device; the same tensor to the same one."""
+    """Moves tensors to the meta device; the same tensor to the same one."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -166,7 +169,9 @@ class _Once:
 
 
 def denoiser_class(library: str, class_name: str) -> Any:
-    """Return a component's class. Raises ModelError when the library that is installed has none of that name."""
+    """Return a component's class. Raises ModelError if the installed library has none of that
+    name.
+    """
     kind = getattr(importlib.import_module(library), class_name, None)
     if kind is None:
         raise ModelError(f"the {library} installed here has no {class_name}: upgrade it.")

@@ -1,4 +1,6 @@
-"""What one call shows of the linears in a denoiser's blocks: which read one tensor, and which have no tokens."""
+"""The linears in a denoiser's blocks, as one call shows them: which read one tensor, and which have
+no tokens.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,12 +15,18 @@ _WIDTH_STEP = max(each.group_size for each in FORMATS.values())
 """Input features that fill whole groups in every format."""
 
 Inputs = Mapping[str, Mapping[str, torch.Tensor]]
-"""Of blocks by name: what their linears, by their names in them, were called with."""
+"""The inputs of blocks' linears, by block and by the linears' names in it."""
 
 
 class Linears(NamedTuple):
-    """kept: in 16 bits, and why. together: linears that read one tensor. of_text: those whose rows no size changes, of
-    text_tokens at most. width: features of a token."""
+    """The linears of a denoiser's blocks.
+
+    Attributes:
+        kept: in 16 bits, with the reason.
+        together: linears that read one tensor.
+        of_text: those whose rows no size changes, with text_tokens at most.
+        width: features of a token.
+    """
 
     kept: dict[str, str]
     together: tuple[tuple[str, ...], ...]
@@ -30,7 +38,7 @@ class Linears(NamedTuple):
 def linears_of(
     blocks: Mapping[str, nn.Module], first: Inputs, larger: Inputs, num_rows: int, num_larger_rows: int
 ) -> Linears:
-    """Return what two calls show, of which the other is of a larger picture.
+    """Return the facts that two calls show, the other with a larger picture.
 
     Args:
         blocks: of the denoiser by name.
@@ -67,12 +75,12 @@ def linears_of(
 
 
 def _rows(x: torch.Tensor, num_rows: int) -> int:
-    """Tokens of one row of a batch."""
+    """Return the tokens of one row of a batch."""
     return x.numel() // x.shape[-1] // num_rows
 
 
 def _together(inputs: Inputs, kept: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
-    """The largest groups that agree with what every block showed."""
+    """Return the largest groups that agree with every block."""
     by_block = []
     for own in inputs.values():
         groups: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Observes a pipeline in a few hollow steps, and makes assumptions of what it saw."""
+"""Observation of a pipeline in a few hollow steps, and the assumptions that follow."""
 
 import inspect
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _ORDERS: tuple[tuple[GuidanceBranch, ...], ...] = (("conditional", "unconditiona
 
 
 def observe(source: SourceModel) -> Assumptions:
-    """Run a pipeline without its blocks' weights, and say what is assumed of it.
+    """Run a pipeline without its blocks' weights, and return the assumptions about it.
 
     Args:
         source: 16-bit, with its lists of blocks.
@@ -115,7 +115,7 @@ def _hollow(source: SourceModel, component: str) -> tuple[Any, dict[str, nn.Modu
 
 
 def _latent_size(pipeline: Any) -> tuple[int, int]:
-    """Pixels, and frames, that one latent stands for, as the pipeline says."""
+    """Return the pixels, and frames, of one latent, as the pipeline reports them."""
     found = [getattr(pipeline, name, None) for name in _PIXELS]
     pixels = next((each for each in found if isinstance(each, int)), None)
     if pixels is None:
@@ -148,7 +148,7 @@ def _num_rows(call: Mapping[str, Any]) -> int:
 
 
 def _guidance(first: Seen, other: Seen, class_name: str) -> Guidance:
-    """Which branch is which: the one that differs between two prompts is conditional."""
+    """Return the guidance branches: the one that differs between two prompts is conditional."""
     num_calls, num_rows = len(first.calls[0]), _num_rows(first.calls[0][0])
     if num_calls * num_rows == 1:
         return Guidance()
@@ -174,13 +174,13 @@ def _parts(guidance: Guidance, step: list[dict[str, Any]]) -> list[Part]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether all tensors in two structures are equal."""
+    """Return whether all tensors in two structures are equal."""
     a, b = tensors_in(one), tensors_in(other)
     return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _unchanged(steps: list[list[Part]], timestep: str) -> tuple[str, ...]:
-    """Names of arguments with tensors that were the same in both steps, in every branch."""
+    """Return names of arguments with tensors that were the same in both steps, in every branch."""
     latents = next(iter(steps[0][0].arguments))
     names = [name for name, value in steps[0][0].arguments.items() if tensors_in(value)]
     pairs = list(zip(*steps, strict=False))
@@ -200,7 +200,9 @@ def _exact(part: Part, timestep: str) -> tuple[str, ...]:
 
 
 def _in_order(blocks: list[str], lists: tuple[str, ...], class_name: str) -> tuple[str, ...]:
-    """The lists in the order in which they ran. Raises ModelError where blocks ran in another one."""
+    """Return the lists in the order in which they ran. Raises ModelError if blocks ran in another
+    one.
+    """
     found = tuple(dict.fromkeys(name.rpartition(".")[0] for name in blocks))
     in_order = sorted(blocks, key=lambda name: (found.index(name.rpartition(".")[0]), int(name.rpartition(".")[2])))
     if in_order != blocks:

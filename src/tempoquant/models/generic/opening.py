@@ -1,4 +1,4 @@
-"""Opens a pipeline that no family covers, and says what is assumed of it."""
+"""Opening of a pipeline that no family covers, with a report of the assumptions."""
 
 import logging
 
@@ -16,10 +16,12 @@ _logger = logging.getLogger(__name__)
 
 
 def open_generic(model: GenericModel) -> SourceModel:
-    """Find a model, run it without its blocks' weights for a few steps, and log what is assumed of it.
+    """Find a model, run it without its blocks' weights for a few steps, and log the assumptions
+    about it.
 
     Raises:
-        ModelError: there is no such model, or the generic family cannot run it; the message says why.
+        ModelError: there is no such model, or the generic family cannot run it; the message says
+            why.
     """
     folder = local_folder(model.model)
     hub_id = None if folder is not None else str(model.model)

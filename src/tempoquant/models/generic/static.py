@@ -1,4 +1,6 @@
-"""What of a pipeline can be told from its classes and configs, before anything is run: its denoiser and its blocks."""
+"""The facts in a pipeline's classes and configs, before anything is run: its denoiser and its
+blocks.
+"""
 
 import functools
 import json
@@ -36,7 +38,8 @@ def denoiser_of(index: PipelineIndex) -> tuple[str, Any, Config]:
 
 
 def lists_of_blocks(kind: Any, config: Config) -> tuple[str, ...]:
-    """Return the ModuleLists whose members are of a class that diffusers calls repeated, or does not split.
+    """Return the ModuleLists whose members are of a class that diffusers calls repeated, or does
+    not split.
 
     Raises:
         ModelError: there are none.

@@ -1,4 +1,4 @@
-"""Finds, in two steps of a denoiser, which argument is its timestep, and how it is counted."""
+"""Detection, in two steps of a denoiser, of its timestep argument and the timestep's unit."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,16 @@ from tempoquant.models.generic.hollow import Seen
 
 _NAMES = ("timestep", "timesteps", "t")
 _COUNTS = ((1.0, 0.0), (1000.0, 0.0), (-1000.0, 1000.0))  # scale, offset
-_TOLERANCE = 8.0  # of timesteps told in bfloat16, 0 … 1000
+_TOLERANCE = 8.0  # of timesteps in bfloat16, 0 … 1000
 
 
 class Timestep(NamedTuple):
-    """argument: its name. scale, offset: see `ModelCall`."""
+    """A denoiser's timestep argument.
+
+    Attributes:
+        argument: its name.
+        scale, offset: see `ModelCall`.
+    """
 
     argument: str
     scale: float

@@ -1,4 +1,6 @@
-"""Calls of a HunyuanVideo-1.5 denoiser: their shapes, and how one runs where tensors have no numbers."""
+"""Calls of a HunyuanVideo-1.5 denoiser: their shapes, and how one runs where tensors have no
+values.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +13,9 @@ from tempoquant.models.family import Config, PipelineIndex
 from tempoquant.models.hunyuan_video15.pipelines import takes_image
 
 QWEN_TOKENS, SYSTEM_TOKENS, BYT5_TOKENS, IMAGE_TOKENS = 1000, 108, 256, 729
-"""Of a text, of the system's words before it, of the words in quotation marks in it, and of an image."""
+"""The tokens of a text, of the system's words before it, of the words in quotation marks in it, and
+of an image.
+"""
 TEXT_TOKENS = QWEN_TOKENS + BYT5_TOKENS + IMAGE_TOKENS  # one stream of a block; the image's stay empty without one
 TEXT_INPUTS = frozenset(
     {"encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_2", "encoder_attention_mask_2",
@@ -20,7 +24,9 @@ TEXT_INPUTS = frozenset(
 
 
 def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows, columns)."""
+    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows,
+    columns).
+    """
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=torch.bfloat16, device="meta")
@@ -40,14 +46,16 @@ def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, i
 
 
 def trace(denoiser: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
-    """Call a denoiser on the meta device, as though every token of text and image counted."""
+    """Call a denoiser on the meta device, as if every token of text and image counted."""
     with _EveryTokenCounts():
         return denoiser(**inputs, return_dict=False)
 
 
 class _EveryTokenCounts(TorchFunctionMode):
-    """Within this context rows that a mask selects are all rows, those that its inverse selects none, and no tensor is
-    true. The forward sorts its text tokens by masks, which on the meta device nobody can look at.
+    """Lets every token count within this context: a mask selects all rows, its inverse none, and no
+    tensor is true.
+
+    The forward sorts its text tokens by masks, whose values do not exist on the meta device.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,6 @@
-"""HunyuanVideo-1.5 as model families: everything that TempoQuant knows about it stands in this folder."""
+"""HunyuanVideo-1.5 as model families: this folder holds everything that TempoQuant knows about
+it.
+"""
 
 import dataclasses
 
@@ -52,7 +54,7 @@ HUNYUAN_VIDEO15 = ModelFamily(
     needs=pipelines.needs,
     arguments=pipelines.arguments,
     own_name=own_name,
-    noised_calls=None,  # nothing makes its calls of a clip's latents yet
+    noised_calls=None,  # no function makes its calls from a clip's latents yet
     diffusers_ids={"tencent/HunyuanVideo-1.5": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"},
     exact_inputs=frozenset({"timestep_r"}),
     kept_in_16_bits=frozenset({"norm1.linear", "norm1_context.linear"}),  # modulation: one row a call

@@ -1,8 +1,8 @@
-"""Other people's names for the modules of a HunyuanVideo-1.5 transformer: the original release's.
+"""Other names of the modules of a HunyuanVideo-1.5 transformer: the original release's.
 
-Source: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py. LoRAs that change blocks are read by these names.
-Weights of the release cannot be: its token refiner has queries, keys and values in one, and its head has shift and
-scale in the other order.
+Source: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py. LoRAs that change blocks are
+read by these names. Weights of the release cannot be: its token refiner has queries, keys and
+values in one tensor, and its head has shift and scale in the other order.
 """
 
 from tempoquant.models.block_names import by_table
@@ -22,4 +22,4 @@ own_name = by_table(
     block=r"(?:transformer|double)_blocks",
     outside="x_embedder|image_embedder|context_embedder|context_embedder_2|time_embed|cond_type_embed|norm_out|proj_out",
 )
-"""Return diffusers' name of a module; None for a name that is none."""
+"""Return diffusers' name of a module; None for an unknown name."""

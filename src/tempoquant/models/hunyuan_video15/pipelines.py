@@ -1,4 +1,4 @@
-"""HunyuanVideo-1.5's two pipelines: what they are conditioned on, how a text is encoded, and how they sample."""
+"""HunyuanVideo-1.5's two pipelines: their conditions, text encoding, and sampling."""
 
 import json
 from typing import Any
@@ -17,28 +17,28 @@ from tempoquant.timesteps import Denoiser
 
 TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"
 DENOISER, DENOISER_CLASS = "transformer", "HunyuanVideo15Transformer3DModel"
-_PIXELS, _FRAMES = 16, 4  # that a latent stands for, where the autoencoder's config leaves its own defaults out
+_PIXELS, _FRAMES = 16, 4  # in one latent, where the autoencoder's config leaves its defaults out
 
 
 def denoisers(index: PipelineIndex) -> tuple[Denoiser, ...]:
-    """Return a pipeline's one denoiser. Raises ModelError where there is none of the class."""
+    """Return a pipeline's one denoiser. Raises ModelError if there is none of the class."""
     if index.components.get(DENOISER) != ("diffusers", DENOISER_CLASS):
         raise ModelError(f"{index.folder} has no {DENOISER_CLASS} as {DENOISER}: fetch the model again.")
     return (Denoiser(DENOISER, DENOISER),)
 
 
 def takes_image(index: PipelineIndex) -> bool:
-    """Whether a pipeline encodes an image."""
+    """Return whether a pipeline encodes an image."""
     return index.class_name == IMAGE_TO_VIDEO
 
 
 def needs(index: PipelineIndex) -> tuple[str, ...]:
-    """Return what a prompt must bring beside its text."""
+    """Return the inputs that a prompt needs beside its text."""
     return ("image",) if takes_image(index) else ()
 
 
 def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
-    """Return what a pipeline is called with for one prompt, beside texts, size, steps and noise.
+    """Return a pipeline's arguments for one prompt, beside texts, size, steps and noise.
 
     Image-to-video takes its size from the image, so the image is cropped to the video's.
     """
@@ -48,7 +48,7 @@ def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) 
 
 
 def geometry(denoiser: Config, autoencoder: Config) -> LatentGeometry:
-    """Return how a video is divided."""
+    """Return the geometry of a video."""
     side = int(denoiser["patch_size"])
     return LatentGeometry(
         autoencoder.get("spatial_compression_ratio") or _PIXELS,
@@ -58,7 +58,9 @@ def geometry(denoiser: Config, autoencoder: Config) -> LatentGeometry:
 
 
 def geometry_by_image(denoiser: Config, autoencoder: Config) -> LatentGeometry:
-    """Return the same for image-to-video, which chooses among a few sizes by the image's shape and `target_size`."""
+    """Return the same for image-to-video, which chooses among a few sizes by the image's shape and
+    `target_size`.
+    """
     own = geometry(denoiser, autoencoder)
     target_size = int(denoiser["target_size"])
 
@@ -75,7 +77,9 @@ def geometry_by_image(denoiser: Config, autoencoder: Config) -> LatentGeometry:
 def set_timesteps(
     _index: PipelineIndex, scheduler: Any, settings: SamplingSettings, _latents: tuple[int, int, int]
 ) -> None:
-    """Set a scheduler's timesteps as the pipelines do: sigmas from 1 down in equal steps, without the last, 0."""
+    """Set a scheduler's timesteps as the pipelines do: sigmas from 1 down in equal steps, without
+    the last, 0.
+    """
     sigmas = np.linspace(1.0, 0.0, settings.num_steps + 1)[:-1] if settings.sigmas is None else list(settings.sigmas)
     scheduler.set_timesteps(sigmas=sigmas)
 
@@ -84,12 +88,14 @@ _TEXT_ARGUMENTS = ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "pr
 
 
 def encoded_text(pipeline: Any, text: str, _num_tokens: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return what both text encoders make of a text, and their masks, by the names of the pipeline's arguments."""
+    """Return both text encoders' embeddings of a text, and their masks, by the names of the
+    pipeline's arguments.
+    """
     return dict(zip(_TEXT_ARGUMENTS, pipeline.encode_prompt(text, device=device), strict=True))
 
 
 _P480, _P720 = 640, 960
-"""What the configs of denoisers call their size: the side of a square of as many pixels."""
+"""The sizes in denoisers' configs: the side of a square with as many pixels."""
 _SIZES = {_P480: (480, 848), _P720: (720, 1280)}
 _FLOW_SHIFTS = {(TEXT_TO_VIDEO, _P480): 5.0, (IMAGE_TO_VIDEO, _P480): 5.0,
                 (TEXT_TO_VIDEO, _P720): 9.0, (IMAGE_TO_VIDEO, _P720): 7.0}  # fmt: skip
@@ -97,10 +103,10 @@ _GUIDANCE_SCALE = 6.0  # of the models that are not distilled
 
 
 def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
-    """Return the name of the published model that a pipeline is like, and how it samples.
+    """Return the name of the published model that a pipeline resembles, and its sampling.
 
-    Source: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py. A folder's own configs say which of the
-    published models it is like, and the scale of its guidance.
+    Source: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py. A folder's own configs tell
+    which of the published models it resembles, and its guidance scale.
     """
     target_size = _stored(index, DENOISER, "config.json").get("target_size")
     size = _P720 if target_size == _P720 else _P480
@@ -112,7 +118,9 @@ def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
 
 
 def _stored(index: PipelineIndex, component: str, file: str) -> dict[str, Any]:
-    """A component's config; empty for a pipeline that is no folder, and one whose config cannot be read."""
+    """Return a component's config; empty for a pipeline without a folder, and for an unreadable
+    config.
+    """
     try:
         values = json.loads((index.folder / component / file).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -125,12 +133,14 @@ def _kind(index: PipelineIndex) -> str:
 
 
 def title(index: PipelineIndex) -> str:
-    """Return what a model card calls a pipeline."""
+    """Return a pipeline's title for a model card."""
     return f"HunyuanVideo-1.5 {_kind(index)} pipeline"
 
 
 def shortened_encoder(config: Config, num_blocks: int) -> dict[str, Any]:
-    """Return no change: the pipelines ask for what every block of the text encoder answers, so each takes memory."""
+    """Return no change: the pipelines read the output of every block of the text encoder, so each
+    takes memory.
+    """
     return {}
 
 
@@ -140,5 +150,5 @@ def call_encoder(encoder: nn.Module, embedded: torch.Tensor, mask: torch.Tensor)
 
 
 def shortened(denoiser: Config, num_blocks: int) -> dict[str, Any]:
-    """Return a config with so many blocks, at most, in place of its own."""
+    """Return a config with at most so many blocks."""
     return {**denoiser, "num_layers": min(num_blocks, int(denoiser["num_layers"]))}

@@ -1,8 +1,9 @@
-"""Published HunyuanVideo-1.5 models as their configs describe them, for planning before anything is fetched.
+"""Published HunyuanVideo-1.5 models as their configs describe them, for planning before anything is
+fetched.
 
-Sources of the configs: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py and its classes' defaults,
-Qwen2.5-VL-7B-Instruct's text model, google/byt5-small (Glyph-SDXL-v2's text encoder), and SigLIP so400m, of
-FLUX.1-Redux.
+Sources of the configs: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py and its classes'
+defaults, Qwen2.5-VL-7B-Instruct's text model, google/byt5-small (Glyph-SDXL-v2's text encoder), and
+SigLIP so400m, of FLUX.1-Redux.
 """
 
 from typing import Any
@@ -31,7 +32,9 @@ _SIGLIP = {
 
 
 def published_models() -> dict[str, dict[str, Any]]:
-    """Return the published text-to-video models by name: their index, the configs of their models, bytes on disk."""
+    """Return the published text-to-video models by name: their index, the configs of their models,
+    bytes on disk.
+    """
     return {
         "hunyuanvideo-1.5-480p-t2v": _model(TEXT_TO_VIDEO, {**_DENOISER, "task_type": "t2v"}),
     }

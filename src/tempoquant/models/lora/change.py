@@ -1,4 +1,4 @@
-"""What a LoRA file adds to one tensor, and whether a weight stands it."""
+"""The change of one tensor by a LoRA file, and whether a weight's range holds it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import torch
 
 from tempoquant.errors import ModelError
 
-_MOST_ADDED = torch.finfo(torch.float16).max  # to one weight; those of networks are a thousandth of it
+_MOST_ADDED = torch.finfo(torch.float16).max  # to one weight; in practice a thousandth of it
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is added to one tensor of `shape`: factor · up · down, or factor · up where there is no down.
+    """The change of one tensor of `shape`: factor · up · down, or factor · up without a down.
 
-    `up` and `down` are keys of the LoRA file, of shapes (out, rank) and (rank, in); a convolution's have further
-    dimensions, which are 1 in `up`.
+    `up` and `down` are keys of the LoRA file, of shapes (out, rank) and (rank, in); a convolution's
+    have further dimensions, which are 1 in `up`.
     """
 
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class Change:
     factor: float
 
     def delta(self, weights: Any, device: torch.device) -> torch.Tensor:
-        """The difference itself, float32, of `shape`. `weights` is the open LoRA file."""
+        """Compute the difference itself, float32, of `shape`. `weights` is the open LoRA file."""
         up = weights.get_tensor(self.up).to(device, torch.float32) * self.factor
         if self.down is None:
             return up
@@ -34,7 +34,7 @@ class Change:
         return (up.flatten(1) @ down.flatten(1)).reshape(self.shape)
 
     def bound(self, weights: Any) -> float:
-        """What no entry of the difference is larger than, without the product: by Cauchy and Schwarz."""
+        """Bound every entry of the difference without the product, by Cauchy and Schwarz."""
         up = weights.get_tensor(self.up).float()
         if not up.numel():
             return 0.0
@@ -45,9 +45,10 @@ class Change:
 
 
 def require_moderate(file: Path, weights: Any, changes: Mapping[str, tuple[Change, ...]], strength: float) -> None:
-    """Raise ModelError unless everything that is added to a weight is a number that float16 holds, too.
+    """Raise ModelError unless everything that is added to a weight also fits float16.
 
-    Products are computed only where the norms of their rows and columns do not rule it out: for no LoRA that works.
+    Products are computed only if the norms of their rows and columns allow an overflow, which no
+    working LoRA does.
     """
     for name, change in ((name, change) for name, each in changes.items() for change in each):
         if abs(strength) * change.bound(weights) <= _MOST_ADDED:

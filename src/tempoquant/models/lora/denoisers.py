@@ -1,7 +1,8 @@
-"""LoRA files of several denoisers at once: whose LoRA a key belongs to, by the component that its prefix names.
+"""LoRA files of several denoisers at once: the prefix of a key names the component of its LoRA.
 
-A prefix that names the first component says nothing by itself, since trainers of one denoiser write it for any. It
-means the first denoiser where the same file has another denoiser's keys, too. ai-toolkit counts from transformer_1.
+A prefix that names the first component is ambiguous alone, since trainers of one denoiser write it
+for any. It means the first denoiser if the same file also has another denoiser's keys. ai-toolkit
+counts from transformer_1.
 """
 
 import re
@@ -15,7 +16,7 @@ from tempoquant.timesteps import Denoiser
 
 
 class Share(NamedTuple):
-    """What of a file belongs to one denoiser.
+    """The part of a file that belongs to one denoiser.
 
     Attributes:
         keys: of its LoRA.
@@ -27,7 +28,9 @@ class Share(NamedTuple):
 
 
 def share_of(file: Path, keys: Iterable[str], denoisers: Sequence[Denoiser], name: str) -> Share:
-    """Return what of a file is one denoiser's LoRA. Raises ModelError when all of it is other denoisers'."""
+    """Return the part of a file that is one denoiser's LoRA. Raises ModelError if all of it is
+    other denoisers'.
+    """
     found = _by_denoiser(list(keys), denoisers)
     own = [*found.get(name, []), *found.get(None, [])]
     others = tuple(each for each in found if each is not None and each != name)
@@ -40,7 +43,7 @@ def share_of(file: Path, keys: Iterable[str], denoisers: Sequence[Denoiser], nam
 
 
 def _by_denoiser(keys: Sequence[str], denoisers: Sequence[Denoiser]) -> dict[str | None, list[str]]:
-    """A file's keys by the names of the denoisers whose LoRAs they are; None for keys that any may have."""
+    """Group a file's keys by the denoisers of their LoRAs; None for keys that any may have."""
     found: dict[str | None, list[str]] = {}
     for key in keys:
         found.setdefault(_owner(key, denoisers), []).append(key)
@@ -58,7 +61,7 @@ def _owner(key: str, denoisers: Sequence[Denoiser]) -> str | None:
 
 
 def _counted(denoisers: Sequence[Denoiser], index: int) -> str:
-    """What a trainer that counts from one calls a denoiser's component."""
+    """Return a denoiser's component in the naming of a trainer that counts from one."""
     return f"{denoisers[0].component}_{index + 1}"
 
 

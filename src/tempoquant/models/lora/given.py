@@ -1,4 +1,6 @@
-"""LoRA files as people name them for a denoiser, each with a strength; and how a result then samples."""
+"""LoRA files as users name them for a denoiser, each with a strength; and the sampling of the
+result.
+"""
 
 import dataclasses
 import logging
@@ -15,16 +17,17 @@ from tempoquant.tiny import LORA_NAME, lora_file
 _logger = logging.getLogger(__name__)
 
 LoraFile: TypeAlias = str | Path | tuple[str | Path, float]
-"""A file (or `tiny-4steps`, the bundled pair's name), or one and what it is multiplied by."""
+"""A file (or `tiny-4steps`, the bundled pair's name), or a file and its strength."""
 
 LoraFiles: TypeAlias = LoraFile | Sequence[LoraFile]
-"""Those of one denoiser."""
+"""The files of one denoiser."""
 
 _SAMPLER = ("num_steps", "guidance_scale", "flow_shift")
 
 
 def with_loras(source: SourceModel, lora: Mapping[str, LoraFiles]) -> SourceModel:
-    """Return a 16-bit pipeline whose weights have LoRAs in them wherever they are read: what a result is compared with.
+    """Return a 16-bit pipeline whose weights hold LoRAs wherever they are read: the reference of a
+    result.
 
     Raises as `load_loras`, and ModelError for a denoiser that is quantized.
     """
@@ -39,7 +42,8 @@ def load_loras(source: SourceModel, lora: Mapping[str, LoraFiles]) -> dict[str, 
 
     Raises:
         RecipeError: a denoiser is unknown, or a file named twice for one.
-        ModelError: a LoRA cannot be read, does not fit the denoiser, or is the bundled one of another model.
+        ModelError: a LoRA cannot be read, does not fit the denoiser, or is the bundled one of
+            another model.
     """
     loras = {}
     for name, files in lora.items():
@@ -59,7 +63,7 @@ def load_loras(source: SourceModel, lora: Mapping[str, LoraFiles]) -> dict[str, 
 
 
 def _place_of(file: str | Path, source: SourceModel, denoiser: str) -> Path:
-    """Where a LoRA lies: one of the bundled pair, or a file."""
+    """Return the location of a LoRA: one of the bundled pair, or a file."""
     if str(file) != LORA_NAME or Path(file).is_file():
         return Path(file).absolute()
     if source.bundled != "tiny":
@@ -68,7 +72,7 @@ def _place_of(file: str | Path, source: SourceModel, denoiser: str) -> Path:
 
 
 def _warn_of_halves(loras: Mapping[str, LoraSum]) -> None:
-    """Log which files hold LoRAs of other denoisers, for which they were not given."""
+    """Log which files also hold LoRAs of other denoisers, for which they were not given."""
     for name, given in loras.items():
         for lora in given.loras:
             for other in lora.others:
@@ -77,19 +81,20 @@ def _warn_of_halves(loras: Mapping[str, LoraSum]) -> None:
 
 
 def sampler_with(family: ModelFamily, loras: Mapping[str, LoraSum], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is changed of the model's own sampling.
+    """Return the changes of the model's own sampling.
 
-    LoRAs that say for how many steps they were distilled (`stated_steps`) change it to theirs; others do not.
+    LoRAs that state the number of steps they were distilled for (`stated_steps`) change it to
+    theirs; others do not.
 
     Args:
-        asked: settings as the user or the recipe says; None where none does.
+        asked: settings of the user or the recipe; None for unset ones.
 
     Returns:
-        What was asked, with the distilled sampler's num_steps, guidance_scale and flow_shift in the places that nobody
-        decided, if there is one.
+        The given settings, with the distilled sampler's num_steps, guidance_scale and flow_shift
+        for unset ones, if there is such a sampler.
 
     Raises:
-        SettingsError: the LoRAs say different numbers of steps, and nobody decided.
+        SettingsError: the LoRAs state different numbers of steps, and none was given.
     """
     given = {key: value for key, value in asked.items() if value is not None}
     stated = sorted(set().union(*(lora.num_steps for lora in loras.values())))
@@ -103,7 +108,7 @@ def sampler_with(family: ModelFamily, loras: Mapping[str, LoraSum], asked: Mappi
 
 
 def sampler_words(sampler: Mapping[str, Any]) -> str:
-    """How a model with LoRAs is sampled, for people; `sampler` is from `sampler_with`."""
+    """Describe the sampling of a model with LoRAs; `sampler` is from `sampler_with`."""
     changed = [f"{key} {sampler[key]:g}" for key in _SAMPLER if key in sampler]
     if changed:
         return ", ".join(changed)

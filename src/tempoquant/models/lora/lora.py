@@ -1,7 +1,8 @@
-"""LoRA files: added to a denoiser's 16-bit weights one tensor at a time, while those are read from disk.
+"""LoRA files, added to a denoiser's 16-bit weights one tensor at a time, while those are read from
+disk.
 
-Diffusers drops some differences (of norms, of modulations, of a bias without a weight) without a word; here everything
-a file holds is added, or the file is refused.
+Diffusers silently drops some differences (of norms, of modulations, of a bias without a weight).
+Here everything in a file is added, or the file is refused.
 """
 
 import hashlib
@@ -31,22 +32,24 @@ _FLOATS = {"F16", "BF16", "F32", "F64"}
 _INTEGERS = {"I16", "I32", "I64"}
 
 MAX_STRENGTH = 100.0
-"""Of either sign. Useful strengths lie around 1, and sliders made for more reach a few tens: beyond is a slip."""
+"""The largest strength of either sign. Useful strengths are around 1, and sliders reach a few tens;
+more is a mistake.
+"""
 
 
 @dataclass(frozen=True)
 class Lora:
     """One LoRA file, ready to be added to weights one at a time.
 
-    Holds the names of what it changes, by the denoiser's tensor name, and reads the values from `file` when they are
-    needed.
+    It holds the names of its changes, by the denoiser's tensor name, and reads the values from
+    `file` when they are needed.
 
     Attributes:
         sha256: of the file.
         may_lack: whether a denoiser of this family may lack a tensor that others of it have.
-        num_steps: of the sampler it was distilled for, where its name says so.
-        strength: what it adds is multiplied by this.
-        others: names of other denoisers whose LoRAs the file holds, too.
+        num_steps: of the sampler it was distilled for, if its name states it.
+        strength: the factor of its change.
+        others: names of other denoisers whose LoRAs the file also holds.
     """
 
     file: Path
@@ -59,7 +62,7 @@ class Lora:
 
     @property
     def name(self) -> str:
-        """The file's name without its folder, for notes."""
+        """Return the file's name without its folder, for notes."""
         return self.file.name
 
     @classmethod
@@ -75,14 +78,15 @@ class Lora:
 
         Args:
             family: of the model that it is for.
-            denoisers: of the model, of whose LoRAs a file may hold several; none to take it for one denoiser's.
+            denoisers: of the model, whose LoRAs a file may hold together; none for a file of one
+                denoiser.
             name: the denoiser whose LoRA to read.
 
         Raises:
-            ModelError: the file is missing, pickled or truncated; it holds no LoRA, or other denoisers' alone, a key
-                that is not understood, NaN or Inf; a pair is incomplete, or its ranks differ; its alpha is stated
-                twice, or not a number; the strength is 0, not finite or beyond `MAX_STRENGTH`; what it adds is more
-                than float16 holds.
+            ModelError: the file is missing, pickled or truncated; it holds no LoRA, or other
+                denoisers' alone, an unknown key, NaN or Inf; a pair is incomplete, or its ranks
+                differ; its alpha is stated twice, or not a number; the strength is 0, not finite or
+                beyond `MAX_STRENGTH`; or its change exceeds float16.
         """
         if not file.is_file():
             raise ModelError(f"there is no LoRA file {file}.")
@@ -103,9 +107,10 @@ class Lora:
             raise ModelError(f"the LoRA cannot be read: {error}") from error
 
     def check_fits(self, forms: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise ModelError unless every tensor that the LoRA changes is in `forms` (name to shape), in its shape.
+        """Raise ModelError unless every tensor that the LoRA changes is in `forms` (name to shape),
+        in its shape.
 
-        Only tensors that `may_lack` names may be missing: that is said.
+        Only tensors that `may_lack` names may be missing, which is logged.
         """
         missing = sorted(self.changes.keys() - forms.keys())
         foreign = [name for name in missing if not self.may_lack(name)]
@@ -124,11 +129,13 @@ class Lora:
                 self._require_shape(name, tuple(forms[name]))
 
     def fuse(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """`LoraSum.fuse` of this one alone."""
+        """Run `LoraSum.fuse` for this one alone."""
         return LoraSum((self,)).fuse(name, tensor)
 
     def add_to(self, name: str, total: torch.Tensor) -> torch.Tensor:
-        """A tensor's value, float32, plus what the LoRA adds. Raises ModelError for other shapes or a changed file."""
+        """Add the LoRA's change to a tensor's value, float32. Raises ModelError for other shapes or
+        a changed file.
+        """
         self._require_shape(name, tuple(total.shape))
         try:
             with open_weights(self.file) as weights:
@@ -149,13 +156,17 @@ class Lora:
 
 @dataclass(frozen=True)
 class LoraSum:
-    """The LoRA files of one denoiser, each with its strength. Call `check_fits` before `fuse`: it sees all tensors."""
+    """The LoRA files of one denoiser, each with its strength. Call `check_fits` before `fuse`: it
+    sees all tensors.
+    """
 
     loras: Sequence[Lora]
 
     @property
     def sha256(self) -> str:
-        """Of the one file; of several, or with a strength other than 1, of a line "SHA-256 strength" for each."""
+        """Return the SHA-256 of the one file; of several, or with a strength other than 1, of a
+        line "SHA-256 strength" for each.
+        """
         if len(self.loras) == 1 and self.loras[0].strength == 1:
             return self.loras[0].sha256
         lines = "".join(f"{lora.sha256} {lora.strength!r}\n" for lora in self.loras)
@@ -163,7 +174,7 @@ class LoraSum:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a checkpoint remembers of each file."""
+        """Return a checkpoint's note about each file."""
         return tuple(
             f"the LoRA {lora.name} (SHA-256 {lora.sha256}) is in the weights"
             + ("" if lora.strength == 1 else f" with strength {lora.strength:g}")
@@ -172,23 +183,25 @@ class LoraSum:
 
     @property
     def num_steps(self) -> set[int]:
-        """Of the samplers that the LoRAs say they were distilled for."""
+        """Return the numbers of steps that the LoRAs state they were distilled for."""
         return {lora.num_steps for lora in self.loras if lora.num_steps is not None}
 
     def check_fits(self, forms: Mapping[str, tuple[int, ...]]) -> None:
-        """As `Lora.check_fits`, for each."""
+        """Run `Lora.check_fits` for each LoRA."""
         for lora in self.loras:
             lora.check_fits(forms)
 
     @torch.no_grad()
     def fuse(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` plus what the LoRAs add to it: summed in float32, in the tensor's dtype, shape and device.
+        """Return `tensor` plus the LoRAs' changes: summed in float32, in the tensor's dtype, shape
+        and device.
 
-        `name` is the tensor's in the diffusers denoiser, such as blocks.3.attn1.to_q.weight. A tensor that no LoRA says
-        anything about is returned itself.
+        `name` is the tensor's in the diffusers denoiser, such as blocks.3.attn1.to_q.weight. A
+        tensor that no LoRA changes is returned itself.
 
         Raises:
-            ModelError: the shapes do not fit, the sum overflows the dtype, or a file is no longer what was loaded.
+            ModelError: the shapes do not fit, the sum overflows the dtype, or a file has changed
+                since it was loaded.
         """
         concerned = [lora for lora in self.loras if name in lora.changes]
         if not concerned:
@@ -211,7 +224,9 @@ def _times(shape: Iterable[int]) -> str:
 
 
 def _read_changes(file: Path, keys: Sequence[str], weights: Any, family: ModelFamily) -> dict[str, tuple[Change, ...]]:
-    """Return what keys of the open file change, by the denoiser's tensor name. Raises ModelError for unknown keys."""
+    """Return the changes of the keys in the open file, by the denoiser's tensor name. Raises
+    ModelError for unknown keys.
+    """
     prefix = prefix_of(file, keys)
     modules = understand(file, keys, prefix, family)
     config = peft_config(file, weights.metadata() or {}, prefix)
@@ -231,11 +246,11 @@ def _changes_of(
     config: PeftConfig | None,
     family: ModelFamily,
 ) -> Iterator[tuple[str, Change]]:
-    """Tensor name and change of everything that a file holds of one module.
+    """Yield tensor name and change of everything in a file that belongs to one module.
 
     Args:
         names: the module's in diffusers, and in the file.
-        found: what is stored to its key.
+        found: the kind of each stored tensor to its key.
     """
     module, own_name = names
     shapes = {stored: tuple(weights.get_slice(key).get_shape()) for stored, key in found.items()}
@@ -259,7 +274,7 @@ def _changes_of(
 
 
 def _factor(file: Path, module: str, rank: int, alpha: str | None, weights: Any, config: PeftConfig | None) -> float:
-    """What up · down is multiplied by: alpha / rank, or 1 where no alpha is stated. `alpha` is a key."""
+    """Return the factor of up · down: alpha / rank, or 1 without an alpha. `alpha` is a key."""
     if alpha is None:
         return 1.0 if config is None else config.factor(module, rank)
     if config is not None:
@@ -271,7 +286,9 @@ def _factor(file: Path, module: str, rank: int, alpha: str | None, weights: Any,
 
 
 def _require_finite(file: Path, weights: Any) -> None:
-    """Raise ModelError unless every value is a finite number (an integer only as alpha). Holds one tensor at a time."""
+    """Raise ModelError unless every value is a finite number (an integer only as alpha). Holds one
+    tensor at a time.
+    """
     for key in weights.keys():  # noqa: SIM118 (not a dict)
         dtype = weights.get_slice(key).get_dtype()
         if dtype not in (_FLOATS | _INTEGERS if key.endswith(".alpha") else _FLOATS):

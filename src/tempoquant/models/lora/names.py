@@ -1,8 +1,9 @@
-"""What the keys of LoRA files mean: trainers spell the same tensors in many ways.
+"""The meaning of keys in LoRA files: trainers spell the same tensors in many ways.
 
-A key is a prefix, a module and what is stored of it. Prefixes say nothing and are taken off, the same one from every
-key of a file. Modules have diffusers' names or those of the model's first release, in dots or with underscores for
-dots: `ModelFamily.own_name` tells. PEFT may put the adapter's name before `weight`.
+A key is a prefix, a module and the kind of its tensor. Prefixes have no meaning and are removed,
+the same one from every key of a file. Modules have diffusers' names or those of the model's first
+release, with dots or underscores: `ModelFamily.own_name` resolves them. PEFT may put the adapter's
+name before `weight`.
 """
 
 import re
@@ -29,10 +30,11 @@ _OTHER_KINDS = {
 
 
 def prefix_of(file: Path, keys: Iterable[str]) -> str:
-    """The prefix that all keys of a file have; "" for none.
+    """Return the prefix that all keys of a file have; "" for none.
 
     Raises:
-        ModelError: the file holds no LoRA, or none of the kind that can be added; its keys have several prefixes.
+        ModelError: the file holds no LoRA, or none of the kind that can be added; its keys have
+            several prefixes.
     """
     keys = list(keys)
     for mark, kind in _OTHER_KINDS.items():
@@ -51,12 +53,14 @@ def prefix_of(file: Path, keys: Iterable[str]) -> str:
 
 
 def understand(file: Path, keys: Iterable[str], prefix: str, family: ModelFamily) -> dict[str, dict[str, str]]:
-    """Everything a file holds: module (or parameter) of the denoiser, in diffusers' names, to what is stored to key.
+    """Return the content of a file: module (or parameter) of the denoiser, in diffusers' names, to
+    the kind of tensor, to key.
 
-    Stored are "down" and "up" (of shapes (rank, in) and (out, rank)), "up_bias", "alpha", "diff" and "diff_b".
+    The kinds are "down" and "up" (of shapes (rank, in) and (out, rank)), "up_bias", "alpha", "diff"
+    and "diff_b".
 
     Raises:
-        ModelError: a key is not understood, or says what another one says.
+        ModelError: a key is unknown, or has the same meaning as another one.
     """
     modules: dict[str, dict[str, str]] = {}
     adapters: set[str] = set()
@@ -78,13 +82,15 @@ def understand(file: Path, keys: Iterable[str], prefix: str, family: ModelFamily
 
 
 def prefix_in(key: str) -> str:
-    """Return what stands before a key's module; "" for nothing."""
+    """Return the prefix before a key's module; "" for none."""
     found = _PREFIX.match(key)
     return "" if found is None else found[0]
 
 
 def _stored(key: str) -> tuple[str, str, str] | None:
-    """Prefix and module, what is stored of it, and the adapter's name or ""; None for what no LoRA holds."""
+    """Return prefix and module, the kind of tensor, and the adapter's name or ""; None for a key
+    that no LoRA has.
+    """
     if pair := _PAIR.fullmatch(key):
         module, half, what = pair[1], _HALVES[pair[2] or pair[3]], pair[5]
         stored = half if what == "weight" else f"{half}_bias"

@@ -1,4 +1,6 @@
-"""What is said about a LoRA outside its tensors: alpha, by PEFT; and for how many sampling steps it was distilled."""
+"""Settings of a LoRA outside its tensors: alpha, by PEFT; and the number of sampling steps it was
+distilled for.
+"""
 
 import json
 import math
@@ -30,16 +32,19 @@ class PeftConfig:
     use_rslora: bool
 
     def factor(self, module: str, rank: int) -> float:
-        """Alpha over rank, or over its root; the first pattern that matches the end of the module's name decides."""
+        """Compute alpha over rank, or over its root; the first pattern that matches the end of the
+        module's name decides.
+        """
         alphas = (a for pattern, a in self.alpha_pattern.items() if re.match(rf"(.*\.)?({pattern})$", module))
         return next(alphas, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def peft_config(file: Path, metadata: Mapping[str, str], prefix: str) -> PeftConfig | None:
-    """What a file's header says of alpha, or PEFT's config beside a file of PEFT's own names; None where none does.
+    """Return the config for alpha in a file's header, or in PEFT's file beside it for PEFT's own
+    names; None for none.
 
     Raises:
-        ModelError: it says nothing that can be read, or that the adapter is of another kind.
+        ModelError: it is unreadable, or the adapter is of another kind.
     """
     beside = file.parent / _BESIDE
     try:
@@ -53,7 +58,8 @@ def peft_config(file: Path, metadata: Mapping[str, str], prefix: str) -> PeftCon
 
 
 def stated_steps(file: Path, metadata: Mapping[str, str]) -> int | None:
-    """Sampling steps that a LoRA says it was distilled for: "4steps" in its name, its folder's or its title; or None.
+    """Return the sampling steps that a LoRA states it was distilled for: "4steps" in its name, its
+    folder's or its title; or None.
 
     Numbers above 16 are taken for something else, such as steps of training.
     """

@@ -1,4 +1,6 @@
-"""LTX-2 as a model family: video and audio in two streams that attend to each other, and to the text."""
+"""LTX-2 as a model family: video and audio in two streams that attend to each other, and to the
+text.
+"""
 
 from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.models.family import ModelFamily, TracedTextEncoder
@@ -67,5 +69,5 @@ LTX2 = ModelFamily(
     arguments=pipelines.arguments,
     own_name=own_name,
     bare_parameters=BARE_PARAMETERS,
-    kept_in_16_bits=frozenset(f"{attention}.to_gate_logits" for attention in _ATTENTIONS),  # a number for each head
+    kept_in_16_bits=frozenset(f"{attention}.to_gate_logits" for attention in _ATTENTIONS),  # one number for each head
 )

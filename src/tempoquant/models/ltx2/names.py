@@ -1,4 +1,4 @@
-"""Names that the original release, and LoRAs made for it, have for LTX-2's modules.
+"""Names of LTX-2's modules in the original release, and in LoRAs made for it.
 
 Source of the correspondences: diffusers' scripts/convert_ltx2_to_diffusers.py.
 """
@@ -41,7 +41,7 @@ _RENAMED = (
 
 
 def own_name(module: str) -> str | None:
-    """Return diffusers' name of a module (or parameter) of LTX-2; None for a name that is none."""
+    """Return diffusers' name of a module (or parameter) of LTX-2; None for an unknown name."""
     for theirs, ours in _RENAMED:
         module = module.replace(theirs, ours)
     block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)

@@ -1,4 +1,6 @@
-"""LTX-2's pipelines: what they are called with, how they set their scheduler, and how the published model samples."""
+"""LTX-2's pipelines: their arguments, their scheduler's settings, and the published model's
+sampling.
+"""
 
 import functools
 import logging
@@ -21,11 +23,12 @@ TEXT_TO_VIDEO, IMAGE_TO_VIDEO = "LTX2Pipeline", "LTX2ImageToVideoPipeline"
 TRANSFORMER = "LTX2VideoTransformer3DModel"
 TEXT_TOKENS = 1024
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
-"""Of the eight steps that the distilled model takes; the second stage takes the last three. Source:
-diffusers.pipelines.ltx2.utils."""
+"""Sigmas of the distilled model's eight steps; the second stage takes the last three. Source:
+diffusers.pipelines.ltx2.utils.
+"""
 
 _FPS = 24
-_IMAGE_CRF = 33  # H.264's, that the model's images were compressed with in training; diffusers' default for LTX-2
+_IMAGE_CRF = 33  # H.264's, used on the model's images in training; diffusers' default for LTX-2
 _UNGUIDED = {
     "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_guidance_scale": 1.0,
     "audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "audio_guidance_rescale": 0.0,
@@ -34,14 +37,16 @@ _logger = logging.getLogger(__name__)
 
 
 def denoisers(index: PipelineIndex) -> tuple[Denoiser, ...]:
-    """Return the pipeline's only denoiser. Raises ModelError when it is missing, or of another class."""
+    """Return the pipeline's only denoiser. Raises ModelError if it is missing, or of another
+    class.
+    """
     if index.components.get("transformer") != ("diffusers", TRANSFORMER):
         raise ModelError(f"{index.folder} has no {TRANSFORMER} as transformer, which its pipeline needs.")
     return (Denoiser("transformer", "transformer"),)
 
 
 def geometry(denoiser: Config, autoencoder: Config) -> LatentGeometry:
-    """Return how a video becomes tokens; the audio's follow from how long it is."""
+    """Return the geometry of a video; the audio's tokens follow from its length."""
     pixels, frames = (autoencoder[f"{which}_compression_ratio"] for which in ("spatial", "temporal"))
     size = denoiser["patch_size"]
     return LatentGeometry(int(pixels), int(frames), (int(denoiser["patch_size_t"]), int(size), int(size)))
@@ -53,7 +58,7 @@ def width(denoiser: Config) -> int:
 
 
 def latent_channels(denoiser: Config) -> int:
-    """Return the channels of what a denoiser predicts of the video."""
+    """Return the channels of a denoiser's prediction of the video."""
     return int(denoiser["out_channels"] or denoiser["in_channels"])
 
 
@@ -63,19 +68,19 @@ def autoencoder_channels(autoencoder: Config) -> int:
 
 
 def takes_image(index: PipelineIndex) -> bool:
-    """Whether a pipeline's first frame is given."""
+    """Return whether a pipeline's first frame is given."""
     return index.class_name == IMAGE_TO_VIDEO
 
 
 def needs(index: PipelineIndex) -> tuple[str, ...]:
-    """Return what a prompt must bring beside its text."""
+    """Return the inputs that a prompt needs beside its text."""
     return ("image",) if takes_image(index) else ()
 
 
 def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
-    """Return what a pipeline is called with for one prompt, beside texts, size, steps and noise."""
+    """Return a pipeline's arguments for one prompt, beside texts, size, steps and noise."""
     found: dict[str, Any] = {"frame_rate": float(settings.fps)}
-    if settings.guidance_scale <= 1:  # without guidance of any kind, as a distilled model samples
+    if settings.guidance_scale <= 1:  # without any guidance, as a distilled model samples
         found |= _UNGUIDED
     if takes_image(index):
         assert prompt.image is not None  # `needs` has it
@@ -86,7 +91,7 @@ def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) 
 
 @functools.cache
 def _compression() -> int:
-    """The CRF of the image's compression; 0 for none where PyAV is missing, which is said once."""
+    """Return the CRF of the image's compression; 0 for none without PyAV, which is logged once."""
     if is_av_available():
         return _IMAGE_CRF
     _logger.warning(
@@ -99,7 +104,9 @@ def _compression() -> int:
 def set_timesteps(
     index: PipelineIndex, scheduler: Any, settings: SamplingSettings, latents: tuple[int, int, int]
 ) -> None:
-    """Set a scheduler's timesteps as the pipelines do: shifted by how many tokens a video has, where it says so."""
+    """Set a scheduler's timesteps as the pipelines do: shifted by the number of tokens of a video,
+    if it says so.
+    """
     num_steps, config = settings.num_steps, scheduler.config
     sigmas = np.linspace(1.0, 1 / num_steps, num_steps) if settings.sigmas is None else list(settings.sigmas)
     shifts = [config.get("base_shift", 0.95), config.get("max_shift", 2.05)]
@@ -118,7 +125,8 @@ def encoded_text(pipeline: Any, text: str, num_tokens: int, device: torch.device
 
 
 def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, int, int]) -> dict[str, Any]:
-    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows, columns).
+    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows,
+    columns).
 
     The audio is as long as the video at 24 frames a second.
     """
@@ -154,7 +162,7 @@ def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, i
 
 
 def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
-    """Return the name of the published model that a pipeline is like, and how it samples.
+    """Return the name of the published model that a pipeline resembles, and its sampling.
 
     Source: the model card of Lightricks/LTX-2, and diffusers' examples.
     """
@@ -162,23 +170,27 @@ def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
 
 
 def title(index: PipelineIndex) -> str:
-    """Return what a model card calls a pipeline."""
+    """Return a pipeline's title for a model card."""
     return f"LTX-2 {'image' if takes_image(index) else 'text'}-to-video pipeline"
 
 
 def shortened(denoiser: Config, num_blocks: int) -> dict[str, Any]:
-    """Return a config with so many blocks, at most, in place of its own."""
+    """Return a config with at most so many blocks."""
     return {**denoiser, "num_layers": min(num_blocks, int(denoiser["num_layers"]))}
 
 
 def call_text_encoder(encoder: nn.Module, embedded: torch.Tensor, mask: torch.Tensor) -> Any:
-    """Call Gemma as the pipeline does: with what every layer answers, and with the scores of the next word.
+    """Call Gemma as the pipeline does: with the output of every layer, and with the scores of the
+    next word.
 
-    It makes its masks of numbers, which are not there: of all that it allocates, the masks are left out.
+    Its masks are made of values, which do not exist here: of all its allocations, only the masks
+    are left out.
     """
     return encoder(inputs_embeds=embedded, output_hidden_states=True)
 
 
 def all_layers(config: Config, num_blocks: int) -> dict[str, Any]:
-    """Return no change of the text encoder's config: the pipeline keeps what every layer answers."""
+    """Return no change of the text encoder's config: the pipeline keeps the output of every
+    layer.
+    """
     return {}

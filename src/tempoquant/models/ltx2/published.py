@@ -1,8 +1,9 @@
 """The published LTX-2 as its configs describe it, for planning before anything is fetched.
 
 Source of the transformer's, the connectors', the autoencoders' and the vocoder's: diffusers'
-scripts/convert_ltx2_to_diffusers.py (version 2.0) and the defaults of the classes; of the text encoder's: Gemma 3 12B's
-config. Not known from these: bytes on the disk, so that they are taken for those of 16 bits.
+scripts/convert_ltx2_to_diffusers.py (version 2.0) and the defaults of the classes; of the text
+encoder's: Gemma 3 12B's config. Not known from these: bytes on the disk, so that they are taken for
+those of 16 bits.
 """
 
 from typing import Any
@@ -36,7 +37,9 @@ _PIPELINE = "diffusers.pipelines.ltx2"
 
 
 def published_models() -> dict[str, dict[str, Any]]:
-    """Return published models by name: their model_index.json, the configs of their models, and bytes on the disk."""
+    """Return published models by name: their model_index.json, the configs of their models, and
+    bytes on the disk.
+    """
     models: dict[str, tuple[str, str, dict[str, Any]]] = {
         "transformer": ("diffusers", TRANSFORMER, _DENOISER),
         "text_encoder": ("transformers", "Gemma3ForConditionalGeneration", _TEXT_ENCODER),

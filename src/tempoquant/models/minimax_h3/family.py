@@ -1,4 +1,4 @@
-"""MiniMax-H3 as a model family: everything that TempoQuant knows about it stands in this folder."""
+"""MiniMax-H3 as a model family: this folder holds everything that TempoQuant knows about it."""
 
 from tempoquant.checkpoint.model_call import ModelCall
 from tempoquant.models.family import ModelFamily, TracedTextEncoder

@@ -1,7 +1,9 @@
-"""Other people's names for the modules of a MiniMax-H3 transformer: the original release's, where one is one of ours.
+"""Other names of the modules of a MiniMax-H3 transformer: the original release's, where one equals
+one of ours.
 
-Source: diffusers' scripts/convert_minimax_h3_to_diffusers.py. Weights of the release cannot be read by names alone: its
-queries, keys and values are in one, and its feed-forward net has gate and value in the other order.
+Source: diffusers' scripts/convert_minimax_h3_to_diffusers.py. Weights of the release cannot be read
+by names alone: its queries, keys and values are in one tensor, and its feed-forward net has gate
+and value in the other order.
 """
 
 from tempoquant.models.block_names import by_table
@@ -16,4 +18,4 @@ own_name = by_table(
     block=r"(?:transformer_)?blocks",
     outside="proj_in|audio_proj_in|context_embedder|time_embedder|token_refiner|norm_out|proj_out|audio_proj_out",
 )
-"""Return diffusers' name of a module; None for a name that is none."""
+"""Return diffusers' name of a module; None for an unknown name."""

@@ -1,4 +1,6 @@
-"""MiniMax-H3's modular pipeline: what it is made of, how a video, its sound and a text become one packed sequence."""
+"""MiniMax-H3's modular pipeline: its components, and the packed sequence of a video, its sound and
+a text.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,9 @@ _PIXELS = 16
 
 
 def denoisers(index: PipelineIndex) -> tuple[Denoiser, ...]:
-    """Return the denoiser of a pipeline's text-to-video task. Raises ModelError where there is none of the class."""
+    """Return the denoiser of a pipeline's text-to-video task. Raises ModelError if there is none of
+    the class.
+    """
     if index.components.get(DENOISER) != ("diffusers", DENOISER_CLASS):
         raise ModelError(f"{index.folder} has no {DENOISER_CLASS} as {DENOISER}: fetch the model again.")
     return (Denoiser(DENOISER, DENOISER),)
@@ -31,10 +35,12 @@ def denoisers(index: PipelineIndex) -> tuple[Denoiser, ...]:
 
 @dataclass(frozen=True)
 class PackedGeometry(LatentGeometry):
-    """How a video is divided whose frames come in chunks, with rows of sound beside its own."""
+    """The geometry of a video whose frames come in chunks, with rows of sound beside its own."""
 
     def require(self, settings: SamplingSettings) -> None:
-        """Raise SettingsError for a size, a length or another setting that the pipeline does not take."""
+        """Raise SettingsError for a size, a length or another setting that the pipeline does not
+        accept.
+        """
         for name in ("height", "width"):
             if getattr(settings, name) % self.size_step:
                 raise SettingsError(f"{name} is a multiple of {self.size_step}, not {getattr(settings, name)}.")
@@ -58,23 +64,25 @@ class PackedGeometry(LatentGeometry):
         return chunks * _CHUNK_LATENTS + _LAST_LATENTS, height // self.pixels, width // self.pixels
 
     def num_tokens(self, height: int, width: int, num_frames: int) -> int:
-        """Return how many rows a video and its sound have in the denoiser's blocks."""
+        """Return the number of rows of a video and its sound in the denoiser's blocks."""
         return super().num_tokens(height, width, num_frames) + num_audio_rows(num_frames)
 
 
 def num_audio_rows(num_frames: int) -> int:
-    """Return how many rows the sound of a video has, of both channels."""
+    """Return the number of rows of a video's sound, of both channels."""
     return _AUDIO_CHANNELS * round(num_frames / FPS * _AUDIO_A_SECOND)
 
 
 def geometry(denoiser: Config, _autoencoder: Config) -> PackedGeometry:
-    """Return how a video is divided."""
+    """Return the geometry of a video."""
     frames, rows, columns = denoiser["patch_size"]
     return PackedGeometry(_PIXELS, _CHUNK_FRAMES, (int(frames), int(rows), int(columns)))
 
 
 def example_inputs(_index: PipelineIndex, denoiser: Config, latents: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows, columns)."""
+    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows,
+    columns).
+    """
     frames, rows, columns = latents
     patch = denoiser["patch_size"]
     in_patch = patch[0] * patch[1] * patch[2]
@@ -107,7 +115,9 @@ _OUTPUTS = ("prompt_embeds", "text_token_tags")
 
 
 def encoded_text(pipeline: Any, text: str, _num_tokens: int, _device: torch.device) -> dict[str, torch.Tensor]:
-    """Return what the pipeline's block makes of a text; nothing of an empty one, for there is no negative prompt."""
+    """Return the pipeline's encoding of a text; nothing for an empty one, since there is no
+    negative prompt.
+    """
     from diffusers.modular_pipelines import PipelineState
 
     if not text:
@@ -119,7 +129,9 @@ def encoded_text(pipeline: Any, text: str, _num_tokens: int, _device: torch.devi
 
 
 def shortened_encoder(_config: Config, _num_blocks: int) -> dict[str, Any]:
-    """Return no change: the pipeline asks for what every block of the text encoder answers, so each takes memory."""
+    """Return no change: the pipeline reads the output of every block of the text encoder, so each
+    takes memory.
+    """
     return {}
 
 
@@ -130,21 +142,21 @@ def call_encoder(encoder: nn.Module, embedded: torch.Tensor, mask: torch.Tensor)
 
 
 def published(_index: PipelineIndex) -> tuple[str, SamplingSettings]:
-    """Return the name of the published model, and how it samples.
+    """Return the name of the published model, and its sampling.
 
-    Source: diffusers' modular pipeline (canvas of 768 × 1344 pixels, 124 frames, 50 steps) and the shift of the
-    scheduler that its conversion script writes.
+    Source: diffusers' modular pipeline (canvas of 768 × 1344 pixels, 124 frames, 50 steps) and the
+    shift of the scheduler that its conversion script writes.
     """
     return "MiniMax-H3", SamplingSettings(768, 1344, 124, 50, 1.0, 12.0, FPS)
 
 
 def title(_index: PipelineIndex) -> str:
-    """Return what a model card calls a pipeline."""
+    """Return a pipeline's title for a model card."""
     return "MiniMax-H3 text-to-video pipeline"
 
 
 def shortened(denoiser: Config, num_blocks: int) -> dict[str, Any]:
-    """Return a config with so many blocks, at most, in place of its own."""
+    """Return a config with at most so many blocks."""
     return {**denoiser, "num_layers": min(num_blocks, int(denoiser["num_layers"]))}
 
 
@@ -176,7 +188,8 @@ _QWEN = {  # Qwen3-VL-32B-Instruct
 def published_models() -> dict[str, dict[str, Any]]:
     """Return the published model by its name: its index, the configs of its models, bytes on disk.
 
-    Sources: diffusers' scripts/convert_minimax_h3_to_diffusers.py and its classes' defaults; Qwen3-VL-32B-Instruct.
+    Sources: diffusers' scripts/convert_minimax_h3_to_diffusers.py and its classes' defaults;
+    Qwen3-VL-32B-Instruct.
     """
     models: dict[str, tuple[str, str, dict[str, Any]]] = {
         DENOISER: ("diffusers", DENOISER_CLASS, _DENOISER),

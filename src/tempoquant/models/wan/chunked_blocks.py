@@ -1,14 +1,16 @@
-"""Wan's transformer blocks a chunk of tokens at a time: the same numbers from a third of the activations.
+"""Wan's transformer blocks in chunks of tokens: the same numbers with a third of the activations.
 
-All of a block but self-attention's keys and values treats each token by itself. diffusers computes every step for all
-tokens at once, in float32 where it modulates: 11 hidden states' worth of memory at 16 bits. Here queries, keys and
-values are computed first, a chunk at a time from one modulated input, which 4-bit linears quantize once. Then each
-chunk attends, and once queries, keys and values are gone, each goes through the rest of the block; results replace
-their inputs. Four hidden states are the most there is, beside what one chunk needs. Chunks are tokens of one call, and
-every row of every product is the same as before, so results differ only where a library sums in another order for
-another number of rows.
+Everything in a block except self-attention's keys and values treats each token by itself. diffusers
+computes every step for all tokens at once, in float32 where it modulates: the memory of 11 hidden
+states at 16 bits. Here queries, keys and values are computed first, a chunk at a time from one
+modulated input, which 4-bit linears quantize once. Then each chunk attends. Once queries, keys and
+values are gone, each goes through the rest of the block; results replace their inputs. There are at
+most four hidden states, beside the memory of one chunk. Chunks are tokens of one call, and every
+row of every product is the same as before, so results differ only where a library sums in another
+order for another number of rows.
 
-Each chunk costs launches, and 4-bit weights are expanded for each: where memory is no reason, one piece is faster.
+Each chunk costs launches, and 4-bit weights are expanded for each chunk: if memory suffices, one
+piece is faster.
 """
 
 import functools
@@ -25,21 +27,23 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.models.hooks import is_watched
 
 CHUNK_TOKENS = 4096
-"""Large enough for full matrix products, small enough to vanish beside four hidden states of a video."""
+"""Large enough for full matrix products, small enough to vanish beside four hidden states of a
+video.
+"""
 
 
 def chunk_blocks(transformer: Any, num_tokens: int = CHUNK_TOKENS) -> Callable[[], None]:
-    """Have a WanTransformer3DModel compute in chunks of tokens.
+    """Make a WanTransformer3DModel compute in chunks of tokens.
 
     Args:
         transformer: 16-bit or quantized, with or without adapters.
         num_tokens: of a chunk.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
 
     Raises:
-        UnsupportedError: this diffusers' blocks do not compute what these chunks do.
+        UnsupportedError: this diffusers' blocks differ from these chunks.
     """
     _check_same_results()
     return _use_chunks(transformer, num_tokens)
@@ -68,7 +72,7 @@ def _use_chunks(transformer: Any, num_tokens: int) -> Callable[[], None]:
 
 
 def _take_off(module: Any, forward: Callable[..., Any]) -> None:
-    """Give a module its class's forward back, beneath hooks that were put on it since."""
+    """Restore a module's own forward, beneath hooks that were added since."""
     if module.__dict__.get("forward") is forward:
         del module.forward
         return
@@ -87,7 +91,9 @@ def _forward(
     temb: torch.Tensor,
     rotary_emb: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """WanTransformerBlock.forward: (batch, tokens, features), overwritten unless somebody watches the block."""
+    """Compute WanTransformerBlock.forward: (batch, tokens, features), overwritten unless a hook
+    watches the block.
+    """
     if temb.ndim == 4 or torch.is_grad_enabled() or not _is_plain(block):
         return type(block).forward(block, hidden_states, encoder_hidden_states, temb, rotary_emb)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + temb.float()).chunk(6, dim=1)
@@ -117,12 +123,12 @@ def _forward(
 
 
 def _modulated(normed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """normed · (1 + scale) + shift, float32, in the memory of the norm's answer."""
+    """Compute normed · (1 + scale) + shift, float32, in the memory of the norm's output."""
     return normed.mul_(1 + scale).add_(shift)
 
 
 def _gated(x: torch.Tensor, change: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + change · gate, in float32, rounded once to the dtype of x."""
+    """Compute x + change · gate, in float32, rounded once to the dtype of x."""
     return change.float().mul_(gate).add_(x).type_as(x)
 
 
@@ -133,9 +139,11 @@ def _projections(
     chunks: Sequence[slice],
     rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> list[torch.Tensor]:
-    """Queries, keys, values, as `which` names them: each (batch, tokens, heads, features), from chunks of their input.
+    """Compute queries, keys, values, as `which` names them: each (batch, tokens, heads, features),
+    from chunks of their input.
 
-    The linears get the very same tensor one after the other, so that those that share an input quantize it once.
+    The linears get the very same tensor one after the other, so that those that share an input
+    quantize it once.
     """
     whole: dict[str, torch.Tensor] = {}
     for chunk, x in zip(chunks, inputs, strict=True):
@@ -153,7 +161,9 @@ def _projections(
 
 
 def _heads(attention: WanAttention, which: str, x: torch.Tensor) -> torch.Tensor:
-    """Queries, keys or values of x, (batch, tokens, heads, features a head), queries and keys normed."""
+    """Compute queries, keys or values of x, (batch, tokens, heads, features a head), queries and
+    keys normed.
+    """
     projected = getattr(attention, f"to_{which}")(x)
     if which != "v":
         projected = getattr(attention, f"norm_{which}")(projected)
@@ -161,7 +171,7 @@ def _heads(attention: WanAttention, which: str, x: torch.Tensor) -> torch.Tensor
 
 
 def _rotated(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor] | None, chunk: slice) -> torch.Tensor:
-    """WanAttnProcessor's rotary embedding of the tokens of a chunk."""
+    """Apply WanAttnProcessor's rotary embedding to the tokens of a chunk."""
     if rotary_emb is None:
         return x
     cos, sin = rotary_emb[0][:, chunk, :, 0::2], rotary_emb[1][:, chunk, :, 1::2]
@@ -173,14 +183,16 @@ def _rotated(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor] | No
 
 
 def _attend(attention: WanAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """(batch, tokens of the query, features), through the output projection."""
+    """Attend: (batch, tokens of the query, features), through the output projection."""
     backend = attention.processor._attention_backend
     answer = dispatch_attention_fn(query, key, value, backend=backend).flatten(2, 3).type_as(query)
     return attention.to_out[1](attention.to_out[0](answer))
 
 
 def _is_plain(block: WanTransformerBlock) -> bool:
-    """Whether attention is what diffusers' own processor computes, on one device, and nobody looks inside."""
+    """Return whether attention is that of diffusers' own processor, on one device, and no hook
+    looks inside.
+    """
     for attention in (block.attn1, block.attn2):
         processor = attention.processor
         is_own = type(processor) is WanAttnProcessor and processor._parallel_config is None
@@ -196,8 +208,9 @@ def _chunks(num_tokens: int, size: int) -> Iterator[slice]:
 
 
 class _LazyNorm:
-    """What the head's norm answers instead of a tensor: `(norm(x.float()) * factor + term).type_as(x)` is all that is
-    ever asked of it, and is computed a chunk of tokens at a time once the last part is known."""
+    """A stand-in for the output of the head's norm: it only supports `(norm(x.float()) * factor +
+    term).type_as(x)`, and computes it a chunk of tokens at a time once the last part is known.
+    """
 
     def __init__(self, transformer: Any, num_tokens: int, x: torch.Tensor) -> None:
         self._transformer, self._num_tokens, self._x = transformer, num_tokens, x
@@ -213,10 +226,10 @@ class _LazyNorm:
         return self
 
     def type_as(self, like: torch.Tensor) -> torch.Tensor:
-        assert self._factor is not None and self._term is not None  # which _check_same_results has seen
+        assert self._factor is not None and self._term is not None  # _check_same_results has seen them
         norm, blocks = self._transformer.norm_out, self._transformer.blocks
         overwrites = not torch.is_grad_enabled() and len(blocks) > 0 and not is_watched(blocks[-1])
-        output = like if overwrites else torch.empty_like(like)  # the last block's answer, which nothing else reads
+        output = like if overwrites else torch.empty_like(like)  # the last block's output, which nothing else reads
         for chunk in _chunks(like.shape[1], self._num_tokens):
             normed = type(norm).forward(norm, self._x[:, chunk])
             output[:, chunk] = (normed * _of(chunk, self._factor) + _of(chunk, self._term)).type_as(like)
@@ -224,14 +237,18 @@ class _LazyNorm:
 
 
 def _of(chunk: slice, modulation: torch.Tensor) -> torch.Tensor:
-    """A modulation's share of a chunk: all of it, unless each token has its own (as where each has its timestep)."""
+    """Return a modulation's share of a chunk: all of it, unless each token has its own (as with a
+    timestep for each token).
+    """
     return modulation if modulation.shape[1] == 1 else modulation[:, chunk]
 
 
 @functools.cache
 @torch.no_grad()
 def _check_same_results() -> None:
-    """Compare a small random model with itself in chunks: another diffusers may compute something else."""
+    """Compare a small random model with itself in chunks, since another diffusers may compute
+    something else.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)  # the CPU's alone: torch.manual_seed would touch every GPU's
         model = WanTransformer3DModel(

@@ -1,7 +1,7 @@
 """Wan inside ComfyUI: the settings of its WanModel and VaceWanModel.
 
-Source: ComfyUI's comfy/ldm/wan/model.py and comfy/model_detection.py, which reads the same settings off a file's
-shapes, with heads of 128 features and texts of 4096.
+Source: ComfyUI's comfy/ldm/wan/model.py and comfy/model_detection.py, which reads the same settings
+off a file's shapes, with heads of 128 features and texts of 4096.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,9 @@ _QK_NORM = "rms_norm_across_heads"
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of ComfyUI's class. Raises ModelError for what it cannot be."""
+    """Return the settings of ComfyUI's class. Raises ModelError for a config that it does not
+    cover.
+    """
     if config.get("qk_norm") != _QK_NORM:
         raise ModelError(f"the config says qk_norm {config.get('qk_norm')!r}, but ComfyUI's Wan has {_QK_NORM!r} only.")
     settings = {

@@ -1,4 +1,4 @@
-"""Wan as model families: everything that TempoQuant knows about it stands in this folder."""
+"""Wan as model families: this folder holds everything that TempoQuant knows about it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def _geometry(denoiser: Config, autoencoder: Config) -> LatentGeometry:
         autoencoder.get("scale_factor_temporal") or 4,
         (frames, rows, columns),
         given_latents=int(is_animate or "vace_layers" in denoiser),
-        # Its pipeline divides by the frames of a segment but one.
+        # Its pipeline divides by the frames of a segment except one.
         fewest_frames=5 if is_animate else 1,
     )
 
@@ -101,7 +101,7 @@ WAN_VACE = dataclasses.replace(
     pipelines=frozenset({pipelines.VACE}),
     transformers=frozenset({pipelines.CLASSES[pipelines.VACE]}),
     block_lists=pipelines.block_lists(pipelines.CLASSES[pipelines.VACE]),
-    noised_calls=None,  # what conditions a clip is not known without the user's mask
+    noised_calls=None,  # a clip's conditions are unknown without the user's mask
     published_models=published_vace_models,
     skippable_blocks=False,  # hints are added between them
 )
@@ -117,7 +117,7 @@ WAN_ANIMATE = dataclasses.replace(
     ),
     noised_calls=None,  # a clip alone says nothing of poses and faces
     published_models=published_animate_models,
-    chunk_blocks=None,  # its blocks attend to an image, which chunks know nothing of
+    chunk_blocks=None,  # its blocks attend to an image, which chunks do not support
     comfyui=None,  # its face adapter and motion encoder have names and layouts of their own there
     skippable_blocks=False,  # motion is added between them
 )

@@ -1,4 +1,6 @@
-"""Calls of a Wan denoiser: their shapes, and what they are on a real clip's latents, noised without sampling."""
+"""Calls of a Wan denoiser: their shapes, and their content on a real clip's latents, noised without
+sampling.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -14,11 +16,12 @@ from tempoquant.models.wan.pipelines import has_timestep_by_token
 TEXT_TOKENS = 512
 _IMAGE_TOKENS = 257  # of CLIP's ViT-H/14 at 224 × 224: 16 × 16 patches and the class token
 _TOKEN_STEP = 2  # latents of a row, or column, in one token
-_FRAMES = 4  # that one latent stands for
+_FRAMES = 4  # in one latent
 
 
 def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, int, int]) -> dict[str, torch.Tensor]:
-    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows, columns).
+    """Return the inputs of one call, on the meta device, for latents of a shape (frames, rows,
+    columns).
 
     The first frame of VACE's and Animate's is a given picture's.
     """
@@ -49,19 +52,20 @@ def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, i
 def noised_calls(
     pipeline: Any, image: Image.Image | None, frames: Sequence[Image.Image], settings: SamplingSettings, seed: int
 ) -> Callable[[torch.Tensor, float, torch.Tensor], dict[str, torch.Tensor]]:
-    """Encode a clip, and return what makes a denoiser's inputs of it at a timestep.
+    """Encode a clip, and return a function that makes a denoiser's inputs from it at a timestep.
 
-    Flow matching's x_t = (1 − sigma) · x_0 + sigma · noise. The noise is the same at every timestep, as along a
-    trajectory.
+    Flow matching's x_t = (1 − sigma) · x_0 + sigma · noise. The noise is the same at every
+    timestep, as along a trajectory.
 
     Args:
         pipeline: needs an autoencoder, and an image encoder if its denoiser reads one.
-        image: the first frame, of the video's size; None for a pipeline that is given none.
+        image: the first frame, of the video's size; None for a pipeline that takes none.
         frames: of the clip.
         seed: of the noise.
 
     Returns:
-        A function of the timestep (a tensor of one element), its sigma, and the text's embedding (1, tokens, features).
+        A function of the timestep (a tensor of one element), its sigma, and the text's embedding
+        (1, tokens, features).
     """
     noise, condition, is_noisy = _prepare(pipeline, image, settings, seed)
     clean = _encode(pipeline, frames, settings).to(noise)
@@ -87,9 +91,10 @@ def noised_calls(
 def _prepare(
     pipeline: Any, image: Image.Image | None, settings: SamplingSettings, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Noise (1, 16, t, h, w), the latents or channels that hold the first frame, and where the noise is kept; float32.
+    """Return noise (1, 16, t, h, w), the latents or channels that hold the first frame, and the
+    mask of kept noise; float32.
 
-    The last two are None where the pipeline knows none.
+    The last two are None if the pipeline has none.
     """
     device = pipeline._execution_device
     size = (settings.height, settings.width, settings.num_frames)
@@ -103,7 +108,7 @@ def _prepare(
 
 
 def _encode(pipeline: Any, frames: Sequence[Image.Image], settings: SamplingSettings) -> torch.Tensor:
-    """The clip's latents, (1, channels, t, h, w), of about unit variance in each channel."""
+    """Encode the clip's latents, (1, channels, t, h, w), of about unit variance in each channel."""
     vae = pipeline.vae
     video = pipeline.video_processor.preprocess_video(frames, settings.height, settings.width)
     latents = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode().float()

@@ -1,4 +1,5 @@
-"""Other people's names for the tensors of a Wan transformer: the original release's, in dots or with underscores.
+"""Other names of the tensors of a Wan transformer: the original release's, in dots or with
+underscores.
 
 ComfyUI, and most trainers of LoRAs, use the original release's names.
 """
@@ -34,7 +35,7 @@ _ORIGINAL_OUTSIDE = {
 
 
 def _with_underscores(names: dict[str, str]) -> dict[str, str]:
-    """Both sides' names, with underscores for dots, to diffusers' names."""
+    """Map both sides' names, with underscores for dots, to diffusers' names."""
     return {name.replace(".", "_"): ours for original, ours in names.items() for name in (original, ours)}
 
 
@@ -47,7 +48,7 @@ _IMAGE_BRANCH = re.compile(
 
 
 def own_name(module: str) -> str | None:
-    """Return diffusers' name of a module (or parameter) of Wan; None for a name that is none."""
+    """Return diffusers' name of a module (or parameter) of Wan; None for an unknown name."""
     flat = module.replace(".", "_")
     block = re.fullmatch(r"(blocks|vace_blocks)_([0-9]+)_(.+)", flat)
     if block is None:
@@ -57,10 +58,11 @@ def own_name(module: str) -> str | None:
 
 
 def original_name(name: str) -> str | None:
-    """Return the original release's name, which is ComfyUI's, of a module, a parameter or a tensor of a diffusers Wan.
+    """Return the original release's name, which is ComfyUI's, of a module, a parameter or a tensor
+    of a diffusers Wan.
 
-    It is the inverse of `own_name`, for tensors such as `blocks.0.attn1.to_q.weight` too; None where the original
-    release has no such name.
+    It is the inverse of `own_name`, for tensors such as `blocks.0.attn1.to_q.weight` too; None if
+    the original release has no such name.
     """
     module, _, leaf = name.rpartition(".")
     whole = _original_module(name)
@@ -79,5 +81,7 @@ def _original_module(name: str) -> str | None:
 
 
 def is_of_image_branch(name: str) -> bool:
-    """Whether a tensor belongs to cross-attention to an image, which Wan2.1's image-to-video has and Wan2.2's lacks."""
+    """Return whether a tensor belongs to cross-attention to an image, which Wan2.1's image-to-video
+    has and Wan2.2's lacks.
+    """
     return _IMAGE_BRANCH.fullmatch(name) is not None

@@ -1,4 +1,6 @@
-"""Wan's original releases: their repositories, those of the same models in diffusers' layout, and their folders."""
+"""Wan's original releases: their repositories, those of the same models in diffusers' layout, and
+their folders.
+"""
 
 import json
 from pathlib import Path
@@ -17,11 +19,13 @@ DIFFUSERS_IDS = {
     }.items()
     for name in names
 }  # fmt: skip
-"""Hub ids of original releases to those of their diffusers pipelines."""
+"""Hub ids of diffusers pipelines by those of original releases."""
 
 
 def original_parts(folder: Path) -> dict[str, Path]:
-    """Return a release's folders of weights by denoiser; none for a folder that is no release of Wan."""
+    """Return a release's folders of weights by denoiser; none for a folder that is no release of
+    Wan.
+    """
     experts = {name: folder / f"{name}_model" for name in COMPONENTS}
     if all(path.is_dir() for path in experts.values()):
         return experts

@@ -1,4 +1,4 @@
-"""Which Wan pipeline is which: its denoisers, what it is conditioned on, and how the published model samples."""
+"""The Wan pipelines: their denoisers, their conditions, and the published models' sampling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,9 @@ VACE, ANIMATE = "WanVACEPipeline", "WanAnimatePipeline"
 
 HIGH_NOISE, LOW_NOISE = "high_noise", "low_noise"
 COMPONENTS = {HIGH_NOISE: "transformer", LOW_NOISE: "transformer_2"}
-"""Wan2.2's two experts and their components. A single denoiser is the first component, and called as it is."""
+"""Wan2.2's two experts and their components. A single denoiser is the first component, and has its
+name.
+"""
 
 CLASSES = {
     IMAGE_TO_VIDEO: "WanTransformer3DModel",
@@ -24,11 +26,12 @@ CLASSES = {
     VACE: "WanVACETransformer3DModel",
     ANIMATE: "WanAnimateTransformer3DModel",
 }
-"""Pipeline class to the class of its denoisers."""
+"""The class of the denoisers by pipeline class."""
 
 
 def denoisers(index: PipelineIndex) -> tuple[Denoiser, ...]:
-    """Return a pipeline's denoisers: two experts with a boundary between them, or a single transformer.
+    """Return a pipeline's denoisers: two experts with a boundary between them, or a single
+    transformer.
 
     Raises:
         ModelError: one is missing, of another class, or would have no timesteps.
@@ -55,22 +58,26 @@ def denoisers(index: PipelineIndex) -> tuple[Denoiser, ...]:
 
 
 def has_timestep_by_token(index: PipelineIndex) -> bool:
-    """Whether each token has a timestep of its own, as in Wan2.2-TI2V-5B: those of a given first frame are clean."""
+    """Return whether each token has its own timestep, as in Wan2.2-TI2V-5B: those of a given first
+    frame are clean.
+    """
     return bool(index.values.get("expand_timesteps"))
 
 
 def takes_image(index: PipelineIndex) -> bool:
-    """Whether a pipeline encodes an image, or a video that conditions it."""
+    """Return whether a pipeline encodes an image, or a video as a condition."""
     return index.class_name != TEXT_TO_VIDEO
 
 
 def needs(index: PipelineIndex) -> tuple[str, ...]:
-    """Return what a prompt must bring beside its text: VACE takes an image where there is one."""
+    """Return the inputs that a prompt needs beside its text; VACE takes an image if there is
+    one.
+    """
     return {IMAGE_TO_VIDEO: ("image",), ANIMATE: ("image", "pose", "face")}.get(index.class_name, ())
 
 
 def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
-    """Return what a pipeline is called with for one prompt, beside texts, size, steps and noise.
+    """Return a pipeline's arguments for one prompt, beside texts, size, steps and noise.
 
     Raises:
         CalibrationError: a clip cannot be read, or is too short.
@@ -84,11 +91,13 @@ def arguments(index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) 
 
 
 _FACE_SIZE = 512
-"""Pixels of a square face, as the published model sees it; the pipeline scales it for others."""
+"""Pixels of a square face, as in the published model; the pipeline scales it for others."""
 
 
 def _animate_arguments(prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
-    """Return the person's picture, uncropped, and the clips of one segment: the whole video is one."""
+    """Return the person's picture, uncropped, and the clips of one segment: the whole video is
+    one.
+    """
     assert prompt.image is not None  # `needs` has it
     num_frames = settings.num_frames
     return {
@@ -107,7 +116,7 @@ _ANIMATE_14B = SamplingSettings(720, 1280, 77, 20, 1.0, 5.0, 30)
 
 
 def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
-    """Return the name of the published model that a pipeline is like, and how it samples.
+    """Return the name of the published model that a pipeline resembles, and its sampling.
 
     Source: the configs of Wan2.2's and Wan2.1's own repositories, and diffusers' defaults.
     """
@@ -123,14 +132,14 @@ def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
 
 
 def title(index: PipelineIndex) -> str:
-    """Return what a model card calls a pipeline."""
+    """Return a pipeline's title for a model card."""
     is_later = has_timestep_by_token(index) or index.values.get("boundary_ratio") is not None
     kinds = {IMAGE_TO_VIDEO: "image-to-video", TEXT_TO_VIDEO: "text-to-video", VACE: "VACE", ANIMATE: "Animate"}
     return f"Wan{'2.2' if is_later or index.class_name == ANIMATE else '2.1'} {kinds[index.class_name]} pipeline"
 
 
 DISTILLED: Mapping[str, Any] = {"guidance_scale": 1.0, "flow_shift": 5.0}
-"""How LoRAs that distil Wan to a few steps sample."""
+"""The sampling of LoRAs that distil Wan to a few steps."""
 
 
 def block_lists(class_name: str) -> tuple[str, ...]:
@@ -139,7 +148,9 @@ def block_lists(class_name: str) -> tuple[str, ...]:
 
 
 def shortened(denoiser: Config, num_blocks: int) -> dict[str, Any]:
-    """Return a config with so many blocks, at most, in place of its own; all of VACE's, whose hints wait for theirs."""
+    """Return a config with at most so many blocks; all of VACE's, since its hints belong to certain
+    blocks.
+    """
     if "vace_layers" in denoiser:
         return dict(denoiser)
     num_layers = min(num_blocks, int(denoiser["num_layers"]))

@@ -42,7 +42,9 @@ _A14B_DISK_BYTES = 57_155_604_736  # 14,288,901,184 weights, published in float3
 
 
 def published_models() -> dict[str, dict[str, Any]]:
-    """Return published models by name: their model_index.json, the configs of their models, and bytes on the disk."""
+    """Return published models by name: their model_index.json, the configs of their models, and
+    bytes on the disk.
+    """
     disk = dict.fromkeys(("transformer", "transformer_2"), _A14B_DISK_BYTES)
     return {
         A14B: _model("WanImageToVideoPipeline", _WITH_FRAME, boundary_ratio=0.9, disk_bytes=disk),
