@@ -49,6 +49,27 @@ def test_in_one_chunk_the_numbers_are_the_same_to_the_last_bit_in_bfloat16():
     assert torch.equal(run(model), before)
 
 
+@pytest.mark.parametrize(("backend", "per_block"), [("_native_math", (5, 5)), ("sage", (1, 1))])
+def test_kernels_that_quantize_keys_and_values_do_so_once_a_block(monkeypatch, backend, per_block):
+    """Self-attention's and the text's: SageAttention quantizes both within each call."""
+    calls = []
+    own = chunked_blocks.dispatch_attention_fn
+
+    def attend(query, key, value, backend):
+        assert query.shape[1] == (32 if backend == "sage" else query.shape[1])
+        calls.append(key.shape[1])
+        return own(query, key, value, backend=None)  # SageAttention needs a GPU
+
+    monkeypatch.setattr(chunked_blocks, "dispatch_attention_fn", attend)
+    model = tiny_wan(dtype=torch.float32)
+    before = run(model, torch.float32)
+    chunk_blocks(model, 7)
+    for block in model.blocks:
+        block.attn1.processor._attention_backend = block.attn2.processor._attention_backend = backend
+    torch.testing.assert_close(run(model, torch.float32), before, **FLOAT32)
+    assert (calls.count(32), calls.count(5)) == tuple(len(model.blocks) * each for each in per_block)
+
+
 def test_a_hook_that_keeps_a_blocks_tensors_finds_them_as_they_were():
     model = tiny_wan(dtype=torch.float32)
     kept = []

@@ -9,6 +9,10 @@ most four hidden states, beside the memory of one chunk. Chunks are tokens of on
 row of every product is the same as before, so results differ only where a library sums in another
 order for another number of rows.
 
+Attention kernels that smooth and quantize keys and values (SageAttention) would do so again for each
+chunk of queries. With these, all queries attend at once, which takes one hidden state more, and the
+rest continues in chunks.
+
 Each chunk costs launches, and 4-bit weights are expanded for each chunk: if memory suffices, one
 piece is faster.
 """
@@ -20,6 +24,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor, WanTransformerBlock
 
@@ -105,18 +110,21 @@ def _forward(
     chunks = list(_chunks(hidden_states.shape[1], num_tokens))
     inputs = (modulated(hidden_states[:, chunk]) for chunk in chunks)
     query, key, value = _projections(block.attn1, "qkv", inputs, chunks, rotary_emb)
-    for chunk in chunks:
-        attended = _attend(block.attn1, query[:, chunk], key, value)
+    for chunk, attended in zip(chunks, _attended(block.attn1, _rows(query), chunks, key, value), strict=True):
         output[:, chunk] = _gated(hidden_states[:, chunk], attended, gate)
         del attended
     del query, key, value
     text = slice(0, encoder_hidden_states.shape[1])
     text_key, text_value = _projections(block.attn2, "kv", [encoder_hidden_states], [text], None)
-    for chunk in chunks:
-        x = output[:, chunk]
-        text_query = _heads(block.attn2, "q", block.norm2(x.float()).type_as(x))
-        x = x + _attend(block.attn2, text_query, text_key, text_value)
-        del text_query
+
+    def text_query(chunk: slice) -> torch.Tensor:
+        inside = [each for each in chunks if chunk.start <= each.start and each.stop <= chunk.stop]
+        normed = (block.norm2(output[:, each].float()).type_as(output) for each in inside)
+        return _projections(block.attn2, "q", normed, inside, None)[0]
+
+    for chunk, attended in zip(chunks, _attended(block.attn2, text_query, chunks, text_key, text_value), strict=True):
+        x = output[:, chunk] + attended
+        del attended
         inner = _modulated(block.norm3(x.float()), ffn_scale, ffn_shift).type_as(x)
         output[:, chunk] = _gated(x, block.ffn(inner), ffn_gate)
     return output
@@ -182,11 +190,46 @@ def _rotated(x: torch.Tensor, rotary_emb: tuple[torch.Tensor, torch.Tensor] | No
     return rotated
 
 
-def _attend(attention: WanAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attend: (batch, tokens of the query, features), through the output projection."""
+def _attended(
+    attention: WanAttention,
+    query: Callable[[slice], torch.Tensor],
+    chunks: Sequence[slice],
+    key: torch.Tensor,
+    value: torch.Tensor,
+) -> Iterator[torch.Tensor]:
+    """Yield each chunk's attention: (batch, tokens of the chunk, features), through the output projection.
+
+    Args:
+        query: of some tokens, (batch, tokens, heads, features a head).
+        key, value: of all tokens.
+    """
     backend = attention.processor._attention_backend
-    answer = dispatch_attention_fn(query, key, value, backend=backend).flatten(2, 3).type_as(query)
-    return attention.to_out[1](attention.to_out[0](answer))
+
+    def attend(queries: torch.Tensor) -> torch.Tensor:
+        return dispatch_attention_fn(queries, key, value, backend=backend).type_as(queries)
+
+    whole = attend(query(slice(0, chunks[-1].stop))) if quantizes_keys(backend) else None
+    for chunk in chunks:
+        yield _projected(attention, attend(query(chunk)) if whole is None else whole[:, chunk])
+
+
+def _rows(query: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    return lambda tokens: query[:, tokens]
+
+
+def _projected(attention: WanAttention, heads: torch.Tensor) -> torch.Tensor:
+    return attention.to_out[1](attention.to_out[0](heads.flatten(2, 3)))
+
+
+def quantizes_keys(backend: Any) -> bool:
+    """Return whether an attention backend quantizes keys and values in each call.
+
+    Args:
+        backend: of a processor: diffusers' name; None for the one that is active in the process.
+    """
+    registry = attention_dispatch._AttentionBackendRegistry
+    name = registry.get_active_backend()[0] if backend is None else backend
+    return "sage" in str(getattr(name, "value", name))
 
 
 def _is_plain(block: WanTransformerBlock) -> bool:
