@@ -1,4 +1,5 @@
-"""Seeded ways to damage the folder of a quantized component: its JSON, its headers, its bytes, its files.
+"""Seeded ways to damage the folder of a quantized component: its JSON, its headers, its bytes, its
+files.
 
 Each mutation changes the folder, given a random generator, and says what it did.
 """
@@ -19,8 +20,8 @@ JUNK = (
     None, True, False, 0, -1, 1, 3, 2**31, 2**63, 10**40, 0.5, -0.0, 1e308, "", "x", "../x", "\0", [], {}, [[]],
     {"x": 1},
 )  # fmt: skip
-# What diffusers itself reads of config.json, before any of our code runs, is its own affair: with 2^63 layers it would
-# build them all. There only small junk is used.
+# What diffusers itself reads of config.json, before any of our code runs, is its own affair: with
+# 2^63 layers it would build them all. There only small junk is used.
 SMALL_JUNK = (None, True, 0, -1, 1, 3, 0.5, "", "x", [], {}, [1, 2, 2])
 
 

@@ -1,4 +1,6 @@
-"""Prompts that bring what a pipeline needs: an image, clips of a pose and a face, or the text alone."""
+"""Prompts that bring what a pipeline needs: an image, clips of a pose and a face, or the text
+alone.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +15,7 @@ TEXTS = ("a cat", "a dog walks", "a bird in the rain")
 
 
 def write_prompts(folder: Path, brings: tuple[str, ...]) -> Path:
-    """A jsonl of three prompts, each of which brings these things."""
+    """Write a jsonl of three prompts with these inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, text in enumerate(TEXTS):
@@ -35,6 +37,6 @@ def write_prompts(folder: Path, brings: tuple[str, ...]) -> Path:
 
 
 def prompts_for(source: SourceModel, folder: Path) -> list[Prompt]:
-    """The same for a pipeline; with an image for one that takes it, needed or not."""
+    """Write the same for a pipeline; with an image for one that takes it, needed or not."""
     takes = ("image",) if source.family.takes_image(source.index) else ()
     return load_prompts(write_prompts(folder, source.family.needs(source.index) or takes))

@@ -1,5 +1,6 @@
-"""What every test shares: a cache folder of its own, hypothesis without deadlines (machines are shared), and Triton's
-interpreter where there is no GPU."""
+"""The shared environment of every test: a private cache folder, hypothesis without deadlines
+(machines are shared), and Triton's interpreter on a machine without a GPU.
+"""
 
 import os
 import signal
@@ -27,7 +28,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache stays as it is: whatever tests cache goes to a temporary folder."""
+    """Direct the caches of tests to a temporary folder, so that the user's stays unchanged."""
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder)

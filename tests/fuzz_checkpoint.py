@@ -1,11 +1,13 @@
-"""Damages a quantized component in seeded ways, and loads each result through our reader and through diffusers.
+"""Damages a quantized component in seeded ways, and loads each result through our reader and
+through diffusers.
 
     python -m tests.fuzz_checkpoint --mutations 10000 --seed 0
     python -m tests.fuzz_checkpoint --only 1234 --seed 0      # one case again, with its traceback
 
-The law: a damaged component is refused, with a TempoQuantError wherever our code is what refuses it, or it loads into
-a whole model (a flipped code is a valid code; only hashes can tell). Nothing else happens: no other exception out of
-our code, no hang, no crash, nothing opened by our reader or written by anyone outside the folder.
+The law: a damaged component is refused, with a TempoQuantError wherever our code is what refuses
+it, or it loads into a whole model (a flipped code is a valid code; only hashes can tell). Nothing
+else happens: no other exception out of our code, no hang, no crash, nothing opened by our reader or
+written by anyone outside the folder.
 """
 
 import argparse
@@ -43,7 +45,7 @@ SOURCE = Path(files.__file__).parents[1]
 
 @dataclass
 class Outcome:
-    """What one case came to: "loaded" or "refused by …", and a violation of the law, or None."""
+    """The outcome of one case: "loaded" or "refused by …", and a violation of the law, or None."""
 
     reader: str
     diffusers: str
@@ -55,7 +57,9 @@ class TimeIsUp(BaseException):
 
 
 class Fuzzer:
-    """A pristine component (one file) and its sharded twin, and a place to damage copies of them."""
+    """A pristine component (one file) and its sharded twin, and a place to damage copies of
+    them.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -91,7 +95,7 @@ class Fuzzer:
             return f"{mutate.__name__} after the first one: {type(error).__name__}"  # what it reads is damaged already
 
     def look(self) -> Outcome:
-        """Both ways of loading what lies in the work folder."""
+        """Load the content of the work folder in both ways."""
         outcome = Outcome("loaded", "loaded")
         with recorded_opens() as opened:
             try:
@@ -121,7 +125,9 @@ class Fuzzer:
         return outcome
 
     def _incomplete(self, model: Any) -> str | None:
-        """What is wrong with a model that did load. Nothing is expected of one that lost its quantization_config."""
+        """Return the defect of a model that did load. A model that lost its quantization_config may
+        have any.
+        """
         linears = quantized_linears(model)
         for name, linear in linears.items():
             linear.check(name)
@@ -129,7 +135,9 @@ class Fuzzer:
         return f"{left[0]} was left on the meta device" if left and linears else None
 
     def _snapshot(self) -> list[tuple[str, int, int]]:
-        """What lies around the work folder; pristine files are in memory, so only their folder's name counts."""
+        """Return the content around the work folder; pristine files are in memory, so only their
+        folder's name counts.
+        """
         stats = [(path, path.lstat()) for folder in (self.root, self.work.parent) for path in sorted(folder.iterdir())]
         return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats if path.suffix] + [
             (str(path), 0, 0) for path, _ in stats
@@ -138,7 +146,7 @@ class Fuzzer:
 
 @contextmanager
 def recorded_opens() -> Iterator[list[Path]]:
-    """Every weight file that our reader opens."""
+    """Record every weight file that our reader opens."""
     opened: list[Path] = []
     real = files.safe_open
 
@@ -155,7 +163,9 @@ def recorded_opens() -> Iterator[list[Path]]:
 
 @contextmanager
 def time_limit(seconds: int = SECONDS_PER_CASE) -> Iterator[None]:
-    """Raise TimeIsUp in whatever takes longer; end the process if even that does not get through."""
+    """Raise TimeIsUp in whatever takes longer; end the process if even that does not get
+    through.
+    """
 
     def ring(*_: Any) -> None:
         raise TimeIsUp(f"longer than {seconds} seconds")

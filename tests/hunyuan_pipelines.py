@@ -1,6 +1,7 @@
-"""Tiny random HunyuanVideo-1.5 pipelines: the real classes and configs, scaled down. Two things are not the real ones:
-the tokenizer of Qwen, in whose place one of a character a token answers the same calls, and, within `short_texts`, how
-many tokens a text and an image have, which the pipelines' constructors fix at 1,985.
+"""Tiny random HunyuanVideo-1.5 pipelines: the real classes and configs, scaled down. Two things are
+not the real ones: the tokenizer of Qwen, in whose place one of a character a token answers the same
+calls, and, within `short_texts`, how many tokens a text and an image have, which the pipelines'
+constructors fix at 1,985.
 """
 
 import contextlib
@@ -42,7 +43,9 @@ _TEMPLATE = "{{ 'user' + messages[-1]['content'] }}"
 
 @contextlib.contextmanager
 def short_texts() -> Iterator[None]:
-    """Within this context the pipelines' constructors give texts and images as few tokens as _TOKENS says."""
+    """Limit texts and images to the tokens of _TOKENS in the pipelines' constructors, within this
+    context.
+    """
     kinds = (HunyuanVideo15Pipeline, HunyuanVideo15ImageToVideoPipeline)
     own = [kind.__init__ for kind in kinds]
 
@@ -64,7 +67,7 @@ def short_texts() -> Iterator[None]:
 
 
 def transformer(task_type: str) -> HunyuanVideo15Transformer3DModel:
-    """A random denoiser of two heads and blocks, with a refiner of one block."""
+    """Make a random denoiser of two heads and blocks, with a refiner of one block."""
     torch.manual_seed(0)
     return HunyuanVideo15Transformer3DModel(
         in_channels=2 * LATENTS + 1, out_channels=LATENTS, num_attention_heads=2, attention_head_dim=WIDTH // 2,
@@ -109,12 +112,12 @@ def _components(task_type: str) -> dict[str, Any]:
 
 
 def text_to_video() -> HunyuanVideo15Pipeline:
-    """Two text encoders, no image."""
+    """Make a pipeline with two text encoders and no image."""
     return HunyuanVideo15Pipeline(**_components("t2v"))
 
 
 def image_to_video() -> HunyuanVideo15ImageToVideoPipeline:
-    """The same model with an image encoder, of nine patches."""
+    """Make the same model with an image encoder of nine patches."""
     parts = _components("i2v")
     torch.manual_seed(2)
     config = SiglipVisionConfig(hidden_size=IMAGE_DIM, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

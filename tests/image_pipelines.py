@@ -1,4 +1,6 @@
-"""Tiny random pipelines of image models that no family covers: the real classes and configs, scaled down."""
+"""Tiny random pipelines of image models that no family covers: the real classes and configs, scaled
+down.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ _WORDS = ("<pad>", "</s>", "<unk>", "a", "cat", "dog", "bird", "walks", "b")
 
 
 def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
-    """A stand-in of a few words."""
+    """Make a stand-in of a few words."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(_WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(
@@ -44,7 +46,7 @@ def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
 
 
 def autoencoder(channels: int) -> AutoencoderKL:
-    """FLUX's in small: eight pixels a latent."""
+    """Make FLUX's in small: eight pixels a latent."""
     torch.manual_seed(3)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
@@ -54,7 +56,9 @@ def autoencoder(channels: int) -> AutoencoderKL:
 
 
 def flux() -> FluxPipeline:
-    """Double blocks, then single ones; a timestep of 0 … 1; guidance is a number that the model is told."""
+    """Make double blocks, then single ones; a timestep of 0 … 1; guidance is a number that the
+    model takes.
+    """
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=32, num_attention_heads=4,
@@ -74,7 +78,9 @@ def flux() -> FluxPipeline:
 
 
 def qwen_image() -> QwenImagePipeline:
-    """Double blocks with a modulation each; guidance by two calls, scaled by true_cfg_scale."""
+    """Make double blocks with a modulation each; guidance by two calls, scaled by
+    true_cfg_scale.
+    """
     torch.manual_seed(0)
     transformer = QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=32, num_attention_heads=4,
@@ -104,7 +110,9 @@ def qwen_image() -> QwenImagePipeline:
 
 
 def z_image() -> ZImagePipeline:
-    """Refiners of each stream, then blocks of both; lists of tensors; told how clean latents are, 0 … 1."""
+    """Make refiners of each stream, then blocks of both; lists of tensors; the timestep is the
+    cleanness of latents, 0 … 1.
+    """
     torch.manual_seed(0)
     transformer = ZImageTransformer2DModel(
         in_channels=4, dim=128, n_layers=2, n_refiner_layers=1, n_heads=4, n_kv_heads=4, cap_feat_dim=TEXT_WIDTH,

@@ -1,10 +1,12 @@
-"""Kill a run at any moment, start it again, and compare the result with that of a run nobody disturbed.
+"""Kill a run at any moment, start it again, and compare the result with that of a run nobody
+disturbed.
 
     python -m tests.kill_and_resume --random 25 --commits --seed 0
 
-Runs are forked from one process that has imported everything, and they are killed with SIGKILL: nothing can be tidied
-up. `--random` lets each run live for a random part of the time a whole one takes. `--commits` kills before and after
-every rename of the whole work: a run dies at its first rename, is started again and dies right after it, and so on.
+Runs are forked from one process that has imported everything, and they are killed with SIGKILL:
+nothing can be tidied up. `--random` lets each run live for a random part of the time a whole one
+takes. `--commits` kills before and after every rename of the whole work: a run dies at its first
+rename, is started again and dies right after it, and so on.
 """
 
 import argparse
@@ -30,13 +32,13 @@ _FEWEST_RENAMES = 80  # before and after each: two experts of four blocks, their
 
 
 def work(output: Path) -> None:
-    """The whole work, in this process."""
+    """Do the whole work, in this process."""
     torch.set_num_threads(1)
     quantize("tiny", output, RECIPE, device="cpu")
 
 
 def forked(body: Callable[[], None]) -> int:
-    """Start `body` in a process of its own: its number."""
+    """Start `body` in its own process; return its number."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -52,7 +54,7 @@ def forked(body: Callable[[], None]) -> int:
 
 
 def finished(pid: int) -> bool:
-    """Wait for a process: whether it reached its end, or was killed. Raises when it failed."""
+    """Wait for a process; return whether it reached its end, or was killed. Raises if it failed."""
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return False
@@ -62,7 +64,7 @@ def finished(pid: int) -> bool:
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Return every file below a folder."""
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
@@ -95,7 +97,9 @@ def killed_at_random(folder: Path, whole_s: float, chance: random.Random) -> str
 
 
 def work_until_new_rename(output: Path, covered: Path) -> None:
-    """The work, killed before or after the first rename at which no run was killed so far, as `covered` lists them."""
+    """Do the work, killed before or after the first rename at which no run was killed so far, as
+    `covered` lists them.
+    """
     known = set(covered.read_text().splitlines())
     for name in ("rename", "replace"):
         original = getattr(os, name)
@@ -125,7 +129,9 @@ def killed_at_every_rename(folder: Path) -> str:
 
 
 def check(num_random: int, commits: bool, seed: int, say: Callable[[str], None] = print) -> int:
-    """Run everything; how many kills were survived. Raises AssertionError at the first difference."""
+    """Run everything; how many kills were survived. Raises AssertionError at the first
+    difference.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         reference_folder = Path(scratch) / "reference"
         reference_folder.mkdir()
@@ -156,7 +162,7 @@ def check(num_random: int, commits: bool, seed: int, say: Callable[[str], None] 
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", type=int, default=25, help="how many runs are killed at random moments")
     parser.add_argument("--commits", action="store_true", help="also kill before and after every rename")

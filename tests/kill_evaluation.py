@@ -1,9 +1,10 @@
-"""Kill an evaluation before and after every rename and inside every line it appends, start it again, and look.
+"""Kill an evaluation before and after every rename and inside every line it appends, start it
+again, and look.
 
     python -m tests.kill_evaluation
 
-Runs are forked from one process that has imported everything, and killed with SIGKILL. The bundled model is evaluated
-beside itself, so that every number of the result is known as well.
+Runs are forked from one process that has imported everything, and killed with SIGKILL. The bundled
+model is evaluated beside itself, so that every number of the result is known as well.
 """
 
 import os
@@ -33,7 +34,9 @@ _FEWEST_KILLS = 30  # four videos of five files each, before and after, beside t
 
 
 def work(output: Path, log: Path) -> None:
-    """The evaluation, in this process; every generation that begins is noted in `log`, with whether it was needed."""
+    """Evaluate in this process; every generation that begins is noted in `log`, with whether it was
+    needed.
+    """
     torch.set_num_threads(1)
     original = generation._generate
 
@@ -48,7 +51,9 @@ def work(output: Path, log: Path) -> None:
 
 
 def work_until_new_moment(output: Path, log: Path, covered: Path) -> None:
-    """The work, killed at the first moment at which no run was killed so far, as `covered` lists them."""
+    """Do the work, killed at the first moment at which no run was killed so far, as `covered` lists
+    them.
+    """
     known = Counter(covered.read_text().splitlines())
     replace, write = os.replace, os.write
     passed: Counter[str] = Counter()
@@ -80,7 +85,9 @@ def work_until_new_moment(output: Path, log: Path, covered: Path) -> None:
 
 
 def check() -> int:
-    """Kill at every moment; how many kills there were. Raises AssertionError where something is lost or done twice."""
+    """Kill at every moment; how many kills there were. Raises AssertionError where something is
+    lost or done twice.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         output, log, covered = Path(scratch) / "out", Path(scratch) / "log", Path(scratch) / "covered"
         covered.touch()
@@ -101,7 +108,9 @@ def check() -> int:
 
 
 def require_complete(output: Path) -> None:
-    """Raise unless every video is there and measured once, and a model is to itself what it should be."""
+    """Raise unless every video is there and measured once, and a model is to itself what it should
+    be.
+    """
     folder = EvaluationFolder(output)
     wanted = {Take(label, item.id, 0) for label in ("16-bit", "again") for item in REQUEST.benchmark.items}
     takes = [(take.label, take.id) for take in folder.takes()]
@@ -117,7 +126,7 @@ def require_complete(output: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     print(f"{check()} kills survived, nothing lost and nothing generated twice")
 
 

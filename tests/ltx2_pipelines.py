@@ -1,4 +1,6 @@
-"""Tiny random LTX-2 pipelines: the real classes and configs, scaled down; the tokenizer is a stand-in."""
+"""Tiny random LTX-2 pipelines: the real classes and configs, scaled down; the tokenizer is a
+stand-in.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ LATENTS, AUDIO_LATENTS, MEL_BINS = 16, 8, 16
 
 
 def transformer(num_layers: int = 2, **config: Any) -> LTX2VideoTransformer3DModel:
-    """A random denoiser of two streams, LTX-2.0's; `config` makes it a later version's."""
+    """Make a random denoiser of two streams, LTX-2.0's; `config` makes it a later version's."""
     torch.manual_seed(0)
     audio_channels = AUDIO_LATENTS * MEL_BINS // 4
     return LTX2VideoTransformer3DModel(
@@ -42,7 +44,7 @@ LATER = {
 
 
 def autoencoder() -> AutoencoderKLLTX2Video:
-    """32 pixels and 8 frames a latent, as the published one's."""
+    """Make an autoencoder with 32 pixels and 8 frames a latent, as the published one."""
     torch.manual_seed(1)
     return AutoencoderKLLTX2Video(
         latent_channels=LATENTS, block_out_channels=(8, 16, 32, 64), decoder_block_out_channels=(8, 16, 32),
@@ -52,7 +54,7 @@ def autoencoder() -> AutoencoderKLLTX2Video:
 
 
 def audio_models() -> dict[str, Any]:
-    """An autoencoder of spectrograms, and what makes sound of them."""
+    """Make an autoencoder of spectrograms, and a vocoder."""
     torch.manual_seed(2)
     autoencoder = AutoencoderKLLTX2Audio(
         base_channels=AUDIO_LATENTS * MEL_BINS // 4, ch_mult=(1, 1, 1), num_res_blocks=1,
@@ -66,7 +68,7 @@ def audio_models() -> dict[str, Any]:
 
 
 def text_encoder() -> Gemma3ForConditionalGeneration:
-    """Gemma 3 in small."""
+    """Make Gemma 3 in small."""
     torch.manual_seed(3)
     text = {
         "hidden_size": TEXT_WIDTH, "intermediate_size": 64, "num_hidden_layers": TEXT_LAYERS, "num_attention_heads": 2,
@@ -82,7 +84,7 @@ def text_encoder() -> Gemma3ForConditionalGeneration:
 
 
 def connectors(later: bool) -> LTX2TextConnectors:
-    """What makes of all layers' answers one text for each stream."""
+    """Make the module that turns all layers' outputs into one text for each stream."""
     torch.manual_seed(4)
     widths = (WIDTH, AUDIO_WIDTH) if later else (TEXT_WIDTH, TEXT_WIDTH)
     config: dict[str, Any] = {}
@@ -110,17 +112,17 @@ def _pipeline(kind: Any, later: bool = False) -> Any:
 
 
 def ltx2() -> LTX2Pipeline:
-    """Text to video and audio."""
+    """Make a pipeline from text to video and audio."""
     return _pipeline(LTX2Pipeline)
 
 
 def ltx2_with_image() -> LTX2ImageToVideoPipeline:
-    """The same with a first frame that is given: its tokens are clean."""
+    """Make the same with a given first frame: its tokens are clean."""
     return _pipeline(LTX2ImageToVideoPipeline)
 
 
 def ltx23() -> LTX2Pipeline:
-    """The later version: gated attention, and a text for each stream."""
+    """Make the later version: gated attention, and a text for each stream."""
     return _pipeline(LTX2Pipeline, later=True)
 
 

@@ -1,6 +1,7 @@
-"""A tiny random MiniMax-H3: the real modular pipeline and classes, scaled down. In the place of Qwen's tokenizer stands
-one of a character a token, and in the place of its processor, which needs torchvision, CLIP's: of a processor
-text-to-video asks only which tokens are no text, and neither knows any.
+"""A tiny random MiniMax-H3: the real modular pipeline and classes, scaled down. In the place of
+Qwen's tokenizer stands one of a character a token, and in the place of its processor, which needs
+torchvision, CLIP's: of a processor text-to-video asks only which tokens are no text, and neither
+knows any.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ SIZE, NUM_FRAMES = 32, 124  # the shortest that the pipeline makes
 
 
 def transformer(seed: int = 0) -> MiniMaxH3Transformer3DModel:
-    """A random denoiser of two heads and blocks, with a refiner of one block."""
+    """Make a random denoiser of two heads and blocks, with a refiner of one block."""
     torch.manual_seed(seed)
     return MiniMaxH3Transformer3DModel(
         num_attention_heads=2, attention_head_dim=WIDTH // 2, hidden_size=WIDTH, num_layers=2, num_refiner_layers=1,
@@ -45,7 +46,7 @@ def _text_encoder() -> Qwen3VLForConditionalGeneration:
 
 
 def pipeline() -> MiniMaxH3ModularPipeline:
-    """Both autoencoders, both schedulers, and the denoisers of both kinds of tasks."""
+    """Make both autoencoders, both schedulers, and the denoisers of both kinds of tasks."""
     tokenizer = character_tokenizer()
     torch.manual_seed(2)
     made = MiniMaxH3ModularPipeline()

@@ -1,4 +1,6 @@
-"""A folder in OpenS2V-Eval's published format, with images and prompts of our own, and everything that goes wrong."""
+"""A folder in OpenS2V-Eval's published format, with images and prompts of our own, and everything
+that goes wrong.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,7 @@ SPELLINGS = {"True": True, "wrong": False, "Wrong": False, " TRUE ": True, "unkn
 
 
 def write_tree(root: Path) -> Path:
-    """Two usable items of each category, and five entries to skip."""
+    """Write two usable items of each category, and five entries to skip."""
     records = []
     spellings = list(SPELLINGS)
     for index, category in enumerate(CATEGORIES):

@@ -1,4 +1,6 @@
-"""Tiny random Wan denoisers with random layers: enough to fill every tensor that a checkpoint can hold."""
+"""Tiny random Wan denoisers with random layers: enough to fill every tensor that a checkpoint can
+hold.
+"""
 
 import json
 import shutil
@@ -32,7 +34,9 @@ BLOCK_LINEARS = (
 def tiny_wan(
     seed: int = 0, num_layers: int = 2, width: int = 128, dtype: torch.dtype = torch.bfloat16
 ) -> WanTransformer3DModel:
-    """A random denoiser of `num_layers` blocks and two heads, in the dtypes in which diffusers loads one."""
+    """Make a random denoiser of `num_layers` blocks and two heads, in the dtypes in which diffusers
+    loads one.
+    """
     torch.manual_seed(seed)
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=width // 2, in_channels=36, out_channels=16,
@@ -45,7 +49,9 @@ def tiny_wan(
 
 
 def inputs(batch: int = 1, timestep: Any = 900.0, seed: int = 1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
-    """Arguments of one call, latents of 2 frames of 8 × 8 and 5 text tokens; `timestep` is a number or one per row."""
+    """Make arguments of one call, latents of 2 frames of 8 × 8 and 5 text tokens; `timestep` is a
+    number or one per row.
+    """
     generator = torch.Generator().manual_seed(seed)
     return {
         "hidden_states": torch.randn(batch, 36, 2, 8, 8, generator=generator).to(dtype),
@@ -56,7 +62,7 @@ def inputs(batch: int = 1, timestep: Any = 900.0, seed: int = 1, dtype: torch.dt
 
 
 def quantize_all(model: nn.Module, format: str = "mxfp4", **kwargs: Any) -> dict[str, QuantizedLayer]:
-    """Every linear of every block; `format` may be "mixed", for all of them in turn."""
+    """Quantize every linear of every block; `format` may be "mixed", for all of them in turn."""
     names = [f"blocks.{i}.{linear}" for i in range(len(model.blocks)) for linear in BLOCK_LINEARS]
     formats = sorted(FORMATS) if format == "mixed" else [format]
     return {
@@ -73,7 +79,9 @@ def write_component(
     denoiser: str = "high_noise",
     **kwargs: Any,
 ) -> Path:
-    """Write a quantized component as `tempoquant.quantize` does: the layers, then the 16-bit rest."""
+    """Write a quantized component as `tempoquant.quantize` does: the layers, then the 16-bit
+    rest.
+    """
     with ComponentWriter(folder, denoiser=denoiser, bins=bins, recipe=RECIPE, **kwargs) as writer:
         for name, layer in layers.items():
             writer.add_layer(name, layer)
@@ -85,24 +93,24 @@ def write_component(
 
 
 def load(folder: Path, dtype: torch.dtype | None = torch.bfloat16, **kwargs: Any) -> Any:
-    """The denoiser of a component folder, by plain diffusers."""
+    """Load the denoiser of a component folder, by plain diffusers."""
     return WanTransformer3DModel.from_pretrained(folder, dtype=dtype, **kwargs)
 
 
 @torch.no_grad()
 def run(model: Any, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> torch.Tensor:
-    """The output of one call; see `inputs`."""
+    """Return the output of one call; see `inputs`."""
     return model(**inputs(dtype=dtype, **kwargs))[0]
 
 
 def model_config(model: Any) -> dict[str, Any]:
-    """config.json of a model as save_pretrained writes it, without where it came from."""
+    """Return config.json of a model as save_pretrained writes it, without its origin."""
     config = json.loads(model.to_json_string())
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
 
 
 def text_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
-    """A tokenizer of a few words, and a random text encoder."""
+    """Make a tokenizer of a few words, and a random text encoder."""
     vocabulary = {token: i for i, token in enumerate(("<pad>", "</s>", "<unk>", "a", "cat", "walks"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -117,7 +125,9 @@ def text_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
 
 
 def tiny_pipeline() -> WanImageToVideoPipeline:
-    """A random two-expert image-to-video pipeline of one block each; its frames are 16 × 16 at least."""
+    """Make a random two-expert image-to-video pipeline of one block each; its frames are 16 × 16 at
+    least.
+    """
     tokenizer, text_encoder = text_models()
     return WanImageToVideoPipeline(
         tokenizer=tokenizer,
@@ -135,7 +145,7 @@ def tiny_pipeline() -> WanImageToVideoPipeline:
 
 
 def write_pipeline(folder: Path, format: str = "mixed", **kwargs: Any) -> Path:
-    """A complete pipeline folder with all denoisers quantized."""
+    """Write a complete pipeline folder with all denoisers quantized."""
     pipe = tiny_pipeline()
     pipe.save_pretrained(folder)
     for denoiser, name in zip(COMPONENTS, ("transformer", "transformer_2"), strict=True):
@@ -147,7 +157,7 @@ def write_pipeline(folder: Path, format: str = "mixed", **kwargs: Any) -> Path:
 
 @torch.no_grad()
 def generate(pipe: WanImageToVideoPipeline, seed: int = 0) -> torch.Tensor:
-    """Latents of two steps, one for each denoiser, with guidance."""
+    """Generate latents of two steps, one for each denoiser, with guidance."""
     image = Image.new("RGB", (16, 16), (200, 100, 50))
     return pipe(
         image, "a cat walks", negative_prompt="", height=16, width=16, num_frames=5, num_inference_steps=2,

@@ -14,12 +14,12 @@ BINS = TimestepBins((917.5, 958.25))
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Normal numbers, the same for a seed."""
+    """Return normal numbers, the same for a seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def random_linear(in_features: int = 128, out_features: int = 64, seed: int = 0) -> nn.Linear:
-    """A linear with a bias, all numbers normal."""
+    """Make a linear with a bias, all numbers normal."""
     linear = nn.Linear(in_features, out_features)
     linear.weight.data = random(out_features, in_features, seed=seed)
     linear.bias.data = random(out_features, seed=seed + 1)
@@ -41,8 +41,9 @@ def random_layer(
     rule: ScaleRule = ScaleRule.CEIL,
     size: float = 0.1,
 ) -> QuantizedLayer:
-    """Round a linear to nearest, with a random branch, random smoothing, a random input offset, and clip ratios that
-    differ by bin; with `…_by_bin` see `by_bin`. What is tested with it is arithmetic and storage, never quality.
+    """Round a linear to nearest, with a random branch, random smoothing, a random input offset, and
+    clip ratios that differ by bin; with `…_by_bin` see `by_bin`. What is tested with it is
+    arithmetic and storage, never quality.
 
     Args:
         rule: of the scales of activations.
@@ -91,8 +92,9 @@ def random_layer(
 def by_bin(
     layer: QuantizedLayer, centred: bool = True, deflated: bool = True, spread: float = 1.0, seed: int = 0
 ) -> QuantizedLayer:
-    """A layer with an offset and a bias, and a deflation and an up, for each of its bins: random around its own, as far
-    as `spread` says; 0 leaves all bins equal."""
+    """Make a layer with an offset, a bias, a deflation and an up for each of its bins: random
+    around their own, as far as `spread` allows; 0 leaves all bins equal.
+    """
     generator = torch.Generator().manual_seed(seed + 1000)
 
     def around(tensor: torch.Tensor) -> torch.Tensor:
@@ -110,6 +112,6 @@ def by_bin(
 def reference_of(
     layer: QuantizedLayer, x: torch.Tensor, clip_ratio: torch.Tensor | float = 1.0, eight_bits: bool = False
 ) -> torch.Tensor:
-    """What the reference computes of a layer whose tensors do not differ by bin."""
+    """Compute the reference's result for a layer whose tensors do not differ by bin."""
     transform, weight, rule = layer.input_transform, layer.weight_tensors, layer.activation_scale_rule
     return w4a4_linear(x, transform, weight, layer.format, rule, clip_ratio, eight_bits)

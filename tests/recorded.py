@@ -24,29 +24,31 @@ PROMPTS = calibration_prompts("tiny", None, 3)
 
 
 def plan(num_prompts: int = 2, samples_per_denoiser: int = 6, **changes: Any) -> RecordingPlan:
-    """Of the first prompts, with guidance: two steps of each denoiser, eight calls with two prompts."""
+    """Plan the first prompts, with guidance: two steps of each denoiser, eight calls with two
+    prompts.
+    """
     return RecordingPlan(**{
         "prompts": PROMPTS[:num_prompts], "settings": SETTINGS, "samples_per_denoiser": samples_per_denoiser, **changes
     })  # fmt: skip
 
 
 def samples_of(store: SampleStore) -> list[CalibrationSample]:
-    """All of them, high noise first."""
+    """Return all samples, high noise first."""
     return [sample for denoiser in COMPONENTS for sample in store.samples(denoiser)]
 
 
 def position(sample: CalibrationSample) -> tuple[object, ...]:
-    """What tells a sample from all others."""
+    """Return the facts that distinguish a sample from all others."""
     return sample.prompt_id, sample.step_index, sample.guidance_branch
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Return every file of a folder."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def write_lora(file: Path, strength: float) -> Path:
-    """A LoRA that changes one linear of one block."""
+    """Write a LoRA that changes one linear of one block."""
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(0)

@@ -20,7 +20,9 @@ import torch
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Without a word about how threads wait; what a test changes is taken back."""
+    """Return an environment without variables about waiting threads; a test's changes are
+    undone.
+    """
     for name in USERS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -1,4 +1,6 @@
-"""What the default recipe is for: less error than the paper's at equal rank, wherever the input lies."""
+"""The purpose of the default recipe: less error than the paper's at equal rank, wherever the input
+lies.
+"""
 
 import pytest
 import torch
@@ -67,7 +69,7 @@ def test_int4_clips_little_where_features_are_large_in_input_and_weight_alike(se
 
 
 def shifted_error(x: torch.Tensor, held_out: torch.Tensor, shift: torch.Tensor, settings: Recipe) -> float:
-    """In decibels of the output without the shift, which would otherwise hide the error."""
+    """Return decibels of the output without the shift, which would otherwise hide the error."""
     weight, bias, *_ = layer_problem()
     layer: QuantizedLinear = quantize_linear(weight, bias, x + shift, settings)
     error = layer(held_out + shift).double() - (held_out + shift).double() @ weight.double().T - bias.double()

@@ -1,4 +1,6 @@
-"""The benchmark on a pretrained denoiser: layers as matrices, bins, rows. Here weights are random and fields small."""
+"""The benchmark on a pretrained denoiser: layers as matrices, bins, rows. Here weights are random
+and fields small.
+"""
 
 import contextlib
 import io

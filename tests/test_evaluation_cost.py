@@ -1,4 +1,6 @@
-"""Laws of the plans for one machine and for many, and that the pages show what the commands print."""
+"""Laws of the plans for one machine and for many, and that the pages show what the commands
+print.
+"""
 
 import itertools
 import re
@@ -86,7 +88,9 @@ def test_generating_takes_as_long_as_its_videos():
 
 
 def test_a_cluster_counted_by_hand():
-    """Five videos of one 16-bit and one 4-bit model on two GPUs of one node: three rounds, the last with one idle."""
+    """Five videos of one 16-bit and one 4-bit model on two GPUs of one node: three rounds, the last
+    with one idle.
+    """
     loads = [ModelLoad("16-bit", 20 * 10**9, 0, 0), ModelLoad("ours", 0, round(7 * LOAD_BYTES_PER_S), 0)]
     plan = scale_plan(Evaluated(5), Cluster(2), loads, (1.0, 2.0))
     cost = video_cost(PUBLISHED)

@@ -1,4 +1,6 @@
-"""Operations of a video: against a case counted by hand, and against PyTorch's own count of the real modules."""
+"""Operations of a video: against a case counted by hand, and against PyTorch's own count of the
+real modules.
+"""
 
 import itertools
 
@@ -24,7 +26,9 @@ PUBLISHED = I2V_A14B.replace(num_frames=61)
 
 
 def test_a_block_counted_by_hand():
-    """With 10 tokens and the 512 of the text: 5120 · 5120 = 26,214,400 and 5120 · 13,824 = 70,778,880 weights."""
+    """10 tokens and the 512 of the text: 5120 · 5120 = 26,214,400 and 5120 · 13,824 = 70,778,880
+    weights.
+    """
     video = 6 * 2 * 10 * 26_214_400  # q, k, v, o of self-attention, q and o of cross-attention
     text = 2 * 2 * 512 * 26_214_400  # k and v of cross-attention
     feed_forward = 2 * 2 * 10 * 70_778_880

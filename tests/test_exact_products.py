@@ -1,4 +1,6 @@
-"""Laws of exact products: no switch of the user's reaches them, and they leave every switch as it was."""
+"""Laws of exact products: no switch of the user's reaches them, and they leave every switch as it
+was.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ CUDA = torch.backends.cuda.matmul
 
 @pytest.fixture(params=["high", "medium"])
 def allowed(request: Any) -> Iterator[str]:
-    """Float32 products of fewer bits are allowed."""
+    """Allow float32 products of fewer bits."""
     torch.set_float32_matmul_precision(request.param)
     yield request.param
     torch.set_float32_matmul_precision("highest")

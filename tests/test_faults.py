@@ -1,4 +1,6 @@
-"""What happens when the machine fails in the middle: one clear sentence, nothing lost, and the same call goes on."""
+"""Failures of the machine in the middle: one clear sentence, nothing lost, and the same call
+resumes.
+"""
 
 import contextlib
 import subprocess
@@ -18,7 +20,7 @@ QUICK = Recipe.load("paper").replace(num_prompts=1, num_steps=4, rank=2, height=
 
 @contextlib.contextmanager
 def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of its own, of that size."""
+    """Make a separate file system of that size."""
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tempoquant", str(folder)], check=False)
     if mounted.returncode:

@@ -1,4 +1,6 @@
-"""Laws of the first day's script: what is over is written at once, a cut costs itself, the rest is gone on with."""
+"""Laws of the first day's script: what is over is written at once, a cut costs itself, the rest is
+gone on with.
+"""
 
 import json
 import subprocess

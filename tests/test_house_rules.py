@@ -67,7 +67,7 @@ HISTORY = {"docs/log.md", "CHANGELOG.md"}  # what they tell of has moved since
 
 
 def test_every_module_and_file_that_a_text_names_exists():
-    """Whoever types a command from a docstring, a page or a Makefile finds what it runs."""
+    """A reader who types a command from a docstring, a page or a Makefile finds the program."""
     missing = [
         f"{name_of(path)}:{number} names {named}"
         for path in OUR_CODE + TESTS + TEXTS
@@ -194,7 +194,9 @@ assert not torch.cuda.is_initialized(), "CUDA was initialised"
 
 
 def test_importing_the_package_and_its_command_line_loads_no_library_that_takes_seconds():
-    """Every worker process waits for it, and whoever types --help; what few need is imported where it is needed."""
+    """Every worker process waits for it, and whoever types --help; what few need is imported where
+    it is needed.
+    """
     program = (
         "import sys, tempoquant.cli\n"
         "print(*{'torch', 'diffusers', 'transformers', 'scipy', 'numpy', 'peft', 'ray'} & {*sys.modules})"
@@ -217,7 +219,9 @@ KNOWN_BY_OTHERS = {
 
 
 def test_facts_of_a_model_stand_in_its_folder_of_models_and_nowhere_else():
-    """Names of classes, components, blocks, linears and inputs, in strings or in code; docstrings may give examples."""
+    """Names of classes, components, blocks, linears and inputs, in strings or in code; docstrings
+    may give examples.
+    """
     folders = [path for path in (ROOT / "src/tempoquant/models").iterdir() if (path / "family.py").is_file()]
     bundled = ROOT / "src/tempoquant/tiny"
     found = {

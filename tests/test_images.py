@@ -16,7 +16,7 @@ GREYS = np.tile(np.linspace(0, 255, 24).round().astype(np.uint8), (16, 1))
 
 
 def error(image: Image.Image, wanted: np.ndarray) -> int:
-    """The largest difference of a channel, in levels."""
+    """Return the largest difference of a channel, in levels."""
     assert image.mode == "RGB" and image.info == {}
     return int(np.abs(np.asarray(image).astype(int) - wanted.astype(int)).max())
 
@@ -61,7 +61,7 @@ def test_numbers_without_a_range_mean_nothing(tmp_path, value):
 
 
 def transparent(mode: str) -> Image.Image:
-    """A scene whose left half cannot be seen."""
+    """Return a scene whose left half cannot be seen."""
     alpha = Image.new("L", RGB.size, 255)
     alpha.paste(0, (0, 0, 12, 16))
     image = RGB.convert("L" if mode in ("LA", "La", "L") else "RGB")
@@ -110,7 +110,9 @@ def test_greys_and_black_and_white_stay_what_they_are(mode):
 
 
 def test_a_profile_that_is_not_srgb_is_applied_and_srgb_in_other_words_changes_nothing(tmp_path):
-    """LittleCMS writes sRGB's own profile, and one of Lab is at hand: swapping channels needs a profile of ours."""
+    """LittleCMS writes sRGB's own profile, and one of Lab is at hand: swapping channels needs a
+    profile of ours.
+    """
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     RGB.save(tmp_path / "a.png", icc_profile=srgb)
     assert error(open_image(tmp_path / "a.png"), SCENE) == 0

@@ -9,7 +9,7 @@ from tests.random_layers import BINS, by_bin, random, random_layer, random_linea
 
 @pytest.fixture(scope="module")
 def transform() -> InputTransform:
-    """Of a layer that has everything, by timestep bin."""
+    """Make the transform of a layer that has everything, by timestep bin."""
     return by_bin(random_layer(random_linear(), rotated=True)).input_transform
 
 

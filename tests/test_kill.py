@@ -1,4 +1,6 @@
-"""Runs that are killed end with the bytes of a run nobody disturbed; `make test-kill` tries many more moments."""
+"""Runs that are killed end with the bytes of a run nobody disturbed; `make test-kill` tries many
+more moments.
+"""
 
 import os
 import subprocess
@@ -13,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_three_killed_runs_end_as_the_undisturbed_one() -> None:
-    """In a process of its own: forking is for processes that have no threads yet."""
+    """The test runs in its own process: forking is for processes that have no threads yet."""
     program = [sys.executable, "-m", "tests.kill_and_resume", "--random", "3", "--seed", str(os.getpid())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)

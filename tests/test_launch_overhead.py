@@ -1,4 +1,6 @@
-"""The Python of a linear, with a stubbed launcher: launches are Triton's own, and their lookup stays cheap."""
+"""The Python of a linear, with a stubbed launcher: launches are Triton's own, and their lookup
+stays cheap.
+"""
 
 import json
 import os
@@ -12,11 +14,15 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parent.parent
 MOST_CALLS_US = 700
-"""Processor time of one linear, some two and a half times what was measured; before launches were remembered, 850."""
+"""Processor time of one linear, some two and a half times what was measured; before launches were
+remembered, 850.
+"""
 
 
 def test_launches_are_those_of_triton_and_take_less_than_they_did(tmp_path: Path) -> None:
-    """The benchmark itself compares the arguments of each launch with those that Triton passed the first time."""
+    """The benchmark itself compares the arguments of each launch with those that Triton passed the
+    first time.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     command = [sys.executable, "-m", "benchmarks.launch_overhead", "--only", "int8", "int4", "--repeats", "50",

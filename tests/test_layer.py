@@ -19,7 +19,7 @@ each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 
 
 def layer_of(format: Format | str = MXFP4, out_features: int = 8, in_features: int = 128, **has: Any) -> QuantizedLayer:
-    """A random layer of one timestep bin; `has` as for `random_layer`."""
+    """Make a random layer of one timestep bin; `has` as for `random_layer`."""
     return random_layer(random_linear(in_features, out_features), format, **{"bins": TimestepBins()} | has)
 
 
@@ -126,7 +126,9 @@ def test_a_full_rank_branch_over_an_empty_residual_reproduces_a_16_bit_linear(fo
 
 @each_format
 def test_the_effective_weight_is_what_unrounded_inputs_meet(format: Format):
-    """With 16-bit activations the layer would be x · dequantize()ᵀ: residual over smoothing factor, plus branch."""
+    """16-bit activations would give x · dequantize()ᵀ: residual over smoothing factor, plus
+    branch.
+    """
     layer = layer_of(format, deflated=False)
     plain = QuantizedLayer(**{**vars(layer), "branch": None, "smoothing_factor": None})
     residual = plain.dequantize() / layer.smoothing_factor.float()

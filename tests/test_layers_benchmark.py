@@ -1,4 +1,6 @@
-"""Laws of the layers benchmark: a CTranslate2 file is read as it was written, or refused in one sentence."""
+"""Laws of the layers benchmark: a CTranslate2 file is read as it was written, or refused in one
+sentence.
+"""
 
 import struct
 from collections.abc import Mapping
@@ -100,7 +102,9 @@ def original() -> WhisperModel:
 
 
 def ctranslate2_arrays(model: WhisperModel) -> dict[str, np.ndarray]:
-    """What CTranslate2's converter writes: linears that read one input as one, and a bias of zero for keys."""
+    """Write CTranslate2's arrays: linears that read one input as one, and a bias of zero for
+    keys.
+    """
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     arrays = {f"encoder/conv{i}/{p}": state[f"encoder.conv{i}.{p}"] for i in (1, 2) for p in ("weight", "bias")}
     arrays["decoder/embeddings/weight"] = state["decoder.embed_tokens.weight"]

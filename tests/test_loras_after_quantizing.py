@@ -1,4 +1,6 @@
-"""A LoRA that is loaded on a 4-bit pipeline is worth as much as one that was fused before quantizing."""
+"""A LoRA that is loaded on a 4-bit pipeline is worth as much as one that was fused before
+quantizing.
+"""
 
 from pathlib import Path
 
@@ -30,7 +32,9 @@ def test_loading_a_lora_is_within_half_a_decibel_of_fusing_it_before(plain: Path
 
 
 def test_loading_a_lora_requantizes_nothing(plain: Path, tmp_path: Path) -> None:
-    """The packed weights stay the very tensors that they were, in both denoisers, whatever the strength."""
+    """The packed weights stay the very tensors that they were, in both denoisers, whatever the
+    strength.
+    """
     pipeline = load_pipeline(open_pipeline(plain), "cpu")
     models = [getattr(pipeline, denoiser.component) for denoiser in SOURCE.denoisers]
 

@@ -1,4 +1,6 @@
-"""Laws of the memory benchmark: its random pipeline runs like a real one, and allocates what is predicted."""
+"""Laws of the memory benchmark: its random pipeline runs like a real one, and allocates what is
+predicted.
+"""
 
 from typing import Any
 
@@ -51,7 +53,9 @@ def test_the_random_pipeline_has_valid_layers_and_meets_every_phase(format):
 
 
 def test_a_real_generation_allocates_what_is_predicted():
-    """On the CPU all is "the device": activations by phase, counted while the whole pipeline really runs."""
+    """On the CPU everything is "the device": activations by phase, counted while the whole pipeline
+    really runs.
+    """
     configs = read_configs("tiny")
     plan = plan_memory(configs, SIZE, Recipe.load("tiny"))
     pipeline = random_pipeline(configs, dict.fromkeys(COMPONENTS), CPU)

@@ -1,9 +1,11 @@
-"""Laws of our recipes in every format: whatever calibration has not seen, they are not worse than rounding.
+"""Laws of our recipes in every format: whatever calibration has not seen, they are not worse than
+rounding.
 
-Small layers, GELU-like and Gaussian inputs, each fault of calibration in a few draws. On held-out tokens the error is
-at most half a decibel above that of rounding to nearest in the same format, over all tokens and in the worst token.
-Over all tokens full recipes keep to that beside the published recipe too. Recipes for other engines' kernels, which
-take nothing off the input, are held to rounding.
+Small layers, GELU-like and Gaussian inputs, each fault of calibration in a few draws. On held-out
+tokens the error is at most half a decibel above that of rounding to nearest in the same format,
+over all tokens and in the worst token. Over all tokens full recipes keep to that beside the
+published recipe too. Recipes for other engines' kernels, which take nothing off the input, are held
+to rounding.
 """
 
 import functools
@@ -22,8 +24,9 @@ DRAWS = 4
 ALLOWED_DB = 0.5
 Tokens = torch.Tensor
 Fault = Callable[[Tokens, Tokens, Tokens, float], None]
-"""What is wrong with calibration's tokens, the held-out ones or the weight, changed in place; the float is the typical
-magnitude of the inputs. Feature 5 is the one it happens to."""
+"""What is wrong with calibration's tokens, the held-out ones or the weight, changed in place; the
+float is the typical magnitude of the inputs. Feature 5 is the one it happens to.
+"""
 
 
 def silent_then_ordinary(calibration: Tokens, held_out: Tokens, weight: Tokens, size: float) -> None:
@@ -93,7 +96,7 @@ each_format = pytest.mark.parametrize("format", FORMATS)
 
 
 def layer(fault: str, is_gelu: bool, draw: int) -> tuple[Tokens, Tokens, Tokens]:
-    """Weight (out, in), calibration tokens and held-out ones (tokens, in)."""
+    """Return weight (out, in), calibration tokens and held-out ones (tokens, in)."""
     generator = torch.Generator().manual_seed(draw)
     mixing = torch.eye(IN) + 0.5 * torch.randn(IN, IN, generator=generator) / IN**0.5
     x = torch.randn(2 * NUM_TOKENS, IN, generator=generator) @ mixing
@@ -107,7 +110,7 @@ def layer(fault: str, is_gelu: bool, draw: int) -> tuple[Tokens, Tokens, Tokens]
 
 
 def errors_db(recipe: Recipe, fault: str, is_gelu: bool, draw: int) -> tuple[float, float]:
-    """Error over signal on held-out tokens, over all of them and in the worst one."""
+    """Compute error over signal on held-out tokens, over all of them and in the worst one."""
     weight, calibration, held_out = layer(fault, is_gelu, draw)
     y, wanted = quantize_linear(weight, None, calibration, recipe)(held_out), held_out @ weight.T
     errors, powers = (y - wanted).square().sum(1), wanted.square().sum(1)

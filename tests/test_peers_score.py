@@ -1,4 +1,4 @@
-"""What the scorer makes of a peer's files: each prompt counts once, and nothing that is missing is passed over."""
+"""The scoring of a peer's files: each prompt counts once, and no missing one is ignored."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def write(file: Path, **tensors: torch.Tensor) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """Two held-out prompts, one quantized twenty decibels better than the other."""
+    """Make two held-out prompts, one quantized twenty decibels better than the other."""
     out = tmp_path / "out" / ROW.name
     for denoiser, prompt_ids in PROMPT_IDS.items():
         for index, prompt_id in enumerate(prompt_ids):

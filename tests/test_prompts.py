@@ -1,4 +1,6 @@
-"""Prompts: read with errors that name the line, and kept apart between calibration and evaluation."""
+"""Prompts: read with errors that name the line, and kept apart between calibration and
+evaluation.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Rules for the texts that people read: lines that fit a screen, and no phrase that a reader must decode."""
+"""Rules for the texts that people read: lines that fit a screen, and no phrase that a reader must
+decode.
+"""
 
 import re
 from collections.abc import Iterator

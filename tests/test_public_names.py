@@ -1,4 +1,4 @@
-"""What `import tempoquant` offers, once and for all: a name added or lost here is a decision, not an accident."""
+"""The names of `import tempoquant`: an added or lost name is a decision, not an accident."""
 
 import inspect
 

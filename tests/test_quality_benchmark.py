@@ -1,4 +1,6 @@
-"""The referee of recipes: what it keeps, what it counts, what it shows. On the bundled model with tiny videos."""
+"""The referee of recipes: what it keeps, what it counts, what it shows. On the bundled model with
+tiny videos.
+"""
 
 import dataclasses
 import io
@@ -53,7 +55,7 @@ def reference(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Refere
 
 @pytest.fixture
 def work(reference: Reference, tmp_path: Path) -> Path:
-    """A work folder in which nothing is measured, but the 16-bit side is finished."""
+    """Return a work folder in which nothing is measured, but the 16-bit side is finished."""
     return shutil.copytree(reference.folder.parent.parent, tmp_path / "work")
 
 

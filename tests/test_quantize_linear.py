@@ -10,7 +10,9 @@ from tempoquant.formats import FORMATS
 
 
 def layer_problem(seed: int = 0, in_features: int = 128, out_features: int = 96):
-    """A weight, a bias, and two sets of inputs with outlier channels and correlated features."""
+    """Return a weight, a bias, and two sets of inputs with outlier channels and correlated
+    features.
+    """
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(out_features, in_features, generator=generator) / in_features**0.5
     mixing = (
@@ -41,7 +43,8 @@ def test_every_step_of_the_paper_gains_on_held_out_inputs(format: str) -> None:
         recipe("paper", format=format),
     ]
     errors = [error_db(quantize_linear(weight, bias, x, step), weight, bias, held_out) for step in steps]
-    # Smoothing: these inputs have outlier channels. Scales of one mantissa bit saturate too much to gain all of it.
+    # Smoothing: these inputs have outlier channels. Scales of one mantissa bit saturate too much to
+    # gain all of it.
     assert errors[1] < errors[0] - (0.1 if format == "nvfp4_m1" else 0.5), errors
     assert errors[2] < errors[1], errors  # branch
     assert errors[3] < errors[2], errors  # GPTQ

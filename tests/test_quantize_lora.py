@@ -1,4 +1,6 @@
-"""LoRAs are in the weights before they are quantized, and change how calibration and the result sample."""
+"""LoRAs are in the weights before they are quantized, and change how calibration and the result
+sample.
+"""
 
 import json
 import shutil

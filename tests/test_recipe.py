@@ -196,7 +196,9 @@ def test_bin_fractions_for_what_no_denoiser_is_called_are_refused():
 
 
 def old(high: list[float] | None = None, low: list[float] | None = None) -> Recipe:
-    """A recipe as files and checkpoints had it when each denoiser's fractions had a key of their own."""
+    """Return a recipe as files and checkpoints had it when each denoiser's fractions had their own
+    key.
+    """
     keys = {"bin_fractions_high_noise": high, "bin_fractions_low_noise": low}
     return Recipe.from_dict({"name": "x", **{key: value for key, value in keys.items() if value is not None}})
 

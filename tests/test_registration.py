@@ -1,4 +1,6 @@
-"""Laws of registering: plain diffusers knows our configs, whichever of the two is imported first."""
+"""Laws of registering: plain diffusers knows our configs, whichever of the two is imported
+first.
+"""
 
 import subprocess
 import sys

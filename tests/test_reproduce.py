@@ -1,4 +1,6 @@
-"""Laws of the script that checks the published claim: what it runs, when it stops, and that it makes no figure up."""
+"""Laws of the script that checks the published claim: what it runs, when it stops, and that it
+makes no figure up.
+"""
 
 import itertools
 import json
@@ -195,7 +197,9 @@ def test_every_claim_is_shown_for_every_quantized_model():
 
 
 def documented(page: str, starts: str) -> list[str]:
-    """Lines of a page's indented or fenced blocks that begin with a word, continued lines joined."""
+    """Return lines of a page's indented or fenced blocks that begin with a word, continued lines
+    joined.
+    """
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
     lines = (" ".join(shlex.split(line)) for line in text.splitlines() if line.startswith(f"    {starts}"))
     return [line.strip() for line in lines]

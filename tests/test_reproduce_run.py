@@ -1,4 +1,6 @@
-"""The chain as processes: a command that fails, Ctrl-C, and the whole of it on the bundled model."""
+"""The chain as processes: a command that fails, Ctrl-C, and the whole of it on the bundled
+model.
+"""
 
 import json
 import os
@@ -33,7 +35,7 @@ if sys.argv[1] == os.environ.get("WAITS"):
 
 @pytest.fixture
 def stub(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `tempoquant` is a program that notes how it was called."""
+    """Make an environment in which `tempoquant` is a program that records its calls."""
     (tmp_path / "stub.py").write_text(STUB, encoding="utf-8")
     return {
         **os.environ,
@@ -44,7 +46,7 @@ def stub(tmp_path: Path) -> dict[str, str]:
 
 
 def start(stub: dict[str, str], **changes: str) -> "subprocess.Popen[str]":
-    """run_all on three commands, in a process of its own."""
+    """Start run_all on three commands, in its own process."""
     program = [sys.executable, str(Path(stub["LOG"]).with_name("stub.py"))]
     code = (
         "import benchmarks.reproduce_run as r, signal, sys\n"
@@ -82,7 +84,7 @@ def test_a_failed_command_ends_the_chain_with_its_status_and_a_sentence(stub):
 
 @pytest.mark.parametrize("everybody", [True, False])
 def test_ctrl_c_lets_the_command_put_its_work_away(stub, everybody):
-    """From a terminal it reaches both processes; sent to the script alone, the script passes it on."""
+    """A terminal sends it to both processes; sent to the script alone, the script passes it on."""
     process = start(stub, WAITS="two")
     await_log(stub, "two")
     time.sleep(0.3)  # into its sleep
@@ -109,7 +111,9 @@ def test_a_terminated_script_leaves_no_command_running(stub):
 
 @pytest.mark.timeout(600)  # nine programs that import everything: a minute on an idle machine
 def test_the_whole_chain_runs_on_the_bundled_model_and_a_tree_of_opens2v(tmp_path: Path):
-    """The same script as for the published model, on the CPU: everything but memory and VBench comes out."""
+    """The same script as for the published model, on the CPU: everything but memory and VBench
+    comes out.
+    """
     write_tree(tmp_path / "tree")
     program = [sys.executable, "-m", "benchmarks.reproduce", "--model", "tiny", "--opens2v", str(tmp_path / "tree"),
                "--work", str(tmp_path / "work"), "--limit", "1", "--device", "cpu"]  # fmt: skip

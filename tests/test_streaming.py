@@ -1,5 +1,7 @@
-"""Streaming does not move the quality: a plain implementation, the whole model in memory and hooks on every linear, all
-sums in float64 and every formula as its paper writes it, makes nearly the same layers."""
+"""Streaming does not move the quality: a plain implementation, the whole model in memory and hooks
+on every linear, all sums in float64 and every formula as its paper writes it, makes nearly the same
+layers.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,8 +35,9 @@ from tempoquant.tiny.sets import calibration_items
 from tests.methods.test_gptq import textbook_gptq
 
 RECIPE = Recipe.load("paper").replace(rank=2, clip_search_tokens_per_bin=10**6)
-# Float32 sums decide otherwise only where a number lies next to the middle of two levels, or two clip ratios err alike;
-# a code that differs then changes, by GPTQ's feedback, a few after it in its row.
+# Float32 sums decide otherwise only where a number lies next to the middle of two levels, or two
+# clip ratios err alike; a code that differs then changes, by GPTQ's feedback, a few after it in its
+# row.
 CODES_OF_ALL_LAYERS, CODES_OF_EACH_LAYER = 0.995, 0.95
 MOST_CLIP_RATIOS = 0.95
 SQNR_TOLERANCE_DB = 0.1
@@ -55,7 +58,7 @@ Inputs = Mapping[str, Sequence[tuple[CalibrationSample, torch.Tensor]]]
 
 @torch.no_grad()
 def inputs_of(model: WanTransformer3DModel, samples: Sequence[CalibrationSample]) -> Inputs:
-    """What every linear of every block reads, in every call."""
+    """Return the inputs of every linear of every block, in every call."""
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, nn.Linear) and name.startswith("blocks.")}  # fmt: skip
     seen: dict[str, list[tuple[CalibrationSample, torch.Tensor]]] = {name: [] for name in linears}
@@ -75,7 +78,9 @@ def inputs_of(model: WanTransformer3DModel, samples: Sequence[CalibrationSample]
 def plainly(
     weight: torch.Tensor, inputs: Sequence[tuple[CalibrationSample, torch.Tensor]], bins: TimestepBins
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The paper's recipe for one linear: codes (out, in), clip ratios (bins,), and the weight it stands for."""
+    """Quantize one linear plainly by the paper's recipe: codes (out, in), clip ratios (bins,), and
+    the weight it stands for.
+    """
     format, rule = RECIPE.default_format, ScaleRule.CEIL
     conditional = torch.cat([x for sample, x in inputs if sample.guidance_branch == "conditional"])
     factor = (conditional.abs().amax(0).sqrt() / weight.abs().amax(0).sqrt()).to(torch.bfloat16).double()
@@ -127,7 +132,9 @@ def test_the_streamed_layers_are_the_plain_ones(store: SampleStore, tmp_path: Pa
 
 
 def test_the_plain_implementation_is_another_one() -> None:
-    """It must not agree by being the same code: a rounded random weight differs from what no calibration would give."""
+    """It must not agree by being the same code: a rounded random weight differs from what no
+    calibration would give.
+    """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 64, generator=generator, dtype=torch.float64)
     x = torch.randn(500, 64, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 64, dtype=torch.float64)

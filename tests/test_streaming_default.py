@@ -1,5 +1,6 @@
-"""Streaming does not move the default recipe either: a plain implementation of it, in float64 and with hooks on the
-whole model in memory, makes nearly the same layers."""
+"""Streaming does not move the default recipe either: a plain implementation of it, in float64 and
+with hooks on the whole model in memory, makes nearly the same layers.
+"""
 
 import math
 from collections.abc import Mapping
@@ -28,15 +29,18 @@ __all__ = ["store"]  # the fixture
 
 RECIPE = Recipe.load("tiny")
 FORMAT, RULE = RECIPE.default_format, ScaleRule.LEAST_ERROR
-# Beyond what is said in test_streaming.py: a smoothing factor or a direction that rounds to its other neighbour in
-# bfloat16 moves every number of its column a little, and some of them over the middle of two levels.
+# Beyond what is said in test_streaming.py: a smoothing factor or a direction that rounds to its
+# other neighbour in bfloat16 moves every number of its column a little, and some of them over the
+# middle of two levels.
 CODES_OF_ALL_LAYERS, CODES_OF_EACH_LAYER = 0.98, 0.9
 # The texts have so few tokens that differ that one code more or less is felt.
 TOLERANCE_DB, TOLERANCE_OF_TEXTS_DB = 0.25, 1.5
 
 
 class Plain(NamedTuple):
-    """codes: (out, in) int8. weight: (out, in) float64 that the layer stands for. bias: what it adds besides."""
+    """codes: (out, in) int8. weight: (out, in) float64 that the layer stands for. bias: what it
+    adds besides.
+    """
 
     codes: torch.Tensor
     weight: torch.Tensor
@@ -48,7 +52,7 @@ def stored(x: torch.Tensor) -> torch.Tensor:
 
 
 def prior(x: torch.Tensor) -> torch.Tensor:
-    """(in,): energy of each feature in the prior."""
+    """Return the energy of each feature in the prior, (in,)."""
     variance, energy = x.var(0, correction=0), x.square().mean(0)
     typical = ((len(x) * variance + 8 * energy) / (len(x) + 8)).sqrt().mean() ** 2
     return typical + typical / (typical + 64 * variance) * torch.minimum(energy - variance, 16 * typical)
@@ -72,7 +76,9 @@ def smoothing(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
 
 
 def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, Plain]:
-    """The default recipe for linears that read one input (tokens, in), float64, as docs/method.md writes it."""
+    """Quantize plainly by the default recipe linears that read one input (tokens, in), float64, as
+    docs/method.md writes it.
+    """
     factor = smoothing(x, list(weights.values()))
     smoothed = {name: weight * factor for name, weight in weights.items()}
     centred = (x - x.mean(0)) / factor
@@ -105,7 +111,7 @@ def plainly(weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> dict[str, P
 
 
 def groups_of(inputs: Inputs) -> list[tuple[str, ...]]:
-    """The linears of the first and the last block; those that read one input together."""
+    """Return the linears of the first and the last block, grouped by the input they read."""
     last = max(int(name.split(".")[1]) for name in inputs)
     names = [name for name in inputs if name.split(".")[1] in ("0", str(last))]
     together = {}

@@ -78,7 +78,9 @@ def test_wrong_edges_are_refused(wrong: tuple[float, ...]):
 @pytest.mark.parametrize("name", ["noisy", "clean"])
 @pytest.mark.parametrize("fractions", [(0.33, 0.66), (0.2, 0.7), (0.5,), (0.1, 0.2, 0.3, 0.4)])
 def test_edges_reproduce_membership_by_step_position(num_steps, flow_shift, name, fractions):
-    """Steps share a bin exactly when no fraction f has i / n < f ≤ j / n; else the earlier is in the noisier one."""
+    """Steps share a bin exactly when no fraction f has i / n < f ≤ j / n; else the earlier is in
+    the noisier one.
+    """
     own = [t for t in schedule(num_steps, flow_shift) if denoiser_at(two_denoisers(900.0), t).name == name]
     bins = TimestepBins.from_step_fractions(own, fractions)
     found = [bins.of(t) for t in own]

@@ -1,4 +1,6 @@
-"""A new model is one value: the toy family is quantized, loaded, generated with, compared and planned for."""
+"""A new model is one value: the toy family is quantized, loaded, generated with, compared and
+planned for.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +30,7 @@ RECIPE = Recipe.load("default").replace(rank=4, num_prompts=2, samples_per_denoi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Holds the 16-bit pipeline, and two that were quantized from it."""
+    """Make a folder with the 16-bit pipeline, and two that were quantized from it."""
     place = tmp_path_factory.mktemp("toy")
     with toy_family.installed():
         source = toy_family.write(place / "source")

@@ -1,5 +1,6 @@
-"""A model family that nobody planned for: one denoiser of two streams, a timestep for each token, no image, and names
-of its own for everything. `installed` makes it known, as CONTRIBUTING.md says; nothing in the package knows it.
+"""A model family that nobody planned for: one denoiser of two streams, a timestep for each token,
+no image, and names of its own for everything. `installed` makes it known, as CONTRIBUTING.md says;
+nothing in the package knows it.
 """
 
 import contextlib
@@ -168,7 +169,7 @@ TOY = ModelFamily(
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Within this context diffusers has the classes, and TempoQuant the family."""
+    """Install the classes in diffusers, and the family in TempoQuant, within this context."""
     for kind, module in ((ToyDenoiser, "diffusers.models.toy"), (ToyPipeline, "diffusers.pipelines.toy")):
         kind.__module__ = module
         setattr(diffusers, kind.__name__, kind)
@@ -182,7 +183,7 @@ def installed() -> Iterator[None]:
 
 
 def write(folder: Path) -> Path:
-    """A random pipeline of the family."""
+    """Write a random pipeline of the family."""
     lexicon, words = text_models()
     torch.manual_seed(0)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -1,4 +1,6 @@
-"""Files of single Wan denoisers as people have them: the original release's names, prefixes, 8-bit weights."""
+"""Files of single Wan denoisers as people have them: the original release's names, prefixes, 8-bit
+weights.
+"""
 
 import json
 import re
@@ -27,7 +29,7 @@ _TO_WAN = {
 
 
 def wan_name(name: str) -> str:
-    """The original release's name of a tensor that diffusers calls so."""
+    """Return the original release's name of a tensor by diffusers' name."""
     if name == "scale_shift_table":
         return "head.modulation"
     if name.startswith("proj_out."):
@@ -42,7 +44,7 @@ def wan_name(name: str) -> str:
 
 
 def state_of(folder: Path, component: str = "transformer") -> Tensors:
-    """A component's tensors."""
+    """Return a component's tensors."""
     return {
         name: tensor
         for file in (folder / component).glob("*.safetensors")
@@ -51,21 +53,21 @@ def state_of(folder: Path, component: str = "transformer") -> Tensors:
 
 
 def write_single(file: Path, state: Tensors, prefix: str = "", **extra: torch.Tensor) -> Path:
-    """One file with Wan's own names behind a prefix."""
+    """Write one file with Wan's own names behind a prefix."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({**{prefix + wan_name(name): tensor.clone() for name, tensor in state.items()}, **extra}, file)
     return file
 
 
 def is_scaled(name: str, tensor: torch.Tensor) -> bool:
-    """Whether fp8 files hold a tensor in 8 bits: the weights of linears."""
+    """Return whether fp8 files hold a tensor in 8 bits: the weights of linears."""
     return tensor.dim() == 2 and name.endswith(".weight")
 
 
 def write_fp8(
     file: Path, state: Tensors, scales: str | None = "scale_weight", dtype: Any = torch.float8_e4m3fn
 ) -> Path:
-    """An fp8_scaled file, or with `scales` None one that was merely cast."""
+    """Write an fp8_scaled file, or with `scales` None one that was merely cast."""
     tensors: Tensors = {} if scales is None else {"scaled_fp8": torch.zeros(2, dtype=dtype)}
     for name, tensor in state.items():
         own = wan_name(name)
@@ -83,5 +85,5 @@ def write_fp8(
 
 
 def as_bytes(values: dict[str, Any]) -> torch.Tensor:
-    """A layer's comfy_quant."""
+    """Return a layer's comfy_quant."""
     return torch.tensor([*json.dumps(values).encode()], dtype=torch.uint8)

@@ -1,4 +1,6 @@
-"""Tiny random pipelines of every Wan kind that diffusers has: the real classes and configs, scaled down."""
+"""Tiny random pipelines of every Wan kind that diffusers has: the real classes and configs, scaled
+down.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ LATENTS = 16
 
 
 def transformer(seed: int, in_channels: int, num_layers: int = 2, **config: Any) -> WanTransformer3DModel:
-    """A random denoiser, which predicts LATENTS channels where `config` has no out_channels."""
+    """Make a random denoiser, which predicts LATENTS channels where `config` has no
+    out_channels.
+    """
     torch.manual_seed(seed)
     config = {"out_channels": LATENTS, **config}
     kind = WanVACETransformer3DModel if "vace_layers" in config else WanTransformer3DModel
@@ -36,7 +40,7 @@ def transformer(seed: int, in_channels: int, num_layers: int = 2, **config: Any)
 
 
 def autoencoder(pixels: int = 8) -> AutoencoderKLWan:
-    """Wan2.1's in small, or with 16 pixels a latent Wan2.2's."""
+    """Make Wan2.1's in small, or with 16 pixels a latent Wan2.2's."""
     torch.manual_seed(3)
     changes: dict[str, Any] = {}
     if pixels == 16:
@@ -49,7 +53,7 @@ def autoencoder(pixels: int = 8) -> AutoencoderKLWan:
 
 
 def image_encoder() -> dict[str, Any]:
-    """CLIP's in small, as Wan2.1's image-to-video has it."""
+    """Make CLIP's in small, as in Wan2.1's image-to-video."""
     torch.manual_seed(4)
     config = CLIPVisionConfig(hidden_size=IMAGE_DIM, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                               image_size=28, patch_size=14)  # fmt: skip
@@ -71,23 +75,23 @@ def _pipeline(kind: Any, transformers: list[Any], pixels: int = 8, **more: Any) 
 
 
 def wan22_t2v() -> WanPipeline:
-    """Two experts, no image."""
+    """Make a pipeline with two experts and no image."""
     return _pipeline(WanPipeline, [transformer(0, LATENTS), transformer(1, LATENTS)], boundary_ratio=0.875)
 
 
 def wan22_ti2v() -> WanPipeline:
-    """One denoiser with a timestep for each token, 16 pixels a latent."""
+    """Make a pipeline with one denoiser, a timestep for each token, and 16 pixels a latent."""
     return _pipeline(WanPipeline, [transformer(0, LATENTS)], pixels=16, expand_timesteps=True)
 
 
 def wan22_ti2v_with_image() -> WanImageToVideoPipeline:
-    """The same model, given an image: the tokens of its frame are clean."""
+    """Make the same model with an image: the tokens of its frame are clean."""
     none = {"image_encoder": None, "image_processor": None}
     return _pipeline(WanImageToVideoPipeline, [transformer(0, LATENTS)], pixels=16, expand_timesteps=True, **none)
 
 
 def wan21_t2v() -> WanPipeline:
-    """One denoiser, no image."""
+    """Make a pipeline with one denoiser and no image."""
     return _pipeline(WanPipeline, [transformer(0, LATENTS)])
 
 
@@ -95,24 +99,24 @@ _IMAGE_BRANCH = {"image_dim": IMAGE_DIM, "added_kv_proj_dim": WIDTH}
 
 
 def wan21_i2v() -> WanImageToVideoPipeline:
-    """One denoiser that attends to an image as well."""
+    """Make a pipeline with one denoiser that also attends to an image."""
     return _pipeline(WanImageToVideoPipeline, [transformer(0, 36, **_IMAGE_BRANCH)], **image_encoder())
 
 
 def two_experts_with_image_encoder() -> WanImageToVideoPipeline:
-    """Wan2.2's two experts with Wan2.1's image branch."""
+    """Make Wan2.2's two experts with Wan2.1's image branch."""
     denoisers = [transformer(seed, 36, **_IMAGE_BRANCH) for seed in (0, 1)]
     return _pipeline(WanImageToVideoPipeline, denoisers, boundary_ratio=0.9, **image_encoder())
 
 
 def vace() -> WanVACEPipeline:
-    """Two lists of blocks: hints from one go into the other."""
+    """Make two lists of blocks: hints from one go into the other."""
     model = transformer(0, LATENTS, num_layers=3, vace_layers=[0, 2], vace_in_channels=96)
     return _pipeline(WanVACEPipeline, [model])
 
 
 def vace_with_two_experts() -> WanVACEPipeline:
-    """The same with two denoisers."""
+    """Make the same with two denoisers."""
     denoisers = [transformer(seed, LATENTS, num_layers=3, vace_layers=[0, 2], vace_in_channels=96) for seed in (0, 1)]
     return _pipeline(WanVACEPipeline, denoisers, boundary_ratio=0.875)
 
@@ -124,7 +128,9 @@ _FACE = {
 
 
 def animate() -> WanAnimatePipeline:
-    """One denoiser that attends to an image, with an adapter to a face's motion after its first and third block."""
+    """Make one denoiser that attends to an image, with an adapter to a face's motion after its
+    first and third block.
+    """
     torch.manual_seed(0)
     model = WanAnimateTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=WIDTH // 2, in_channels=2 * LATENTS + 4,

@@ -1,4 +1,6 @@
-"""Laws of `accelerate`: it says what it chose, comes off without a trace, and refuses by name what cannot be."""
+"""Laws of `accelerate`: it says what it chose, comes off without a trace, and refuses by name what
+cannot be.
+"""
 
 from collections.abc import Iterator
 
@@ -34,7 +36,7 @@ def plain(pipeline) -> Iterator[object]:
 
 
 def traces(pipeline) -> list[str]:
-    """What is left on a pipeline's denoisers, the bin clocks of quantized ones aside."""
+    """Return what is left on a pipeline's denoisers, without the bin clocks of quantized ones."""
     models = {name: getattr(pipeline, component) for name, component in COMPONENTS.items()}
     return [
         f"{name}.{inner}"

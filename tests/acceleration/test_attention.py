@@ -1,4 +1,6 @@
-"""Laws of the table of attention backends: what breaks a model is never chosen, what is missing is named."""
+"""Laws of the table of attention backends: what breaks a model is never chosen, what is missing is
+named.
+"""
 
 import pytest
 from diffusers.models import attention_dispatch

@@ -1,4 +1,6 @@
-"""Laws of compiled blocks: one compilation serves a whole video, beneath caches too, and nothing stays behind."""
+"""Laws of compiled blocks: one compilation serves a whole video, beneath caches too, and nothing
+stays behind.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,14 +20,16 @@ from tests.quantized_wan import generate, write_pipeline
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory) -> WanImageToVideoPipeline:
-    """Two experts with clip ratios and offsets by timestep bin."""
+    """Return two experts with clip ratios and offsets by timestep bin."""
     folder = write_pipeline(tmp_path_factory.mktemp("pipeline") / "quantized", "nvfp4_m1", centred_by_bin=True)
     return WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.bfloat16)
 
 
 @contextlib.contextmanager
 def counting(pipeline) -> Iterator[dict[str, int]]:
-    """Blocks compiled, `graphs` in all and `runs` of a graph, by a backend that runs what it is given as it is."""
+    """Count blocks compiled, `graphs` in all and `runs` of a graph, by a backend that runs its
+    input unchanged.
+    """
     counts = {"graphs": 0, "runs": 0}
 
     def backend(module, _inputs):
@@ -74,7 +78,9 @@ def test_forty_steps_across_boundary_and_bins_compile_once(quantized):
 
 
 def test_blocks_stay_compiled_beneath_a_cache(quantized):
-    """diffusers' hooks forbid compiling what they call; what was compiled before they came is called all the same."""
+    """diffusers' hooks forbid compiling what they call; what was compiled before they came is
+    called all the same.
+    """
     quantized.set_progress_bar_config(disable=True)
     with counting(quantized) as counts:
         cache = StepCache(quantized, CacheSettings("magcache", threshold=0.0), {})
@@ -85,7 +91,9 @@ def test_blocks_stay_compiled_beneath_a_cache(quantized):
 
 @pytest.mark.parametrize("mode", ["resident", "swap"])
 def test_compiled_blocks_give_the_same_latents_where_denoisers_come_and_go(quantized, mode):
-    """In one piece; weights that are exchanged beneath a compiled block compile nothing anew."""
+    """The blocks run in one piece; weights that are exchanged beneath a compiled block compile
+    nothing anew.
+    """
     quantized.set_progress_bar_config(disable=True)
     before = latents(quantized, 4)
     in_force = set_memory_mode(quantized, mode, "cpu", in_chunks=False)

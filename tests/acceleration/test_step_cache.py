@@ -1,4 +1,6 @@
-"""Laws of caches of steps: where nothing is skipped nothing changes, and no state outlives what it belongs to."""
+"""Laws of caches of steps: where nothing is skipped nothing changes, and no state outlives what it
+belongs to.
+"""
 
 import gc
 import weakref

@@ -37,7 +37,9 @@ def test_each_layer_gets_the_rank_of_its_rule_and_none_has_no_branch(tmp_path: P
 
 
 def test_a_rank_by_rule_is_the_same_as_the_recipes_own(tmp_path: Path) -> None:
-    """Rules only say which rank: a recipe whose every layer has a rule is the one that needs none."""
+    """Rules only say which rank: a recipe whose every layer has a rule is the one that needs
+    none.
+    """
     by_rule = quantized(OURS.replace(rank=1, layers=(LayerRule("*", rank=4),)), tmp_path / "rule")
     own = quantized(OURS, tmp_path / "own")
     assert all(by_rule[name].packed.equal(own[name].packed) for name in own)

@@ -10,7 +10,7 @@ from tempoquant.errors import CalibrationError, OutputError
 
 
 def states(seed: int) -> list[torch.Tensor]:
-    """Two streams of different shapes."""
+    """Return two streams of different shapes."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(1, 7, 2, generator=generator), torch.randn(7, generator=generator)]
 

@@ -1,4 +1,6 @@
-"""Laws of InputMoments: they are those of all tokens together, however these came and however far from zero."""
+"""Laws of InputMoments: they are those of all tokens together, however these came and however far
+from zero.
+"""
 
 import itertools
 

@@ -47,7 +47,7 @@ def calibrate(
 
 
 def parts_of(layer: QuantizedLayer, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the branch reads of raw inputs, and what is rounded, in float64."""
+    """Return the branch's input and the quantizer's input from raw inputs, in float64."""
     transform = layer.input_transform
     return transform.hidden(x.double()), transform(x.double())
 
@@ -73,12 +73,15 @@ def test_what_is_rounded_has_no_mean_and_less_energy_than_the_smoothed_input() -
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_bias_gives_back_what_the_offset_takes_away(bias: bool) -> None:
-    """Before anything is rounded to four bits, the layer is the linear, but for the rounding of `up` off the mean."""
+    """Before anything is rounded to four bits, the layer is the linear, but for the rounding of
+    `up` off the mean.
+    """
     source = linear(96, 10, bias)
     named = calibrate({"q": source})["q"]
     layer, x = named.layer, inputs(seed=5)
     hidden, not_rounded = parts_of(layer, x)
-    # The residual before it was rounded: what the weight has more than the branch, once deflation is undone.
+    # The residual before it was rounded: what the weight has more than the branch, once deflation
+    # is undone.
     weight = source.weight.double() * layer.smoothing_factor.double()
     stored = layer.branch.down.double() * layer.smoothing_factor.double()
     residual = rotate(weight - torch.linalg.solve(stored @ stored.T, stored @ weight.T).T @ stored)

@@ -1,4 +1,4 @@
-"""What a rank is said to leave is what the layer made at that rank leaves."""
+"""The error reported for a rank equals that of the layer made at that rank."""
 
 from collections.abc import Mapping
 

@@ -16,7 +16,7 @@ COUNTS = {
 
 
 def spread(counts: Counter, keys: int) -> int:
-    """By how much the counts of `keys` values differ at most."""
+    """Return the largest difference between the counts of `keys` values."""
     found = [counts[key] for key in range(keys)]
     return max(found) - min(found)
 

@@ -1,4 +1,6 @@
-"""Laws of sensitivity: it is the squared Jacobian, and what rounding one layer really does to the noise prediction."""
+"""Laws of sensitivity: it is the squared Jacobian, and what rounding one layer really does to the
+noise prediction.
+"""
 
 import dataclasses
 import math
@@ -92,7 +94,8 @@ def test_the_error_foreseen_is_the_one_that_rounding_a_layer_alone_makes(tmp_pat
         linear.forward = forward
         relative = [float((a - b).square().sum() / b.square().sum()) for a, b in zip(outputs, references, strict=True)]
         really = sum(relative) / len(relative)
-        # One vector of random signs a sample: with so few samples such an estimate is a factor of 1.5 off at times.
+        # One vector of random signs a sample: with so few samples such an estimate is a factor of
+        # 1.5 off at times.
         assert abs(10 * math.log10(found[name].errors[4] / really)) < 2.0, name
 
 

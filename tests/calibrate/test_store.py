@@ -1,4 +1,6 @@
-"""Laws of the sample store: what goes in comes out, interruptions leave no trace, and nothing foreign is believed."""
+"""Laws of the sample store: what goes in comes out, interruptions leave no trace, and nothing
+foreign is believed.
+"""
 
 import errno
 import hashlib

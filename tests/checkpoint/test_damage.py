@@ -47,7 +47,7 @@ def with_bytes(tensor: torch.Tensor, at: int, values: torch.Tensor) -> torch.Ten
 
 
 def octaves_apart(octaves: int) -> torch.Tensor:
-    """The bytes of two scales."""
+    """Return the bytes of two scales."""
     return torch.tensor([256.0, 2.0 ** (8 - octaves)]).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
@@ -119,7 +119,9 @@ def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> No
 
 
 def assert_refused(folder: Path, *names: str) -> None:
-    """By the check of everything and by reading the damaged layer; in a message that names it."""
+    """Assert that the check of everything and reading the damaged layer refuse it, in a message
+    that names it.
+    """
     reads: list[Callable[[], Any]] = [lambda: check_tensors(folder)]
     reads += [lambda name=name: read_layer(folder, name) for name in names]  # type: ignore[misc]
     for read in reads:

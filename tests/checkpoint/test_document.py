@@ -1,4 +1,6 @@
-"""docs/checkpoint.md is right: its numpy reader decodes what TempoQuant writes, and it mentions every key."""
+"""docs/checkpoint.md is right: its numpy reader decodes what TempoQuant writes, and it mentions
+every key.
+"""
 
 import re
 from pathlib import Path

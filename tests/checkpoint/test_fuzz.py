@@ -1,4 +1,6 @@
-"""The law of tests/fuzz_checkpoint.py on its first few hundred cases; `make fuzz` runs ten thousand."""
+"""The law of tests/fuzz_checkpoint.py on its first few hundred cases; `make fuzz` runs ten
+thousand.
+"""
 
 from tests.fuzz_checkpoint import fuzz
 

@@ -1,4 +1,6 @@
-"""Laws of magnitude ratios: what is stored is read back, other schedules lie on the same curve, nothing is made up."""
+"""Laws of magnitude ratios: what is stored is read back, other schedules lie on the same curve,
+nothing is made up.
+"""
 
 import json
 import math

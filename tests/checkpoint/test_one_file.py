@@ -1,4 +1,6 @@
-"""Laws of the file that is written a tensor at a time: it is what the library would have written, or an error."""
+"""Laws of the file that is written a tensor at a time: it is what the library would have written,
+or an error.
+"""
 
 from pathlib import Path
 

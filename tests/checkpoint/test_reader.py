@@ -33,7 +33,7 @@ NAMES = {layer.format.name: name for name, layer in reversed(MIXED.items())}
 
 
 def same(a: QuantizedLayer, b: QuantizedLayer) -> bool:
-    """Equal to the last bit and in every dtype."""
+    """Return whether tensors are equal to the last bit and in every dtype."""
     pairs = list(zip(to_stored(a, "a").values(), to_stored(b, "b").values(), strict=True))
     tensors_agree = all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
     return tensors_agree and (entry_of(a), a.bins) == (entry_of(b), b.bins)

@@ -1,4 +1,6 @@
-"""Laws of quantization_config: what it holds survives JSON, and whatever it does not know is refused."""
+"""Laws of quantization_config: what it holds survives JSON, and whatever it does not know is
+refused.
+"""
 
 import copy
 import dataclasses
@@ -41,7 +43,7 @@ def plain() -> dict[str, Any]:
 
 
 def altered(path: str, value: Any) -> dict[str, Any]:
-    """The config with one value replaced; the path's parts are separated by slashes."""
+    """Return the config with one value replaced; the path's parts are separated by slashes."""
     config = plain()
     *parents, last = path.split("/")
     record = config
@@ -122,7 +124,9 @@ SINCE = {1: ("deflated", "centred", "rotated", *BY_BIN), 2: ("rotated", *BY_BIN)
 
 
 def of_version(version: int) -> dict[str, Any]:
-    """The config as it was written before deflation, centring, rotation and tensors by timestep bin were known."""
+    """Return the config as it was written before deflation, centring, rotation and tensors by
+    timestep bin existed.
+    """
     config = plain() | {"format_version": version}
     for entry in config["layers"].values():
         for key in SINCE[version]:

@@ -16,13 +16,13 @@ from tests.recorded import TINY
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized pipeline, complete."""
+    """Return a quantized pipeline, complete."""
     return write_pipeline(tmp_path_factory.mktemp("pipeline") / "model")
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The bundled model as a folder that does not say how it is sampled."""
+    """Return the bundled model as a folder without its sampling."""
 
     def link_weights(source: str, target: str) -> None:
         (os.symlink if source.endswith(".safetensors") else shutil.copyfile)(source, target)
@@ -45,7 +45,7 @@ def image(tmp_path) -> Path:
 
 @pytest.fixture
 def quantize_calls(monkeypatch, quantized):
-    """What quantizing.quantize was called with; it returns the module's quantized folder."""
+    """Record the calls of quantizing.quantize, which returns the module's quantized folder."""
     calls: list[tuple[str, Path, Recipe, dict[str, object]]] = []
 
     def fake(model, output, recipe, **arguments):

@@ -38,7 +38,9 @@ def comparison(models: dict[str, SourceModel]) -> Comparison:
 
 @pytest.fixture
 def compare_calls(monkeypatch):
-    """What evaluate.compare.compare was called with; it returns made-up numbers and black videos."""
+    """Record the calls of evaluate.compare.compare, which returns made-up numbers and black
+    videos.
+    """
     calls = []
 
     def fake(reference, models, task, device, progress, prepare, memory):
@@ -124,7 +126,7 @@ def test_compare_refuses_bad_input(compare_calls, pipeline, tmp_path, image, mon
 
 @pytest.fixture
 def quantize_calls(quantize_calls, monkeypatch, pipeline):
-    """As everywhere, but a quantized pipeline is there afterwards."""
+    """Record the calls as everywhere, but leave a quantized pipeline behind."""
     fake = quantizing.quantize
 
     def writing(model, output, recipe, **arguments):
@@ -137,7 +139,9 @@ def quantize_calls(quantize_calls, monkeypatch, pipeline):
 
 @pytest.fixture
 def evaluate_calls(monkeypatch):
-    """What evaluation.evaluate was called with; it leaves black clips, made-up numbers and no real page."""
+    """Record the calls of evaluation.evaluate, which leaves black clips, made-up numbers and no
+    real page.
+    """
     calls = []
 
     def fake(request, output, device, progress):

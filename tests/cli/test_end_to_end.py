@@ -20,7 +20,7 @@ def run_json(*arguments: object) -> dict:
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    """The model's own settings but for two steps of five frames."""
+    """Return the model's own settings, with two steps of five frames."""
     own = sampling_file.default_settings
     few = {"num_steps": 2, "num_frames": 5}
     monkeypatch.setattr(sampling_file, "default_settings", lambda source: own(source).replace(**few))
@@ -68,7 +68,7 @@ def test_a_quantized_model_is_near_and_not_identical(few_steps, quantized):
 
 
 def test_prompts_that_were_calibrated_on_are_refused(few_steps, tmp_path):
-    """With the calibration set's own items as the held-out ones."""
+    """The held-out items are those of the calibration set."""
     [item] = calibration_items(1)
     item.image.save(tmp_path / "first.png")
     (tmp_path / "p.jsonl").write_text(json.dumps({"image": "first.png", "prompt": item.prompt}))

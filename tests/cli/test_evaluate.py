@@ -33,7 +33,7 @@ RECORD = {
 
 @pytest.fixture
 def requests(monkeypatch):
-    """What evaluation.evaluate was called with."""
+    """Record the calls of evaluation.evaluate."""
     calls = []
 
     def fake(request, output, engine, progress):

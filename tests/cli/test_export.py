@@ -17,7 +17,9 @@ def run_json(*arguments: object) -> dict:
 
 @pytest.fixture(scope="module", params=["int4", "nvfp4"])
 def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without smoothing, branch and clip search, which take calibration: all of it can be exported."""
+    """Return a pipeline without smoothing, branch and clip search, which need calibration: all of
+    it can be exported.
+    """
     folder = tmp_path_factory.mktemp("quantized") / "rtn"
     run_json("quantize", "tiny", "-o", folder, "--recipe", "rtn", "--format", request.param)
     return folder
@@ -46,7 +48,9 @@ def test_the_console_says_that_clip_ratios_are_not_carried(quantized, exported):
 
 
 def test_compare_scores_an_export_near_its_source(quantized, exported, monkeypatch):
-    """The kernels round a group by the scale before its own rounding, which shows in NVFP4 and hardly in INT4."""
+    """The kernels round a group by the scale before its own rounding, which shows in NVFP4 and
+    hardly in INT4.
+    """
     own = sampling_file.default_settings
     few = {"num_steps": 2, "num_frames": 5}
     monkeypatch.setattr(sampling_file, "default_settings", lambda source: own(source).replace(**few))

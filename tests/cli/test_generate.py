@@ -15,7 +15,7 @@ modes: list[tuple[object, ...]] = []
 
 @pytest.fixture
 def generate_calls(monkeypatch):
-    """What generate_video was called with."""
+    """Record the calls of generate_video."""
     calls = []
     modes.clear()
 

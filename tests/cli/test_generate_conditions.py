@@ -1,4 +1,6 @@
-"""`generate` takes what the model is conditioned on, and refuses what it lacks or would ignore before it is loaded."""
+"""`generate` takes what the model is conditioned on, and refuses what it lacks or would ignore
+before it is loaded.
+"""
 
 import pytest
 
@@ -16,7 +18,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def given(tmp_path):
-    """An image and two clips."""
+    """Return an image and two clips."""
     write_prompts(tmp_path, ("image", "pose", "face"))
     return {"--image": tmp_path / "image-0.png", "--pose": tmp_path / "pose-0", "--face": tmp_path / "face-0"}
 

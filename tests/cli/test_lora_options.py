@@ -1,4 +1,4 @@
-"""What a user may write behind --lora."""
+"""The text that a user may write behind --lora."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a user may write behind --activation-bits."""
+"""The text that a user may write behind --activation-bits."""
 
 import math
 

@@ -16,7 +16,7 @@ SMALL = split("--prompts 2 --samples-per-denoiser 3 --steps 4 --frames 5 --size 
 
 @pytest.fixture
 def plans(monkeypatch):
-    """What `record` was asked to record; nothing is recorded."""
+    """Record the plans of `record`, which records nothing."""
     found = []
 
     def fake(source, folder, plan, **arguments):

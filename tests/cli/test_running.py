@@ -11,7 +11,7 @@ from tempoquant.errors import CheckpointError, RecipeError
 
 
 def chatty(progress):
-    """A library that prints to stdout while we work."""
+    """Return a library that prints to stdout during the work."""
     print("Loading…")
     sys.stdout.write("more\n")
     return Outcome({"sqnr_db": math.inf, "text": "ü"}, "a table")

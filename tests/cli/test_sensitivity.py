@@ -19,7 +19,7 @@ FOUND = Sensitivity(dict.fromkeys(COMPONENTS, LAYERS), {"model": "f" * 64, "reci
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """What measure_sensitivity was called with."""
+    """Record the calls of measure_sensitivity."""
     calls: list[tuple] = []
 
     def fake(model, store, work, recipe, **arguments) -> Sensitivity:

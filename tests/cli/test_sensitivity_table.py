@@ -1,4 +1,4 @@
-"""What the tables of `sensitivity` say of layers, ranks and decibels."""
+"""The tables of `sensitivity`: layers, ranks and decibels."""
 
 from rich.console import Console, RenderableType
 

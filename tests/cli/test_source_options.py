@@ -1,4 +1,6 @@
-"""`--base` and `--expert` as a user types them: the commands do with files what they do with the model's own folder."""
+"""`--base` and `--expert` as a user types them: the commands do with files what they do with the
+model's own folder.
+"""
 
 import json
 import shutil
@@ -24,7 +26,7 @@ SMALL = split("--steps 4 --frames 5 --size 32x32 --device cpu")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled model's denoisers, each in a file of its own."""
+    """Return the bundled model's denoisers, each in a separate file."""
     folder = tmp_path_factory.mktemp("files")
     return {
         name: write_single(folder / f"{name}.safetensors", state_of(TINY, component), "diffusion_model.")

@@ -11,12 +11,12 @@ def run(*arguments: object) -> Result:
 
 
 def split(flags: str) -> list[str]:
-    """The words of a command line."""
+    """Split a command line into words."""
     return flags.split()
 
 
 def assert_refused(result: Result, code: int, words: str) -> None:
-    """An exit code, one sentence on stderr, nothing on stdout."""
+    """Assert an exit code, one sentence on stderr, nothing on stdout."""
     assert result.exit_code == code, result.output
     assert words in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.output

@@ -13,7 +13,9 @@ RAY_IS_MISSING = pytest.mark.skipif(importlib.util.find_spec("ray") is None, rea
 
 @contextlib.contextmanager
 def two_machines() -> Iterator[Any]:
-    """A `ray.cluster_utils.Cluster` of two nodes with one CPU each. The driver is not yet connected."""
+    """Return a `ray.cluster_utils.Cluster` of two nodes with one CPU each. The driver is not yet
+    connected.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 

@@ -16,10 +16,11 @@ from tempoquant.progress import Progress
 
 @dataclass(frozen=True)
 class Acting:
-    """Each item is a word and a file name; a line in `folder` / log.txt says which process opened and began what.
+    """Each item is a word and a file name; a line in `folder` / log.txt says which process opened
+    and began what.
 
-    An item that waits is done when what it waits for has happened: "await" for the file, "meet" for as many processes
-    as its name says to have opened the stage.
+    An item that waits is done when what it waits for has happened: "await" for the file, "meet" for
+    as many processes as its name says to have opened the stage.
     """
 
     folder: Path
@@ -63,7 +64,9 @@ class Acting:
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float = 150) -> None:
-    """Wait; what never happens is an error of the item that waits. A worker takes long to start on a busy machine."""
+    """Wait; if the event never happens, the waiting item has an error. A worker takes long to start
+    on a busy machine.
+    """
     end = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < end, f"waited {timeout_s:g} s in vain"
@@ -71,12 +74,12 @@ def wait_until(happened: Callable[[], bool], timeout_s: float = 150) -> None:
 
 
 def openers(folder: Path) -> set[str]:
-    """The processes that opened the stage of a folder."""
+    """Return the processes that opened the stage of a folder."""
     return {line.split()[0] for line in (folder / "log.txt").read_text().splitlines() if line.split()[1] == "open"}
 
 
 def lines(folder: Path, word: str) -> list[str]:
-    """What was noted with a word, without the process."""
+    """Return the lines noted with a word, without the process."""
     return [line.partition(" ")[2] for line in (folder / "log.txt").read_text().splitlines() if line.split()[1] == word]
 
 

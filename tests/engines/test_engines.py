@@ -1,4 +1,6 @@
-"""Laws of engines that do not depend on the kind: in this process, in several, on a Ray cluster of two machines."""
+"""Laws of engines that do not depend on the kind: in this process, in several, on a Ray cluster of
+two machines.
+"""
 
 import os
 import sys
@@ -17,8 +19,9 @@ from tests.engines.stages import Acting, Counts, lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Have every law tried on each kind of engine; on a cluster, where each takes long, one always and the rest as slow
-    tests."""
+    """Try every law on each kind of engine; on a cluster, where each takes long, one always and the
+    rest as slow tests.
+    """
     if "engine" in metafunc.fixturenames:
         is_slow = metafunc.function is not test_every_item_is_done_once_and_its_result_arrives
         marks = [RAY_IS_MISSING, *[pytest.mark.slow] * is_slow]
@@ -37,7 +40,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def crew(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
-    """The same for all tests, as for all stages of a run: after an error too."""
+    """Yield the same crew for all tests, as for all stages of a run, also after an error."""
     with engine.open(tmp_path_factory.mktemp("shared")) as crew:
         yield crew
 

@@ -7,7 +7,7 @@ from tempoquant.device import is_device_lost, selected
 
 
 class AcceleratorError(RuntimeError):
-    """As later PyTorch has it."""
+    """The error class of later PyTorch."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What goes wrong on a Ray cluster, and what is said about it."""
+"""The failures of a Ray cluster, and their messages."""
 
 import dataclasses
 import re
@@ -137,7 +137,7 @@ class Holder:
     """Somebody else's work."""
 
     def hold(self) -> None:
-        """Be there."""
+        """Answer that the actor is alive."""
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a worker says when an item goes wrong."""
+"""The message of a worker when an item fails."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.engines.stages import Acting, lines
 
 
 def ending_of(folder: Path, action: str) -> Message:
-    """The last message of an item, as it arrives elsewhere."""
+    """Return the last message of an item, as it arrives elsewhere."""
     said: list[Message] = []
     Worker("cpu", said.append).do(Order(1, Acting(folder), (action, "name")))
     assert said[0] == Message("opened")

@@ -1,4 +1,4 @@
-"""Who is blamed for what: laws of the loop that hands items out, with workers that do as they are told."""
+"""The attribution of failures: laws of the loop that distributes items, with scripted workers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,9 @@ from tempoquant.engines.worker_pool import MOST_FAILURES, MOST_LOST, WorkerPool
 from tempoquant.errors import CalibrationError, ModelError, TempoQuantError
 
 Fate = Callable[[str, str], Any]
-"""Of a place and an item: "done", "die", "die opening", an exception, or ("unopened", an exception)."""
+"""Of a place and an item: "done", "die", "die opening", an exception, or ("unopened", an
+exception).
+"""
 
 
 class ScriptedPool(WorkerPool):
@@ -71,7 +73,7 @@ class ScriptedPool(WorkerPool):
 
 
 def outcome(places: str, items: str, fate: Fate) -> tuple[ScriptedPool, list[tuple[str, str]], list[str]]:
-    """The pool, what was done and where, and what was lost."""
+    """Return the pool, the finished items and their places, and the lost items."""
     pool, done, lost = ScriptedPool(places, fate), [], []
     pool.run(
         Any, items, on_done=lambda item, place: done.append((item, place)), on_lost=lambda item, _: lost.append(item)

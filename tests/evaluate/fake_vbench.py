@@ -1,7 +1,8 @@
-"""An environment with a `vbench` made here, for what needs VBench's weights; tests of the real one are elsewhere.
+"""An environment with a `vbench` made here, for what needs VBench's weights; tests of the real one
+are elsewhere.
 
-Its packages have the names, files and functions of VBench 0.1.5 that the runner calls. A video's score is its size in
-bytes over a thousand; what a prompt says happens to its video.
+Its packages have the names, files and functions of VBench 0.1.5 that the runner calls. A video's
+score is its size in bytes over a thousand; what a prompt says happens to its video.
 """
 
 import os
@@ -86,7 +87,9 @@ _LOADS = {
 
 
 def make_environment(folder: Path, without: str | None = None) -> Path:
-    """Make one and return its interpreter; `without` is a dimension whose code cannot be imported."""
+    """Make one and return its interpreter; `without` is a dimension whose code cannot be
+    imported.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     [packages] = folder.glob("lib/python*/site-packages")
     for name, version in (("vbench", "0.1.5"), ("torch", "2.0")):
@@ -104,7 +107,7 @@ def make_environment(folder: Path, without: str | None = None) -> Path:
 
 
 def make_weights(cache: Path) -> None:
-    """A file for every one that VBench wants; torch's hub folder has to be inside `cache`."""
+    """Write a file for every one that VBench needs; torch's hub folder must be inside `cache`."""
     for dimension in DIMENSIONS.values():
         for weight in dimension.weights:
             assert cache in weight.place(cache).parents, "TORCH_HOME points somewhere else"

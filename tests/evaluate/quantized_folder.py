@@ -1,4 +1,6 @@
-"""A folder with two quantized denoisers and nothing else: enough for `inspect`, not enough to generate."""
+"""A folder with two quantized denoisers and nothing else: enough for `inspect`, not enough to
+generate.
+"""
 
 from pathlib import Path
 
@@ -13,7 +15,9 @@ KEPT_16BIT = "blocks.1.ffn.net.2"
 
 
 def write_quantized_folder(folder: Path, format: str = "mixed") -> Path:
-    """All denoisers quantized from random weights, but for one linear each, which stays in 16 bits."""
+    """Quantize all denoisers from random weights, except one linear each, which stays in 16
+    bits.
+    """
     for seed, (denoiser, component) in enumerate(COMPONENTS.items()):
         model = quantized_wan.tiny_wan(seed)
         layers = quantized_wan.quantize_all(model, format, bins=BINS[denoiser])

@@ -11,7 +11,7 @@ _PYTHON = Path(__file__).parents[2] / ".venv-vbench" / "bin" / "python"
 
 
 def vbench_python() -> Path:
-    """Its interpreter. Without it the test is skipped, or fails where NEEDED is set."""
+    """Return its interpreter. Without it the test is skipped, or fails if NEEDED is set."""
     if not _PYTHON.is_file():
         reason = "there is no VBench here: run make vbench-env"
         if os.environ.get(NEEDED):

@@ -28,7 +28,7 @@ SETTINGS = SamplingSettings(64, 64, 17, 2, 3.5, 5.0, 8)
 
 @dataclass(frozen=True, eq=False)
 class FakeSource:
-    """What `compare` asks of a SourceModel itself."""
+    """The part of a SourceModel that `compare` itself uses."""
 
     folder: Path
     weight_bytes: int = 200
@@ -42,7 +42,9 @@ REFERENCE, MODEL, BINNED = (FakeSource(Path(name)) for name in ("reference", "mo
 
 
 class FakePipelines:
-    """Pipelines that are sources: each draws the scene with an error of its own and predicts with another."""
+    """Pipelines that are sources: each draws the scene with an error of its own and predicts with
+    another.
+    """
 
     def __init__(self) -> None:
         self.errors = {REFERENCE: 0.0, MODEL: 0.1}

@@ -1,4 +1,6 @@
-"""Laws of the model of 8-bit attention: what it may not change, where it is exact, and that nothing else changes."""
+"""Laws of the model of 8-bit attention: what it may not change, where it is exact, and that nothing
+else changes.
+"""
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ def draws(num_tokens: int = 150, num_features: int = 32, seed: int = 0) -> list[
 
 @pytest.mark.parametrize("values_in", VALUE_DTYPES)
 def test_a_mean_that_all_keys_share_changes_no_bit(values_in):
-    """With keys and a mean that float32 holds exactly, as the sum of 128 sixteenths."""
+    """Keys and a mean that float32 holds exactly, as the sum of 128 sixteenths."""
     query, key, value = draws(num_tokens=128)
     key = (16 * key).round() / 16
     shifted = key + torch.arange(32.0) * 8 - 100

@@ -1,4 +1,6 @@
-"""A whole evaluation on OpenS2V-Eval's format: the bundled model and its rounded copy, small videos, two steps."""
+"""A whole evaluation on OpenS2V-Eval's format: the bundled model and its rounded copy, small
+videos, two steps.
+"""
 
 import functools
 import json
@@ -51,7 +53,7 @@ def request_of(rounded, benchmark):
 
 @pytest.fixture(scope="module")
 def found(request_of, tmp_path_factory):
-    """The evaluation of seven items, on one of which the rounded model fails."""
+    """Return the evaluation of seven items, on one of which the rounded model fails."""
     original = generation.generate_video
     calls = []
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.mark.timeout(900)
 def test_an_evaluation_killed_at_every_moment_ends_complete() -> None:
-    """In a process of its own: forking is for processes that have no threads yet."""
+    """The test runs in its own process: forking is for processes that have no threads yet."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill_evaluation"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=880, check=False,

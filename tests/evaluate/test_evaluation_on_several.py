@@ -1,4 +1,6 @@
-"""An evaluation on several workers, one of which dies midway: nothing is lost, and nothing is there twice."""
+"""An evaluation on several workers, one of which dies midway: nothing is lost, and nothing is there
+twice.
+"""
 
 import contextlib
 import functools
@@ -30,7 +32,7 @@ LABELS = ("16-bit", "again")
 
 
 def note_generations(pipeline: Any, log: Path) -> None:
-    """Have a pipeline write down each generation that begins, and in which process."""
+    """Make a pipeline record each generation that begins, and its process."""
     original = pipeline.prepare_latents
 
     def noting(*arguments: Any, **named: Any) -> Any:
@@ -48,13 +50,13 @@ def request(log: Path) -> Request:
 
 @contextlib.contextmanager
 def two_processes(log: Path) -> Iterator[tuple[Engine, Callable[[], None]]]:
-    """The engine, and what kills one of its workers."""
+    """Return the engine, and a function that kills one of its workers."""
     yield Local(("cpu", "cpu")), lambda: os.kill(int(log.read_text().split()[-1]), signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def two_nodes(log: Path) -> Iterator[tuple[Engine, Callable[[], None]]]:
-    """The engine, and what cuts a machine off with everything on it."""
+    """Return the engine, and a function that cuts off a machine with everything on it."""
     with two_machines() as cluster:
         second = next(iter(cluster.worker_nodes))
         yield RayCluster("cpu", cluster.address), lambda: cluster.remove_node(second, allow_graceful=False)

@@ -1,4 +1,6 @@
-"""VBench inside a whole evaluation: checked before the first video, scored after the last, null where nobody asked."""
+"""VBench inside a whole evaluation: checked before the first video, scored after the last, null
+where nobody asked.
+"""
 
 import json
 
@@ -23,7 +25,7 @@ def python(tmp_path_factory):
 
 
 def request(vbench):
-    """The bundled model beside itself."""
+    """Request the bundled model beside itself."""
     models = [Model("again", SOURCE)]
     return Request(Model("16-bit", SOURCE), models, load_bundled(2), SETTINGS.replace(num_steps=2), vbench=vbench)
 

@@ -39,7 +39,7 @@ def rounded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(rounded, tmp_path_factory):
-    """By mode: what evaluation.json holds, and its folder."""
+    """Return by mode the content of evaluation.json, and its folder."""
     found = {}
     for mode in MEMORY_MODES:
         benchmark = load_benchmark("tiny", None, 1.0, 1)
@@ -51,7 +51,9 @@ def evaluated(rounded, tmp_path_factory):
 
 @pytest.mark.parametrize("label", ["16-bit", "rtn"])
 def test_every_mode_gives_the_latents_and_frames_of_a_pipeline_without_one(evaluated, rounded, label):
-    """The bundled model's tokens are one chunk, and its frames one tile: the same products in the same order."""
+    """The bundled model's tokens are one chunk, and its frames one tile: the same products in the
+    same order.
+    """
     pipeline = load_pipeline(SOURCE if label == "16-bit" else rounded, "cpu")
     latents = []
     item = next(iter(evaluated.values())).item
@@ -112,7 +114,9 @@ def map_layers(pipeline, call):
 @pytest.mark.parametrize("run", [repeat, map_layers])
 @pytest.mark.parametrize("mode", ["resident", "swap"])  # in "lean" diffusers moves them, and knows no meta device
 def test_a_recorded_call_is_repeated_on_the_device_of_the_mode(rounded, run, mode):
-    """PyTorch's meta device in a GPU's place: the denoiser is asked, and what it is given is already there."""
+    """PyTorch's meta device in a GPU's place: the denoiser is asked, and what it is given is
+    already there.
+    """
     [call, *_] = [call.sample for call in record_trajectory(load_pipeline(SOURCE, "cpu"), PROMPTS[0], STEPS, 0)]
     pipeline = load_pipeline(rounded, "cpu")
     set_memory_mode(pipeline, mode, "meta")
@@ -130,7 +134,7 @@ def test_a_recorded_call_is_repeated_on_the_device_of_the_mode(rounded, run, mod
 
 @pytest.mark.parametrize("mode", MEMORY_MODES)
 def test_maps_of_a_loaded_model_need_no_generation_before(mode, rounded):
-    """As after an evaluation that was interrupted between the last video and the maps."""
+    """The evaluation was interrupted between the last video and the maps."""
     calls = [call.sample for call in record_trajectory(load_pipeline(SOURCE, "cpu"), PROMPTS[0], STEPS, 0)]
     plain = layer_maps(load_pipeline(rounded, "cpu"), SOURCE, calls, BINS)
     assert layer_maps(load_in_mode(rounded, mode, "cpu"), SOURCE, calls, BINS) == plain

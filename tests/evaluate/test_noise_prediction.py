@@ -19,7 +19,7 @@ CALLS = [call("high_noise", 950.0), call("low_noise", 500.0), call("low_noise", 
 
 
 def repeat(sample: CalibrationSample) -> torch.Tensor:
-    """A model whose noise prediction is its input, as that of CALLS is."""
+    """Return a model's noise prediction that equals its input, as in CALLS."""
     return sample.inputs["hidden_states"]
 
 

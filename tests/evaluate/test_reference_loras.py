@@ -1,4 +1,6 @@
-"""A reference with LoRAs in its weights: what a model that was quantized with them is compared with."""
+"""A reference with LoRAs in its weights: what a model that was quantized with them is compared
+with.
+"""
 
 import json
 import logging

@@ -17,7 +17,7 @@ def pipeline():
 
 
 def watched(pipeline):
-    """Methods that are replaced."""
+    """Return the methods that are replaced."""
     return {"encode_prompt", "prepare_latents", "decode"} & (set(vars(pipeline)) | set(vars(pipeline.vae)))
 
 
@@ -35,7 +35,9 @@ def test_phases_come_in_their_order_and_nothing_is_left_on_the_pipeline(pipeline
 
 
 def test_the_gpu_that_computes_is_measured_also_while_all_weights_are_in_host_memory(monkeypatch):
-    """As in the memory mode `swap` before the first denoiser is called. CUDA is played by functions."""
+    """The weights are as in the memory mode `swap` before the first denoiser is called. Functions
+    replace CUDA.
+    """
     asked = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: asked.append(device))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))

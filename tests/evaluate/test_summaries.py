@@ -7,7 +7,7 @@ LABELS, BINS = ["16-bit", "a", "b"], ["low_noise bin 0"]
 
 
 def measured(name, **by_label):
-    """Values of items 0, 1, … of each label; None for an item that failed."""
+    """Return values of items 0, 1, … of each label; None for an item that failed."""
     return {
         Take(label.replace("ref", "16-bit"), str(index), 0): {name: value}
         for label, values in by_label.items()

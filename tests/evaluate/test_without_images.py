@@ -1,4 +1,6 @@
-"""Evaluating on prompts without images: a text-to-video pipeline does, and what needs an image refuses or skips."""
+"""Evaluating on prompts without images: a text-to-video pipeline does, and what needs an image
+refuses or skips.
+"""
 
 import json
 from pathlib import Path
@@ -28,13 +30,13 @@ from tests.wan_pipelines import write
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """OpenS2V-Eval's list of prompts, and no picture."""
+    """Return OpenS2V-Eval's list of prompts, and no picture."""
     return tree.write_tree(tmp_path_factory.mktemp("OpenS2V-Eval")) / "Human-Domain_Eval.json"
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, root):
-    """A text-to-video pipeline and its rounded copy on two prompts."""
+    """Return the evaluation of a text-to-video pipeline and its rounded copy on two prompts."""
     folder = tmp_path_factory.mktemp("models")
     source = SourceModel.open(write(folder / "source", "wan21_t2v"))
     rounded = SourceModel.open(quantize(source.folder, folder / "rtn", "rtn", device="cpu"))

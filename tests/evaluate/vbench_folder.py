@@ -16,13 +16,15 @@ NUM_FRAMES, SIDE = 5, 32
 
 
 def plan_of(texts: dict[str, str]) -> SimpleNamespace:
-    """What scoring asks of a plan: the takes of a label, one seed for each item."""
+    """Return the part of a plan that scoring uses: the takes of a label, one seed for each item."""
     items = [Item(id, text, Image.new("RGB", (SIDE, SIDE)), "hash") for id, text in texts.items()]
     return SimpleNamespace(items=items, takes=lambda label: [(item, Take(label, item.id, 0)) for item in items])
 
 
 def write_takes(path: Path, ids: list[str], video_of=None) -> EvaluationFolder:
-    """Every item with every label, generated and finished; `video_of` gives the frames of a take."""
+    """Write every item with every label, generated and finished; `video_of` gives the frames of a
+    take.
+    """
     folder = EvaluationFolder(path)
     path.mkdir(parents=True)
     for label in LABELS:
@@ -40,7 +42,7 @@ def write_takes(path: Path, ids: list[str], video_of=None) -> EvaluationFolder:
 
 
 def noise(take: Take, share: float = 0.1) -> np.ndarray:
-    """A grey video with noise of its own."""
+    """Return a grey video with its own noise."""
     generator = np.random.default_rng([len(take.label), sum(take.id.encode())])
     frames = 128 + 255 * share * generator.standard_normal((NUM_FRAMES, SIDE, SIDE, 3))
     return frames.clip(0, 255).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Scales of one mantissa bit inside a window: an FP8 tensor core computes with them and loses nothing."""
+"""Scales of one mantissa bit inside a window: an FP8 tensor core computes with them and loses
+nothing.
+"""
 
 import itertools
 
@@ -31,7 +33,9 @@ sizes = st.integers(-30, 30)
 
 
 def heavy_tailed(seed: int, size: int, num_groups: int = 12) -> torch.Tensor:
-    """(6, in): groups, and numbers in a group, that differ by many orders of magnitude; some groups are zero."""
+    """Return groups, (6, in), and numbers in a group, that differ by many orders of magnitude; some
+    groups are zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     spread = torch.randn(6, num_groups, 1, generator=generator).mul(6).exp()
     spread = torch.where(torch.rand(spread.shape, generator=generator) < 0.1, torch.zeros(()), spread)
@@ -50,7 +54,9 @@ def is_one_mantissa_bit(scale: torch.Tensor) -> bool:
 
 
 def base_of(scale: torch.Tensor) -> torch.Tensor:
-    """A power of two for each row, (rows, 1), that puts the row's largest scale at TOP_EXPONENT."""
+    """Return a power of two for each row, (rows, 1), that puts the row's largest scale at
+    TOP_EXPONENT.
+    """
     exponent = torch.frexp(scale.amax(-1, keepdim=True)).exponent - 1 - TOP_EXPONENT
     return torch.ldexp(torch.ones_like(scale[:, :1]), exponent)
 
@@ -87,7 +93,8 @@ def test_a_rounded_token_is_fp8_times_a_power_of_two_of_its_own(
     rule: ScaleRule, seed: int, size: int, clip_ratio: float | torch.Tensor
 ) -> None:
     rounded = quantize_activation(heavy_tailed(seed, size), NVFP4_M1, rule, clip_ratio)
-    # A row's largest number is 0.5 … 6 times its scale, which is 1 or 1.5 times a power of two: some base must do.
+    # A row's largest number is 0.5 … 6 times its scale, which is 1 or 1.5 times a power of two:
+    # some base must do.
     exponents = torch.frexp(rounded.abs().amax(-1)).exponent
     for row, exponent in zip(rounded, exponents.tolist(), strict=True):
         bases = [2.0 ** (exponent - top) for top in range(4, 12)]

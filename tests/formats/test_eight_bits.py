@@ -1,4 +1,6 @@
-"""Laws of 8-bit activations: a power of two for a token, E4M3 numbers, nothing saturates, zeros and NaN stay theirs."""
+"""Laws of 8-bit activations: a power of two for a token, E4M3 numbers, nothing saturates, zeros and
+NaN stay theirs.
+"""
 
 import pytest
 import torch

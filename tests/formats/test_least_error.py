@@ -1,4 +1,6 @@
-"""The rule "least_error": of a few scales the one that rounds a group best, chosen alike by whoever follows it."""
+"""The rule "least_error": of a few scales the one that rounds a group best, chosen alike by whoever
+follows it.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +31,9 @@ clip_ratios = st.sampled_from([0.7, 1.0, 1.3])
 
 
 def with_tails(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Float64 numbers with tails, but no group so far from its neighbours that a window of scales would matter."""
+    """Return float64 numbers with tails, but no group so far from its neighbours that a window of
+    scales would matter.
+    """
     return random(*shape, seed=seed, dtype=torch.float64).pow(3)
 
 
@@ -49,7 +53,9 @@ def first_of_the_least(errors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def tried(x: torch.Tensor, format: Format, clip_ratio: float) -> list[torch.Tensor]:
-    """The input rounded with each candidate in turn; without candidates all groups take the same multiple of amax."""
+    """Return the input rounded with each candidate in turn; without candidates all groups take the
+    same multiple of amax.
+    """
     return [quantize_activation(x, format, ScaleRule.CEIL, clip_ratio * c) for c in format.scale_candidates]
 
 
@@ -121,7 +127,9 @@ def test_features_that_count_for_nothing_may_be_anything_small(format: Format) -
 
 @pytest.mark.parametrize("format", [NVFP4, NVFP4_M1], ids=["nvfp4", "nvfp4_m1"])
 def test_of_scales_that_all_leave_nothing_the_first_is_taken(format: Format) -> None:
-    """6 and −6 are six ones, and four times 1.5; the first row's magnitude makes the tensor scale 1."""
+    """6 and −6 are six ones, and four times 1.5; the first row's magnitude makes the tensor scale
+    1.
+    """
     weight = torch.zeros(2, 2 * format.group_size)
     weight[0, 0] = 6 * (256.0 if format is NVFP4_M1 else 448.0)
     weight[1, 3], weight[1, format.group_size] = 6.0, -6.0

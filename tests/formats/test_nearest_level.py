@@ -13,7 +13,9 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 
 
 def codes_by_threshold(scaled: torch.Tensor, format: Format) -> torch.Tensor:
-    """The definition: a midpoint belongs to the even code, so below an odd one the threshold is the number under it."""
+    """Return codes by the definition: a midpoint belongs to the even code, so below an odd one the
+    threshold is the number under it.
+    """
     levels = torch.tensor(format.levels, dtype=scaled.dtype)
     midpoints = (levels[1:] + levels[:-1]) / 2
     below = torch.nextafter(midpoints, torch.zeros_like(midpoints))

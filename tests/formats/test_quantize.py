@@ -110,7 +110,9 @@ def test_dtype_and_shape_are_kept(format: Format, dtype: torch.dtype):
 @each_format
 @each_rule
 def test_float64_makes_the_decisions_of_float32_on_float32_numbers(format: Format, rule: ScaleRule):
-    """Away from ties: random numbers meet none. Division in float32 may round onto a tie, so codes of noise only."""
+    """Away from ties: random numbers meet none. Division in float32 may round onto a tie, so codes
+    of noise only.
+    """
     x = random(64, 2 * format.group_size)
     assert torch.equal(quantize_activation(x, format, rule).double(), quantize_activation(x.double(), format, rule))
 

@@ -1,4 +1,6 @@
-"""Laws of the rotation: Hadamard's matrix in blocks, its own inverse, the same products, and calmer groups."""
+"""Laws of the rotation: Hadamard's matrix in blocks, its own inverse, the same products, and calmer
+groups.
+"""
 
 import pytest
 import torch

@@ -39,7 +39,9 @@ def floor_log2(x: Fraction) -> int:
 
 
 def exact_exponent(amax: float, rule: ScaleRule) -> int:
-    """OCP MX v1.0 for E2M1 in whole numbers: floor(log2(amax)) − 2, or the least e with 6·2^e ≥ amax."""
+    """Compute OCP MX v1.0's exponent for E2M1 in whole numbers: floor(log2(amax)) − 2, or the least
+    e with 6·2^e ≥ amax.
+    """
     if rule is ScaleRule.FLOOR:
         exponent = floor_log2(Fraction(amax)) - 2
     else:
@@ -100,7 +102,9 @@ def test_a_group_of_zeros_has_scale_one(format: Format, rule: ScaleRule):
 @each_format
 @each_rule
 def test_a_group_that_is_not_finite_has_scale_nan_and_its_neighbours_do_not(format: Format, rule: ScaleRule):
-    """Where scales have a window, its whole row may be lost with it: the token, or the output, is lost anyway."""
+    """If scales have a window, the whole row may be lost with the group: the token, or the output,
+    is lost anyway.
+    """
     amax = torch.tensor([1.0, torch.nan, torch.inf, 2.0])
     is_lost = torch.isnan(group_scale(amax.unsqueeze(1), format, rule)).squeeze(1)
     assert is_lost.tolist() == [False, True, True, False]

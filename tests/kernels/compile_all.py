@@ -1,4 +1,5 @@
-"""Compile every Triton kernel that a Wan model launches, for every GPU generation, on a machine without a GPU.
+"""Compile every Triton kernel that a Wan model launches, for every GPU generation, on a machine
+without a GPU.
 
     python -m tests.kernels.compile_all [--capability 90 …] [--only PART-OF-A-NAME …] [--json FILE]
 
@@ -6,13 +7,15 @@ The table form: every module of `tempoquant.kernels` that launches a kernel defi
 
     def specializations() -> NamedLaunches:   # kernels/launch.py: yields (name, Launch)
 
-in which each `Launch` is made by the function that makes the launch of a run, from tensors on the device "meta" in
-Wan's shapes. Types, alignment and constants are derived from the arguments as Triton derives them at a launch, so that
-what is compiled here is what runs. `Launch.min_capability` says below which compute capability a kernel is not
-compiled (89 for those that convert to FP8), `Launch.max_capability` above which another takes its place. A name is
-short and unique within its module ("fp8 nvfp4_m1 rank 32").
+in which each `Launch` is made by the function that makes the launch of a run, from tensors on the
+device "meta" in Wan's shapes. Types, alignment and constants are derived from the arguments as
+Triton derives them at a launch, so that what is compiled here is what runs. `Launch.min_capability`
+says below which compute capability a kernel is not compiled (89 for those that convert to FP8),
+`Launch.max_capability` above which another takes its place. A name is short and unique within its
+module ("fp8 nvfp4_m1 rank 32").
 
-Printed for each: registers a thread, bytes spilled, static and dynamic shared memory, all from ptxas.
+Printed for each: registers a thread, bytes spilled, static and dynamic shared memory, all from
+ptxas.
 """
 
 import argparse
@@ -33,7 +36,7 @@ CAPABILITIES = (80, 89, 90, 100, 120)
 
 
 class Compiled(NamedTuple):
-    """What ptxas says of one kernel. Bytes; `error` is empty when it compiled."""
+    """The report of ptxas on one kernel. Bytes; `error` is empty if it compiled."""
 
     kernel: str
     name: str
@@ -62,7 +65,9 @@ def compiled(name: str, launch: Launch, capability: int) -> Compiled:
 
 
 def compile_all(capabilities: tuple[int, ...] = CAPABILITIES, only: tuple[str, ...] = ("",)) -> Iterator[Compiled]:
-    """Every launch whose name has one of `only` in it, for every capability that it is for."""
+    """Compile every launch whose name has one of `only` in it, for every capability that it is
+    for.
+    """
     triton.knobs.compilation.always_compile = True  # a cached cubin comes without ptxas's report
     triton.knobs.nvidia.dump_ptxas_log = True
     for name, launch in named_launches():

@@ -12,7 +12,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Every new tensor starts as NaN, so that what a kernel does not write shows."""
+    """Fill every new tensor with NaN, so that unwritten elements show."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -25,17 +25,19 @@ def generator(seed: int) -> torch.Generator:
 
 
 def whole_numbers(*shape: int, largest: int, seed: int) -> torch.Tensor:
-    """Random whole numbers from −largest to largest, float32."""
+    """Return random whole numbers from −largest to largest, float32."""
     return torch.randint(-largest, largest + 1, shape, generator=generator(seed)).float()
 
 
 def powers_of_two(*shape: int, seed: int) -> torch.Tensor:
-    """1/4 … 4 at random, float32."""
+    """Return random numbers from 1/4 … 4, float32."""
     return torch.exp2(whole_numbers(*shape, largest=2, seed=seed))
 
 
 def between_poison(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix as dtype on the device, a view into memory that is NaN (127, for integers) around it."""
+    """Return the matrix as dtype on the device, a view into memory that is NaN (127, for integers)
+    around it.
+    """
     rows, columns = matrix.shape
     around = torch.full((rows + 2, columns + 32), 127 if dtype == torch.int8 else torch.nan).to(dtype)
     around[1:-1, 16:-16] = matrix.to(dtype)
@@ -43,7 +45,7 @@ def between_poison(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def branch(num_tokens: int, num_outputs: int, rank: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """hidden and up, of whole numbers; None, None at rank 0."""
+    """Return hidden and up, of whole numbers; None, None at rank 0."""
     if rank == 0:
         return None, None
     hidden = whole_numbers(num_tokens, rank, largest=8, seed=11).bfloat16()
@@ -54,7 +56,9 @@ def expected(
     quantized: QuantizedInput, weight: torch.Tensor, column_scale: torch.Tensor | None, up: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """y in float64 on the CPU, from the same operands: scales one a row, or one a row and group."""
+    """Compute y in float64 on the CPU, from the same operands: scales one a row, or one a row and
+    group.
+    """
     x, w = quantized.values.cpu().double(), weight.cpu().double()
     if quantized.scale is not None:
         scale = quantized.scale.cpu().double().reshape(len(x), -1)

@@ -1,4 +1,6 @@
-"""What tests of the kernel that rounds inputs share: inputs, transforms, and what the rounded values stand for."""
+"""Shared parts of the tests of the kernel that rounds inputs: inputs, transforms, and decoded
+values.
+"""
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ each_rule = pytest.mark.parametrize("rule", ScaleRule)
 
 
 def transform(in_features: int, *, rank: int = 0, **has: bool) -> InputTransform:
-    """A random layer's; `has` as for `random_layer`."""
+    """Make a random layer's transform; `has` as for `random_layer`."""
     found = random_layer(random_linear(in_features, 16), rank=rank, size=0.3, **has).input_transform
     return InputTransform(*(each.to(DEVICE) if isinstance(each, torch.Tensor) else each for each in found))
 
@@ -31,7 +33,7 @@ PLAIN = InputTransform()
 
 
 def activations(num_tokens: int, in_features: int) -> torch.Tensor:
-    """Features of very different size, as video transformers have them."""
+    """Make features of very different size, as in video transformers."""
     return (random(num_tokens, in_features, seed=3) * random(in_features, seed=4).mul(1.5).exp()).to(DEVICE)
 
 
@@ -40,7 +42,7 @@ def ones(count: int = 1) -> torch.Tensor:
 
 
 def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
-    """What the values stand for, (tokens, in) float32."""
+    """Decode the values, (tokens, in) float32."""
     values = quantized.values.float()
     if quantized.values.dtype == torch.float8_e4m3fn:
         return values * quantized.scale[:, None]
@@ -50,7 +52,9 @@ def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
 
 
 def stored_as(wanted: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The definition's numbers as a backend holds them: only bfloat16 rounds, and only INT4."""
+    """Return the definition's numbers in a backend's storage: only bfloat16 rounds, and only
+    INT4.
+    """
     return wanted.bfloat16().float() if dtype == torch.bfloat16 else wanted
 
 

@@ -1,4 +1,6 @@
-"""Every backend computes what the reference defines: a whole linear, with everything that it may have, on each."""
+"""Every backend computes what the reference defines: a whole linear, with everything that it may
+have, on each.
+"""
 
 import dataclasses
 from typing import Any
@@ -41,7 +43,7 @@ def linear(format: Format, rule: ScaleRule = ScaleRule.LEAST_ERROR, bias: bool =
 
 
 def by_definition(module: QuantizedLinear, x: torch.Tensor, eight_bits: bool = False) -> torch.Tensor:
-    """The reference's formula in float64, with h as the kernels round it."""
+    """Compute the reference's formula in float64, with h as the kernels round it."""
     transform, weight, entry = module.input_transform(), module.weight_tensors(), module.entry
     hidden = None if transform.down is None else (x.float() @ transform.down.float().T).bfloat16().float()
     z = transform.quantizer_input(x.float(), hidden)
@@ -68,7 +70,8 @@ def test_a_linear_is_the_reference_up_to_the_rounding_of_its_output(
     wanted = by_definition(module, x)
     with forced(backend):
         y = module(x)
-    # INT4 in bfloat16 rounds both operands; elsewhere only y is rounded, and h may fall on the other side of a tie.
+    # INT4 in bfloat16 rounds both operands; elsewhere only y is rounded, and h may fall on the
+    # other side of a tie.
     rounds_operands = format is INT4 and backend is Backend.BF16
     allowed = BFLOAT16_UNIT if dtype == torch.bfloat16 or rounds_operands else 1e-3
     assert y.dtype == dtype and y.shape == wanted.shape and relative(y - wanted, wanted) < allowed
@@ -79,7 +82,9 @@ def test_a_linear_is_the_reference_up_to_the_rounding_of_its_output(
 def test_a_deflated_linear_rounds_nearly_every_number_as_the_reference(
     backend: Backend, format: Format, rotated: bool
 ) -> None:
-    """The sum h · deflationᵀ has another order, so that a few numbers near a tie round the other way."""
+    """The sum h · deflationᵀ has another order, so that a few numbers near a tie round the other
+    way.
+    """
     module = linear(format, rotated=rotated)
     x = random(2, 33, 3 * format.group_size).bfloat16().to(DEVICE)
     wanted = by_definition(module, x)

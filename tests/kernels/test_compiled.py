@@ -1,4 +1,6 @@
-"""Every kernel compiles for every GPU generation it is for, and on Hopper none runs out of registers."""
+"""Every kernel compiles for every GPU generation it is for, and on Hopper none runs out of
+registers.
+"""
 
 import json
 import os
@@ -15,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def table(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The rows of compile_all, run where Triton compiles and does not interpret."""
+    """Return the rows of compile_all, run where Triton compiles and does not interpret."""
     file = folder / "table.json"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -45,7 +47,9 @@ def test_for_hopper_every_kernel_compiles_and_spills_no_register(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_for_the_other_generations_kernels_compile_and_fp8_starts_with_ada(tmp_path: Path) -> None:
-    """Of each module a few of its kernels; `python -m tests.kernels.compile_all` does them all."""
+    """A few kernels of each module are compiled; `python -m tests.kernels.compile_all` compiles
+    all.
+    """
     only = ("expand: fp8 nvfp4_m1", "expand: int8", "nvfp4_m1, rank 32", "fp8 mxfp4, rank 32", "1 tokens, rank 32")
     rows = table(tmp_path, "--capability", "80", "89", "100", "120", "--only", *only)
     assert {row["capability"] for row in rows} == {80, 89, 100, 120}

@@ -15,7 +15,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends that the GPU has a compute capability."""
+    """Pretend that the GPU has a compute capability."""
     dispatch._choose.cache_clear()
 
     def pretend(major: int, minor: int) -> None:

@@ -1,4 +1,6 @@
-"""The backend fp4: inputs are packed as weights are stored, and the product of packed operands rounds once."""
+"""The backend fp4: inputs are packed as weights are stored, and the product of packed operands
+rounds once.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ each_format = pytest.mark.parametrize(
 
 
 def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
-    """What packed codes and scales stand for, (tokens, in) float32."""
+    """Decode packed codes and scales, (tokens, in) float32."""
     scale = scale_from_bytes(quantized.scale.view(torch.uint8), format)
     return from_codes(unpack(quantized.values, format), scale, format)
 
@@ -57,7 +59,9 @@ def test_the_numbers_are_the_definitions(format: Format, rule: ScaleRule) -> Non
 
 @each_format
 def test_every_code_and_scale_lies_where_a_checkpoint_has_it(format: Format) -> None:
-    """Index by index: two codes a byte, the even feature low; the scales of a row side by side, one byte a group."""
+    """Index by index: two codes a byte, the even feature low; the scales of a row side by side, one
+    byte a group.
+    """
     x = activations(6, 192)
     quantized = quantize_to_fp4(x, None, PLAIN, format, ScaleRule.CEIL, ones())
     scale = group_scale(group_amax(x, format), format, ScaleRule.CEIL)

@@ -27,7 +27,7 @@ BF16 = torch.bfloat16
 def operands(
     num_tokens: int, num_outputs: int, num_groups: int, rank: int = 0, group: int = 64, largest: int = 7
 ) -> tuple[QuantizedInput, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Quantized input, codes, scale and up."""
+    """Return quantized input, codes, scale and up."""
     hidden, up = branch(num_tokens, num_outputs, rank)
     values = between_poison(whole_numbers(num_tokens, num_groups * group, largest=largest, seed=1), torch.int8)
     codes = between_poison(whole_numbers(num_outputs, num_groups * group, largest=7, seed=2), torch.int8)

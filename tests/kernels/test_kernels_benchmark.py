@@ -1,4 +1,6 @@
-"""The kernels benchmark checks before it times, counts a block as Wan2.2 has it, and without a GPU measures nothing."""
+"""The kernels benchmark checks before it times, counts a block as Wan2.2 has it, and without a GPU
+measures nothing.
+"""
 
 import sys
 
@@ -21,7 +23,7 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="stands for a GPU,
 
 @pytest.fixture
 def instant_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call takes a millisecond, and the CPU passes for Hopper."""
+    """Make every call take a millisecond, and the CPU pass for Hopper."""
 
     def time_ms(function, graph=False):
         function()

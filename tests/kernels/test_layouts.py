@@ -1,4 +1,6 @@
-"""Where an operator's arguments lie in memory changes nothing: with gaps, or one row or number for all."""
+"""The layout of an operator's arguments in memory changes nothing: with gaps, or one row or number
+for all.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,12 +28,12 @@ def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def turned(tensor: torch.Tensor) -> torch.Tensor:
-    """Features a row apart, as a transposed tensor has them; a vector has only one order."""
+    """Return features a row apart, as in a transposed tensor; a vector has only one order."""
     return tensor if tensor.dim() < 2 else tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def cut_out(tensor: torch.Tensor) -> torch.Tensor:
-    """A view into a wider tensor that starts at no aligned address."""
+    """Return a view into a wider tensor that starts at no aligned address."""
     wide = torch.empty(*tensor.shape[:-1], tensor.shape[-1] + 3, dtype=tensor.dtype, device=tensor.device)
     wide.view(torch.uint8).fill_(POISON)
     wide[..., 1:-2] = tensor
@@ -60,7 +62,7 @@ def relaid(argument: Any, lay_out: Callable[[torch.Tensor], torch.Tensor]) -> An
 def assert_the_same(
     operator: Any, tensors: tuple[Any, ...], lay_out: Callable[[torch.Tensor], torch.Tensor], **settings: Any
 ) -> None:
-    """Of tensors laid out so, and of the same numbers in order."""
+    """Assert the same result for tensors in this layout, and for the same numbers in order."""
     moved = [relaid(tensor, lay_out) for tensor in tensors]
     plain = [each.contiguous() if isinstance(each, torch.Tensor) else each for each in moved]
     assert any(isinstance(each, torch.Tensor) and not each.is_contiguous() for each in moved)
@@ -99,7 +101,9 @@ def test_multiplying_reads_its_arguments_wherever_they_lie(
 
 @each_backend
 def test_a_linear_takes_one_batch_entry_however_it_lies(backend: Backend, format: Format) -> None:
-    """A batch of one can be flattened without a copy, whatever its strides, so that kernels see them."""
+    """A batch of one can be flattened without a copy, whatever its strides, so that kernels see
+    them.
+    """
     module, in_features = linear(format), 3 * format.group_size
     x = random(1, in_features, 5).bfloat16().to(DEVICE)
     wide = random(1, 10, 2 * in_features).bfloat16().to(DEVICE)

@@ -1,4 +1,6 @@
-"""The counts of the kernels' machine code: no change slows a kernel unseen; and how counts become times."""
+"""The counts of the kernels' machine code: no change slows a kernel unseen; and how counts become
+times.
+"""
 
 import json
 import os
@@ -34,7 +36,7 @@ LISTING = """
 
 
 def counted(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The records of the command, run where Triton compiles and does not interpret."""
+    """Return the records of the command, run where Triton compiles and does not interpret."""
     file = folder / "counted.jsonl"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -52,7 +54,9 @@ def by_kernel(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def assert_no_more(found: float, counted_then: float) -> None:
-    """Five percent of air; a kernel that got faster than that should say so here."""
+    """Assert with five percent of slack; a kernel that got faster than that should change the
+    number here.
+    """
     assert counted_then / AIR / AIR <= found <= counted_then * AIR
 
 
@@ -111,7 +115,9 @@ def kernel_of(loop: Loop, outside: int, programs: int) -> Counted:
 
 
 def test_waiting_for_idle_tensor_cores_adds_what_is_otherwise_hidden() -> None:
-    """A hundred steps of 30 instructions of four warps and 60 cycles of tensor cores; then 10 instructions."""
+    """A hundred steps of 30 instructions of four warps and 60 cycles of tensor cores; then 10
+    instructions.
+    """
     step = Counter({"FADD": 29})
     calm, waiting = (Loop(0, 29, step + Counter({name: 1})) for name in ("BRA", "WARPGROUP.DEPBAR.LE gsb0, 0x0"))
     operations = 100 * 60 / GPUS[90].tensor_cycles(1.0, "fp8")

@@ -1,4 +1,6 @@
-"""The operators keep their word to torch: schema, fake kernels, and graphs that are compiled once."""
+"""The operators keep their word to torch: schema, fake kernels, and graphs that are compiled
+once.
+"""
 
 import dataclasses
 

@@ -29,7 +29,7 @@ each_rule = pytest.mark.parametrize("rule", ScaleRule)
 
 
 def layer_of(format: Format, **has: Any) -> tuple[InputTransform, WeightTensors]:
-    """A random layer's two halves; `has` as for `random_layer`, and `bias`."""
+    """Make a random layer's two halves; `has` as for `random_layer`, and `bias`."""
     bias, has = has.get("bias", True), {key: value for key, value in has.items() if key != "bias"}
     linear = random_linear(3 * format.group_size, OUT)
     layer = random_layer(linear, format, TimestepBins(), **{"rank": RANK, "size": 0.3} | has)
@@ -43,7 +43,7 @@ PLAIN = {"smoothed": False, "rank": 0, "centred": False, "bias": False}
 def in_float64(
     x: torch.Tensor, transform: InputTransform, weight: WeightTensors, format: Format, rule: ScaleRule, ratio: float
 ) -> torch.Tensor:
-    """The formulas of both modules, operand by operand."""
+    """Compute the formulas of both modules, operand by operand."""
     x = x.double()
     z = x if transform.smoothing_factor is None else x / transform.smoothing_factor.double()
     if transform.rotated:
@@ -78,7 +78,9 @@ def test_in_float64_the_linear_is_the_product_of_its_dequantized_operands(
 @each_format
 @each_rule
 def test_in_float32_only_the_sum_rounds(format: Format, rule: ScaleRule):
-    """Operands are exact in float32, so the error is bounded by that of a sum of `in_features` terms."""
+    """Operands are exact in float32, so the error is bounded by that of a sum of `in_features`
+    terms.
+    """
     transform, weight = layer_of(format, **PLAIN)
     x = random(NUM_TOKENS, 3 * format.group_size)
     operands = quantize_activation(x, format, rule), dequantize_residual(weight, format)
@@ -108,7 +110,7 @@ def test_the_branch_reads_the_raw_input_and_not_the_smoothed_one(format: Format)
 
 @each_format
 def test_smoothing_divides_the_input_as_dividing_it_beforehand_does(format: Format):
-    """With powers of two, division is exact, so the two are equal to the bit."""
+    """The factors are powers of two, so division is exact, and the two are equal to the bit."""
     transform, weight = layer_of(format, smoothed=False, rank=0)  # an offset comes after the division
     x = random(NUM_TOKENS, 3 * format.group_size)
     factor = 2.0 ** torch.randint(-3, 4, (x.shape[1],), generator=torch.Generator().manual_seed(0))

@@ -50,7 +50,9 @@ def stored(
 
 
 def random_weight(num_rows: int, in_features: int) -> torch.Tensor:
-    """Channels of very different size, a group of zeros, and where there are two, a row of zeros."""
+    """Return channels of very different size, a group of zeros, and where there are two, a row of
+    zeros.
+    """
     generator = torch.Generator().manual_seed(num_rows)
     weight = torch.randn(num_rows, in_features, generator=generator)
     weight *= torch.randn(in_features, generator=generator).exp()
@@ -60,7 +62,9 @@ def random_weight(num_rows: int, in_features: int) -> torch.Tensor:
 
 
 def poisoned(num_rows: int, in_features: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """A buffer of NaN, or of −128 in int8, and the piece of it, not at its start, that is to be written."""
+    """Return a buffer of NaN, or of −128 in int8, and the piece of it, not at its start, that is to
+    be written.
+    """
     whole = torch.full((3, num_rows, in_features), -128 if dtype == torch.int8 else torch.nan, device=DEVICE).to(dtype)
     return whole, whole[1]
 
@@ -77,7 +81,8 @@ def test_in_fp8_values_times_row_scale_are_the_weight(format: Format, num_rows: 
     whole, out = poisoned(num_rows, 64 * num_groups, torch.float8_e4m3fn)
     values, row_scale = expand_to_fp8(tensors, format, out)
     assert values.data_ptr() == out.data_ptr() and row_scale.shape == (num_rows,)
-    # The tensor scale is the only factor that is no power of two: multiplied last, as in the reference.
+    # The tensor scale is the only factor that is no power of two: multiplied last, as in the
+    # reference.
     base = row_scale if tensors.tensor_scale is None else row_scale / tensors.tensor_scale
     mantissa, _ = torch.frexp(base)
     assert bool((mantissa == 0.5).all())

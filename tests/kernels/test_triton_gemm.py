@@ -1,4 +1,6 @@
-"""The FP8 and the BF16 matrix product: on whole numbers they are exact, whatever the shape, and round once."""
+"""The FP8 and the BF16 matrix product: on whole numbers they are exact, whatever the shape, and
+round once.
+"""
 
 import contextlib
 
@@ -25,11 +27,13 @@ pytestmark = pytest.mark.usefixtures(poisoned_memory.__name__)
 __all__ = ["poisoned_memory"]
 
 E4M3, E5M2, BF16 = torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16
-# Less than a tile, more than one, no multiple of any; one token; fewer inputs than are summed at a time.
+# Less than a tile, more than one, no multiple of any; one token; fewer inputs than are summed at a
+# time.
 SHAPES = [(1, 16, 16), (1, 144, 272), (129, 272, 144), (77, 400, 400), (130, 16, 128)]
 RANKS = [0, 1, 16, 32, 33, 65]
-# Sums of FP8 products are aligned to the largest of an instruction's 32 products and the sum so far, and cut after 13
-# bits; four instructions of 33 numbers make up the 128 products that are summed apart.
+# Sums of FP8 products are aligned to the largest of an instruction's 32 products and the sum so
+# far, and cut after 13 bits; four instructions of 33 numbers make up the 128 products that are
+# summed apart.
 SHORT_SUM_ERROR = 4 * 33 * 2.0**-13
 each_way = pytest.mark.parametrize(
     ("capability", "is_described", "promoted"),
@@ -47,7 +51,7 @@ each_way = pytest.mark.parametrize(
 def fp8_operands(
     num_tokens: int, num_outputs: int, num_inner: int, rank: int, dtype: torch.dtype = E4M3
 ) -> tuple[QuantizedInput, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Quantized input, weight, row scale and up: whole numbers and powers of two."""
+    """Return quantized input, weight, row scale and up: whole numbers and powers of two."""
     hidden, up = branch(num_tokens, num_outputs, rank)
     values = between_poison(whole_numbers(num_tokens, num_inner, largest=6, seed=1), dtype)
     weight = between_poison(whole_numbers(num_outputs, num_inner, largest=6, seed=2), E4M3)

@@ -1,4 +1,6 @@
-"""Tokens that FP8 cannot hold are multiplied as they are, and no other row of the result changes."""
+"""Tokens that FP8 cannot hold are multiplied as they are, and no other row of the result
+changes.
+"""
 
 import pytest
 import torch
@@ -32,7 +34,7 @@ E4M3 = torch.float8_e4m3fn
 
 
 def outside_numbers(num_tokens: int, num_inner: int) -> torch.Tensor:
-    """MXFP4 numbers (tokens, in) whose groups are as far apart as 2^40."""
+    """Return MXFP4 numbers (tokens, in) whose groups are as far apart as 2^40."""
     x = torch.randn(num_tokens, num_inner, generator=generator(1)).unflatten(1, (-1, GROUP))
     x *= torch.exp2(whole_numbers(num_tokens, num_inner // GROUP, 1, largest=20, seed=2))
     x = x.flatten(1)
@@ -41,7 +43,9 @@ def outside_numbers(num_tokens: int, num_inner: int) -> torch.Tensor:
 
 
 def stored_rows(numbers: torch.Tensor) -> torch.Tensor:
-    """The same, as a checkpoint stores weights: packed codes, then scale bytes, as many bytes a row as numbers."""
+    """Return the same, as a checkpoint stores weights: packed codes, then scale bytes, as many
+    bytes a row as numbers.
+    """
     scale = group_scale(group_amax(numbers, MXFP4), MXFP4, ScaleRule.CEIL)
     rows = torch.zeros(numbers.shape, dtype=torch.uint8)
     packed, stored = pack(to_codes(numbers, scale, MXFP4), MXFP4), scale_to_bytes(scale, MXFP4)

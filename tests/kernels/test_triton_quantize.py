@@ -70,7 +70,9 @@ def test_a_rotated_row_has_the_numbers_of_the_definition(format: Format, output:
 @each_output
 @pytest.mark.parametrize("loudest", [0.0, 2.0**12, 2.0**100, torch.nan])
 def test_a_row_is_rounded_the_same_whatever_its_neighbours_are(format: Format, output: torch.dtype, loudest: float):
-    """Of a usual row everything is settled beforehand, but one that is not sends its neighbours round again."""
+    """A usual row has everything fixed beforehand, but an unusual one makes its neighbours run a
+    second pass.
+    """
     x = activations(3, 192).clamp(-20, 20)
     alone = QUANTIZE[output](x, None, PLAIN, format, ScaleRule.LEAST_ERROR, ones())
     loud = torch.cat([x, torch.full((1, 192), loudest, device=DEVICE)])
@@ -155,7 +157,9 @@ def test_each_batch_entry_has_its_clip_ratio(format: Format, output: torch.dtype
 def test_points_beside_the_middle_of_two_levels_fall_as_by_ieee_division(
     format: Format, output: torch.dtype, scale: float
 ):
-    """The middles of levels times a scale, which the first number of the group fixes, and three floats either side."""
+    """The middles of levels times a scale, which the first number of the group fixes, and three
+    floats either side.
+    """
     levels = torch.tensor(format.levels) * scale
     middles = (levels[1:] + levels[:-1]) / 2
     points, above, below = [middles], middles, middles

@@ -1,4 +1,6 @@
-"""The kernel that rounds inputs takes the branch out of them, and rounds some of them to eight bits."""
+"""The kernel that rounds inputs takes the branch out of them, and rounds some of them to eight
+bits.
+"""
 
 import pytest
 import torch
@@ -41,7 +43,9 @@ def test_rows_of_eight_bits_are_the_definitions_among_rows_of_four(format: Forma
 
 @pytest.mark.parametrize("magnitude", [2.0**-130, 2.0**-100, 1.0, 2.0**120])
 def test_eight_bits_in_fp8_round_ties_and_subnormals_as_fp8_does(magnitude: float):
-    """Every point between two E4M3 numbers of either sign, and its neighbours; 448 fixes the scale."""
+    """Every point between two E4M3 numbers of either sign, and its neighbours; 448 fixes the
+    scale.
+    """
     positive = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     middles = (positive[1:] + positive[:-1]) / 2
     points = torch.cat([middles, torch.nextafter(middles, middles * 2), torch.nextafter(middles, middles * 0)])
@@ -65,7 +69,8 @@ def test_with_a_branch_codes_differ_only_where_the_order_of_a_sum_can_move_them(
         found = numbers_of(quantized, format)
         assert quantized.hidden is hidden
         assert (found == wanted).float().mean() >= 0.995
-        # A level or a scale may be the next one: neither is more than twice as far from its input, but for the error.
+        # A level or a scale may be the next one: neither is more than twice as far from its input,
+        # but for the error.
         amax = z.unflatten(-1, (-1, format.group_size)).abs().amax(-1).repeat_interleave(format.group_size, -1)
         assert bool(((found - wanted).abs() <= amax / 2).all())
         assert (found - z).square().sum() <= 1.001 * (wanted - z).square().sum()

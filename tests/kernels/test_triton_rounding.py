@@ -39,7 +39,9 @@ def _sum_kernel(x: tl.tensor, total: tl.tensor, ROWS: tl.constexpr, GROUP: tl.co
 
 
 def quotients(x: torch.Tensor, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """By `divide`, by `over_scale`, and, for divisors of eight significant bits, by `divided`."""
+    """Return quotients by `divide`, by `over_scale`, and, for divisors of eight significant bits,
+    by `divided`.
+    """
     x, divisor = x.float().to(DEVICE).contiguous(), divisor.float().to(DEVICE).contiguous()
     found = [torch.empty_like(x) for _ in range(3)]
     _divide_kernel[(x.numel() // 256,)](x, divisor, divisor.reciprocal(), *found, FORMAT, 256, enable_fp_fusion=False)
@@ -56,7 +58,9 @@ def test_every_two_mantissas_of_bfloat16_divide_as_in_ieee() -> None:
 
 @pytest.mark.parametrize("exponents", [2, 90])
 def test_floats_of_any_mantissa_divide_as_in_ieee(exponents: int) -> None:
-    """While quotient and remainder are normal numbers; a plain product with the reciprocal does not."""
+    """While quotient and remainder are normal numbers; a plain product with the reciprocal does
+    not.
+    """
     x = random(2**14, seed=1) * 2.0 ** (random(2**14, seed=2) * 0.2 * exponents).round()
     divisor = random(2**14, seed=3).abs() * 2.0 ** (random(2**14, seed=4) * 0.1 * exponents).round()
     assert not torch.equal(x * divisor.reciprocal(), x / divisor)
@@ -67,7 +71,9 @@ def test_floats_of_any_mantissa_divide_as_in_ieee(exponents: int) -> None:
 
 
 def test_numbers_beside_the_middle_of_two_floats_divide_as_in_ieee_by_every_short_divisor() -> None:
-    """Those whose quotients are the hardest to round: the nearest floats to a middle times the divisor."""
+    """These quotients are the hardest to round: of the nearest floats to a midpoint times the
+    divisor.
+    """
     divisor = torch.arange(128, 256).repeat_interleave(128).float()
     generator = torch.Generator().manual_seed(5)
     middles = torch.randint(2**23, 2**24, divisor.shape, generator=generator).double() + 0.5

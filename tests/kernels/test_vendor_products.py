@@ -1,4 +1,6 @@
-"""The vendor's products give what ours give, but for roundings to bfloat16 that they say they make."""
+"""The vendor's products give what ours give, but for roundings to bfloat16 that they say they
+make.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Laws of spending a budget: never exceeded, monotone, and next to the best that every combination could do."""
+"""Laws of spending a budget: never exceeded, monotone, and next to the best that every combination
+could do.
+"""
 
 import itertools
 

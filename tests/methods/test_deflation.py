@@ -1,4 +1,6 @@
-"""Laws of deflation: nothing is lost by dividing input and weight, and what four bits get is as small as it can be."""
+"""Laws of deflation: nothing is lost by dividing input and weight, and what four bits get is as
+small as it can be.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ IN, OUT, RANK = 96, 64, 8
 
 
 def inputs(in_features: int = IN, num_tokens: int = 800, seed: int = 0) -> torch.Tensor:
-    """Raw inputs whose features lean on each other, some of them far larger than the rest."""
+    """Make raw inputs whose features are correlated, some of them far larger than the rest."""
     mixing = torch.eye(in_features) + random(in_features, in_features, seed=seed + 1) / in_features**0.5
     mixing *= random(in_features, seed=seed + 2).exp()
     return random(num_tokens, in_features, seed=seed) @ mixing
@@ -122,7 +124,9 @@ def test_how_large_input_and_weight_are_changes_no_direction() -> None:
 
 
 def wide(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A covariance and a weight of 1100 features with a few directions that stand out, each by another amount."""
+    """Make a covariance and a weight of 1100 features with a few dominant directions, each by
+    another amount.
+    """
     basis = torch.linalg.qr(random(1100, 1100, seed=seed)).Q
     spectrum = 0.98 ** torch.arange(1100.0)
     spectrum[:6] += torch.tensor([200.0, 150.0, 110.0, 80.0, 55.0, 35.0])

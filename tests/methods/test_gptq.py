@@ -1,4 +1,6 @@
-"""Laws of GPTQ: it is the textbook's, it is rounding where nothing can be gained, and it wins where something can."""
+"""Laws of GPTQ: it is the textbook's, it is rounding where nothing can be gained, and it wins where
+something can.
+"""
 
 from pathlib import Path
 
@@ -26,14 +28,14 @@ each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 
 
 def correlated_inputs(in_features: int, num_tokens: int = 2000, seed: int = 0) -> torch.Tensor:
-    """(tokens, in) float64, features that lean on each other as in a real layer."""
+    """Make correlated features, (tokens, in) float64, as in a real layer."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.eye(in_features) + torch.randn(in_features, in_features, generator=generator) / in_features**0.5
     return (torch.randn(num_tokens, in_features, generator=generator) @ mixing).double()
 
 
 def problem(format: Format = MXFP4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, WeightScale]:
-    """A weight (96, 128) float64, inputs, and the weight's scales."""
+    """Make a weight (96, 128) float64, inputs, and the weight's scales."""
     weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(seed + 1))
     return weight.double(), correlated_inputs(128, seed=seed), weight_scale(weight, format, ScaleRule.FLOOR)
 
@@ -48,9 +50,11 @@ def textbook_gptq(
     weight: torch.Tensor, hessian: torch.Tensor, scale: WeightScale, format: Format, damping_fraction: float,
     order: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Algorithm 1 of arXiv 2210.17323, column by column, with the inverse that it is written with.
+    """Run algorithm 1 of arXiv 2210.17323, column by column, with the inverse that it is written
+    with.
 
-    In another order: of the same problem with its features, and the scale of each, put in that order.
+    In another order: of the same problem with its features, and the scale of each, put in that
+    order.
     """
     order = torch.arange(weight.shape[1]) if order is None else order
     hessian, weight = hessian[order][:, order], weight[:, order]

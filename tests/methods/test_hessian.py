@@ -11,7 +11,9 @@ from tests.random_layers import random
 
 
 def hard_hessian() -> torch.Tensor:
-    """(128, 128) float64 with eigenvalues from 1 to 1e−9: float32 makes some of them negative."""
+    """Make a Hessian (128, 128) float64 with eigenvalues from 1 to 1e−9: float32 makes some of them
+    negative.
+    """
     basis = torch.linalg.qr(random(128, 128, seed=3, dtype=torch.float64)).Q
     return basis * torch.logspace(0, -9, 128, dtype=torch.float64) @ basis.T
 
@@ -120,7 +122,9 @@ def test_a_hessian_that_only_float64_can_factor_is_retried_and_reported() -> Non
 
 
 def test_the_retry_in_float64_sees_the_hessian_as_it_was() -> None:
-    """The failed factorization overwrites its memory; several panels, so that it fails after some are finished."""
+    """The failed factorization overwrites its memory; several panels, so that it fails after some
+    are finished.
+    """
     hessian = torch.eye(1500) * 2 + 0.1 * random(1500, 1500).square().clamp(max=1) / 1500
     hessian = (hessian + hessian.T) / 2
     hessian[:2, :2] = torch.tensor([[1.0, 1.0], [1.0, 1.0]])  # the last to be reached; singular to float32

@@ -8,7 +8,7 @@ from tests.random_layers import random
 
 
 def with_outliers(out_features: int, in_features: int) -> torch.Tensor:
-    """A weight as smoothing leaves it: some columns and some rows far larger than the rest."""
+    """Make a weight as smoothing leaves it: some columns and some rows far larger than the rest."""
     weight = random(out_features, in_features)
     weight[:, ::97] *= 12
     weight[::211] *= 6

@@ -1,4 +1,6 @@
-"""Laws of the prior: what it costs at most, what it bounds, and that it looks the same in every basis."""
+"""Laws of the prior: what it costs at most, what it bounds, and that it looks the same in every
+basis.
+"""
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ SPREADS = {
 def test_the_sum_of_root_mean_squares_grows_by_the_root_of_the_fraction_at_most(
     variance: torch.Tensor, fraction: float
 ) -> None:
-    """Balanced smoothing leaves an error in proportion to that sum, squared, so this is all the prior can cost."""
+    """Balanced smoothing leaves an error in proportion to that sum, squared, so this is all the
+    prior can cost.
+    """
     mixed = (1 - fraction) * variance + fraction * typical_energy(variance, variance, 1e9)
     assert mixed.sqrt().sum() <= (1 + fraction**0.5) * variance.sqrt().sum() * (1 + 1e-6)
 

@@ -1,11 +1,14 @@
-"""Laws of large products: full precision, the same bytes each time, and no setting that others can see."""
+"""Laws of large products: full precision, the same bytes each time, and no setting that others can
+see.
+"""
 
 import pytest
 import torch
 
 from tempoquant.methods.products import add_product_, linear, product
 
-# Small ones go one way and large ones may go another, by the processor; the last has one side too short for the other.
+# Small ones go one way and large ones may go another, by the processor; the last has one side too
+# short for the other.
 SHAPES = [(3, 5, 7), (400, 600, 500), (700, 1100, 384), (700, 1100, 20)]
 
 
@@ -18,7 +21,8 @@ def operands(left_rows: int, terms: int, right_rows: int) -> tuple[torch.Tensor,
 def test_a_product_has_the_precision_of_float32_whatever_the_number_format_of_its_operands(shape) -> None:
     left, right = operands(*shape)
     exact = left.double() @ right.double().T
-    # Standard deviation of a sum of `terms` rounded additions; eight of them, and bfloat16 would be 2^15 times that.
+    # Standard deviation of a sum of `terms` rounded additions; eight of them, and bfloat16 would be
+    # 2^15 times that.
     tolerance = 8 * shape[1] ** 0.5 * 2**-24 * shape[1] ** 0.5
     assert (product(left, right).double() - exact).abs().max() < tolerance
 

@@ -1,4 +1,6 @@
-"""Laws of smoothing by root mean squares; by largest magnitudes it is in test_svdquant.py, with the branch."""
+"""Laws of smoothing by root mean squares; by largest magnitudes it is in test_svdquant.py, with the
+branch.
+"""
 
 import pytest
 import torch

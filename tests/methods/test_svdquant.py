@@ -32,7 +32,9 @@ def test_a_rank_above_the_smaller_side_is_refused() -> None:
 
 
 def fitted(factor: torch.Tensor, amax: torch.Tensor, format: Format) -> torch.Tensor:
-    """As if every feature's root mean square were a third of its largest magnitude, in the only timestep bin."""
+    """Fit as if every feature's root mean square were a third of its largest magnitude, in the only
+    timestep bin.
+    """
     return fit_scale_range(factor, amax, amax.unsqueeze(0) / 3, format)
 
 

@@ -17,5 +17,5 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of a pipeline with two experts."""
+    """Return a copy of a pipeline with two experts."""
     return Path(shutil.copytree(folders["wan22_t2v"], tmp_path / "model"))

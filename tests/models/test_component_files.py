@@ -1,4 +1,4 @@
-"""What is missing, cut off or of another shape is named before any weight is read."""
+"""A missing, truncated or misshapen file is named before any weight is read."""
 
 import json
 import shutil
@@ -24,12 +24,14 @@ DENOISER = "transformer_2/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the bundled pipeline that a test may damage."""
+    """Return a copy of the bundled pipeline that a test may damage."""
     return Path(shutil.copytree(weights_folder(), tmp_path / "model"))
 
 
 def shard(file: Path) -> dict[str, str]:
-    """Split a weight file in two, as the hub does with large ones; the index's weight_map."""
+    """Split a weight file in two, as the hub does with large ones; return the index's
+    weight_map.
+    """
     tensors = load_file(file)
     stem, names = file.name.removesuffix(".safetensors"), sorted(tensors)
     halves = {f"{stem}-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
@@ -186,7 +188,7 @@ SHOWN_DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 def change_one(folder: Path, suffix: str, edit: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-    """Change a tensor of a component, its values apart, in file and index."""
+    """Change a tensor of a component, without its values, in file and index."""
     for file in sorted(folder.glob("*.safetensors")):
         tensors = load_file(file)
         for name in [name for name in tensors if name.endswith(suffix)][:1]:

@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded."""
+"""The refusals before anything is loaded."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tempoquant.tiny import weights_folder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the bundled pipeline that a test may damage."""
+    """Return a copy of the bundled pipeline that a test may damage."""
     return Path(shutil.copytree(weights_folder(), tmp_path / "model"))
 
 

@@ -1,4 +1,4 @@
-"""What people have that is no source: each is refused by what it is, with what to give instead."""
+"""Inputs that are no source: each is refused by its kind, with a replacement."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def pickled(folder: Path) -> Any:
 
 
 def given(name: str, change: Callable[[Tensors], Any]) -> Callable[[Path], Any]:
-    """A single file with some of its tensors changed."""
+    """Return a single file with some of its tensors changed."""
 
     def write_file(folder: Path) -> Any:
         file = folder.parent / "given.safetensors"

@@ -1,4 +1,6 @@
-"""Laws of a denoiser that is run block by block: it computes what the whole model computes, and keeps what it needs."""
+"""Laws of a denoiser that is run block by block: it computes what the whole model computes, and
+keeps what it needs.
+"""
 
 import copy
 import dataclasses
@@ -49,8 +51,9 @@ class Single(nn.Module):
 
 
 class Toy(nn.Module):
-    """Two blocks of two streams, then four of one. What the second answered skips the third and the fourth, and the
-    first one's video skips all of the others."""
+    """Two blocks of two streams, then four of one. What the second answered skips the third and the
+    fourth, and the first one's video skips all of the others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class Held(DenoiserWeights):
 
 
 def sample(inputs: dict[str, tuple[int, ...]], seed: int = 0, denoiser: str = "transformer") -> CalibrationSample:
-    """A call of random inputs of these shapes."""
+    """Return a call of random inputs of these shapes."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in inputs.items()}
     timestep = 950.0 - seed
@@ -123,7 +126,9 @@ def wan() -> tuple[DenoiserWeights, nn.Module, dict[str, tuple[int, ...]]]:
 
 
 def vace() -> tuple[DenoiserWeights, nn.Module, dict[str, tuple[int, ...]]]:
-    """Hints that one list of blocks makes are added to what blocks of the other one answer."""
+    """Make a model whose hints from one list of blocks are added to the outputs of the other
+    list.
+    """
     torch.manual_seed(0)
     model = WanVACETransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=8, ffn_dim=32,

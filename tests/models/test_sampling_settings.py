@@ -15,7 +15,7 @@ from tests.recorded import SETTINGS, SOURCE, TINY
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The bundled model, which does not say how it is sampled."""
+    """Return the bundled model without its sampling."""
     folder = Path(shutil.copytree(TINY, tmp_path / "model"))
     (folder / "sampling.json").unlink()
     return folder

@@ -1,4 +1,6 @@
-"""Laws of the schedule: known without a model, falling, and the one that the pipeline then follows."""
+"""Laws of the schedule: known without a model, falling, and the one that the pipeline then
+follows.
+"""
 
 import dataclasses
 import json
@@ -30,7 +32,9 @@ from tests.recorded import PROMPTS, SETTINGS, SOURCE, TINY
 
 
 def with_scheduler(folder: Path, scheduler: Any, /, **changes: object) -> SourceModel:
-    """The bundled pipeline with another scheduler, and with changes of its model_index.json."""
+    """Return the bundled pipeline with another scheduler, and with changes of its
+    model_index.json.
+    """
     folder.mkdir(exist_ok=True)
     for component in TINY.iterdir():
         if component.is_dir() and component.name != "scheduler":

@@ -1,4 +1,6 @@
-"""Laws of a pipeline that is opened once: whoever gets it knows the same, and nothing is read twice."""
+"""Laws of a pipeline that is opened once: whoever gets it knows the same, and nothing is read
+twice.
+"""
 
 import collections
 import dataclasses
@@ -25,7 +27,7 @@ KNOWN = ", ".join(sorted(name for family in FAMILIES for name in family.pipeline
 
 
 def facts(source: SourceModel) -> dict[str, Any]:
-    """All that is asked of a pipeline."""
+    """Return all facts of a pipeline."""
     return {
         "names": (source.folder, source.name, source.bundled, source.hub_id, source.revision, source.pipeline_tag),
         "family": source.family.name,

@@ -1,4 +1,6 @@
-"""Model sources as people have them: each is the same model as its diffusers folder, or refused by what it is."""
+"""Model sources as people have them: each is the same model as its diffusers folder, or refused by
+what it is.
+"""
 
 import json
 import shutil
@@ -25,7 +27,7 @@ NAMES = {"transformer": "high_noise", "transformer_2": "low_noise"}
 
 
 def denoisers_of(folder: Path) -> dict[str, str]:
-    """Components by what their denoisers are called."""
+    """Return components by their denoisers' names."""
     source = SourceModel.open(folder)
     return {each.name: each.component for each in source.denoisers}
 
@@ -36,7 +38,7 @@ def read_all(source: SourceModel, name: str, dtype: torch.dtype = torch.float32)
 
 
 def without_weights(folder: Path) -> Path:
-    """A base whose denoisers were not fetched."""
+    """Return a base whose denoisers were not fetched."""
     for file in folder.glob("transformer*/*.safetensors*"):
         file.unlink()
     return folder

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def sharded_in_float32(folder: Path) -> Path:
-    """As the hub has Wan2.2: several shards of float32, and an index."""
+    """Write Wan2.2 as on the hub: several shards of float32, and an index."""
     component = folder / "transformer_2"
     [file] = component.glob("*.safetensors")
     tensors = {name: tensor.float() for name, tensor in load_file(file).items()}

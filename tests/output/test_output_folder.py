@@ -32,7 +32,7 @@ def test_a_result_never_overwrites_its_own_model(tmp_path: Path, source: Path, w
 
 
 def test_links_are_to_the_files_themselves(tmp_path: Path, source: Path) -> None:
-    """As in the hub's cache, where a snapshot is links to blobs."""
+    """The files are as in the hub's cache, where a snapshot is links to blobs."""
     blob = tmp_path / "blobs" / "0123"
     blob.parent.mkdir()
     file = source / "text_encoder" / "model.safetensors"

@@ -1,4 +1,6 @@
-"""Two queues of work in the place of CUDA's streams: what is asked for is done later, in any order that marks allow."""
+"""Two queues of work in the place of CUDA's streams: what is asked for is done later, in any order
+that marks allow.
+"""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +22,7 @@ class Mark(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is done once every mark has been come to."""
+    """A piece of work, done once every mark is reached."""
 
     run: Callable[[], object]
     after: tuple[Mark, ...]
@@ -29,10 +31,12 @@ class Work(NamedTuple):
 class Queues(SideStream):
     """A side stream whose copies, and whose computing, wait in queues.
 
-    Memory that was given back is handed out again at once, as by CUDA's allocator, which knows of computing alone.
+    Memory that was given back is handed out again at once, as by CUDA's allocator, which knows of
+    computing alone.
 
     Attributes:
-        computes_at_once: computing is done as it is asked for, and copies only when computing has to wait for them.
+        computes_at_once: computing is done as it is asked for, and copies only when computing has
+            to wait for them.
         reserved, most: bytes of memory that is held, and the most there were.
     """
 
@@ -83,7 +87,7 @@ class Queues(SideStream):
         self._ask(Work(lambda: None, (mark,)))
 
     def compute(self, run: Callable[[], object]) -> None:
-        """Ask for work of the computing queue."""
+        """Queue work of the computing queue."""
         self._ask(Work(run, ()))
 
     def _ask(self, work: Work) -> None:
@@ -92,7 +96,9 @@ class Queues(SideStream):
             assert self._step(COMPUTE)
 
     def run_all(self, choices: Iterator[bool]) -> None:
-        """Do all that was asked for; where both queues could go on, a choice says whether the copies do."""
+        """Do all queued work; if both queues could continue, a choice decides whether the copies
+        do.
+        """
         while any(self._done[queue] < len(self._queues[queue]) for queue in (COMPUTE, COPY)):
             first = COPY if next(choices) else COMPUTE
             assert self._step(first) or self._step(1 - first), "each queue waits for the other"

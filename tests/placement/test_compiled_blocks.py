@@ -1,4 +1,6 @@
-"""Laws of modes beside compiled blocks: the same video without a graph break, and what cannot be is refused by name."""
+"""Laws of modes beside compiled blocks: the same video without a graph break, and what cannot be is
+refused by name.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,6 @@
-"""A small model computes on one thread, unless somebody chose otherwise; afterwards there are as many as before."""
+"""A small model computes on one thread, unless somebody chose otherwise; afterwards there are as
+many as before.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch):
 
 
 def model_of(folder: Path, heads: int, width: int) -> SourceModel:
-    """The bundled model, but that its config says that it is of another width."""
+    """Return the bundled model with another width in its config."""
     config = {"num_attention_heads": heads, "attention_head_dim": width}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     transformer = Component(folder, "diffusers", "WanTransformer3DModel")

@@ -66,7 +66,7 @@ def test_foreseeing_wrongly_never_changes_a_result(foresee, monkeypatch):
 
 
 class FakeCuda:
-    """What of torch.cuda a side stream asks for, written down."""
+    """The part of torch.cuda that a side stream uses, recorded."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -96,7 +96,9 @@ class FakeCuda:
 
 
 def test_copies_wait_for_the_memory_and_computing_waits_for_the_copies(monkeypatch):
-    """Two parts take turns in one slot; a copy waits for the mark of computing alone, not for all that was asked."""
+    """Two parts take turns in one slot; a copy waits for the mark of computing alone, not for all
+    that was asked.
+    """
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))

@@ -1,4 +1,6 @@
-"""Launches a block, counted as calls of the two operators: what memory modes and chunks add, and what they do not."""
+"""Launches a block, counted as calls of the two operators: what memory modes and chunks add, and
+what they do not.
+"""
 
 import functools
 from collections import Counter
@@ -23,7 +25,9 @@ SHARED = ("smoothing_factor", "down", "deflation", "input_offset", "clip_ratio")
 
 
 def pipeline() -> Any:
-    """Both experts quantized, and linears that read one input alike, as calibration makes them."""
+    """Return both experts quantized, and linears that read one input alike, as calibration makes
+    them.
+    """
     made = tiny_pipeline()
     for model in (made.transformer, made.transformer_2):
         layers = quantize_all(model)
@@ -39,7 +43,7 @@ def pipeline() -> Any:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each operator was called; they compute in plain PyTorch."""
+    """Count the calls of each operator; they compute in plain PyTorch."""
     noted: Counter[str] = Counter()
 
     def quantize_input(source: Any, transform: Any, format: Any, backend: str) -> QuantizedInput:
@@ -65,7 +69,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_a_block_launches_ten_products_and_seven_quantizations_and_chunks_repeat_all_but_the_texts(
     launches: Counter[str], monkeypatch: pytest.MonkeyPatch, mode: Any, num_chunks: int | None, context: Any
 ) -> None:
-    """A video of two tokens: q, k and v of a token are quantized once, keys and values of the text once a call."""
+    """A video of two tokens: q, k and v of a token are quantized once, keys and values of the text
+    once a call.
+    """
     size = {None: 2, 1: 2, 2: 1}[num_chunks]
     small = functools.partial(chunked_blocks.chunk_blocks, num_tokens=size)
     monkeypatch.setattr(chunked_blocks, "chunk_blocks", small)

@@ -1,4 +1,4 @@
-"""Laws of memory modes: the same video, what should be away is away, and a pipeline is plain again afterwards."""
+"""Laws of memory modes: the same video, parts away as promised, a plain pipeline afterwards."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +45,7 @@ def plain(pipeline) -> Iterator[WanImageToVideoPipeline]:
 
 
 def hooked(pipeline: WanImageToVideoPipeline) -> list[str]:
-    """Modules that do more than their class says."""
+    """Return modules that do more than their class."""
     return [
         f"{component}.{name}"
         for component in ("text_encoder", "vae", "transformer", "transformer_2")
@@ -58,24 +58,26 @@ def hooked(pipeline: WanImageToVideoPipeline) -> list[str]:
 
 @pytest.fixture
 def copying(monkeypatch) -> None:
-    """The CPU in a GPU's place: what is brought is a copy, which can be told from the host's tensor."""
+    """Let the CPU play a GPU: every copy to it is a new tensor, distinguishable from the host's."""
     monkeypatch.setattr(host_copies, "to_device", lambda host, _device: host.clone())
 
 
 class Places:
-    """Which tensors of a model are where they were before anything was brought."""
+    """The tensors of a model that are where they were before anything was brought."""
 
     def __init__(self, model: nn.Module) -> None:
         self._tensors = [(tensor, tensor.data_ptr()) for tensor in model.parameters()]
 
     def num_away(self) -> int:
-        """Tensors that are copies, on the "device"."""
+        """Count tensors that are copies, on the "device"."""
         return sum(tensor.data_ptr() != before for tensor, before in self._tensors)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_changes_no_bit_of_the_video(plain, mode):
-    """The bundled model's 8 tokens are one chunk, and its frames one tile: the same products in the same order."""
+    """The bundled model's 8 tokens are one chunk, and its frames one tile: the same products in the
+    same order.
+    """
     before = generate_video(plain, PROMPTS[0], SETTINGS, 0)
     in_force = set_memory_mode(plain, mode, "cpu")
     for _ in range(2):  # the second run finds what the first one left
@@ -122,7 +124,9 @@ def test_the_text_encoder_is_on_the_device_one_block_at_a_time_and_its_embedding
 
 
 def test_whatever_looks_up_rows_of_the_embedding_does_so_on_the_host(plain):
-    """The encoder shares one weight among several modules, and calls another one than it gives out."""
+    """The encoder shares one weight among several modules, and calls another one than it gives
+    out.
+    """
     encoder = plain.text_encoder
     called = []
     handles = [
@@ -185,7 +189,8 @@ def test_the_next_expert_is_there_when_the_first_one_ends(plain, copying):
     found = []
     handles = [plain.transformer_2.register_forward_pre_hook(lambda *_: found.append(all(swap.on_device("low_noise"))))]
     handles += [plain.transformer.register_forward_hook(lambda *_: found.append(swap.on_device("high_noise")[1]))]
-    # Runs before the mode's own hook would bring what is missing, so this is what the exchange has brought.
+    # Runs before the mode's own hook would bring what is missing, so this is what the exchange has
+    # brought.
     plain.transformer_2._forward_pre_hooks.move_to_end(handles[0].id, last=False)
     generate_video(plain, PROMPTS[0], SETTINGS, 0)
     for handle in handles:
@@ -204,12 +209,15 @@ def test_a_call_that_fails_spoils_nothing(plain, copying, mode):
             generate_video(plain, PROMPTS[0], SETTINGS, 0)
         handle.remove()
         after = generate_video(plain, PROMPTS[0], SETTINGS, 0)
-        # Copies are aligned otherwise than weights mapped from files, which moves a sum's last bit: one level of 255.
+        # Copies are aligned otherwise than weights mapped from files, which moves a sum's last bit:
+        # one level of 255.
         assert abs(after.astype(int) - before.astype(int)).max() <= 1
 
 
 def lora(rows: int = 128) -> dict[str, torch.Tensor]:
-    """A LoRA of one 4-bit layer and one 16-bit layer of the quantized denoisers; other `rows` do not fit them."""
+    """Write a LoRA of one 4-bit layer and one 16-bit layer of the quantized denoisers; other `rows`
+    do not fit them.
+    """
     generator = torch.Generator().manual_seed(0)
     modules = {"blocks.0.attn1.to_q": (rows, 128), "proj_out": (64, 128)}
     return {

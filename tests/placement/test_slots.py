@@ -1,4 +1,6 @@
-"""Laws of slots: in whatever order parts come and go, what is computed with is there, and nobody else's is touched."""
+"""Laws of slots: in whatever order parts come and go, what is computed with is there, and nobody
+else's is touched.
+"""
 
 import itertools
 import random
@@ -140,7 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def queues(monkeypatch: pytest.MonkeyPatch) -> Queues:
-    """In the place of every side stream; copies are done as late as computing allows."""
+    """Replace every side stream; copies are done as late as computing allows."""
     made = Queues(computes_at_once=True)
     monkeypatch.setattr(memory_modes, "SideStream", lambda _device: made)
     return made

@@ -1,4 +1,6 @@
-"""Laws of deciding between chunks and one piece: memory decides, a flag overrides, the reason says which it was."""
+"""Laws of deciding between chunks and one piece: memory decides, a flag overrides, the reason says
+which it was.
+"""
 
 import dataclasses
 

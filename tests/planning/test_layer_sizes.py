@@ -1,4 +1,4 @@
-"""What a linear stores, added up, is what the denoiser stores."""
+"""A linear's stored size, added up, is the denoiser's."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_another_recipe_changes_the_size_of_an_expert_by_that_of_its_linears(nam
     recipe = plain.replace(layers=RULES, keep_16bit_blocks=(1, 0))
 
     def rest(recipe: Recipe) -> int:
-        """Of a denoiser that is not in its linears."""
+        """Return the bytes of a denoiser outside its linears."""
         sizes = LayerSizes(SOURCE, denoiser, recipe)
         whole = DenoiserCosts(SOURCE, denoiser, recipe, 0, "cpu").output_bytes
         return whole - sum(sizes.as_recipe_says(linear).on_disk for linear in sizes)

@@ -1,4 +1,6 @@
-"""Laws of the prediction: weights are counted to the byte, modes differ as they should, targets of A14B are kept."""
+"""Laws of the prediction: weights are counted to the byte, modes differ as they should, targets of
+A14B are kept.
+"""
 
 import dataclasses
 import json
@@ -39,7 +41,7 @@ def size_of(height: int, width: int, num_frames: int) -> SamplingSettings:
 
 
 def with_config(configs: PipelineConfigs, component: str, **changes: object) -> PipelineConfigs:
-    """The same with another config of one component."""
+    """Return the same with another config of one component."""
     described = configs.models[component]
     config = ModelConfig(described.library, described.class_name, {**described.config, **changes})
     return dataclasses.replace(configs, models={**configs.models, component: config})

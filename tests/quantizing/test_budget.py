@@ -1,4 +1,6 @@
-"""Laws of a budget: kept to the byte, spent where it helps, and never against the recipe's own rules."""
+"""Laws of a budget: kept to the byte, spent where it helps, and never against the recipe's own
+rules.
+"""
 
 from collections import Counter
 
@@ -26,7 +28,9 @@ def linears(block: int, names: tuple[str, ...], loudness: float) -> LinearsSensi
 
 
 def sensitivity(low_noise: float = 10.0) -> Sensitivity:
-    """The later a block, the more it matters; low noise so much more than high noise."""
+    """Make a sensitivity that rises with the block's number; low noise has a much higher one than
+    high noise.
+    """
     denoisers = {
         denoiser: [linears(block, names, loudness * 2**block) for block in range(4) for names in (*SHARED, *ALONE)]
         for denoiser, loudness in (("high_noise", 1.0), ("low_noise", low_noise))

@@ -1,4 +1,6 @@
-"""Quantizing on a Ray cluster of two machines: recording, measuring, all denoisers; one machine is lost midway."""
+"""Quantizing on a Ray cluster of two machines: recording, measuring, all denoisers; one machine is
+lost midway.
+"""
 
 import threading
 import time

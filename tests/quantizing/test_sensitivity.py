@@ -1,4 +1,6 @@
-"""A run with a budget: measured once, resumed to the same bytes, and repeated by the recipe that it stores."""
+"""A run with a budget: measured once, resumed to the same bytes, and repeated by the recipe that it
+stores.
+"""
 
 import shutil
 from pathlib import Path

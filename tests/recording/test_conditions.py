@@ -1,4 +1,6 @@
-"""What prompts bring is held against what a model needs before anything is recorded, and is part of the provenance."""
+"""The inputs of prompts are compared with a model's needs before anything is recorded, and are part
+of the provenance.
+"""
 
 from pathlib import Path
 

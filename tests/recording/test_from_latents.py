@@ -1,4 +1,6 @@
-"""Laws of samples from latents: of the form of recorded ones, as noisy as their timestep says, and no denoiser runs."""
+"""Laws of samples from latents: of the form of recorded ones, as noisy as their timestep says, and
+no denoiser runs.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ NUM_LATENTS = 16
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """All samples of one prompt, recorded and from latents."""
+    """Return all samples of one prompt, recorded and from latents."""
     folder = tmp_path_factory.mktemp("both")
     return [
         samples_of(record(SOURCE, folder / str(kind), plan(1, 100, from_latents=kind), model=MODEL, engine=CPU))
@@ -30,7 +32,7 @@ def both(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """Nine frames of one colour each, as a folder and as files."""
+    """Make nine frames of one colour each, as a folder and as files."""
     folder = tmp_path_factory.mktemp("clips")
     frames = [Image.new("RGB", (64, 32), (20 * i, 10, 200)) for i in range(9)]
     (folder / "frames").mkdir()
@@ -62,7 +64,9 @@ def test_the_first_frame_the_text_and_the_pure_noise_are_those_of_the_recording(
 
 
 def test_a_sample_holds_as_much_of_the_clip_as_its_timestep_says(both):
-    """Latents of one prompt lie on a line from noise to clip: two of them give both, the others must agree."""
+    """Latents of one prompt lie on a line from noise to clip: two of them give both, the others
+    must agree.
+    """
     steps = sampling_steps(SOURCE, SETTINGS)
     latents = {s.step_index: s.inputs["hidden_states"][:, :NUM_LATENTS] for s in both[1]}
     first, last = steps[0].sigma, steps[3].sigma
@@ -71,7 +75,8 @@ def test_a_sample_holds_as_much_of_the_clip_as_its_timestep_says(both):
     for index in (1, 2):
         sigma = steps[index].sigma
         torch.testing.assert_close(latents[index], (1 - sigma) * clean + sigma * noise, rtol=1e-4, atol=1e-4)
-    # The autoencoder is causal: the clip's first latent frame is that of its first image, which is also the condition.
+    # The autoencoder is causal: the clip's first latent frame is that of its first image, which is
+    # also the condition.
     first_frame = both[1][0].inputs["hidden_states"][:, NUM_LATENTS + 4 :, 0]
     torch.testing.assert_close(clean[:, :, 0], first_frame, rtol=1e-3, atol=1e-3)
     assert abs(float(noise.std()) - 1) < 0.1

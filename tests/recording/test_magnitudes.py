@@ -1,4 +1,6 @@
-"""Laws of recorded magnitude ratios: they are what diffusers' own calibration finds, and they reach the checkpoint."""
+"""Laws of recorded magnitude ratios: they are what diffusers' own calibration finds, and they reach
+the checkpoint.
+"""
 
 import pytest
 from diffusers import MagCacheConfig

@@ -1,4 +1,6 @@
-"""Laws of recording: the calls that are kept are those a generation makes, and stopping it changes nothing."""
+"""Laws of recording: the calls that are kept are those a generation makes, and stopping it changes
+nothing.
+"""
 
 import shutil
 from pathlib import Path
@@ -55,7 +57,8 @@ def test_the_calls_kept_are_those_of_the_pipelines_own_generation(store):
         assert (sample.denoiser, sample.timestep) == (original.denoiser, original.timestep)
         assert sample.inputs.keys() == original.inputs.keys()
         for key, tensor in original.inputs.items():
-            # Weights that are mapped from a file are aligned otherwise than copies, which changes the last bits.
+            # Weights that are mapped from a file are aligned otherwise than copies, which changes
+            # the last bits.
             torch.testing.assert_close(sample.inputs[key], tensor, rtol=1e-3, atol=1e-3)
 
 
@@ -173,7 +176,8 @@ def test_a_store_inside_the_model_is_refused():
 
 def test_only_steps_and_prompts_that_are_wanted_are_sampled(tmp_path):
     progress = Counting()
-    # One call of each denoiser, of its second step: the third step of the loop is the last one needed.
+    # One call of each denoiser, of its second step: the third step of the loop is the last one
+    # needed.
     found = record(SOURCE, tmp_path / "store", plan(2, 1), model=MODEL, engine=CPU, progress=progress)
     steps = [sample.step_index for sample in samples_of(found)]
     assert {sample.prompt_id for sample in samples_of(found)} == {PROMPTS[0].id}

@@ -1,4 +1,6 @@
-"""Chromium, as Debian packages it, driven by Playwright; nothing is downloaded by Playwright itself."""
+"""Chromium, as Debian packages it, driven by Playwright; nothing is downloaded by Playwright
+itself.
+"""
 
 import os
 import shutil
@@ -14,7 +16,7 @@ NEEDED = "TEMPOQUANT_NEEDS_CHROMIUM"
 
 
 def chromium() -> str:
-    """Path of the browser. Without one the test is skipped, or fails where NEEDED is set."""
+    """Return the browser's path. Without one the test is skipped, or fails if NEEDED is set."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         reason = "there is no Chromium here: run .ci/install-chromium (make browser)"
@@ -26,7 +28,7 @@ def chromium() -> str:
 
 @contextmanager
 def launched() -> Iterator[Browser]:
-    """A headless Chromium."""
+    """Launch a headless Chromium."""
     path = chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)

@@ -11,13 +11,13 @@ from tests.report.evaluation_folder import write_evaluation
 
 @pytest.fixture(scope="session")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that no test changes."""
+    """Return a folder that no test changes."""
     return write_evaluation(tmp_path_factory.mktemp("evaluation") / "out")
 
 
 @pytest.fixture(scope="session")
 def page_file(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its page, everything embedded."""
+    """Return its page, everything embedded."""
     output = tmp_path_factory.mktemp("page") / "report.html"
     build_report([evaluation], output)
     return output
@@ -25,7 +25,9 @@ def page_file(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
-    """Chromium, started once a module: Playwright's event loop should not outlive the tests that need it."""
+    """Start Chromium once a module: Playwright's event loop should not outlive the tests that need
+    it.
+    """
     pytest.importorskip("playwright", reason="Playwright is in the extra `test`")
     from tests.report.browser import launched
 
@@ -35,7 +37,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Callable]:
-    """Opens a page from disk in a fresh profile, and insists afterwards that it complained of nothing."""
+    """Open a page from disk in a fresh profile, and check afterwards that it logged no error."""
     from tests.report.browser import Watched
 
     contexts, watched = [], []

@@ -1,7 +1,8 @@
-"""A small evaluation as `tempoquant evaluate` would leave it; its videos carry their frame number in their pixels.
+"""A small evaluation as `tempoquant evaluate` would leave it; its videos carry their frame number
+in their pixels.
 
-The top rows of every frame hold the frame number as NUM_BITS squares, white for 1, so that a test can read from what a
-browser shows which frame it shows.
+The top rows of every frame hold the frame number as NUM_BITS squares, white for 1, so that a test
+can read from what a browser shows which frame it shows.
 """
 
 import json
@@ -50,7 +51,9 @@ def write_evaluation(folder: Path, **changes: Any) -> Path:
 
 
 def ball(number: int, noise: float) -> np.ndarray:
-    """One video, (NUM_FRAMES, HEIGHT, WIDTH, 3) uint8: a disc that moves, noise of this deviation, the frame number."""
+    """Make one video, (NUM_FRAMES, HEIGHT, WIDTH, 3) uint8: a disc that moves, noise of this
+    deviation, the frame number.
+    """
     generator = np.random.default_rng(number)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     frames = np.empty((NUM_FRAMES, HEIGHT, WIDTH, 3), np.float64)
@@ -66,7 +69,7 @@ def ball(number: int, noise: float) -> np.ndarray:
 
 
 def evaluation_document(num_layers: int = 12) -> dict[str, Any]:
-    """evaluation.json, schema 1."""
+    """Make evaluation.json, schema 1."""
     return {
         "schema": 1,
         "benchmark": {"name": "tiny", "num_items": len(PROMPTS), "skipped": [{"id": "ball-no", "why": "no picture"}],
@@ -153,7 +156,9 @@ def _item(place: int, name: str) -> dict[str, Any]:
 
 
 def vbench_document(scores: Mapping[str, tuple[float, float | None]], **changes: Any) -> dict[str, Any]:
-    """The key `vbench`: a score and a relative drop of each label, the reference first; None for no drop."""
+    """Make the key `vbench`: a score and a relative drop of each label, the reference first; None
+    for no drop.
+    """
     dimensions = ["subject_consistency", "motion_smoothness"]
     models, summary, first = {}, [], next(iter(scores.values()))[0]
     for label, (score, drop) in scores.items():

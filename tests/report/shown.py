@@ -1,4 +1,4 @@
-"""What a browser shows of a page: frames read from pixels, rows, and waiting for them."""
+"""A browser's view of a page: frames read from pixels, rows, and waiting for them."""
 
 import time
 
@@ -38,7 +38,9 @@ CANVAS_LEVELS = """
 
 
 def until(page, condition: str) -> None:
-    """Wait until a JavaScript expression is true; Playwright's own waiting needs eval, which the page forbids."""
+    """Wait until a JavaScript expression is true; Playwright's own waiting needs eval, which the
+    page forbids.
+    """
     end = time.monotonic() + PATIENCE_S
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"still not true after {PATIENCE_S} s: {condition}"

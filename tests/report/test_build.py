@@ -1,4 +1,4 @@
-"""What goes into the page, and what is refused."""
+"""The content of the page, and the refusals."""
 
 import base64
 import hashlib
@@ -30,14 +30,14 @@ NUM_VIDEOS = 3 * len(PROMPTS) - 1 - 1  # one failed, and one is the reference's 
 
 
 def write_document(folder: Path, document: object) -> Path:
-    """evaluation.json alone."""
+    """Write evaluation.json alone."""
     folder.mkdir(exist_ok=True)
     (folder / "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
     return folder
 
 
 def payload(page: str) -> dict:
-    """What the page's script gets for its first part."""
+    """Return the payload of the page's script for its first part."""
     return json.loads(re.search(r'id="data-0">(.*?)</script>', page, re.DOTALL)[1])
 
 
@@ -163,7 +163,7 @@ def test_evaluations_of_other_16_bit_videos_stay_apart(evaluation, tmp_path):
 
 
 def row_of(page, title):
-    """The cells of one row of the headline table, as HTML."""
+    """Return the cells of one row of the headline table, as HTML."""
     [row] = re.findall(rf'<tr><th scope="row">{re.escape(title)}<small>.*?</tr>', page, re.DOTALL)
     return re.findall(r"<td>.*?</td>", row, re.DOTALL)
 

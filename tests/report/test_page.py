@@ -83,7 +83,7 @@ def test_vbench_stands_after_the_measures_against_16_bit_with_the_trap_and_falls
 
 
 def test_an_evaluation_of_nothing_but_failures_opens(tmp_path, open_page):
-    """What evaluate leaves when it is interrupted after the reference, and nothing could be measured."""
+    """The evaluation was interrupted after the reference, and nothing could be measured."""
     document = evaluation_document()
     reference = document["reference"]
     document |= {"models": document["models"][:1], "summary": [], "pairs": [], "vbench": None}
@@ -123,7 +123,9 @@ def test_a_phone_scrolls_down_only(page_file, open_page):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_axe_finds_no_barrier(page_file, open_page, scheme, width):
-    """Names, roles, contrast, order of headings: what axe-core can tell of WCAG 2.2 A and AA and of good practice."""
+    """Names, roles, contrast, order of headings: what axe-core can tell of WCAG 2.2 A and AA and of
+    good practice.
+    """
     page = open_page(page_file, color_scheme=scheme, width=width).page
     show(page, FAILED[0])
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")

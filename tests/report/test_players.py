@@ -46,7 +46,8 @@ def test_players_stay_together_while_they_play_and_stop_on_one_frame(page_file, 
     until(page, "document.querySelector('[data-do=play]').getAttribute('aria-label') === 'Play'")
     until(page, "[...document.querySelectorAll('.stage video')].every((v) => v.paused && !v.seeking)")
     frames = shown_frames(page)
-    # One frame may arrive in one player before the others; the loop's restart takes them all to 0 one after the other.
+    # One frame may arrive in one player before the others; the loop's restart takes them all to 0
+    # one after the other.
     assert sorted(spreads)[len(spreads) // 2] <= 1, spreads
     assert frames == [frames[0]] * 3
     assert page.locator("[data-readout]").inner_text() == f"frame {frames[0] + 1} of {NUM_FRAMES}"

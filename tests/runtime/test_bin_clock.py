@@ -1,4 +1,6 @@
-"""Laws of the clock: every row runs with the clip ratio of its own timestep; models do not share clocks."""
+"""Laws of the clock: every row runs with the clip ratio of its own timestep; models do not share
+clocks.
+"""
 
 import copy
 from typing import Any

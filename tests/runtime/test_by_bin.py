@@ -97,7 +97,7 @@ def test_a_layer_outside_of_a_call_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """One block whose layers all have tensors by bin."""
+    """Make one block whose layers all have tensors by bin."""
     model = tiny_wan(num_layers=1)
     install_layers(model, quantize_all(model, centred_by_bin=True, deflated_by_bin=True), BINS)
     return model
@@ -110,7 +110,8 @@ def test_rows_of_a_model_with_their_own_timesteps_equal_separate_calls(model: An
         for row in range(3):
             own = {key: value[row : row + 1] for key, value in arguments.items() if isinstance(value, torch.Tensor)}
             alone = model(**own, return_dict=False)[0].float()
-            # The 16-bit rest may sum a larger batch in another order, and a number near a tie round the other way.
+            # The 16-bit rest may sum a larger batch in another order, and a number near a tie round
+            # the other way.
             assert (together[row] - alone[0]).norm() < 0.01 * alone.norm()
 
 

@@ -1,4 +1,6 @@
-"""Laws of a call: what it tells its layers holds in its own thread, in its own second forward, and ends with it."""
+"""Laws of a call: what it tells its layers holds in its own thread, in its own second forward, and
+ends with it.
+"""
 
 import copy
 import functools
@@ -27,7 +29,7 @@ TIMESTEPS = (900.0, 990.0)
 
 @pytest.fixture(scope="module")
 def shared_model() -> Any:
-    """One block, eight bits in the cleanest bin."""
+    """Make one block, with eight bits in the cleanest bin."""
     model = tiny_wan(num_layers=1)
     install_layers(model, quantize_all(model), BINS)
     set_activation_bits(model, 8, (0.0, 910.0))
@@ -87,7 +89,9 @@ def test_a_shared_input_survives_pickle_and_copies_hold_nothing() -> None:
 
 
 def gradient(model: Any, between: Callable[[], Any] = lambda: None) -> torch.Tensor:
-    """Of the first timestep's output at the latents, with whatever happens between forward and backward."""
+    """Compute the gradient of the first timestep's output at the latents, with any action between
+    forward and backward.
+    """
     arguments = inputs(timestep=TIMESTEPS[0])
     latents = arguments["hidden_states"].requires_grad_()
     loss = model(**arguments)[0].float().square().sum()

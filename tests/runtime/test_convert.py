@@ -41,7 +41,9 @@ def test_some_layers_may_stay_in_16_bits() -> None:
 
 
 def test_a_full_rank_branch_reproduces_the_original() -> None:
-    """Everything in the branch, zeros in the codes: what is left is the rounding of the branch to bfloat16."""
+    """Everything in the branch, zeros in the codes: what is left is the rounding of the branch to
+    bfloat16.
+    """
     source = nn.Linear(64, 64)
     source.weight.data = source.weight.data.bfloat16().float()
     from tempoquant.layer import LowRankBranch

@@ -1,4 +1,6 @@
-"""Laws of QuantizedLinear: it is its layer, stays packed, survives casts, and has no dense weight to read."""
+"""Laws of QuantizedLinear: it is its layer, stays packed, survives casts, and has no dense weight
+to read.
+"""
 
 import copy
 import pickle

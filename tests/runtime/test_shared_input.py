@@ -1,4 +1,6 @@
-"""Laws of shared inputs: quantized once by those that may share, again where sharing would be wrong, and let go of."""
+"""Laws of shared inputs: quantized once by those that may share, again where sharing would be
+wrong, and let go of.
+"""
 
 import copy
 import gc
@@ -26,7 +28,7 @@ GROUPS = [("blocks.0.attn1.to_q", "blocks.0.attn1.to_k", "blocks.0.attn1.to_v"),
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Linears take a backend of two halves in plain PyTorch; each quantized input is noted."""
+    """Make linears take a backend of two halves in plain PyTorch; record each quantized input."""
     noted: list[Any] = []
 
     def quantize_input(source, transform, format, backend):  # type: ignore[no-untyped-def]
@@ -175,7 +177,7 @@ def test_a_copy_shares_among_its_own_linears(calls: list[Any]) -> None:
 
 @pytest.mark.parametrize("bins", [TimestepBins(), BINS], ids=["one bin", "three bins"])
 def test_a_compiled_model_shares_too_and_is_not_compiled_again(bins: TimestepBins) -> None:
-    """On the real operators, whose fake kernels say how many of each a graph has."""
+    """The real operators run, whose fake kernels count how many of each a graph has."""
     torch.compiler.reset()
     model = quantized(bins=bins)
     share_inputs(model, GROUPS)

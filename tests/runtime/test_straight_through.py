@@ -1,4 +1,6 @@
-"""Training through a 4-bit layer: the value is the 4-bit one, the gradient the dequantized layer's, nothing is kept."""
+"""Training through a 4-bit layer: the value is the 4-bit one, the gradient the dequantized layer's,
+nothing is kept.
+"""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +34,7 @@ def module(format: str = "nvfp4_m1", rotated: bool = True, **has: Any) -> Quanti
 
 
 def gradient_of(linear: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Of X, for GRAD_Y."""
+    """Compute the gradient of X, for GRAD_Y."""
     x = X.to(dtype, copy=True).requires_grad_()
     linear(x).backward(GRAD_Y.to(dtype))
     assert x.grad is not None and x.grad.dtype == dtype
@@ -118,7 +120,9 @@ def test_training_a_tensor_of_the_layer_itself_is_refused_by_name(name: str) -> 
 
 
 def lora_gradient(model: Any, checkpointed: bool = False, **call: Any) -> torch.Tensor:
-    """Of the upper halves of fresh LoRAs on q and v, as diffusers' training scripts make and train them."""
+    """Compute the gradient of the upper halves of fresh LoRAs on q and v, as in diffusers' training
+    scripts.
+    """
     torch.manual_seed(0)
     model.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"]))
     model.train()
@@ -129,7 +133,7 @@ def lora_gradient(model: Any, checkpointed: bool = False, **call: Any) -> torch.
 
 
 def test_a_lora_on_four_bits_gets_nearly_the_gradient_that_it_gets_on_sixteen() -> None:
-    """Of the bundled model, rounded to nearest: the recipe of the largest error."""
+    """The bundled model is rounded to nearest, the recipe of the largest error."""
     sixteen = WanTransformer3DModel.from_pretrained(weights_folder() / "transformer")
     four = copy.deepcopy(sixteen)
     linears = {name: linear for name, linear in four.blocks.named_modules() if isinstance(linear, nn.Linear)}

@@ -1,4 +1,6 @@
-"""Training where a layer has tensors by timestep bin: each row of a batch has the gradient of its own bin."""
+"""Training where a layer has tensors by timestep bin: each row of a batch has the gradient of its
+own bin.
+"""
 
 import copy
 from typing import Any
@@ -23,7 +25,7 @@ TIMESTEPS = (990.0, 700.0)  # bins 2 and 0
 
 
 def quantized(name: str, linear: nn.Linear) -> QuantizedLayer:
-    """A layer whose bins differ: the input of each has another mean and other directions."""
+    """Return a layer whose bins differ: the input of each has another mean and other directions."""
     generator = torch.Generator().manual_seed(0)
     calibration = InputCalibration({name: linear}, RECIPE.default_format, RECIPE, BINS, [1] * BINS.num_bins)
     parts = []
@@ -41,7 +43,7 @@ def quantized(name: str, linear: nn.Linear) -> QuantizedLayer:
 
 @pytest.fixture(scope="module")
 def models() -> tuple[Any, Any]:
-    """The bundled denoiser in 16 bits and in four, LoRAs on both."""
+    """Return the bundled denoiser in 16 bits and in four, LoRAs on both."""
     sixteen = WanTransformer3DModel.from_pretrained(weights_folder() / "transformer")
     four = copy.deepcopy(sixteen)
     linears = {f"blocks.{name}": each for name, each in four.blocks.named_modules() if isinstance(each, nn.Linear)}
@@ -56,7 +58,9 @@ def models() -> tuple[Any, Any]:
 
 
 def gradient(model: Any, rows: list[int]) -> torch.Tensor:
-    """Of all LoRA weights, for some rows of the batch, of a loss that is summed over them."""
+    """Compute the gradient of all LoRA weights, for some rows of the batch, of a loss that is
+    summed over them.
+    """
     call = inputs(batch=2, timestep=torch.tensor(TIMESTEPS), dtype=torch.float32)
     call["encoder_hidden_states"] = torch.randn(2, 16, 128, generator=torch.Generator().manual_seed(2))
     model.zero_grad()

@@ -1,4 +1,6 @@
-"""The teacher is the shipped pipeline, and the student samples as the pipeline does with four steps."""
+"""The teacher is the shipped pipeline, and the student samples as the pipeline does with four
+steps.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from training.teacher import load_denoiser, write_shard
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """One held-out clip, of a teacher with five steps."""
+    """Make one held-out clip, of a teacher with five steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(teacher.SAMPLING, "num_steps", 5)
         path = tmp_path_factory.mktemp("teacher") / "shard.safetensors"

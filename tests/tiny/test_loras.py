@@ -1,4 +1,6 @@
-"""The bundled four-step LoRAs: files as LightX2V writes them, small, that every reader understands alike."""
+"""The bundled four-step LoRAs: files as LightX2V writes them, small, that every reader understands
+alike.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ PLANTED = [kind for kind in KINDS if kind != "ffn.net.2"]
 
 @pytest.fixture(scope="module")
 def text_states() -> torch.Tensor:
-    """(11, 128): row 0 is the end token; it shares a direction with no other."""
+    """Return text states (11, 128): row 0 is the end token; it shares a direction with no other."""
     return torch.randn(NUM_WORDS, 128, generator=torch.Generator().manual_seed(5))
 
 
@@ -97,7 +97,7 @@ def test_the_end_token_is_massive_and_padding_stays_small(planted, text_states):
 
 
 def test_padding_is_orthogonal_to_the_planted_direction(source, planted, text_states):
-    """What M does to padding is the channel factors alone, powers of two."""
+    """M changes padding by the channel factors alone, powers of two."""
     before, after = (inputs_of(model, "blocks.0.attn2.to_k", text_states)[-1] for model in (source, planted))
     factors = (after / before).log2()
     assert torch.allclose(factors, factors.round(), atol=1e-3)

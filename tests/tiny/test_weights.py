@@ -1,4 +1,6 @@
-"""What ships is a complete Wan2.2-I2V pipeline that diffusers loads unaided, and it does what its prompts say."""
+"""The shipped weights are a complete Wan2.2-I2V pipeline that diffusers loads unaided, and that
+follows its prompts.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_the_vae_keeps_28_db_of_held_out_clips(pipeline: WanImageToVideoPipeline
 
 
 def test_held_out_prompts_are_followed(pipeline: WanImageToVideoPipeline) -> None:
-    """Three of four: elsewhere a borderline video may differ. benchmarks/tiny_controls.py counts more of them."""
+    """Three of four: elsewhere a borderline video may differ. benchmarks/tiny_controls.py counts
+    more of them.
+    """
     sampling = json.loads((FOLDER / "sampling.json").read_text(encoding="utf-8"))
     followed = 0
     for seed, item in enumerate(evaluation_items(4)):

@@ -98,7 +98,9 @@ def test_other_motions_keep_the_first_frame_and_change_every_mover() -> None:
 
 
 def test_the_first_frame_tells_little_about_the_motion() -> None:
-    """Movers that go left start, on average, less than a tenth of the frame from where those that go right start."""
+    """Movers that go left start, on average, less than a tenth of the frame from where those that
+    go right start.
+    """
     movers = [mover for scene in SCENES for mover in scene.movers]
     start = {d: np.mean([m.x for m in movers if m.direction == d]) for d in ("left", "right")}
     assert abs(start["left"] - start["right"]) < 0.35 * FRAME_SIZE

@@ -12,7 +12,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def with_error(reference: torch.Tensor, error_db: float) -> torch.Tensor:
-    """The reference plus an error whose power is exactly `error_db` below its own."""
+    """Return the reference plus an error whose power is exactly `error_db` below its own."""
     error = noise(*reference.shape, seed=1)
     return reference + error * (reference.norm() / error.norm()) * 10 ** (-error_db / 20)
 

@@ -8,8 +8,9 @@ from tempoquant.evaluate.metrics.statistics import FEWEST_ITEMS, mean_by_item, m
 
 
 def test_the_interval_holds_the_true_mean_about_95_times_in_100():
-    """400 samples of 24: the share that holds it has a standard deviation of 1.1 points; the percentile interval of so
-    few is known to be a little narrow."""
+    """400 samples of 24: the share that holds it has a standard deviation of 1.1 points; the
+    percentile interval of so few is known to be a little narrow.
+    """
     generator = np.random.default_rng(0)
     samples = generator.exponential(1.0, (200, 24)).tolist() + (1 + generator.standard_normal((200, 24))).tolist()
     found = [mean_interval(sample, num_resamples=500) for sample in samples]

@@ -9,7 +9,7 @@ from tempoquant.evaluate.metrics.vmaf import has_libvmaf, vmaf
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """A moving pattern of 240 pixels, and the same with noise."""
+    """Return a moving pattern of 240 pixels, and the same with noise."""
     folder = tmp_path_factory.mktemp("clips")
     rows, columns = np.indices((240, 320))
     frames = [127 + 100 * np.sin((rows + 2 * columns + 6 * t) / 15) * np.cos(columns / 31) for t in range(9)]

@@ -1,4 +1,6 @@
-"""VBench itself, in its own environment: temporal flickering needs no weights, and all of its code has to import."""
+"""VBench itself, in its own environment: temporal flickering needs no weights, and all of its code
+has to import.
+"""
 
 import json
 import os

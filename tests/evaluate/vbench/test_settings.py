@@ -1,4 +1,6 @@
-"""What is checked before anything is generated, and how scores leave another environment, with a made-up VBench."""
+"""The checks before anything is generated, and scores from another environment, with a made-up
+VBench.
+"""
 
 import json
 from types import SimpleNamespace
@@ -25,7 +27,7 @@ def python(tmp_path_factory):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """With every file that VBench wants."""
+    """Return a cache with every file that VBench needs."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache" / "torch"))
     fake_vbench.make_weights(tmp_path / "cache")
     return tmp_path / "cache"
@@ -33,7 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def score(python, cache, tmp_path):
-    """Scores items with these prompts, in one folder; gives scores, failures and the folder."""
+    """Score items with these prompts, in one folder; return scores, failures and the folder."""
 
     def scored(texts, dimensions):
         plan = plan_of(texts)
@@ -125,7 +127,8 @@ def test_every_dimension_loads_once_and_scores_every_video_with_its_prompt_and_p
               for label in LABELS for place, id in enumerate(TEXTS)}  # fmt: skip
     for dimension in ON_A_CPU:
         assert scores[dimension] == pytest.approx(wanted), dimension
-    # aesthetic quality and overall consistency have two things to load, temporal flickering has none.
+    # aesthetic quality and overall consistency have two things to load, temporal flickering has
+    # none.
     assert len(loaded(cache)) == len(ON_A_CPU) + 2 - 1
 
 

@@ -17,7 +17,7 @@ TWO = ("dynamic_degree", "overall_consistency")
 
 
 def scores_of(**by_label):
-    """{dimension: {take: score}} out of {label: {dimension: [score of each item]}}."""
+    """Return {dimension: {take: score}} from {label: {dimension: [score of each item]}}."""
     scores = {}
     for label, dimensions in by_label.items():
         for dimension, values in dimensions.items():
@@ -158,7 +158,8 @@ def test_a_resampled_mean_has_the_interval_of_the_mean():
     ours = resampled_interval(lambda indices: values[indices].mean(axis=-1), len(values))
     theirs = mean_interval(list(values))
     spread = theirs.high - theirs.low
-    # Both are percentiles of 9999 resamples, drawn apart: each end has a standard error of about 2 % of the interval.
+    # Both are percentiles of 9999 resamples, drawn apart: each end has a standard error of about 2
+    # % of the interval.
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.1 * spread)
     assert ours.mean == pytest.approx(theirs.mean)
     few = resampled_interval(lambda indices: values[indices].mean(axis=-1), FEWEST_ITEMS - 1)

@@ -1,4 +1,6 @@
-"""comfy-kitchen, ComfyUI's own library of formats and kernels: its eager backend reads our files on a CPU."""
+"""comfy-kitchen, ComfyUI's own library of formats and kernels: its eager backend reads our files on
+a CPU.
+"""
 
 import os
 from typing import Any
@@ -12,7 +14,7 @@ LAYOUT = "TensorCoreNVFP4Layout"
 
 
 def kitchen() -> Any:
-    """The library. Without it the test is skipped, or fails where NEEDED is set."""
+    """Return the library. Without it the test is skipped, or fails if NEEDED is set."""
     try:
         import comfy_kitchen
     except ImportError:
@@ -24,7 +26,9 @@ def kitchen() -> Any:
 
 
 def decoded(tensors: dict[str, torch.Tensor], out_features: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weight (out, in) that comfy-kitchen finds in a layer's tensors, as ComfyUI's loader hands them over."""
+    """Return the weight (out, in) that comfy-kitchen finds in a layer's tensors, as ComfyUI's
+    loader hands them over.
+    """
     kitchen()
     from comfy_kitchen.tensor import QuantizedTensor, TensorCoreNVFP4Layout
 

@@ -13,7 +13,9 @@ needs_comfyui = pytest.mark.skipif(COMFYUI_PATH is None, reason="COMFYUI_PATH na
 
 
 def import_comfyui() -> None:
-    """Make ComfyUI importable, on the CPU. Its folder comes last: it has packages called tests and utils."""
+    """Make ComfyUI importable, on the CPU. Its folder comes last: it has packages called tests and
+    utils.
+    """
     assert COMFYUI_PATH is not None
     if COMFYUI_PATH not in sys.path:
         sys.path.append(COMFYUI_PATH)
@@ -23,13 +25,13 @@ def import_comfyui() -> None:
 
 
 def sqnr_db(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Of a tensor against another."""
+    """Compute the SQNR of a tensor against another."""
     error = (found.double() - wanted.double()).square().sum()
     return float(10 * torch.log10(wanted.double().square().sum() / error.clamp_min(1e-300)))
 
 
 def load(path: Path, name: str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """A denoiser as ComfyUI's MODEL, by our loader."""
+    """Load a denoiser as ComfyUI's MODEL, by our loader."""
     import_comfyui()
     from tempoquant.hosts.comfyui.loader import load_model
     from tempoquant.hosts.comfyui.stored import open_denoiser
@@ -38,7 +40,9 @@ def load(path: Path, name: str | None = None, dtype: torch.dtype | None = None) 
 
 
 def dense(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A 16-bit denoiser's folder as ComfyUI's own classes load the original release's names."""
+    """Load a 16-bit denoiser's folder as ComfyUI's own classes load the original release's
+    names.
+    """
     import_comfyui()
     import comfy.model_detection
     import comfy.model_management
@@ -58,7 +62,7 @@ def dense(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 @torch.inference_mode()
 def predict(patcher: Any, inputs: dict[str, Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """What ComfyUI's model answers to the arguments of a call of diffusers' one."""
+    """Return ComfyUI's answer to the arguments of a call of diffusers' model."""
     hidden, text = inputs["hidden_states"].to(dtype), inputs["encoder_hidden_states"].to(dtype)
     rest = {key: value.to(dtype) for key, value in inputs.items() if key in ("clip_fea", "vace_context")}
     rest |= {key: value for key, value in inputs.items() if key == "vace_strength"}
@@ -66,6 +70,8 @@ def predict(patcher: Any, inputs: dict[str, Any], dtype: torch.dtype = torch.flo
 
 
 def on_device(patcher: Any, lowvram_bytes: int = 0) -> Any:
-    """Have ComfyUI load a model as before sampling; with few bytes, most of it stays away and is streamed."""
+    """Make ComfyUI load a model as before sampling; with few bytes, most of it stays away and is
+    streamed.
+    """
     patcher.patch_model(patcher.load_device, lowvram_model_memory=lowvram_bytes)
     return patcher

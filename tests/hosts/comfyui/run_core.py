@@ -1,9 +1,11 @@
-"""Runs exported files in ComfyUI itself, on a CPU; `test_nvfp4_core.py` starts it with ComfyUI's folder in the path.
+"""Runs exported files in ComfyUI itself, on a CPU; `test_nvfp4_core.py` starts it with ComfyUI's
+folder in the path.
 
     python run_core.py MODEL BRANCH USER INPUTS OUTPUTS
 
-Loads MODEL as the node UNETLoader does and the LoRA BRANCH as LoraLoaderBypassModelOnly does, calls the denoiser once
-on the tensors of INPUTS, and writes to OUTPUTS what came out; also with the LoRA USER, by bypass and in the weights.
+Loads MODEL as the node UNETLoader does and the LoRA BRANCH as LoraLoaderBypassModelOnly does, calls
+the denoiser once on the tensors of INPUTS, and writes to OUTPUTS what came out; also with the LoRA
+USER, by bypass and in the weights.
 """
 
 import sys
@@ -24,7 +26,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 @torch.no_grad()
 def predict(model) -> torch.Tensor:
-    """The denoiser's answer, with what was injected into it."""
+    """Return the denoiser's answer, with what was injected into it."""
     comfy.model_management.load_models_gpu([model])
     given = load_file(INPUTS)
     model.inject_model()
@@ -35,14 +37,14 @@ def predict(model) -> torch.Tensor:
 
 
 def bypassing(model, file: str):
-    """The model with a LoRA beside its linears."""
+    """Return the model with a LoRA beside its linears."""
     return comfy.sd.load_bypass_lora_for_models(model, None, comfy.utils.load_torch_file(file, safe_load=True), 1.0, 0)[
         0
     ]
 
 
 def ordinary(model, file: str):
-    """The model with a LoRA in its weights."""
+    """Return the model with a LoRA in its weights."""
     lora = comfy.utils.load_torch_file(file, safe_load=True)
     return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
 

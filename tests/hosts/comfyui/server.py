@@ -20,13 +20,13 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 class Server:
-    """Where it answers."""
+    """A server's address, and its requests."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
 
     def get(self, path: str) -> Any:
-        """A JSON answer."""
+        """Return a JSON answer."""
         with urllib.request.urlopen(f"{self.url}/{path}", timeout=60) as answer:
             return json.load(answer)
 
@@ -46,7 +46,9 @@ class Server:
         return history[number]
 
     def prompt_of(self, workflow: dict[str, Any]) -> dict[str, Any]:
-        """What the frontend sends for a workflow that it saved: widgets by name, links by node and output."""
+        """Return the frontend's request for a saved workflow: widgets by name, links by node and
+        output.
+        """
         links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
         prompt = {}
         for node in workflow["nodes"]:
@@ -65,7 +67,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(base: Path) -> Iterator[Server]:
-    """A server whose models, nodes and outputs lie below `base`, with this pack and the nodes of tests."""
+    """Serve models, nodes and outputs below `base`, with this pack and the nodes of tests."""
     for name in (
         "custom_nodes",
         "input",

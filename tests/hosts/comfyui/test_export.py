@@ -1,4 +1,6 @@
-"""Files for ComfyUI hold what `quantize` wrote, tensor by tensor; everything else is refused in a sentence."""
+"""Files for ComfyUI hold what `quantize` wrote, tensor by tensor; everything else is refused in a
+sentence.
+"""
 
 import json
 import shutil
@@ -25,7 +27,7 @@ NAMES = ("high_noise", "low_noise")
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random experts with every tensor that a layer can have."""
+    """Return random experts with every tensor that a layer can have."""
     return write_pipeline(tmp_path_factory.mktemp("comfyui") / "quantized")
 
 
@@ -107,7 +109,7 @@ def test_what_was_finished_before_an_interruption_is_kept(
 
 
 def rewritten(file: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The file with another record in its metadata."""
+    """Return the file with another record in its metadata."""
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     record = json.loads(metadata["tempoquant"])

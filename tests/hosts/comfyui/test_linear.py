@@ -29,7 +29,9 @@ def linear() -> ComfyLinear:
 
 
 def lora(seed: int = 1, alpha: float | None = 2.0, **other: Any) -> Any:
-    """A weight adapter as ComfyUI makes one: up, down, alpha, core, DoRA's scale, another shape."""
+    """Make a weight adapter as ComfyUI makes one: up, down, alpha, core, DoRA's scale, another
+    shape.
+    """
     generator = torch.Generator().manual_seed(seed)
     up, down = torch.randn(OUT, RANK, generator=generator), torch.randn(RANK, IN, generator=generator)
     weights = (up, down, alpha, other.get("core"), other.get("dora_scale"), other.get("reshape"))

@@ -1,4 +1,6 @@
-"""The node pack without ComfyUI: its nodes, and that the example workflows name nothing that is not there."""
+"""The node pack without ComfyUI: its nodes, and that the example workflows name nothing that is not
+there.
+"""
 
 import json
 import subprocess
@@ -28,7 +30,7 @@ OF_COMFYUI = {
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """The pack's nodes beside what little of ComfyUI they ask for before they run."""
+    """Return the pack's nodes beside the little of ComfyUI that they need before they run."""
     folders: dict[str, list[str]] = {"diffusion_models": [str(tmp_path)]}
     folder_paths: Any = ModuleType("folder_paths")
     folder_paths.models_dir = str(tmp_path / "models")
@@ -109,7 +111,9 @@ def test_the_registrys_metadata_names_files_that_are_there() -> None:
 
 
 def test_the_pack_is_imported_without_comfyui_and_without_torch() -> None:
-    """ComfyUI imports every pack at its start, and shows the error of one that cannot be imported."""
+    """ComfyUI imports every pack at its start, and shows the error of one that cannot be
+    imported.
+    """
     program = "import sys, comfyui; print(*{'torch', 'comfy', 'folder_paths', 'diffusers'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60

@@ -1,5 +1,7 @@
-"""Exported files in ComfyUI itself. COMFYUI_PATH is a checkout whose nvfp4 has `pre_quant_scale` (0.33 or later), and
-COMFYUI_PYTHON an interpreter that has its requirements, if it is not this one; without the first nothing is run."""
+"""Exported files in ComfyUI itself. COMFYUI_PATH is a checkout whose nvfp4 has `pre_quant_scale`
+(0.33 or later), and COMFYUI_PYTHON an interpreter that has its requirements, if it is not this one;
+without the first nothing is run.
+"""
 
 import os
 import shutil
@@ -26,7 +28,9 @@ USERS_LAYER = "blocks.0.attn1.to_q"
 
 
 def comfyui() -> Path:
-    """The checkout. The test is skipped where there is none, or one without what the files need."""
+    """Return the checkout. The test is skipped without one, or if it lacks support for the
+    files.
+    """
     folder = os.environ.get("COMFYUI_PATH")
     if not folder:
         pytest.skip("COMFYUI_PATH names no checkout of ComfyUI")
@@ -37,7 +41,7 @@ def comfyui() -> Path:
 
 
 def denoiser_of(seed: int) -> WanTransformer3DModel:
-    """A random one of a size that ComfyUI's loader recognises."""
+    """Make a random denoiser of a size that ComfyUI's loader recognises."""
     torch.manual_seed(seed)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=WIDTH // 2, in_channels=36, out_channels=16,
@@ -46,7 +50,9 @@ def denoiser_of(seed: int) -> WanTransformer3DModel:
 
 
 def exported(folder: Path) -> tuple[Path, Path, Path]:
-    """A quantized random pipeline, and the model and the branch that were exported of its first denoiser."""
+    """Return a quantized random pipeline, and the exported model and branch of its first
+    denoiser.
+    """
     source = quantized_wan.write_pipeline(folder / "quantized", "nvfp4", deflated=False, centred=False)
     for number, (denoiser, component) in enumerate(COMPONENTS.items()):
         shutil.rmtree(source / component)
@@ -59,7 +65,9 @@ def exported(folder: Path) -> tuple[Path, Path, Path]:
 
 @torch.no_grad()
 def predicted(component: Path, inputs: dict[str, torch.Tensor], user: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """What our layers' effective weights predict; `user` is added to the weight of USERS_LAYER."""
+    """Return the prediction of our layers' effective weights; `user` is added to the weight of
+    USERS_LAYER.
+    """
     model = denoiser_of(0)
     for name in quantized_wan.quantize_all(model, "nvfp4", deflated=False, centred=False):
         model.get_submodule(name).weight.data = read_layer(component, name).dequantize()
@@ -68,8 +76,9 @@ def predicted(component: Path, inputs: dict[str, torch.Tensor], user: torch.Tens
 
 
 def test_comfyui_predicts_what_our_layers_do_in_16_bit_activations(tmp_path: Path) -> None:
-    """On a CPU its 4-bit weights are dequantized. What docs/comfyui-nvfp4.md warns of is so: a second bypass takes the
-    branch's place, and an ordinary LoRA is not what it should be."""
+    """A CPU dequantizes its 4-bit weights. The warnings of docs/comfyui-nvfp4.md hold: a second
+    bypass takes the branch's place, and an ordinary LoRA gives a wrong result.
+    """
     core = comfyui()
     source, model_file, branch_file = exported(tmp_path)
     inputs = {

@@ -1,4 +1,6 @@
-"""Laws of an export for ComfyUI: its names, its bytes as ComfyUI's library reads them, complete or absent, refusals."""
+"""Laws of an export for ComfyUI: its names, its bytes as ComfyUI's library reads them, complete or
+absent, refusals.
+"""
 
 import json
 import shutil
@@ -31,7 +33,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def write(folder: Path, format: str = "nvfp4", **kwargs: object) -> Path:
-    """A quantized pipeline whose layers can be exported unless `kwargs` say otherwise."""
+    """Write a quantized pipeline whose layers can be exported unless `kwargs` say otherwise."""
     return quantized_wan.write_pipeline(folder, format, **{"deflated": False, "centred": False, **kwargs})
 
 

@@ -1,4 +1,6 @@
-"""Laws of a layer in ComfyUI's nvfp4: its bytes by the published formula, what its library reads, what is refused."""
+"""Laws of a layer in ComfyUI's nvfp4: its bytes by the published formula, what its library reads,
+what is refused.
+"""
 
 import json
 import re
@@ -37,7 +39,9 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def layer(shape: tuple[int, int] = (256, 128), bias: bool = True, **kwargs: object) -> QuantizedLayer:
-    """One that can be exported, with three bins of random clip ratios; shape is (out, in)."""
+    """Make a layer that can be exported, with three bins of random clip ratios; shape is (out,
+    in).
+    """
     torch.manual_seed(0)
     chosen = {"deflated": False, "centred": False, "rank": min(4, *shape), **kwargs}
     return random_layer(nn.Linear(shape[1], shape[0], bias=bias), "nvfp4", **chosen)
@@ -48,7 +52,7 @@ def entry(**changes: object) -> LayerEntry:
 
 
 def residual(layer: QuantizedLayer) -> torch.Tensor:
-    """What our own runtime makes of codes and scales: (out, in) float32."""
+    """Return our own runtime's reading of codes and scales: (out, in) float32."""
     return dequantize_residual(layer.weight_tensors, layer.format)
 
 
@@ -104,7 +108,9 @@ def test_scales_from_the_smallest_to_the_largest_and_rows_of_zeros_are_decoded_t
 
 @each_shape
 def test_in_bfloat16_a_decoded_weight_is_three_roundings_away_at_most(shape: tuple[int, int]) -> None:
-    """ComfyUI without tensor cores for FP4 rounds the tensor's scale, its product with a group's, and the weight."""
+    """ComfyUI without tensor cores for FP4 rounds the tensor's scale, its product with a group's,
+    and the weight.
+    """
     before = layer(shape)
     found, exact = decoded(layer_tensors(before), shape[0], torch.bfloat16).float(), residual(before)
     assert not torch.equal(found, exact)
@@ -113,7 +119,9 @@ def test_in_bfloat16_a_decoded_weight_is_three_roundings_away_at_most(shape: tup
 
 @each_shape
 def test_weight_branch_and_input_scale_make_our_layer_on_any_input(shape: tuple[int, int]) -> None:
-    """f(x) + up · (down · x) of the exported tensors, in 16-bit activations, is the layer's effective weight on x."""
+    """f(x) + up · (down · x) of the exported tensors, in 16-bit activations, is the layer's
+    effective weight on x.
+    """
     before = layer(shape)
     tensors, branch = layer_tensors(before), branch_tensors(before)
     x = random(50, shape[1])

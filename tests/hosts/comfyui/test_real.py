@@ -1,4 +1,6 @@
-"""Inside a real ComfyUI: the bundled model in four bits answers there what it answers in diffusers."""
+"""Inside a real ComfyUI: the bundled model in four bits answers there what it answers in
+diffusers.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ pytestmark = [needs_comfyui, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 @pytest.fixture(scope="module")
 def calls() -> list[RecordedCall]:
-    """Every fourth step of one generation in 16 bits, both branches of guidance."""
+    """Return every fourth step of one generation in 16 bits, both branches of guidance."""
     source = SourceModel.open("tiny")
     [item] = evaluation_items(1)
     made = record_trajectory(
@@ -37,14 +39,14 @@ def calls() -> list[RecordedCall]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled model by two recipes."""
+    """Return the bundled model by two recipes."""
     root = tmp_path_factory.mktemp("comfyui")
     return {name: quantize("tiny", root / name, Recipe.load(name)) for name in ("rtn", "default")}
 
 
 @pytest.fixture(scope="module", params=["folder", "files"])
 def places(request: pytest.FixtureRequest, folders: dict[str, Path]) -> dict[str, dict[str, Path]]:
-    """Recipe and denoiser to what ComfyUI loads."""
+    """Return by recipe and denoiser the place that ComfyUI loads."""
     names = ("high_noise", "low_noise")
     if request.param == "folder":
         return {recipe: dict.fromkeys(names, folder) for recipe, folder in folders.items()}
@@ -73,7 +75,9 @@ def test_16_bits_agree_with_diffusers_in_every_call(calls: list[RecordedCall]) -
 def test_rounded_to_nearest_calls_are_those_of_diffusers_but_where_a_rounding_flips(
     places: Any, calls: list[RecordedCall], folders: Any
 ) -> None:
-    """A number that lies on the edge between two codes in float32 may fall to either side: then a call shows it."""
+    """A number that lies on the edge between two codes in float32 may fall to either side: then a
+    call shows it.
+    """
     models = {name: load(place, name) for name, place in places["rtn"].items()}
     found, wanted = answers(models, calls), diffusers_answers(folders["rtn"], calls)
     levels = [sqnr_db(one, other) for one, other in zip(found, wanted, strict=True)]
@@ -143,7 +147,9 @@ def test_sizes_are_the_packed_ones_and_what_is_streamed_answers_the_same(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_dtypes_and_batches_run(places: Any, calls: list[RecordedCall], dtype: torch.dtype) -> None:
-    """Against float32 they are as far off as diffusers in the same dtype: rounding flips, in both."""
+    """Against float32 they are as far off as diffusers in the same dtype: rounding flips, in
+    both.
+    """
     call = next(each for each in calls if each.sample.denoiser == "low_noise")
     inputs = {key: torch.cat([value, value]) for key, value in call.sample.inputs.items()}
     exact = predict(load(places["rtn"]["low_noise"], "low_noise"), inputs)

@@ -1,4 +1,6 @@
-"""Inside a real ComfyUI: its LoRA nodes work on a 4-bit model, and what they cannot do there they say."""
+"""Inside a real ComfyUI: its LoRA nodes work on a 4-bit model, and what they cannot do there they
+say.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ LINEARS = ("attn1.to_q", "attn1.to_out.0", "attn2.to_k", "ffn.net.0.proj", "ffn.
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A denoiser of random layers in int4, whose 16-bit rest is in float32."""
+    """Return a denoiser of random layers in int4, whose 16-bit rest is in float32."""
     model = tiny_wan(0, dtype=torch.float32)
     return write_component(tmp_path_factory.mktemp("loras") / "made", model, quantize_all(model, "int4"))
 
@@ -31,7 +33,7 @@ def call() -> dict[str, Any]:
 
 
 def lora_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Pairs for some 4-bit linears and one in 16 bits, in diffusers' names."""
+    """Return pairs for some 4-bit linears and one in 16 bits, in diffusers' names."""
     generator = torch.Generator().manual_seed(5)
     model, state = by_diffusers(folder, torch.float32), {}
     names = [f"blocks.1.{name}" for name in LINEARS] + ["condition_embedder.text_embedder.linear_1"]
@@ -43,7 +45,7 @@ def lora_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def in_comfyui(state: dict[str, torch.Tensor], more: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """The same LoRA by ComfyUI's names."""
+    """Return the same LoRA by ComfyUI's names."""
     renamed = {}
     for name, tensor in state.items():
         module, _, half = name.partition(".lora_")
@@ -52,7 +54,7 @@ def in_comfyui(state: dict[str, torch.Tensor], more: dict[str, torch.Tensor] | N
 
 
 def with_lora(patcher: Any, lora: dict[str, torch.Tensor], strength: float = 1.0) -> Any:
-    """What Load LoRA makes of a model."""
+    """Return Load LoRA's result for a model."""
     import comfy.sd
 
     return comfy.sd.load_lora_for_models(patcher, None, lora, strength, 0)[0]

@@ -1,4 +1,6 @@
-"""Inside a real ComfyUI: every kind of Wan that both know answers the same, and names are those of its own loader."""
+"""Inside a real ComfyUI: every kind of Wan that both know answers the same, and names are those of
+its own loader.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def call_of(kind: str) -> dict[str, Any]:
-    """A call of two rows, in diffusers' terms."""
+    """Return a call of two rows, in diffusers' terms."""
     generator = torch.Generator().manual_seed(2)
     batch, channels = 2, KINDS[kind]["in_channels"]
     text_tokens = 512 if kind == "image branch" else 7  # diffusers tells texts from images by the number
@@ -46,7 +48,7 @@ def call_of(kind: str) -> dict[str, Any]:
 
 
 def in_comfyui(call: dict[str, Any]) -> dict[str, Any]:
-    """The same call in ComfyUI's terms."""
+    """Return the same call in ComfyUI's terms."""
     renamed = dict(call)
     if "encoder_hidden_states_image" in call:
         renamed["clip_fea"] = call["encoder_hidden_states_image"]
@@ -75,7 +77,7 @@ def test_every_kind_answers_as_in_diffusers(kind: str, tmp_path: Path) -> None:
 
 
 def test_ours_differs_from_what_comfyuis_own_loader_makes_in_the_4_bit_linears_alone(tmp_path: Path) -> None:
-    """Of the sizes that its loader takes for granted: heads of 128 features, texts of 4096."""
+    """The sizes are those that its loader assumes: heads of 128 features, texts of 4096."""
     import_comfyui()
     import comfy.sd
 

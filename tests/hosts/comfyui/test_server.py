@@ -1,4 +1,6 @@
-"""The example workflows through a running ComfyUI server, with the bundled model in place of the big one."""
+"""The example workflows through a running ComfyUI server, with the bundled model in place of the
+big one.
+"""
 
 import json
 from pathlib import Path
@@ -27,7 +29,9 @@ RANK = 4
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ComfyUI's folders with a quantized folder, its export, and LoRAs by the workflow's names."""
+    """Return ComfyUI's folders with a quantized folder, its export, and LoRAs by the workflow's
+    names.
+    """
     base = tmp_path_factory.mktemp("server")
     folder = quantize("tiny", base / "models/tempoquant/tiny_4bit", Recipe.load("rtn"))
     export(folder, base / "models/diffusion_models/wan2.2_i2v_4bit")
@@ -46,7 +50,7 @@ def server(base: Path) -> Any:
 
 
 def tiny_prompt(server: Server, name: str) -> dict[str, Any]:
-    """An example workflow whose texts, image, latents and frames are the bundled model's."""
+    """Return an example workflow whose texts, image, latents and frames are the bundled model's."""
     workflow = json.loads((ROOT / f"comfyui/example_workflows/{name}.json").read_text(encoding="utf-8"))
     prompt = server.prompt_of(workflow)
     by_kind = {node["class_type"]: key for key, node in prompt.items()}
@@ -67,14 +71,14 @@ def tiny_prompt(server: Server, name: str) -> dict[str, Any]:
 
 
 def frames_of(base: Path, history: dict[str, Any]) -> np.ndarray:
-    """The frames that a prompt saved: (frames, height, width, 3) uint8."""
+    """Return the frames that a prompt saved: (frames, height, width, 3) uint8."""
     assert history["status"]["status_str"] == "success", history["status"]["messages"]
     images = history["outputs"]["frames"]["images"]
     return np.stack([np.asarray(Image.open(base / "output" / image["filename"])) for image in images])
 
 
 def in_16_bits() -> np.ndarray:
-    """The same video by ComfyUI's sampler and classes in 16 bits, in this process."""
+    """Return the same video by ComfyUI's sampler and classes in 16 bits, in this process."""
     import_comfyui()
     import nodes
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
@@ -92,7 +96,7 @@ def in_16_bits() -> np.ndarray:
 
 
 def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two videos."""
+    """Compute the PSNR of two videos."""
     return float(10 * np.log10(255**2 / np.square(one.astype(float) - other.astype(float)).mean()))
 
 

@@ -10,7 +10,9 @@ EXPERTS = (Denoiser("noisy", "a", (900.0, 1000.0)), Denoiser("clean", "b", (0.0,
 
 
 def shifted(num_steps: int, shift: float) -> list[float]:
-    """Timesteps of ComfyUI's scheduler `simple` for a flow with a shift, without the last."""
+    """Return timesteps of ComfyUI's scheduler `simple` for a flow with a shift, without the
+    last.
+    """
     steps = [1 - i / num_steps for i in range(num_steps)]
     return [1000 * shift * t / (1 + (shift - 1) * t) for t in steps]
 

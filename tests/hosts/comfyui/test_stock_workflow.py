@@ -1,4 +1,6 @@
-"""The workflow for nvfp4 files: whole, of stock nodes, with the files that `export` writes, split where Wan is."""
+"""The workflow for nvfp4 files: whole, of stock nodes, with the files that `export` writes, split
+where Wan is.
+"""
 
 import json
 from pathlib import Path
@@ -30,7 +32,7 @@ def nodes_of(workflow: dict[str, Any]) -> dict[int, Node]:
 
 
 def feeding(workflow: dict[str, Any], node: Node, name: str) -> Node:
-    """The node whose output an input takes."""
+    """Return the node whose output an input takes."""
     link = next(each["link"] for each in node["inputs"] if each["name"] == name)
     source = next(source for number, source, *_ in workflow["links"] if number == link)
     return nodes_of(workflow)[source]
@@ -69,7 +71,9 @@ def test_each_sampler_has_its_denoiser_with_its_own_branch_at_strength_1(workflo
 
 
 def test_the_samplers_part_where_the_published_model_changes_its_denoiser(workflow):
-    """ComfyUI's `simple` takes every fiftieth of 1000 shifted sigmas for 20 steps: 1 − i/20 before the shift."""
+    """ComfyUI's `simple` takes every fiftieth of 1000 shifted sigmas for 20 steps: 1 − i/20 before
+    the shift.
+    """
     boundary = published_models()[A14B]["index"]["boundary_ratio"]
     high, low = [node["widgets_values"] for node in workflow["nodes"] if node["type"] == "KSamplerAdvanced"]
     [shift] = {node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "ModelSamplingSD3"}

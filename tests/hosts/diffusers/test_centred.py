@@ -1,5 +1,6 @@
-"""Laws of loading centred layers: the bias keeps its 32 bits, is there where the model has none, and is not counted
-twice when the model is dequantized."""
+"""Laws of loading centred layers: the bias keeps its 32 bits, is there where the model has none,
+and is not counted twice when the model is dequantized.
+"""
 
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def inputs(seed: int = 0) -> torch.Tensor:
 
 
 def made(format: str = "nvfp4_m1", dtype: torch.dtype = torch.bfloat16) -> tuple[TwoLinears, dict[str, QuantizedLayer]]:
-    """A 16-bit model, and its layers quantized by the default recipe on the inputs that they see."""
+    """Return a 16-bit model, and its layers quantized by the default recipe on their inputs."""
     torch.manual_seed(0)
     model, recipe = TwoLinears().to(dtype).requires_grad_(False), RECIPE.replace(format=format)
     seen = {"a": inputs(), "b": torch.relu(model.a(inputs().to(dtype))).float()}

@@ -1,4 +1,6 @@
-"""A quantized denoiser computes the same when two processes share its tokens (Ulysses attention, gloo)."""
+"""A quantized denoiser computes the same when two processes share its tokens (Ulysses attention,
+gloo).
+"""
 
 import os
 import socket
@@ -54,5 +56,6 @@ def test_two_processes_that_share_the_tokens_give_the_result_of_one(tmp_path: Pa
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)[-3000:]
     alone = run(load(folder), timestep=930.0)
     together = load_file(tmp_path / "y.safetensors")["y"]
-    # Attention sums in another order, in bfloat16, and a number near a tie may round the other way after it.
+    # Attention sums in another order, in bfloat16, and a number near a tie may round the other way
+    # after it.
     assert float((together - alone).float().norm() / alone.float().norm()) < 0.01

@@ -1,4 +1,6 @@
-"""A damaged component is refused by diffusers' from_pretrained too, with our error wherever our code is reached."""
+"""A damaged component is refused by diffusers' from_pretrained too, with our error wherever our
+code is reached.
+"""
 
 import json
 import os

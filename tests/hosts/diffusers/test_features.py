@@ -1,4 +1,6 @@
-"""Features of diffusers on 4-bit models: each works as on 16-bit ones, or is refused and changes nothing."""
+"""Features of diffusers on 4-bit models: each works as on 16-bit ones, or is refused and changes
+nothing.
+"""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Laws of loading through diffusers: plain from_pretrained works, nothing is cast, and damage is refused here too."""
+"""Laws of loading through diffusers: plain from_pretrained works, nothing is cast, and damage is
+refused here too.
+"""
 
 import copy
 from pathlib import Path
@@ -49,7 +51,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quantized_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of every quantized layer, straight from the files."""
+    """Return every tensor of every quantized layer, straight from the files."""
     tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     layers = read_model_config(folder)["quantization_config"]["layers"]
     return {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] in layers}

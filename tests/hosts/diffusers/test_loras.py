@@ -1,4 +1,6 @@
-"""LoRAs that are loaded after quantizing: strengths, several at once, both denoisers, in every memory mode."""
+"""LoRAs that are loaded after quantizing: strengths, several at once, both denoisers, in every
+memory mode.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU in a GPU's place: what is brought is a copy."""
+    """Let the CPU play a GPU: every copy to it is a new tensor."""
     monkeypatch.setattr(host_copies, "to_device", lambda host, _device: host.clone())
 
 
 def lightning_lora(seed: int) -> dict[str, torch.Tensor]:
-    """A LoRA as LightX2V writes them, for every kind of linear in the block; its factor is alpha / rank = 1/2."""
+    """Write a LoRA in LightX2V's form, for every kind of linear in the block; its factor is alpha /
+    rank = 1/2.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (rows, columns) in LINEARS.items():
@@ -48,7 +52,7 @@ def load_both(pipeline: Any, adapter: str, high_noise: int, low_noise: int) -> N
 
 
 def packed(pipeline: Any) -> dict[str, torch.Tensor]:
-    """Every stored tensor of every 4-bit layer."""
+    """Return every stored tensor of every 4-bit layer."""
     return {
         f"{component}.{name.replace('.base_layer', '')}.{key}": tensor.clone()
         for component in COMPONENTS
@@ -59,7 +63,7 @@ def packed(pipeline: Any) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, torch.Tensor]:
-    """Latents of a pipeline without a memory mode, loaded anew for each."""
+    """Return latents of a pipeline without a memory mode, loaded anew for each."""
     results = {}
     for name, weights in {
         "none": None, "style": ([1.0, 0.0]), "both": [0.75, -0.5], "other strengths": [0.25, 1.5],
@@ -105,7 +109,9 @@ def test_two_adapters_with_strengths_give_the_same_latents_in_every_mode(folder,
 
 
 def test_two_adapters_of_a_layer_add_up(folder: Path) -> None:
-    """Half of a LoRA and half of its copy change a 4-bit layer's output as the whole does, to bfloat16's rounding."""
+    """Half of a LoRA and half of its copy change a 4-bit layer's output as the whole does, to
+    bfloat16's rounding.
+    """
     pipeline = WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.bfloat16)
     load_both(pipeline, "one", 1, 2)
     load_both(pipeline, "copy", 1, 2)

@@ -1,4 +1,6 @@
-"""What does not load as a whole is refused with one sentence, and nothing is made up in the place of a weight."""
+"""A component that does not load as a whole is refused in one sentence, and no weight is made
+up.
+"""
 
 import dataclasses
 import shutil

@@ -45,7 +45,7 @@ def test_a_scheduler_without_a_flow_shift_is_refused() -> None:
 
 
 def taken_for_the_bundled_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have whatever generates be of its family, with a scheduler that is left alone."""
+    """Make every generating model one of its family, with a scheduler that is left unchanged."""
     facts = PipelineFacts(SOURCE.family, SOURCE.index, SOURCE.denoisers)
     monkeypatch.setattr(sampling, "facts_of", lambda _: facts)
     monkeypatch.setattr(sampling, "use_flow_shift", lambda *_: None)

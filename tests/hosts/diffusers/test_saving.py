@@ -1,4 +1,4 @@
-"""What is saved of a 4-bit model loads again and computes the same, or not a file is written."""
+"""A 4-bit model is saved so that it loads again and computes the same, or not a file is written."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ ADAPTER = LoraConfig(r=2, target_modules=["to_q"])
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized pipeline of four steps."""
+    """Return a quantized pipeline of four steps."""
     folder = write_pipeline(tmp_path_factory.mktemp("pipeline") / "quantized")
     (folder / "sampling.json").write_text(json.dumps(SETTINGS))
     return folder

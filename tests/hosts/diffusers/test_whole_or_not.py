@@ -1,4 +1,4 @@
-"""What cannot be done to the whole of a 4-bit model is refused before any of it is done."""
+"""An operation that cannot apply to the whole of a 4-bit model is refused before any part of it."""
 
 from collections.abc import Callable
 from pathlib import Path

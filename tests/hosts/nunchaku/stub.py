@@ -1,6 +1,8 @@
-"""Stands in for the package `kernels` and the two operators diffusers calls, so that its own modules run on a CPU.
+"""Stands in for the package `kernels` and the two operators diffusers calls, so that its own
+modules run on a CPU.
 
-Each number is looked up by the index formula of docs/export.md, written out anew, never by the code that packs.
+Each number is looked up by the index formula of docs/export.md, written out anew, never by the code
+that packs.
 """
 
 import sys
@@ -19,7 +21,9 @@ MODULE = "diffusers.quantizers.nunchaku.utils"
 
 
 def diffusers_with_stubbed_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """diffusers' quantizers/nunchaku/utils.py, imported as if the kernels were installed; gone again afterwards."""
+    """Import diffusers' quantizers/nunchaku/utils.py as if the kernels were installed; it is
+    removed afterwards.
+    """
     import diffusers.utils
     from diffusers.quantizers.nunchaku.nunchaku_quantizer import NunchakuLiteQuantizer
 
@@ -42,14 +46,14 @@ def axes(*sizes: int) -> list[torch.Tensor]:
 
 
 def vector(stored: torch.Tensor, length: int, num_groups: int = 1) -> torch.Tensor:
-    """(length, num_groups) float32."""
+    """Return (length, num_groups) float32."""
     n, g = axes(length, num_groups)
     index = (n // 128 * num_groups + g) * 128 + n // 16 % 8 * 16 + n // 2 % 4 * 4 + n // 8 % 2 * 2 + n % 2
     return stored.reshape(-1)[index].float()
 
 
 def nibbles(qweight: torch.Tensor) -> torch.Tensor:
-    """(out, in) int64."""
+    """Return (out, in) int64."""
     out_features, in_features = qweight.shape[0], 2 * qweight.shape[1]
     n, k = axes(out_features, in_features)
     word = (n // 128 * (in_features // 64) + k // 64) * 8 + n // 16 % 8
@@ -58,7 +62,7 @@ def nibbles(qweight: torch.Tensor) -> torch.Tensor:
 
 
 def micro_scales(wscales: torch.Tensor) -> torch.Tensor:
-    """(out, groups) float32."""
+    """Return (out, groups) float32."""
     num_groups, out_features = wscales.shape
     n, g = axes(out_features, num_groups)
     index = (n // 128 * (num_groups // 4) + g // 4) * 8 + n % 8
@@ -67,7 +71,7 @@ def micro_scales(wscales: torch.Tensor) -> torch.Tensor:
 
 
 def branch_side(stored: torch.Tensor, down: bool) -> torch.Tensor:
-    """(rank, in) or (out, rank), float32."""
+    """Return (rank, in) or (out, rank), float32."""
     features, rank = stored.shape
     row, column = axes(rank, features) if down else axes(features, rank)
     tile = (column // 16 if down else row // 16) * (rank // 16) + (row // 16 if down else column // 16)
@@ -79,7 +83,9 @@ def quantize_w4a4_act_fuse_lora(
     x: torch.Tensor, out: torch.Tensor, scales: torch.Tensor, proj_down: torch.Tensor, lora_act: torch.Tensor,
     smooth: torch.Tensor, fuse_glu: bool, fp4: bool,
 ) -> None:  # fmt: skip
-    """Four-bit activations, one index of a level a byte pair, row-major: that layout only the kernels know."""
+    """Return four-bit activations, one index of a level a byte pair, row-major; only the kernels
+    know their real layout.
+    """
     assert x.dtype == torch.bfloat16 and not fuse_glu
     rows, features = x.shape
     group_size, top, levels = (16, 6.0, FP4_LEVELS) if fp4 else (64, 7.0, INT4_LEVELS)
@@ -95,7 +101,7 @@ def quantize_w4a4_act_fuse_lora(
 
 
 def gemm_w4a4(*arguments: Any) -> None:
-    """The positions that diffusers fills; whatever else it might fill is refused."""
+    """Compute with the arguments that diffusers passes; others are refused."""
     act, weight, out, _, ascales, wscales, _, _, lora_act, lora_up, *rest = arguments
     bias, act_unsigned, lora_scales, fp4, alpha, wcscales = (rest[i] for i in (5, 9, 10, 12, 13, 14))
     used = (5, 9, 10, 12, 13, 14)

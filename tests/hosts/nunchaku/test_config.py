@@ -1,4 +1,6 @@
-"""Laws of an exported layer: what is carried bit for bit, what is rounded and by how much, what is refused by name."""
+"""Laws of an exported layer: what is carried bit for bit, what is rounded and by how much, what is
+refused by name.
+"""
 
 from dataclasses import replace
 
@@ -31,7 +33,9 @@ each_format = pytest.mark.parametrize("format", ["int4", "nvfp4"])
 
 
 def layer(format: str = "int4", bias: bool = True, shape: tuple[int, int] = (256, 128), **kwargs) -> QuantizedLayer:
-    """One that can be exported, with three bins of random clip ratios; shape is (out, in)."""
+    """Make a layer that can be exported, with three bins of random clip ratios; shape is (out,
+    in).
+    """
     torch.manual_seed(0)
     linear = nn.Linear(shape[1], shape[0], bias=bias)
     return random_layer(linear, format, **{"deflated": False, "centred": False, **kwargs})

@@ -1,4 +1,6 @@
-"""An export meets diffusers' own code: config, strict key check, loader, and modules with stubbed kernels."""
+"""An export meets diffusers' own code: config, strict key check, loader, and modules with stubbed
+kernels.
+"""
 
 import itertools
 import json
@@ -40,7 +42,7 @@ def config_of(component: Path) -> dict:
 
 
 def patched_model(component: Path, nunchaku: ModuleType) -> WanTransformer3DModel:
-    """The model on the meta device with its targets replaced, by diffusers."""
+    """Return the model on the meta device with its targets replaced, by diffusers."""
     config = config_of(component)
     checked = NunchakuLiteQuantizationConfig(**config.pop("quantization_config"))
     with init_empty_weights():
@@ -62,7 +64,8 @@ def test_the_config_is_valid_and_names_every_linear(exported, component):
 def test_keys_shapes_and_dtypes_are_those_of_diffusers_modules(exported, component, nunchaku):
     model = patched_model(exported / component, nunchaku)
     stored = load_file(exported / component / WEIGHTS_NAME)
-    # The check also asks for buffers that no checkpoint of this model holds, ours or diffusers' own.
+    # The check also asks for buffers that no checkpoint of this model holds, ours or diffusers'
+    # own.
     saved = set(model.state_dict())
     unsaved = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
     nunchaku.check_strict_state_dict_match(model, stored | unsaved)
@@ -86,7 +89,9 @@ def test_diffusers_loader_takes_every_tensor_as_it_is(exported, component, nunch
 
 
 def test_diffusers_layers_compute_what_ours_do(exported, nunchaku):
-    """With operators that read the documented layouts. Both round to bfloat16 at the end, so an ulp may be between."""
+    """The operators read the documented layouts. Both round to bfloat16 at the end, so they may
+    differ by an ulp.
+    """
     theirs = WanTransformer3DModel.from_pretrained(exported / "transformer", dtype=torch.bfloat16)
     ours = ExportedComponent(exported / "transformer").load(torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +109,8 @@ def test_diffusers_expert_predicts_what_ours_does(exported, nunchaku):
     theirs = WanTransformer3DModel.from_pretrained(exported / "transformer", dtype=torch.bfloat16)
     ours = ExportedComponent(exported / "transformer").load(torch.bfloat16)
     wanted, found = (quantized_wan.run(model).float() for model in (theirs, ours))
-    # A bfloat16 ulp may change a 4-bit code further on; anything misplaced would leave no likeness at all.
+    # A bfloat16 ulp may change a 4-bit code further on; anything misplaced would leave no likeness
+    # at all.
     assert float((found - wanted).square().sum() / wanted.square().sum()) < 1e-2
 
 

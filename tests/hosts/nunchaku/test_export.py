@@ -1,4 +1,6 @@
-"""Laws of an exported pipeline: complete or absent, the same again, honest about what it does not carry."""
+"""Laws of an exported pipeline: complete or absent, the same again, honest about what it does not
+carry.
+"""
 
 import json
 import shutil
@@ -39,7 +41,7 @@ def exported(quantized: Path) -> Path:
 
 
 def write(folder: Path, format: str, **kwargs: object) -> Path:
-    """A quantized pipeline whose layers can be exported unless `kwargs` say otherwise."""
+    """Write a quantized pipeline whose layers can be exported unless `kwargs` say otherwise."""
     return quantized_wan.write_pipeline(folder, format, **{"deflated": False, "centred": False, **kwargs})
 
 
@@ -125,7 +127,9 @@ def test_a_tensor_that_the_model_does_not_have_is_refused(quantized, tmp_path):
 
 @each_format
 def test_an_export_generates_nearly_what_its_source_does_without_clip_ratios(format, tmp_path):
-    """The two differ in how activations are rounded, and in clip ratios, which this source has none of."""
+    """The two differ in how activations are rounded, and in clip ratios, which this source has none
+    of.
+    """
     source = write(tmp_path / "quantized", format)
     for component in COMPONENTS:
         file = source / component / WEIGHTS_NAME

@@ -1,4 +1,6 @@
-"""Laws of the kernels' arithmetic in plain PyTorch: where it is our own linear's, and where and how it differs."""
+"""Laws of the kernels' arithmetic in plain PyTorch: where it is our own linear's, and where and how
+it differs.
+"""
 
 import pytest
 import torch
@@ -76,7 +78,7 @@ def test_groups_too_small_for_an_e4m3_scale_become_zero_and_too_large_ones_satur
 
 @each_format
 def test_an_exported_layer_computes_smoothing_the_residual_the_branch_and_the_bias(format):
-    """With inputs that need no rounding, the layer is its effective weight."""
+    """The inputs need no rounding, so the layer is its effective weight."""
     after = exported(format)
     levels = torch.tensor([0.0, 1.0, -2.0, 3.0]).repeat(64)[: after.in_features]
     levels[:: after.format.group_size] = after.format.top_level  # so that the scale is 1

@@ -1,4 +1,6 @@
-"""Laws of nunchaku's layouts: where each number lies, index by index, and that nothing is lost on the way back."""
+"""Laws of nunchaku's layouts: where each number lies, index by index, and that nothing is lost on
+the way back.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,6 @@
-"""Image models that no family covers: quantized by the generic one, loaded by plain diffusers, and compared."""
+"""Image models that no family covers: quantized by the generic one, loaded by plain diffusers, and
+compared.
+"""
 
 import diffusers
 import numpy as np

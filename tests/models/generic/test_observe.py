@@ -1,4 +1,6 @@
-"""What the generic family observes of a model that has a family is what that family says; and whom it refuses."""
+"""The generic family's observations of a model with a family agree with that family; some models
+are refused.
+"""
 
 import json
 from pathlib import Path

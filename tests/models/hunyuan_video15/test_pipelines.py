@@ -1,5 +1,5 @@
-"""Both HunyuanVideo-1.5 pipelines: quantized, loaded by plain diffusers, and compared with what they were quantized
-from.
+"""Both HunyuanVideo-1.5 pipelines: quantized, loaded by plain diffusers, and compared with what
+they were quantized from.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a LoRA may add to a weight is bounded, and that is told before any work."""
+"""A LoRA's change of a weight is bounded, which is checked before any work."""
 
 from pathlib import Path
 

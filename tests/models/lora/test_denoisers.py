@@ -1,4 +1,6 @@
-"""One file with the LoRAs of all denoisers is split by denoiser; one of the other denoiser alone is refused."""
+"""One file with the LoRAs of all denoisers is split by denoiser; one of the other denoiser alone is
+refused.
+"""
 
 from pathlib import Path
 
@@ -24,7 +26,7 @@ SPLIT = [
 
 
 def lora(prefix: str, value: float, modules: tuple[str, ...] = MODULES) -> dict[str, torch.Tensor]:
-    """Rank 1, in each module the same number everywhere."""
+    """Write a LoRA of rank 1, in each module the same number everywhere."""
     forms = {name: form.shape for name, (_, form) in SOURCE.forms(HIGH).items()}
     found = {}
     for module, own in zip(modules, MODULES, strict=True):
@@ -40,7 +42,7 @@ def written(file: Path, *parts: dict[str, torch.Tensor]) -> Path:
 
 
 def added(file: Path, name: str) -> float:
-    """What a file adds to every weight of one denoiser's modules."""
+    """Return a file's change of every weight of one denoiser's modules."""
     found = load_loras(SOURCE, {name: file})[name]
     forms = {key: form.shape for key, (_, form) in SOURCE.forms(name).items()}
     values = {found.fuse(f"{module}.weight", torch.zeros(forms[f"{module}.weight"])).unique() for module in MODULES}

@@ -1,4 +1,4 @@
-"""A LoRA that is fused tensor by tensor gives what diffusers gives, and what cannot be fused is refused."""
+"""A LoRA fused tensor by tensor gives what diffusers gives; impossible ones are refused."""
 
 import json
 import re
@@ -35,7 +35,7 @@ QUERY = "blocks.0.attn1.to_q.weight"
 
 @pytest.fixture(scope="module")
 def weights() -> Tensors:
-    """The tensors of a random denoiser of two blocks, in float32."""
+    """Return the tensors of a random denoiser of two blocks, in float32."""
     return tiny_wan(dtype=torch.float32).state_dict()
 
 
@@ -44,7 +44,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def pairs(weights: Tensors, modules: list[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A random down (rank, in) and up (out, rank) for each module of the denoiser."""
+    """Return a random down (rank, in) and up (out, rank) for each module of the denoiser."""
     torch.manual_seed(3)
     shapes = {module: weights[f"{module}.weight"].shape for module in modules}
     return {module: (random(RANK, shape[1]), random(shape[0], RANK)) for module, shape in shapes.items()}
@@ -81,7 +81,7 @@ def in_wan_names(weights: Tensors, down_name: str, up_name: str, alpha: float | 
 
 
 def with_a_whole_head(weights: Tensors) -> Tensors:
-    """The head as a difference, as LightX2V's distilled LoRAs have it."""
+    """Write the head as a difference, as in LightX2V's distilled LoRAs."""
     head = {"diff": random(*weights["proj_out.weight"].shape), "diff_b": random(*weights["proj_out.bias"].shape)}
     tensors = in_wan_names(weights, "lora_down", "lora_up", 8.0, biases=True)
     return tensors | {f"diffusion_model.head.head.{stored}": tensor for stored, tensor in head.items()}
@@ -124,7 +124,7 @@ def fused_by_diffusers(file: Path) -> Tensors:
 
 
 def assert_same(ours: Tensors, theirs: Tensors, unchanged: Tensors) -> None:
-    """Equal to float32's rounding of sums of a few terms near 1; and diffusers did change something."""
+    """Assert equality to rounding of float32 sums near 1, and that diffusers changed a value."""
     assert ours.keys() == theirs.keys()
     assert any(not torch.equal(theirs[name], tensor) for name, tensor in unchanged.items())
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

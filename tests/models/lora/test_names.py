@@ -1,4 +1,6 @@
-"""Every spelling of a LoRA's keys means the same tensors, of every part of Wan that a LoRA may touch."""
+"""Every spelling of a LoRA's keys means the same tensors, of every part of Wan that a LoRA may
+touch.
+"""
 
 import json
 from collections.abc import Callable
@@ -52,7 +54,7 @@ def weights() -> Tensors:
 
 
 def pairs(weights: Tensors) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """A random down and up of every module of the denoiser that holds a product."""
+    """Return a random down and up of every module of the denoiser that holds a product."""
     generator = torch.Generator().manual_seed(0)
     shapes = {name.removesuffix(".weight"): tensor.shape for name, tensor in weights.items() if tensor.dim() in (2, 5)}
     return {

@@ -1,4 +1,6 @@
-"""Runs on LTX-2 and by the generic family that are killed end with the bytes of those that were not."""
+"""Runs on LTX-2 and by the generic family that are killed end with the bytes of those that were
+not.
+"""
 
 import os
 import subprocess

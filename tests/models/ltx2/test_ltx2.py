@@ -1,4 +1,6 @@
-"""LTX-2: quantized, loaded by plain diffusers, generated with, and compared with what it was quantized from."""
+"""LTX-2: quantized, loaded by plain diffusers, generated with, and compared with what it was
+quantized from.
+"""
 
 import json
 from pathlib import Path
@@ -134,7 +136,9 @@ def test_bins_of_a_distilled_schedule_of_eight_steps_hold_its_own_timesteps(
 
 
 def _distilled(source: SourceModel, folder: Path) -> SourceModel:
-    """The same pipeline as its publisher distils it: eight steps of its own, not shifted, without guidance."""
+    """Return the same pipeline as its publisher distils it: eight steps of its own, not shifted,
+    without guidance.
+    """
     pipeline = load_pipeline(source, "cpu")
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
     pipeline.save_pretrained(folder)

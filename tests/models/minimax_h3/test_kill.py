@@ -1,4 +1,6 @@
-"""Runs on HunyuanVideo-1.5 and MiniMax-H3 that are killed end with the bytes of those that were not."""
+"""Runs on HunyuanVideo-1.5 and MiniMax-H3 that are killed end with the bytes of those that were
+not.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""MiniMax-H3's modular pipeline: recorded, quantized, loaded by plain diffusers, and compared with 16 bits."""
+"""MiniMax-H3's modular pipeline: recorded, quantized, loaded by plain diffusers, and compared with
+16 bits.
+"""
 
 import json
 from pathlib import Path

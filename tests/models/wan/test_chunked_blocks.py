@@ -1,4 +1,6 @@
-"""Laws of computing in chunks of tokens: the same numbers, whatever the chunks, and nothing left behind."""
+"""Laws of computing in chunks of tokens: the same numbers, whatever the chunks, and nothing left
+behind.
+"""
 
 import weakref
 
@@ -101,7 +103,9 @@ def test_a_hook_inside_a_block_finds_what_it_always_finds():
 
 
 def test_a_cache_of_activations_finds_a_blocks_input_as_it_was():
-    """diffusers' first-block cache adds what later blocks changed the last time: their output less their input."""
+    """diffusers' first-block cache adds what later blocks changed the last time: their output less
+    their input.
+    """
 
     plain, model = (tiny_wan(num_layers=3, dtype=torch.float32) for _ in range(2))
     undo = chunk_blocks(model, 7)

@@ -1,4 +1,6 @@
-"""The names of Wan's own files are held to diffusers' converter, tensor by tensor, of every kind of denoiser."""
+"""The names of Wan's own files are held to diffusers' converter, tensor by tensor, of every kind of
+denoiser.
+"""
 
 import pytest
 import torch

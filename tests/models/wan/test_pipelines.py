@@ -1,4 +1,6 @@
-"""Every Wan pipeline: quantized, loaded by plain diffusers, and compared with what it was quantized from."""
+"""Every Wan pipeline: quantized, loaded by plain diffusers, and compared with what it was quantized
+from.
+"""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Nodes for tests inside ComfyUI: texts, image, latents and frames of the bundled model.
 
-ComfyUI's own loaders of text encoders and autoencoders know fixed sizes, and its latents' statistics are Wan's.
+ComfyUI's own loaders of text encoders and autoencoders know fixed sizes, and its latents'
+statistics are Wan's.
 """
 
 import functools
@@ -12,7 +13,7 @@ import torch
 
 @functools.cache
 def pipeline() -> Any:
-    """The bundled model, by diffusers."""
+    """Return the bundled model, by diffusers."""
     from tempoquant.hosts.diffusers.pipeline import load_pipeline
     from tempoquant.models.source import SourceModel
 
@@ -27,12 +28,12 @@ class TinyTask:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """One number."""
+        """Return one number."""
         return {"required": {"index": ("INT", {"default": 0})}}
 
     @torch.no_grad()
     def go(self, index: int) -> tuple[Any, Any, Any]:
-        """(positive, negative, latent)."""
+        """Return (positive, negative, latent)."""
         from tempoquant.tiny.sets import evaluation_items
 
         item, made = evaluation_items(index + 1)[index], pipeline()
@@ -54,11 +55,11 @@ class TinyLatents:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """A model."""
+        """Return a model."""
         return {"required": {"model": ("MODEL",)}}
 
     def go(self, model: Any) -> tuple[Any]:
-        """(MODEL,)."""
+        """Return (MODEL,)."""
         config, format = pipeline().vae.config, model.model.latent_format
         for name in ("latents_mean", "latents_std"):
             setattr(format, name, torch.tensor(config[name]).view(1, -1, 1, 1, 1))
@@ -72,12 +73,12 @@ class TinyDecode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """Latents."""
+        """Return latents."""
         return {"required": {"samples": ("LATENT",)}}
 
     @torch.no_grad()
     def go(self, samples: dict[str, Any]) -> tuple[Any]:
-        """(IMAGE,): (frames, height, width, 3)."""
+        """Return (IMAGE,): (frames, height, width, 3)."""
         video = pipeline().vae.decode(samples["samples"]).sample[0]
         return ((video.clamp(-1, 1) / 2 + 0.5).permute(1, 2, 3, 0).contiguous(),)
 
