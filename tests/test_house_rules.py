@@ -194,8 +194,8 @@ assert not torch.cuda.is_initialized(), "CUDA was initialised"
 
 
 def test_importing_the_package_and_its_command_line_loads_no_library_that_takes_seconds():
-    """Every worker process waits for it, and whoever types --help; what few need is imported where
-    it is needed.
+    """Every worker process waits for it, and so does --help; rarely needed modules are imported
+    where they are used.
     """
     program = (
         "import sys, tempoquant.cli\n"

@@ -53,8 +53,8 @@ def test_the_random_pipeline_has_valid_layers_and_meets_every_phase(format):
 
 
 def test_a_real_generation_allocates_what_is_predicted():
-    """On the CPU everything is "the device": activations by phase, counted while the whole pipeline
-    really runs.
+    """The CPU is "the device" for everything: activations by phase, counted while the whole
+    pipeline really runs.
     """
     configs = read_configs("tiny")
     plan = plan_memory(configs, SIZE, Recipe.load("tiny"))

@@ -1,11 +1,11 @@
-"""Laws of our recipes in every format: whatever calibration has not seen, they are not worse than
+"""Laws of our recipes in every format: on inputs unlike calibration's, they are not worse than
 rounding.
 
 Small layers, GELU-like and Gaussian inputs, each fault of calibration in a few draws. On held-out
 tokens the error is at most half a decibel above that of rounding to nearest in the same format,
-over all tokens and in the worst token. Over all tokens full recipes keep to that beside the
-published recipe too. Recipes for other engines' kernels, which take nothing off the input, are held
-to rounding.
+over all tokens and in the worst token. Over all tokens, full recipes meet the same bound against
+the published recipe. Recipes for other engines' kernels, which subtract nothing from the input, are
+compared with rounding only.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Files of single Wan denoisers as people have them: the original release's names, prefixes, 8-bit
+"""Files of single Wan denoisers in other layouts: the original release's names, prefixes, 8-bit
 weights.
 """
 

@@ -1,4 +1,4 @@
-"""The frame of a peer's script around its quantizer: read the job, check, predict, generate, report.
+"""The frame of a peer's script around its quantizer: read, check, predict, generate, report.
 
 It imports torch, diffusers and safetensors, which every peer has, and nothing of TempoQuant.
 """

@@ -35,7 +35,7 @@ class LowRankBranch:
         up: (out, rank) bfloat16, or (num_bins, out, rank) with a deflation by timestep bin.
         down: (rank, in) bfloat16; already holds 1 / smoothing_factor.
         deflation: (in, rank) or (num_bins, in, rank) bfloat16, or None: (x · downᵀ) · deflationᵀ is
-            taken off the smoothed, rotated input before it is quantized.
+            subtracted from the smoothed, rotated input before it is quantized.
     """
 
     up: torch.Tensor

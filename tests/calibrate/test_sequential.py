@@ -1,4 +1,4 @@
-"""Laws of block-by-block quantization, on a toy denoiser that is no Wan: calibration must not need one."""
+"""Laws of block-by-block quantization, on a toy denoiser: calibration must not need a Wan."""
 
 import contextlib
 import itertools
@@ -83,7 +83,7 @@ def samples() -> list[CalibrationSample]:
 
 @pytest.fixture
 def quantized(tmp_path: Path) -> Callable[..., dict[str, QuantizedLayer]]:
-    """Quantizes a toy denoiser, each time with hidden states of its own; layers by name."""
+    """Quantize a toy denoiser with fresh hidden states; return layers by name."""
     counter = itertools.count()
 
     def run(recipe: Recipe = PAPER, calls: Sequence[CalibrationSample] | None = None,

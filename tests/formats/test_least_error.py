@@ -1,5 +1,5 @@
-"""The rule "least_error": of a few scales the one that rounds a group best, chosen alike by whoever
-follows it.
+"""The rule "least_error" chooses, of a few scales, the one that rounds a group best; every program
+chooses alike.
 """
 
 import numpy as np

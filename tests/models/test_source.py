@@ -1,4 +1,4 @@
-"""Laws of a pipeline that is opened once: whoever gets it knows the same, and nothing is read
+"""Laws of a pipeline that is opened once: every reader gets the same facts, and nothing is read
 twice.
 """
 

@@ -1,5 +1,5 @@
-"""Model sources as people have them: each is the same model as its diffusers folder, or refused by
-what it is.
+"""Single model files of other projects: each is the same model as its diffusers folder, or refused
+by its kind.
 """
 
 import json

@@ -64,5 +64,5 @@ def show(page, name: str) -> None:
 
 
 def rows(page) -> list[str]:
-    """Ids of the items in the table, in its order."""
+    """Return the ids of the items in the table, in its order."""
     return [text.split(" · ")[0] for text in page.locator(".item-table .where").all_inner_texts()]

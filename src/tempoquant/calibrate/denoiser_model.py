@@ -36,7 +36,9 @@ class DenoiserModel(Protocol):
         """
 
     def let_go(self, index: int, linears: Sequence[str]) -> None:
-        """Give back the weights of some linears of block `index`, which is in memory and does not run any more."""
+        """Give back the weights of some linears of block `index`, which is in memory and does not
+        run any more.
+        """
 
     def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> Carried:
         """Run block `index`, which is in memory, on one sample, and return the tensors carried past

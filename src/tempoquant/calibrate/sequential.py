@@ -147,7 +147,9 @@ class _DenoiserRun:
         return QuantizedBlock(index, layers, watch.seconds)
 
     def _let_go(self, index: int, block: nn.Module, needed: Iterable[tuple[str, ...]]) -> None:
-        """Give back the weights of all of a block's linears but the needed ones, unless the block runs once more."""
+        """Give back the weights of all of a block's linears but the needed ones, unless the block
+        runs once more.
+        """
         if self._runs_quantized:
             return
         kept = {name for group in needed for name in group}

@@ -98,7 +98,7 @@ def _call_with_embeddings(encoder: nn.Module, embedded: torch.Tensor, mask: torc
 
 
 class TracedTextEncoder(NamedTuple):
-    """How to trace a text encoder: see `ModelFamily.traced_text_encoder`."""
+    """The tracing of a text encoder: see `ModelFamily.traced_text_encoder`."""
 
     shortened: Callable[[Config, int], dict[str, Any]] = _fewer_layers
     call: Callable[[nn.Module, torch.Tensor, torch.Tensor], Any] = _call_with_embeddings

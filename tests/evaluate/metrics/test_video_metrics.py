@@ -60,7 +60,9 @@ def test_frames_below_the_window_are_refused():
 
 
 def test_flickering_is_vbenchs_formula():
-    """By hand: differences of 10 and 30 in every pixel, 20 on average: (255 − 20) / 255."""
+    """Computed by hand: differences of 10 and 30 in every pixel, 20 on average: (255 − 20) /
+    255.
+    """
     video = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (100, 110, 80)])
     assert temporal_flickering(video) == pytest.approx((255 - 20) / 255)
     assert temporal_flickering(video[::-1]) == temporal_flickering(video)

@@ -226,7 +226,7 @@ def test_what_is_not_a_quantized_pipeline_is_refused(quantized, tmp_path):
 
 
 def test_a_tensor_that_is_missing_or_strange_is_named(quantized, tmp_path):
-    """ComfyUI passes over both in silence."""
+    """ComfyUI ignores both silently."""
     source = Path(shutil.copytree(quantized, tmp_path / "quantized"))
     file = source / "transformer" / WEIGHTS_NAME
     whole = load_file(file)

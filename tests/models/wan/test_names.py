@@ -1,4 +1,4 @@
-"""The names of Wan's own files are held to diffusers' converter, tensor by tensor, of every kind of
+"""The names of Wan's own files agree with diffusers' converter, tensor by tensor, for every kind of
 denoiser.
 """
 

@@ -56,7 +56,7 @@ class BenchmarkSet:
         name: as the user gave it; a file by its name.
         items: usable ones, in the benchmark's order.
         skipped: the others.
-        notes: sentences for whoever reads the results.
+        notes: sentences for readers of the results.
         is_own: whether it is the user's own, who can correct it.
     """
 

@@ -2,19 +2,15 @@
 
 Everything in a block except self-attention's keys and values treats each token by itself. diffusers
 computes every step for all tokens at once, in float32 where it modulates: the memory of 11 hidden
-states at 16 bits. Here queries, keys and values are computed first, a chunk at a time from one
-modulated input, which 4-bit linears quantize once. Then each chunk attends. Once queries, keys and
-values are gone, each goes through the rest of the block; results replace their inputs. There are at
-most four hidden states, beside the memory of one chunk. Chunks are tokens of one call, and every
-row of every product is the same as before, so results differ only where a library sums in another
-order for another number of rows.
+states at 16 bits. Here queries, keys and values are computed first, in chunks, from one modulated
+input, which 4-bit linears quantize once. Then each chunk attends and goes through the rest of the
+block, and its result replaces its input: at most four hidden states. Every row of every product is
+the same as before, so results differ only where a library sums in another order for another number
+of rows.
 
-Attention kernels that smooth and quantize keys and values (SageAttention) would do so again for each
-chunk of queries. With these, all queries attend at once, which takes one hidden state more, and the
-rest continues in chunks.
-
-Each chunk costs launches, and 4-bit weights are expanded for each chunk: if memory suffices, one
-piece is faster.
+SageAttention would smooth and quantize keys and values again for each chunk of queries. With it,
+all queries attend at once, which takes one hidden state more. Each chunk costs launches and expands
+4-bit weights again: if memory suffices, one piece is faster.
 """
 
 import functools
@@ -96,9 +92,7 @@ def _forward(
     temb: torch.Tensor,
     rotary_emb: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """Compute WanTransformerBlock.forward: (batch, tokens, features), overwritten unless a hook
-    watches the block.
-    """
+    """Compute WanTransformerBlock.forward: (batch, tokens, features), perhaps overwritten."""
     if temb.ndim == 4 or torch.is_grad_enabled() or not _is_plain(block):
         return type(block).forward(block, hidden_states, encoder_hidden_states, temb, rotary_emb)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + temb.float()).chunk(6, dim=1)
@@ -147,11 +141,9 @@ def _projections(
     chunks: Sequence[slice],
     rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> list[torch.Tensor]:
-    """Compute queries, keys, values, as `which` names them: each (batch, tokens, heads, features),
-    from chunks of their input.
+    """Compute queries, keys, values by `which`: each (batch, tokens, heads, features), in chunks.
 
-    The linears get the very same tensor one after the other, so that those that share an input
-    quantize it once.
+    The linears get the same tensor one after the other, so that a shared input is quantized once.
     """
     whole: dict[str, torch.Tensor] = {}
     for chunk, x in zip(chunks, inputs, strict=True):
@@ -169,9 +161,7 @@ def _projections(
 
 
 def _heads(attention: WanAttention, which: str, x: torch.Tensor) -> torch.Tensor:
-    """Compute queries, keys or values of x, (batch, tokens, heads, features a head), queries and
-    keys normed.
-    """
+    """Compute heads of x, (batch, tokens, heads, features a head), queries and keys normed."""
     projected = getattr(attention, f"to_{which}")(x)
     if which != "v":
         projected = getattr(attention, f"norm_{which}")(projected)
@@ -197,7 +187,7 @@ def _attended(
     key: torch.Tensor,
     value: torch.Tensor,
 ) -> Iterator[torch.Tensor]:
-    """Yield each chunk's attention: (batch, tokens of the chunk, features), through the output projection.
+    """Yield each chunk's attention, (batch, tokens of the chunk, features), projected.
 
     Args:
         query: of some tokens, (batch, tokens, heads, features a head).
@@ -233,9 +223,7 @@ def quantizes_keys(backend: Any) -> bool:
 
 
 def _is_plain(block: WanTransformerBlock) -> bool:
-    """Return whether attention is that of diffusers' own processor, on one device, and no hook
-    looks inside.
-    """
+    """Return whether attention is diffusers' own, on one device, and no hook looks inside."""
     for attention in (block.attn1, block.attn2):
         processor = attention.processor
         is_own = type(processor) is WanAttnProcessor and processor._parallel_config is None
@@ -280,18 +268,14 @@ class _LazyNorm:
 
 
 def _of(chunk: slice, modulation: torch.Tensor) -> torch.Tensor:
-    """Return a modulation's share of a chunk: all of it, unless each token has its own (as with a
-    timestep for each token).
-    """
+    """Return a modulation's share of a chunk: all of it, unless each token has its own."""
     return modulation if modulation.shape[1] == 1 else modulation[:, chunk]
 
 
 @functools.cache
 @torch.no_grad()
 def _check_same_results() -> None:
-    """Compare a small random model with itself in chunks, since another diffusers may compute
-    something else.
-    """
+    """Compare a small random model with itself in chunks: other diffusers may differ."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)  # the CPU's alone: torch.manual_seed would touch every GPU's
         model = WanTransformer3DModel(
