@@ -76,14 +76,14 @@ class Method(NamedTuple):
 
 def our_methods(capability: int) -> list[Method]:
     """Return the methods that a GPU of this compute capability (90 for 9.0) can run."""
-    from tempoquant.kernels import bf16, fp8, int8, triton_expand, triton_quantize
+    from tempoquant.kernels import bf16, fp8, int8, quantize_to, triton_expand
 
     def expand_to_bf16(weight: WeightTensors, format: Format) -> tuple[Any, ...]:
         return triton_expand.expand_to_bf16(weight, format), weight.tensor_scale
 
-    of_fp8 = ("fp8", NVFP4_M1, triton_quantize.quantize_to_fp8, triton_expand.expand_to_fp8)
-    of_bf16 = ("bf16", NVFP4, triton_quantize.quantize_to_bf16, expand_to_bf16)
-    of_int8 = ("int8", INT4, triton_quantize.quantize_to_int8, triton_expand.expand_to_int8)
+    of_fp8 = ("fp8", NVFP4_M1, quantize_to.quantize_to_fp8, triton_expand.expand_to_fp8)
+    of_bf16 = ("bf16", NVFP4, quantize_to.quantize_to_bf16, expand_to_bf16)
+    of_int8 = ("int8", INT4, quantize_to.quantize_to_int8, triton_expand.expand_to_int8)
     methods = [
         Method("fp8, product by Triton", *of_fp8, fp8.fp8_multiply),
         Method("fp8, product by cuBLAS or CUTLASS", *of_fp8, vendor_products.fp8_scaled_mm),

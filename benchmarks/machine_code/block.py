@@ -11,7 +11,7 @@ from typing import NamedTuple
 import triton
 
 from benchmarks import kernels_roofline as roofline
-from benchmarks.machine_code.counting import Counted, Times, Work, times, usual_loops
+from benchmarks.machine_code.counting import Counted, Times, Work, tiles_a_time, times, usual_loops
 from benchmarks.machine_code.gpus import GPUS, Gpu
 from benchmarks.registry import BLOCK_LINEARS, Shape, inputs_of_block
 
@@ -143,9 +143,10 @@ def quantize_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
     rows, columns = arguments["BLOCK_ROWS"], arguments["BLOCK_COLUMNS"]
     walks = len(usual_loops(counted))
     trips = tuple(
-        triton.cdiv(shape.in_features, columns) if place < walks else 0 for place in range(len(counted.listing.loops))
+        triton.cdiv(shape.in_features, columns * tiles_a_time(counted)) if place < walks else 0
+        for place in range(len(counted.listing.loops))
     )
-    operations = 2.0 * rows * shape.in_features * 2 * arguments["HALF_RANK"] * walks
+    operations = 2.0 * rows * shape.in_features * 2 * arguments["PRODUCT_RANK"] * walks
     moved = roofline.quantize(shape).bytes + (value_bytes - 1) * shape.num_tokens * shape.in_features
     return Work(triton.cdiv(shape.num_tokens, rows), trips, operations, "bf16", moved)
 

@@ -24,6 +24,7 @@ from benchmarks.machine_code.compiling import binary_of
 from benchmarks.machine_code.gpus import SCHEDULERS, WARP, Gpu
 from benchmarks.machine_code.listing import Listing, Loop, parse, units_of
 from tempoquant.kernels.launch import Launch
+from tempoquant.kernels.triton_quantize_kernel import EIGHT_BIT_TILES
 
 
 class Counted(NamedTuple):
@@ -153,10 +154,15 @@ def instructions_a_number(counted: Counted) -> float | None:
     """
     if "BLOCK_COLUMNS" not in counted.launch.arguments:
         return None
-    return sum(loop.size for loop in usual_loops(counted)) / numbers_a_thread(counted)
+    return sum(loop.size for loop in usual_loops(counted)) / tiles_a_time(counted) / numbers_a_thread(counted)
+
+
+def tiles_a_time(counted: Counted) -> int:
+    """Return how many tiles a usual loop of a rounding kernel takes each time around."""
+    return 1 if counted.launch.arguments["ALL_EIGHT_BITS"] is False else int(EIGHT_BIT_TILES)
 
 
 def numbers_a_thread(counted: Counted) -> float:
-    """Return how many numbers a thread of a rounding kernel holds at a time."""
+    """Return how many numbers of a tile a thread of a rounding kernel has."""
     arguments = counted.launch.arguments
     return arguments["BLOCK_ROWS"] * arguments["BLOCK_COLUMNS"] / (WARP * counted.num_warps)

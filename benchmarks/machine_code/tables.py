@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.machine_code.counting import Counted, numbers_a_thread
+from benchmarks.machine_code.counting import Counted, numbers_a_thread, tiles_a_time
 from benchmarks.machine_code.listing import Loop
 
 
@@ -46,7 +46,7 @@ def block_table(blocks: Sequence[Mapping[str, Any]]) -> Table:
 def _of_loop(counted: Counted, loop: Loop) -> tuple[str, ...]:
     a_number = ""
     if "BLOCK_COLUMNS" in counted.launch.arguments:
-        a_number = f"{loop.size / numbers_a_thread(counted):.1f}"
+        a_number = f"{loop.size / tiles_a_time(counted) / numbers_a_thread(counted):.1f}"
     units = loop.units
     return (
         str(loop.size), a_number, str(units["float32"]), str(units["integer"]), str(units["memory"]),

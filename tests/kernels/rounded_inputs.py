@@ -8,8 +8,8 @@ import torch
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.fp8_window import dtypes_of
+from tempoquant.kernels.quantize_to import quantize_to_bf16, quantize_to_fp8, quantize_to_int8
 from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.triton_quantize import quantize_to_bf16, quantize_to_fp8, quantize_to_int8
 from tests.random_layers import random, random_layer, random_linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

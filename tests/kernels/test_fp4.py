@@ -23,9 +23,9 @@ from tempoquant.formats import (
     unpack,
 )
 from tempoquant.kernels.fp4 import fp4_multiply
+from tempoquant.kernels.quantize_to import quantize_to_fp4
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors, dequantize_residual, round_input
-from tempoquant.kernels.triton_quantize import quantize_to_fp4
 from tests.kernels.products import branch, poisoned_memory, whole_numbers
 from tests.kernels.rounded_inputs import DEVICE, PLAIN, activations, assert_same, ones, transform
 from tests.random_layers import random

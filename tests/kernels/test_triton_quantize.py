@@ -9,9 +9,10 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.input_transform import InputTransform
 from tempoquant.kernels.fp8_window import dtypes_of
-from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.quantize_to import quantize_to_fp8
+from tempoquant.kernels.quantized_input import QuantizedInput, empty_result
 from tempoquant.kernels.reference import round_input
-from tempoquant.kernels.triton_quantize import columns_launch, empty_result, quantize_launch, quantize_to_fp8
+from tempoquant.kernels.triton_quantize import columns_launch, quantize_launch
 from tests.kernels.rounded_inputs import (
     DEVICE,
     PLAIN,
@@ -98,9 +99,11 @@ def test_groups_and_rows_of_zeros_stay_zeros(format: Format, output: torch.dtype
     x = activations(4, 192)
     x[1] = 0
     x[2, 64:128] = 0
-    quantized = check(x, format, output, ScaleRule.LEAST_ERROR)
-    if output == torch.int8:
-        assert bool((quantized.scale[1] == 1).all()) and quantized.scale[2, 1] == 1
+    usual = QUANTIZE[output](x, None, PLAIN, format, ScaleRule.LEAST_ERROR, ones())
+    assert_same(numbers_of(usual, format), stored_as(round_input(x, format, ScaleRule.LEAST_ERROR, ones()), output))
+    for quantized in (usual, check(x, format, output, ScaleRule.LEAST_ERROR)):
+        if output == torch.int8:
+            assert bool((quantized.scale[1] == 1).all()) and quantized.scale[2, 1] == 1
 
 
 @each_output

@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("triton")
 
 from tempoquant.formats import FORMATS, Format, ScaleRule
+from tempoquant.kernels.quantize_to import quantize_to_fp8
 from tempoquant.kernels.reference import round_input
-from tempoquant.kernels.triton_quantize import quantize_to_fp8
 from tests.kernels.rounded_inputs import (
     DEVICE,
     PLAIN,

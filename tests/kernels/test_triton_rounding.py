@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("triton")
 
@@ -10,7 +11,8 @@ import triton.language as tl
 
 from tempoquant.formats import INT4, ScaleRule
 from tempoquant.kernels.triton_division import divide, divided, over_scale, remainder_of_reciprocal
-from tempoquant.kernels.triton_rounding import rounding_of, sum_by_halves
+from tempoquant.kernels.triton_rounding import nearest_integer, reciprocal_of_bfloat16, sum_by_halves
+from tempoquant.kernels.triton_scales import rounding_of
 from tests.kernels.rounded_inputs import DEVICE
 from tests.random_layers import random
 
@@ -36,6 +38,17 @@ def _sum_kernel(x: tl.tensor, total: tl.tensor, ROWS: tl.constexpr, GROUP: tl.co
     group = rows[:, None] * 4 + groups[None, :]
     tile = tl.load(x + group[:, :, None] * GROUP + places[None, None, :])
     tl.store(total + group, sum_by_halves(tile, LOG2))
+
+
+@triton.jit
+def _integer_kernel(
+    x: tl.tensor, scale: tl.tensor, nearest: tl.tensor, FORMAT: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr
+) -> None:
+    groups = tl.arange(0, GROUPS)[None, :]
+    places = groups[:, :, None] * GROUP + tl.arange(0, GROUP)[None, None, :]
+    scales = tl.load(scale + groups)
+    high, _ = reciprocal_of_bfloat16(scales, scales, FORMAT, True)
+    tl.store(nearest + places, nearest_integer(tl.load(x + places), high, FORMAT))
 
 
 def quotients(x: torch.Tensor, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -86,6 +99,25 @@ def test_over_the_smallest_and_largest_scales_too(divisor: float) -> None:
     x = (random(256).abs() * divisor).clamp(max=torch.finfo(torch.float32).max)
     _, found, _ = quotients(x, torch.full_like(x, divisor))
     assert torch.equal(found, x / divisor)
+
+
+def test_a_product_with_a_rounded_reciprocal_is_nearest_to_the_integer_that_the_quotient_is_nearest_to() -> None:
+    """Every mantissa of a bfloat16 scale, every middle of two levels, and the four floats on either side of it."""
+    scale = torch.arange(128, 256).float() * 2.0 ** (torch.arange(128) % 9 - 11)
+    middles = torch.arange(7) + 0.5
+    points = [(scale[:, None] * middles).float()] * 2
+    exact = points[0]
+    for _ in range(4):
+        points += [torch.nextafter(points[-2], exact * 2), torch.nextafter(points[-1], exact * 0)]
+    x = torch.cat([nn.functional.pad(torch.stack(points[1:], -1).flatten(1), (0, 1))] * 2, -1)
+    x[:, 64:] *= -1
+    found = torch.empty(x.shape, device=DEVICE)
+    _integer_kernel[(1,)](x.to(DEVICE), scale.to(DEVICE), found, FORMAT, 128, 128, enable_fp_fusion=False)
+    quotient = x.double() / scale.double()[:, None]
+    is_middle = (quotient * 2 == (quotient * 2).round()) & (quotient != quotient.round())
+    assert int(is_middle.sum()) >= 128 * 14
+    assert torch.equal(found.cpu().double()[~is_middle], quotient.round()[~is_middle])
+    assert bool(((found.cpu().double() - quotient).abs()[is_middle] == 0.5).all())
 
 
 @pytest.mark.parametrize("log2_group", [4, 5, 6])

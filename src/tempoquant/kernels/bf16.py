@@ -11,12 +11,12 @@ import torch
 
 from tempoquant.formats import Format
 from tempoquant.kernels.launch import NamedLaunches
+from tempoquant.kernels.quantize_to import quantize_to_bf16 as quantize_input
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_expand import expand_to_bf16
 from tempoquant.kernels.triton_gemm import Product, Tile, Tiles, wan_launches
 from tempoquant.kernels.triton_gemm import multiply as multiply_product
-from tempoquant.kernels.triton_quantize import quantize_to_bf16 as quantize_input
 
 __all__ = ["bf16_multiply", "multiply", "quantize_input"]
 

@@ -12,7 +12,8 @@ import triton
 
 from tempoquant.formats import FORMATS, Format
 from tempoquant.kernels.launch import NATIVE_FP4, Launch, NamedLaunches, dense, with_rows
-from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.quantize_to import quantize_to_fp4 as quantize_input
+from tempoquant.kernels.quantized_input import QuantizedInput, fp4_scale_dtype
 from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_gemm import (
     Tile,
@@ -23,8 +24,6 @@ from tempoquant.kernels.triton_gemm import (
     newest_served,
     tile_for,
 )
-from tempoquant.kernels.triton_quantize import fp4_scale_dtype
-from tempoquant.kernels.triton_quantize import quantize_to_fp4 as quantize_input
 from tempoquant.kernels.triton_scaled_gemm import scaled_gemm_kernel
 from tempoquant.kernels.triton_tile import ROWS_AT_ONCE, rank_blocks
 

@@ -10,13 +10,13 @@ import torch
 
 from tempoquant.formats import Format
 from tempoquant.kernels.launch import NamedLaunches
+from tempoquant.kernels.quantize_to import quantize_to_fp8 as quantize_input
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_expand import expand_to_fp8
 from tempoquant.kernels.triton_gemm import Product, Tile, Tiles, wan_launches
 from tempoquant.kernels.triton_gemm import multiply as multiply_product
 from tempoquant.kernels.triton_outside import replace_outside_rows
-from tempoquant.kernels.triton_quantize import quantize_to_fp8 as quantize_input
 
 __all__ = ["fp8_multiply", "multiply", "quantize_input"]
 

@@ -13,6 +13,7 @@ import triton.language as tl
 from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format
 from tempoquant.kernels.launch import Launch, NamedLaunches, dense, with_rows
+from tempoquant.kernels.quantize_to import quantize_to_int8 as quantize_input
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_expand import expand_to_int8
@@ -25,7 +26,6 @@ from tempoquant.kernels.triton_gemm import (
     newest_served,
     tile_for,
 )
-from tempoquant.kernels.triton_quantize import quantize_to_int8 as quantize_input
 from tempoquant.kernels.triton_tile import ROWS_AT_ONCE, finish, place_of_tile, rank_blocks, row_starts
 
 __all__ = ["int8_multiply", "multiply", "quantize_input"]

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from tempoquant.formats import Format
+
 
 class QuantizedInput(NamedTuple):
     """The input of linears that share it, quantized once.
@@ -23,3 +25,27 @@ class QuantizedInput(NamedTuple):
     scale: torch.Tensor | None
     hidden: torch.Tensor | None
     outside: torch.Tensor | None
+
+
+def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, dtype: torch.dtype) -> QuantizedInput:
+    """A QuantizedInput to write to, whose values have this dtype."""
+    num_tokens, in_features = x.shape
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=x.device)
+
+    scale, outside = None, None
+    if dtype == torch.float8_e4m3fn:
+        scale = empty(num_tokens, dtype=torch.float32)
+        outside = empty(num_tokens, dtype=torch.bool) if format.scale_octaves is None else None
+    elif dtype == torch.int8:
+        scale = empty(num_tokens, format.num_groups(in_features), dtype=torch.float32)
+    elif dtype == torch.uint8:
+        scale = empty(num_tokens, format.num_groups(in_features), dtype=fp4_scale_dtype(format))
+        in_features //= 2
+    return QuantizedInput(empty(num_tokens, in_features, dtype=dtype), scale, hidden, outside)
+
+
+def fp4_scale_dtype(format: Format) -> torch.dtype:
+    """What scales of packed codes are stored as: float8_e4m3fn for NVFP4, bytes of exponents for MXFP4."""
+    return torch.float8_e4m3fn if format.scale_grid.is_e4m3 else torch.uint8

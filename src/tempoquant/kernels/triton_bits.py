@@ -38,9 +38,14 @@ def exponent_of(x: tl.tensor) -> tl.tensor:
 @triton.jit
 def to_bfloat16_grid(x: tl.tensor) -> tl.tensor:
     """The nearest bfloat16 as float32, ties to even; NaN stays NaN."""
+    return tl.where(magnitude_bits(x) > INFINITY_BITS, x, rounded_to_bfloat16(x))
+
+
+@triton.jit
+def rounded_to_bfloat16(x: tl.tensor) -> tl.tensor:
+    """The nearest bfloat16 as float32, ties to even, of what is not NaN."""
     bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-    return float_of_bits(tl.where(magnitude_bits(x) > INFINITY_BITS, bits, rounded))
+    return float_of_bits((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
 
 
 @triton.jit

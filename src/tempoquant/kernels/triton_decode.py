@@ -69,5 +69,6 @@ def scale_byte(scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """Scales on their grid as a checkpoint stores them: float8e4nv, or the exponent's byte, where 255 is NaN."""
     if FORMAT.grid == "e8m0":
         return ((scale.to(tl.int32, bitcast=True) >> 23) & 0xFF).to(tl.uint8)
-    byte = scale.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-    return tl.where(scale == scale, byte, 0x7F).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    else:
+        byte = scale.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        return tl.where(scale == scale, byte, 0x7F).to(tl.uint8).to(tl.float8e4nv, bitcast=True)

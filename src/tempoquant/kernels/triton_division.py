@@ -51,8 +51,8 @@ def reciprocal_of_scale(scale: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def over_scale(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """magnitude / scale as IEEE rounds it, of any scale: first its power of two, exactly, then its mantissa.
+def over_scale(x: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """x / scale as IEEE rounds it, of any scale: first its power of two, exactly, then its mantissa.
 
     Quotients that are subnormal, far below every level, may differ; infinity and NaN become NaN.
     """
@@ -60,7 +60,7 @@ def over_scale(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> 
     power = float_of_bits(tl.maximum(2 * ONE_BITS - (bits & INFINITY_BITS), 0x400000))  # 2^-127 is subnormal
     mantissa = float_of_bits((bits & 0x7FFFFF) | ONE_BITS)
     reciprocal = tl.div_rn(tl.full(mantissa.shape, 1.0, tl.float32), mantissa)
-    return divide(magnitude * power, mantissa, reciprocal, FORMAT)
+    return divide(x * power, mantissa, reciprocal, FORMAT)
 
 
 @triton.jit

@@ -12,10 +12,10 @@ from tempoquant.kernels.triton_bits import (
     with_sign_of,
 )
 from tempoquant.kernels.triton_division import over_scale
-from tempoquant.kernels.triton_rounding import E4M3_MAX, SMALLEST_NORMAL, round_magnitude
+from tempoquant.kernels.triton_rounding import INTEGER_ROUNDER
+from tempoquant.kernels.triton_scales import E4M3_MAX, SMALLEST_NORMAL, round_magnitude
 
 INTEGER_MAX = tl.constexpr(127.0)
-_INTEGER_ROUNDER = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit
@@ -37,13 +37,12 @@ def to_eight_bits(z: tl.tensor, row_amax: tl.tensor, OUTPUT: tl.constexpr, FORMA
     """
     if FORMAT.is_integer:
         scale = eight_bit_scale(row_amax, FORMAT)[:, None]
-        scaled = over_scale(float_of_bits(magnitude_bits(z)), scale, FORMAT)
-        # The last byte of such a sum is the integer, of either sign.
-        rounded = with_sign_of(tl.minimum(scaled, INTEGER_MAX), z) + _INTEGER_ROUNDER
+        # The last byte of such a sum is the integer, of either sign; a scale of amax / 127 lets none be above 127.
+        rounded = over_scale(z, scale, FORMAT) + INTEGER_ROUNDER
         if OUTPUT == "int8":
             number = rounded.to(tl.int32, bitcast=True).to(tl.int8)
         else:
-            number = (rounded - _INTEGER_ROUNDER) * scale
+            number = (rounded - INTEGER_ROUNDER) * scale
     else:
         scaled = z * power_of_two(-tl.maximum(_e4m3_exponent(row_amax), -126))[:, None]
         if OUTPUT == "fp8" and not FORMAT.is_interpreted:

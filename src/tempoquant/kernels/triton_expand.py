@@ -19,7 +19,7 @@ from tempoquant.kernels.launch import NATIVE_FP8, Launch, NamedLaunches, dense
 from tempoquant.kernels.reference import WeightTensors
 from tempoquant.kernels.triton_bits import power_of_two, to_bfloat16
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
-from tempoquant.kernels.triton_rounding import row_base_exponent
+from tempoquant.kernels.triton_scales import row_base_exponent
 
 # 32 numbers a thread and whole 32-byte stores; few rows, so that Wan's smallest weight still makes 1280 programs.
 BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 4, 1024, 4

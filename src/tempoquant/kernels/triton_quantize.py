@@ -1,15 +1,14 @@
-"""The input of a 4-bit linear, rounded to what tensor cores read: one Triton kernel for FP8, BF16 and INT8.
+"""The launches that round the input of a 4-bit linear to what tensor cores read: one kernel for FP4, FP8, BF16, INT8.
 
     z = H(x / smoothing_factor) − hidden · deflationᵀ − input_offset     float32; H rotates, where the layer does
     values, scale = Q(z)                                                 see `formats.quantize_activation`
 
-A program rounds a few tokens, a piece of the features at a time. Where a number depends on its whole row (the base of
-FP8, the octave window of NVFP4 with one mantissa bit, 8-bit rows) it first walks over the row for its largest number.
-Bytes a number, for 16-bit x: 2 in, 2 more from the L2 cache where there are two walks, and 1 (FP8, INT8) or 2 (BF16)
-out. With deflation a program takes 64 tokens, and each walk reads rank / 32 bytes a number from L2. That is few bytes
-for the instructions (57 a number in the two loops of NVFP4 with one mantissa bit, rank 32, compiled for Hopper): z is
-computed in both walks, and every candidate of a scale rounds every number. So divisions are multiplications by
-reciprocals that round as IEEE's division does, and threads hold whole groups.
+A program rounds a few tokens, a piece of the features at a time. Rows of 8 bits need their largest number first, and so
+does a row of 4 bits that is not usual (`triton_quantize_kernel`): these are walked over twice. Bytes a number, for
+16-bit x: 2 in, 2 more from the L2 cache where there are two walks, and 1/2 (FP4), 1 (FP8, INT8) or 2 (BF16) out. With
+deflation a walk reads as many bytes a number from L2 as the rank is a part of half of the program's rows. That is few
+bytes for the instructions; docs/kernels.md counts them. So divisions are multiplications by reciprocals that round as
+IEEE's division does, and threads hold whole groups.
 
 Rows of 8 bits (W4A8) hold what `formats.eight_bits` says: E4M3 numbers times a power of two of their row, which FP8 and
 BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of the row stands for each group.
@@ -18,17 +17,16 @@ BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of th
 import torch
 import triton
 
-from tempoquant.errors import UnsupportedError
 from tempoquant.formats import FORMATS, Format, ScaleRule
 from tempoquant.input_transform import InputTransform
-from tempoquant.kernels.fp8_window import check_fp4, check_fp8, check_int8, dtypes_of
+from tempoquant.kernels.fp8_window import dtypes_of
 from tempoquant.kernels.launch import NATIVE_FP4, NATIVE_FP8, Launch, NamedLaunches, dense, with_rows
-from tempoquant.kernels.quantized_input import QuantizedInput
+from tempoquant.kernels.quantized_input import QuantizedInput, empty_result
 from tempoquant.kernels.triton_gemm import capability_of
-from tempoquant.kernels.triton_quantize_input import InputSteps, columns_kernel
+from tempoquant.kernels.triton_quantize_input import NARROW, InputSteps, columns_kernel
 from tempoquant.kernels.triton_quantize_kernel import quantize_kernel
 from tempoquant.kernels.triton_quantize_outside import quantize_outside_launch
-from tempoquant.kernels.triton_rounding import rounding_of
+from tempoquant.kernels.triton_scales import rounding_of
 
 OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8", torch.uint8: "fp4"}
 
@@ -56,7 +54,7 @@ def quantize_launch(  # noqa: PLR0913
     flags = dense(eight_bits) if isinstance(eight_bits, torch.Tensor) else None
     rank = 0 if deflation is None else deflation.shape[1]
     capability = capability_of(x.device) if capability is None else capability
-    block_rows, block_columns, num_warps = _block(rank, capability)
+    block_rows, block_columns, num_warps = _block(rank, 16 if eight_bits is True else format.group_size, capability)
     return Launch(
         quantize_kernel,
         (triton.cdiv(num_tokens, block_rows),),
@@ -83,7 +81,7 @@ def quantize_launch(  # noqa: PLR0913
             "ALL_EIGHT_BITS": eight_bits is True,
             "BLOCK_ROWS": block_rows,
             "BLOCK_COLUMNS": block_columns,
-            "HALF_RANK": max(32, triton.next_power_of_2(rank)) // 2,
+            "PRODUCT_RANK": _product_rank(rank, block_columns),
         },
         {"num_warps": num_warps, "enable_fp_fusion": False},
         {"fp8": NATIVE_FP8, "fp4": NATIVE_FP4}.get(output, 80),
@@ -115,152 +113,31 @@ def steps_of(transform: InputTransform) -> InputSteps:
     return InputSteps(transform.smoothing_factor is not None, transform.rotated, *present)
 
 
-def empty_result(x: torch.Tensor, hidden: torch.Tensor | None, format: Format, dtype: torch.dtype) -> QuantizedInput:
-    """A QuantizedInput to write to, whose values have this dtype."""
-    num_tokens, in_features = x.shape
-
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
-    scale, outside = None, None
-    if dtype == torch.float8_e4m3fn:
-        scale = empty(num_tokens, dtype=torch.float32)
-        outside = empty(num_tokens, dtype=torch.bool) if format.scale_octaves is None else None
-    elif dtype == torch.int8:
-        scale = empty(num_tokens, format.num_groups(in_features), dtype=torch.float32)
-    elif dtype == torch.uint8:
-        scale = empty(num_tokens, format.num_groups(in_features), dtype=fp4_scale_dtype(format))
-        in_features //= 2
-    return QuantizedInput(empty(num_tokens, in_features, dtype=dtype), scale, hidden, outside)
-
-
-def fp4_scale_dtype(format: Format) -> torch.dtype:
-    """What scales of packed codes are stored as: float8_e4m3fn for NVFP4, bytes of exponents for MXFP4."""
-    return torch.float8_e4m3fn if format.scale_grid.is_e4m3 else torch.uint8
-
-
-def _block(rank: int, capability: int) -> tuple[int, int, int]:
+def _block(rank: int, group_size: int, capability: int) -> tuple[int, int, int]:
     """Rows, columns and warps of a program.
 
     64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64 columns make 32
     numbers a thread, which fit into registers with their candidates. Those of Blackwell's data centre GPUs sum in a
-    memory of their own; for a single warp the compiler takes the older instructions, which sum in registers. Without a
-    branch rows share nothing.
+    memory of their own; for a single warp the compiler takes the older instructions, which sum in registers. Of groups
+    wider than 16 a thread has one, and a warp eight rows (`triton_quantize_input._deflated`). Without a branch rows
+    share nothing.
     """
     if rank == 0:
         return 16, 128, 4
-    return (16, 64, 1) if capability // 10 == 10 else (64, 64, 4)
+    num_warps = 1 if capability // 10 == 10 else max(4, group_size // 8)
+    return (16 * num_warps, 64, num_warps) if group_size == 16 else (8 * num_warps, 4 * group_size, num_warps)
+
+
+def _product_rank(rank: int, block_columns: int) -> int:
+    """Of how much of the rank each of the two products is that take the branch off: half, or all of it."""
+    whole = max(16, triton.next_power_of_2(rank))
+    return max(16, whole // 2) if block_columns == NARROW else whole
 
 
 def _rows_per_entry(num_tokens: int, entries: torch.Tensor) -> int:
     if entries.dim() != 1 or num_tokens % entries.shape[0]:
         raise ValueError(f"{num_tokens} tokens are not as many for each of {tuple(entries.shape)} batch entries.")
     return max(1, num_tokens // entries.shape[0])
-
-
-def quantize_to_fp8(
-    x: torch.Tensor,
-    hidden: torch.Tensor | None,
-    transform: InputTransform,
-    format: Format,
-    rule: ScaleRule,
-    clip_ratio: torch.Tensor,
-    eight_bits: torch.Tensor | bool | None = None,
-) -> QuantizedInput:
-    """The input of a linear for FP8 tensor cores: `values · scale[:, None]` is what the reference multiplies.
-
-    Args:
-        x: (tokens, in), bfloat16, float16 or float32; read where it lies if features lie side by side.
-        hidden: (tokens, rank) bfloat16, x · downᵀ; None without a branch.
-        clip_ratio: (batches,) float32 on the device; token t has that of batch t // (tokens / batches).
-        eight_bits: which batches round to 8 bits, (batches,) bool on the device; True for all; None for none.
-
-    Returns:
-        exact numbers. Rows of MXFP4 whose scales span more than 15 octaves hold codes and scales instead, and `outside`
-        says so: see `triton_outside`. A row that holds NaN or infinity is zeros with the scale NaN.
-
-    Raises UnsupportedError for NVFP4 and INT4, which FP8 does not hold.
-    """
-    check_fp8(format)
-    result = empty_result(x, hidden, format, torch.float8_e4m3fn)
-    launch = _run(x, transform, format, rule, clip_ratio, eight_bits, result)
-    if result.outside is not None:
-        quantize_outside_launch(launch).run()
-    return result
-
-
-def _run(
-    x: torch.Tensor,
-    transform: InputTransform,
-    format: Format,
-    rule: ScaleRule,
-    clip_ratio: torch.Tensor,
-    eight_bits: torch.Tensor | bool | None,
-    result: QuantizedInput,
-) -> Launch:
-    """Round x into `result`; returns the launch that did."""
-    columns = None
-    if transform.smoothing_factor is not None or transform.input_offset is not None:
-        columns = torch.empty(3, x.shape[1], dtype=torch.float32, device=x.device)
-        columns_launch(transform, format, rule, columns).run()
-    launch = quantize_launch(x, columns, transform, format, rule, clip_ratio, eight_bits, result)
-    launch.run()
-    return launch
-
-
-def quantize_to_bf16(
-    x: torch.Tensor,
-    hidden: torch.Tensor | None,
-    transform: InputTransform,
-    format: Format,
-    rule: ScaleRule,
-    clip_ratio: torch.Tensor,
-    eight_bits: torch.Tensor | bool | None = None,
-) -> QuantizedInput:
-    """The same for BF16 tensor cores: values are level times scale, exact but for INT4 (2^-9 relative)."""
-    result = empty_result(x, hidden, format, torch.bfloat16)
-    _run(x, transform, format, rule, clip_ratio, eight_bits, result)
-    return result
-
-
-def quantize_to_int8(
-    x: torch.Tensor,
-    hidden: torch.Tensor | None,
-    transform: InputTransform,
-    format: Format,
-    rule: ScaleRule,
-    clip_ratio: torch.Tensor,
-    eight_bits: torch.Tensor | bool | None = None,
-) -> QuantizedInput:
-    """The same for INT8 tensor cores: values are INT4's codes, and `scale` (tokens, groups) float32 is each group's.
-
-    Raises UnsupportedError for formats whose levels are not their codes.
-    """
-    check_int8(format)
-    result = empty_result(x, hidden, format, torch.int8)
-    _run(x, transform, format, rule, clip_ratio, eight_bits, result)
-    return result
-
-
-def quantize_to_fp4(
-    x: torch.Tensor,
-    hidden: torch.Tensor | None,
-    transform: InputTransform,
-    format: Format,
-    rule: ScaleRule,
-    clip_ratio: torch.Tensor,
-    eight_bits: torch.Tensor | bool | None = None,
-) -> QuantizedInput:
-    """The same for FP4 tensor cores: packed codes (tokens, in / 2) and scales (tokens, groups), as weights are stored.
-
-    Raises UnsupportedError for INT4, and where some tokens have eight bits, which are no codes.
-    """
-    check_fp4(format)
-    if eight_bits is not None:
-        raise UnsupportedError("FP4 does not hold activations of eight bits: take the backend fp8 or bf16 for them.")
-    result = empty_result(x, hidden, format, torch.uint8)
-    _run(x, transform, format, rule, clip_ratio, None, result)
-    return result
 
 
 def specializations() -> NamedLaunches:

@@ -8,6 +8,9 @@ import triton.language as tl
 from tempoquant.kernels.triton_division import divided, remainder_of_reciprocal
 from tempoquant.kernels.triton_rotation import rotated_tile
 
+NARROW = tl.constexpr(64)
+"""Columns of a tile of which a thread has a quarter, in two rows; of a wider tile it has one group of one row."""
+
 
 class InputSteps(NamedTuple):
     """Which steps an input takes, as kernels see it: numbers known when they are compiled."""
@@ -81,8 +84,9 @@ def _to_float32(x: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
         return x.to(tl.float32)
     else:
         bits = tl.inline_asm_elementwise(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [x], dtype=tl.int32, is_pure=True, pack=2
-        )
+            "{ .reg .b16 zero; mov.b16 zero, 0; mov.b32 $0, {zero, $1}; }", "=r,h", [x], dtype=tl.int32, is_pure=True,
+            pack=1,
+        )  # fmt: skip
         return bits.to(tl.float32, bitcast=True)
 
 
@@ -97,9 +101,9 @@ def _in_order(reversed: tl.tensor) -> tl.tensor:
 def source_of(  # noqa: PLR0913
     x: tl.tensor, hidden: tl.tensor, columns: tl.tensor, deflation: tl.tensor,
     first_row: tl.tensor, num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int,
-    FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, HALF_RANK: tl.constexpr,
+    FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PRODUCT_RANK: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Return what `input_tile` reads: pointers to the rows of x, both halves of hidden's rank, the rest as it came.
+    """Return what `input_tile` reads: pointers to the rows of x, both blocks of −hidden, the rest as it came.
 
     A row behind the last token stands for the last one: nobody stores its results. What there is none of is x instead,
     and nobody reads it: the compiler puts no None into a tuple.
@@ -111,9 +115,11 @@ def source_of(  # noqa: PLR0913
         of_features = columns
     if deflation is not None:
         directions = deflation
-        block = _hidden_block(hidden, first_row, 0, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK)
+        block = _hidden_block(
+            hidden, first_row, 0, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, BLOCK_COLUMNS, PRODUCT_RANK
+        )
         more = _hidden_block(
-            hidden, first_row, HALF_RANK, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK
+            hidden, first_row, 1, num_tokens, rank, hidden_row_stride, FORMAT, BLOCK_ROWS, BLOCK_COLUMNS, PRODUCT_RANK
         )
     return x_rows, block, more, of_features, directions
 
@@ -126,13 +132,6 @@ def _loaded(
     if IN_FEATURES % BLOCK_COLUMNS == 0:
         return tl.load(pointers)
     return tl.load(pointers, mask=columns < IN_FEATURES, other=0.0)
-
-
-@triton.jit
-def _hidden_order(ROWS: tl.constexpr) -> tl.tensor:
-    """Which row of a tile is the m-th that a tensor core is given: (ROWS,). See `_deflated`."""
-    m = tl.arange(0, ROWS)
-    return m % 16 // 8 * (ROWS // 2) + m // 16 * 8 + m % 8
 
 
 @triton.jit
@@ -151,13 +150,21 @@ def _deflation_block(
 
 @triton.jit
 def _hidden_block(  # noqa: PLR0913
-    hidden: tl.tensor, first_row: tl.tensor, first: tl.constexpr, num_tokens: int, rank: int, row_stride: int,
-    FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, NUM_RANKS: tl.constexpr,
+    hidden: tl.tensor, first_row: tl.tensor, which: tl.constexpr, num_tokens: int, rank: int, row_stride: int,
+    FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, NUM_RANKS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """NUM_RANKS columns of −hidden from `first` on, of this program's rows in `_hidden_order`: (rows, NUM_RANKS)."""
-    rows = first_row + _hidden_order(BLOCK_ROWS)
-    ranks = first + tl.arange(0, NUM_RANKS)
-    mask = (rows < num_tokens)[:, None] & (ranks < rank)[None, :]
+    """−hidden as the first or the second product of `_deflated` takes it: (rows of a product, NUM_RANKS)."""
+    if BLOCK_COLUMNS == NARROW:
+        m = tl.arange(0, BLOCK_ROWS)
+        rows = first_row + m % 16 // 8 * (BLOCK_ROWS // 2) + m // 16 * 8 + m % 8
+        ranks = which * NUM_RANKS + tl.arange(0, NUM_RANKS)
+        is_there = rows < num_tokens
+    else:
+        m = tl.arange(0, 2 * BLOCK_ROWS)
+        rows = first_row + m // 16 * 8 + m % 8
+        ranks = tl.arange(0, NUM_RANKS)
+        is_there = (rows < num_tokens) & (m % 16 // 8 == which)
+    mask = is_there[:, None] & (ranks < rank)[None, :]
     block = tl.load(hidden + rows.to(tl.int64)[:, None] * row_stride + ranks[None, :], mask=mask, other=0.0)
     if FORMAT.is_interpreted:  # which cannot multiply bfloat16; in float32 the products are the same
         block = block.to(tl.float32)
@@ -169,25 +176,44 @@ def _deflated(
     z: tl.tensor, hidden: tl.tensor, more_hidden: tl.tensor, deflation: tl.tensor, start: tl.tensor, rank: int,
     IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """z − hidden · deflationᵀ, (rows, BLOCK_COLUMNS) float32, from a block of −hidden for each half of the rank.
+    """z − hidden · deflationᵀ, (rows, BLOCK_COLUMNS) float32, by two products that add to z.
 
     Tensor cores add to z in its registers: no subtraction is left. A tensor core leaves, of sixteen rows and eight
-    columns, two rows and two columns each with four neighbouring threads. Rows and columns are given to it in such an
-    order (`_hidden_order` is that of the rows) that each of the four ends up with a quarter of the columns in a row:
-    whole groups of 16, whose largest number and sum of errors no other thread has a part in, and as many numbers as are
-    loaded and stored at once, in the very threads that do it. That holds while no two warps share rows; the compiler
-    sees to it for a sum of two products, and so the rank is halved. Any other order of the hardware's would cost time
-    and change nothing.
+    columns, two rows (m and m + 8) and two columns each with four neighbouring threads. Rows and columns are given to
+    it in such an order that each thread ends up with whole groups, whose largest number and sum of errors no other
+    thread has a part in, and with as many numbers side by side as are loaded and stored at once. That holds while no
+    two warps share rows; the compiler sees to it for a sum of two products. Any other order of the hardware's would
+    cost time and change nothing.
+
+    Tiles of NARROW columns, for groups of 16 and for eight bits: each of the four threads has a quarter of the columns,
+    of two rows. The two products are of half of the rank each. Threads would share wider groups so. Tiles of four of
+    these are wide: there both of a thread's rows m are halves of one group of one row. The first product is of the
+    first halves of groups, where −hidden is zero for the m of second halves, and the second product is of these. Tensor
+    cores do twice the work, of which they have little.
     """
-    ROWS: tl.constexpr = hidden.shape[0]
+    ROWS: tl.constexpr = z.shape[0]
     QUARTER: tl.constexpr = BLOCK_COLUMNS // 4
-    n = tl.arange(0, BLOCK_COLUMNS)
-    features = start + (n % 8 // 2) * QUARTER + n // 8 * 2 + n % 2
-    total = tl.permute(tl.reshape(z, (2, ROWS // 16, 8, 4, BLOCK_COLUMNS // 8, 2)), (1, 0, 2, 4, 3, 5))
-    total = tl.reshape(total, (ROWS, BLOCK_COLUMNS))
-    block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, BLOCK_COLUMNS, hidden.shape[1])
+    NUM_RANKS: tl.constexpr = hidden.shape[1]
+    if BLOCK_COLUMNS == NARROW:
+        n = tl.arange(0, BLOCK_COLUMNS)
+        features = start + (n % 8 // 2) * QUARTER + n // 8 * 2 + n % 2
+        block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, BLOCK_COLUMNS, NUM_RANKS)
+        more = _deflation_block(deflation, features, NUM_RANKS, rank, IN_FEATURES, BLOCK_COLUMNS, NUM_RANKS)
+        total = tl.permute(tl.reshape(z, (2, ROWS // 16, 8, 4, BLOCK_COLUMNS // 8, 2)), (1, 0, 2, 4, 3, 5))
+        total = tl.reshape(total, (ROWS, BLOCK_COLUMNS))
+    else:
+        n = tl.arange(0, BLOCK_COLUMNS // 2)
+        features = start + (n % 8 // 2) * QUARTER + n // 8 * 2 + n % 2
+        block = _deflation_block(deflation, features, 0, rank, IN_FEATURES, BLOCK_COLUMNS, NUM_RANKS)
+        more = _deflation_block(deflation, features + QUARTER // 2, 0, rank, IN_FEATURES, BLOCK_COLUMNS, NUM_RANKS)
+        total = tl.permute(tl.reshape(z, (ROWS // 8, 8, 4, 2, BLOCK_COLUMNS // 16, 2)), (0, 3, 1, 4, 2, 5))
+        total = tl.reshape(total, (2 * ROWS, BLOCK_COLUMNS // 2))
     total = tl.dot(hidden, tl.trans(block.to(hidden.dtype)), total, input_precision="ieee")
-    block = _deflation_block(deflation, features, hidden.shape[1], rank, IN_FEATURES, BLOCK_COLUMNS, hidden.shape[1])
-    total = tl.dot(more_hidden, tl.trans(block.to(hidden.dtype)), total, input_precision="ieee")
-    total = tl.reshape(total, (ROWS // 16, 2, 8, BLOCK_COLUMNS // 8, 4, 2))
-    return tl.reshape(tl.permute(total, (1, 0, 2, 4, 3, 5)), (ROWS, BLOCK_COLUMNS))
+    total = tl.dot(more_hidden, tl.trans(more.to(hidden.dtype)), total, input_precision="ieee")
+    if BLOCK_COLUMNS == NARROW:
+        total = tl.reshape(total, (ROWS // 16, 2, 8, BLOCK_COLUMNS // 8, 4, 2))
+        total = tl.permute(total, (1, 0, 2, 4, 3, 5))
+    else:
+        total = tl.reshape(total, (ROWS // 8, 2, 8, BLOCK_COLUMNS // 16, 4, 2))
+        total = tl.permute(total, (0, 2, 4, 1, 3, 5))
+    return tl.reshape(total, (ROWS, BLOCK_COLUMNS))

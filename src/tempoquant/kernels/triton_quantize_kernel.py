@@ -15,9 +15,11 @@ from tempoquant.kernels.triton_bits import (
 from tempoquant.kernels.triton_decode import packed_levels, scale_byte
 from tempoquant.kernels.triton_eight_bits import eight_bit_scale, to_eight_bits
 from tempoquant.kernels.triton_quantize_input import input_tile, source_of
-from tempoquant.kernels.triton_rounding import is_usual, largest_scale, round_groups, row_base_exponent
+from tempoquant.kernels.triton_rounding import INTEGER_ROUNDER, round_groups
+from tempoquant.kernels.triton_scales import USUAL_MIN, is_usual, largest_scale, row_base_exponent
 
-_INTEGER_ROUNDER = tl.constexpr(1.5 * 2.0**23)
+EIGHT_BIT_TILES = tl.constexpr(2)
+"""Tiles that a loop over eight bits takes each time around: so little is done with a number that loops would cost."""
 
 
 @triton.jit(do_not_specialize=["num_tokens", "rows_per_clip_ratio", "rows_per_flag"])
@@ -27,7 +29,7 @@ def quantize_kernel(  # noqa: PLR0913
     num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int, rows_per_clip_ratio: int,
     rows_per_flag: int,
     IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, OUTPUT: tl.constexpr, ALL_EIGHT_BITS: tl.constexpr,
-    HAS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, HALF_RANK: tl.constexpr,
+    HAS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PRODUCT_RANK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Rows `program_id · BLOCK_ROWS` and on. The parameters are those of `quantize_launch`."""
     first_row = tl.program_id(0) * BLOCK_ROWS
@@ -35,7 +37,7 @@ def quantize_kernel(  # noqa: PLR0913
     row_mask = rows < num_tokens
     source = source_of(
         x, hidden, columns, deflation, first_row, num_tokens, rank, x_row_stride, hidden_row_stride,
-        FORMAT, BLOCK_ROWS, HALF_RANK,
+        FORMAT, BLOCK_ROWS, BLOCK_COLUMNS, PRODUCT_RANK,
     )  # fmt: skip
     result = (values, scale, outside)
     ratios = clip_ratio + tl.minimum(rows, num_tokens - 1) // rows_per_clip_ratio
@@ -63,12 +65,12 @@ def _round_to_eight(  # noqa: PLR0913
     """Write the rows of the mask `stored` in eight bits: a walk for each row's largest number, and one to round."""
     values, scale, outside = result
     amax = tl.zeros((rows.shape[0], BLOCK_COLUMNS // 16), tl.float32)
-    for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
+    for start in tl.range(0, IN_FEATURES, BLOCK_COLUMNS, loop_unroll_factor=EIGHT_BIT_TILES):
         z = input_tile(source, start, rank, IN_FEATURES, FORMAT, HAS, BLOCK_COLUMNS)
         grouped = tl.reshape(z, (rows.shape[0], BLOCK_COLUMNS // 16, 16))
         amax = larger_of(amax, largest_of(grouped, FORMAT.is_interpreted), FORMAT.is_interpreted)
     row_amax = largest_of(amax, FORMAT.is_interpreted)
-    for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
+    for start in tl.range(0, IN_FEATURES, BLOCK_COLUMNS, loop_unroll_factor=EIGHT_BIT_TILES):
         z = input_tile(source, start, rank, IN_FEATURES, FORMAT, HAS, BLOCK_COLUMNS)
         tile = to_eight_bits(z, row_amax, OUTPUT, FORMAT)
         if OUTPUT == "bf16":
@@ -94,46 +96,70 @@ def _round_to_four(  # noqa: PLR0913
     """Write the rows of the mask `stored` in four bits.
 
     What depends on the whole row, the octave window and the base of FP8, is settled beforehand for usual rows
-    (`triton_rounding.is_usual`): they are rounded in the walk that finds their largest number. A program that finds a
-    row that is not usual goes over its rows once more, and then knows that number.
+    (`triton_scales.is_usual`): they are rounded in the walk that finds their largest number. A program that finds a
+    row that is not usual goes over its rows once more, and then knows that number. INT4 has nothing that depends on the
+    row; there the first walk leaves out what only very large and small numbers and clip ratios below 1 need.
     """
     scale, outside = result[1], result[2]
-    IS_TRIED: tl.constexpr = OUTPUT == "fp8" or FORMAT.octaves is not None
+    IS_TRIED: tl.constexpr = OUTPUT == "fp8" or FORMAT.octaves is not None or FORMAT.is_integer
     GROUPS: tl.constexpr = BLOCK_COLUMNS // FORMAT.group
     largest = tl.zeros((rows.shape[0], GROUPS), tl.float32)
     is_low = tl.zeros((rows.shape[0], GROUPS), tl.int1)
-    usual_base = tl.full(rows.shape, FORMAT.usual_exponent, tl.int32)
-    for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
-        z = input_tile(source, start, rank, IN_FEATURES, FORMAT, HAS, BLOCK_COLUMNS)
-        amax, is_lower = _round_tile(
-            z, result, ratio, ratio, usual_base, rows, stored, start, IN_FEATURES, FORMAT, OUTPUT,
-            IS_TRIED, BLOCK_COLUMNS,
+    base = tl.full(rows.shape, FORMAT.usual_exponent, tl.int32)
+    if FORMAT.is_integer:
+        if tl.min(ratio, axis=0) >= 1:
+            largest, is_low = _walk(
+                source, result, ratio, ratio, base, rows, stored, rank, IN_FEATURES, FORMAT, OUTPUT, HAS, IS_TRIED,
+                BLOCK_COLUMNS,
+            )  # fmt: skip
+    else:
+        largest, is_low = _walk(
+            source, result, ratio, ratio, base, rows, stored, rank, IN_FEATURES, FORMAT, OUTPUT, HAS, IS_TRIED,
+            BLOCK_COLUMNS,
         )  # fmt: skip
-        if IS_TRIED:
-            largest = larger_of(largest, amax, FORMAT.is_interpreted)
-            is_low |= is_lower
     if IS_TRIED:
         row_amax = largest_of(largest, FORMAT.is_interpreted)
         is_finite = magnitude_bits(row_amax) < INFINITY_BITS
         is_settled = is_usual(row_amax, ratio, FORMAT) & (tl.max(is_low.to(tl.int32), axis=1) == 0)
         is_outside = tl.zeros(rows.shape, tl.int1)
-        base = usual_base
         if tl.max((stored & (is_settled == 0)).to(tl.int32), axis=0) > 0:
             base = row_base_exponent(largest_scale(row_amax, ratio, FORMAT), FORMAT.fp8_top_exponent)
-            is_low = tl.zeros((rows.shape[0], GROUPS), tl.int1)
-            for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
-                z = input_tile(source, start, rank, IN_FEATURES, FORMAT, HAS, BLOCK_COLUMNS)
-                _, is_lower = _round_tile(
-                    z, result, row_amax, ratio, base, rows, stored, start, IN_FEATURES, FORMAT, OUTPUT, False,
-                    BLOCK_COLUMNS,
-                )  # fmt: skip
-                is_low |= is_lower
+            _, is_low = _walk(
+                source, result, row_amax, ratio, base, rows, stored, rank, IN_FEATURES, FORMAT, OUTPUT, HAS, False,
+                BLOCK_COLUMNS,
+            )  # fmt: skip
             is_outside = (tl.max(is_low.to(tl.int32), axis=1) > 0) & is_finite
         if OUTPUT == "fp8":
             row_scale = tl.where(is_finite, power_of_two(base), float("nan"))
             tl.store(scale + rows, row_scale, mask=stored)
         if outside is not None:
             tl.store(outside + rows, is_outside, mask=stored)
+
+
+@triton.jit
+def _walk(  # noqa: PLR0913
+    source: tl.tuple, result: tl.tuple, row_amax: tl.tensor, ratio: tl.tensor, base_exponent: tl.tensor,
+    rows: tl.tensor, stored: tl.tensor, rank: int,
+    IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, OUTPUT: tl.constexpr, HAS: tl.constexpr, IS_TRIED: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Round and store all tiles of the rows.
+
+    Returns, by rows and places of groups in a tile, the largest amax (if IS_TRIED), and whether a group did not fit.
+    """
+    GROUPS: tl.constexpr = BLOCK_COLUMNS // FORMAT.group
+    largest = tl.zeros((rows.shape[0], GROUPS), tl.float32)
+    is_low = tl.zeros((rows.shape[0], GROUPS), tl.int1)
+    for start in range(0, IN_FEATURES, BLOCK_COLUMNS):
+        z = input_tile(source, start, rank, IN_FEATURES, FORMAT, HAS, BLOCK_COLUMNS)
+        amax, is_lower = _round_tile(
+            z, result, row_amax, ratio, base_exponent, rows, stored, start, IN_FEATURES, FORMAT, OUTPUT, IS_TRIED,
+            BLOCK_COLUMNS,
+        )  # fmt: skip
+        if IS_TRIED:
+            largest = larger_of(largest, amax, FORMAT.is_interpreted)
+        is_low |= is_lower
+    return largest, is_low
 
 
 @triton.jit
@@ -154,13 +180,17 @@ def _round_tile(  # noqa: PLR0913
         unit *= power_of_two(-base_exponent)[:, None]
         if FORMAT.octaves is None:
             is_low = (amax > 0) & (unit < 2.0 ** (FORMAT.fp8_top_exponent - FORMAT.fp8_octaves))
+    if FORMAT.is_integer and IS_TRIED:
+        is_low = (amax > 0) & (amax < USUAL_MIN)
+    if OUTPUT == "bf16" and FORMAT.is_integer:
+        tile = (tile + INTEGER_ROUNDER) - INTEGER_ROUNDER
     if OUTPUT == "fp8" or OUTPUT == "bf16":
         tile *= unit[:, :, None]
     flat = tl.reshape(with_sign_of(tile, grouped), (z.shape[0], BLOCK_COLUMNS))
     if OUTPUT == "bf16":
         flat = to_bfloat16(flat, not FORMAT.is_integer)
     if OUTPUT == "int8":  # the last byte of such a sum is the integer
-        flat = (flat + _INTEGER_ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
+        flat = (flat + INTEGER_ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
     if OUTPUT == "fp4":
         _store_tile(values, packed_levels(flat, FORMAT), rows, stored, start // 2, IN_FEATURES // 2, BLOCK_COLUMNS // 2)
         group_scale = scale_byte(group_scale, FORMAT)

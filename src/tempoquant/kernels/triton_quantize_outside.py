@@ -48,7 +48,7 @@ def quantize_outside_kernel(  # noqa: PLR0913
     values: tl.tensor, outside: tl.tensor,
     num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int, rows_per_clip_ratio: int,
     IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, HAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr, HALF_RANK: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr, PRODUCT_RANK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Those of the rows `program_id · BLOCK_ROWS` and on that are outside. The parameters are `quantize_kernel`'s."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -58,7 +58,7 @@ def quantize_outside_kernel(  # noqa: PLR0913
         ratio = tl.load(clip_ratio + rows // rows_per_clip_ratio, mask=row_mask, other=1.0)
         source = source_of(
             x, hidden, columns, deflation, tl.program_id(0) * BLOCK_ROWS, num_tokens, rank,
-            x_row_stride, hidden_row_stride, FORMAT, BLOCK_ROWS, HALF_RANK,
+            x_row_stride, hidden_row_stride, FORMAT, BLOCK_ROWS, BLOCK_COLUMNS, PRODUCT_RANK,
         )  # fmt: skip
         no_window = tl.zeros((BLOCK_ROWS,), tl.float32)  # MXFP4's scales do not depend on the row's
         stored = values.to(tl.pointer_type(tl.uint8), bitcast=True)
