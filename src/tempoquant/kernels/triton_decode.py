@@ -33,29 +33,10 @@ def load_scale(scale: tl.tensor, offsets: tl.tensor, mask: tl.tensor, GRID: tl.c
 
 
 @triton.jit
-def packed_levels(levels: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """Signed E2M1 levels (rows, columns) float32, packed: (rows, columns / 2) uint8, the even column in the low nibble.
-
-    Blackwell converts and packs two at once. In a nibble of its, a negative zero keeps its sign.
-    """
+def packed_levels(levels: tl.tensor) -> tl.tensor:
+    """Signed E2M1 levels (rows, columns) float32 as bytes (rows, columns / 2), the even column in the low nibble."""
     even, odd = tl.split(tl.reshape(levels, (levels.shape[0], levels.shape[1] // 2, 2)))
-    if FORMAT.is_interpreted:
-        packed = (_nibble_of_level(even) + _nibble_of_level(odd) * 16).to(tl.uint8)
-    else:
-        packed = tl.inline_asm_elementwise(
-            """
-            {
-            .reg .b8 a, b, c, d;
-            cvt.rn.satfinite.e2m1x2.f32 a, $5, $1;
-            cvt.rn.satfinite.e2m1x2.f32 b, $6, $2;
-            cvt.rn.satfinite.e2m1x2.f32 c, $7, $3;
-            cvt.rn.satfinite.e2m1x2.f32 d, $8, $4;
-            mov.b32 $0, {a, b, c, d};
-            }
-            """,
-            "=r,f,f,f,f,f,f,f,f", [even, odd], dtype=tl.uint8, is_pure=True, pack=4,
-        )  # fmt: skip
-    return packed
+    return (_nibble_of_level(even) + _nibble_of_level(odd) * 16).to(tl.uint8)
 
 
 @triton.jit

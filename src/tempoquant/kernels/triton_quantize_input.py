@@ -67,7 +67,7 @@ def input_tile(
         low = _loaded(columns + IN_FEATURES + features, features, IN_FEATURES, BLOCK_COLUMNS)
         if HAS.rotation:
             high, low = _in_order(high), _in_order(low)
-        z = divided(z, high[None, :], low[None, :], FORMAT)
+        z = _smoothed(z, high[None, :], low[None, :], FORMAT)
     if HAS.rotation:
         z = rotated_tile(z, HAS.factor)
     if HAS.deflation:
@@ -88,6 +88,17 @@ def _to_float32(x: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
             pack=1,
         )  # fmt: skip
         return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _smoothed(x: tl.tensor, high: tl.tensor, low: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
+    """`divided`, in assembly: the compiler would pack two for Blackwell, which costs more moves than it saves."""
+    if FORMAT.is_interpreted:
+        return divided(x, high, low, FORMAT)
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 rest; mul.rn.f32 rest, $1, $3; fma.rn.f32 $0, $1, $2, rest; }", "=f,f,f,f", [x, high, low],
+        dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit

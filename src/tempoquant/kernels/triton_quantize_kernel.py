@@ -12,7 +12,8 @@ from tempoquant.kernels.triton_bits import (
     to_bfloat16,
     with_sign_of,
 )
-from tempoquant.kernels.triton_decode import packed_levels, scale_byte
+from tempoquant.kernels.triton_decode import scale_byte
+from tempoquant.kernels.triton_e2m1 import round_groups_to_codes
 from tempoquant.kernels.triton_eight_bits import eight_bit_scale, to_eight_bits
 from tempoquant.kernels.triton_quantize_input import input_tile, source_of
 from tempoquant.kernels.triton_rounding import INTEGER_ROUNDER, round_groups
@@ -173,28 +174,29 @@ def _round_tile(  # noqa: PLR0913
     values, scale, _ = result
     GROUPS: tl.constexpr = BLOCK_COLUMNS // FORMAT.group
     grouped = tl.reshape(z, (z.shape[0], GROUPS, FORMAT.group))
-    group_scale, amax, tile = round_groups(grouped, row_amax, ratio, FORMAT, IS_TRIED)
     is_low = tl.zeros((z.shape[0], GROUPS), tl.int1)
-    unit = group_scale
-    if OUTPUT == "fp8":
-        unit *= power_of_two(-base_exponent)[:, None]
-        if FORMAT.octaves is None:
-            is_low = (amax > 0) & (unit < 2.0 ** (FORMAT.fp8_top_exponent - FORMAT.fp8_octaves))
-    if FORMAT.is_integer and IS_TRIED:
-        is_low = (amax > 0) & (amax < USUAL_MIN)
-    if OUTPUT == "bf16" and FORMAT.is_integer:
-        tile = (tile + INTEGER_ROUNDER) - INTEGER_ROUNDER
-    if OUTPUT == "fp8" or OUTPUT == "bf16":
-        tile *= unit[:, :, None]
-    flat = tl.reshape(with_sign_of(tile, grouped), (z.shape[0], BLOCK_COLUMNS))
-    if OUTPUT == "bf16":
-        flat = to_bfloat16(flat, not FORMAT.is_integer)
-    if OUTPUT == "int8":  # the last byte of such a sum is the integer
-        flat = (flat + INTEGER_ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
     if OUTPUT == "fp4":
-        _store_tile(values, packed_levels(flat, FORMAT), rows, stored, start // 2, IN_FEATURES // 2, BLOCK_COLUMNS // 2)
+        group_scale, amax, packed = round_groups_to_codes(grouped, row_amax, ratio, FORMAT, IS_TRIED)
+        _store_tile(values, packed, rows, stored, start // 2, IN_FEATURES // 2, BLOCK_COLUMNS // 2)
         group_scale = scale_byte(group_scale, FORMAT)
     else:
+        group_scale, amax, tile = round_groups(grouped, row_amax, ratio, FORMAT, IS_TRIED)
+        unit = group_scale
+        if OUTPUT == "fp8":
+            unit *= power_of_two(-base_exponent)[:, None]
+            if FORMAT.octaves is None:
+                is_low = (amax > 0) & (unit < 2.0 ** (FORMAT.fp8_top_exponent - FORMAT.fp8_octaves))
+        if FORMAT.is_integer and IS_TRIED:
+            is_low = (amax > 0) & (amax < USUAL_MIN)
+        if OUTPUT == "bf16" and FORMAT.is_integer:
+            tile = (tile + INTEGER_ROUNDER) - INTEGER_ROUNDER
+        if OUTPUT == "fp8" or OUTPUT == "bf16":
+            tile *= unit[:, :, None]
+        flat = tl.reshape(with_sign_of(tile, grouped), (z.shape[0], BLOCK_COLUMNS))
+        if OUTPUT == "bf16":
+            flat = to_bfloat16(flat, not FORMAT.is_integer)
+        if OUTPUT == "int8":  # the last byte of such a sum is the integer
+            flat = (flat + INTEGER_ROUNDER).to(tl.int32, bitcast=True).to(tl.int8)
         _store_tile(values, flat, rows, stored, start, IN_FEATURES, BLOCK_COLUMNS)
     if OUTPUT == "int8" or OUTPUT == "fp4":
         _store_tile(scale, group_scale, rows, stored, start // FORMAT.group, IN_FEATURES // FORMAT.group, GROUPS)
