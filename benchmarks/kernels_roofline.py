@@ -2,12 +2,17 @@
 fewest bytes it must move over the memory's bandwidth, whichever is longer. Computed, never
 measured.
 
-A stage is one kernel: it writes its output to device memory, and the next one reads it from there.
+`tempoquant.planning.linear_stages` defines the work of each stage. A stage is one kernel: it writes
+its output to device memory, and the next one reads it from there.
 """
 
 from typing import NamedTuple
 
 from benchmarks.registry import BLOCK_LINEARS, Shape, inputs_of_block, shapes_of_block
+from tempoquant.planning import linear_stages
+from tempoquant.planning.gpus import GPUS, Operand
+from tempoquant.planning.linear_stages import Size
+from tempoquant.planning.work import Work as PlannedWork
 
 WEIGHT_BYTES = 0.5 + 1 / 16  # of nvfp4_m1: a code and a sixteenth of a scale
 RANK = 32
@@ -22,7 +27,8 @@ class Rates(NamedTuple):
     fp8_flops: float
 
 
-H100_SXM = Rates("H100 SXM, datasheet, dense", 3.35e12, 989e12, 1979e12)
+_H100 = GPUS["H100 SXM"]
+H100_SXM = Rates("H100 SXM, datasheet, dense", _H100.bytes_per_s, _H100.rates["bf16"], _H100.rates["fp8"])
 
 
 class Work(NamedTuple):
@@ -40,35 +46,35 @@ class Work(NamedTuple):
 
 def bf16_linear(shape: Shape) -> Work:
     """Return the work of the product that four bits replace."""
-    tokens, inner, outer = shape
-    return Work(2.0 * tokens * inner * outer, 2.0 * (tokens * inner + inner * outer + tokens * outer))
+    return _of(linear_stages.plain_linear(Size(*shape)))
 
 
 def project(shape: Shape, rank: int = RANK) -> Work:
     """Return the work of hidden = x · downᵀ: 16-bit x is read once more for it."""
-    tokens, inner, _ = shape
-    return Work(2.0 * tokens * inner * rank, 2.0 * (tokens * inner + rank * inner + tokens * rank))
+    return _of(linear_stages.project(Size(*shape), rank))
 
 
 def quantize(shape: Shape, value_bytes: int = 1, rank: int = RANK) -> Work:
     """Return the work of smoothing, subtracting hidden · deflationᵀ and the offset, and rounding: x
     in 16 bits in, values out.
     """
-    tokens, inner, _ = shape
-    return Work(2.0 * tokens * inner * rank, (2.0 + value_bytes) * tokens * inner + 2.0 * (tokens + inner) * rank)
+    return _of(linear_stages.quantize(Size(*shape), rank, value_bytes))
 
 
 def expand(shape: Shape, value_bytes: int = 1) -> Work:
     """Return the work of expanding a weight from four bits to the buffer that the product reads."""
-    weights = float(shape.in_features * shape.out_features)
-    return Work(0.0, (WEIGHT_BYTES + value_bytes) * weights)
+    return _of(linear_stages.expand(Size(*shape), WEIGHT_BYTES, value_bytes))
 
 
 def multiply(shape: Shape, value_bytes: int = 1, rank: int = RANK) -> Work:
     """Return the work of the product with branch and bias in its epilogue: y in 16 bits."""
-    tokens, inner, outer = shape
-    moved = value_bytes * (tokens * inner + inner * outer) + 2.0 * tokens * outer + 2.0 * (tokens + outer) * rank
-    return Work(2.0 * tokens * inner * outer, moved, is_fp8=value_bytes == 1)
+    operand: Operand = "fp8" if value_bytes == 1 else "bf16"
+    return _of(linear_stages.multiply(Size(*shape), rank, operand, value_bytes))
+
+
+def _of(work: PlannedWork) -> Work:
+    """Return the package's work in the form that measured rates take."""
+    return Work(work.num_operations, work.num_bytes, any(operand == "fp8" for operand, _ in work.operations))
 
 
 class Floors(NamedTuple):

@@ -1,11 +1,14 @@
 """GPUs' abilities, from their datasheets and NVIDIA's tables of throughput: rates, clocks, and room
 for programs.
 
-Rates are dense, with sums in float32 (int32 for integers). A clock is the one at which the
+Rates come from the package (`tempoquant.planning.gpus`). A clock is the one at which the
 datasheet's rate is reached.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from tempoquant.planning import gpus as datasheets
 
 WARP = 32
 SCHEDULERS = 4  # of a multiprocessor, each of which issues one instruction of one warp a cycle
@@ -29,7 +32,7 @@ class Gpu(NamedTuple):
     multiprocessors: int
     clock: float
     bytes_per_s: float
-    rates: dict[str, float]
+    rates: Mapping[str, float]
     shared: int
     threads: int
     float_lanes: int = 128
@@ -50,18 +53,40 @@ class Gpu(NamedTuple):
         )
 
 
-_A100 = {"bf16": 312e12, "int8": 624e12}
-_3090 = {"bf16": 71e12, "int8": 284e12}
-_4090 = {"bf16": 165.2e12, "fp8": 330.3e12, "int8": 660.6e12}
-_H100 = {"bf16": 989.4e12, "fp8": 1978.9e12, "int8": 1978.9e12}
-_B200 = {"bf16": 2.25e15, "fp8": 4.5e15, "int8": 4.5e15, "fp4": 9.0e15}
-_5090 = {"bf16": 209.5e12, "fp8": 419e12, "int8": 838e12, "fp4": 1676e12}
+def _gpu(
+    name: str,
+    multiprocessors: int,
+    clock: float,
+    shared_kib: int,
+    threads: int,
+    float_lanes: int = 128,
+    integer_lanes: int = 64,
+) -> Gpu:
+    """Return a GPU of the package's table, with what machine code is counted by."""
+    known = datasheets.GPUS[name]
+    major, minor = known.capability
+    rates = {operand: rate for operand, rate in known.rates.items() if operand in ("bf16", "fp8", "int8", "fp4")}
+    return Gpu(
+        name,
+        10 * major + minor,
+        multiprocessors,
+        clock,
+        known.bytes_per_s,
+        rates,
+        shared_kib << 10,
+        threads,
+        float_lanes,
+        integer_lanes,
+    )
 
-GPUS = {
-    80: Gpu("A100 SXM", 80, 108, 1.41e9, 2.039e12, _A100, 164 << 10, 2048, float_lanes=64),
-    86: Gpu("RTX 3090", 86, 82, 1.695e9, 0.936e12, _3090, 100 << 10, 1536),
-    89: Gpu("RTX 4090", 89, 128, 2.52e9, 1.008e12, _4090, 100 << 10, 1536),
-    90: Gpu("H100 SXM", 90, 132, 1.83e9, 3.35e12, _H100, 228 << 10, 2048),
-    100: Gpu("B200", 100, 148, 1.856e9, 8.0e12, _B200, 228 << 10, 2048),
-    120: Gpu("RTX 5090", 120, 170, 2.407e9, 1.792e12, _5090, 100 << 10, 1536, integer_lanes=128),
-}
+
+_TABLE = (
+    _gpu("A100 80 GB", 108, 1.41e9, 164, 2048, float_lanes=64),
+    _gpu("RTX 3090", 82, 1.695e9, 100, 1536),
+    _gpu("RTX 4090", 128, 2.52e9, 100, 1536),
+    _gpu("H100 SXM", 132, 1.83e9, 228, 2048),
+    _gpu("B200", 148, 1.856e9, 228, 2048),
+    _gpu("RTX 5090", 170, 2.407e9, 100, 1536, integer_lanes=128),
+)
+GPUS = {gpu.capability: gpu for gpu in _TABLE}
+"""By compute capability, 90 for 9.0."""
