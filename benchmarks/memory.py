@@ -28,7 +28,7 @@ import tempoquant
 from benchmarks.json_line import publish
 from benchmarks.memory_model import TEXT, entering_phases, random_pipeline
 from benchmarks.scale import commit_name, describe_machine
-from tempoquant.cli.memory_table import memory_record, memory_tables
+from tempoquant.cli.memory_table import Machine, memory_record, memory_tables
 from tempoquant.cli.options import parse_size
 from tempoquant.models.pipeline_configs import PipelineConfigs, read_configs
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -162,7 +162,7 @@ def main() -> None:
     )
     plan = plan_memory(configs, size, recipe, arguments.kernels)
     record = {"benchmark": "memory", "version": tempoquant.__version__, "commit": commit_name(),
-              "kernels": arguments.kernels, "plan": memory_record(plan, None)}  # fmt: skip
+              "kernels": arguments.kernels, "plan": memory_record(plan, Machine())}  # fmt: skip
     if torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
         machine = describe_machine(str(device))
@@ -174,7 +174,7 @@ def main() -> None:
                    "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
     else:
         record |= {"kind": "predicted"}
-        for part in memory_tables(plan, None):
+        for part in memory_tables(plan, Machine()):
             Console(width=140).print(part)
         print("There is no GPU, so nothing was measured.")
     publish(record, arguments.json)

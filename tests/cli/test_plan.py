@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from tempoquant.models.pipeline_configs import published_models
+from tempoquant.cli.memory_table import Machine, recommendation
+from tempoquant.models.pipeline_configs import published_models, read_configs
+from tempoquant.models.wan.pipelines import I2V_A14B
+from tempoquant.planning.memory_plan import plan_memory
+from tempoquant.recipe import Recipe
 from tests.cli.typed import assert_refused, run, split
 
 
@@ -29,6 +33,25 @@ def test_plan_as_json_adds_up():
     by_mode = [{mode["mode"]: mode["peak_bytes"] for mode in model["modes"]} for model in record["models"]]
     for mode, reduction in record["reduction"].items():
         assert reduction == pytest.approx(1 - by_mode[1][mode] / by_mode[0][mode])
+
+
+SMALL = "--size 64x64 --frames 9 --recipe tiny"
+
+
+def test_ram_decides_with_the_gpu_and_what_fits_nowhere_exits_with_1():
+    result = run("plan", "tiny", *split(f"{SMALL} --gpu-gib 4 --ram-gib 4"))
+    assert result.exit_code == 0 and "on a GPU of 4.0 GiB and 4.0 GiB of RAM: --memory resident" in result.stdout
+    refused = run("plan", "tiny", *split(f"{SMALL} --ram-gib 2 --json"))
+    record = json.loads(refused.stdout)
+    assert refused.exit_code == 1 and record["ram_bytes"] == 2 * 2**30
+    assert [each.get("recommended") for each in record["models"]] == [None, None]
+
+
+def test_a_sentence_says_what_is_missing_of_which_memory():
+    plan = plan_memory(read_configs("tiny"), I2V_A14B.replace(height=64, width=64, num_frames=9), Recipe.load("tiny"))
+    said = recommendation(plan.quantized, Machine(2**30, 2**31))
+    assert "no mode fits; " in said and " of the GPU in " in said
+    assert " of RAM (3.0 GiB are reserved for the system)" in said
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,15 @@ from tempoquant.planning.generation_memory import (
     foreseen_layers,
     text_encoder_bytes,
 )
-from tempoquant.planning.memory_plan import OVERHEAD_BYTES, MemoryPlan, plan_memory
+from tempoquant.planning.memory_plan import HOST_OVERHEAD_BYTES, OVERHEAD_BYTES, MemoryPlan, _slowness, plan_memory
 from tempoquant.recipe import Recipe
 from tests.quantized_wan import tiny_wan, write_pipeline
 from tests.recorded import TINY
 
 GIB, GB = 2**30, 10**9
+RAM, GPUS = (8, 16, 24, 32, 48, 64, 96, 128, 192), (4, 8, 12, 16, 24, 32, 48, 80)
+LAST = (True, True, True, True)
+"""Slower than any mode: none that fits."""
 DEFAULT, PAPER = Recipe.load("default"), Recipe.load("paper")
 
 
@@ -148,6 +151,32 @@ def test_faster_modes_take_more_and_the_fastest_that_fits_is_recommended(plans):
         assert model.fastest_within(mode.peak + OVERHEAD_BYTES) is mode
     assert model.fastest_within(model.modes[0].peak + OVERHEAD_BYTES) is swap, "in one piece before all in chunks"
     assert model.fastest_within(peaks[-1] + OVERHEAD_BYTES - 1) is None
+
+
+def test_more_memory_never_recommends_a_slower_mode_and_ram_decides_too(plans):
+    for model in (plans["default"].quantized, plans["default"].sixteen_bit):
+        by_ram = [{gpu: model.fastest_within(gpu * GIB, ram * GIB) for gpu in GPUS} for ram in RAM]
+        slowness = [[LAST if mode is None else _slowness(mode) for mode in row.values()] for row in by_ram]
+        for rows in (slowness, list(zip(*slowness, strict=True))):
+            for column in zip(*rows, strict=True):
+                assert list(column) == sorted(column, reverse=True)
+        for ram, row in zip(RAM, by_ram, strict=True):
+            for gpu, mode in row.items():
+                if mode is not None:
+                    assert mode.peak + OVERHEAD_BYTES <= gpu * GIB and mode.host + HOST_OVERHEAD_BYTES <= ram * GIB
+    assert plans["default"].quantized.fastest_within(24 * GIB, 8 * GIB) is None
+    assert plans["default"].quantized.fastest_within(ram_bytes=64 * GIB).mode == "resident"
+
+
+def test_ram_holds_everything_that_waits_there(plans):
+    for model in (plans["default"].sixteen_bit, plans["default"].quantized):
+        resident, swap, lean = (next(m for m in model.modes if m.mode == name) for name in ("resident", "swap", "lean"))
+        assert resident.pinned == 0 and swap.pinned == lean.pinned > 0
+        others = 2 * 5_680_910_336 + 4 * 126_892_531
+        for mode in (swap, lean):
+            assert mode.host >= mode.pinned + others
+        copied = swap.places.copied_first + sum(swap.places.copied_between)
+        assert copied == sum(lean.places.copied_each_call) == resident.phases[2].weights
 
 
 def test_one_piece_takes_what_diffusers_own_blocks_take(plans):

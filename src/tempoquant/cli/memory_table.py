@@ -1,6 +1,8 @@
 """The predictions of `plan`, as tables for people and as plain values."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import RenderableType
@@ -8,14 +10,45 @@ from rich.table import Table
 from rich.text import Text
 
 from tempoquant.cli.tables import MIN_WIDTH, NOT_MEASURED, format_bytes
-from tempoquant.planning.memory_plan import OVERHEAD_BYTES, MemoryPlan, ModelPlan, ModePlan
+from tempoquant.planning.memory_plan import HOST_OVERHEAD_BYTES, OVERHEAD_BYTES, MemoryPlan, ModelPlan, ModePlan
 
 PREDICTED = "predicted"
 
 
-def memory_tables(plan: MemoryPlan, device_bytes: float | None) -> Iterator[RenderableType]:
+@dataclass(frozen=True)
+class Machine:
+    """The memory of a user's machine; None for an unknown one.
+
+    Attributes:
+        device_bytes: memory of the GPU.
+        ram_bytes: memory of the host.
+    """
+
+    device_bytes: float | None = None
+    ram_bytes: float | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether either is known."""
+        return self.device_bytes is not None or self.ram_bytes is not None
+
+    def fastest(self, model: ModelPlan) -> ModePlan | None:
+        """Return the fastest mode that fits; None if none does, or nothing is known."""
+        if not self.is_known:
+            return None
+        return model.fastest_within(
+            *(math.inf if each is None else each for each in (self.device_bytes, self.ram_bytes))
+        )
+
+    def __str__(self) -> str:
+        gpu = [] if self.device_bytes is None else [f"a GPU of {format_bytes(round(self.device_bytes))}"]
+        ram = [] if self.ram_bytes is None else [f"{format_bytes(round(self.ram_bytes))} of RAM"]
+        return " and ".join((*gpu, *ram))
+
+
+def memory_tables(plan: MemoryPlan, machine: Machine) -> Iterator[RenderableType]:
     """Yield a table of peaks by phase for each model, the savings of quantization, and a
-    recommendation for a device.
+    recommendation for a machine.
 
     The phases compute blocks in chunks of tokens; one row gives the peak in one piece.
     """
@@ -23,42 +56,69 @@ def memory_tables(plan: MemoryPlan, device_bytes: float | None) -> Iterator[Rend
         yield _phases_table(plan, model)
     shares = ", ".join(f"{mode.mode} {plan.reduction(mode.mode):.1%}" for mode in plan.quantized.modes)
     yield Text(f"{PREDICTED}: quantized takes less GPU memory than 16-bit by {shares}, in the same mode.")
-    if device_bytes is not None:
+    yield from recommendations(plan, machine)
+
+
+def recommendations(plan: MemoryPlan, machine: Machine) -> Iterator[RenderableType]:
+    """Yield a sentence for each model, if anything is known of the machine."""
+    if machine.is_known:
         for model in (plan.quantized, plan.sixteen_bit):
-            yield Text(recommendation(model, device_bytes))
+            yield Text(recommendation(model, machine))
 
 
-def recommendation(model: ModelPlan, device_bytes: float) -> str:
-    """Recommend in one sentence the fastest mode for a device, or state how much memory the
-    smallest mode lacks.
+def recommendation(model: ModelPlan, machine: Machine) -> str:
+    """Recommend in one sentence the fastest mode for a machine, or state how much memory the
+    smallest modes lack.
     """
-    device = f"a GPU of {format_bytes(round(device_bytes))}"
-    mode = model.fastest_within(device_bytes)
+    mode = machine.fastest(model)
     if mode is not None:
         how = "in chunks" if mode.in_chunks else "in one piece"
-        return f"{model.label} on {device}: --memory {mode.mode}, {how}, {PREDICTED} peak {format_bytes(mode.peak)}."
-    least = min(model.modes, key=lambda each: each.peak)
-    missing = least.peak + OVERHEAD_BYTES - device_bytes
-    return (
-        f"{model.label} on {device}: no mode fits; {least.mode} lacks {format_bytes(round(missing))} in "
-        f"{least.deciding.name}. Fewer --frames or a smaller --size need less."
-    )
+        ram = "" if machine.ram_bytes is None else f", RAM {format_bytes(mode.host)}"
+        return (
+            f"{model.label} on {machine}: --memory {mode.mode}, {how}, {PREDICTED} peak {format_bytes(mode.peak)}{ram}."
+        )
+    return f"{model.label} on {machine}: no mode fits; {'; '.join(_missing(model, machine))}."
 
 
-def memory_record(plan: MemoryPlan, device_bytes: float | None) -> dict[str, Any]:
+def _missing(model: ModelPlan, machine: Machine) -> Iterator[str]:
+    """Yield what the smallest mode lacks on the GPU, and in RAM."""
+    modes = (*model.modes, *model.in_one_piece)
+    found = False
+    if machine.device_bytes is not None:
+        least = min(modes, key=lambda each: each.peak)
+        if (missing := least.peak + OVERHEAD_BYTES - machine.device_bytes) > 0:
+            found = True
+            yield (
+                f"{least.mode} lacks {format_bytes(math.ceil(missing))} of the GPU in {least.deciding.name} (fewer "
+                "--frames or a smaller --size need less)"
+            )
+    if machine.ram_bytes is not None:
+        least = min(modes, key=lambda each: each.host)
+        if (missing := least.host + HOST_OVERHEAD_BYTES - machine.ram_bytes) > 0:
+            found = True
+            yield (
+                f"{least.mode} lacks {format_bytes(math.ceil(missing))} of RAM "
+                f"({format_bytes(HOST_OVERHEAD_BYTES)} are reserved for the system)"
+            )
+    if not found:
+        yield "each mode that fits the GPU needs more RAM, and each that fits the RAM needs a larger GPU"
+
+
+def memory_record(plan: MemoryPlan, machine: Machine) -> dict[str, Any]:
     """Return plain values, in bytes throughout."""
-    size = plan.size
-    models = [_model_record(model, device_bytes) for model in (plan.sixteen_bit, plan.quantized)]
+    size, gpu, ram = plan.size, machine.device_bytes, machine.ram_bytes
+    models = [_model_record(model, machine) for model in (plan.sixteen_bit, plan.quantized)]
     return {
         "model": plan.model, "kind": PREDICTED, "height": size.height, "width": size.width,
-        "num_frames": size.num_frames, "overhead_bytes": OVERHEAD_BYTES,
-        "gpu_bytes": None if device_bytes is None else round(device_bytes), "models": models,
+        "num_frames": size.num_frames, "overhead_bytes": OVERHEAD_BYTES, "host_overhead_bytes": HOST_OVERHEAD_BYTES,
+        "gpu_bytes": None if gpu is None else round(gpu), "ram_bytes": None if ram is None else round(ram),
+        "models": models,
         "reduction": {mode.mode: plan.reduction(mode.mode) for mode in plan.quantized.modes},
     }  # fmt: skip
 
 
-def _model_record(model: ModelPlan, device_bytes: float | None) -> dict[str, Any]:
-    fastest = None if device_bytes is None else model.fastest_within(device_bytes)
+def _model_record(model: ModelPlan, machine: Machine) -> dict[str, Any]:
+    fastest = machine.fastest(model)
     return {
         "label": model.label,
         "disk_bytes": model.disk,
@@ -70,13 +130,19 @@ def _model_record(model: ModelPlan, device_bytes: float | None) -> dict[str, Any
 
 
 def _mode_record(mode: ModePlan) -> dict[str, Any]:
+    places = mode.places
     phases = [
         {"name": phase.name, "weights_bytes": phase.weights, "activations_bytes": phase.activations}
         for phase in mode.phases
     ]
     return {
         "mode": mode.mode, "in_chunks": mode.in_chunks, "peak_bytes": mode.peak,
-        "deciding_phase": mode.deciding.name, "host_bytes": mode.host, "pinned_bytes": mode.pinned, "phases": phases,
+        "deciding_phase": mode.deciding.name, "host_bytes": mode.host, "pinned_bytes": mode.pinned,
+        "copied_bytes": {
+            "before_the_first_step": places.copied_first, "between_denoisers": list(places.copied_between),
+            "each_call": list(places.copied_each_call), "from_disk": places.from_disk,
+        },
+        "phases": phases,
     }  # fmt: skip
 
 

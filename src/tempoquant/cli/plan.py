@@ -10,6 +10,9 @@ from tempoquant.cli.options import Frames, Json, Size
 from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
+NOTHING_FITS = 1
+"""Exit code if the quantized model fits a given machine in no mode."""
+
 PlannedModel = Annotated[
     str,
     typer.Argument(
@@ -26,17 +29,22 @@ def command(
     gpu_gib: Annotated[
         float | None, typer.Option(min=1.0, metavar="G", help="Memory of the GPU, for which to recommend a mode.")
     ] = None,
+    ram_gib: Annotated[
+        float | None, typer.Option(min=1.0, metavar="G", help="Memory of the host, which decides with the GPU's.")
+    ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="Recipe for quantizing a 16-bit model.")] = "default",
     as_json: Json = False,
 ) -> None:
     """Predict a generation's peak memory by phase and memory mode; the default is 480x832 and 81
     frames.
+
+    Exits with 1 if a GPU's memory or RAM is given, and the quantized model fits in no mode.
     """
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
 
-        from tempoquant.cli.memory_table import memory_record, memory_tables
+        from tempoquant.cli.memory_table import Machine, memory_record, memory_tables
         from tempoquant.models.pipeline_configs import read_configs
         from tempoquant.planning.memory_plan import plan_memory
         from tempoquant.recipe import Recipe
@@ -48,7 +56,8 @@ def command(
         done = progress.start("Tracing", 1)
         plan = plan_memory(configs, settings, Recipe.load(recipe))
         done()
-        device_bytes = None if gpu_gib is None else gpu_gib * 2**30
-        return Outcome(memory_record(plan, device_bytes), Group(*memory_tables(plan, device_bytes)))
+        machine = Machine(*(None if gib is None else gib * 2**30 for gib in (gpu_gib, ram_gib)))
+        code = 0 if not machine.is_known or machine.fastest(plan.quantized) is not None else NOTHING_FITS
+        return Outcome(memory_record(plan, machine), Group(*memory_tables(plan, machine)), code)
 
     run_command(work, as_json)

@@ -34,10 +34,12 @@ class Outcome:
     Attributes:
         record: plain values that --json prints.
         text: the text for people, without --json.
+        code: the exit code of the command, after it printed.
     """
 
     record: dict[str, Any]
     text: RenderableType
+    code: int = 0
 
 
 def run_command(
@@ -93,6 +95,8 @@ def run_command(
             typer.echo(to_json(outcome.record))
         else:
             _stdout().print(outcome.text)
+        if outcome.code:
+            raise typer.Exit(outcome.code)
 
 
 def _stdout() -> Console:

@@ -4,6 +4,7 @@ Everything is torch's own allocations. A process takes more: `OVERHEAD_BYTES` is
 no measurement.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +30,8 @@ from tempoquant.recipe import Recipe
 
 OVERHEAD_BYTES = 2**30
 """Of a GPU: CUDA's context, the workspaces of its libraries, and what the allocator cannot use."""
+HOST_OVERHEAD_BYTES = 3 * 2**30
+"""RAM for the operating system, Python with its libraries, and CUDA's driver. An assumption."""
 
 TEXT, IMAGE, BOUNDARY, VIDEO = "text encoding", "image encoding", "boundary", "video decoding"
 
@@ -62,14 +65,19 @@ class ModePlan:
         in_chunks: whether blocks compute a chunk of tokens at a time.
         phases: in order.
         host: bytes of RAM at the most: all components, as they load or as they wait.
-        pinned: bytes of it that are page-locked while generating.
+        places: of the denoisers: what of RAM is page-locked, and what is copied when.
     """
 
     mode: Memory
     in_chunks: bool
     phases: tuple[Phase, ...]
     host: int
-    pinned: int
+    places: Places
+
+    @property
+    def pinned(self) -> int:
+        """Return the bytes of RAM that are page-locked while generating."""
+        return self.places.pinned
 
     @property
     def deciding(self) -> Phase:
@@ -98,14 +106,25 @@ class ModelPlan:
     modes: tuple[ModePlan, ...]
     in_one_piece: tuple[ModePlan, ...]
 
-    def fastest_within(self, device_bytes: float) -> ModePlan | None:
-        """The fastest mode whose peak, and what a process takes beside it, fits a device; None when none does.
+    def fastest_within(self, device_bytes: float = math.inf, ram_bytes: float = math.inf) -> ModePlan | None:
+        """Return the fastest mode whose peaks, and what a process takes beside them, fit a GPU and
+        RAM; None if none does.
 
-        "swap" copies each denoiser once a video, while another computes; chunks expand every 4-bit weight again for
-        each chunk of each call. So "swap" in one piece comes before "resident" in chunks. "lean" copies every call.
+        "swap" copies each denoiser once a video, while another computes; chunks expand every 4-bit
+        weight again for each chunk of each call. So "swap" in one piece comes before "resident" in
+        chunks. Modes that copy weights in every call come last, and of these the ones that read
+        files.
         """
-        fitting = [mode for mode in (*self.in_one_piece, *self.modes) if mode.peak + OVERHEAD_BYTES <= device_bytes]
-        return min(fitting, key=lambda each: (each.mode == "lean", each.in_chunks), default=None)
+        fitting = [
+            mode
+            for mode in (*self.in_one_piece, *self.modes)
+            if mode.peak + OVERHEAD_BYTES <= device_bytes and mode.host + HOST_OVERHEAD_BYTES <= ram_bytes
+        ]
+        return min(fitting, key=_slowness, default=None)
+
+
+def _slowness(mode: ModePlan) -> tuple[bool, bool, bool]:
+    return any(mode.places.copied_each_call), mode.places.from_disk, mode.in_chunks
 
 
 @dataclass(frozen=True)
@@ -189,7 +208,8 @@ def _model_plan(
     for denoiser in configs.denoisers:
         on_disk[denoiser.component] = denoisers[denoiser.name].total
     disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
-    all_weights = text.weights + vae.weights + image + brief + sum(each.total for each in denoisers.values())
+    beside = text.weights + vae.weights + image + brief
+    all_weights = beside + sum(each.total for each in denoisers.values())
 
     def plan_of(mode: Memory, in_chunks: bool, calls: Mapping[str, int]) -> ModePlan:
         places = PLACES[mode](list(denoisers.values()))
@@ -200,10 +220,9 @@ def _model_plan(
             *_denoising(denoisers, places, calls),
             Phase(VIDEO, away + brief, vae.decoding),
         )
-        pinned = 0 if mode == "resident" else sum(each.pinned for each in denoisers.values())
         # Page-locked copies take the places of the loaded weights one tensor at a time.
-        host = max(all_weights, pinned + text.weights + vae.weights + image + brief)
-        return ModePlan(mode, in_chunks, phases, host, pinned)
+        host = max(all_weights if places.holds_all else 0, places.pinned + places.read_ahead + beside)
+        return ModePlan(mode, in_chunks, phases, host, places)
 
     def plans(in_chunks: bool) -> tuple[ModePlan, ...]:
         calls = _calls(configs, layers, size, kernels, in_chunks)
