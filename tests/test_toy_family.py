@@ -17,7 +17,10 @@ from tempoquant.hosts.diffusers.pipeline import open_pipeline
 from tempoquant.hosts.diffusers.sampling import generate_video
 from tempoquant.models.pipeline_configs import read_configs
 from tempoquant.models.sampling_file import default_settings
+from tempoquant.planning.gpus import GPUS
 from tempoquant.planning.memory_plan import plan_memory
+from tempoquant.planning.time_plan import video_time
+from tempoquant.planning.traced_video import trace_video
 from tempoquant.prompts import Prompt
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.convert import quantized_linears
@@ -69,6 +72,15 @@ def test_a_plan_needs_its_configs_alone(folder: Path) -> None:
     plan = plan_memory(read_configs(str(folder / "source")), toy_family.SETTINGS, RECIPE)
     assert [phase.name for phase in plan.quantized.modes[0].phases] == ["text encoding", "denoising", "video decoding"]
     assert plan.reduction("resident") > 0
+
+
+def test_its_time_is_predicted_from_its_configs_too(folder: Path) -> None:
+    configs = read_configs(str(folder / "source"))
+    video, plan = (planned(configs, toy_family.SETTINGS, RECIPE) for planned in (trace_video, plan_memory))
+    found = video_time(video, GPUS["H100 SXM"], plan.quantized.in_one_piece[0], "fast")
+    operations = {part.name: part.operations for part in found.step}
+    assert operations["linears"] > 0 and operations["self-attention"] > 0
+    assert operations["cross-attention"] == 0, "its two streams attend to both"
 
 
 def test_a_quantized_one_generates_through_our_loader_as_through_diffusers(folder: Path) -> None:

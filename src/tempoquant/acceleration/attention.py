@@ -25,10 +25,15 @@ BACKENDS = tuple(name.value for name in AttentionBackendName)
 
 
 class Candidate(NamedTuple):
-    """One of diffusers' backends, and the reason for its place in the table."""
+    """One of diffusers' backends, and the reason for its place in the table.
+
+    Attributes:
+        products: what QKᵀ and PV multiply: "bf16" (any 16 bits), "int8", "fp8" or "fp4".
+    """
 
     backend: str
     why: str
+    products: tuple[str, str] = ("bf16", "bf16")
 
 
 _TORCH = Candidate(NATIVE, "PyTorch's own, which takes FlashAttention-2 here: 16 bits")
@@ -37,11 +42,13 @@ _FLASH_3 = (
     Candidate("_flash_3_hub", "FlashAttention-3 is written for Hopper: 16 bits"),
 )
 _CUDNN = Candidate("_native_cudnn", "cuDNN's attention, which PyTorch brings: 16 bits")
-_SAGE_16 = Candidate("_sage_qk_int8_pv_fp16_cuda", "SageAttention 2: QKᵀ in INT8, PV in FP16")
-_SAGE_TRITON = Candidate("_sage_qk_int8_pv_fp16_triton", "SageAttention in Triton: QKᵀ in INT8, PV in FP16")
-_SAGE_8 = Candidate("_sage_qk_int8_pv_fp8_cuda", "SageAttention 2: QKᵀ in INT8, PV in FP8")
-_SAGE_HUB = Candidate("sage_hub", "SageAttention 2 from the hub: QKᵀ in INT8")
-_SAGE_3 = Candidate("sage_blackwell_hub", "SageAttention 3 from the hub: attention in FP4")
+_SAGE_16 = Candidate("_sage_qk_int8_pv_fp16_cuda", "SageAttention 2: QKᵀ in INT8, PV in FP16", ("int8", "bf16"))
+_SAGE_TRITON = Candidate(
+    "_sage_qk_int8_pv_fp16_triton", "SageAttention in Triton: QKᵀ in INT8, PV in FP16", ("int8", "bf16")
+)
+_SAGE_8 = Candidate("_sage_qk_int8_pv_fp8_cuda", "SageAttention 2: QKᵀ in INT8, PV in FP8", ("int8", "fp8"))
+_SAGE_HUB = Candidate("sage_hub", "SageAttention 2 from the hub: QKᵀ in INT8", ("int8", "bf16"))
+_SAGE_3 = Candidate("sage_blackwell_hub", "SageAttention 3 from the hub: attention in FP4", ("fp4", "fp4"))
 
 SIXTEEN_BITS: Mapping[Capability, tuple[Candidate, ...]] = {
     (7, 5): (_TORCH,),
@@ -117,19 +124,18 @@ def choose_attention(
     if capability is None:
         return AttentionChoice(NATIVE, "on a CPU PyTorch's own attention is the only one")
     missing: list[str] = []
-    for candidate in candidates(speed, capability):
-        if family is not None and denied(candidate.backend, family, capability) is not None:
-            continue
+    for candidate in candidates(speed, capability, family):
         if is_installed(candidate.backend):
             return AttentionChoice(candidate.backend, candidate.why, tuple(missing))
         missing.append(f"{candidate.backend} ({candidate.why}): {install_line(candidate.backend)}")
     return AttentionChoice(NATIVE, "PyTorch's own: 16 bits", tuple(missing))
 
 
-def candidates(speed: Speed, capability: Capability) -> tuple[Candidate, ...]:
-    """Return the backends for a speed, the best first."""
+def candidates(speed: Speed, capability: Capability, family: ModelFamily | None = None) -> tuple[Candidate, ...]:
+    """Return the backends for a speed, the best first; without those that break a family's videos."""
     tables = {"exact": (), "fast": (EIGHT_BITS,), "fastest": (FOUR_BITS, EIGHT_BITS)}[speed]
-    return tuple(each for table in (*tables, SIXTEEN_BITS) for each in _row(table, capability))
+    rows = [each for table in (*tables, SIXTEEN_BITS) for each in _row(table, capability)]
+    return tuple(each for each in rows if family is None or denied(each.backend, family, capability) is None)
 
 
 def denied(backend: str, family: ModelFamily, capability: Capability) -> str | None:

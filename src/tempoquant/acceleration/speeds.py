@@ -17,10 +17,12 @@ class SpeedDefaults:
     Attributes:
         meaning: for people, in one line.
         cache: of steps, or None.
+        skipped_on_tiny: share of denoiser calls that the cache left out on the bundled model (docs/speed.md).
     """
 
     meaning: str
     cache: CacheSettings | None
+    skipped_on_tiny: float = 0.0
 
 
 DEFAULTS: Mapping[Speed, SpeedDefaults] = {
@@ -28,9 +30,11 @@ DEFAULTS: Mapping[Speed, SpeedDefaults] = {
     "fast": SpeedDefaults(
         "MagCache, two steps in a row at most, attention in 8 bits where a kernel for it is installed",
         CacheSettings("magcache", threshold=0.06, max_skip_steps=2, retention_ratio=0.2),
+        skipped_on_tiny=0.35,
     ),
     "fastest": SpeedDefaults(
         "MagCache, more steps in a row, attention in 4 or 8 bits where a kernel for it is installed",
         CacheSettings("magcache", threshold=0.12, max_skip_steps=4, retention_ratio=0.1),
+        skipped_on_tiny=0.55,
     ),
 }

@@ -23,6 +23,15 @@ def command(
             min=0, metavar="MIB", help="Size of the videos inside the page; the rest go to a folder beside it."
         ),
     ] = BUDGET_MIB,
+    times: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="What `tempoquant plan MODEL --time --json` printed: shows where time goes.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one page that opens from disk: quality, size, memory and speed, videos side by side,
@@ -34,7 +43,7 @@ def command(
     def work(progress: Progress) -> Outcome:
         from tempoquant.report.build import build_report
 
-        record = build_report(folders, output, embed_mib, progress)
+        record = build_report(folders, output, embed_mib, progress, times)
         return Outcome(record, describe(record))
 
     run_command(work, as_json)

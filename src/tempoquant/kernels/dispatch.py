@@ -124,25 +124,43 @@ def why_not(backend: Backend, device: torch.device, format: Format) -> str | Non
     """What keeps a backend from running a format on a device; None for nothing."""
     if backend is Backend.REFERENCE:
         return None
-    if backend is Backend.FP4 and format.has_integer_levels:
-        return f"codes of {format.name} are no E2M1 numbers"
-    if backend is Backend.FP8 and not format.is_fp8_exact:
-        return f"numbers of {format.name} are no FP8 numbers"
-    if backend is Backend.INT8 and not format.has_integer_levels:
-        return f"codes of {format.name} are no integers"
+    if (reason := _why_no_numbers(backend, format)) is not None:
+        return reason
     if device.type != "cuda":
         return f"it needs an NVIDIA GPU, and {device.type} is none"
     if torch.version.hip is not None:
         return "it has not been tried on an AMD GPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    needed = (8, 9) if backend is Backend.FP8 else (8, 0)
-    capability = torch.cuda.get_device_capability(device)
+    if (reason := _why_not_there(backend, torch.cuda.get_device_capability(device))) is not None:
+        return reason
+    return "it needs Triton 3.6" if backend is Backend.FP4 and _triton_version() < FP4_TRITON else None
+
+
+def backend_at(capability: tuple[int, int], format: Format) -> Backend:
+    """The fastest backend that an NVIDIA GPU of a compute capability has for a format, with all that it needs."""
+    fitting = (backend for backend in Backend if _why_no_numbers(backend, format) is None)
+    return next(
+        backend for backend in fitting if backend is Backend.REFERENCE or _why_not_there(backend, capability) is None
+    )
+
+
+def _why_no_numbers(backend: Backend, format: Format) -> str | None:
+    if backend is Backend.FP4 and format.has_integer_levels:
+        return f"codes of {format.name} are no E2M1 numbers"
+    if backend is Backend.FP8 and not format.is_fp8_exact:
+        return f"numbers of {format.name} are no FP8 numbers"
+    if backend is Backend.INT8 and not format.has_integer_levels:
+        return f"codes of {format.name} are no integers"
+    return None
+
+
+def _why_not_there(backend: Backend, capability: tuple[int, int]) -> str | None:
     found = ".".join(map(str, capability))
     if backend is Backend.FP4:
-        if capability[0] not in FP4_CAPABILITIES:
-            return f"it needs compute capability 10 or 12, and this GPU has {found}"
-        return None if _triton_version() >= FP4_TRITON else "it needs Triton 3.6"
+        known = capability[0] in FP4_CAPABILITIES
+        return None if known else f"it needs compute capability 10 or 12, and this GPU has {found}"
+    needed = (8, 9) if backend is Backend.FP8 else (8, 0)
     if capability < needed:
         return f"it needs compute capability {needed[0]}.{needed[1]}, and this GPU has {found}"
     return None

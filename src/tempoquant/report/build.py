@@ -20,12 +20,13 @@ from jinja2 import Environment, StrictUndefined
 from tempoquant.errors import EvaluationError
 from tempoquant.evaluate.files import check_place, write_text
 from tempoquant.progress import SILENT, Progress
-from tempoquant.report import charts, headline
+from tempoquant.report import charts, headline, time_bars
 from tempoquant.report.evaluation import read_evaluation
 from tempoquant.report.media import Media
 from tempoquant.report.merge import Part, merge
 from tempoquant.report.metrics import TRAP, metric_of
 from tempoquant.report.payload import payload_of
+from tempoquant.report.time_bars import TimePart, read_times
 
 BUDGET_MIB = 64
 """The size of the videos inside the page, as base64: a browser on a phone still opens it."""
@@ -38,7 +39,11 @@ name.
 
 
 def build_report(
-    folders: Sequence[Path], output: Path, budget_mib: float = BUDGET_MIB, progress: Progress | None = None
+    folders: Sequence[Path],
+    output: Path,
+    budget_mib: float = BUDGET_MIB,
+    progress: Progress | None = None,
+    times: Path | None = None,
 ) -> dict[str, Any]:
     """Write one page about all `folders` that `tempoquant evaluate -o` wrote, whole or not at all.
 
@@ -46,18 +51,21 @@ def build_report(
         output: the page, NAME.html. Videos beyond the budget go to the folder NAME_videos beside
             it.
         budget_mib: of embedded videos; 0 embeds none.
+        times: what `tempoquant plan MODEL --time --json` printed; the page then shows where time goes.
 
     Returns:
         Plain values: the page, its bytes, items, and how many videos are inside and beside.
 
     Raises:
-        EvaluationError: a folder holds no evaluation, a damaged one, or lacks a file that it names.
+        EvaluationError: a folder holds no evaluation, a damaged one, or lacks a file that it names; or `times` is
+            something else.
         OutputError: the page cannot be written there.
     """
     progress = progress or SILENT
     if not folders:
         raise EvaluationError("there is nothing to report on: name a folder that `tempoquant evaluate -o` wrote.")
     check_place(output, ".html")
+    predicted = None if times is None else read_times(times)
     advance = progress.start("Reading evaluations", len(folders))
     evaluations = []
     for folder in folders:
@@ -70,7 +78,7 @@ def build_report(
     for part in parts:
         payloads.append(payload_of(part, media))
         advance()
-    write_text(output, _page(parts, payloads, media))
+    write_text(output, _page(parts, payloads, media, predicted))
     return {
         "page": str(output),
         "num_bytes": output.stat().st_size,
@@ -82,7 +90,7 @@ def build_report(
     }
 
 
-def _page(parts: Sequence[Part], payloads: Sequence[dict[str, Any]], media: Media) -> str:
+def _page(parts: Sequence[Part], payloads: Sequence[dict[str, Any]], media: Media, predicted: TimePart | None) -> str:
     source = files("tempoquant.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     style = source.joinpath("page.css").read_text(encoding="utf-8")
@@ -101,6 +109,8 @@ def _page(parts: Sequence[Part], payloads: Sequence[dict[str, Any]], media: Medi
         no_interval=headline.NO_INTERVAL,
         num_colours=NUM_COLOURS,
         chart=charts,
+        times=predicted,
+        bars=time_bars,
     )
 
 
