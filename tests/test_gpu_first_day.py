@@ -84,7 +84,7 @@ def test_no_step_begins_when_the_time_is_over(tmp_path: Path) -> None:
 
     records = list(run_steps([step("a"), step("b"), step("c")], tmp_path / "lines", 100.0, clock))
     assert records[0]["status"] == DONE and records[-1]["status"] == LEFT_OUT
-    assert "of 100 seconds were left" in records[-1]["why"]
+    assert "it needs 100 seconds, and 0 were left" in records[-1]["why"]
 
 
 def test_without_a_gpu_every_step_that_needs_one_says_so() -> None:
