@@ -2,9 +2,12 @@
 decode.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from tempoquant.recipe import Recipe, tomllib
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 100
@@ -97,3 +100,20 @@ def test_pages_use_no_phrase_that_a_reader_must_decode():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def rows_under(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table in one section of a page whose first cell is code."""
+    section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = (line for line in section.splitlines() if line.startswith("| `"))
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_page_of_recipes_shows_the_built_in_ones_and_settings_that_exist():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    shown = {name: (format, rank) for name, format, rank, _ in rows_under(page, "Built-in recipes")}
+    recipes = {path.stem: Recipe.load(path.stem) for path in COMMENTED}
+    assert shown == {name: (recipe.format, str(recipe.rank)) for name, recipe in recipes.items()}
+    settings = {name.strip("`") for row in rows_under(page, "Settings") for name in row[0].split(", ")}
+    used = {name for path in COMMENTED for name in tomllib.loads(path.read_text(encoding="utf-8"))}
+    assert used <= settings <= {field.name for field in dataclasses.fields(Recipe)}
