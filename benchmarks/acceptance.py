@@ -137,8 +137,15 @@ def main() -> None:
     document = json.loads((arguments.work / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     rows, items = rows_of(document), document["benchmark"]["num_items"]
     print_table(rows, f"{arguments.model}, {items} held-out items, seeds {arguments.seeds}; 95 % bootstrap intervals")
-    record = {"benchmark": "acceptance", "version": tempoquant.__version__, "commit": commit_name(),
-              "machine": describe_machine("cpu"), "commands": taken, "num_items": items, "rows": rows}  # fmt: skip
+    record = {
+        "benchmark": "acceptance",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "machine": describe_machine("cpu"),
+        "commands": taken,
+        "num_items": items,
+        "rows": rows,
+    }
     publish(record, arguments.json)
 
 

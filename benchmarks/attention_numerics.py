@@ -51,11 +51,14 @@ def row(num_heads: int, num_tokens: int, num_features: int) -> dict[str, Any]:
     model = eight_bit_attention(query, key, value)
     kernel = kernel_attention(query, key, value)
     return {
-        "heads": num_heads, "tokens": num_tokens, "features": num_features,
-        "kernel_db": sqnr_db(exact, kernel), "model_db": sqnr_db(exact, model),
+        "heads": num_heads,
+        "tokens": num_tokens,
+        "features": num_features,
+        "kernel_db": sqnr_db(exact, kernel),
+        "model_db": sqnr_db(exact, model),
         "fp8_model_db": sqnr_db(exact, eight_bit_attention(query, key, value, values_in="fp8")),
         "kernel_against_model_db": sqnr_db(model, kernel),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -102,8 +102,17 @@ def main() -> None:
     for row in rows:
         alone, beside = (f"{row[f'{key}_s']:.0f} ({row[f'{key}_processor_s']:.0f})" for key in ("alone", "busy"))
         print(f"| {row['way']} | {alone} | {beside} | {row['busy_s'] / row['alone_s']:.1f} |")
-    publish({"benchmark": "busy_machine", "version": tempoquant.__version__, "commit": commit_name(),
-             "machine": describe_machine("cpu"), "command": list(command), "rows": rows}, arguments.json)  # fmt: skip
+    publish(
+        {
+            "benchmark": "busy_machine",
+            "version": tempoquant.__version__,
+            "commit": commit_name(),
+            "machine": describe_machine("cpu"),
+            "command": list(command),
+            "rows": rows,
+        },
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

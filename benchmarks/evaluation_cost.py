@@ -110,10 +110,23 @@ def scaling_text(what: Evaluated, gpus: Sequence[int], share: float, cpu_s: tupl
         for_all = [
             (plan.total(spread), alone.total(spread) / (number * plan.total(spread))) for spread in (False, True)
         ]
-        rows.append([f"{number}", *(f"{hours:.2f}" for hours in parts),
-                     *(f"**{hours:.1f}** ({efficiency:.0%})" for hours, efficiency in for_all)])  # fmt: skip
-    headings = ["GPUs", "load", "generate", "last round", "measure, one process", "measure, all workers",
-                "all, measured by one", "all, measured by all"]  # fmt: skip
+        rows.append(
+            [
+                f"{number}",
+                *(f"{hours:.2f}" for hours in parts),
+                *(f"**{hours:.1f}** ({efficiency:.0%})" for hours, efficiency in for_all),
+            ]
+        )
+    headings = [
+        "GPUs",
+        "load",
+        "generate",
+        "last round",
+        "measure, one process",
+        "measure, all workers",
+        "all, measured by one",
+        "all, measured by all",
+    ]
     table = markdown(headings, rows)
     words = "All columns are hours. The brackets show the efficiency: the share of N times one GPU's speed."
     return "\n\n".join([table, words, _storage_text(what, loads), _nodes_text(what, loads, gpus, share, cpu_s[0])])
@@ -130,15 +143,20 @@ def _storage_text(what: Evaluated, loads: Sequence[ModelLoad]) -> str:
     )
 
 
-def _nodes_text(
-    what: Evaluated, loads: Sequence[ModelLoad], gpus: Sequence[int], share: float, write_s: float
-) -> str:  # fmt: skip
+def _nodes_text(what: Evaluated, loads: Sequence[ModelLoad], gpus: Sequence[int], share: float, write_s: float) -> str:
     seconds = video_cost(what.size, share=share).seconds_4bit + write_s
     rows, sixteen_bit, four_bit = [], loads[0], loads[-1]
     for cluster in map(Cluster, gpus):
         written = cluster.gpus * sum(take_bytes(what.size).values()) / seconds
-        rows.append([f"{cluster.gpus}", f"{cluster.nodes}", f"{cluster.nodes * sixteen_bit.disk / 1e12:.2f}",
-                     f"{cluster.read_s(sixteen_bit.disk) / 60:.1f}", f"{written / 1e6:.0f}"])  # fmt: skip
+        rows.append(
+            [
+                f"{cluster.gpus}",
+                f"{cluster.nodes}",
+                f"{cluster.nodes * sixteen_bit.disk / 1e12:.2f}",
+                f"{cluster.read_s(sixteen_bit.disk) / 60:.1f}",
+                f"{written / 1e6:.0f}",
+            ]
+        )
     headings = ["GPUs", "nodes", "16-bit model read, TB", "minutes", "takes written, MB/s"]
     some, workers = Cluster(1), Cluster.gpus_per_node
     ram = [f"{workers * model.host / GIB:.0f}" for model in (sixteen_bit, four_bit)]

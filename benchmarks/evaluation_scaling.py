@@ -95,9 +95,13 @@ class ScalePlan:
 
 
 def scale_plan(
-    what: Evaluated, cluster: Cluster, loads: list[ModelLoad], cpu_s: tuple[float, float], rates: Rates = H100_SXM,
+    what: Evaluated,
+    cluster: Cluster,
+    loads: list[ModelLoad],
+    cpu_s: tuple[float, float],
+    rates: Rates = H100_SXM,
     share: float = SHARE,
-) -> ScalePlan:  # fmt: skip
+) -> ScalePlan:
     """Compute the times of an evaluation on a cluster.
 
     Args:

@@ -90,10 +90,15 @@ def take_bytes(size: SamplingSettings) -> dict[str, int]:
 def resolved(name: str, size: SamplingSettings) -> Recipe:
     """Return a recipe with every setting that `estimate` needs."""
     return Recipe.load(name).replace(
-        height=size.height, width=size.width, num_frames=size.num_frames, num_steps=size.num_steps,
-        flow_shift=size.flow_shift, guidance_scale=size.guidance_scale, num_prompts=NUM_CALIBRATION_PROMPTS,
+        height=size.height,
+        width=size.width,
+        num_frames=size.num_frames,
+        num_steps=size.num_steps,
+        flow_shift=size.flow_shift,
+        guidance_scale=size.guidance_scale,
+        num_prompts=NUM_CALIBRATION_PROMPTS,
         samples_per_denoiser=default_samples_per_denoiser(size, read_configs(A14B).geometry),
-    )  # fmt: skip
+    )
 
 
 def run_estimate(
@@ -101,10 +106,16 @@ def run_estimate(
 ) -> RunEstimate:
     """Estimate `quantize`, and `record` before it if requested, on one GPU."""
     return estimate(
-        source, recipe, devices=["cuda"], num_samples=dict.fromkeys(COMPONENTS, recipe.samples_per_denoiser or 0),
-        records=records, link=True, hidden_ram_bytes=Machine(("cuda",)).hidden_ram_bytes, memory=memory,
+        source,
+        recipe,
+        devices=["cuda"],
+        num_samples=dict.fromkeys(COMPONENTS, recipe.samples_per_denoiser or 0),
+        records=records,
+        link=True,
+        hidden_ram_bytes=Machine(("cuda",)).hidden_ram_bytes,
+        memory=memory,
         gemm_rates={"cuda": PRODUCT_SHARE * rates.bf16_flops},
-    )  # fmt: skip
+    )
 
 
 def stages(what: Evaluated, score_s: float, rates: Rates = H100_SXM, share: float = SHARE) -> list[Stage]:
@@ -137,10 +148,12 @@ def _recording(source: SourceModel, size: SamplingSettings, rates: Rates) -> Sta
         for m in MEMORY_MODES
     }
     return Stage(
-        "record", {mode: (stage.seconds or 0.0) / 3600 for mode, stage in found.items()},
+        "record",
+        {mode: (stage.seconds or 0.0) / 3600 for mode, stage in found.items()},
         {mode: stage.peak_gpu_gib for mode, stage in found.items()},
-        {mode: stage.peak_memory_gib for mode, stage in found.items()}, found["resident"].disk_gib,
-    )  # fmt: skip
+        {mode: stage.peak_memory_gib for mode, stage in found.items()},
+        found["resident"].disk_gib,
+    )
 
 
 def _quantizing(source: SourceModel, name: str, size: SamplingSettings, rates: Rates) -> Stage:
@@ -166,7 +179,9 @@ def _generating(what: Evaluated, cost: VideoCost) -> Iterator[Stage]:
     for name, model in models.items():
         seconds = cost.seconds_16bit if name == "16-bit" else cost.seconds_4bit
         yield Stage(
-            f"generate, {name}", dict.fromkeys(MEMORY_MODES, what.takes * seconds / 3600),
+            f"generate, {name}",
+            dict.fromkeys(MEMORY_MODES, what.takes * seconds / 3600),
             {mode.mode: mode.peak / GIB for mode in model.modes},
-            {mode.mode: mode.host / GIB for mode in model.modes}, disk,
-        )  # fmt: skip
+            {mode.mode: mode.host / GIB for mode in model.modes},
+            disk,
+        )

@@ -94,9 +94,16 @@ def make(row: Row, item: TinyItem, seed: int) -> tuple[NDArray[np.float32], Take
     handles += [model.register_forward_hook(end) for model in models]
     start = time.perf_counter()
     video = row.pipeline(
-        item.image, item.prompt, height=64, width=64, num_frames=17, num_inference_steps=row.num_steps,
-        guidance_scale=row.guidance_scale, generator=torch.Generator().manual_seed(seed), output_type="np",
-    ).frames[0]  # fmt: skip
+        item.image,
+        item.prompt,
+        height=64,
+        width=64,
+        num_frames=17,
+        num_inference_steps=row.num_steps,
+        guidance_scale=row.guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    ).frames[0]
     taken = Taken(time.perf_counter() - start, denoising)
     for handle in handles:
         handle.remove()
@@ -120,13 +127,15 @@ def measure(rows: Mapping[str, Row], items: Sequence[TinyItem]) -> dict[str, dic
     for name, row in rows.items():
         pairs = list(zip(taken[FULL], taken[name], strict=True))
         found[name] = {
-            "num_steps": row.num_steps, "guidance_scale": row.guidance_scale, "n": len(items),
+            "num_steps": row.num_steps,
+            "guidance_scale": row.guidance_scale,
+            "n": len(items),
             **summary(np.stack(videos[name]), items),
             "seconds": statistics.median(each.whole for each in taken[name]),
             "seconds_denoising": statistics.median(each.denoising for each in taken[name]),
             "times_as_fast": statistics.median(full.whole / each.whole for full, each in pairs),
             "times_as_fast_denoising": statistics.median(full.denoising / each.denoising for full, each in pairs),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -138,8 +147,13 @@ def print_table(found: Mapping[str, Mapping[str, Any]]) -> None:
     )
     for name, row in found.items():
         shares = (row[f"{key}_fraction"] for key in ("motion_followed", "movers_followed", "appearance_kept"))
-        cells = [*(f"{100 * share:.1f} %" for share in shares), f"{row['psnr_db']:.1f}", f"{row['seconds']:.2f}",
-                 f"{row['times_as_fast']:.1f}", f"{row['times_as_fast_denoising']:.1f}"]  # fmt: skip
+        cells = [
+            *(f"{100 * share:.1f} %" for share in shares),
+            f"{row['psnr_db']:.1f}",
+            f"{row['seconds']:.2f}",
+            f"{row['times_as_fast']:.1f}",
+            f"{row['times_as_fast_denoising']:.1f}",
+        ]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
@@ -156,8 +170,14 @@ def main() -> None:
     torch.set_num_threads(arguments.num_threads)
     found = measure(rows_of(arguments.folder, arguments.few), evaluation_items(arguments.num_items))
     print_table(found)
-    record = {"benchmark": "four_steps", "version": tempoquant.__version__, "commit": commit_name(),
-              "machine": describe_machine("cpu"), "num_threads": arguments.num_threads, "rows": found}  # fmt: skip
+    record = {
+        "benchmark": "four_steps",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "machine": describe_machine("cpu"),
+        "num_threads": arguments.num_threads,
+        "rows": found,
+    }
     publish(json.loads(json.dumps(record, default=str)), arguments.json)
 
 

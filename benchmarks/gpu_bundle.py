@@ -18,8 +18,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 60 * 10**6
-CARRIED = ("diffusers", "tomli-w", "pydantic", "pydantic-core", "annotated-types", "typing-inspection", "ftfy",
-           "wcwidth", "importlib-metadata")  # fmt: skip
+CARRIED = (
+    "diffusers",
+    "tomli-w",
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
+    "ftfy",
+    "wcwidth",
+    "importlib-metadata",
+)
 """imageio-ffmpeg is left out, which is large and only writes videos."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COPIED = ("benchmarks", "tests", "pyproject.toml")
@@ -43,11 +52,23 @@ def build(folder: Path) -> int:
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(wheels), str(ROOT)], check=True)
     platforms = [flag for platform in PLATFORMS for flag in ("--platform", platform)]
     subprocess.run(
-        [*pip, "download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
-         "--implementation", "cp", *platforms, "-d", str(wheels),
-         *[f"{name}=={importlib.metadata.version(name)}" for name in CARRIED]],
+        [
+            *pip,
+            "download",
+            "-q",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version",
+            "3.12",
+            "--implementation",
+            "cp",
+            *platforms,
+            "-d",
+            str(wheels),
+            *[f"{name}=={importlib.metadata.version(name)}" for name in CARRIED],
+        ],
         check=True,
-    )  # fmt: skip
+    )
     copy_files(folder)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 

@@ -66,8 +66,13 @@ def versions(device: str) -> dict[str, Any]:
             found[package] = importlib.metadata.version(package)
     if device != "cpu":
         free, total = torch.cuda.mem_get_info()
-        found |= {"gpu": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability(),
-                  "cuda": torch.version.cuda, "free_bytes": free, "total_bytes": total}  # fmt: skip
+        found |= {
+            "gpu": torch.cuda.get_device_name(),
+            "capability": torch.cuda.get_device_capability(),
+            "cuda": torch.version.cuda,
+            "free_bytes": free,
+            "total_bytes": total,
+        }
     return found
 
 
@@ -81,8 +86,17 @@ def compile_launches(device: str) -> dict[str, Any]:
 
         def compiled(part: str) -> list[dict[str, Any]]:
             table = Path(folder) / part
-            command = [sys.executable, "-m", "tests.kernels.compile_all", "--capability", str(10 * major + minor),
-                       "--only", part, "--json", str(table)]  # fmt: skip
+            command = [
+                sys.executable,
+                "-m",
+                "tests.kernels.compile_all",
+                "--capability",
+                str(10 * major + minor),
+                "--only",
+                part,
+                "--json",
+                str(table),
+            ]
             environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if not table.exists():
@@ -136,8 +150,20 @@ def layer(device: str) -> dict[str, Any]:
 
 def kernel_tests(device: str) -> dict[str, Any]:
     """Run the kernel tests on this GPU, which run under the interpreter elsewhere."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "tests/kernels",
-               "--ignore=tests/kernels/test_compiled.py", "-n", str(min(8, os.cpu_count() or 1))]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "tests/kernels",
+        "--ignore=tests/kernels/test_compiled.py",
+        "-n",
+        str(min(8, os.cpu_count() or 1)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"exit_code": done.returncode, "output": done.stdout[-3000:]}
 
@@ -189,8 +215,7 @@ def _ways_of_the_product(shape: Any) -> Iterator[dict[str, Any]]:
                 def run(is_described: bool = is_described) -> torch.Tensor:
                     return multiply(product, torch.bfloat16, TILES, is_described=is_described)
 
-                yield {"method": "FP8 product", "promoted": is_promoted, "described": is_described,
-                       "ms": time_ms(run)}  # fmt: skip
+                yield {"method": "FP8 product", "promoted": is_promoted, "described": is_described, "ms": time_ms(run)}
 
 
 def graph_replay(device: str) -> dict[str, Any]:

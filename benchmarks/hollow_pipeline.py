@@ -19,11 +19,16 @@ from tempoquant.models.wan.published import A14B
 
 _FLOW_SHIFT = 3.0  # stored in the published scheduler
 _INDEX = {
-    "_class_name": "WanImageToVideoPipeline", "boundary_ratio": 0.9, "expand_timesteps": False,
-    "scheduler": ["diffusers", "UniPCMultistepScheduler"], "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "tokenizer": ["transformers", "T5TokenizerFast"], "transformer": ["diffusers", "WanTransformer3DModel"],
-    "transformer_2": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"],
-}  # fmt: skip
+    "_class_name": "WanImageToVideoPipeline",
+    "boundary_ratio": 0.9,
+    "expand_timesteps": False,
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "transformer_2": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
@@ -34,8 +39,9 @@ def write_hollow_pipeline(folder: Path) -> Path:
     configs = read_configs(A14B)
     (folder / "tokenizer").mkdir(parents=True)
     _write_json(folder / "model_index.json", _INDEX)
-    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=_FLOW_SHIFT
-                            ).save_pretrained(folder / "scheduler")  # fmt: skip
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=_FLOW_SHIFT
+    ).save_pretrained(folder / "scheduler")
     Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")).save(str(folder / "tokenizer" / "tokenizer.json"))
     for name, component in configs.models.items():
         model, dtype = component.build(), torch.float32

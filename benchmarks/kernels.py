@@ -74,8 +74,10 @@ def measure(video_tokens: Sequence[int], device: torch.device, graph: bool, cons
         rows_by_shape = {shape: by_shape[shape] for shape in shapes_of_block(tokens)}
         totals = block_totals(tokens, rows_by_shape)
         console.print(block_table(f"A block of {tokens:,} tokens", totals))
-        rows = [{"shape": list(shape), "linears": shapes_of_block(tokens)[shape], "rows": rows}
-                for shape, rows in rows_by_shape.items()]  # fmt: skip
+        rows = [
+            {"shape": list(shape), "linears": shapes_of_block(tokens)[shape], "rows": rows}
+            for shape, rows in rows_by_shape.items()
+        ]
         results.append({"tokens": tokens, "shapes": rows, "block": totals})
     return {"peaks": peaks, "results": results}
 

@@ -46,9 +46,12 @@ def _bitsandbytes_nf4(linear: nn.Linear) -> Forward:
     import bitsandbytes
 
     module = bitsandbytes.nn.Linear4bit(
-        linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=torch.bfloat16,
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=torch.bfloat16,
         quant_type="nf4",
-    )  # fmt: skip
+    )
     module.weight = bitsandbytes.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4")
     module.bias = linear.bias
     return module.to(linear.weight.device)

@@ -12,19 +12,36 @@ def measured_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     table = Table(title=title, title_justify="left")
     table.add_column("method")
-    for name in ("quantize", "GB/s", "of a copy", "expand", "multiply", "TFLOP/s", "of peak", "whole, ms", "BF16 / it",
-                 "error"):  # fmt: skip
+    for name in (
+        "quantize",
+        "GB/s",
+        "of a copy",
+        "expand",
+        "multiply",
+        "TFLOP/s",
+        "of peak",
+        "whole, ms",
+        "BF16 / it",
+        "error",
+    ):
         table.add_column(name, justify="right")
     for row in rows:
         if "note" in row:
             table.add_row(row["method"], row["note"])
             continue
         table.add_row(
-            row["method"], _ms(row.get("quantize_ms")), _number(row.get("quantize_gb_per_s"), ".0f"),
-            _number(row.get("quantize_of_copy"), ".0%"), _ms(row.get("expand_ms")), _ms(row.get("multiply_ms")),
-            _number(row.get("tflop_per_s"), ".0f"), _number(row.get("of_peak"), ".0%"), _ms(row["whole_ms"]),
-            f"{row['ratio_to_bf16']:.2f}", _number(row.get("error"), ".1e"),
-        )  # fmt: skip
+            row["method"],
+            _ms(row.get("quantize_ms")),
+            _number(row.get("quantize_gb_per_s"), ".0f"),
+            _number(row.get("quantize_of_copy"), ".0%"),
+            _ms(row.get("expand_ms")),
+            _ms(row.get("multiply_ms")),
+            _number(row.get("tflop_per_s"), ".0f"),
+            _number(row.get("of_peak"), ".0%"),
+            _ms(row["whole_ms"]),
+            f"{row['ratio_to_bf16']:.2f}",
+            _number(row.get("error"), ".1e"),
+        )
     return table
 
 

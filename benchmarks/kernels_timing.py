@@ -104,9 +104,14 @@ def rows_of_shape(
 
 
 def _row_of_method(
-    method: Method, shape: Shape, inputs: list[torch.Tensor], layer: Layer, baseline_ms: float,
-    peaks: Mapping[str, float | None], graph: bool,
-) -> dict[str, Any]:  # fmt: skip
+    method: Method,
+    shape: Shape,
+    inputs: list[torch.Tensor],
+    layer: Layer,
+    baseline_ms: float,
+    peaks: Mapping[str, float | None],
+    graph: bool,
+) -> dict[str, Any]:
     """Check a method, then time it: quantizing alone, expanding alone, the product alone, the
     whole.
     """
@@ -177,9 +182,14 @@ def _row_of_reference(shape: Shape, inputs: list[torch.Tensor], baseline_ms: flo
 
 
 def _row_of_peer(
-    peer: Peer, shape: Shape, inputs: list[torch.Tensor], linear: nn.Linear, baseline_ms: float,
-    peaks: Mapping[str, float | None], graph: bool,
-) -> dict[str, Any]:  # fmt: skip
+    peer: Peer,
+    shape: Shape,
+    inputs: list[torch.Tensor],
+    linear: nn.Linear,
+    baseline_ms: float,
+    peaks: Mapping[str, float | None],
+    graph: bool,
+) -> dict[str, Any]:
     """Time another project's linear, or give the reason why not."""
     if peer.missing:
         return {"method": peer.label, "note": peer.missing}

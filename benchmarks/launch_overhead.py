@@ -153,8 +153,14 @@ def _comparable(arguments: tuple[Any, ...]) -> list[Any]:
     shapes of tensors.
     """
     kernel, others = arguments[:6], arguments[9:]  # between them are profilers' hooks, here none
-    return [repr(kernel), *(tuple(each.shape) if isinstance(each, torch.Tensor) else repr(each)[:60] for each in others
-                            if not hasattr(each, "base"))]  # fmt: skip
+    return [
+        repr(kernel),
+        *(
+            tuple(each.shape) if isinstance(each, torch.Tensor) else repr(each)[:60]
+            for each in others
+            if not hasattr(each, "base")
+        ),
+    ]
 
 
 def _allocate_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -175,8 +181,13 @@ def of_16_bits(arguments: argparse.Namespace) -> dict[str, Any]:
     x = torch.zeros(1, 1, 16, dtype=torch.bfloat16)
     with torch.no_grad():
         times = microseconds(lambda: linear(x), arguments.repeats, arguments.rounds)
-    return {"backend": "torch", "format": "16-bit, 16 × 16", "launches": 1, "least_us": min(times),
-            "median_us": statistics.median(times)}  # fmt: skip
+    return {
+        "backend": "torch",
+        "format": "16-bit, 16 × 16",
+        "launches": 1,
+        "least_us": min(times),
+        "median_us": statistics.median(times),
+    }
 
 
 def main() -> None:
@@ -200,10 +211,18 @@ def main() -> None:
         for name, bins in BINS.items():
             rows.append({"bins": name} | measure(backend, format, bins, arguments))
     for row in rows:
-        print(f"{row['backend']:>9} {row['format']:<16} {row.get('bins', ''):<11} {row['launches']} launches, "
-              f"{row['least_us']:7.1f} µs at least, {row['median_us']:7.1f} µs median")  # fmt: skip
-    record = {"benchmark": "launch_overhead", "version": tempoquant.__version__, "commit": commit_name(),
-              "kind": "measured with a stubbed launcher", "features": arguments.features, "rows": rows}  # fmt: skip
+        print(
+            f"{row['backend']:>9} {row['format']:<16} {row.get('bins', ''):<11} {row['launches']} launches, "
+            f"{row['least_us']:7.1f} µs at least, {row['median_us']:7.1f} µs median"
+        )
+    record = {
+        "benchmark": "launch_overhead",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "kind": "measured with a stubbed launcher",
+        "features": arguments.features,
+        "rows": rows,
+    }
     publish(record, None if arguments.json == Path("-") else arguments.json)
 
 

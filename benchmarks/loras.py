@@ -151,8 +151,14 @@ def main() -> None:
                 cells = [" / ".join(f"{value:.1f}" for value in each.values()) for each in found.values()]
                 print(f"| {recipe} | {name} | {strength:g} | " + " | ".join(cells) + " |", flush=True)
                 rows.append({"recipe": recipe, "loras": name, "strength": strength, **found})
-    record = {"benchmark": "loras", "version": tempoquant.__version__, "commit": commit_name(),
-              "machine": describe_machine("cpu"), "num_prompts": len(prompts), "rows": rows}  # fmt: skip
+    record = {
+        "benchmark": "loras",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "machine": describe_machine("cpu"),
+        "num_prompts": len(prompts),
+        "rows": rows,
+    }
     publish(record, arguments.json)
 
 

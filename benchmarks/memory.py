@@ -77,9 +77,16 @@ def measured(pipeline: Any, mode: str, size: SamplingSettings, device: torch.dev
         peaks.by_phase.clear()
         with entering_phases(pipeline, peaks.enter):
             pipeline(
-                image, TEXT, negative_prompt="", height=size.height, width=size.width, num_frames=size.num_frames,
-                num_inference_steps=NUM_STEPS, guidance_scale=2.0, output_type="pt",
-            )  # fmt: skip
+                image,
+                TEXT,
+                negative_prompt="",
+                height=size.height,
+                width=size.width,
+                num_frames=size.num_frames,
+                num_inference_steps=NUM_STEPS,
+                guidance_scale=2.0,
+                output_type="pt",
+            )
             peaks.enter("")
     in_force.remove()
     pipeline.transformer.to("cpu")
@@ -113,10 +120,14 @@ def rows_of(
             found, reserved = measured(pipeline, mode.mode, plan.size, device)
             for phase, expected in predicted(mode).items():
                 yield {
-                    "model": model.label, "mode": mode.mode, "phase": phase, "measured_bytes": found[phase],
-                    "predicted_bytes": expected, "ratio": found[phase] / expected,
+                    "model": model.label,
+                    "mode": mode.mode,
+                    "phase": phase,
+                    "measured_bytes": found[phase],
+                    "predicted_bytes": expected,
+                    "ratio": found[phase] / expected,
                     "reserved_bytes_of_mode": reserved,
-                }  # fmt: skip
+                }
         del pipeline
         gc.collect()
 
@@ -152,8 +163,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--modes", nargs="+", choices=MEMORY_MODES, default=list(MEMORY_MODES))
     parser.add_argument("--recipe", default="default")
-    parser.add_argument("--kernels", choices=("fp8", "int8", "bf16", "reference"), default="fp8",
-                        help="kernels of 4-bit linears that the prediction assumes")  # fmt: skip
+    parser.add_argument(
+        "--kernels",
+        choices=("fp8", "int8", "bf16", "reference"),
+        default="fp8",
+        help="kernels of 4-bit linears that the prediction assumes",
+    )
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
     configs, recipe = read_configs(arguments.model), Recipe.load(arguments.recipe)
@@ -161,8 +176,13 @@ def main() -> None:
         height=arguments.size.height, width=arguments.size.width, num_frames=arguments.frames
     )
     plan = plan_memory(configs, size, recipe, arguments.kernels)
-    record = {"benchmark": "memory", "version": tempoquant.__version__, "commit": commit_name(),
-              "kernels": arguments.kernels, "plan": memory_record(plan, Machine())}  # fmt: skip
+    record = {
+        "benchmark": "memory",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "kernels": arguments.kernels,
+        "plan": memory_record(plan, Machine()),
+    }
     if torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
         machine = describe_machine(str(device))
@@ -170,8 +190,12 @@ def main() -> None:
         print_rows(rows, f"{plan.model}, {size.height}×{size.width}, {size.num_frames} frames, {machine['gpu']}")
         for is_met, sentence in verdicts(rows):
             print("pass:" if is_met else "MISS:", sentence)
-        record |= {"kind": "measured", "machine": machine, "rows": rows,
-                   "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
+        record |= {
+            "kind": "measured",
+            "machine": machine,
+            "rows": rows,
+            "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)],
+        }
     else:
         record |= {"kind": "predicted"}
         for part in memory_tables(plan, Machine()):

@@ -40,13 +40,18 @@ def random_pipeline(
     for model in (text_encoder, vae):
         fill(model, device)
     return WanImageToVideoPipeline(
-        tokenizer=_tokenizer(), text_encoder=text_encoder, vae=vae, transformer=denoisers[0],
+        tokenizer=_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=denoisers[0],
         transformer_2=denoisers[1],
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
         ),
-        boundary_ratio=BOUNDARY_RATIO, image_encoder=None, image_processor=None,
-    )  # fmt: skip
+        boundary_ratio=BOUNDARY_RATIO,
+        image_encoder=None,
+        image_processor=None,
+    )
 
 
 def _denoiser(configs: PipelineConfigs, name: str, layers: QuantizedLayers | None, device: torch.device) -> Any:

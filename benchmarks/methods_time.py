@@ -207,8 +207,15 @@ def summarize(measured: dict[Shape, list[Stage]], rate: float) -> dict[str, Any]
     for shape, stages in measured.items():
         for stage in stages:
             floor = stage.flops / 1e9 / rate
-            rows.append({"shape": shape.name, "stage": stage.name, "seconds": stage.seconds, "floor_seconds": floor,
-                         "repeats_in_block": stage.repeats_in_block})  # fmt: skip
+            rows.append(
+                {
+                    "shape": shape.name,
+                    "stage": stage.name,
+                    "seconds": stage.seconds,
+                    "floor_seconds": floor,
+                    "repeats_in_block": stage.repeats_in_block,
+                }
+            )
             depends_on_tokens = stage.name.startswith(("Hessian", "clip"))
             for name, total in totals.items():
                 if name == "block" or not depends_on_tokens:
@@ -256,8 +263,18 @@ def main() -> None:
         speed = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
         print_table(summary, f"One block of the 14B denoiser, {arguments.format}, rank {arguments.rank}. {machine}")
         print(f"float32 products, GFLOP/s: {speed}; commit {commit}")
-    print(json.dumps({"benchmark": "methods_time", **vars(arguments), "commit": commit, "machine": machine,
-                      "gflop_per_second": rates, **summary}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "benchmark": "methods_time",
+                **vars(arguments),
+                "commit": commit,
+                "machine": machine,
+                "gflop_per_second": rates,
+                **summary,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -46,11 +46,18 @@ def conclude(chain: Chain, device: str | None, json_file: Path | None) -> None:
     if protocol_of(chain.model) is not protocol_of(PUBLISHED_MODEL):
         print("This is not the published model. Its figures show that the commands work, and check no claim.")
     record: dict[str, Any] = {
-        "benchmark": "reproduce", "version": tempoquant.__version__, "commit": commit_name(), "model": chain.model,
-        "machine": describe_machine(device or default_device()), "settings": evaluation["settings"],
-        "environment": evaluation["environment"], "excluded": evaluation["benchmark"]["excluded_overlap"],
-        "num_items": num_items, "commands": [text_of(command) for command in chain.commands()], "rows": rows,
-    }  # fmt: skip
+        "benchmark": "reproduce",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "model": chain.model,
+        "machine": describe_machine(device or default_device()),
+        "settings": evaluation["settings"],
+        "environment": evaluation["environment"],
+        "excluded": evaluation["benchmark"]["excluded_overlap"],
+        "num_items": num_items,
+        "commands": [text_of(command) for command in chain.commands()],
+        "rows": rows,
+    }
     publish(record, json_file)
 
 

@@ -35,8 +35,12 @@ def write_calibration(root: Path, count: int, file: Path) -> list[str]:
     """
     # Only a benchmark with its images in several aspect ratios uses that number.
     chosen = spread_over_categories(load_benchmark("opens2v", root, aspect_ratio=1.0).items, count)
-    lines = [json.dumps({"id": item.id, "image": str(Path(str(item.image)).resolve()), "prompt": item.text},
-                        ensure_ascii=False) for item in chosen]  # fmt: skip
+    lines = [
+        json.dumps(
+            {"id": item.id, "image": str(Path(str(item.image)).resolve()), "prompt": item.text}, ensure_ascii=False
+        )
+        for item in chosen
+    ]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [item.id for item in chosen]

@@ -36,15 +36,22 @@ class Protocol:
 
 PUBLISHED = Protocol(
     ("--size", "480x832", "--frames", "61", "--steps", "40", "--flow-shift", "5", "--guidance-scale", "3.5"),
-    seed=42, num_calibrated=12, limit=None,
+    seed=42,
+    num_calibrated=12,
+    limit=None,
     recipes={REFERENCE_RECIPE: ("--recipe", "paper"), OUR_RECIPE: ("--recipe", "default"), FLOOR: ("--recipe", "rtn")},
-)  # fmt: skip
+)
 BUNDLED = Protocol(
     ("--size", "64x64", "--frames", "5", "--steps", "4", "--flow-shift", "5", "--guidance-scale", "3.5"),
-    seed=42, num_calibrated=2, limit=2,
-    recipes={REFERENCE_RECIPE: ("--recipe", "paper", "--rank", "2"), OUR_RECIPE: ("--recipe", "tiny"),
-             FLOOR: ("--recipe", "rtn")},
-)  # fmt: skip
+    seed=42,
+    num_calibrated=2,
+    limit=2,
+    recipes={
+        REFERENCE_RECIPE: ("--recipe", "paper", "--rank", "2"),
+        OUR_RECIPE: ("--recipe", "tiny"),
+        FLOOR: ("--recipe", "rtn"),
+    },
+)
 """Rank 2 has the share of the bundled models' width that rank 32 has of 5120."""
 
 
@@ -110,10 +117,17 @@ class Chain:
     def _record(self) -> list[str]:
         prompts = [] if self.opens2v is None else ["--calibration", str(self.calibration)]
         return [
-            "record", self.model, "-o", self._path("samples"), *prompts, "--prompts",
-            str(self.protocol.num_calibrated), *self.protocol.sampling, *self.place,
+            "record",
+            self.model,
+            "-o",
+            self._path("samples"),
+            *prompts,
+            "--prompts",
+            str(self.protocol.num_calibrated),
+            *self.protocol.sampling,
+            *self.place,
             *self._memory(WHILE_RECORDING),
-        ]  # fmt: skip
+        ]
 
     def _quantize(self) -> list[list[str]]:
         commands = []
@@ -127,10 +141,22 @@ class Chain:
         benchmark = ["tiny"] if self.opens2v is None else ["opens2v", "--root", str(self.opens2v)]
         limit = self.limit or self.protocol.limit
         return [
-            "evaluate", self.model, *map(self._path, self.labels), "--benchmark", *benchmark, "--exclude-overlap",
-            *([] if limit is None else ["--limit", str(limit)]), *self.protocol.sampling, "--seeds",
-            str(self.protocol.seed), *self.place, *self._memory(), *self.vbench, "-o", str(self.evaluation),
-        ]  # fmt: skip
+            "evaluate",
+            self.model,
+            *map(self._path, self.labels),
+            "--benchmark",
+            *benchmark,
+            "--exclude-overlap",
+            *([] if limit is None else ["--limit", str(limit)]),
+            *self.protocol.sampling,
+            "--seeds",
+            str(self.protocol.seed),
+            *self.place,
+            *self._memory(),
+            *self.vbench,
+            "-o",
+            str(self.evaluation),
+        ]
 
     def _report(self) -> list[str]:
         return ["report", str(self.evaluation), "-o", self._path("report.html")]

@@ -56,8 +56,10 @@ def _score(evaluation: Mapping[str, Any], reference: str, label: str, name: str)
     vbench = evaluation["vbench"]
     if not vbench:
         return _row(None, None, why=NO_VBENCH)
-    summary = next((row for row in vbench.get("summary") or []
-                    if row["label"] == label and row["metric"] == f"vbench_{name}"), None)  # fmt: skip
+    summary = next(
+        (row for row in vbench.get("summary") or [] if row["label"] == label and row["metric"] == f"vbench_{name}"),
+        None,
+    )
     if summary is not None and summary["difference"] is not None:
         ends = [None if summary[end] is None else summary[end] / summary["reference_mean"] for end in ("low", "high")]
         return _row(summary["reference_mean"], summary["reference_mean"] + summary["difference"], ends, summary["n"])
@@ -70,15 +72,22 @@ def _score(evaluation: Mapping[str, Any], reference: str, label: str, name: str)
 
 
 def _row(
-    reference: float | None, value: float | None, ends: Sequence[float | None] = (None, None), n: int | None = None,
+    reference: float | None,
+    value: float | None,
+    ends: Sequence[float | None] = (None, None),
+    n: int | None = None,
     why: str = NOT_SCORED,
-) -> Row:  # fmt: skip
+) -> Row:
     measured = reference is not None and value is not None and reference != 0
     return {
-        "reference": reference if measured else None, "value": value if measured else None,
-        "change": value / reference - 1 if measured else None, "low": ends[0], "high": ends[1],
-        "n": n if measured else None, "why": None if measured else why,
-    }  # fmt: skip
+        "reference": reference if measured else None,
+        "value": value if measured else None,
+        "change": value / reference - 1 if measured else None,
+        "low": ends[0],
+        "high": ends[1],
+        "n": n if measured else None,
+        "why": None if measured else why,
+    }
 
 
 def measured_text(row: Row) -> str:
@@ -97,8 +106,12 @@ def _percent(share: float) -> str:
 def print_rows(rows: Sequence[Row], title: str) -> None:
     """Print a line a claim, a column a model."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    table = Table(title=title, title_justify="left", caption_justify="left",
-                  caption="Changes relative to the 16-bit model, with the same items, seeds and settings.")  # fmt: skip
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        caption="Changes relative to the 16-bit model, with the same items, seeds and settings.",
+    )
     for heading in ("", f"published, {PAPER}", *labels):
         table.add_column(heading)
     for claim, published in CLAIMS.items():

@@ -64,8 +64,18 @@ def run_row(work: Path, size: RowSize, device: str, recipe: str, model: str) -> 
     try:
         write_denoiser(folder, size.blocks, SHAPES[model])
         write_samples(folder / "store", size.samples, size.tokens, SHAPES[model])
-        command = [sys.executable, "-m", "benchmarks.scale_row", str(folder), "--device", device, "--recipe", recipe,
-                   "--model", model]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.scale_row",
+            str(folder),
+            "--device",
+            device,
+            "--recipe",
+            recipe,
+            "--model",
+            model,
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,8 +123,10 @@ def verdicts(rows: list[dict[str, Any]]) -> Iterator[tuple[bool, str]]:
 
 def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any], shapes: Shapes, recipe: str) -> None:
     """Print a column a row, with the published code's needs below."""
-    title = (f"One denoiser of {shapes.title}'s shapes, recipe {recipe}; {machine['cpu']}, {machine['cores']} cores, "
-             f"{machine['ram_gib']:.0f} GiB, {machine['gemm_gflops']:.0f} GFLOP/s")  # fmt: skip
+    title = (
+        f"One denoiser of {shapes.title}'s shapes, recipe {recipe}; {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['ram_gib']:.0f} GiB, {machine['gemm_gflops']:.0f} GFLOP/s"
+    )
     table = Table(
         title=title,
         title_justify="left",
@@ -186,10 +198,17 @@ def main() -> None:
         for size in sizes:
             rows.append(run_row(Path(work), size, arguments.device, arguments.recipe, arguments.model))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # hours of work may follow, and fail
-    record = {"benchmark": "scale", "version": tempoquant.__version__, "commit": commit_name(),
-              "model": arguments.model, "recipe": arguments.recipe, "device": arguments.device, "machine": machine,
-              "rows": rows,
-              "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)]}  # fmt: skip
+    record = {
+        "benchmark": "scale",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "model": arguments.model,
+        "recipe": arguments.recipe,
+        "device": arguments.device,
+        "machine": machine,
+        "rows": rows,
+        "verdicts": [{"met": is_met, "what": what} for is_met, what in verdicts(rows)],
+    }
     print_table(rows, machine, SHAPES[arguments.model], arguments.recipe)
     publish(record, arguments.json)
 

@@ -126,8 +126,14 @@ def write_samples(folder: Path, num_samples: int, num_tokens: int, shapes_of: Sh
     prompts = [{"id": str(index), "prompt": "random numbers", "image_sha256": "0" * 64} for index in range(num_samples)]
     provenance = {
         "model": {"hub_id": None, "revision": None, "fingerprint": "random"},
-        "scheduler": {"class": "none", "flow_shift": None}, "settings": {"num_steps": num_samples}, "seed": 0,
-        "compute_dtype": "float32", "from_latents": False, "prompts": prompts, "videos": {}, "loras": {},
-    }  # fmt: skip
+        "scheduler": {"class": "none", "flow_shift": None},
+        "settings": {"num_steps": num_samples},
+        "seed": 0,
+        "compute_dtype": "float32",
+        "from_latents": False,
+        "prompts": prompts,
+        "videos": {},
+        "loras": {},
+    }
     others = {"low_noise": []} if name == "high_noise" else {}
     return writer.finish(provenance, {name: falling, **others}, range(num_samples))

@@ -155,11 +155,15 @@ _MOST = float(NUM_TRAIN_TIMESTEPS)
 
 SHAPES = {
     "wan2.2-i2v-a14b": Shapes(
-        "Wan2.2-I2V-A14B", WAN, IMAGE_TO_VIDEO,
-        Denoiser("high_noise", COMPONENTS["high_noise"], (BOUNDARY_RATIO * _MOST, _MOST)), CONFIG, _wan_inputs,
+        "Wan2.2-I2V-A14B",
+        WAN,
+        IMAGE_TO_VIDEO,
+        Denoiser("high_noise", COMPONENTS["high_noise"], (BOUNDARY_RATIO * _MOST, _MOST)),
+        CONFIG,
+        _wan_inputs,
     ),
     "ltx-2": Shapes("LTX-2", LTX2, TEXT_TO_VIDEO, Denoiser("transformer", "transformer"), _LTX2_CONFIG, _ltx2_inputs),
     "hunyuanvideo-1.5": _published(HUNYUAN_VIDEO15, "hunyuanvideo-1.5-480p-t2v", "HunyuanVideo-1.5"),
     "minimax-h3": _published(MINIMAX_H3, "minimax-h3", "MiniMax-H3"),
-}  # fmt: skip
+}
 WAN_A14B = SHAPES["wan2.2-i2v-a14b"]

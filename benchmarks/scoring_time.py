@@ -46,8 +46,10 @@ def scoring_row(height: int, width: int, num_frames: int) -> dict[str, Any]:
     """Measure processor seconds of writing a video, and of reading and measuring it; bytes of its
     files.
     """
-    latents = {f"bin {index}": torch.ones(1, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)
-               for index in range(NUM_BINS)}  # fmt: skip
+    latents = {
+        f"bin {index}": torch.ones(1, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)
+        for index in range(NUM_BINS)
+    }
     with tempfile.TemporaryDirectory() as scratch:
         files = [Path(scratch) / f"{name}.mkv" for name in ("reference", "other")]
         videos = [drifting_pattern(height, width, num_frames, seed) for seed in range(2)]
@@ -62,9 +64,11 @@ def scoring_row(height: int, width: int, num_frames: int) -> dict[str, Any]:
 
         score_s = _processor_seconds(score)
         sizes = {
-            "mp4_bytes": mp4.stat().st_size, "lossless_bytes": files[1].stat().st_size, "raw_bytes": videos[1].nbytes,
+            "mp4_bytes": mp4.stat().st_size,
+            "lossless_bytes": files[1].stat().st_size,
+            "raw_bytes": videos[1].nbytes,
             "latents_bytes": sum(each.nbytes for each in latents.values()),
-        }  # fmt: skip
+        }
     return {"height": height, "width": width, "num_frames": num_frames, "write_s": write_s, "score_s": score_s, **sizes}
 
 
@@ -86,8 +90,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append the JSON line to this file too")
     arguments = parser.parse_args()
     row = scoring_row(arguments.size.height, arguments.size.width, arguments.frames)
-    record = {"benchmark": "scoring_time", "version": tempoquant.__version__, "commit": commit_name(),
-              "machine": describe_machine("cpu"), "row": row}  # fmt: skip
+    record = {
+        "benchmark": "scoring_time",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "machine": describe_machine("cpu"),
+        "row": row,
+    }
     print(f"Processor seconds for each video: {row['write_s']:.1f} to write, {row['score_s']:.1f} to measure.")
     publish(record, arguments.json)
 

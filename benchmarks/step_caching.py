@@ -96,15 +96,24 @@ def generate(pipeline: Any, settings: SamplingSettings, num_items: int) -> list[
         begins.clear()
         wall, used = time.perf_counter(), time.process_time()
         video = generate_video(
-            pipeline, Prompt(item.id, item.image, item.prompt), settings, index,
+            pipeline,
+            Prompt(item.id, item.image, item.prompt),
+            settings,
+            index,
             on_latents=lambda _timestep, found, latents=latents: latents.append((time.process_time(), found)),
-        )  # fmt: skip
+        )
         seconds, processor = time.perf_counter() - wall, time.process_time() - used
         shown = check_prompt(np.asarray(video), item.prompt)
-        results.append({
-            "latent": latents[-1][1].float().clone(), "seconds": seconds, "processor_s": processor,
-            "denoising_s": latents[-1][0] - begins[0], "followed": shown.motion_followed, "kept": shown.appearance_kept,
-        })  # fmt: skip
+        results.append(
+            {
+                "latent": latents[-1][1].float().clone(),
+                "seconds": seconds,
+                "processor_s": processor,
+                "denoising_s": latents[-1][0] - begins[0],
+                "followed": shown.motion_followed,
+                "kept": shown.appearance_kept,
+            }
+        )
     for handle in handles:
         handle.remove()
     return results
@@ -118,13 +127,15 @@ def row(name: str, results: Sequence[Mapping[str, Any]], against: Sequence[Mappi
     medians = {key: statistics.median(each[key] for each in results) for key in TIMES}
     before = {key: statistics.median(each[key] for each in against) for key in TIMES}
     return {
-        "cache": name, "num_items": len(results), **medians,
+        "cache": name,
+        "num_items": len(results),
+        **medians,
         "times_as_fast": {key: before[key] / medians[key] for key in TIMES},
         "final_latent_db": None if interval is None else interval.mean,
         "final_latent_db_95": None if interval is None else [interval.low, interval.high],
         "followed_percent": 100 * statistics.mean(each["followed"] for each in results),
         "kept_percent": 100 * statistics.mean(each["kept"] for each in results),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
@@ -174,10 +185,16 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for name, mark in (("magcache", "o"), ("firstblock", "s"), ("taylorseer", "^")):
-        line = sorted((each for each in rows if each["cache"].startswith(name) and each["final_latent_db"] is not None),
-                     key=lambda each: each["skipped_percent"])  # fmt: skip
-        axes.plot([each["skipped_percent"] for each in line], [each["final_latent_db"] for each in line], mark + "-",
-                  label=name)  # fmt: skip
+        line = sorted(
+            (each for each in rows if each["cache"].startswith(name) and each["final_latent_db"] is not None),
+            key=lambda each: each["skipped_percent"],
+        )
+        axes.plot(
+            [each["skipped_percent"] for each in line],
+            [each["final_latent_db"] for each in line],
+            mark + "-",
+            label=name,
+        )
     by_name = {each["cache"]: each for each in rows}
     for speed, defaults in DEFAULTS.items():
         if (own := by_name.get(str(defaults.cache))) is not None and own["final_latent_db"] is not None:

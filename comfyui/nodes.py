@@ -57,11 +57,16 @@ class LoadModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs for ComfyUI."""
-        return {"required": {
-            "model": _model_input("A folder that `tempoquant quantize` wrote, or a file of `tempoquant export`"),
-            "denoiser": ((_ANY, "high_noise", "low_noise"), {"tooltip": "Of a folder with two experts, which one."}),
-            "dtype": _dtype_input(),
-        }}  # fmt: skip
+        return {
+            "required": {
+                "model": _model_input("A folder that `tempoquant quantize` wrote, or a file of `tempoquant export`"),
+                "denoiser": (
+                    (_ANY, "high_noise", "low_noise"),
+                    {"tooltip": "Of a folder with two experts, which one."},
+                ),
+                "dtype": _dtype_input(),
+            }
+        }
 
     def load(self, model: str, denoiser: str, dtype: str) -> tuple[Any]:
         """Load a denoiser: return (MODEL,)."""
@@ -80,11 +85,13 @@ class LoadExperts:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs for ComfyUI."""
-        return {"required": {
-            "high_noise": _model_input("The expert of the first steps: its file, or a folder with both"),
-            "low_noise": _model_input("The expert of the last steps: its file, or a folder with both"),
-            "dtype": _dtype_input(),
-        }}  # fmt: skip
+        return {
+            "required": {
+                "high_noise": _model_input("The expert of the first steps: its file, or a folder with both"),
+                "low_noise": _model_input("The expert of the last steps: its file, or a folder with both"),
+                "dtype": _dtype_input(),
+            }
+        }
 
     def load(self, high_noise: str, low_noise: str, dtype: str) -> tuple[Any, Any]:
         """Load both experts: return (MODEL, MODEL)."""
@@ -110,11 +117,13 @@ class SplitStep:
         import comfy.samplers
 
         tooltip = {"tooltip": "Either expert, after ModelSamplingSD3: the shift moves the step."}
-        return {"required": {
-            "model": ("MODEL", tooltip),
-            "scheduler": (comfy.samplers.KSampler.SCHEDULERS, {"tooltip": "The samplers' own."}),
-            "steps": ("INT", {"default": 20, "min": 2, "max": 10000, "tooltip": "Of both samplers together."}),
-        }}  # fmt: skip
+        return {
+            "required": {
+                "model": ("MODEL", tooltip),
+                "scheduler": (comfy.samplers.KSampler.SCHEDULERS, {"tooltip": "The samplers' own."}),
+                "steps": ("INT", {"default": 20, "min": 2, "max": 10000, "tooltip": "Of both samplers together."}),
+            }
+        }
 
     def split(self, model: Any, scheduler: str, steps: int) -> tuple[int, int]:
         """Return (split_step, steps)."""
@@ -134,12 +143,14 @@ class ActivationBits:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Return the node's inputs for ComfyUI."""
         range_of = {"min": 0.0, "max": 1000.0, "step": 1.0}
-        return {"required": {
-            "model": ("MODEL",),
-            "bits": (("8", "4"),),
-            "from_timestep": ("FLOAT", {"default": 0.0, **range_of, "tooltip": "0 is clean, 1000 is noise."}),
-            "to_timestep": ("FLOAT", {"default": 1000.0, **range_of, "tooltip": "Four bits from here on."}),
-        }}  # fmt: skip
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "bits": (("8", "4"),),
+                "from_timestep": ("FLOAT", {"default": 0.0, **range_of, "tooltip": "0 is clean, 1000 is noise."}),
+                "to_timestep": ("FLOAT", {"default": 1000.0, **range_of, "tooltip": "Four bits from here on."}),
+            }
+        }
 
     def widen(self, model: Any, bits: str, from_timestep: float, to_timestep: float) -> tuple[Any]:
         """Return a clone of the model with wider activations: (MODEL,)."""

@@ -139,10 +139,12 @@ def make_rows(task: Task, reference: Reference, rank: int, progress: Progress) -
             for size in CONVROT_GROUPS
         ),
         Row(
-            "nunchaku_int4 in svdquant_w4a4", stored_bits(int4), int4,
+            "nunchaku_int4 in svdquant_w4a4",
+            stored_bits(int4),
+            int4,
             lambda denoiser, name, _: svdquant_w4a4(int4[denoiser].layers[name]),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _convrot(size: int) -> Callable[[str, str, nn.Linear], Compute]:
@@ -208,9 +210,13 @@ def judge(pipeline: Any, reference: Reference, row: Row, every: int) -> dict[str
     means = {name: statistics.fmean(values) for name, values in by_denoiser.items()}
     spread = {name: statistics.stdev(values) if len(values) > 1 else 0.0 for name, values in by_denoiser.items()}
     return {
-        "row": row.label, "bits_per_weight": row.bits_per_weight, "sqnr_db": means, "standard_deviation_db": spread,
-        "median_layer_sqnr_db": statistics.median(layers), "worst_layer_sqnr_db": min(layers),
-    }  # fmt: skip
+        "row": row.label,
+        "bits_per_weight": row.bits_per_weight,
+        "sqnr_db": means,
+        "standard_deviation_db": spread,
+        "median_layer_sqnr_db": statistics.median(layers),
+        "worst_layer_sqnr_db": min(layers),
+    }
 
 
 def layer_errors(reference: Reference, pairs: Mapping[str, tuple[Any, Any]], calls: list[Any], row: Row) -> list[float]:

@@ -48,9 +48,11 @@ def decoded(tensors: dict[str, torch.Tensor], out_features: int, dtype: torch.dt
     """Decode the weight of exported tensors by comfy-kitchen in `dtype`: (out, in)."""
     weight = tensors["weight"]
     params = TensorCoreNVFP4Layout.Params(
-        scale=tensors["weight_scale_2"], block_scale=tensors["weight_scale"], orig_dtype=dtype,
+        scale=tensors["weight_scale_2"],
+        block_scale=tensors["weight_scale"],
+        orig_dtype=dtype,
         orig_shape=(out_features, 2 * weight.shape[1]),
-    )  # fmt: skip
+    )
     return QuantizedTensor(weight, LAYOUT, params).dequantize()
 
 

@@ -138,9 +138,17 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     console = Console(width=180)
     console.print(*(sigma_table(results, what) for what in PANELS), kind_table(results))
-    record = {"benchmark": "denoiser", "model": arguments.wheel.name, "sigmas": SIGMAS, "fields": FIELDS,
-              "tokens": TOKENS, "version": tempoquant.__version__, "commit": commit(),
-              "machine": describe_machine("cpu"), "results": results}  # fmt: skip
+    record = {
+        "benchmark": "denoiser",
+        "model": arguments.wheel.name,
+        "sigmas": SIGMAS,
+        "fields": FIELDS,
+        "tokens": TOKENS,
+        "version": tempoquant.__version__,
+        "commit": commit(),
+        "machine": describe_machine("cpu"),
+        "results": results,
+    }
     publish(record, arguments.json)
 
 

@@ -11,9 +11,13 @@ from torch.nn import functional
 from benchmarks.denoiser.unet import Denoiser
 
 KINDS = {
-    "skip_connection": "skip", "emb_layers.1": "embedding", "qkv": "attention", "proj_out": "attention",
-    "in_layers.2": "convolution", "out_layers.3": "convolution",
-}  # fmt: skip
+    "skip_connection": "skip",
+    "emb_layers.1": "embedding",
+    "qkv": "attention",
+    "proj_out": "attention",
+    "in_layers.2": "convolution",
+    "out_layers.3": "convolution",
+}
 """The kind of a quantized layer, by the ending of its name."""
 MIN_CHANNELS = 64
 """Outputs of the smallest 3×3 convolutions that are quantized: narrower ones hold few weights and

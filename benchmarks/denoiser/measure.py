@@ -28,11 +28,14 @@ def measure(row: Row, denoiser: Denoiser, calibration: Samples, held_out: Sample
     network, denoised = errors_of_network(denoiser, layers, held_out)
     return {
         "row": row.label,
-        "bits_per_weight": 8 * sum(layer.num_bytes for layer in layers.values())
+        "bits_per_weight": 8
+        * sum(layer.num_bytes for layer in layers.values())
         / sum(layer.in_features * layer.out_features for layer in layers.values()),
-        "network": network, "denoised": denoised, "layers": errors_of_layers(denoiser, layers, held_out),
+        "network": network,
+        "denoised": denoised,
+        "layers": errors_of_layers(denoiser, layers, held_out),
         "seconds": time.perf_counter() - start,
-    }  # fmt: skip
+    }
 
 
 def quantize(row: Row, denoiser: Denoiser, calibration: Samples) -> Layers:

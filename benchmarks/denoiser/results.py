@@ -51,11 +51,14 @@ def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     worst = max(layers, key=lambda name: layers[name])
     result: dict[str, Any] = {
-        "row": row.label, "format": row.recipe.format, "num_bins": row.num_bins, "rank": _rank(row),
+        "row": row.label,
+        "format": row.recipe.format,
+        "num_bins": row.num_bins,
+        "rank": _rank(row),
         "bits_per_weight": records[0]["bits_per_weight"],
         "seconds": statistics.fmean(record["seconds"] for record in records),
         "commits": sorted({record["commit"] for record in records}),
-    }  # fmt: skip
+    }
     found = {what: [record[what] for record in records] for what in ("network", "denoised")}
     found["single_layer"] = [[statistics.fmean(at) for at in zip(*r["layers"].values(), strict=True)] for r in records]
     for what, errors in found.items():  # of each seed, at each sigma

@@ -41,9 +41,11 @@ class ResidualBlock(nn.Module):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(EMBEDDING, 2 * out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels), nn.SiLU(), nn.Identity(),  # dropout, which ONNX leaves out
+            nn.GroupNorm(GROUPS, out_channels),
+            nn.SiLU(),
+            nn.Identity(),  # dropout, which ONNX leaves out
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        )  # fmt: skip
+        )
         self.skip_connection = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def _resized(self, x: torch.Tensor) -> torch.Tensor:

@@ -82,10 +82,16 @@ def print_table(title: str, num_layers: int, results: list[dict[str, Any]]) -> N
     """Print the table on the console."""
     table = Table(title=f"{title}: error of a layer's output, dB, {num_layers} linears (lower is better)")
     columns = {
-        "row": "", "error_db": "mean", "less_than_paper_db": "less than\npaper, mxfp4", "least_of_all_layers_db":
-        "in the layer\nthat gains least", "worst_layer_db": "worst layer", "worst_layer": "", "worst_token_mean_db":
-        "worst token,\nmean of layers", "worst_token_db": "worst token\nof all", "seconds": "s",
-    }  # fmt: skip
+        "row": "",
+        "error_db": "mean",
+        "less_than_paper_db": "less than\npaper, mxfp4",
+        "least_of_all_layers_db": "in the layer\nthat gains least",
+        "worst_layer_db": "worst layer",
+        "worst_layer": "",
+        "worst_token_mean_db": "worst token,\nmean of layers",
+        "worst_token_db": "worst token\nof all",
+        "seconds": "s",
+    }
     for heading in columns.values():
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for result in results:
@@ -102,9 +108,15 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line in place of the tables")
     arguments = parser.parse_args()
-    record = {"benchmark": "layers", "version": tempoquant.__version__, "commit": commit_name(),
-              "torch": torch.__version__, "python": platform.python_version(),
-              "espeak": require_espeak() if arguments.speech else None, "networks": []}  # fmt: skip
+    record = {
+        "benchmark": "layers",
+        "version": tempoquant.__version__,
+        "commit": commit_name(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "espeak": require_espeak() if arguments.speech else None,
+        "networks": [],
+    }
     with tempfile.TemporaryDirectory() as scratch:
         chosen = {name: network for name, network in networks().items() if getattr(arguments, name)}
         folders = {

@@ -53,12 +53,19 @@ def measure(layers: Mapping[str, Layer], rows: Mapping[str, Recipe]) -> list[dic
         each = {name: error.all_db for name, error in errors.items()}
         tokens = {name: error.worst_token_db for name, error in errors.items()}
         worst = max(each, key=each.__getitem__)
-        results.append({
-            "row": label, "error_db": statistics.fmean(each.values()), "each_db": each, "worst_layer": worst,
-            "worst_layer_db": each[worst], "each_worst_token_db": tokens,
-            "worst_token_mean_db": statistics.fmean(tokens.values()), "worst_token_db": max(tokens.values()),
-            "seconds": time.perf_counter() - start,
-        })  # fmt: skip
+        results.append(
+            {
+                "row": label,
+                "error_db": statistics.fmean(each.values()),
+                "each_db": each,
+                "worst_layer": worst,
+                "worst_layer_db": each[worst],
+                "each_worst_token_db": tokens,
+                "worst_token_mean_db": statistics.fmean(tokens.values()),
+                "worst_token_db": max(tokens.values()),
+                "seconds": time.perf_counter() - start,
+            }
+        )
     [paper] = [result["each_db"] for result in results if result["row"] == PAPER]
     for result in results:
         less = [paper[name] - value for name, value in result["each_db"].items()]

@@ -81,7 +81,11 @@ def _config(tensors: dict[str, torch.Tensor]) -> WhisperConfig:
         sizes[f"{side}_ffn_dim"] = len(tensors[f"{side}/layer_0/ffn/linear_0/weight"])
         sizes[f"{side}_attention_heads"] = int(tensors[f"{side}/num_heads"])
     return WhisperConfig(
-        vocab_size=vocab_size, d_model=d_model, num_mel_bins=tensors["encoder/conv1/weight"].shape[1],
+        vocab_size=vocab_size,
+        d_model=d_model,
+        num_mel_bins=tensors["encoder/conv1/weight"].shape[1],
         max_source_positions=len(tensors["encoder/position_encodings/encodings"]),
-        max_target_positions=len(tensors["decoder/position_encodings/encodings"]), pad_token_id=None, **sizes,
-    )  # fmt: skip
+        max_target_positions=len(tensors["decoder/position_encodings/encodings"]),
+        pad_token_id=None,
+        **sizes,
+    )

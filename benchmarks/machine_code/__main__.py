@@ -58,16 +58,28 @@ def chosen_kernels(parts: Iterable[str], capabilities: Iterable[int]) -> dict[in
 def kernel_record(counted: Counted) -> dict[str, Any]:
     """Return the counts of one kernel."""
     loops = [
-        {"instructions": loop.size, "by_kind": dict(shortened(loop.counts).most_common()), "units": loop.units,
-         "tensor": dict(loop.tensor), "waits": dict(loop.waits), "load_bytes": dict(loop.loads),
-         "store_bytes": dict(loop.stores)}
+        {
+            "instructions": loop.size,
+            "by_kind": dict(shortened(loop.counts).most_common()),
+            "units": loop.units,
+            "tensor": dict(loop.tensor),
+            "waits": dict(loop.waits),
+            "load_bytes": dict(loop.loads),
+            "store_bytes": dict(loop.stores),
+        }
         for loop in counted.listing.loops
-    ]  # fmt: skip
+    ]
     record = {
-        "kernel": counted.name, "capability": counted.gpu.capability, "registers": counted.registers,
-        "spilled": counted.stack, "shared": counted.shared, "warps": counted.num_warps,
-        "programs_a_multiprocessor": counted.programs, "instructions": len(counted.listing.names), "loops": loops,
-    }  # fmt: skip
+        "kernel": counted.name,
+        "capability": counted.gpu.capability,
+        "registers": counted.registers,
+        "spilled": counted.stack,
+        "shared": counted.shared,
+        "warps": counted.num_warps,
+        "programs_a_multiprocessor": counted.programs,
+        "instructions": len(counted.listing.names),
+        "loops": loops,
+    }
     if (number := instructions_a_number(counted)) is not None:
         record["instructions_a_number"] = number
     return record
@@ -79,20 +91,28 @@ def way_records(way: Way, kernels: dict[str, Counted]) -> Iterator[dict[str, Any
         by_shape = [linear(way, kernels, shape) for shape in shapes_of_block(tokens)]
         whole = block(way, kernels, tokens)
         yield {
-            "way": way.name, "capability": way.capability, "gpu": GPUS[way.capability].name, "video_tokens": tokens,
+            "way": way.name,
+            "capability": way.capability,
+            "gpu": GPUS[way.capability].name,
+            "video_tokens": tokens,
             "block_ms": {name: 1e3 * seconds for name, seconds in whole._asdict().items()},
             "ratio_to_bf16": {name: whole.bf16 / seconds for name, seconds in whole._asdict().items()},
             "shapes": [
                 {"shape": list(each.shape), "bf16_ms": 1e3 * each.bf16, "project_ms": 1e3 * each.project}
                 | {
-                    f"{stage}_ms": {name: 1e3 * getattr(found, name)
-                                    for name in ("issue", "tensor", "bytes", "largest", "sum", "expected")}
-                    for stage, found in (("quantize", each.quantize), ("expand", each.expand),
-                                         ("multiply", each.multiply))
+                    f"{stage}_ms": {
+                        name: 1e3 * getattr(found, name)
+                        for name in ("issue", "tensor", "bytes", "largest", "sum", "expected")
+                    }
+                    for stage, found in (
+                        ("quantize", each.quantize),
+                        ("expand", each.expand),
+                        ("multiply", each.multiply),
+                    )
                 }
                 for each in by_shape
             ],
-        }  # fmt: skip
+        }
 
 
 def main() -> int:

@@ -45,14 +45,23 @@ class Way(NamedTuple):
 
 def _fp8(capability: int, bits: int, described: str = "") -> Way:
     product = f"fp8: cc {capability}, 32760 tokens, rank 32{described}"
-    return Way("nvfp4_m1", bits, capability, _rounding("fp8 nvfp4_m1", bits, capability), "expand: fp8 nvfp4_m1",
-               product, "fp8", 1)  # fmt: skip
+    return Way(
+        "nvfp4_m1",
+        bits,
+        capability,
+        _rounding("fp8 nvfp4_m1", bits, capability),
+        "expand: fp8 nvfp4_m1",
+        product,
+        "fp8",
+        1,
+    )
 
 
 def _int8(capability: int, bits: int) -> Way:
     product = f"int8: cc {80 if capability == 80 else 86}, 32760 tokens, rank 32"
-    return Way("int4", bits, capability, _rounding("int8 int4", bits, capability), "expand: int8 int4", product, "int8",
-               1)  # fmt: skip
+    return Way(
+        "int4", bits, capability, _rounding("int8 int4", bits, capability), "expand: int8 int4", product, "int8", 1
+    )
 
 
 def _fp4(capability: int, format: str) -> Way:
@@ -68,10 +77,17 @@ def _rounding(what: str, bits: int, capability: int) -> str:
 
 WAYS = (
     *(_int8(capability, bits) for capability in (80, 86, 89) for bits in (4, 8)),
-    _fp8(89, 4), _fp8(89, 8), _fp8(90, 4, ", described"), _fp8(90, 8, ", described"),
-    _fp4(100, "nvfp4_m1"), _fp4(100, "nvfp4"), _fp8(100, 8, ", described"),
-    _fp4(120, "nvfp4_m1"), _fp4(120, "nvfp4"), _fp8(120, 8),
-)  # fmt: skip
+    _fp8(89, 4),
+    _fp8(89, 8),
+    _fp8(90, 4, ", described"),
+    _fp8(90, 8, ", described"),
+    _fp4(100, "nvfp4_m1"),
+    _fp4(100, "nvfp4"),
+    _fp8(100, 8, ", described"),
+    _fp4(120, "nvfp4_m1"),
+    _fp4(120, "nvfp4"),
+    _fp8(120, 8),
+)
 
 
 class Linear(NamedTuple):
@@ -113,11 +129,13 @@ def linear(way: Way, kernels: Mapping[str, Counted], shape: Shape) -> Linear:
     nothing = Times(0.0, 0.0, 0.0, 0.0)
     expand = kernels.get(way.expand)
     return Linear(
-        shape, least_bf16(shape, gpu), roofline.project(shape).floor_s(rates_of(gpu)),
+        shape,
+        least_bf16(shape, gpu),
+        roofline.project(shape).floor_s(rates_of(gpu)),
         times(quantize, quantize_work(quantize, shape, way.value_bytes)),
         nothing if expand is None else times(expand, expand_work(expand, shape, way.value_bytes)),
         times(multiply, multiply_work(multiply, shape, way)),
-    )  # fmt: skip
+    )
 
 
 def block(way: Way, kernels: Mapping[str, Counted], video_tokens: int) -> Block:
@@ -133,8 +151,10 @@ def block(way: Way, kernels: Mapping[str, Counted], video_tokens: int) -> Block:
 
     return Block(
         sum(each.bf16 for each in linears),
-        total(lambda found: found.expected), total(lambda found: found.largest), total(lambda found: found.sum),
-    )  # fmt: skip
+        total(lambda found: found.expected),
+        total(lambda found: found.largest),
+        total(lambda found: found.sum),
+    )
 
 
 def quantize_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:

@@ -90,9 +90,7 @@ def count(name: str, launch: Launch, gpu: Gpu) -> Counted:
     """Compile a launch and count its code."""
     binary = binary_of(launch, gpu.capability)
     programs = gpu.programs(binary.registers, binary.shared, launch.options.get("num_warps", 4))
-    return Counted(
-        name, gpu, launch, binary.registers, binary.stack, binary.shared, programs, parse(binary.listing)
-    )  # fmt: skip
+    return Counted(name, gpu, launch, binary.registers, binary.stack, binary.shared, programs, parse(binary.listing))
 
 
 def cycles_of(counts: Counter[str], num_warps: int, gpu: Gpu) -> float:

@@ -20,14 +20,55 @@ _TENSOR = re.compile(r"^(HMMA|IMMA|QMMA|OMMA|HGMMA|QGMMA|IGMMA|UTC\w*MMA)")
 # others.
 UNITS = {
     "float32": ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2"),
-    "integer": ("LOP3", "IADD", "VIMNMX", "VIADD", "SHF", "SHL", "PRMT", "SEL", "FSEL", "FMNMX", "ISETP", "FSETP",
-                "LEA", "F2FP",
-                "SGXT", "BMSK", "IABS", "IMNMX", "FCHK", "VOTE", "PLOP3", "I2FP", "MOV", "VIMNMX3", "FMNMX3"),
+    "integer": (
+        "LOP3",
+        "IADD",
+        "VIMNMX",
+        "VIADD",
+        "SHF",
+        "SHL",
+        "PRMT",
+        "SEL",
+        "FSEL",
+        "FMNMX",
+        "ISETP",
+        "FSETP",
+        "LEA",
+        "F2FP",
+        "SGXT",
+        "BMSK",
+        "IABS",
+        "IMNMX",
+        "FCHK",
+        "VOTE",
+        "PLOP3",
+        "I2FP",
+        "MOV",
+        "VIMNMX3",
+        "FMNMX3",
+    ),
     "multiplier": ("IMAD", "IDP"),
     "special": ("MUFU", "F2I", "I2F", "F2F", "POPC", "FLO"),
-    "memory": ("LDG", "STG", "LDS", "STS", "LDGSTS", "LDSM", "STSM", "SHFL", "LDL", "STL", "LDC", "LDTM", "STTM",
-               "UTMALDG", "UTMASTG", "ATOM", "RED"),
-}  # fmt: skip
+    "memory": (
+        "LDG",
+        "STG",
+        "LDS",
+        "STS",
+        "LDGSTS",
+        "LDSM",
+        "STSM",
+        "SHFL",
+        "LDL",
+        "STL",
+        "LDC",
+        "LDTM",
+        "STTM",
+        "UTMALDG",
+        "UTMASTG",
+        "ATOM",
+        "RED",
+    ),
+}
 
 
 class Loop(NamedTuple):
@@ -57,10 +98,13 @@ class Loop(NamedTuple):
         """Return barriers of a program, and waits for tensor cores and copies, with how many groups
         stay in flight.
         """
-        return Counter({
-            name: count for name, count in self.counts.items()
-            if name.startswith(("BAR.", "WARPGROUP.DEPBAR", "DEPBAR", "LDGDEPBAR", "SYNCS"))
-        })  # fmt: skip
+        return Counter(
+            {
+                name: count
+                for name, count in self.counts.items()
+                if name.startswith(("BAR.", "WARPGROUP.DEPBAR", "DEPBAR", "LDGDEPBAR", "SYNCS"))
+            }
+        )
 
     @property
     def loads(self) -> Counter[int]:

@@ -95,11 +95,14 @@ def task_of(arguments: argparse.Namespace) -> Task:
     source, model = SourceModel.open(arguments.model), arguments.model
     settings = default_settings(source).replace(num_steps=arguments.steps)
     return Task(
-        source, fingerprint(source), settings,
+        source,
+        fingerprint(source),
+        settings,
         calibration_prompts(arguments.prompt_set or model, arguments.calibration, arguments.calibration_prompts),
         evaluation_prompts(arguments.prompt_set or model, arguments.samples_from, arguments.prompts),
-        arguments.samples_per_denoiser or default_samples_per_denoiser(settings, source.geometry), arguments.device,
-    )  # fmt: skip
+        arguments.samples_per_denoiser or default_samples_per_denoiser(settings, source.geometry),
+        arguments.device,
+    )
 
 
 def draw(run: Run, rows: Sequence[Row], results: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -164,9 +167,16 @@ def main(words: Sequence[str] | None = None) -> None:
         title = f"{arguments.model}; seeds: {arguments.seeds}, held-out prompts: {arguments.prompts}"
         print_tables(results, title, arguments.against, Console(width=200))
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    record = {"benchmark": "quality", **asked, "settings": task.settings.to_dict(),
-              "model_fingerprint": task.fingerprint, "version": tempoquant.__version__, "commit": commit(),
-              "machine": machine(), "results": results}  # fmt: skip
+    record = {
+        "benchmark": "quality",
+        **asked,
+        "settings": task.settings.to_dict(),
+        "model_fingerprint": task.fingerprint,
+        "version": tempoquant.__version__,
+        "commit": commit(),
+        "machine": machine(),
+        "results": results,
+    }
     print(json.dumps(plain(record), ensure_ascii=False, allow_nan=False))
 
 

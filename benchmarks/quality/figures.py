@@ -18,9 +18,10 @@ MARKERS = "osD^v<>Ph*X"
 COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#dd7722", "#225555", "#000000")
 _MAPS = (("clip_ratio", "clip ratio", "viridis"), ("sqnr_db", "output SQNR, dB", "magma"))
 _TITLES = {
-    "high_noise": "noise prediction, high-noise denoiser", "low_noise": "noise prediction, low-noise denoiser",
+    "high_noise": "noise prediction, high-noise denoiser",
+    "low_noise": "noise prediction, low-noise denoiser",
     "final_latent": "final latent of a generation",
-}  # fmt: skip
+}
 
 
 def draw_error_against_bits(results: Sequence[Mapping[str, Any]], title: str, file: Path) -> None:

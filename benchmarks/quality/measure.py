@@ -101,9 +101,11 @@ def measure(
     """
     task = reference.task
     start, cpu_start = time.perf_counter(), time.process_time()
-    denoisers = {} if recipe is None else {
-        denoiser: quantize(task, reference, recipe, denoiser, progress) for denoiser in COMPONENTS
-    }  # fmt: skip
+    denoisers = (
+        {}
+        if recipe is None
+        else {denoiser: quantize(task, reference, recipe, denoiser, progress) for denoiser in COMPONENTS}
+    )
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     bins = judging_bins(reference)
     errors: list[CallError] = []
@@ -145,9 +147,10 @@ def quantize(task: Task, reference: Reference, recipe: Recipe, denoiser: str, pr
     num_weights = {name: linear.out_features * linear.in_features for name, linear in linears.items()}
     num_bits = sum(
         8 * num_stored_bytes(layers[name], had_bias=f"{name}.bias" in weights)
-        if name in layers else BITS_OF_16BIT * count
+        if name in layers
+        else BITS_OF_16BIT * count
         for name, count in num_weights.items()
-    )  # fmt: skip
+    )
     return QuantizedDenoiser(layers, bins, num_bits, sum(num_weights.values()))
 
 

@@ -49,12 +49,17 @@ class RowFiles:
         """Store a result; the latents come before the file that names them."""
         file = self._file(row, seed)
         write_tensors(file.with_suffix(".safetensors"), {"final_latents": measured.final_latents})
-        record = plain({
-            "recipe": self._settings(row.recipe), "eight_bit_timesteps": repr(row.eight_bit_timesteps),
-            "seed": seed, "commit": commit(), "machine": machine(),
-            **{key: getattr(measured, key) for key in MEASURES},
-            "maps": {denoiser: found._asdict() for denoiser, found in measured.maps.items()},
-        })  # fmt: skip
+        record = plain(
+            {
+                "recipe": self._settings(row.recipe),
+                "eight_bit_timesteps": repr(row.eight_bit_timesteps),
+                "seed": seed,
+                "commit": commit(),
+                "machine": machine(),
+                **{key: getattr(measured, key) for key in MEASURES},
+                "maps": {denoiser: found._asdict() for denoiser, found in measured.maps.items()},
+            }
+        )
         write_json(file, record)
         return record
 
@@ -96,7 +101,7 @@ def combine(row: Row, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seeds": {str(record["seed"]): {key: record[key] for key in MEASURES} for record in records},
         "commits": sorted({record["commit"] for record in records}),
         "machines": sorted({record["machine"] for record in records}),
-    }  # fmt: skip
+    }
 
 
 def failed(row: Row, error: Exception) -> dict[str, Any]:
@@ -123,8 +128,10 @@ def differences(results: Sequence[dict[str, Any]], base: Mapping[str, Any]) -> N
         if "seeds" not in result:
             continue
         both = [seed for seed in result["seeds"] if seed in base["seeds"]]
-        pairs = {key: [(result["seeds"][seed]["sqnr_db"][key], base["seeds"][seed]["sqnr_db"][key]) for seed in both]
-                 for key in ("high_noise", "low_noise")}  # fmt: skip
+        pairs = {
+            key: [(result["seeds"][seed]["sqnr_db"][key], base["seeds"][seed]["sqnr_db"][key]) for seed in both]
+            for key in ("high_noise", "low_noise")
+        }
         pairs["final_latent"] = [
             (result["seeds"][seed]["final_latent_db"], base["seeds"][seed]["final_latent_db"]) for seed in both
         ]
@@ -148,8 +155,11 @@ def commit() -> str:
     """Return the commit of the working tree, with "+" if it has changes."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.stdout.strip() or "unknown"
 
 
@@ -161,9 +171,12 @@ def machine() -> str:
 
 def _name_of(row: Row) -> dict[str, Any]:
     return {
-        "row": row.label, "method": row.method, "group": row.group, "format": row.recipe and row.recipe.format,
+        "row": row.label,
+        "method": row.method,
+        "group": row.group,
+        "format": row.recipe and row.recipe.format,
         "rank": row.recipe and row.recipe.rank,
-    }  # fmt: skip
+    }
 
 
 def _same_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

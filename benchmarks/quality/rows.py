@@ -20,8 +20,9 @@ width.
 """
 
 _LEAST_ERROR = {"weight_scale_rule": "least_error", "activation_scale_rule": "least_error"}
-_PAPERS_SEARCH = {key: getattr(Recipe.load("paper"), key) for key in (
-    "clip_ratios", "exponent_offsets", "bin_fractions")}  # fmt: skip
+_PAPERS_SEARCH = {
+    key: getattr(Recipe.load("paper"), key) for key in ("clip_ratios", "exponent_offsets", "bin_fractions")
+}
 
 CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "least-error scales": _LEAST_ERROR,
@@ -103,8 +104,10 @@ def all_rows(formats: Sequence[str] = tuple(FORMATS), ranks: Sequence[int] = RAN
 def rows_of_files(files: Sequence[str]) -> list[Row]:
     """Make a row for each recipe file, as it is."""
     recipes = [Recipe.load(file) for file in files]
-    return [Row(r.name if r.name != "paper" else Path(f).name, r, "file", r.name)
-            for f, r in zip(files, recipes, strict=True)]  # fmt: skip
+    return [
+        Row(r.name if r.name != "paper" else Path(f).name, r, "file", r.name)
+        for f, r in zip(files, recipes, strict=True)
+    ]
 
 
 def select(rows: Sequence[Row], patterns: Sequence[str] | None, groups: Sequence[str] | None) -> list[Row]:

@@ -36,8 +36,7 @@ class Run:
         """Measure seed after seed, so that every row has a first answer early; a row that fails
         keeps its reason.
         """
-        missing = {seed: [row for row in rows if again or self.files.load(row, seed) is None]
-                   for seed in self.seeds}  # fmt: skip
+        missing = {seed: [row for row in rows if again or self.files.load(row, seed) is None] for seed in self.seeds}
         num_rows = len(rows) * len(self.seeds)
         num_missing = sum(map(len, missing.values()))
         advance = self.progress.start("Rows and seeds", num_rows, num_rows - num_missing) if num_missing else None

@@ -61,8 +61,10 @@ class Decoder:
         """Convert (1, channels, frames, height, width) to uint8 (frames, height, width, 3)."""
         vae = self._pipeline.vae
         latent = final_latent.to(vae.device, vae.dtype)
-        mean, std = (torch.tensor(values).view(1, -1, 1, 1, 1).to(latent)
-                     for values in (vae.config.latents_mean, vae.config.latents_std))  # fmt: skip
+        mean, std = (
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(latent)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
         # As the pipeline computes it, so that bytes are the same.
         decoded = vae.decode(latent / (1.0 / std) + mean, return_dict=False)[0]
         frames = self._pipeline.video_processor.postprocess_video(decoded, output_type="np")[0]
@@ -72,8 +74,10 @@ class Decoder:
         found = {"psnr_db": psnr_db(reference, video), "ssim": ssim(reference, video)}
         if self._in_bundled_world:
             adherence = check_prompt(video, text)
-            found |= {"motion_followed": float(adherence.motion_followed),
-                      "appearance_kept": float(adherence.appearance_kept)}  # fmt: skip
+            found |= {
+                "motion_followed": float(adherence.motion_followed),
+                "appearance_kept": float(adherence.appearance_kept),
+            }
         return found
 
 

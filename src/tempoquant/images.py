@@ -12,9 +12,20 @@ from PIL import Image, ImageCms, ImageOps
 from tempoquant.errors import CalibrationError
 
 _DAMAGE = (
-    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
-    ZeroDivisionError, MemoryError, struct.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    ZeroDivisionError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 """What Pillow raises for files that are no whole pictures, or would fill the memory."""
 _PLAIN = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 _SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}

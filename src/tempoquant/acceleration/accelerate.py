@@ -57,11 +57,15 @@ class Acceleration:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
-            "speed": self.speed, "attention": self.attention.backend, "missing": list(self.attention.missing),
-            "cache": None if self.cache is None else str(self.cache.settings), "compiled": self.is_compiled,
+            "speed": self.speed,
+            "attention": self.attention.backend,
+            "missing": list(self.attention.missing),
+            "cache": None if self.cache is None else str(self.cache.settings),
+            "compiled": self.is_compiled,
             "calls": None if self.cache is None else {n: asdict(each) for n, each in self.cache.counts.items()},
-            "why": list(self.why), "expected": list(self.expected),
-        }  # fmt: skip
+            "why": list(self.why),
+            "expected": list(self.expected),
+        }
 
     def __str__(self) -> str:
         return "\n".join((*self.why, *self.expected))

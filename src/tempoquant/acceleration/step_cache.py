@@ -179,15 +179,21 @@ def require_cacheable(pipeline: Any, facts: PipelineFacts, settings: CacheSettin
 def _config(settings: CacheSettings) -> Any:
     if settings.name == "magcache":
         return MagCacheConfig(
-            threshold=settings.threshold, max_skip_steps=settings.max_skip_steps,
-            retention_ratio=settings.retention_ratio, num_inference_steps=1, mag_ratios=[NOT_RECORDED],
-        )  # fmt: skip
+            threshold=settings.threshold,
+            max_skip_steps=settings.max_skip_steps,
+            retention_ratio=settings.retention_ratio,
+            num_inference_steps=1,
+            mag_ratios=[NOT_RECORDED],
+        )
     if settings.name == "firstblock":
         return FirstBlockCacheConfig(threshold=settings.threshold)
     return TaylorSeerCacheConfig(
-        cache_interval=settings.interval, disable_cache_before_step=2, max_order=1, taylor_factors_dtype=torch.float32,
+        cache_interval=settings.interval,
+        disable_cache_before_step=2,
+        max_order=1,
+        taylor_factors_dtype=torch.float32,
         use_lite_mode=True,  # predicts the model's output alone: one tensor to keep, and every block skipped
-    )  # fmt: skip
+    )
 
 
 def _managers(model: nn.Module) -> list[StateManager]:

@@ -48,8 +48,9 @@ def hardly_seen(moments: InputMoments, weights: Sequence[torch.Tensor], recipe: 
     if recipe.smoothing_alpha is not None:
         activation, weight = _ranges(moments, weights, recipe)
         ordinary = torch.where(silent, activation.clamp(min=typical), activation)
-        both = [smoothing_factor(a, weight, recipe.smoothing_alpha, recipe.prior_fraction)
-                for a in (ordinary, activation)]  # fmt: skip
+        both = [
+            smoothing_factor(a, weight, recipe.smoothing_alpha, recipe.prior_fraction) for a in (ordinary, activation)
+        ]
         amplification = float((both[0] / both[1])[silent].max())
     return HardlySeen(count, amplification)
 

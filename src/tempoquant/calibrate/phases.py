@@ -15,7 +15,5 @@ class Phase(Enum):
 
 def phases_of(recipe: Recipe) -> list[Phase]:
     """Return the phases a recipe needs, in order."""
-    wanted = {
-        Phase.RANGE: recipe.watches_range, Phase.REGRESSION: recipe.deflation_by_bin, Phase.HESSIAN: recipe.gptq
-    }  # fmt: skip
+    wanted = {Phase.RANGE: recipe.watches_range, Phase.REGRESSION: recipe.deflation_by_bin, Phase.HESSIAN: recipe.gptq}
     return [phase for phase, needed in wanted.items() if needed]

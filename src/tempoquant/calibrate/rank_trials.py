@@ -36,9 +36,13 @@ class RankTrials(InputCalibration):
     """
 
     def __init__(
-        self, linears: Mapping[str, nn.Linear], format: Format, recipe: Recipe, ranks: Sequence[int],
+        self,
+        linears: Mapping[str, nn.Linear],
+        format: Format,
+        recipe: Recipe,
+        ranks: Sequence[int],
         chunks: TokenChunks | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         plain = recipe.replace(gptq=False, act_order=False, clip_ratios=())
         super().__init__(linears, format, plain, TimestepBins(), [1], chunks, max(ranks))
         self._ranks, self.names = ranks, tuple(linears)

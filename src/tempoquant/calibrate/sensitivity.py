@@ -58,8 +58,11 @@ def evenly_spaced(samples: Sequence[CalibrationSample], recipe: Recipe) -> list[
     """Choose at most MAX_SAMPLES of a denoiser's samples, evenly spaced in the order of their
     timesteps.
     """
-    seen = [number for number, sample in enumerate(samples)
-            if recipe.statistics_branches == "both" or sample.guidance_branch == "conditional"]  # fmt: skip
+    seen = [
+        number
+        for number, sample in enumerate(samples)
+        if recipe.statistics_branches == "both" or sample.guidance_branch == "conditional"
+    ]
     spaced = torch.linspace(0, len(seen) - 1, min(MAX_SAMPLES, len(seen))).round().long().tolist()
     return [samples[seen[position]] for position in spaced]
 
@@ -115,9 +118,14 @@ class _Measurement:
     """The constants of a measurement from block to block."""
 
     def __init__(
-        self, model: DenoiserModel, samples: Sequence[CalibrationSample], recipe: Recipe, states: HiddenStates,
-        gradients: HiddenStates, chunks: TokenChunks,
-    ) -> None:  # fmt: skip
+        self,
+        model: DenoiserModel,
+        samples: Sequence[CalibrationSample],
+        recipe: Recipe,
+        states: HiddenStates,
+        gradients: HiddenStates,
+        chunks: TokenChunks,
+    ) -> None:
         self._model, self._samples, self._recipe = model, samples, recipe
         self._states, self._gradients, self._chunks = states, gradients, chunks
         self._device = torch.device("cpu")
@@ -160,8 +168,11 @@ class _Measurement:
             groups = linear_groups(self._model, index, self._recipe)
             watched = [_WatchedInput(self._trials(index, block, *group)) for group in groups.items()]
             inputs = {each: block.get_submodule(names[0]) for each, names in zip(watched, groups, strict=True)}
-            linears = {(each, self._model.name_of(index, name)): block.get_submodule(name)
-                       for each, names in zip(watched, groups, strict=True) for name in names}  # fmt: skip
+            linears = {
+                (each, self._model.name_of(index, name)): block.get_submodule(name)
+                for each, names in zip(watched, groups, strict=True)
+                for name in names
+            }
             with (
                 watching_inputs(inputs, lambda each, x: each.observe_input(x)),
                 watching_gradients(linears, lambda key, gradient: key[0].observe_gradient(key[1], gradient)),

@@ -21,10 +21,20 @@ from tempoquant.recipe import Recipe
 
 _VERSION_KEY, _VERSION = "tempoquant_sensitivity", 1
 _SETTINGS = (
-    "format", "layers", "keep_16bit_blocks", "weight_scale_rule", "activation_scale_rule", "smoothing_alpha",
-    "smoothing_statistic", "deflation", "rotation", "prior_fraction", "centring", "share_smoothing",
+    "format",
+    "layers",
+    "keep_16bit_blocks",
+    "weight_scale_rule",
+    "activation_scale_rule",
+    "smoothing_alpha",
+    "smoothing_statistic",
+    "deflation",
+    "rotation",
+    "prior_fraction",
+    "centring",
+    "share_smoothing",
     "statistics_branches",
-)  # fmt: skip
+)
 """Settings that the errors depend on. The rank is not one: several ranks are measured, whatever the
 recipe's own is.
 """
@@ -62,12 +72,14 @@ class Sensitivity:
         """Return the file's text."""
         denoisers = {
             denoiser: [
-                {name: {"gain": layer.gain, "errors": {str(rank): error for rank, error in layer.errors.items()}}
-                 for name, layer in linears.items()}
+                {
+                    name: {"gain": layer.gain, "errors": {str(rank): error for rank, error in layer.errors.items()}}
+                    for name, layer in linears.items()
+                }
                 for linears in groups
             ]
             for denoiser, groups in self.denoisers.items()
-        }  # fmt: skip
+        }
         return json.dumps({_VERSION_KEY: _VERSION, "measured": self.measured, "experts": denoisers}, indent=1) + "\n"
 
     @classmethod

@@ -237,8 +237,9 @@ class _DenoiserRun:
         """
         current: list[_SampleCall] = []
         by_name = {named.name: named.layer for named in layers}
-        names = {each: self._model.name_of(index, each)
-                 for together in self._model.shared_inputs(index) for each in together}  # fmt: skip
+        names = {
+            each: self._model.name_of(index, each) for together in self._model.shared_inputs(index) for each in together
+        }
 
         def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
             of_bin = layer.at_bin(current[-1].timestep_bin)
@@ -248,8 +249,11 @@ class _DenoiserRun:
             results = [w4a4_linear(part, transform, weight, of_bin.format, rule, clip_ratio) for part in rows]
             return torch.cat(results).unflatten(0, x.shape[:-1])
 
-        forwards = {block.get_submodule(each): functools.partial(compute, by_name[name])
-                    for each, name in names.items() if name in by_name}  # fmt: skip
+        forwards = {
+            block.get_submodule(each): functools.partial(compute, by_name[name])
+            for each, name in names.items()
+            if name in by_name
+        }
         with computing_with(forwards):
             yield current.append
 

@@ -24,8 +24,16 @@ MAX_SAMPLES = 20_000
 MAX_STEPS = NUM_TRAIN_TIMESTEPS
 _MAX_TEXT = 2**16  # characters of a prompt
 _PROVENANCE = {
-    "model", "scheduler", "settings", "seed", "compute_dtype", "from_latents", "prompts", "videos", "loras",
-}  # fmt: skip
+    "model",
+    "scheduler",
+    "settings",
+    "seed",
+    "compute_dtype",
+    "from_latents",
+    "prompts",
+    "videos",
+    "loras",
+}
 _ENTRY = {"file", "expert", "prompt_id", "timestep", "step_index", "guidance_branch", "texts", "sha256"}
 
 
@@ -73,9 +81,11 @@ class SampleEntry:
         _check_hash(entry["sha256"])
         _check_text("prompt_id", entry["prompt_id"])
         _require(
-            isinstance(entry["expert"], str) and entry["expert"].isidentifier(), "expert", "is the name of a denoiser",
+            isinstance(entry["expert"], str) and entry["expert"].isidentifier(),
+            "expert",
+            "is the name of a denoiser",
             entry["expert"],
-        )  # fmt: skip
+        )
         branch, step, timestep = entry["guidance_branch"], entry["step_index"], entry["timestep"]
         _require(branch in BRANCHES, "guidance_branch", f"is one of {BRANCHES}", branch)
         _require(type(step) is int and 0 <= step < MAX_STEPS, "step_index", f"is one of 0 … {MAX_STEPS - 1}", step)
@@ -125,8 +135,12 @@ class StoreIndex:
         _check_keys(record, {"format_version", "provenance", "schedule", "samples", "texts"}, {"magnitude_ratios"})
         _check_provenance(record["provenance"])
         samples, texts = record["samples"], record["texts"]
-        _require(isinstance(samples, list) and len(samples) <= MAX_SAMPLES, "samples",
-                 f"is a list of at most {MAX_SAMPLES}", type(samples).__name__)  # fmt: skip
+        _require(
+            isinstance(samples, list) and len(samples) <= MAX_SAMPLES,
+            "samples",
+            f"is a list of at most {MAX_SAMPLES}",
+            type(samples).__name__,
+        )
         _require(isinstance(texts, dict), "texts", "is an object", texts)
         for file, digest in texts.items():
             _check_file(file, TEXTS_FOLDER)
@@ -148,8 +162,7 @@ class StoreIndex:
             _require(entry.file not in seen, "file", "is listed once", entry.file)
             _require(entry.denoiser in self.schedule, "expert", "is a denoiser of the schedule", entry.denoiser)
             timesteps = self.schedule[entry.denoiser]
-            _require(entry.timestep in timesteps, "timestep", f"is in the schedule of {entry.denoiser}",
-                     entry.timestep)  # fmt: skip
+            _require(entry.timestep in timesteps, "timestep", f"is in the schedule of {entry.denoiser}", entry.timestep)
             seen.add(entry.file)
 
 
@@ -162,21 +175,31 @@ def _schedule(record: Any) -> dict[str, tuple[float, ...]]:
             and len(timesteps) <= MAX_STEPS
             and all(_is_timestep(timestep) for timestep in timesteps)
             and timesteps == sorted(timesteps, reverse=True),
-            key, f"is a falling list of timesteps in 0 … {NUM_TRAIN_TIMESTEPS}", timesteps,
-        )  # fmt: skip
+            key,
+            f"is a falling list of timesteps in 0 … {NUM_TRAIN_TIMESTEPS}",
+            timesteps,
+        )
     return {denoiser: tuple(float(timestep) for timestep in timesteps) for denoiser, timesteps in record.items()}
 
 
 def _magnitude_ratios(record: Any, schedule: Mapping[str, tuple[float, ...]]) -> dict[str, MagnitudeRatios]:
-    _require(isinstance(record, dict) and set(record) <= set(schedule), "magnitude_ratios", "is an object of denoisers",
-             record)  # fmt: skip
+    _require(
+        isinstance(record, dict) and set(record) <= set(schedule),
+        "magnitude_ratios",
+        "is an object of denoisers",
+        record,
+    )
     try:
         found = {denoiser: MagnitudeRatios.from_dict(each) for denoiser, each in record.items()}
     except CheckpointError as error:
         raise damaged(f"magnitude_ratios cannot be used ({error})") from error
     for denoiser, ratios in found.items():
-        _require(schedule[denoiser][: len(ratios.timesteps)] == ratios.timesteps, "magnitude_ratios",
-                 f"are of the first timesteps of {denoiser}", list(ratios.timesteps))  # fmt: skip
+        _require(
+            schedule[denoiser][: len(ratios.timesteps)] == ratios.timesteps,
+            "magnitude_ratios",
+            f"are of the first timesteps of {denoiser}",
+            list(ratios.timesteps),
+        )
     return found
 
 

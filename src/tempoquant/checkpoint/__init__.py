@@ -16,7 +16,18 @@ from tempoquant.checkpoint.schema import FORMAT_VERSION, QUANT_METHOD, Calibrati
 from tempoquant.checkpoint.writer import ComponentWriter
 
 __all__ = [
-    "FORMAT_VERSION", "QUANT_METHOD", "Calibration", "ComponentConfig", "ComponentWriter", "LayerEntry",
-    "check_tensors", "iter_layers", "iter_rest", "read_config", "read_layer", "read_model_config", "read_tensor",
+    "FORMAT_VERSION",
+    "QUANT_METHOD",
+    "Calibration",
+    "ComponentConfig",
+    "ComponentWriter",
+    "LayerEntry",
+    "check_tensors",
+    "iter_layers",
+    "iter_rest",
+    "read_config",
+    "read_layer",
+    "read_model_config",
+    "read_tensor",
     "verify_hashes",
-]  # fmt: skip
+]

@@ -21,9 +21,17 @@ from tempoquant.timesteps import TimestepBins
 
 OWN_KEYS = ("packed", "tensor_scale", "smoothing_factor", "clip_ratio", "input_offset")  # which no 16-bit module has
 KEYS = (
-    "packed", "scale", "tensor_scale", "smoothing_factor", "clip_ratio", "up", "down", "deflation", "input_offset",
+    "packed",
+    "scale",
+    "tensor_scale",
+    "smoothing_factor",
+    "clip_ratio",
+    "up",
+    "down",
+    "deflation",
+    "input_offset",
     "bias",
-)  # fmt: skip
+)
 
 
 class StoredAs(NamedTuple):
@@ -111,12 +119,17 @@ def to_stored(layer: QuantizedLayer, where: str) -> dict[str, torch.Tensor]:
         branch = layer.branch if layer.rank else None
         up, down, deflation = (None,) * 3 if branch is None else (branch.up, branch.down, branch.deflation)
         tensors = {
-            "packed": layer.packed, "scale": layer.scale,
+            "packed": layer.packed,
+            "scale": layer.scale,
             "tensor_scale": _to_bytes(layer.tensor_scale, torch.float32),
             "smoothing_factor": _to_bytes(layer.smoothing_factor, torch.bfloat16),
-            "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32), "up": up, "down": down,
-            "deflation": deflation, "input_offset": layer.input_offset, "bias": layer.bias,
-        }  # fmt: skip
+            "clip_ratio": _to_bytes(layer.clip_ratio, torch.float32),
+            "up": up,
+            "down": down,
+            "deflation": deflation,
+            "input_offset": layer.input_offset,
+            "bias": layer.bias,
+        }
         present = {key: tensor.detach() for key, tensor in tensors.items() if tensor is not None}
         check_layer(present, entry_of(layer), layer.bins.num_bins, "it")
     except CheckpointError as error:

@@ -165,9 +165,18 @@ class ComponentWriter:
             model_config: the source component's config.json, to which quantization_config is added.
         """
         config = ComponentConfig(
-            self._denoiser, self._bins, dict(sorted(self.layers.items())), self._recipe, library_version(),
-            calibration, self._notes + notes, self._out.name_shards(), self._hardly_seen, self._call, magnitude_ratios,
-        )  # fmt: skip
+            self._denoiser,
+            self._bins,
+            dict(sorted(self.layers.items())),
+            self._recipe,
+            library_version(),
+            calibration,
+            self._notes + notes,
+            self._out.name_shards(),
+            self._hardly_seen,
+            self._call,
+            magnitude_ratios,
+        )
         # Written through JSON and the reader's own checks: unreadable content must not be written.
         plain = json.loads(json.dumps(config.to_dict()))
         config = ComponentConfig.from_dict(plain, f"config of {self.folder}")

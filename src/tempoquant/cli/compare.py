@@ -93,8 +93,9 @@ def command(  # noqa: PLR0913 (one argument per option)
         prepare = None
         if activation_bits is not None:
             label += f", activations in {activation_bits} bits"
-            prepare = functools.partial(set_activation_bits, bits=activation_bits.bits,
-                                        timesteps=activation_bits.timesteps)  # fmt: skip
+            prepare = functools.partial(
+                set_activation_bits, bits=activation_bits.bits, timesteps=activation_bits.timesteps
+            )
         with suited_threads(source, device or default_device()):
             comparison = compare(
                 source, {label: open_pipeline(folder)}, task, device, progress, prepare, memory.value

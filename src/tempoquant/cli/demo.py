@@ -127,9 +127,14 @@ def request(model: str, folders: Mapping[str, Path], seed: int) -> "Request":
     benchmark = load_benchmark("tiny", None, settings.width / settings.height, NUM_VIDEOS)
     models = [Model(label, open_pipeline(folder)) for label, folder in folders.items()]
     return Request(
-        Model(REFERENCE, source), models, benchmark, settings, (seed,), limit=NUM_VIDEOS,
+        Model(REFERENCE, source),
+        models,
+        benchmark,
+        settings,
+        (seed,),
+        limit=NUM_VIDEOS,
         command=shlex.join(["tempoquant", *sys.argv[1:]]),
-    )  # fmt: skip
+    )
 
 
 def recipes_by_label(recipe: str) -> "dict[str, Recipe]":

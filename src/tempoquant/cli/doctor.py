@@ -23,9 +23,11 @@ def command(as_json: Json = False) -> None:
         from rich.console import Group
 
         record: dict[str, Any] = {
-            "python": platform.python_version(), "platform": platform.platform(),
-            "libraries": {name: installed(name) for name in LIBRARIES}, "devices": devices(),
-        }  # fmt: skip
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "libraries": {name: installed(name) for name in LIBRARIES},
+            "devices": devices(),
+        }
         libraries = ", ".join(f"{name} {found or 'not installed'}" for name, found in record["libraries"].items())
         system = f"Python {record['python']}, {record['platform']}; {libraries}."
         tables = (kernels_table(record["devices"]), attention_table(record["devices"]))
@@ -54,8 +56,14 @@ def devices() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": properties.total_memory / 2**30,
-                      "compute_capability": f"{properties.major}.{properties.minor}"})  # fmt: skip
+        found.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "memory_gib": properties.total_memory / 2**30,
+                "compute_capability": f"{properties.major}.{properties.minor}",
+            }
+        )
     found.append({"device": "cpu", "name": platform.processor() or platform.machine()})
     for device in found:
         choices = {name: choose(torch.device(device["device"]), format) for name, format in FORMATS.items()}
@@ -78,9 +86,11 @@ def attention_of(device: str) -> dict[str, Any]:
     choices = {speed: choose_attention(speed, FAMILIES[0], capability) for speed in SPEEDS}
     return {
         "installed": [name for name in BACKENDS if is_installed(name)],
-        "chosen": {speed: {"backend": each.backend, "reason": each.reason, "missing": list(each.missing)}
-                   for speed, each in choices.items()},
-    }  # fmt: skip
+        "chosen": {
+            speed: {"backend": each.backend, "reason": each.reason, "missing": list(each.missing)}
+            for speed, each in choices.items()
+        },
+    }
 
 
 def kernels_table(found: Sequence[dict[str, Any]]) -> Any:

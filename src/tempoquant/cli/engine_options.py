@@ -33,10 +33,11 @@ Address = Annotated[
 Workers = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="D[,D]", help="cpu, cuda, or several such as cuda:0,cuda:1: a process for each. With Ray "
-        "cpu or cuda.",
+        "--device",
+        metavar="D[,D]",
+        help="cpu, cuda, or several such as cuda:0,cuda:1: a process for each. With Ray cpu or cuda.",
     ),
-]  # fmt: skip
+]
 
 
 def cluster_of(engine: EngineName, address: str | None, device: str | None) -> "RayCluster | None":

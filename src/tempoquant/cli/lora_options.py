@@ -11,17 +11,19 @@ _FORM = "DENOISER=FILE, or several such as DENOISER=FILE:0.8,FILE; denoisers are
 Loras = Annotated[
     list[str] | None,
     typer.Option(
-        "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
+        "--lora",
+        metavar="EXPERT=FILE[:STRENGTH],…",
         help="LoRA files to fuse into a denoiser, each with a strength (default 1). tiny-4steps is bundled.",
     ),
-]  # fmt: skip
+]
 ReferenceLoras = Annotated[
     list[str] | None,
     typer.Option(
-        "--lora", metavar="EXPERT=FILE[:STRENGTH],…",
+        "--lora",
+        metavar="EXPERT=FILE[:STRENGTH],…",
         help="LoRA files to fuse into the reference, as into the quantized model; sampling follows them.",
     ),
-]  # fmt: skip
+]
 
 
 def parse_loras(texts: list[str] | None) -> dict[str, list[tuple[Path, float]]]:

@@ -109,12 +109,18 @@ def memory_record(plan: MemoryPlan, machine: Machine) -> dict[str, Any]:
     size, gpu, ram = plan.size, machine.device_bytes, machine.ram_bytes
     models = [_model_record(model, machine) for model in (plan.sixteen_bit, plan.quantized)]
     return {
-        "model": plan.model, "kind": PREDICTED, "height": size.height, "width": size.width,
-        "num_frames": size.num_frames, "overhead_bytes": OVERHEAD_BYTES, "host_overhead_bytes": HOST_OVERHEAD_BYTES,
-        "gpu_bytes": None if gpu is None else round(gpu), "ram_bytes": None if ram is None else round(ram),
+        "model": plan.model,
+        "kind": PREDICTED,
+        "height": size.height,
+        "width": size.width,
+        "num_frames": size.num_frames,
+        "overhead_bytes": OVERHEAD_BYTES,
+        "host_overhead_bytes": HOST_OVERHEAD_BYTES,
+        "gpu_bytes": None if gpu is None else round(gpu),
+        "ram_bytes": None if ram is None else round(ram),
         "models": models,
         "reduction": {mode.mode: plan.reduction(mode.mode) for mode in plan.quantized.modes},
-    }  # fmt: skip
+    }
 
 
 def _model_record(model: ModelPlan, machine: Machine) -> dict[str, Any]:
@@ -136,14 +142,20 @@ def _mode_record(mode: ModePlan) -> dict[str, Any]:
         for phase in mode.phases
     ]
     return {
-        "mode": mode.mode, "in_chunks": mode.in_chunks, "peak_bytes": mode.peak,
-        "deciding_phase": mode.deciding.name, "host_bytes": mode.host, "pinned_bytes": mode.pinned,
+        "mode": mode.mode,
+        "in_chunks": mode.in_chunks,
+        "peak_bytes": mode.peak,
+        "deciding_phase": mode.deciding.name,
+        "host_bytes": mode.host,
+        "pinned_bytes": mode.pinned,
         "copied_bytes": {
-            "before_the_first_step": places.copied_first, "between_denoisers": list(places.copied_between),
-            "each_call": list(places.copied_each_call), "from_disk": places.from_disk,
+            "before_the_first_step": places.copied_first,
+            "between_denoisers": list(places.copied_between),
+            "each_call": list(places.copied_each_call),
+            "from_disk": places.from_disk,
         },
         "phases": phases,
-    }  # fmt: skip
+    }
 
 
 def _phases_table(plan: MemoryPlan, model: ModelPlan) -> Table:

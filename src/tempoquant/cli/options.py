@@ -116,9 +116,13 @@ def sampling_changes(
     own.
     """
     return {
-        "height": size and size.height, "width": size and size.width, "num_frames": frames, "num_steps": steps,
-        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
-    }  # fmt: skip
+        "height": size and size.height,
+        "width": size and size.width,
+        "num_frames": frames,
+        "num_steps": steps,
+        "guidance_scale": guidance_scale,
+        "flow_shift": flow_shift,
+    }
 
 
 Model = Annotated[
@@ -176,8 +180,10 @@ Device = Annotated[
 Activations = Annotated[
     ActivationBits | None,
     typer.Option(
-        "--activation-bits", metavar="4|8|8@LOW-HIGH", parser=parse_activation_bits,
+        "--activation-bits",
+        metavar="4|8|8@LOW-HIGH",
+        parser=parse_activation_bits,
         help="Bits of activations: 8 for W4A8 (as fast on FP8 and INT8 hardware), at some or all timesteps.",
     ),
-]  # fmt: skip
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A quantized pipeline.")]

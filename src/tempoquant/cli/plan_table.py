@@ -27,9 +27,12 @@ def plan_table(estimate: RunEstimate, title: str = "What this run will need (est
     gpu = [_gib_text(max(stage.peak_gpu_gib for stage in estimate.stages))] if on_gpu else []
     name = "all, all denoisers at once" if estimate.side_by_side else "all"
     table.add_row(
-        name, _time_text(estimate.total_seconds), _gib_text(estimate.peak_memory_gib), *gpu,
+        name,
+        _time_text(estimate.total_seconds),
+        _gib_text(estimate.peak_memory_gib),
+        *gpu,
         _gib_text(estimate.peak_disk_gib),
-    )  # fmt: skip
+    )
     return table
 
 

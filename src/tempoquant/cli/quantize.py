@@ -98,10 +98,17 @@ def command(  # noqa: PLR0913 (one argument per option)
     resolved recipe.
     """
     changes = {
-        "format": format, "rank": rank, "num_prompts": num_prompts, "samples_per_denoiser": samples_per_denoiser,
-        "num_steps": steps, "num_frames": frames, "height": size and size.height, "width": size and size.width,
-        "guidance_scale": guidance_scale, "flow_shift": flow_shift,
-    }  # fmt: skip
+        "format": format,
+        "rank": rank,
+        "num_prompts": num_prompts,
+        "samples_per_denoiser": samples_per_denoiser,
+        "num_steps": steps,
+        "num_frames": frames,
+        "height": size and size.height,
+        "width": size and size.width,
+        "guidance_scale": guidance_scale,
+        "flow_shift": flow_shift,
+    }
     if output is None and not dry_run:
         raise typer.BadParameter("name the output folder with -o DIR, or add --dry-run.", param_hint="'--output'")
     if store is not None:
@@ -112,8 +119,12 @@ def command(  # noqa: PLR0913 (one argument per option)
     def work(progress: Progress) -> Outcome:
         machine = machine_of(device, cluster, memory.value, hidden_ram_gib, tokens_at_once)
         what: dict[str, Any] = {
-            "calibration": calibration, "store": store, "lora": loras, "machine": machine, "link": link,
-        }  # fmt: skip
+            "calibration": calibration,
+            "store": store,
+            "lora": loras,
+            "machine": machine,
+            "link": link,
+        }
         what |= budget_of(bits_per_weight, size_gib, sensitivity)
         chosen = resolve_recipe(recipe, changes)
         if dry_run:

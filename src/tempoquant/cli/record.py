@@ -89,9 +89,15 @@ def command(  # noqa: PLR0913 (one argument per option)
         existed = (output / "store.json").is_file() and not overwrite
         identity = ModelIdentity(fingerprint(source, progress), source.hub_id, source.revision)
         store = record(
-            source, output, plan, model=identity, engine=workers, memory=memory.value, overwrite=overwrite,
+            source,
+            output,
+            plan,
+            model=identity,
+            engine=workers,
+            memory=memory.value,
+            overwrite=overwrite,
             progress=progress,
-        )  # fmt: skip
+        )
         return describe(store, existed)
 
     run_command(work, as_json, json_log, interrupted=GOES_ON)
@@ -146,8 +152,12 @@ def describe(store: "SampleStore", existed: bool) -> Outcome:
         }
         words.append(f"{len(entries)} of {denoiser} at {num_steps} of its {len(store.schedule(denoiser))} timesteps")
     record = {
-        "output": str(store.folder), "existed": existed, "digest": store.digest, "denoisers": counts,
-        "settings": store.settings, "seed": store.provenance["seed"],
-    }  # fmt: skip
+        "output": str(store.folder),
+        "existed": existed,
+        "digest": store.digest,
+        "denoisers": counts,
+        "settings": store.settings,
+        "seed": store.provenance["seed"],
+    }
     state = "was already finished" if existed else "written"
     return Outcome(record, f"{store.folder} {state}: samples {' and '.join(words)}, {len(store.prompts)} prompts.")

@@ -86,8 +86,10 @@ def run_command(
             raise
         _fail(
             "the GPU ran out of memory: free some, choose another GPU with --device, or process less at once "
-            "(--tokens-at-once, --memory lean, smaller --size or fewer --frames).", FAILED, as_json,
-        )  # fmt: skip
+            "(--tokens-at-once, --memory lean, smaller --size or fewer --frames).",
+            FAILED,
+            as_json,
+        )
     else:
         if as_json:
             from tempoquant.plain_values import to_json

@@ -49,9 +49,11 @@ def sensitivity_record(sensitivity: Sensitivity, rank: int) -> dict[str, Any]:
         layers = _layers(sensitivity, denoiser)
         record["denoisers"][denoiser] = {
             "sqnr_db": _db(sum(_error_at(layer, rank) for layer in layers.values())),
-            "layers": {name: {"gain": layer.gain, "errors": {str(r): e for r, e in layer.errors.items()}}
-                       for name, layer in layers.items()},
-        }  # fmt: skip
+            "layers": {
+                name: {"gain": layer.gain, "errors": {str(r): e for r, e in layer.errors.items()}}
+                for name, layer in layers.items()
+            },
+        }
     return record
 
 
@@ -79,9 +81,11 @@ def _by_block(layers: dict[str, LayerSensitivity]) -> dict[str, dict[str, LayerS
 
 
 def _grid(
-    title: str, by_block: dict[str, dict[str, LayerSensitivity]], text: Callable[[str, str], str],
+    title: str,
+    by_block: dict[str, dict[str, LayerSensitivity]],
+    text: Callable[[str, str], str],
     more: tuple[str, ...] = (),
-) -> Table:  # fmt: skip
+) -> Table:
     """Make a table with a row for each block and a column for each linear; text(block, linear)
     fills a cell.
     """

@@ -21,10 +21,11 @@ Base = Annotated[
 Denoisers = Annotated[
     list[str] | None,
     typer.Option(
-        "--expert", metavar="DENOISER=FILE|FOLDER",
+        "--expert",
+        metavar="DENOISER=FILE|FOLDER",
         help="With --base: safetensors of a denoiser, 16-bit or fp8_scaled, such as ComfyUI's.",
     ),
-]  # fmt: skip
+]
 
 
 class FamilyName(StrEnum):

@@ -115,11 +115,12 @@ def _identity(request: Request, plan: Plan, progress: Progress) -> Mapping[str, 
     """Return the facts that two runs into one folder must agree on."""
     models = {
         side.label: {
-            "fingerprint": fingerprint(side.source, progress), "activation_bits": side.activation_bits or "4",
+            "fingerprint": fingerprint(side.source, progress),
+            "activation_bits": side.activation_bits or "4",
             **({} if side.speed is None else {"speed": str(side.speed)}),
         }
         for side in request.sides
-    }  # fmt: skip
+    }
     return {
         "tempoquant": version("tempoquant"),
         "benchmark": request.benchmark.name,

@@ -38,14 +38,19 @@ def evaluation_record(
     return {
         "schema": SCHEMA,
         "benchmark": {
-            "name": benchmark.name, "num_items": len(plan.items),
+            "name": benchmark.name,
+            "num_items": len(plan.items),
             "skipped": [{"id": skip.id, "why": skip.why} for skip in benchmark.skipped],
-            "overlap": list(selection.overlap), "excluded_overlap": list(selection.excluded),
+            "overlap": list(selection.overlap),
+            "excluded_overlap": list(selection.excluded),
         },
         "settings": {
-            **{name: getattr(settings, name) for name in ("height", "width", "num_frames", "num_steps", "flow_shift",
-                                                          "guidance_scale", "fps")},
-            "seeds": list(plan.seeds), "memory": plan.memory,
+            **{
+                name: getattr(settings, name)
+                for name in ("height", "width", "num_frames", "num_steps", "flow_shift", "guidance_scale", "fps")
+            },
+            "seeds": list(plan.seeds),
+            "memory": plan.memory,
         },
         "environment": environment(),
         "command": request.command,
@@ -54,10 +59,15 @@ def evaluation_record(
         "items": _items(folder, plan, labels, lines, measured),
         "summary": summarize(measured, labels, plan.bin_names),
         "pairs": pairs(measured, labels, plan.bin_names),
-        "notes": [*measures.notes(settings.height, settings.width), *cost_summaries.notes(plan.device),
-                  *benchmark.notes, *_warnings(selection), *_speeds(sides)],
+        "notes": [
+            *measures.notes(settings.height, settings.width),
+            *cost_summaries.notes(plan.device),
+            *benchmark.notes,
+            *_warnings(selection),
+            *_speeds(sides),
+        ],
         "vbench": None,
-    }  # fmt: skip
+    }
 
 
 def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, reference: str) -> dict[str, Any]:
@@ -76,7 +86,9 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
         "activation_bits": (side.activation_bits or "4") if configs else None,
         "speed": None if side.speed is None else str(side.speed),
         "acceleration": costs[-1].get("acceleration") if costs else None,
-        "calibration": None if calibration is None else {
+        "calibration": None
+        if calibration is None
+        else {
             "num_prompts": len(calibration.prompts),
             "prompts": [{"id": prompt["id"], "prompt": prompt["prompt"]} for prompt in calibration.prompts],
             "settings": dict(calibration.settings),
@@ -87,7 +99,7 @@ def _model(folder: EvaluationFolder, plan: Plan, side: Model, lines: Lines, refe
         "seconds_per_step": statistics.median(seconds) if seconds else None,
         "costs": cost_summaries.costs_of(lines, side.label, reference),
         "maps": read_json(maps) if maps.is_file() else None,
-    }  # fmt: skip
+    }
 
 
 def _memory(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -109,16 +121,23 @@ def _items(
             takes = {label: Take(label, item.id, seed) for label in labels}
             ended = {label: lines[take] for label, take in takes.items() if take in lines}
             image = folder.image(item.id)
-            found.append({
-                "id": item.id, "seed": seed, "category": item.category, "synthetic": item.synthetic,
-                "prompt": item.text, "image": _relative(image, folder.path) if image.is_file() else None,
-                "videos": {
-                    label: _relative(folder.place("videos", takes[label]), folder.path)
-                    for label, line in ended.items() if not line.get("failed")
-                },
-                "metrics": {label: measured[take] for label, take in takes.items() if take in measured},
-                "failed": {label: line["failed"] for label, line in ended.items() if line.get("failed")},
-            })  # fmt: skip
+            found.append(
+                {
+                    "id": item.id,
+                    "seed": seed,
+                    "category": item.category,
+                    "synthetic": item.synthetic,
+                    "prompt": item.text,
+                    "image": _relative(image, folder.path) if image.is_file() else None,
+                    "videos": {
+                        label: _relative(folder.place("videos", takes[label]), folder.path)
+                        for label, line in ended.items()
+                        if not line.get("failed")
+                    },
+                    "metrics": {label: measured[take] for label, take in takes.items() if take in measured},
+                    "failed": {label: line["failed"] for label, line in ended.items() if line.get("failed")},
+                }
+            )
     return found
 
 

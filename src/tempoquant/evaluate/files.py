@@ -75,8 +75,11 @@ def write_mp4(path: Path, video: Video, frames_per_second: int) -> None:
             disk).
     """
     odd = [(0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)]
-    encoding = {"codec": "libx264", "pixelformat": "yuv420p",
-                "output_params": ["-crf", str(CONSTANT_RATE_FACTOR), "-movflags", "+faststart"]}  # fmt: skip
+    encoding = {
+        "codec": "libx264",
+        "pixelformat": "yuv420p",
+        "output_params": ["-crf", str(CONSTANT_RATE_FACTOR), "-movflags", "+faststart"],
+    }
     _encode(path, ".mp4", np.pad(video, odd, mode="edge"), frames_per_second, encoding)
 
 
@@ -101,9 +104,13 @@ def _encode(path: Path, suffix: str, video: Video, frames_per_second: int, encod
     with whole_file(path) as temporary:
         try:
             writer: Any = imageio.get_writer(
-                temporary, format="FFMPEG", fps=frames_per_second, macro_block_size=1, ffmpeg_log_level="quiet",
+                temporary,
+                format="FFMPEG",
+                fps=frames_per_second,
+                macro_block_size=1,
+                ffmpeg_log_level="quiet",
                 **encoding,
-            )  # fmt: skip
+            )
             with contextlib.closing(writer):
                 for frame in video:
                     writer.append_data(frame)

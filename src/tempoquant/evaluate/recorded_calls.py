@@ -37,10 +37,15 @@ def write_calls(file: Path, calls: Sequence[CalibrationSample]) -> None:
     """Write transformer calls of one generation."""
     tensors, outline = take_apart({str(index): dict(call.inputs) for index, call in enumerate(calls)})
     described = [
-        {"prompt_id": call.prompt_id, "expert": call.denoiser, "timestep": call.timestep,
-         "step_index": call.step_index, "guidance_branch": call.guidance_branch}
+        {
+            "prompt_id": call.prompt_id,
+            "expert": call.denoiser,
+            "timestep": call.timestep,
+            "step_index": call.step_index,
+            "guidance_branch": call.guidance_branch,
+        }
         for call in calls
-    ]  # fmt: skip
+    ]
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as temporary:
         save_file(
@@ -61,11 +66,15 @@ def read_calls(file: Path) -> list[CalibrationSample]:
         inputs = put_together(tensors, found.get(OUTLINE_KEY) or _of_tensors(tensors))
         return [
             CalibrationSample(
-                call["prompt_id"], call["expert"], call["timestep"], call["step_index"],
-                call["guidance_branch"], inputs[str(index)],
+                call["prompt_id"],
+                call["expert"],
+                call["timestep"],
+                call["step_index"],
+                call["guidance_branch"],
+                inputs[str(index)],
             )
             for index, call in enumerate(described)
-        ]  # fmt: skip
+        ]
 
 
 def _of_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,11 @@ def warn_of_other_loras(reference: SourceModel, models: Mapping[str, Mapping[str
                 _logger.warning(
                     "%s and its reference have different LoRAs in %s (%s; %s): unless the reference's files hold them, "
                     "give it the same ones with --lora, or more than four bits is compared",
-                    label, denoiser, _words(fused), _words(given.get(denoiser, set())),
-                )  # fmt: skip
+                    label,
+                    denoiser,
+                    _words(fused),
+                    _words(given.get(denoiser, set())),
+                )
 
 
 def _words(notes: set[str]) -> str:

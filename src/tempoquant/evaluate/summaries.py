@@ -51,8 +51,17 @@ def summary_row(
     mean = mean_interval(list(values.values()))
     difference = paired_difference(of_reference, values) if of_reference else None
     found = difference or mean
-    row = {"label": label, "metric": name, "mean": mean.mean, "reference_mean": None, "difference": None,
-           "low": found.low, "high": found.high, "n": found.n, "within_noise": None}  # fmt: skip
+    row = {
+        "label": label,
+        "metric": name,
+        "mean": mean.mean,
+        "reference_mean": None,
+        "difference": None,
+        "low": found.low,
+        "high": found.high,
+        "n": found.n,
+        "within_noise": None,
+    }
     words = _mean_words(metric, mean)
     if of_reference and difference is not None:
         both = [value for key, value in of_reference.items() if key in values]
@@ -69,11 +78,19 @@ def pairs(measured: Measured, labels: Sequence[str], bins: Sequence[str]) -> lis
     for (first, second), name in itertools.product(itertools.combinations(labels[1:], 2), _names(bins)):
         found = paired_difference(_by_item(measured, first, name), _by_item(measured, second, name))
         if found is not None:
-            rows.append({
-                "first": first, "second": second, "metric": name, "difference": found.mean, "low": found.low,
-                "high": found.high, "n": found.n, "within_noise": found.holds_zero,
-                "words": f"{second} is {_difference_words(metric_of(name), found, first)}",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "first": first,
+                    "second": second,
+                    "metric": name,
+                    "difference": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "n": found.n,
+                    "within_noise": found.holds_zero,
+                    "words": f"{second} is {_difference_words(metric_of(name), found, first)}",
+                }
+            )
     return rows
 
 

@@ -32,7 +32,9 @@ def empty_model(model_config: Mapping[str, Any], layers: Mapping[str, LayerEntry
         linear = modules.get(name)
         wanted = (entry.out_features, entry.in_features, entry.bias is not None)
         if not isinstance(linear, nn.Linear) or wanted != (
-            linear.out_features, linear.in_features, linear.bias is not None,
-        ):  # fmt: skip
+            linear.out_features,
+            linear.in_features,
+            linear.bias is not None,
+        ):
             raise damaged(f"{where} does not describe a model with the layer {name}")
     return model

@@ -32,9 +32,13 @@ def model_card(partial: Path, source: SourceModel, settings: dict[str, Any]) -> 
     rows = [_row(partial / each.component, source, each.name) for each in source.denoisers]
     notes = [f"{each.name}: {note}." for each in source.denoisers for note in source.component_of(each.name).notes]
     body = _BODY.format(
-        title=source.family.title(source.index), pipeline=source.index.class_name, recipe=recipe.name,
-        rows="\n".join(rows), notes="".join(f"- {note}\n" for note in notes), toml=recipe.to_toml(),
-    )  # fmt: skip
+        title=source.family.title(source.index),
+        pipeline=source.index.class_name,
+        recipe=recipe.name,
+        rows="\n".join(rows),
+        notes="".join(f"- {note}\n" for note in notes),
+        toml=recipe.to_toml(),
+    )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
@@ -51,9 +55,12 @@ def export_card(partial: Path, source: SourceModel) -> str:
         library_name="diffusers", tags=["tempoquant", "quantized", "W4A4", "nunchaku_lite", precision], **kept
     )
     body = _EXPORT_BODY.format(
-        title=source.family.title(source.index), pipeline=source.index.class_name, recipe=config.recipe.name,
-        precision=precision, toml=config.recipe.to_toml(),
-    )  # fmt: skip
+        title=source.family.title(source.index),
+        pipeline=source.index.class_name,
+        recipe=config.recipe.name,
+        precision=precision,
+        toml=config.recipe.to_toml(),
+    )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 
@@ -85,9 +92,11 @@ def comfyui_card(source: SourceModel, config: ComponentConfig) -> str:
     kept = {key: base[key] for key in ("license", "base_model", "pipeline_tag") if base.get(key)}
     data = ModelCardData(tags=["tempoquant", "quantized", "W4A4", "comfyui", config.recipe.format], **kept)
     body = _COMFYUI_NODES_BODY.format(
-        title=source.family.title(source.index), recipe=config.recipe.name, toml=config.recipe.to_toml(),
+        title=source.family.title(source.index),
+        recipe=config.recipe.name,
+        toml=config.recipe.to_toml(),
         files="\n".join(f"- `{each.name}.safetensors`" for each in source.denoisers),
-    )  # fmt: skip
+    )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 

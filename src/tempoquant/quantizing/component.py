@@ -137,9 +137,11 @@ class _Component:
             for name, tensor in self._weights.stored(lambda name: job.source.family.block_of(name) is None):
                 writer.add_tensor(name, tensor)
             writer.finish(
-                self._weights.config(), calibration=self._calibration(), notes=self._weights.notes,
+                self._weights.config(),
+                calibration=self._calibration(),
+                notes=self._weights.notes,
                 magnitude_ratios=None if self._store is None else self._store.magnitude_ratios(job.denoiser),
-            )  # fmt: skip
+            )
 
     def _blocks(self, model: ReplayedDenoiser, done: int) -> Iterator[QuantizedBlock]:
         samples = [] if self._store is None else self._store.samples(self._job.denoiser)
@@ -162,8 +164,11 @@ class _Component:
         )
         for name, tensor in rest:
             writer.add_tensor(name, tensor)
-        notes = tuple(f"the Hessian of {named.name} was positive definite in float64 only"
-                      for named in block.layers if named.needed_float64)  # fmt: skip
+        notes = tuple(
+            f"the Hessian of {named.name} was positive definite in float64 only"
+            for named in block.layers
+            if named.needed_float64
+        )
         seen = {named.name: named.hardly_seen for named in block.layers if named.hardly_seen is not None}
         writer.commit(notes, seen)
 

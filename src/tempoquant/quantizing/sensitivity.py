@@ -154,9 +154,14 @@ class MeasuringSensitivity:
         try:
             folder.mkdir(parents=True)
             return measure_denoiser(
-                model, samples, self.recipe, HiddenStates(folder / "states"), HiddenStates(folder / "gradients"),
-                TokenChunks(self.num_tokens_at_once), progress,
-            )  # fmt: skip
+                model,
+                samples,
+                self.recipe,
+                HiddenStates(folder / "states"),
+                HiddenStates(folder / "gradients"),
+                TokenChunks(self.num_tokens_at_once),
+                progress,
+            )
         except OSError as error:
             raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from error
         finally:

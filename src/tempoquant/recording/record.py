@@ -158,9 +158,11 @@ def _record_left(
     items = [ToRecord(index, calls) for index, calls in left.items()]
     writer_of = functools.partial(StoreWriter, folder, source.family.text_inputs)
     crew.run(
-        stage, items, progress=together,
+        stage,
+        items,
+        progress=together,
         is_done=lambda item: _is_recorded(writer_of(), item.prompt_index, item.calls),
-    )  # fmt: skip
+    )
 
 
 def _is_recorded(writer: StoreWriter, index: int, calls: Calls) -> bool:

@@ -135,21 +135,30 @@ def _bare(metric: Metric, value: float) -> str:
 def _size(part: Part) -> tuple[Row, ...]:
     return _rows(
         part,
-        ("Bits per weight", "Bits of everything stored in place of the 4-bit layers' weights.",
-         lambda model: _number(model.get("bits_per_weight"), 2)),
+        (
+            "Bits per weight",
+            "Bits of everything stored in place of the 4-bit layers' weights.",
+            lambda model: _number(model.get("bits_per_weight"), 2),
+        ),
         ("On disk", "The denoisers.", lambda model: _bytes(model.get("num_bytes"))),
-        ("Activations", "Bits of the inputs of 4-bit linears; 8@LOW-HIGH at these timesteps, 4 at the others.",
-         lambda model: model.get("activation_bits") and f"{model['activation_bits']} bits"),
-    )  # fmt: skip
+        (
+            "Activations",
+            "Bits of the inputs of 4-bit linears; 8@LOW-HIGH at these timesteps, 4 at the others.",
+            lambda model: model.get("activation_bits") and f"{model['activation_bits']} bits",
+        ),
+    )
 
 
 def _memory(part: Part) -> tuple[Row, ...]:
     memories = [model.get("memory") or {} for model in part.models.values()]
     stages = dict.fromkeys(stage for memory in memories for stage in memory.get("peak_gpu_gib") or {})
     rows: list[tuple[str, str, CellOf]] = [
-        ("Peak RAM", "Largest resident set of the process, of all videos.",
-         lambda model: _largest((model.get("memory") or {}).get("peak_rss_gib"), _costs(model, "peak_rss_gib"))),
-    ]  # fmt: skip
+        (
+            "Peak RAM",
+            "Largest resident set of the process, of all videos.",
+            lambda model: _largest((model.get("memory") or {}).get("peak_rss_gib"), _costs(model, "peak_rss_gib")),
+        ),
+    ]
     for stage in stages:
         rows.append((f"Peak GPU, {stage}", "Largest allocation of that stage.", _gpu_stage(stage)))
     return _rows(part, *rows)
@@ -190,16 +199,29 @@ def _time(found: Mapping[str, Any], digits: int, unit: str) -> Cell | None:
 def _speed(part: Part) -> tuple[Row, ...]:
     return _rows(
         part,
-        ("Time per step", "One denoising step, both calls of guidance included.",
-         lambda model: _time(_costs(model, "seconds_per_step"), 3, " s")
-         or _number(model.get("seconds_per_step"), 3, " s")),
-        (f"Time per step against {part.reference}", "Of the same item, then the median; above 1 is slower.",
-         lambda model: _time(_costs(model, "seconds_per_step_ratio"), 2, " ×")),
-        ("Speed mode", "A column with skipped steps or attention in fewer bits is not W4A4 alone.",
-         lambda model: model.get("speed")),
-        ("Kernels", "The kernels of the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
-         lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items())),
-    )  # fmt: skip
+        (
+            "Time per step",
+            "One denoising step, both calls of guidance included.",
+            lambda model: (
+                _time(_costs(model, "seconds_per_step"), 3, " s") or _number(model.get("seconds_per_step"), 3, " s")
+            ),
+        ),
+        (
+            f"Time per step against {part.reference}",
+            "Of the same item, then the median; above 1 is slower.",
+            lambda model: _time(_costs(model, "seconds_per_step_ratio"), 2, " ×"),
+        ),
+        (
+            "Speed mode",
+            "A column with skipped steps or attention in fewer bits is not W4A4 alone.",
+            lambda model: model.get("speed"),
+        ),
+        (
+            "Kernels",
+            "The kernels of the 4-bit linears; “reference” is the definition in plain PyTorch, and slow.",
+            lambda model: ", ".join(f"{key}: {value}" for key, value in (model.get("kernels") or {}).items()),
+        ),
+    )
 
 
 def _rows(part: Part, *rows: tuple[str, str, CellOf]) -> tuple[Row, ...]:

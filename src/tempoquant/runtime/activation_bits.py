@@ -29,8 +29,9 @@ def set_activation_bits(model: Any, bits: int, timesteps: tuple[float, float] | 
     """
     interval = eight_bit_timesteps(bits, timesteps)
     modules = [model] if isinstance(model, nn.Module) else model.components.values()
-    linears = [linear for module in modules if isinstance(module, nn.Module)
-               for linear in quantized_linears(module).values()]  # fmt: skip
+    linears = [
+        linear for module in modules if isinstance(module, nn.Module) for linear in quantized_linears(module).values()
+    ]
     clocks = {id(linear.clock): linear.clock for linear in linears}
     if not clocks:
         raise UnsupportedError(f"{type(model).__name__} has no 4-bit linear whose activations could have {bits} bits.")

@@ -13,13 +13,37 @@ import torch
 from tempoquant.errors import UnsupportedError
 
 _PROPERTIES = (
-    "shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "requires_grad", "grad", "grad_fn", "is_leaf",
-    "is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu", "is_nested", "is_quantized", "is_sparse",
-)  # fmt: skip
+    "shape",
+    "dtype",
+    "device",
+    "layout",
+    "ndim",
+    "itemsize",
+    "nbytes",
+    "requires_grad",
+    "grad",
+    "grad_fn",
+    "is_leaf",
+    "is_cpu",
+    "is_cuda",
+    "is_meta",
+    "is_mps",
+    "is_xpu",
+    "is_nested",
+    "is_quantized",
+    "is_sparse",
+)
 _METADATA = {getattr(torch.Tensor, name).__get__ for name in _PROPERTIES} | {
-    torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.nelement, torch.Tensor.element_size,
-    torch.Tensor.is_floating_point, torch.is_floating_point, torch.Tensor.is_complex, torch.is_complex,
-}  # fmt: skip
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.nelement,
+    torch.Tensor.element_size,
+    torch.Tensor.is_floating_point,
+    torch.is_floating_point,
+    torch.Tensor.is_complex,
+    torch.is_complex,
+}
 
 
 class PackedWeight(torch.Tensor):

@@ -71,7 +71,9 @@ class _StraightThrough(torch.autograd.Function):
         every = ctx.saved_tensors  # read once: checkpointing gives them a single time
         of_rows = [GradientTensors(*every[start : start + size]) for start in range(0, len(every), size)]
         rows = grad_y.split(1) if len(of_rows) > 1 else [grad_y]
-        parts = [input_gradient(each, tensors, get_format(ctx.format), ctx.rotated)
-                 for each, tensors in zip(rows, of_rows, strict=True)]  # fmt: skip
+        parts = [
+            input_gradient(each, tensors, get_format(ctx.format), ctx.rotated)
+            for each, tensors in zip(rows, of_rows, strict=True)
+        ]
         grad_x = parts[0] if len(parts) == 1 else torch.cat(parts)
         return grad_x, None, None, None, *[None] * len(every)

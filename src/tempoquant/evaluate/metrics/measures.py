@@ -90,10 +90,13 @@ def measures(bundled: bool, height: int, width: int) -> tuple[Measure, ...]:
     """
     found = [
         Measure(("psnr_db",), lambda clip, reference: {"psnr_db": _capped(psnr_db(reference.video, clip.video))}),
-        Measure(("temporal_flickering",), lambda clip, _: {"temporal_flickering": temporal_flickering(clip.video)},
-                against_reference=False),
+        Measure(
+            ("temporal_flickering",),
+            lambda clip, _: {"temporal_flickering": temporal_flickering(clip.video)},
+            against_reference=False,
+        ),
         Measure(("final_latent_db", "sqnr_db"), _latents),
-    ]  # fmt: skip
+    ]
     if min(height, width) >= SSIM_WINDOW:
         found.append(Measure(("ssim",), lambda clip, reference: {"ssim": ssim(reference.video, clip.video)}))
     if vmaf.has_libvmaf():

@@ -85,9 +85,14 @@ def _bounds(
     if len(values) < FEWEST_ITEMS:
         return None, None
     found = bootstrap(
-        (np.asarray(values, dtype=np.float64),), statistic, confidence_level=CONFIDENCE, n_resamples=num_resamples,
-        method="percentile", rng=np.random.default_rng(_SEED), batch=_BATCH,
-    ).confidence_interval  # fmt: skip
+        (np.asarray(values, dtype=np.float64),),
+        statistic,
+        confidence_level=CONFIDENCE,
+        n_resamples=num_resamples,
+        method="percentile",
+        rng=np.random.default_rng(_SEED),
+        batch=_BATCH,
+    ).confidence_interval
     return float(found.low), float(found.high)
 
 
@@ -113,10 +118,12 @@ def resampled_interval(
     if n < FEWEST_ITEMS:
         return Interval(value, None, None, n)
     generator = np.random.default_rng(_SEED)
-    values = np.concatenate([
-        statistic(generator.integers(n, size=(min(_BATCH, num_resamples - begin), n)))
-        for begin in range(0, num_resamples, _BATCH)
-    ])  # fmt: skip
+    values = np.concatenate(
+        [
+            statistic(generator.integers(n, size=(min(_BATCH, num_resamples - begin), n)))
+            for begin in range(0, num_resamples, _BATCH)
+        ]
+    )
     if not np.isfinite(values).all():
         return Interval(value, None, None, n)
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

@@ -79,42 +79,78 @@ _DINO = (
 DIMENSIONS: Mapping[str, Dimension] = {
     "subject_consistency": Dimension(_DINO, 0.1462),
     "background_consistency": Dimension(
-        (Weight("clip_model/ViT-B-32.pt",
-                f"{_CLIP}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"),), 0.2615,
+        (
+            Weight(
+                "clip_model/ViT-B-32.pt",
+                f"{_CLIP}/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+            ),
+        ),
+        0.2615,
     ),
     "motion_smoothness": Dimension(
-        (Weight("amt_model/amt-s.pth", "https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth"),), 0.706, 0.9975,
+        (Weight("amt_model/amt-s.pth", "https://huggingface.co/lalala125/AMT/resolve/main/amt-s.pth"),),
+        0.706,
+        0.9975,
     ),
     "dynamic_degree": Dimension(
-        (Weight("raft_model/models/raft-things.pth",
-                "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip"),), share=0.5,
+        (
+            Weight(
+                "raft_model/models/raft-things.pth", "https://dl.dropboxusercontent.com/s/4j4z58wuv8o0mfz/models.zip"
+            ),
+        ),
+        share=0.5,
     ),
-    "aesthetic_quality": Dimension((
-        Weight("clip_model/ViT-L-14.pt",
-               f"{_CLIP}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt"),
-        Weight("aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
-               "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"),
-    )),
+    "aesthetic_quality": Dimension(
+        (
+            Weight(
+                "clip_model/ViT-L-14.pt",
+                f"{_CLIP}/b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+            ),
+            Weight(
+                "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth",
+                "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth",
+            ),
+        )
+    ),
     "imaging_quality": Dimension(
-        (Weight("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
-                "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/"
-                "musiq_spaq_ckpt-358bb6af.pth"),),
+        (
+            Weight(
+                "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",
+                "https://github.com/chaofengc/IQA-PyTorch/releases/download/v0.1-weights/musiq_spaq_ckpt-358bb6af.pth",
+            ),
+        ),
     ),
-    "overall_consistency": Dimension((
-        Weight("ViCLIP/ViClip-InternVid-10M-FLT.pth", _VICLIP),
-        Weight("ViCLIP/bpe_simple_vocab_16e6.txt.gz",
-               "https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz"),
-    ), highest=0.364),
+    "overall_consistency": Dimension(
+        (
+            Weight("ViCLIP/ViClip-InternVid-10M-FLT.pth", _VICLIP),
+            Weight(
+                "ViCLIP/bpe_simple_vocab_16e6.txt.gz",
+                "https://raw.githubusercontent.com/openai/CLIP/main/clip/bpe_simple_vocab_16e6.txt.gz",
+            ),
+        ),
+        highest=0.364,
+    ),
     "temporal_flickering": Dimension((), 0.6293),
     "i2v_subject": Dimension(_DINO, 0.1462, of_image=True),
-    "i2v_background": Dimension((
-        *(Weight(f"{DREAMSIM_FOLDER}/models/{name}", _DREAMSIM)
-          for name in ("dino_vitb16_pretrain.pth", "open_clip_vitb16_pretrain.pth.tar", "clip_vitb16_pretrain.pth.tar",
-                       "ensemble_lora")),
-        Weight(f"{DREAMSIM_FOLDER}/models/facebookresearch_dino_main", _DINO_CODE),
-        Weight(f"{DREAMSIM_FOLDER}/models/checkpoints/dino_vitbase16_pretrain.pth", _DINO_FILE),
-    ), 0.2615, needs_cuda=True, of_image=True),
-}  # fmt: skip
+    "i2v_background": Dimension(
+        (
+            *(
+                Weight(f"{DREAMSIM_FOLDER}/models/{name}", _DREAMSIM)
+                for name in (
+                    "dino_vitb16_pretrain.pth",
+                    "open_clip_vitb16_pretrain.pth.tar",
+                    "clip_vitb16_pretrain.pth.tar",
+                    "ensemble_lora",
+                )
+            ),
+            Weight(f"{DREAMSIM_FOLDER}/models/facebookresearch_dino_main", _DINO_CODE),
+            Weight(f"{DREAMSIM_FOLDER}/models/checkpoints/dino_vitbase16_pretrain.pth", _DINO_FILE),
+        ),
+        0.2615,
+        needs_cuda=True,
+        of_image=True,
+    ),
+}
 """The dimensions by VBench's name."""
 
 DEFAULT = tuple(name for name in DIMENSIONS if name != "temporal_flickering")

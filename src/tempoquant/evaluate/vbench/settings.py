@@ -113,8 +113,9 @@ def check_vbench(settings: VBenchSettings, device: str, progress: Progress = SIL
     if runs_on == "cpu":
         problems += [
             f"{name} needs a GPU and there is none: leave it out with --vbench-dimensions"
-            for name in settings.dimensions if DIMENSIONS[name].needs_cuda
-        ]  # fmt: skip
+            for name in settings.dimensions
+            if DIMENSIONS[name].needs_cuda
+        ]
     by_place: dict[Path, tuple[Weight, list[str]]] = {}
     for name, weights in missing.items():
         for weight in weights:
@@ -165,9 +166,13 @@ def _ask(settings: VBenchSettings, dimensions: Sequence[str], environment: Mappi
         raise EvaluationError(f"{settings.python} is no interpreter that could run VBench: {HOW_TO_INSTALL}.")
     try:
         done = subprocess.run(
-            runner_command(settings, "check", *dimensions), env=environment,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            runner_command(settings, "check", *dimensions),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         found = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{settings.python} does not run as Python ({error}): {HOW_TO_INSTALL}.") from error

@@ -71,7 +71,7 @@ def vbench_record(vbench: VBench, scores: Scores, failures: Sequence[Failure], l
             {"dimension": failure.dimension, **(failure.take._asdict() if failure.take else {}), "why": failure.why}
             for failure in failures
         ],
-    }  # fmt: skip
+    }
 
 
 def _by_item(scores: Scores, label: str) -> dict[str, dict[str, float]]:
@@ -116,9 +116,20 @@ def _rows(label: str, values: ByItem, of_reference: ByItem, is_reference: bool) 
     ]
     drop = None if is_reference else relative_drop(values, of_reference)
     if drop is not None:
-        rows.append({"label": label, "metric": DROP, "mean": drop.mean, "reference_mean": None, "difference": None,
-                     "low": drop.low, "high": drop.high, "n": drop.n, "within_noise": drop.holds_zero,
-                     "words": _drop_words(drop)})  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "metric": DROP,
+                "mean": drop.mean,
+                "reference_mean": None,
+                "difference": None,
+                "low": drop.low,
+                "high": drop.high,
+                "n": drop.n,
+                "within_noise": drop.holds_zero,
+                "words": _drop_words(drop),
+            }
+        )
     order = list(METRICS)
     return sorted((row for row in rows if row is not None), key=lambda row: order.index(row["metric"]))
 
@@ -134,10 +145,12 @@ def normalised_mean_by_item(values: ByItem) -> dict[str, float]:
     """Average over the dimensions with VBench's bounds and weights (half for dynamic degree)."""
     total = math.fsum(DIMENSIONS[name].share for name in values)
     return {
-        item: math.fsum(DIMENSIONS[name].share * DIMENSIONS[name].normalised(found[item])
-                        for name, found in values.items()) / total
+        item: math.fsum(
+            DIMENSIONS[name].share * DIMENSIONS[name].normalised(found[item]) for name, found in values.items()
+        )
+        / total
         for item in _in_all(values)
-    }  # fmt: skip
+    }
 
 
 def relative_drop(values: ByItem, of_reference: ByItem) -> Interval | None:

@@ -25,13 +25,16 @@ def open_experts(noisier: str | Path, cleaner: str | Path) -> tuple[StoredDenois
     if first.name == second.name:
         _logger.warning(
             "TempoQuant: both slots hold the %s expert (%s): the other half of the steps will run with the wrong one.",
-            first.name, first.where,
-        )  # fmt: skip
+            first.name,
+            first.where,
+        )
     elif first.header.timesteps[0] < second.header.timesteps[0]:
         _logger.warning(
             "TempoQuant: the slot of the noisier expert holds %s, that of the cleaner one %s: exchange them, or the "
-            "video will be noise.", first.name, second.name,
-        )  # fmt: skip
+            "video will be noise.",
+            first.name,
+            second.name,
+        )
     return first, second
 
 

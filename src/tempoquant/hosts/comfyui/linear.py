@@ -53,8 +53,9 @@ class ComfyLinear(QuantizedLinear):
         if self.packed.device == device:
             return self
         twin = copy.copy(self)  # clock, shared input and looked-up facts are the same objects
-        twin._parameters = {key: None if tensor is None else _moved(tensor, device)
-                            for key, tensor in self._parameters.items()}  # fmt: skip
+        twin._parameters = {
+            key: None if tensor is None else _moved(tensor, device) for key, tensor in self._parameters.items()
+        }
         return twin
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

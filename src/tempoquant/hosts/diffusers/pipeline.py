@@ -20,9 +20,15 @@ from tempoquant.models.weights import DenoiserWeights
 from tempoquant.models.with_experts import ModelName
 
 _LOADING_ERRORS = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
     ImportError,  # of a package that another quantizer needs
-)  # fmt: skip
+)
 
 
 def open_pipeline(model: ModelName) -> SourceModel:

@@ -78,12 +78,14 @@ def sample_latents(
 
     given = {
         **texts,
-        "height": settings.height, "width": settings.width, "num_frames": settings.num_frames,
+        "height": settings.height,
+        "width": settings.width,
+        "num_frames": settings.num_frames,
         "guidance_scale": settings.guidance_scale,
         **({} if settings.sigmas is None else {"sigmas": list(settings.sigmas)}),
         "callback_on_step_end": callback,
         **facts.family.arguments(facts.index, prompt, settings),
-    }  # fmt: skip
+    }
     if guider_of(pipeline) is not None:
         use_guidance_scale(pipeline, settings.guidance_scale)
     given["num_inference_steps"] = settings.num_steps

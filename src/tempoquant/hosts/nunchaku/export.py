@@ -108,9 +108,11 @@ def _plan(component: Path) -> _Plan:
     common_format(config.layers)
     rank = common_rank(config.layers)
     layers = {name: exported_entry(entry, rank) for name, entry in config.layers.items()}
-    return _Plan(component, config, ComponentConfig(
-        config.denoiser, BINS, layers, config.recipe, config.library_version, config.calibration
-    ))  # fmt: skip
+    return _Plan(
+        component,
+        config,
+        ComponentConfig(config.denoiser, BINS, layers, config.recipe, config.library_version, config.calibration),
+    )
 
 
 def _export_component(plan: _Plan, place: Path, partial: Path, progress: Progress) -> None:
