@@ -102,7 +102,9 @@ def test_over_the_smallest_and_largest_scales_too(divisor: float) -> None:
 
 
 def test_a_product_with_a_rounded_reciprocal_is_nearest_to_the_integer_that_the_quotient_is_nearest_to() -> None:
-    """Every mantissa of a bfloat16 scale, every middle of two levels, and the four floats on either side of it."""
+    """Every mantissa of a bfloat16 scale, every middle of two levels, and the four floats on either
+    side of it.
+    """
     scale = torch.arange(128, 256).float() * 2.0 ** (torch.arange(128) % 9 - 11)
     middles = torch.arange(7) + 0.5
     points = [(scale[:, None] * middles).float()] * 2

@@ -203,7 +203,8 @@ def test_recorded_ratios_say_which_calls_are_skipped(video):
     known = dataclasses.replace(video, configs=dataclasses.replace(configs, quantized=quantized))
     counts, sentence = counts_of(known, "fast")
     assert "recorded of this model" in sentence
-    # Nothing changes, so two of three are skipped after the first step, of 4 and of 6 by two branches.
+    # Nothing changes, so two of three are skipped after the first step, of 4 and of 6 by two
+    # branches.
     assert [(each.computed, each.skipped) for each in counts.values()] == [(4, 4), (4, 8)]
 
 

@@ -132,7 +132,9 @@ def choose_attention(
 
 
 def candidates(speed: Speed, capability: Capability, family: ModelFamily | None = None) -> tuple[Candidate, ...]:
-    """Return the backends for a speed, the best first; without those that break a family's videos."""
+    """Return the backends for a speed, the best first; without those that break a family's
+    videos.
+    """
     tables = {"exact": (), "fast": (EIGHT_BITS,), "fastest": (FOUR_BITS, EIGHT_BITS)}[speed]
     rows = [each for table in (*tables, SIXTEEN_BITS) for each in _row(table, capability)]
     return tuple(each for each in rows if family is None or denied(each.backend, family, capability) is None)

@@ -17,7 +17,8 @@ class SpeedDefaults:
     Attributes:
         meaning: for people, in one line.
         cache: of steps, or None.
-        skipped_on_tiny: share of denoiser calls that the cache left out on the bundled model (docs/speed.md).
+        skipped_on_tiny: share of denoiser calls that the cache left out on the bundled model
+            (docs/speed.md).
     """
 
     meaning: str

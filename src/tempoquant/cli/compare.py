@@ -57,10 +57,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Generate the same videos with both models, and measure SQNR, PSNR, SSIM and, for a bundled
-    model, prompt adherence.
+    """Generate the same videos with both models, and measure the difference.
 
-    Size, frames, steps, guidance and flow shift default to the reference's own.
+    The measures are SQNR, PSNR, SSIM and, for a bundled model, prompt adherence. Size, frames,
+    steps, guidance and flow shift default to the reference's own.
     """
     reference, folders = reference_and_folders(names, base, denoiser, family)
     if len(folders) > 1:

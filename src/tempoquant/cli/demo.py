@@ -43,11 +43,10 @@ def command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize a bundled model, and generate the same videos in 16 bits, round-to-nearest and the
-    recipe. Takes minutes.
+    """Quantize a bundled model, and compare it with 16 bits and rounding.
 
-    Writes two quantized pipelines, report.html, side_by_side.mp4, contact_sheet.png and
-    results.json. A second run resumes.
+    It takes minutes, and writes two quantized pipelines, report.html, side_by_side.mp4,
+    contact_sheet.png and results.json. A second run resumes.
     """
 
     def work(progress: Progress) -> Outcome:

@@ -15,8 +15,9 @@ LIBRARIES = ("tempoquant", "torch", "triton", "diffusers", "transformers", "acce
 
 
 def command(as_json: Json = False) -> None:
-    """Show this machine's devices and libraries, and the kernels that it runs for each format and
-    attention.
+    """Show this machine's devices and libraries, and its kernels.
+
+    The tables give the kernels for each format and attention, with the reasons.
     """
 
     def work(progress: Progress) -> Outcome:

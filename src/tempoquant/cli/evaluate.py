@@ -110,8 +110,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     as_json: Json = False,
     json_log: JsonLogFile = None,
 ) -> None:
-    """Generate a benchmark's videos with every model, and measure them with confidence intervals.
-    The same command resumes an interrupted run, also on more or fewer devices.
+    """Evaluate models on a benchmark, with confidence intervals.
+
+    It generates the benchmark's videos with every model and measures them. The same command resumes
+    an interrupted run, also on more or fewer devices.
     """
     _require(not (exclude_overlap and allow_overlap), "--exclude-overlap and --allow-overlap contradict each other.")
     _require(

@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = None,
     pose: Annotated[Path | None, typer.Option(metavar="FILE|FOLDER", help="Animate: a clip of the pose.")] = None,
     face: Annotated[Path | None, typer.Option(metavar="FILE|FOLDER", help="Animate: a clip of the face.")] = None,
-    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="What should not.")] = "",
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the video should not show.")] = "",
     steps: Steps = None,
     frames: Frames = None,
     size: Size = None,
@@ -69,8 +69,9 @@ def command(  # noqa: PLR0913 (one argument per option)
     compile_blocks: CompileOption = None,
     device: Device = None,
 ) -> None:
-    """Generate one video. Size, frames, steps, guidance and flow shift default to the model's
-    own.
+    """Generate one video.
+
+    Size, frames, steps, guidance and flow shift default to the model's own.
     """
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
 

@@ -15,7 +15,9 @@ def command(
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's hash and every tensor.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show layers, formats, bits per weight, sizes, timestep bins, clip ratios, recipe and
+    """Show the content of a quantized pipeline.
+
+    That is its layers, formats, bits per weight, sizes, timestep bins, clip ratios, recipe and
     calibration.
     """
 

@@ -74,10 +74,10 @@ def command(  # noqa: PLR0913 (options of the command line)
     guidance_scale: GuidanceScale = None,
     as_json: Json = False,
 ) -> None:
-    """Predict a generation's peak memory by phase and memory mode; the default is 480x832 and 81
-    frames. With --time, predict its time by part.
+    """Predict a generation's peak memory by phase and memory mode.
 
-    Exits with 1 if a GPU's memory or RAM is given, and the quantized model fits in no mode.
+    The default is 480x832 and 81 frames. With --time, the command also predicts the time by part.
+    It exits with 1 if a GPU's memory or RAM is given, and the quantized model fits in no mode.
     """
     about_time = {
         "--gpu": gpu,

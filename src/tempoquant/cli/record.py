@@ -64,12 +64,12 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Record calibration samples: run the 16-bit pipeline on prompts and keep some of its
-    transformer calls.
+    """Record calibration samples: run the 16-bit pipeline on prompts.
 
-    Size, frames, steps, guidance and flow shift default to the model's own. With --lora they follow
-    files that state their number of steps ("4steps" in the name). Finished prompts are kept in
-    STORE.unfinished until all are finished: the same command resumes there.
+    The store keeps some of its transformer calls. Size, frames, steps, guidance and flow shift
+    default to the model's own. With --lora they follow files that state their number of steps
+    ("4steps" in the name). Finished prompts are kept in STORE.unfinished until all are finished:
+    the same command resumes there.
     """
     changes = sampling_changes(size, frames, steps, guidance_scale, flow_shift)
     named, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)

@@ -34,9 +34,9 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one page that opens from disk: quality, size, memory and speed, videos side by side,
-    heat maps, recipes.
+    """Write one HTML page about evaluations, which opens from disk.
 
+    It shows quality, size, memory and speed, videos side by side, heat maps, and recipes.
     Evaluations of the same 16-bit videos are merged; others follow each other on the page.
     """
 

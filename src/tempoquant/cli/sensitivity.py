@@ -42,11 +42,11 @@ def command(  # noqa: PLR0913 (one argument per option)
     json_log: JsonLogFile = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the effect of four bits in each layer on the noise prediction, at several ranks of
-    the low-rank branch.
+    """Measure how four bits in each layer change the noise prediction.
 
-    The table shows each layer at the recipe's rank, as the SQNR in decibels of the noise prediction
-    if that layer alone were rounded. Low numbers mark sensitive layers. Nothing is quantized.
+    It measures several ranks of the low-rank branch. The table shows each layer at the recipe's
+    rank, as the SQNR in decibels of the noise prediction if that layer alone were rounded. Low
+    numbers mark sensitive layers. Nothing is quantized.
     """
     named, loras = model_of(model, base, denoiser, family=family), parse_loras(lora)
     cluster = cluster_of(engine, address, device)

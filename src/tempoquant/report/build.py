@@ -51,14 +51,15 @@ def build_report(
         output: the page, NAME.html. Videos beyond the budget go to the folder NAME_videos beside
             it.
         budget_mib: of embedded videos; 0 embeds none.
-        times: what `tempoquant plan MODEL --time --json` printed; the page then shows where time goes.
+        times: what `tempoquant plan MODEL --time --json` printed; the page then shows where time
+            goes.
 
     Returns:
         Plain values: the page, its bytes, items, and how many videos are inside and beside.
 
     Raises:
-        EvaluationError: a folder holds no evaluation, a damaged one, or lacks a file that it names; or `times` is
-            something else.
+        EvaluationError: a folder holds no evaluation, a damaged one, or lacks a file that it names;
+            or `times` is something else.
         OutputError: the page cannot be written there.
     """
     progress = progress or SILENT
