@@ -1,8 +1,8 @@
 """8-bit attention's plain PyTorch model beside PyPI's sageattention (Triton), run by Triton's
 interpreter.
 
-    pip install --no-deps sageattention==1.0.6 "numpy<2.4"    # pure Triton; its interpreter asks
-    for the older numpy
+    # pure Triton; its interpreter asks for the older numpy
+    pip install --no-deps sageattention==1.0.6 "numpy<2.4"
     TRITON_INTERPRET=1 python -m benchmarks.attention_numerics
 
 Queries, keys and values are random, with keys that share a large mean as in video models. Each row

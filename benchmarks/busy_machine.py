@@ -1,10 +1,10 @@
 """The effect of other work on a command: its time alone, and beside as many busy processes as the
 machine has cores.
 
-    python -m benchmarks.busy_machine                                # quantizes `tiny` by rounding
-    to nearest: minutes
-    python -m benchmarks.busy_machine --repeat 3 demo -o OUT         # or any other command; OUT is
-    a new path each time
+    # quantizes `tiny` by rounding to nearest: minutes
+    python -m benchmarks.busy_machine
+    # or any other command; OUT is a new path each time
+    python -m benchmarks.busy_machine --repeat 3 demo -o OUT
 
 OpenMP's threads wait for each other in three ways: asleep, as the command sets them; spinning, the
 runtime's default; and alone, with no thread to wait for. Their order rotates with each repetition,

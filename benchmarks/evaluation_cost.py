@@ -3,8 +3,8 @@ from the model's shapes and never measured. Prints the Markdown of docs/reproduc
 docs/many_machines.md.
 
     python -m benchmarks.evaluation_cost one-machine                    # stage by stage on one H100
-    python -m benchmarks.evaluation_cost many-machines --gpus 8 64      # 180 items × 3 seeds × 3
-    models
+    # 180 items × 3 seeds × 3 models
+    python -m benchmarks.evaluation_cost many-machines --gpus 8 64
     python -m benchmarks.evaluation_cost one-machine --share 0.3        # under another assumption
 
 Every assumption is an option or stands in the printed text.

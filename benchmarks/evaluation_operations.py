@@ -1,11 +1,9 @@
 """Floating-point operations and least bytes of one video of Wan2.2-I2V-A14B, and their seconds on a
 GPU of given rates. Computed, never measured.
 
-    T = ((frames − 1) / 4 + 1) · (height / 16) · (width / 16)      tokens: four frames, 16 × 16
-    pixels
-    linears of a block   = Σ 2 · tokens · in · out                  the ten of
-    benchmarks/registry.py
-    attention of a block = 4 · T · (T + 512) · 5120                 Q·Kᵀ and P·V of video and text
+    T = ((frames − 1) / 4 + 1) · (height / 16) · (width / 16)   tokens: 4 frames, 16 × 16 pixels
+    linears of a block   = Σ 2 · tokens · in · out              the ten of benchmarks/registry.py
+    attention of a block = 4 · T · (T + 512) · 5120             Q·Kᵀ and P·V of video and text
     a call = 40 blocks,  a video = steps · guidance branches · calls + the autoencoder
 
 The parts outside the blocks (patches, time and text embedding, 0.04 % of a call) and the text

@@ -1,10 +1,10 @@
 """Four steps instead of twenty with guidance: whether the bundled model still follows its prompts,
 and the time saved.
 
-    python -m benchmarks.four_steps                          # tiny in 16 bits, with and without its
-    LoRAs
-    python -m benchmarks.four_steps --folder ours --folder rtn     # and results of `tempoquant
-    quantize --lora …`
+    # tiny in 16 bits, with and without its LoRAs
+    python -m benchmarks.four_steps
+    # and results of `tempoquant quantize --lora …`
+    python -m benchmarks.four_steps --folder ours --folder rtn
 
 Every model makes the video of a held-out task before the next task begins, in a rotating order, so
 that other work on the machine affects all of them alike. The pixel checker judges the videos.

@@ -3,8 +3,8 @@ keep.
 
     python -m benchmarks.gpu_first_day --json first_day.jsonl              # ten minutes
     python -m benchmarks.gpu_first_day --json first_day.jsonl --seconds 300
-    python -m benchmarks.gpu_first_day --json dry.jsonl --dry-run          # small, on a CPU, by
-    plain PyTorch
+    # small, on a CPU, by plain PyTorch
+    python -m benchmarks.gpu_first_day --json dry.jsonl --dry-run
 
 Steps come in the order of their worth, `benchmarks.gpu_first_day_steps` has them. Each runs in its
 own process, with its own limit, and its result is appended to the file at once: an interrupted step

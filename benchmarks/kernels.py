@@ -1,8 +1,8 @@
 """Times of the linears of a Wan2.2 block on the GPU at hand, ours by stages, beside BF16 and other
 people's.
 
-    python -m benchmarks.kernels                                   # 480 × 832 and 720 × 1280, 81
-    frames
+    # 480 × 832 and 720 × 1280, 81 frames
+    python -m benchmarks.kernels
     python -m benchmarks.kernels --tokens 32760 --json kernels.jsonl
 
 Nothing is timed before its results have been compared with the reference. The machine code is

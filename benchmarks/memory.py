@@ -1,8 +1,8 @@
 """Peak GPU memory of a generation by phase and memory mode, beside the prediction of `tempoquant
 plan`.
 
-    python -m benchmarks.memory                                   # Wan2.2-I2V-A14B's shapes,
-    480x832, 81 frames
+    # Wan2.2-I2V-A14B's shapes, 480x832, 81 frames
+    python -m benchmarks.memory
     python -m benchmarks.memory --size 720x1280 --modes swap lean
     python -m benchmarks.memory --json memory.jsonl
 

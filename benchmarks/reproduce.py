@@ -1,11 +1,11 @@
-"""A check of the published claim (arXiv 2605.27003) and of ours on OpenS2V-Eval, by a chain of the
+r"""A check of the published claim (arXiv 2605.27003) and of ours on OpenS2V-Eval, by a chain of the
 project's own commands.
 
-    python -m benchmarks.reproduce --opens2v OPENS2V --vbench-python .venv-vbench/bin/python --work
-    runs/reproduce
+    python -m benchmarks.reproduce --opens2v OPENS2V --vbench-python .venv-vbench/bin/python \
+        --work runs/reproduce
     python -m benchmarks.reproduce --opens2v OPENS2V --print            # the commands alone
-    python -m benchmarks.reproduce --model tiny                         # the same chain on a
-    laptop: minutes
+    # the same chain on a laptop: minutes
+    python -m benchmarks.reproduce --model tiny
 
 Each command is printed, then run. All of them resume after an interruption, so the same line
 resumes the whole chain. docs/reproduce.md lists its requirements and its differences from the

@@ -2,8 +2,8 @@
 tokens.
 
     python -m benchmarks.scale                       # 2 and 6 blocks, 4 samples of 4,096 tokens
-    python -m benchmarks.scale --blocks 1 --long     # one block, and one with a sample of 32,760
-    tokens
+    # one block, and one with a sample of 32,760 tokens
+    python -m benchmarks.scale --blocks 1 --long
     python -m benchmarks.scale --model ltx-2 --recipe default --blocks 1 --samples 2 --tokens 6144
     python -m benchmarks.scale --device cuda --json scale.jsonl
 

@@ -1,7 +1,7 @@
-"""Quality against skipped work: every step cache at several settings, on the bundled model.
+r"""Quality against skipped work: every step cache at several settings, on the bundled model.
 
-    python -m benchmarks.step_caching --num-items 12 --json runs/step_caching.jsonl --figure
-    docs/step_caching.png
+    python -m benchmarks.step_caching --num-items 12 --json runs/step_caching.jsonl --figure \
+        docs/step_caching.png
 
 Magnitude ratios are recorded on calibration prompts. Then held-out items are generated without a
 cache and with each. A row gives the share of denoiser calls that skipped their blocks, processor

@@ -1,8 +1,9 @@
-"""Where the time of a video goes, predicted: stacked bars of several GPUs. Nothing is run, on any
-GPU.
+r"""The predicted time of a video by part: stacked bars of several GPUs. Nothing is run.
 
-    python -m benchmarks.time_bars --figure docs/where_time_goes.png python -m benchmarks.time_bars
-    --times plan.json --figure FILE      # of what `plan … --time --json` printed
+    # of what `plan … --time --json` printed
+    python -m benchmarks.time_bars --figure docs/where_time_goes.png
+    # from the output of `plan … --time --json`
+    python -m benchmarks.time_bars --times plan.json --figure FILE
 
 The prediction is that of `tempoquant plan MODEL --time`; the report draws the same bars.
 """

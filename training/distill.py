@@ -3,8 +3,8 @@
 
     python -m training.distill                  # runs/distill
     python -m training.distill --export         # and the two files into src/tempoquant/tiny/loras
-    python -m training.distill --judge          # the distance of four steps from the teacher's
-    answers, without and with
+    # the distance of four steps from the teacher's answers, without and with
+    python -m training.distill --judge
 
 The student runs the shipped sampler for four steps from the teacher's noise, and at each of the
 states that it reaches itself its prediction of the clean latents is pulled towards the teacher's

@@ -1,9 +1,9 @@
 """Assembly of the pipeline folder from the results of the training runs in runs/.
 
-    python -m training.export                        # trained parts into
-    src/tempoquant/tiny/weights
-    python -m training.export --untrained runs/x     # random weights of the same architecture, for
-    tests of loading
+    # trained parts into src/tempoquant/tiny/weights
+    python -m training.export
+    # random weights of the same architecture, for tests of loading
+    python -m training.export --untrained runs/x
 
 The folder is written beside its place and then moved there, so a reader sees the old pipeline or
 the new one.

@@ -1,8 +1,8 @@
 """The loss of ComfyUI's own 4-bit formats on a bundled model: our export beside our runtime and
 round to nearest.
 
-    python -m benchmarks.comfyui --json runs/comfyui.jsonl      # twenty minutes on two cores; needs
-    comfy-kitchen
+    # twenty minutes on two cores; needs comfy-kitchen
+    python -m benchmarks.comfyui --json runs/comfyui.jsonl
 
 Every row has the same calibration samples, and is judged on the same calls of held-out 16-bit
 generations: SQNR of the noise prediction by denoiser, and the median over layers of the output's

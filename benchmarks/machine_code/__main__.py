@@ -2,8 +2,8 @@
 the resulting time.
 
     python -m benchmarks.machine_code                              # every GPU generation, a table
-    python -m benchmarks.machine_code --capability 90 --json FILE  # Hopper alone, and a line of
-    JSON for each kernel
+    # Hopper alone, and a line of JSON for each kernel
+    python -m benchmarks.machine_code --capability 90 --json FILE
 
 Every figure is counted in code that Triton compiled here, or computed from such counts and from
 datasheets. None was measured.

@@ -1,17 +1,14 @@
 """One kernel for one GPU, counted, and the time that the counts make in some shape. Nothing here
 was measured.
 
-    issue     its instructions, one a cycle and scheduler, or what the fullest of its units takes of
-    them
+    issue     its instructions, one a cycle and scheduler, or the share of its fullest unit
     tensor    its products at the datasheet's rate of the tensor cores
     bytes     the fewest that it must move, at the datasheet's bandwidth
-    largest   the longest of the three: everything runs beside everything else
+    largest   the longest of the three: everything runs in parallel
     sum       issue and tensor one after the other, or bytes if those take longer
-    expected  the sum where one program has a multiprocessor to itself and waits each step until its
-    tensor cores are
-              idle; where it keeps some work for them in flight, only what lies outside of its loop
-              stands alone; the
-              largest where several programs share a multiprocessor
+    expected  the sum if one program has a multiprocessor to itself and waits in each step until
+              its tensor cores are idle; if it keeps some work for them in flight, only the code
+              outside its loop is added; the largest if several programs share a multiprocessor
 
 Latencies, caches, and clocks that fall under load are left out, for BF16's times (`least_bf16`) as
 well.

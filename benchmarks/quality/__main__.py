@@ -1,12 +1,12 @@
-"""A comparison of recipes on one model, with the same calibration samples, judged on held-out
+r"""A comparison of recipes on one model, with the same calibration samples, judged on held-out
 generations.
 
-    python -m benchmarks.quality                                        # tiny-outliers, every row,
-    three seeds: hours
-    python -m benchmarks.quality --rows 'paper*' --formats mxfp4 --ranks 2 --against 'paper, mxfp4,
-    rank 2'
-    python -m benchmarks.quality --report --figures figures             # the finished rows so far,
-    nothing measured
+    # tiny-outliers, every row, three seeds: hours
+    python -m benchmarks.quality
+    python -m benchmarks.quality --rows 'paper*' --formats mxfp4 --ranks 2 \
+        --against 'paper, mxfp4, rank 2'
+    # the finished rows so far, nothing measured
+    python -m benchmarks.quality --report --figures figures
     python -m benchmarks.quality --recipes mine.toml --rows paper mine --formats mxfp4
 
 A seed changes the noise of calibration and of evaluation. Every finished row and seed is a file in

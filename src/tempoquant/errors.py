@@ -10,8 +10,7 @@
     ├── EvaluationError    an evaluation's results are missing, damaged, or of an unknown version
     ├── OutputError        the output folder or file cannot be written as asked
     ├── DeviceError        a GPU stopped working in the middle of it
-    └── UnsupportedError   the operation cannot be right on a 4-bit layer (fuse_lora,
-    fuse_qkv_projections)
+    └── UnsupportedError   the operation cannot be right on a 4-bit layer (such as fuse_lora)
 
 Each message is one sentence or two: what was wrong, where, with which numbers, and what to do about
 it.

@@ -56,7 +56,7 @@ def test_ram_decides_with_the_gpu_and_what_fits_nowhere_exits_with_1():
 
 @pytest.fixture(scope="module")
 def timed() -> dict:
-    """Of all GPUs in the table."""
+    """Return the predicted times of all GPUs in the table."""
     result = run("plan", "tiny", *split(f"{SMALL} --time --steps 5 --json"))
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)

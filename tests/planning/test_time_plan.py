@@ -165,7 +165,7 @@ def check_sums(found: VideoTime, video: TracedVideo) -> None:
 
 
 def test_copies_that_calls_do_not_hide_are_waited_for(video, plan):
-    """Of a link so slow that nothing else counts."""
+    """The link is so slow that nothing else counts."""
     slow = dataclasses.replace(H100, pcie_bytes_per_s=1e3)
     for mode in plan.quantized.in_one_piece:
         found = video_time(video, slow, mode, "exact")
@@ -179,7 +179,7 @@ def test_copies_that_calls_do_not_hide_are_waited_for(video, plan):
 
 
 def test_chunks_expand_each_weight_again_and_multiply_as_much(video, plan):
-    """Of 48 tokens there is one chunk; told of more, a linear reads its weight for each."""
+    """48 tokens make one chunk; for more chunks, a linear reads its weight for each."""
     chunked = next(iter(video.denoisers.values()))
     assert set(chunked.calls_in_chunks.values()) == {1}
     layers = next(iter(video.layers.values())).entries

@@ -1,10 +1,9 @@
 """Calibration of linears that read one input: they watch it in up to three phases.
 
-    range        range, means, covariance of the input    →  smoothing factor, input offsets,
-    deflation
-                 evenly spaced tokens of each bin         →  kept for the clip search
-    regression   regression on the branch in each bin     →  deflation by bin
-    hessian      mean of xᵀx of what is rounded           →  codes (GPTQ)
+    range        range, means, covariance of the input   →  smoothing factor, offsets, deflation
+                 evenly spaced tokens of each bin        →  kept for the clip search
+    regression   regression on the branch in each bin    →  deflation by bin
+    hessian      mean of xᵀx of the quantized input      →  codes (GPTQ)
 
 Clip ratios follow at the end, from the kept tokens and the rounded weights. A recipe that does not
 need a phase skips it. Most recipes calibrate each linear on its own; one that shares smoothing

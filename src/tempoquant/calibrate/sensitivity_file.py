@@ -2,8 +2,8 @@
 
     {"tempoquant_sensitivity": 1,
      "measured": {"model": fingerprint, "recipe": {…}},
-     "experts": {"high_noise": [{"blocks.0.attn1.to_q": {"gain": g, "errors": {"0": e, "2": e, …}},
-     …}, …], …}}
+     "experts": {"high_noise": [{"blocks.0.attn1.to_q": {"gain": g, "errors": {"0": e, …}}, …}, …],
+                 …}}
 
 Linears that get one rank together form one object of the list. Numbers read back exactly.
 """

@@ -1,6 +1,4 @@
-"""What `plan --time` predicts, as plain values and as tables for people, which are made of these
-values.
-"""
+"""The predictions of `plan --time`, as plain values and as tables for people."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,5 +1,5 @@
-"""Where the time of a video goes, as `tempoquant plan MODEL --time --json` predicts it: stacked
-bars, a bar a speed.
+"""The predicted time of a video by part, from `tempoquant plan MODEL --time --json`: stacked bars,
+a bar a speed.
 """
 
 import json

@@ -5,10 +5,10 @@ imports it.
     python -I runner.py check DIMENSION …      the same, with import errors of a dimension's code
     python -I runner.py score                  a JSON object on stdin, answers as JSON lines
 
-    stdin of `score`: {"dimension": …, "device": "cpu"|"cuda", "videos": [{"video": path, "prompt":
-    …, "image": path}]}
-    answers: {"video": number, "score": 0.97} or {"video": number, "why": …}, and {"why": …} where
-    nothing can be scored
+    stdin of `score`: {"dimension": …, "device": "cpu"|"cuda", "videos": [VIDEO, …]},
+                      where VIDEO is {"video": path, "prompt": …, "image": path}
+    answers: {"video": number, "score": 0.97} or {"video": number, "why": …},
+             and {"why": …} if nothing can be scored
 
 The option -I ensures that neither the folder of this file nor PYTHONPATH hides a library.
 """

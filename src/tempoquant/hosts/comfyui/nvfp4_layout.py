@@ -1,8 +1,8 @@
 """ComfyUI's own `nvfp4` on disk: the layers that it can hold, and a QuantizedLayer as its tensors
 and a LoRA.
 
-    y = f(x) + up · (down · x),   f(x) = Q(x ∘ pre_quant_scale) · (weight · weight_scale ·
-    weight_scale_2)ᵀ + bias
+    y = f(x) + up · (down · x)
+    f(x) = Q(x ∘ pre_quant_scale) · (weight · weight_scale · weight_scale_2)ᵀ + bias
 
 f is ComfyUI's linear of that format. Its bypass loader computes the rest from a LoRA, which reads
 the raw x: SVDQuant's formula (arXiv 2411.05007, eq. 5). ComfyUI defines Q: NVFP4 by one dynamic

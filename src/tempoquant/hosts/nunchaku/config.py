@@ -1,8 +1,8 @@
 """diffusers' `nunchaku_lite` on disk: the layers that it can hold, a QuantizedLayer as its tensors
 and back, its config.json.
 
-    y = Q(x / smooth_factor) · (qweight · wscales · wcscales · wtscale)ᵀ + (x · proj_down) ·
-    proj_upᵀ + bias
+    y = Q(x / smooth_factor) · (qweight · wscales · wcscales · wtscale)ᵀ
+        + (x · proj_down) · proj_upᵀ + bias
 
 Every tensor has the layout of the kernels (`nunchaku_packing.py`). Sources: diffusers'
 quantizers/nunchaku/utils.py (SVDQW4A4Linear) for names, shapes and dtypes, nunchaku's
