@@ -183,7 +183,7 @@ def expand_work(counted: Counted, shape: Shape, value_bytes: float) -> Work:
 def multiply_work(counted: Counted, shape: Shape, way: Way) -> Work:
     """Return the work of a linear's product, with branch and bias."""
     arguments = counted.launch.arguments
-    tokens, inner = arguments["TOKENS"], arguments.get("INNER") or arguments["GROUP"]
+    tokens, inner = arguments["TOKENS"], arguments.get("INNER") or arguments["GROUP"] * arguments["AT_ONCE"]
     outputs = arguments["OUTPUTS"] * (2 if counted.launch.kernel.__name__ == "gemm_kernel" else 1)
     programs = triton.cdiv(shape.num_tokens, tokens) * triton.cdiv(shape.out_features, outputs)
     trips = (triton.cdiv(shape.in_features, inner),) + (0,) * (len(counted.listing.loops) - 1)

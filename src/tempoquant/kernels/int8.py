@@ -32,8 +32,8 @@ __all__ = ["int8_multiply", "multiply", "quantize_input"]
 
 # A tile is (tokens, outputs) here; `inner` is the group. Each program holds the sums of a group beside its totals.
 TILES: Tiles = {
-    80: (Tile(128, 128, 64, 16, 4), Tile(64, 64, 64, 4, 4)),
-    86: (Tile(128, 64, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+    80: (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
+    86: (Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
 }
 MIN_GROUP = 32  # what integer tensor cores take of K at least
 
@@ -45,16 +45,28 @@ _LARGEST_SUM = 2**22 - 1
 
 
 @triton.jit
+def _column(matrix: tl.tensor, place: tl.constexpr) -> tl.tensor:
+    """Return a column of (rows, 1 or 2), as (rows,)."""
+    if matrix.shape[1] == 1:
+        return tl.reshape(matrix, (matrix.shape[0],))
+    first, second = tl.split(matrix)
+    if place == 0:
+        return first
+    return second
+
+
+@triton.jit
 def int8_gemm_kernel(  # noqa: PLR0913
     values: tl.tensor, weight: tl.tensor, y: tl.tensor, scale: tl.tensor, weight_scale: tl.tensor, hidden:
     tl.tensor, up: tl.tensor, bias: tl.tensor,
     num_tokens: int, num_outputs: int, rank: int,
     values_stride: int, weight_stride: int, y_stride: int, hidden_stride: int, up_stride: int,
     scale_stride: int, scale_group_stride: int, weight_scale_stride: int, weight_scale_group_stride: int,
-    NUM_GROUPS: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr,
-    RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr, ROWS_AT_ONCE: tl.constexpr,
+    NUM_GROUPS: tl.constexpr, AT_ONCE: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
+    TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
+    ROWS_AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """TOKENS × OUTPUTS of y."""
+    """Compute TOKENS × OUTPUTS of y, AT_ONCE groups a step."""
     first_token, first_output = place_of_tile(num_tokens, num_outputs, TOKENS, OUTPUTS, ROWS_AT_ONCE)
     inner = tl.arange(0, GROUP)[None, :]
     values_rows = row_starts(values, first_token, num_tokens, values_stride, TOKENS) + inner
@@ -62,17 +74,21 @@ def int8_gemm_kernel(  # noqa: PLR0913
     scale_rows = row_starts(scale, first_token, num_tokens, scale_stride, TOKENS)
     weight_scale_rows = row_starts(weight_scale, first_output, num_outputs, weight_scale_stride, OUTPUTS)
     total = tl.zeros((TOKENS, OUTPUTS), dtype=tl.float32)
-    x_scale, w_scale = tl.load(scale_rows), tl.load(weight_scale_rows)
-    for group in range(NUM_GROUPS):
-        following = min(group + 1, NUM_GROUPS - 1)  # the compiler fetches ahead what a product reads, not its scales
-        next_x_scale = tl.load(scale_rows + following * scale_group_stride)
-        next_w_scale = tl.load(weight_scale_rows + following * weight_scale_group_stride)
-        x = tl.load(values_rows + group * GROUP)
-        w = tl.load(weight_rows + group * GROUP)
-        start = tl.full((TOKENS, OUTPUTS), _BITS_OF_ZERO, dtype=tl.int32)
-        sums = tl.dot(x, w.T, start, out_dtype=tl.int32).to(tl.float32, bitcast=True) - _FLOAT_OF_ZERO
-        total += sums * x_scale * tl.trans(w_scale)
-        x_scale, w_scale = next_x_scale, next_w_scale
+    ahead = tl.arange(0, AT_ONCE)[None, :]
+    x_scales = tl.load(scale_rows + ahead * scale_group_stride)
+    w_scales = tl.load(weight_scale_rows + ahead * weight_scale_group_stride)
+    for first in range(0, NUM_GROUPS, AT_ONCE):
+        # The compiler fetches ahead what a product reads, not its scales.
+        following = min(first + AT_ONCE, NUM_GROUPS - AT_ONCE)
+        next_x_scales = tl.load(scale_rows + (following + ahead) * scale_group_stride)
+        next_w_scales = tl.load(weight_scale_rows + (following + ahead) * weight_scale_group_stride)
+        for place in tl.static_range(AT_ONCE):
+            x = tl.load(values_rows + (first + place) * GROUP)
+            w = tl.load(weight_rows + (first + place) * GROUP)
+            start = tl.full((TOKENS, OUTPUTS), _BITS_OF_ZERO, dtype=tl.int32)
+            sums = tl.dot(x, w.T, start, out_dtype=tl.int32).to(tl.float32, bitcast=True) - _FLOAT_OF_ZERO
+            total += sums * _column(x_scales, place)[:, None] * _column(w_scales, place)[None, :]
+        x_scales, w_scales = next_x_scales, next_w_scales
     is_stored = first_token + tl.arange(0, TOKENS) < num_tokens
     finish(
         total, y, None, None, hidden, up, bias, is_stored, first_token, first_output, num_tokens, num_outputs, rank,
@@ -113,7 +129,7 @@ def int8_gemm_launch(
             "scale_stride": x_scale.stride(0), "scale_group_stride": x_scale.stride(1),
             "weight_scale_stride": scale.stride(0), "weight_scale_group_stride": scale.stride(1),
             "UPCAST": is_interpreted(), "TOKENS": tile.tokens, "OUTPUTS": tile.outputs,
-            "NUM_GROUPS": scale.shape[1],
+            "NUM_GROUPS": scale.shape[1], "AT_ONCE": 1 if scale.shape[1] % 2 else 2,
             "GROUP": values.shape[1] // scale.shape[1], **rank_blocks(rank), "ROWS_AT_ONCE": ROWS_AT_ONCE,
         },
         {"num_warps": tile.num_warps, "num_stages": tile.num_stages},
