@@ -11,7 +11,7 @@ class Hub:
         self.repository, self.cache = repository, cache
         self.fetched: list[str] = []
 
-    def snapshot_download(self, hub_id: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, hub_id: str, revision: str | None, allow_patterns: list[str]) -> str:
         for file in sorted(self.repository.rglob("*")):
             place = self.cache / file.relative_to(self.repository)
             if file.is_file() and not place.exists() and any(place.match(pattern) for pattern in allow_patterns):

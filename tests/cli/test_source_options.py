@@ -157,8 +157,8 @@ def test_half_a_model_is_refused(model: str | None, base: str | None, denoisers:
 
 def test_a_base_stands_in_the_place_of_a_reference() -> None:
     given = WithExperts("tiny", {"high_noise": "a=b"})
-    assert reference_and_folders(["tiny", "x", "y"], None, None) == ("tiny", [Path("x"), Path("y")])
-    assert reference_and_folders(["x"], "tiny", ["high_noise=a=b"]) == (given, [Path("x")])
+    assert reference_and_folders(["tiny", "x", "y"], None, None) == ("tiny", ["x", "y"])
+    assert reference_and_folders(["x"], "tiny", ["high_noise=a=b"]) == (given, ["x"])
     assert str(given) == "tiny"
     with pytest.raises(typer.BadParameter, match="name a quantized pipeline"):
         reference_and_folders(["tiny"], None, None)

@@ -38,7 +38,7 @@ def test_a_missing_model_is_named_with_what_may_be_given(name: str) -> None:
 
 def test_a_hub_id_that_cannot_be_fetched_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="nobody/nothing is neither a folder here nor could it be fetched"):
+    with pytest.raises(ModelError, match="nobody/nothing is neither a folder here nor whole in the hub's cache"):
         SourceModel.open("nobody/nothing")
 
 
@@ -117,7 +117,8 @@ def test_a_boundary_that_leaves_an_expert_no_timesteps_is_refused(folder: Path, 
 def test_weights_are_fetched_only_where_they_are_wanted(monkeypatch, folder: Path, configs_only: bool) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda hub_id, allow_patterns: asked.append(allow_patterns) or folder
+        "huggingface_hub.snapshot_download",
+        lambda hub_id, revision, allow_patterns: asked.append(allow_patterns) or folder,
     )
     assert SourceModel.open("someone/some-model", weights=not configs_only).folder == folder
     assert ["*.safetensors" in patterns for patterns in asked] == ([False] if configs_only else [False, True])

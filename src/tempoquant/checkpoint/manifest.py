@@ -4,6 +4,7 @@ every file.
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,17 +61,22 @@ def missing_files(folder: Path, manifest: Manifest) -> list[str]:
     return [name for name in sorted(manifest.sha256) if not (folder / name).is_file()]
 
 
-def verify_manifest(folder: Path) -> list[str]:
-    """Compare every listed file with its hash, and return their names.
+def verify_manifest(folder: Path, but: Collection[str] = ()) -> list[str]:
+    """Compare every listed file with its hash, and return the names of those compared.
 
-    Raises CheckpointError for the first file that is missing or differs.
+    Args:
+        but: names of files that have to be there, and may hold something else.
+
+    Raises:
+        CheckpointError: a file is missing or differs.
     """
     manifest = read_manifest(folder)
     for name in missing_files(folder, manifest):
         raise CheckpointError(f"{folder / name} is missing: fetch the folder again.")
-    for name, digest in sorted(manifest.sha256.items()):
+    compared = {name: digest for name, digest in sorted(manifest.sha256.items()) if name not in but}
+    for name, digest in compared.items():
         if files.sha256_of(folder / name) != digest:
             raise CheckpointError(
                 f"{folder / name} is not the file that was written (SHA-256 differs): fetch it again."
             )
-    return sorted(manifest.sha256)
+    return list(compared)

@@ -21,7 +21,7 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, Family, reference_and_folders
+from tempoquant.cli.source_options import Base, Denoisers, Family, places_of, reference_and_folders
 from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def command(  # noqa: PLR0913 (one argument per option)
         source = with_loras(open_pipeline(reference), loras)
         settings = settings_of(source, changes)
         task = Task(prompts, settings, seed, in_bundled_world=str(reference) in BUNDLED_MODELS)
-        # A folder's own name keeps two results of one recipe apart; "." has none before it is
-        # resolved.
-        label = folder.resolve().name
+        _, label = places_of(folder)
         prepare = None
         if activation_bits is not None:
             label += f", activations in {activation_bits} bits"

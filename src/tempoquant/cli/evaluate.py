@@ -30,7 +30,7 @@ from tempoquant.cli.options import (
     sampling_changes,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
-from tempoquant.cli.source_options import Base, Denoisers, Family, reference_and_folders
+from tempoquant.cli.source_options import Base, Denoisers, Family, places_of, reference_and_folders
 from tempoquant.cli.speed_options import AttentionOption, CacheName, CompileOption, SpeedName, choices_of
 from tempoquant.progress import Progress
 
@@ -200,7 +200,7 @@ def _vbench(python: Path | None, dimensions: str | None, cache: Path | None) -> 
     return VBenchSettings(python, DEFAULT if dimensions is None else dimensions.split(","), cache or default_cache())
 
 
-def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> list["Model"]:
+def _models(folders: Sequence[str], activation_bits: ActivationBits | None) -> list["Model"]:
     """Label models by their folders' names, and by the parent folder as well if two names are
     equal. Raises OutputError.
     """
@@ -209,14 +209,14 @@ def _models(folders: Sequence[Path], activation_bits: ActivationBits | None) -> 
     from tempoquant.hosts.diffusers.pipeline import open_pipeline
     from tempoquant.runtime.activation_bits import set_activation_bits
 
-    # Resolved, since "." has no name of its own.
-    paths = [folder.resolve() for folder in folders]
-    names = [path.name for path in paths]
-    labels = [path.name if names.count(path.name) == 1 else f"{path.parent.name}-{path.name}" for path in paths]
+    places = [places_of(folder) for folder in folders]
+    names = [name for _, name in places]
+    labels = [name if names.count(name) == 1 else f"{parent}-{name}" for parent, name in places]
     if activation_bits is not None:
         labels = [f"{label}-a{activation_bits}" for label in labels]
     labels = [re.sub(r"[^A-Za-z0-9_.@-]+", "-", label).lstrip(".") or "model" for label in labels]
-    if twice := [label for label in labels if labels.count(label) > 1]:
+    folded = [label.casefold() for label in labels]  # they name folders, which some systems do not tell apart by case
+    if twice := [label for label in labels if folded.count(label.casefold()) > 1]:
         raise OutputError(f"two models would both be called {twice[0]}: rename a folder, or give each one once.")
     if activation_bits is None:
         return [Model(label, open_pipeline(folder)) for label, folder in zip(labels, folders, strict=True)]

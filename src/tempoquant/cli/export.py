@@ -25,7 +25,7 @@ class Target(str, Enum):
 class _Request(NamedTuple):
     """The requested export, without the target."""
 
-    folder: Path
+    folder: str
     output: Path
     overwrite: bool
     link: bool

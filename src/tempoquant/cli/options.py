@@ -4,7 +4,6 @@ import math
 import re
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -186,4 +185,6 @@ Activations = Annotated[
         help="Bits of activations: 8 for W4A8 (as fast on FP8 and INT8 hardware), at some or all timesteps.",
     ),
 ]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A quantized pipeline.")]
+Folder = Annotated[
+    str, typer.Argument(metavar="DIR", help="A quantized pipeline: a folder or hub id (org/name, org/name@revision).")
+]

@@ -2,7 +2,7 @@
 weights.
 """
 
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +28,7 @@ Denoisers = Annotated[
 ]
 
 
-class FamilyName(StrEnum):
+class FamilyName(str, Enum):
     """The values of --family."""
 
     GENERIC = "generic"
@@ -91,9 +91,9 @@ def model_of(
 
 def reference_and_folders(
     names: list[str], base: str | None, denoisers: list[str] | None, family: FamilyName | None = None
-) -> tuple["ModelName", list[Path]]:
-    """Parse a command's arguments: a reference, unless --base is one, and folders of quantized
-    pipelines.
+) -> tuple["ModelName", list[str]]:
+    """Parse a command's arguments: a reference, unless --base is one, and folders or hub ids of
+    quantized pipelines.
 
     Raises typer.BadParameter as `model_of`, and for no folder.
     """
@@ -102,7 +102,19 @@ def reference_and_folders(
     model = model_of(reference, base, denoisers, "REFERENCE", family)
     if not folders:
         raise typer.BadParameter("name a quantized pipeline.", param_hint="'DIR'")
-    return model, [Path(name) for name in folders]
+    return model, folders
+
+
+def places_of(model: str) -> tuple[str, str]:
+    """Return the last two names of a model's folder, with links followed, or of its hub id."""
+    from tempoquant.models.hub import is_hub_id, split_revision
+
+    path = Path(model)
+    if not path.exists() and is_hub_id(model):
+        hub_id, revision = split_revision(model)
+        parent, name = hub_id.split("/")
+        return parent, name if revision is None else f"{name}@{revision}"
+    return path.resolve().parent.name, path.resolve().name
 
 
 def _wrong(words: str) -> typer.BadParameter:

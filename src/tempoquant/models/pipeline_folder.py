@@ -5,16 +5,16 @@ safe.
 import importlib.util
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import ModelError
 from tempoquant.models.family import PipelineIndex
+from tempoquant.models.hub import is_hub_id
 from tempoquant.models.no_source import PICKLES, file_as_model, refuse_file
 
 _LIBRARIES = {"diffusers", "transformers"}
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.md")
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.md", "*.jinja")
 WHOLE_MODEL = (*SMALL_FILES, "*.safetensors")
 INDEX_NAME = "model_index.json"
 INDEX_NAMES = (INDEX_NAME, "modular_model_index.json")
@@ -39,29 +39,16 @@ def local_folder(model: str | Path) -> Path | None:
         return path
     if path.is_file():
         raise file_as_model(path)
-    if str(model).count("/") != 1 or str(model).startswith(("/", ".")):
+    if not is_hub_id(hub_name(model)):
         raise ModelError(
             f"there is no model folder {model}: give {', '.join(BUNDLED_MODELS)}, a diffusers folder, or a hub id."
         )
     return None
 
 
-def revision_of(folder: Path) -> str | None:
-    """Return the commit of a snapshot in the hub's cache; None for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
-def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
-    """Return the folder in the hub's cache that holds the files of a model that match. Raises
-    ModelError.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"{hub_id} is neither a folder here nor could it be fetched from the hub: {error}") from error
+def hub_name(model: str | Path) -> str:
+    """Return the hub's name of a model: with a slash, also where paths have other separators."""
+    return model.as_posix() if isinstance(model, Path) else str(model)
 
 
 def read_json(file: Path) -> Any:

@@ -13,16 +13,16 @@ from tempoquant.models.component_files import Component
 from tempoquant.models.families import family_of
 from tempoquant.models.family import ModelFamily, PipelineIndex
 from tempoquant.models.geometry import LatentGeometry
+from tempoquant.models.hub import fetch, revision_of, split_revision
 from tempoquant.models.no_source import no_pipeline
 from tempoquant.models.pipeline_folder import (
     SMALL_FILES,
     WHOLE_MODEL,
-    fetch,
+    hub_name,
     index_file,
     local_folder,
     read_index,
     refuse_other_weights,
-    revision_of,
 )
 from tempoquant.models.source_sizes import BlockLinear, SampleSizes
 from tempoquant.models.weight_files import Forms
@@ -67,8 +67,9 @@ class SourceModel:
         small files are fetched and checked before the weights.
 
         Args:
-            model: a bundled model's name, a folder, or a hub id; or one of these and files of
-                denoisers' weights; or one of these to be taken by the generic family.
+            model: a bundled model's name, a folder, or a hub id ("org/name" or
+                "org/name@revision"); or one of these and files of denoisers' weights; or one of
+                these to be taken by the generic family.
             weights: False to look at configs only, and fetch nothing else.
 
         Raises:
@@ -85,12 +86,14 @@ class SourceModel:
         if folder is not None:
             bundled = "" if Path(base).is_dir() else str(base)
             return cls.of_folder(folder, weights, None, bundled, given)
-        small = cls.of_folder(fetch(str(base), SMALL_FILES), False, str(base), "", given)
+        name = hub_name(base)
+        hub_id, _ = split_revision(name)
+        small = cls.of_folder(fetch(name, SMALL_FILES), False, hub_id, "", given)
         if not weights:
             return small
         needed = [f"{name}/*.safetensors" for name, component in small.components.items() if not component.given]
         patterns = (*SMALL_FILES, *needed) if given or small.index.is_modular else WHOLE_MODEL
-        return cls.of_folder(fetch(str(base), patterns), True, str(base), "", given)
+        return cls.of_folder(fetch(name, patterns), True, hub_id, "", given)
 
     @classmethod
     def of_folder(

@@ -40,7 +40,7 @@ def export(folder: str | Path, output: str | Path, *, overwrite: bool = False, p
         ModelError: ComfyUI cannot run the model, or it is not quantized; nothing is written then.
         TempoQuantError: see tempoquant.errors.
     """
-    source = SourceModel.open(Path(folder))
+    source = SourceModel.open(folder)
     stored = open_denoisers(source.folder)
     target = OutputFolder(
         Path(output), ExportIdentity(TARGET, fingerprint(source, progress), library_version(), True), overwrite

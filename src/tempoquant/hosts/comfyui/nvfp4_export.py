@@ -114,7 +114,7 @@ def export(
             nothing is written then.
         TempoQuantError: see tempoquant.errors.
     """
-    source = SourceModel.open(Path(folder))
+    source = SourceModel.open(folder)
     plans = [_plan(each.name, source.components[each.component].folder, source.family) for each in source.denoisers]
     identity = ExportIdentity(TARGET, fingerprint(source, progress), library_version())
     target = OutputFolder(Path(output), identity, overwrite)

@@ -75,7 +75,7 @@ def export(
         UnsupportedError: the target cannot hold a layer; nothing is written then.
         TempoQuantError: see tempoquant.errors.
     """
-    source = SourceModel.open(Path(folder))
+    source = SourceModel.open(folder)
     plans = {each.component: _plan(source.components[each.component].folder) for each in source.denoisers}
     target = OutputFolder(
         Path(output), ExportIdentity(TARGET, fingerprint(source, progress), library_version()), overwrite

@@ -8,7 +8,8 @@ from tempoquant.models.generic.assumptions import Assumptions
 from tempoquant.models.generic.family import family_from
 from tempoquant.models.generic.observe import observe
 from tempoquant.models.generic.static import denoiser_of, lists_of_blocks
-from tempoquant.models.pipeline_folder import WHOLE_MODEL, fetch, local_folder, read_index
+from tempoquant.models.hub import fetch, split_revision
+from tempoquant.models.pipeline_folder import WHOLE_MODEL, hub_name, local_folder, read_index
 from tempoquant.models.source import SourceModel
 from tempoquant.models.with_experts import GenericModel
 
@@ -24,8 +25,8 @@ def open_generic(model: GenericModel) -> SourceModel:
             why.
     """
     folder = local_folder(model.model)
-    hub_id = None if folder is not None else str(model.model)
-    folder = folder or fetch(str(model.model), WHOLE_MODEL)
+    hub_id = None if folder is not None else split_revision(hub_name(model.model))[0]
+    folder = folder or fetch(hub_name(model.model), WHOLE_MODEL)
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} has no model_index.json: the generic family takes diffusers pipelines.")
     index = read_index(folder)
