@@ -9,6 +9,7 @@
     ├── CheckpointError    a quantized checkpoint is truncated, altered, or of an unknown version
     ├── EvaluationError    an evaluation's results are missing, damaged, or of an unknown version
     ├── OutputError        the output folder or file cannot be written as asked
+    ├── HubError           the hub refuses, cannot be reached, or holds something else
     ├── DeviceError        a GPU stopped working in the middle of it
     └── UnsupportedError   the operation cannot be right on a 4-bit layer (such as fuse_lora)
 
@@ -51,6 +52,10 @@ class EvaluationError(TempoQuantError):
 
 class OutputError(TempoQuantError):
     """The output folder or file cannot be written as asked."""
+
+
+class HubError(TempoQuantError):
+    """The hub refuses an upload, cannot be reached, or holds something else."""
 
 
 class DeviceError(TempoQuantError):

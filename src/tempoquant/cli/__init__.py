@@ -14,6 +14,7 @@ from tempoquant.cli.export import command as export_command
 from tempoquant.cli.generate import command as generate_command
 from tempoquant.cli.inspect import command as inspect_command
 from tempoquant.cli.plan import command as plan_command
+from tempoquant.cli.publish import command as publish_command
 from tempoquant.cli.quantize import command as quantize_command
 from tempoquant.cli.record import command as record_command
 from tempoquant.cli.report import command as report_command
@@ -39,6 +40,7 @@ app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("doctor")(doctor_command)
 app.command("export")(export_command)
+app.command("publish")(publish_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,6 @@ from tempoquant.progress import Progress
 
 if TYPE_CHECKING:
     from tempoquant.evaluate.request import Request
-    from tempoquant.evaluate.side_by_side import Column, Verdict
     from tempoquant.recipe import Recipe
 
 MODEL = "tiny-outliers"
@@ -178,41 +177,14 @@ def folder_name(recipe_name: str) -> str:
 
 def draw(record: Mapping[str, Any], evaluation: Path, video: Path, picture: Path) -> None:
     """Write the video and the contact sheet of the items that every model finished."""
+    from tempoquant.evaluate.pictures import columns_of
     from tempoquant.evaluate.side_by_side import write_contact_sheet, write_side_by_side
 
     items = [item for item in record["items"] if not item["failed"]]
-    columns = [column(record, model, items, evaluation) for model in record["models"]]
+    columns = columns_of(record, items, evaluation)
     texts = [item["prompt"] for item in items]
     write_side_by_side(video, columns, texts, record["settings"]["fps"])
     write_contact_sheet(picture, columns, texts)
-
-
-def column(
-    record: Mapping[str, Any], model: Mapping[str, Any], items: Sequence[Mapping[str, Any]], evaluation: Path
-) -> "Column":
-    """Return one model's videos, without loss, and their captions."""
-    from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take
-    from tempoquant.evaluate.files import read_lossless
-    from tempoquant.evaluate.side_by_side import Column
-
-    label = model["label"]
-    folder = EvaluationFolder(evaluation)
-    places = [folder.place("lossless", Take(label, item["id"], item["seed"])) for item in items]
-    subtitle = "the reference"
-    if label != record["reference"]:
-        subtitle = f"{model['bits_per_weight']:.2f} bits per weight, W4A4"
-    verdicts = [verdicts_of(item["metrics"][label]) for item in items]
-    return Column(label, subtitle, [read_lossless(place) for place in places], verdicts)
-
-
-def verdicts_of(metrics: Mapping[str, Any]) -> "list[Verdict]":
-    """Return the captions of one video."""
-    from tempoquant.evaluate.side_by_side import Verdict
-
-    marks = [("motion", metrics.get("motion_followed")), ("appearance", metrics.get("appearance_kept"))]
-    verdicts = [Verdict(words, good) for words, good in marks if good is not None]
-    psnr_db = metrics.get("psnr_db")
-    return verdicts if psnr_db is None else [*verdicts, Verdict(f"PSNR {psnr_db:.1f} dB")]
 
 
 def summary(record: Mapping[str, Any], existed: Mapping[str, bool], output: Path, files: Mapping[str, Path]) -> Any:

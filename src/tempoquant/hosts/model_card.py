@@ -28,6 +28,7 @@ def model_card(partial: Path, source: SourceModel, settings: dict[str, Any]) -> 
         library_name="diffusers",
         pipeline_tag=source.pipeline_tag,
         tags=["tempoquant", "quantized", "W4A4", recipe.format],
+        **{key: base[key] for key in ("license_name", "license_link") if base.get(key)},
     )
     rows = [_row(partial / each.component, source, each.name) for each in source.denoisers]
     notes = [f"{each.name}: {note}." for each in source.denoisers for note in source.component_of(each.name).notes]
