@@ -35,9 +35,13 @@ check: .venv/.installed-check  ## Lint, check formatting and types, and check wh
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: .venv/.installed-docs  ## Build the documentation site in build/site; a broken link is an error.
+docs: .venv/.installed-docs  ## Build the documentation site in build/site, and run its tutorial; a broken link or command is an error.
 	$(BIN)/typer tempoquant.cli utils docs --name tempoquant --output docs/cli.md
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	rm -rf build/tutorial build/tutorial.log
+	mkdir -p build/tutorial
+	printf 'set -e\nexec 2>>"%s"\n' "$(CURDIR)/build/tutorial.log" >build/tutorial.bash
+	PATH="$(CURDIR)/$(BIN):$$PATH" BASH_ENV="$(CURDIR)/build/tutorial.bash" NO_MKDOCS_2_WARNING=1 \
+	    $(BIN)/mkdocs build --quiet || { cat build/tutorial.log; exit 1; }
 
 format: .venv/.installed-check  ## Rewrite the sources so that `make check` accepts their format.
 	$(BIN)/ruff check --fix
