@@ -81,7 +81,7 @@ class HiddenStates:
         partial = self._boundary(block).with_suffix(".partial")
         try:
             sync(partial)
-            partial.rename(self._boundary(block))
+            partial.replace(self._boundary(block))
             sync(self._folder)
         except OSError as error:
             raise OutputError(

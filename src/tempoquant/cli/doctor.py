@@ -39,6 +39,10 @@ def command(as_json: Json = False) -> None:
 
 def installed(name: str) -> str | None:
     """Return the version of a library; None if it is not installed."""
+    if name == "triton":
+        from tempoquant.kernels.dispatch import triton_version
+
+        return triton_version()
     try:
         return version(name)
     except PackageNotFoundError:
@@ -138,5 +142,5 @@ def remedy(record: dict[str, Any]) -> str:
     if any(kernels["backend"] != "reference" for device in record["devices"] for kernels in device["kernels"].values()):
         return "The table shows where GPU kernels run."
     if len(record["devices"]) > 1 and record["libraries"]["triton"] is None:
-        return "No GPU kernels: install Triton (pip install triton)."
+        return "No GPU kernels: install Triton (pip install 'tempoquant[gpu]')."
     return "No GPU kernels here: everything runs in plain PyTorch, which is exact and slow."

@@ -192,7 +192,8 @@ class EvaluationFolder:
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
         """Append one line in one write; it is on disk on return."""
         line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        handle = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # which only Windows has
+        handle = os.open(self.path / name, flags, 0o666)
         try:
             before = os.fstat(handle).st_size
             if os.write(handle, line) < len(line):

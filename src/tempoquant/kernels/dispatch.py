@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from tempoquant.formats import Format
 FP4_CAPABILITIES = (10, 12)
 """Whose tensor cores multiply E2M1 codes with a scale for each group: Blackwell's, in data centres and in RTX."""
 FP4_TRITON = (3, 6)
+TRITON_PACKAGES = ("triton", "triton-windows")
+"""Distributions of the module `triton`: its own, and the one for Windows, which another project builds."""
 
 
 class Backend(str, Enum):
@@ -134,7 +137,9 @@ def why_not(backend: Backend, device: torch.device, format: Format) -> str | Non
         return "Triton is not installed"
     if (reason := _why_not_there(backend, torch.cuda.get_device_capability(device))) is not None:
         return reason
-    return "it needs Triton 3.6" if backend is Backend.FP4 and _triton_version() < FP4_TRITON else None
+    if backend is Backend.FP4 and not _is_triton_at_least(FP4_TRITON):
+        return "it needs Triton 3.6"
+    return None
 
 
 def backend_at(capability: tuple[int, int], format: Format) -> Backend:
@@ -166,8 +171,17 @@ def _why_not_there(backend: Backend, capability: tuple[int, int]) -> str | None:
     return None
 
 
-def _triton_version() -> tuple[int, ...]:
-    return tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2])
+def triton_version() -> str | None:
+    """Return the version of Triton; None where it is not installed."""
+    for name in TRITON_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _is_triton_at_least(least: tuple[int, int]) -> bool:
+    found = re.match(r"(\d+)\.(\d+)", triton_version() or "")
+    return found is not None and (int(found[1]), int(found[2])) >= least
 
 
 def _is_interpreted(backend: Backend, device: torch.device, format: Format) -> bool:
