@@ -8,7 +8,7 @@ VBENCH_PIP := .venv-vbench/bin/python -m pip install -qq --disable-pip-version-c
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 REQUIREMENTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-slow browser test-kill check docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-speed bench-peers vbench-env bench-vbench clean
+.PHONY: help demo test test-slow browser test-kill check dist docs format fuzz bench-quality bench-evaluate bench-layers bench-denoiser bench-scale bench-memory bench-gpu gpu-bundle bench-launch bench-speed bench-peers vbench-env bench-vbench clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -34,6 +34,13 @@ check: .venv/.installed-check  ## Lint, check formatting and types, and check wh
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vermin --quiet --target=3.10- --no-tips --violations --eval-annotations src comfyui
+
+dist: .venv-dist/.installed  ## Build wheel and source distribution in dist, and check what is in them.
+	rm -rf dist
+	.venv-dist/bin/python -m build --outdir dist . >/dev/null
+	.venv-dist/bin/twine check --strict dist/*
+	.venv-dist/bin/python .ci/check_dist.py dist
 
 docs: .venv/.installed-docs  ## Build the documentation site in build/site, and run its tutorial; a broken link or command is an error.
 	$(BIN)/typer tempoquant.cli utils docs --name tempoquant --output docs/cli.md
@@ -94,7 +101,7 @@ bench-vbench: .venv/.installed .venv-vbench/.installed  ## Compare VBench's temp
 	$(BIN)/python -m benchmarks.vbench_flickering .venv-vbench/bin/python
 
 clean:  ## Remove the virtual environments and every cache.
-	rm -rf .venv .venv-peers .venv-vbench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-dist .venv-peers .venv-vbench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: pip runs again only when the requirements change.
@@ -121,6 +128,12 @@ clean:  ## Remove the virtual environments and every cache.
 .venv/.installed-check: .venv/bin/python $(REQUIREMENTS)
 	$(PIP_INSTALL) -e '.[check]'
 	@touch $@ .venv/.installed
+
+# What builds and checks distributions needs nothing of ours, nor torch.
+.venv-dist/.installed:
+	$(PYTHON) -m venv --clear .venv-dist
+	.venv-dist/bin/python -m pip install -qq --disable-pip-version-check 'build>=1.2' 'twine>=6'
+	@touch $@
 
 # torch with what it asks for, then the list, which is complete: VBench asks for more than these dimensions need.
 .venv-vbench/.installed: benchmarks/vbench-requirements.txt
