@@ -4,11 +4,14 @@ A kernel module offers `specializations()`: the launches that the shapes of Wan 
 tensors on the device "meta" by the very function that makes the launch of a run.
 """
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
+from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime import JITFunction
 
 try:
@@ -69,9 +72,17 @@ class Launch(NamedTuple):
         Triton looks each launch's kernel up by a list and a text that it makes of all arguments. What tells launches
         apart there are types, numbers, and whether 16 divides an address: `_likeness`.
         """
-        if not isinstance(self.kernel, JITFunction) or _is_observed():
-            self.kernel[self.grid](**self.arguments, **self.options)
-            return
+        note = _this_thread.note
+        if isinstance(self.kernel, JITFunction) and not is_observed():
+            compiled = self._run_compiled()
+        else:
+            compiled = None
+            with contextlib.nullcontext() if note is None else _disable_current_modes():  # the interpreter copies
+                self.kernel[self.grid](**self.arguments, **self.options)
+        if note is not None:
+            note(self, compiled)
+
+    def _run_compiled(self) -> "Compiled":
         driver = triton.runtime.driver.active
         device = driver.get_current_device()
         key = (
@@ -83,20 +94,50 @@ class Launch(NamedTuple):
         if found is None:
             if len(_COMPILED) >= _MOST_COMPILED:
                 _COMPILED.clear()
-            compiled = self.kernel[self.grid](**self.arguments, **self.options)
+            kernel = self.kernel[self.grid](**self.arguments, **self.options)
             names = tuple(self.kernel.arg_names)
-            _COMPILED[key] = (compiled.run, compiled.function, compiled.packed_metadata, names)
-            return
-        run, function, metadata, names = found
+            found = _COMPILED[key] = Compiled(kernel.run, kernel.function, kernel.packed_metadata, names)
+            return found
         arguments = self.arguments
         grid = (*self.grid, 1, 1)
-        run(grid[0], grid[1], grid[2], driver.get_current_stream(device), function, metadata, None, None, None,
-            *[arguments[name] for name in names])  # fmt: skip
+        stream = driver.get_current_stream(device)
+        found.run(grid[0], grid[1], grid[2], stream, found.function, found.metadata, None, None, None,
+                  *[arguments[name] for name in found.names])  # fmt: skip
+        return found
+
+
+class Compiled(NamedTuple):
+    """A compiled kernel: its launcher, function and metadata as Triton has them, and the order of its arguments."""
+
+    run: Any
+    function: Any
+    metadata: Any
+    names: tuple[str, ...]
+
+
+class _ThisThread(threading.local):
+    note: "Callable[[Launch, Compiled | None], None] | None" = None
+
+
+_this_thread = _ThisThread()
+
+
+@contextlib.contextmanager
+def noting(note: "Callable[[Launch, Compiled | None], None]") -> Iterator[None]:
+    """Within this context `note` hears of each launch of this thread, after it, and of the kernel that it ran.
+
+    The kernel is None where Triton's interpreter ran it, or a profiler heard of it.
+    """
+    before, _this_thread.note = _this_thread.note, note
+    try:
+        yield
+    finally:
+        _this_thread.note = before
 
 
 _MOST_COMPILED = 4096
-_COMPILED: dict[Any, tuple[Any, Any, Any, tuple[str, ...]]] = {}
-"""What to launch, for launches of every kind so far: launcher, function, metadata, and the order of the arguments."""
+_COMPILED: dict[Any, Compiled] = {}
+"""What to launch, for launches of every kind so far."""
 
 
 def _likeness(argument: Any) -> Any:
@@ -108,7 +149,7 @@ def _likeness(argument: Any) -> Any:
     return argument
 
 
-def _is_observed() -> bool:
+def is_observed() -> bool:
     """Whether a profiler wants to hear of each launch, or Triton is one whose launchers we do not know."""
     runtime: Any = getattr(getattr(triton, "knobs", None), "runtime", None)
     chains: list[Any] = [getattr(runtime, name, None) for name in ("launch_enter_hook", "launch_exit_hook")]

@@ -76,21 +76,32 @@ def quantize_input(source: Source, transform: InputTransform, format: Format, ba
     that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part. FP4 holds no activations
     of eight bits: where `source` has some, another backend rounds them, and `multiply` sees it by their dtype.
     """
-    if backend == Backend.FP4 and source.eight_bits is not None:
-        backend = eight_bit_backend(format)
     hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
     if not torch.compiler.is_compiling():
-        kernels = _kernels_of(backend)
-        made: QuantizedInput = kernels.quantize_input(
-            source.x, hidden, transform, format, source.rule, source.clip_ratio, source.eight_bits
-        )
-        return made._replace(hidden=hidden)
+        return round_input(source, hidden, transform, format, backend)
+    backend = rounding_backend(backend, format, source.eight_bits)
     values, scale, outside = _quantize_input(
         source.x, hidden, transform.smoothing_factor, transform.deflation, transform.input_offset, source.clip_ratio,
         source.eight_bits, rotated=transform.rotated, format=format.name, rule=source.rule.value, backend=backend,
     )  # fmt: skip
     has_rows = backend == Backend.FP8 and format.scale_octaves is None
     return QuantizedInput(values, None if backend == Backend.BF16 else scale, hidden, outside if has_rows else None)
+
+
+def round_input(
+    source: Source, hidden: torch.Tensor | None, transform: InputTransform, format: Format, backend: str
+) -> QuantizedInput:
+    """The second half of `quantize_input`, by the kernels themselves; hidden is x · downᵀ."""
+    kernels = _kernels_of(rounding_backend(backend, format, source.eight_bits))
+    made: QuantizedInput = kernels.quantize_input(
+        source.x, hidden, transform, format, source.rule, source.clip_ratio, source.eight_bits
+    )
+    return made._replace(hidden=hidden)
+
+
+def rounding_backend(backend: str, format: Format, eight_bits: torch.Tensor | None) -> str:
+    """The backend that rounds inputs for `backend`, where `eight_bits` may say that some have eight bits."""
+    return eight_bit_backend(format) if backend == Backend.FP4 and eight_bits is not None else backend
 
 
 def multiply(
@@ -197,6 +208,12 @@ def _(
     **_settings: Any,
 ) -> torch.Tensor:
     return values.new_empty(values.shape[0], packed.shape[0], dtype=dtype)
+
+
+@functools.cache
+def tapes() -> Any:
+    """The module `tape`, which imports Triton."""
+    return importlib.import_module("tempoquant.kernels.tape")
 
 
 @functools.cache

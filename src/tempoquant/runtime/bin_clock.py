@@ -159,7 +159,8 @@ class BinClock:
         call = self.call
         if call is None or call.bins is None:
             raise TempoQuantError(f"this layer has {self.bins.num_bins} timestep bins and none is current: {_REMEDY}")
-        return _by_row(call.bins.to(x.device), x).reshape(-1)
+        _check_rows(call.bins.shape[0], x)
+        return call.bins if call.bins.device == x.device else call.bins.to(x.device)
 
     def select(self, clip_ratio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return the clip ratio of each row of the batch.
@@ -213,9 +214,12 @@ def _by_row(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Reshape (rows,) to (rows, 1, …), of x's number of dimensions. Raises UnsupportedError unless
     rows is 1 or x's batch.
     """
-    rows = values.shape[0]
+    _check_rows(values.shape[0], x)
+    return values.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _check_rows(rows: int, x: torch.Tensor) -> None:
     if rows != 1 and (x.dim() < 3 or x.shape[0] != rows):
         raise UnsupportedError(
             f"{rows} timesteps do not match an input of shape {tuple(x.shape)}: give one per row of the batch."
         )
-    return values.reshape(-1, *[1] * (x.dim() - 1))

@@ -9,7 +9,7 @@ module.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,33 +18,16 @@ from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import KEYS, check_layer, entry_of, from_stored, keys_by_bin, stored_as, to_stored
 from tempoquant.errors import CheckpointError
 from tempoquant.input_transform import InputTransform
-from tempoquant.kernels import operators
-from tempoquant.kernels.dispatch import Backend
 from tempoquant.kernels.fp8_window import fp8_exact_rows
 from tempoquant.kernels.input_gradient import GradientTensors, gradient_tensors
-from tempoquant.kernels.quantized_input import QuantizedInput
-from tempoquant.kernels.reference import WeightTensors, w4a4_linear
+from tempoquant.kernels.reference import WeightTensors
 from tempoquant.layer import QuantizedLayer
 from tempoquant.runtime.bin_clock import BinClock
+from tempoquant.runtime.by_tape import kind_of
+from tempoquant.runtime.linear_computation import compute
 from tempoquant.runtime.packed_weight import PackedWeight
 from tempoquant.runtime.shared_input import SharedInput
 from tempoquant.runtime.straight_through import straight_through
-
-
-class _Run(NamedTuple):
-    """One computation: the rows of a batch that have the same tensors.
-
-    Attributes:
-        x: (rows, …, in).
-        clip_ratio: as from `BinClock.select`.
-        eight_bits: as from `BinClock.eight_bits`.
-    """
-
-    x: torch.Tensor
-    transform: InputTransform
-    weight: WeightTensors
-    clip_ratio: torch.Tensor
-    eight_bits: torch.Tensor | None
 
 
 class QuantizedLinear(nn.Linear):
@@ -55,6 +38,8 @@ class QuantizedLinear(nn.Linear):
         clock: holds the current timestep bin; all layers of a model share it.
         compute_dtype: the dtype that `weight.dtype` reports, and so the dtype of peft's adapters.
         shared_input: joins the linears that read one input (`share_inputs`); None for none.
+        keys_by_bin: the tensors that differ by timestep bin.
+        kind: stands for all layers of its shapes (`by_tape.kind_of`).
         packed, scale, tensor_scale, smoothing_factor, clip_ratio, up, down, deflation,
             input_offset, bias: as stored, or None where absent.
     """
@@ -84,7 +69,7 @@ class QuantizedLinear(nn.Linear):
         self.entry, self.clock, self.compute_dtype = entry, clock, compute_dtype
         self.shared_input: SharedInput | None = None
         self._fits_fp8: bool | None = None
-        self._keys_by_bin = keys_by_bin(entry)
+        self.keys_by_bin, self.kind = keys_by_bin(entry), kind_of(entry, clock.bins.num_bins)
         table = stored_as(entry, clock.bins.num_bins)
         for key in KEYS:
             form = table.get(key)
@@ -177,62 +162,17 @@ class QuantizedLinear(nn.Linear):
         """
         if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # autocast would compute the exact products in 16 bits
-                return self._forward(x)
-        return self._forward(x)
-
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        entry, runs = self.entry, self._runs(x)
-        backend = operators.backend_of(x.device.type, x.device.index, entry.format.name)
-        if backend == Backend.FP8 and not self.fits_fp8:
-            backend = Backend.BF16.value
-        if backend == Backend.REFERENCE or x.dtype == torch.float64:
-            return _together([
-                w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
-                            run.clip_ratio, False if run.eight_bits is None else run.eight_bits) for run in runs
-            ])  # fmt: skip
-        return self._forward_by_kernels(x, runs, backend)
-
-    def _forward_by_kernels(self, x: torch.Tensor, runs: list[_Run], backend: str) -> torch.Tensor:
-        entry = self.entry
-
-        def quantize(_: torch.Tensor) -> tuple[QuantizedInput, ...]:
-            return tuple(operators.quantize_input(self._source(run), run.transform, entry.format, backend)
-                         for run in runs)  # fmt: skip
-
-        if self.shared_input is None:
-            quantized = quantize(x)
-        else:
-            quantized = self.shared_input.quantized(x, quantize, self.clock.call is not None)
-        y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, backend)
-                       for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
-        return y.reshape(*x.shape[:-1], entry.out_features)
-
-    def _source(self, run: _Run) -> operators.Source:
-        flags = None if run.eight_bits is None else run.eight_bits.reshape(-1)
-        rows = run.x.reshape(-1, self.entry.in_features)
-        return operators.Source(rows, self.entry.activation_scale_rule, run.clip_ratio.reshape(-1), flags)
-
-    def _runs(self, x: torch.Tensor) -> list[_Run]:
-        """Split the batch into rows if tensors differ by timestep bin and each row has its
-        timestep; else keep it whole.
-        """
-        clip_ratio, eight_bits = self.clock.select(self.clip_ratio.view(torch.float32), x), self.clock.eight_bits(x)
-        bins = self.clock.rows(x) if self._keys_by_bin else None
-        if bins is None or bins.shape[0] == 1:
-            return [_Run(x, self.input_transform(bins), self.weight_tensors(bins), clip_ratio, eight_bits)]
-        rows = [slice(row, row + 1) for row in range(bins.shape[0])]
-        return [_Run(x[row], self.input_transform(bins[row]), self.weight_tensors(bins[row]), clip_ratio[row],
-                     None if eight_bits is None else eight_bits[row])
-                for row in rows]  # fmt: skip
+                return compute(self, x)
+        return compute(self, x)
 
     def gradient_tensors(self, x: torch.Tensor) -> list[GradientTensors]:
         """Return the tensors of the gradient at x: one for the batch, or one for each row if rows
         have separate weights.
         """
-        bins = self.clock.rows(x) if self._keys_by_bin else None
+        bins = self.clock.rows(x) if self.keys_by_bin else None
         if bins is None:
             return [gradient_tensors(self.input_transform(), self.weight_tensors())]
-        of_rows = (bins if "up" in self._keys_by_bin else bins[:1]).split(1)
+        of_rows = (bins if "up" in self.keys_by_bin else bins[:1]).split(1)
         return [gradient_tensors(self.input_transform(row), self.weight_tensors(row)) for row in of_rows]
 
     def extra_repr(self) -> str:
@@ -247,29 +187,37 @@ class QuantizedLinear(nn.Linear):
         """Return the transform of inputs of one timestep bin, (1,) int64; None suffices without
         tensors by bin, or with one bin.
         """
+        return self.transform_with(self._of_bin("deflation", bins), self._of_bin("input_offset", bins))
+
+    def transform_with(self, deflation: torch.Tensor | None, input_offset: torch.Tensor | None) -> InputTransform:
+        """Return the transform with these tensors of one bin: (in, rank) and (in,)."""
         smoothing_factor = self.smoothing_factor
         return InputTransform(
             smoothing_factor=None if smoothing_factor is None else smoothing_factor.view(torch.bfloat16),
             rotated=self.entry.rotated,
             down=self.down,
-            deflation=self._of_bin("deflation", bins),
-            input_offset=self._of_bin("input_offset", bins),
+            deflation=deflation,
+            input_offset=input_offset,
         )
 
     def weight_tensors(self, bins: torch.Tensor | None = None) -> WeightTensors:
         """Return the weight for such inputs; `bins` as for `input_transform`."""
+        return self.weight_with(self._of_bin("up", bins), self._of_bin("bias", bins))
+
+    def weight_with(self, up: torch.Tensor | None, bias: torch.Tensor | None) -> WeightTensors:
+        """Return the weight with these tensors of one bin: (out, rank) and (out,)."""
         tensor_scale = self.tensor_scale
         return WeightTensors(
             packed=self.packed,
             scale=self.scale,
             tensor_scale=None if tensor_scale is None else tensor_scale.view(torch.float32).reshape(()),
-            up=self._of_bin("up", bins),
-            bias=self._of_bin("bias", bins),
+            up=up,
+            bias=bias,
         )
 
     def _of_bin(self, key: str, bins: torch.Tensor | None) -> torch.Tensor | None:
         tensor: torch.Tensor | None = getattr(self, key)
-        if tensor is None or key not in self._keys_by_bin:
+        if tensor is None or key not in self.keys_by_bin:
             return tensor
         # The bin's number stays on the device, so there is no host synchronization.
         (of_bin,) = (tensor if bins is None else tensor.index_select(0, bins)).unbind()
@@ -290,7 +238,3 @@ class QuantizedLinear(nn.Linear):
             return fn(tensor.view(torch.uint8)).view(tensor.dtype) if tensor.is_floating_point() else fn(tensor)
 
         return super()._apply(keep_dtype, recurse)
-
-
-def _together(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -33,18 +33,20 @@ class SharedInput(threading.local):
         """Release the input and its quantized form."""
         self._x: torch.Tensor | None = None
         self._quantized: tuple[QuantizedInput, ...] | None = None
-        self._version, self._num_waiting = 0, 0
+        self._version, self._num_waiting, self._backend = 0, 0, ""
 
     def quantized(
         self,
         x: torch.Tensor,
         quantize: Callable[[torch.Tensor], tuple[QuantizedInput, ...]],
+        backend: str = "",
         is_in_call: bool = False,
     ) -> tuple[QuantizedInput, ...]:
-        """Return `quantize(x)`, or the result of the linear before if x is the same tensor and
-        unchanged.
+        """Return `quantize(x)`, or the result of the linear before, if x is the same tensor and
+        unchanged, and the backend is the same.
 
-        Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x
+        Linears of MXFP4 that share an input may differ in backend, since FP8 does not hold every
+        weight. Neither a graph that is being compiled nor `torch.inference_mode` can tell whether x
         changed. Within a call of the model (`is_in_call`) the same tensor then counts as unchanged,
         which holds for every attention of diffusers; outside of one, in inference mode, x is
         quantized again.
@@ -55,8 +57,8 @@ class SharedInput(threading.local):
                 version = x._version
             elif not is_in_call:
                 return quantize(x)
-        if self._quantized is None or self._x is not x or self._version != version:
-            self._x, self._version, self._quantized = x, version, quantize(x)
+        if self._quantized is None or self._x is not x or self._version != version or self._backend != backend:
+            self._x, self._version, self._backend, self._quantized = x, version, backend, quantize(x)
             self._num_waiting = self.num_linears
         result = self._quantized
         self._num_waiting -= 1
