@@ -24,6 +24,7 @@ from tempoquant.formats import (
     weight_scale,
 )
 from tempoquant.input_transform import InputTransform
+from tempoquant.kernels.dispatch import FP4_CAPABILITIES
 from tempoquant.kernels.operators import branch_hidden
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors, dequantize_residual, round_input, w4a4_linear
@@ -76,22 +77,32 @@ class Method(NamedTuple):
 
 def our_methods(capability: int) -> list[Method]:
     """Return the methods that a GPU of this compute capability (90 for 9.0) can run."""
-    from tempoquant.kernels import bf16, fp8, int8, quantize_to, triton_expand
+    from tempoquant.kernels import bf16, fp4, fp8, int8, quantize_to, triton_expand
 
     def expand_to_bf16(weight: WeightTensors, format: Format) -> tuple[Any, ...]:
         return triton_expand.expand_to_bf16(weight, format), weight.tensor_scale
 
+    def as_stored(weight: WeightTensors, format: Format) -> tuple[Any, ...]:
+        return (weight,)
+
+    def fp4_multiply(quantized: QuantizedInput, weight: WeightTensors, *others: Any) -> torch.Tensor:
+        up, bias, dtype = others
+        return fp4.fp4_multiply(quantized, weight._replace(up=up, bias=bias), NVFP4_M1, dtype)
+
+    of_fp4 = ("fp4", NVFP4_M1, quantize_to.quantize_to_fp4, as_stored)
     of_fp8 = ("fp8", NVFP4_M1, quantize_to.quantize_to_fp8, triton_expand.expand_to_fp8)
     of_bf16 = ("bf16", NVFP4, quantize_to.quantize_to_bf16, expand_to_bf16)
     of_int8 = ("int8", INT4, quantize_to.quantize_to_int8, triton_expand.expand_to_int8)
     methods = [
+        Method("fp4", *of_fp4, fp4_multiply),
         Method("fp8, product by Triton", *of_fp8, fp8.fp8_multiply),
         Method("fp8, product by cuBLAS or CUTLASS", *of_fp8, vendor_products.fp8_scaled_mm),
         Method("bf16, product by Triton", *of_bf16, bf16.bf16_multiply),
         Method("bf16, product by cuBLAS", *of_bf16, vendor_products.bf16_linear),
         Method("int8", *of_int8, int8.int8_multiply),
     ]
-    return [method for method in methods if method.backend != "fp8" or capability >= 89]
+    runs = {"fp4": capability // 10 in FP4_CAPABILITIES, "fp8": capability >= 89}
+    return [method for method in methods if runs.get(method.backend, True)]
 
 
 def random_layer(shape: Shape, format: Format, device: torch.device, seed: int = 0) -> Layer:
@@ -131,8 +142,10 @@ def random_input(shape: Shape, device: torch.device, seed: int) -> torch.Tensor:
     return x.normal_(generator=generator).mul_(features)
 
 
-def numbers_of(quantized: QuantizedInput) -> torch.Tensor:
+def numbers_of(quantized: QuantizedInput, format: Format) -> torch.Tensor:
     """Decode the quantized values: (tokens, in) float32, exact."""
+    if quantized.values.dtype == torch.uint8 and quantized.scale is not None:  # packed, as a weight is
+        return dequantize_residual(WeightTensors(quantized.values, quantized.scale.view(torch.uint8)), format)
     values = quantized.values.float()
     if quantized.scale is None:
         return values
@@ -151,7 +164,7 @@ def check(method: Method, x: torch.Tensor, layer: Layer, clip_ratio: torch.Tenso
     transform, weight = layer
     hidden = None if transform.down is None else branch_hidden(x, transform.down)
     quantized = method.quantize(x, hidden, transform, method.format, RULE, clip_ratio)
-    numbers = numbers_of(quantized)
+    numbers = numbers_of(quantized, method.format)
     z = transform.quantizer_input(x.float(), None if hidden is None else hidden.float())
     differing = (numbers != round_input(z, method.format, RULE, clip_ratio)).float().mean().item()
     if not differing <= MAX_DIFFERENT_VALUES:

@@ -54,7 +54,7 @@ def project(shape: Shape, rank: int = RANK) -> Work:
     return _of(linear_stages.project(Size(*shape), rank))
 
 
-def quantize(shape: Shape, value_bytes: int = 1, rank: int = RANK) -> Work:
+def quantize(shape: Shape, value_bytes: float = 1, rank: int = RANK) -> Work:
     """Return the work of smoothing, subtracting hidden · deflationᵀ and the offset, and rounding: x
     in 16 bits in, values out.
     """

@@ -127,12 +127,13 @@ def _row_of_method(
     pairs = [(x, operators.branch_hidden(x, down)) for x in inputs]
     quantize_ms = time_ms(_in_turn(lambda pair: quantize_one(*pair), pairs), graph)
     multiply_ms = _time_of_product(method, [quantize_one(*pair) for pair in pairs[:2]], weight, graph)
-    moved = quantize(shape, 2 if method.backend == "bf16" else 1).bytes
+    value_bytes = {"bf16": 2.0, "fp4": 0.5 + 1 / method.format.group_size}.get(method.backend, 1.0)
+    moved = quantize(shape, value_bytes).bytes
     bytes_per_s = moved / quantize_ms * 1e3
     whole_ms = time_ms(_in_turn(lambda x: method.whole(x, layer, clip_ratio), inputs), graph)
-    peak = peaks["fp8_flops"] if method.backend == "fp8" else peaks["bf16_flops"]
+    peak = {"fp8": peaks["fp8_flops"], "bf16": peaks["bf16_flops"]}.get(method.backend)  # others are not measured
     return {
-        **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, None if method.backend == "int8" else peak),
+        **_row(method.name, shape, whole_ms, multiply_ms, baseline_ms, peak),
         "backend": method.backend,
         "format": method.format.name,
         "project_ms": time_ms(_in_turn(lambda x: operators.branch_hidden(x, down), inputs), graph),

@@ -17,7 +17,7 @@ import argparse
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -36,7 +36,7 @@ from tempoquant.models.wan.pipelines import HIGH_NOISE
 from tempoquant.models.wan.published import A14B
 from tempoquant.placement.memory_modes import set_memory_mode
 from tempoquant.placement.modes import MEMORY_MODES
-from tempoquant.planning.generation_memory import QuantizedLayers, foreseen_layers
+from tempoquant.planning.generation_memory import Kernels, QuantizedLayers, foreseen_layers
 from tempoquant.planning.memory_plan import BOUNDARY, MemoryPlan, ModePlan, denoising_name, plan_memory
 from tempoquant.recipe import Recipe
 
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument(
         "--kernels",
-        choices=("fp8", "int8", "bf16", "reference"),
+        choices=get_args(Kernels),
         default="fp8",
         help="kernels of 4-bit linears that the prediction assumes",
     )

@@ -1,6 +1,10 @@
 """`doctor` says what dispatch will do, on this machine and on one with a GPU."""
 
 import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 
 from tempoquant.formats import FORMATS
 from tempoquant.kernels import dispatch
+from tempoquant.kernels.counted import COUNTED_GPUS
 from tests.cli.typed import run
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU is told")
@@ -22,35 +27,87 @@ def test_a_machine_without_a_gpu_is_told_so() -> None:
     assert kernels.keys() == FORMATS.keys() and {each["backend"] for each in kernels.values()} == {"reference"}
     assert record["libraries"]["torch"] == torch.__version__.split("+")[0] or record["libraries"]["torch"]
     shown = " ".join(run("doctor").stdout.split())
-    assert "plain PyTorch" in shown and "needs an NVIDIA GPU" in shown
+    assert "plain PyTorch" in shown and "GPU kernels need an NVIDIA GPU" in shown
+    assert "RTX 5090 (12.0)" in shown and "6.02 ×" in shown and "not measured" in shown
     attention = record["devices"][0]["attention"]
     assert {each["backend"] for each in attention["chosen"].values()} == {"native"} and "native" in attention[
         "installed"
     ]
 
 
-@without_gpu
-def test_a_hopper_gpu_gets_fp8_for_the_default_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = SimpleNamespace(name="a Hopper", total_memory=80 * 2**30, major=9, minor=0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Runs `doctor --json` as on a machine with one GPU of a compute capability."""
     find_spec: Any = dispatch.importlib.util.find_spec
-    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: name == "triton" or find_spec(name))
-    dispatch._choose.cache_clear()
-    try:
-        record = json.loads(run("doctor", "--json").stdout)
-    finally:
+
+    def record_of(major: int, minor: int, triton: str | None = "3.6.0") -> dict[str, Any]:
+        properties = SimpleNamespace(name="a GPU", total_memory=80 * 2**30, major=major, minor=minor)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+        monkeypatch.setattr(dispatch, "triton_version", lambda: triton)
+        there = object() if triton else None
+        monkeypatch.setattr(
+            dispatch.importlib.util, "find_spec", lambda name: there if name == "triton" else find_spec(name)
+        )
         dispatch._choose.cache_clear()
-    gpu = record["devices"][0]
-    assert (gpu["device"], gpu["name"], gpu["memory_gib"], gpu["compute_capability"]) == (
-        "cuda:0",
-        "a Hopper",
-        80,
-        "9.0",
-    )
-    backends = {name: kernels["backend"] for name, kernels in gpu["kernels"].items()}
+        found: dict[str, Any] = json.loads(run("doctor", "--json").stdout)
+        return found
+
+    yield record_of
+    dispatch._choose.cache_clear()
+
+
+@without_gpu
+def test_a_hopper_gpu_gets_fp8_for_the_default_format(gpu: Callable[..., dict[str, Any]]) -> None:
+    record = gpu(9, 0)
+    first = record["devices"][0]
+    assert (first["device"], first["memory_gib"], first["compute_capability"]) == ("cuda:0", 80, "9.0")
+    backends = {name: kernels["backend"] for name, kernels in first["kernels"].items()}
     assert backends == {"nvfp4_m1": "fp8", "mxfp4": "fp8", "nvfp4": "bf16", "int4": "int8"}
-    fast = gpu["attention"]["chosen"]["fast"]
+    default = first["kernels"]["nvfp4_m1"]
+    assert default["counted_speed"] > 1 and default["counted_for"] == "H100 SXM"
+    assert "counted_speed" not in first["kernels"]["nvfp4"]
+    assert any("the fastest format is nvfp4_m1" in sentence for sentence in record["advice"])
+    shown = " ".join(run("doctor").stdout.split())
+    assert "nvfp4_m1 (default)" in shown and "FP8 tensor cores" in shown and "(as a H100 SXM)" in shown
+    fast = first["attention"]["chosen"]["fast"]
     assert "sage" not in fast["backend"], "Sage's kernel for Hopper breaks Wan"
     assert fast["backend"] == "_flash_3" or any("_flash_3" in each and "build" in each for each in fast["missing"])
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("capability", "triton", "backend", "words"),
+    [
+        ((12, 0), "3.6.0", "fp4", "the fastest format is nvfp4"),
+        ((12, 0), "3.5.1", "fp8", "pip install 'triton>=3.6'"),
+        ((8, 9), None, "reference", "pip install 'triton"),
+        ((7, 5), "3.6.0", "reference", "compute capability 8.9, and this GPU has 7.5"),
+        ((8, 0), "3.6.0", "bf16", "the fastest format is int4"),
+    ],
+)
+def test_each_machine_is_told_what_it_runs_and_what_it_lacks(
+    gpu: Callable[..., dict[str, Any]], capability: tuple[int, int], triton: str | None, backend: str, words: str
+) -> None:
+    record = gpu(*capability, triton)
+    assert record["devices"][0]["kernels"]["nvfp4_m1"]["backend"] == backend
+    assert any(words in sentence for sentence in record["advice"]), record["advice"]
+    promised = any("the fastest format" in sentence for sentence in record["advice"])
+    assert promised == words.startswith("the fastest"), "figures are of the kernels that run here"
+
+
+@without_gpu
+def test_a_driver_beside_a_pytorch_without_cuda_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    assert any("a build without CUDA" in each for each in json.loads(run("doctor", "--json").stdout)["advice"])
+
+
+def test_counted_speeds_are_those_of_the_document() -> None:
+    """At 480 × 832 with activations of four bits."""
+    document = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    row = r"^\| ([^|]+) \| (\w+), W4A4, \w+ products \| 32,760 \|[^|]*\|[^|]*\| \*\*([\d.]+)\*\*"
+    rows = re.findall(row, document, re.MULTILINE)
+    in_code = {(gpu.name, format): ratio for gpu in COUNTED_GPUS for format, ratio in gpu.ratios.items()}
+    assert in_code == {(gpu, format): float(ratio) for gpu, format, ratio in rows}

@@ -116,10 +116,20 @@ def test_a_sentence_says_what_is_missing_of_which_memory():
     assert " of RAM (3.0 GiB are reserved for the system)" in said
 
 
+def test_a_gpu_that_multiplies_four_bits_expands_nothing_and_an_old_one_multiplies_two_bytes():
+    flags = split("--size 64x64 --frames 9 --recipe tiny --json")
+    records = [json.loads(run("plan", "tiny", *flags, "--compute-capability", each).stdout)
+               for each in ("12.0", "9.0", "8.0")]  # fmt: skip
+    assert [record["kernels"] for record in records] == ["fp4", "fp8", "bf16"]
+    peaks = [next(phase["activations_bytes"] for phase in record["models"][1]["modes"][0]["phases"]
+                  if phase["name"] == "high-noise denoising") for record in records]  # fmt: skip
+    assert peaks[0] <= peaks[1] <= peaks[2]
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        ("tiny --gpu h100", 2, "--gpu: these options need --time"),
+        ("tiny --steps 4", 2, "--steps: these options need --time"),
         ("tiny --time --gpu voodoo", 1, "give one of RTX 3090"),
         ("tiny --time --compute-capability 7.5", 1, "no GPU of compute capability 7.5"),
         ("tiny --time --gpu h100 --compute-capability 9.0", 2, "both name a GPU"),
@@ -129,6 +139,7 @@ def test_a_sentence_says_what_is_missing_of_which_memory():
         ("tiny --frames 8", 2, "is not of the form"),
         ("tiny --recipe unheard-of", 1, "unheard-of"),
         ("tiny --gpu-gib 0", 2, "gpu-gib"),
+        ("tiny --compute-capability 12", 1, "no GPU of compute capability 12"),
     ],
 )
 def test_plan_refuses(flags, code, words):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tempoquant.hosts.diffusers.pipeline import open_pipeline
+from tempoquant.kernels.dispatch import Backend, Choice
 from tempoquant.models.pipeline_configs import configs_of
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.source import SourceModel
@@ -27,7 +28,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SourceModel:
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
-    monkeypatch.setattr(chunking, "kernels_of", lambda configs, device: "fp8")
+    monkeypatch.setattr(chunking, "kernels_of", lambda configs, device, has_eight_bits: "fp8")
 
 
 def test_one_piece_is_chosen_exactly_where_it_fits(source: SourceModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +77,11 @@ def test_linears_are_counted_as_the_device_computes_them(source: SourceModel) ->
     assert kernels_of(configs_of(source), "cpu") == "reference"
     sixteen_bit = dataclasses.replace(configs_of(source), quantized={})
     assert kernels_of(sixteen_bit, "cpu") == "fp8", "nothing to count"
+
+
+def test_on_blackwell_nothing_is_expanded_unless_activations_have_eight_bits(
+    source: SourceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunking, "choose", lambda device, format: Choice(Backend.FP4, "a Blackwell"))
+    assert kernels_of(configs_of(source), "cuda") == "fp4"
+    assert kernels_of(configs_of(source), "cuda", has_eight_bits=True) == "bf16", "as mxfp4's eight bits run"

@@ -5,6 +5,7 @@ A14B are kept.
 import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from diffusers import WanImageToVideoPipeline
 from torch import nn
 
 from tempoquant.errors import ModelError
+from tempoquant.kernels.dispatch import Backend
 from tempoquant.models.pipeline_configs import ModelConfig, PipelineConfigs, read_configs
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.wan.family import COMPONENTS
@@ -19,6 +21,7 @@ from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.planning.generation_memory import (
+    Kernels,
     QuantizedLayers,
     _ForeseenLinear,
     autoencoder_bytes,
@@ -117,6 +120,18 @@ def test_a_linear_is_counted_as_its_arithmetic_says(kernels, expanded):
     peak = peak_bytes(lambda: _ForeseenLinear(entry, kernels)(x))
     of_one_bin = 2 * 5120 + 2 * 13824  # its offset and bias
     assert peak == expanded * (100 + 13824) * 5120 + 2 * 100 * 32 + of_one_bin + 2 * 100 * 13824
+
+
+def test_fp4_expands_no_weight_and_packs_its_input():
+    entry = foreseen_layers(read_configs(A14B), "high_noise", DEFAULT).entries["blocks.0.ffn.net.0.proj"]
+    x = torch.empty(1, 100, 5120, dtype=torch.bfloat16, device="meta")
+    peak = peak_bytes(lambda: _ForeseenLinear(entry, "fp4")(x))
+    of_one_bin = 2 * 5120 + 2 * 13824
+    assert peak == 100 * (5120 // 2 + 5120 // 16) + 2 * 100 * 32 + of_one_bin + 2 * 100 * 13824
+
+
+def test_every_backend_is_counted():
+    assert get_args(Kernels) == tuple(backend.value for backend in Backend)
 
 
 def test_targets_of_a14b_at_480p(plans):

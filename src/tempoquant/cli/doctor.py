@@ -1,9 +1,10 @@
-"""`tempoquant doctor`: the kernels that this machine runs for each format and attention, and the
-reasons.
+"""`tempoquant doctor`: what this machine runs each format and attention with, how fast, and what to
+install.
 """
 
 import platform
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,13 +13,21 @@ from tempoquant.cli.running import Outcome, run_command
 from tempoquant.progress import Progress
 
 LIBRARIES = ("tempoquant", "torch", "triton", "diffusers", "transformers", "accelerate", "safetensors", "peft")
+RUN_BY = {
+    "fp4": "FP4 tensor cores",
+    "fp8": "FP8 tensor cores",
+    "int8": "INT8 tensor cores",
+    "bf16": "BF16 tensor cores",
+    "reference": "plain PyTorch, slow",
+}
+COUNTED = (
+    "Speeds are those of a Wan block's ten linears at 480 × 832 beside 16 bits at their best. They are counted from "
+    "machine code (python -m benchmarks.machine_code), not measured; attention stays in 16 bits and is not in them."
+)
 
 
 def command(as_json: Json = False) -> None:
-    """Show this machine's devices and libraries, and its kernels.
-
-    The tables give the kernels for each format and attention, with the reasons.
-    """
+    """Show what this machine runs each format and attention with, how fast, and what to install."""
 
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
@@ -28,11 +37,13 @@ def command(as_json: Json = False) -> None:
             "platform": platform.platform(),
             "libraries": {name: installed(name) for name in LIBRARIES},
             "devices": devices(),
+            "gpus": gpus(),
         }
+        record["advice"] = list(advice(record))
         libraries = ", ".join(f"{name} {found or 'not installed'}" for name, found in record["libraries"].items())
         system = f"Python {record['python']}, {record['platform']}; {libraries}."
-        tables = (kernels_table(record["devices"]), attention_table(record["devices"]))
-        return Outcome(record, Group(*tables, system, remedy(record)))
+        tables = (formats_table(record["devices"]), attention_table(record["devices"]), gpus_table(record["gpus"]))
+        return Outcome(record, Group(*tables, COUNTED, "", system, "", *record["advice"]))
 
     run_command(work, as_json)
 
@@ -56,6 +67,7 @@ def devices() -> list[dict[str, Any]]:
     import torch
 
     from tempoquant.formats import FORMATS
+    from tempoquant.kernels.counted import counted_like
     from tempoquant.kernels.dispatch import choose
 
     found: list[dict[str, Any]] = []
@@ -71,10 +83,40 @@ def devices() -> list[dict[str, Any]]:
         )
     found.append({"device": "cpu", "name": platform.processor() or platform.machine()})
     for device in found:
-        choices = {name: choose(torch.device(device["device"]), format) for name, format in FORMATS.items()}
-        device["kernels"] = {name: {"backend": c.backend.value, "reason": c.reason} for name, c in choices.items()}
+        device["kernels"] = {}
+        for name, format in FORMATS.items():
+            choice = choose(torch.device(device["device"]), format)
+            counted = None
+            if "compute_capability" in device:
+                major, minor = map(int, device["compute_capability"].split("."))
+                counted = counted_like((major, minor), format, choice.backend)
+            device["kernels"][name] = {
+                "backend": choice.backend.value,
+                "reason": choice.reason,
+                "counted_speed": counted and counted[1],
+                "counted_for": counted and counted[0].name,
+            }
         device["attention"] = attention_of(device["device"])
     return found
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Return the GPUs whose kernels were counted: what each runs a format with, and how fast."""
+    from tempoquant.formats import FORMATS
+    from tempoquant.kernels.counted import COUNTED_GPUS
+    from tempoquant.kernels.dispatch import backend_at
+
+    return [
+        {
+            "name": gpu.name,
+            "compute_capability": ".".join(map(str, gpu.capability)),
+            "kernels": {
+                name: {"backend": backend_at(gpu.capability, format).value, "counted_speed": gpu.ratios.get(name)}
+                for name, format in FORMATS.items()
+            },
+        }
+        for gpu in COUNTED_GPUS
+    ]
 
 
 def attention_of(device: str) -> dict[str, Any]:
@@ -98,14 +140,15 @@ def attention_of(device: str) -> dict[str, Any]:
     }
 
 
-def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
-    """Make a table with a row for each device and format; equal reasons of a device are written
-    once.
-    """
+def formats_table(found: Sequence[dict[str, Any]]) -> Any:
+    """Make a table with a row for each device and format: what multiplies it, and how fast."""
     from rich.table import Table
 
-    table = Table(title="Kernels", title_justify="left")
-    for column in ("device", "format", "kernels", "why"):
+    from tempoquant.recipe import Recipe
+
+    default = Recipe.load("default").format
+    table = Table(title="This machine", title_justify="left")
+    for column in ("device", "format", "run by", "speed, 16 bits = 1 (counted)"):
         table.add_column(column)
     for device in found:
         about = [device["name"]]
@@ -113,10 +156,37 @@ def kernels_table(found: Sequence[dict[str, Any]]) -> Any:
             about += [f"compute capability {device['compute_capability']}", f"{device['memory_gib']:.0f} GiB"]
         name = f"{device['device']}: {', '.join(about)}"
         for format, kernels in device["kernels"].items():
-            table.add_row(name, format, kernels["backend"], kernels["reason"])
+            shown = f"{format} (default)" if format == default else format
+            table.add_row(name, shown, RUN_BY[kernels["backend"]], speed_of(kernels))
             name = ""
         table.add_section()
     return table
+
+
+def gpus_table(found: Sequence[dict[str, Any]]) -> Any:
+    """Make a table with a row for each counted GPU and a column for each format."""
+    from rich.table import Table
+
+    table = Table(title="What GPUs run each format with, and how fast (counted)", title_justify="left")
+    table.add_column("GPU")
+    for format in found[0]["kernels"]:
+        table.add_column(format)
+    for gpu in found:
+        cells = []
+        for kernels in gpu["kernels"].values():
+            speed = kernels["counted_speed"]
+            cells.append(kernels["backend"].upper() + ("" if speed is None else f", {speed:.2f} ×"))
+        table.add_row(f"{gpu['name']} ({gpu['compute_capability']})", *cells)
+    return table
+
+
+def speed_of(kernels: dict[str, Any]) -> str:
+    """Say the counted speed of one format on a device in words."""
+    if kernels["backend"] == "reference":
+        return "far below 1: for trying things out"
+    if kernels["counted_speed"] is None:
+        return "not counted"
+    return f"{kernels['counted_speed']:.2f} × (as a {kernels['counted_for']})"
 
 
 def attention_table(found: Sequence[dict[str, Any]]) -> Any:
@@ -137,10 +207,37 @@ def attention_table(found: Sequence[dict[str, Any]]) -> Any:
     return table
 
 
-def remedy(record: dict[str, Any]) -> str:
-    """Return advice for a machine that runs nothing but the reference."""
-    if any(kernels["backend"] != "reference" for device in record["devices"] for kernels in device["kernels"].values()):
-        return "The table shows where GPU kernels run."
-    if len(record["devices"]) > 1 and record["libraries"]["triton"] is None:
-        return "No GPU kernels: install Triton (pip install 'tempoquant[gpu]')."
-    return "No GPU kernels here: everything runs in plain PyTorch, which is exact and slow."
+def advice(record: dict[str, Any]) -> Iterator[str]:
+    """Give advice: what to install, and which format to take on each GPU."""
+    import torch
+
+    found = [device for device in record["devices"] if device["device"] != "cpu"]
+    if not found and torch.version.cuda is None and shutil.which("nvidia-smi") is not None:
+        yield (
+            f"There is an NVIDIA driver, but PyTorch {torch.__version__} is a build without CUDA: install one with "
+            "CUDA, as https://pytorch.org/get-started/locally/ says."
+        )
+    elif not found:
+        yield (
+            "There is no GPU here: everything runs in plain PyTorch, which is exact and slow. GPU kernels need an "
+            "NVIDIA GPU of compute capability 8.0 or higher and Triton."
+        )
+    elif record["libraries"]["triton"] is None and torch.version.hip is None:
+        package = "triton-windows" if platform.system() == "Windows" else "triton"
+        yield f"Triton is not installed, so the GPU runs plain PyTorch: pip install '{package}>=3.6'."
+    for device in found:
+        yield from _of_gpu(device)
+
+
+def _of_gpu(device: dict[str, Any]) -> Iterator[str]:
+    kernels, name = device["kernels"], f"{device['device']} ({device['name']})"
+    if any("it needs Triton 3.6" in each["reason"] for each in kernels.values()):
+        yield f"{name} has four-bit tensor cores, which need Triton 3.6: pip install 'triton>=3.6'."
+    if all(each["backend"] == "reference" for each in kernels.values()):
+        yield f"{name} runs no kernel of ours ({kernels['nvfp4_m1']['reason']}): it saves memory here, not time."
+        return
+    counted = {format: each["counted_speed"] for format, each in kernels.items() if each["counted_speed"]}
+    if counted:
+        best = max(counted, key=lambda format: counted[format])
+        speed = f"{counted[best]:.2f} times as fast as 16 bits (counted, not measured)"
+        yield f"On {name} the fastest format is {best}, {speed}."

@@ -148,7 +148,8 @@ def _load(
     from tempoquant.planning.chunking import choose_chunking
     from tempoquant.runtime.activation_bits import set_activation_bits
 
-    chunking = choose_chunking(model, settings, memory.value, place, in_chunks)
+    has_eight_bits = activation_bits is not None and activation_bits.bits == 8
+    chunking = choose_chunking(model, settings, memory.value, place, in_chunks, has_eight_bits)
     if choices is not None:
         check_choices(choices, model, memory.value, place, chunking.in_chunks)
     print(f"Blocks compute {chunking.reason}.")

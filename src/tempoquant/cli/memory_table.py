@@ -55,6 +55,9 @@ def memory_tables(plan: MemoryPlan, machine: Machine) -> Iterator[RenderableType
     for model in (plan.quantized, plan.sixteen_bit):
         yield _phases_table(plan, model)
     shares = ", ".join(f"{mode.mode} {plan.reduction(mode.mode):.1%}" for mode in plan.quantized.modes)
+    yield Text(
+        f"4-bit linears are counted as the kernels {plan.kernels} run them (tempoquant doctor says what runs where)."
+    )
     yield Text(f"{PREDICTED}: quantized takes less GPU memory than 16-bit by {shares}, in the same mode.")
     yield from recommendations(plan, machine)
 
@@ -114,6 +117,7 @@ def memory_record(plan: MemoryPlan, machine: Machine) -> dict[str, Any]:
         "height": size.height,
         "width": size.width,
         "num_frames": size.num_frames,
+        "kernels": plan.kernels,
         "overhead_bytes": OVERHEAD_BYTES,
         "host_overhead_bytes": HOST_OVERHEAD_BYTES,
         "gpu_bytes": None if gpu is None else round(gpu),

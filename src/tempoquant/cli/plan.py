@@ -36,7 +36,7 @@ Time = Annotated[
     bool, typer.Option("--time", help="Predict the time of a step and a video by part, on all known GPUs or on one.")
 ]
 GpuName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="GPU whose datasheet counts, such as rtx-4090 or h100.")
+    str | None, typer.Option(metavar="NAME", help="GPU whose kernels and datasheet count, such as rtx-4090.")
 ]
 ComputeCapability = Annotated[
     str | None, typer.Option(metavar="X.Y", help="A typical GPU of this compute capability, in place of --gpu.")
@@ -80,8 +80,6 @@ def command(  # noqa: PLR0913 (options of the command line)
     It exits with 1 if a GPU's memory or RAM is given, and the quantized model fits in no mode.
     """
     about_time = {
-        "--gpu": gpu,
-        "--compute-capability": compute_capability,
         "--rates": rates,
         "--speed": speed,
         "--steps": steps,
@@ -102,11 +100,12 @@ def command(  # noqa: PLR0913 (options of the command line)
         from tempoquant.planning.traced_video import trace_video
         from tempoquant.recipe import Recipe
 
-        gpus = _gpus(gpu, compute_capability, rates) if time else []
+        asked = _asked_gpu(gpu, compute_capability)
+        gpus = _gpus(asked, rates) if time else []
         configs, resolved = read_configs(model), Recipe.load(recipe)
         settings = _settings(configs, size, frames, steps, guidance_scale)
         advance = progress.start("Tracing", 2 if time else 1)
-        plan = plan_memory(configs, settings, resolved)
+        plan = plan_memory(configs, settings, resolved, capability=None if asked is None else asked.capability)
         advance()
         machine = Machine(*(None if gib is None else gib * 2**30 for gib in (gpu_gib, ram_gib)))
         code = 0 if not machine.is_known or machine.fastest(plan.quantized) is not None else NOTHING_FITS
@@ -132,12 +131,18 @@ def _settings(
     return own.replace(**changes)
 
 
-def _gpus(name: str | None, capability: str | None, rates: Path | None) -> "list[Gpu]":
-    """Return the GPUs that were asked about: one, or all known ones. Raises SettingsError."""
-    from tempoquant.planning.gpus import GPUS, gpu_named, gpu_of_capability
+def _asked_gpu(name: str | None, capability: str | None) -> "Gpu | None":
+    """Return the GPU that was asked about, None for no one. Raises SettingsError."""
+    from tempoquant.planning.gpus import gpu_named, gpu_of_capability
+
+    return gpu_named(name) if name else gpu_of_capability(capability) if capability else None
+
+
+def _gpus(asked: "Gpu | None", rates: Path | None) -> "list[Gpu]":
+    """Return the GPUs whose time is predicted: one, or all known ones. Raises SettingsError."""
+    from tempoquant.planning.gpus import GPUS
     from tempoquant.planning.measured_rates import measured_gpu
 
-    asked = gpu_named(name) if name else gpu_of_capability(capability) if capability else None
     if rates is not None:
         return [measured_gpu(rates, asked)]
     return list(GPUS.values()) if asked is None else [asked]

@@ -186,9 +186,5 @@ def _is_triton_at_least(least: tuple[int, int]) -> bool:
 
 def _is_interpreted(backend: Backend, device: torch.device, format: Format) -> bool:
     """Whether Triton's interpreter stands in for the GPU, as it does in tests, and the format suits the backend."""
-    suits = {
-        Backend.FP4: not format.has_integer_levels,
-        Backend.FP8: format.is_fp8_exact,
-        Backend.INT8: format.has_integer_levels,
-    }.get(backend, True)
+    suits = _why_no_numbers(backend, format) is None
     return suits and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"

@@ -4,16 +4,17 @@ Chunks hold less than half of a block's activations. They cost launches, and eve
 each of them, so one piece is the faster way wherever it fits.
 """
 
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 
-from tempoquant.kernels.dispatch import choose
+from tempoquant.kernels.dispatch import Backend, choose
+from tempoquant.kernels.operators import eight_bit_backend
 from tempoquant.models.pipeline_configs import PipelineConfigs, configs_of
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.modes import Memory
-from tempoquant.planning.generation_memory import Kernels
+from tempoquant.planning.generation_memory import Kernels, most_of
 from tempoquant.planning.memory_plan import OVERHEAD_BYTES, denoising_peak
 
 
@@ -30,7 +31,12 @@ class Chunking(NamedTuple):
 
 
 def choose_chunking(
-    source: SourceModel, size: SamplingSettings, mode: Memory, device: str, asked: bool | None = None
+    source: SourceModel,
+    size: SamplingSettings,
+    mode: Memory,
+    device: str,
+    asked: bool | None = None,
+    has_eight_bits: bool = False,
 ) -> Chunking:
     """Decide how a pipeline that is about to be loaded computes its blocks.
 
@@ -40,6 +46,7 @@ def choose_chunking(
         mode: the memory mode that it will be in.
         device: whose free memory is asked.
         asked: whether the user wants chunks; None for whatever memory asks for.
+        has_eight_bits: whether activations have eight bits at some timesteps.
 
     Returns:
         In one piece where the predicted peak of denoising, and `OVERHEAD_BYTES` beside it, is free.
@@ -55,7 +62,8 @@ def choose_chunking(
         return Chunking(True, f"{_HOW[True]}: on a CPU they save memory, and there are no launches to save")
     free, _ = torch.cuda.mem_get_info(device)
     configs = configs_of(source)
-    return decide(denoising_peak(configs, size, mode, kernels_of(configs, device), in_chunks=False), free)
+    kernels = kernels_of(configs, device, has_eight_bits)
+    return decide(denoising_peak(configs, size, mode, kernels, in_chunks=False), free)
 
 
 def decide(peak: int, free: int) -> Chunking:
@@ -66,15 +74,18 @@ def decide(peak: int, free: int) -> Chunking:
     return Chunking(True, f"{_HOW[True]}: one piece would take {needed} (predicted), and {there} of the GPU are free")
 
 
-def kernels_of(configs: PipelineConfigs, device: str) -> Kernels:
-    """How a pipeline's 4-bit linears compute on a device, as the prediction tells kernels apart.
+def kernels_of(configs: PipelineConfigs, device: str, has_eight_bits: bool = False) -> Kernels:
+    """Return the kernels of a pipeline's 4-bit linears on a device; where they differ, what takes most.
 
-    A backend that it does not know expands nothing beyond a byte a number, so it is counted as FP8's.
+    Args:
+        has_eight_bits: whether activations have eight bits at some timesteps, which FP4 does not hold.
     """
     formats = {entry.format.name: entry.format for each in configs.quantized.values() for entry in each.layers.values()}
-    names = {choose(torch.device(device), format).backend.value for format in formats.values()}
-    known: tuple[Kernels, ...] = get_args(Kernels)
-    return max((name for name in known if name in names), key=known.index, default="fp8")
+    names = set()
+    for format in formats.values():
+        backend = choose(torch.device(device), format).backend
+        names.add(eight_bit_backend(format) if has_eight_bits and backend is Backend.FP4 else backend.value)
+    return most_of(names)
 
 
 _HOW = {True: "in chunks of tokens", False: "in one piece"}

@@ -6,9 +6,9 @@ Only what repeats is cut short: two of a denoiser's blocks, two of the text enco
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -30,8 +30,18 @@ from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
 
-Kernels = Literal["fp8", "int8", "bf16", "reference"]
-"""How 4-bit linears compute: products of numbers expanded to one or two bytes, or plain PyTorch."""
+Kernels = Literal["fp4", "fp8", "int8", "bf16", "reference"]
+"""How 4-bit linears compute, what takes least memory first; the names are those of `dispatch.Backend`.
+
+Products of packed codes, of numbers expanded to one or two bytes, or plain PyTorch.
+"""
+
+
+def most_of(names: Collection[str]) -> Kernels:
+    """Return which of these kernels takes most memory; fp8, which is most usual, of none."""
+    known: tuple[Kernels, ...] = get_args(Kernels)
+    return max((name for name in known if name in names), key=known.index, default="fp8")
+
 
 _EXPANDED_BYTES = {"fp8": 1, "int8": 1, "bf16": 2}
 
@@ -155,20 +165,25 @@ def denoising_bytes(
 
 
 class _ForeseenLinear(nn.Module):
-    """A 4-bit linear as kernels run it: it allocates and does not compute.
+    """Stands for a 4-bit linear as kernels run it: it allocates and does not compute.
 
-    Beside its output: the rounded input and the weight, both expanded to what is multiplied, the input's product
-    with the branch, and what it has by timestep bin, taken out of the other bins'.
+    Beside its output: the rounded input and the weight, both expanded to what is multiplied (fp4: the
+    input's packed codes and scales alone), the input's product with the branch, and what it has by
+    timestep bin, taken out of the other bins'.
     """
 
     def __init__(self, entry: LayerEntry, kernels: Kernels) -> None:
         super().__init__()
-        self._entry, self._num_bytes = entry, _EXPANDED_BYTES[kernels]
+        self._entry, self._kernels = entry, kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         entry, tokens = self._entry, x.shape[:-1]
-        shapes = [(*tokens, entry.in_features), (entry.out_features, entry.in_features)]
-        scratch = [x.new_empty((*shape, self._num_bytes), dtype=torch.uint8) for shape in shapes]
+        if self._kernels == "fp4":
+            shapes = [(*tokens, entry.in_features // 2), (*tokens, entry.format.num_groups(entry.in_features))]
+        else:
+            num_bytes = _EXPANDED_BYTES[self._kernels]
+            shapes = [(*tokens, entry.in_features, num_bytes), (entry.out_features, entry.in_features, num_bytes)]
+        scratch = [x.new_empty(shape, dtype=torch.uint8) for shape in shapes]
         scratch.append(x.new_empty((*tokens, entry.rank)))
         of_one_bin = stored_as(entry, 1)
         scratch += [x.new_empty(of_one_bin[key].shape, dtype=of_one_bin[key].dtype) for key in keys_by_bin(entry)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tempoquant.kernels.dispatch import backend_at
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.placement.modes import MEMORY_MODES, Memory
@@ -22,6 +23,7 @@ from tempoquant.planning.generation_memory import (
     denoiser_bytes,
     denoising_bytes,
     foreseen_layers,
+    most_of,
     other_weight_bytes,
     text_encoder_bytes,
 )
@@ -135,12 +137,14 @@ class MemoryPlan:
         model: as it was asked for.
         size: of the video.
         sixteen_bit, quantized: with the same placement, tiles and chunks.
+        kernels: by which the quantized model's linears are counted.
     """
 
     model: str
     size: SamplingSettings
     sixteen_bit: ModelPlan
     quantized: ModelPlan
+    kernels: Kernels
 
     def reduction(self, mode: Memory) -> float:
         """How much less the quantized model's peak is, as a share of the 16-bit one's in the same mode."""
@@ -149,7 +153,11 @@ class MemoryPlan:
 
 
 def plan_memory(
-    configs: PipelineConfigs, size: SamplingSettings, recipe: Recipe, kernels: Kernels = "fp8"
+    configs: PipelineConfigs,
+    size: SamplingSettings,
+    recipe: Recipe,
+    kernels: Kernels = "fp8",
+    capability: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """Predict the peaks of every mode.
 
@@ -158,6 +166,7 @@ def plan_memory(
         size: of the video.
         recipe: what a 16-bit pipeline would be quantized with.
         kernels: how 4-bit linears compute.
+        capability: compute capability of the GPU, whose kernels are then counted instead.
 
     Raises:
         ModelError: a config describes no model of its class.
@@ -168,12 +177,16 @@ def plan_memory(
     layers = own_layers(configs)
     if not configs.quantized:
         layers = {name: foreseen_layers(configs, name, recipe) for name in layers}
+    if capability is not None:
+        entries = (entry for each in layers.values() if each is not None for entry in each.entries.values())
+        kernels = most_of({backend_at(capability, entry.format).value for entry in entries})
     label = next((found.recipe.name for found in configs.quantized.values()), recipe.name)
     return MemoryPlan(
         configs.name,
         size,
         _model_plan("16-bit", configs, dict.fromkeys(layers), others, size, kernels),
         _model_plan(label, configs, layers, others, size, kernels),
+        kernels,
     )
 
 

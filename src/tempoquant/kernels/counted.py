@@ -1,0 +1,41 @@
+"""How fast a Wan block's linears are by the counts of `python -m benchmarks.machine_code`: predicted, not measured."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tempoquant.formats import Format
+from tempoquant.kernels.dispatch import Backend, backend_at
+
+
+class CountedGpu(NamedTuple):
+    """A GPU whose kernels were counted.
+
+    Attributes:
+        name: its own.
+        capability: its compute capability.
+        ratios: format to how many times as fast as 16 bits at their best the ten linears of a block are, with
+            activations of four bits, 32,760 tokens (480 × 832, 81 frames) and rank 32. docs/kernels.md has the table.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    ratios: Mapping[str, float]
+
+
+COUNTED_GPUS = (
+    CountedGpu("A100 SXM", (8, 0), {"int4": 0.99}),
+    CountedGpu("RTX 3090", (8, 6), {"int4": 3.47}),
+    CountedGpu("RTX 4090", (8, 9), {"nvfp4_m1": 1.77, "int4": 3.17}),
+    CountedGpu("H100 SXM", (9, 0), {"nvfp4_m1": 1.50}),
+    CountedGpu("B200", (10, 0), {"nvfp4_m1": 2.04, "nvfp4": 1.84}),
+    CountedGpu("RTX 5090", (12, 0), {"nvfp4_m1": 6.02, "nvfp4": 6.02}),
+)
+
+
+def counted_like(capability: tuple[int, int], format: Format, backend: Backend) -> tuple[CountedGpu, float] | None:
+    """Return the newest counted GPU that is no newer, and its ratio; None unless it runs the format by `backend`."""
+    older = [each for each in COUNTED_GPUS if each.capability <= capability]
+    if not older or backend_at(older[-1].capability, format) is not backend:
+        return None
+    ratio = older[-1].ratios.get(format.name)
+    return None if ratio is None else (older[-1], ratio)
