@@ -30,7 +30,7 @@ from benchmarks.evaluation_stages import (
     take_bytes,
 )
 from tempoquant.models.sampling_settings import SamplingSettings
-from tempoquant.placement.modes import MEMORY_MODES
+from tempoquant.placement.modes import WITH_WEIGHTS
 from tempoquant.planning.run_estimate import GIB
 
 NUM_ITEMS = 180  # of OpenS2V-Eval
@@ -76,10 +76,10 @@ def stages_text(what: Evaluated, share: float, score_s: float) -> str:
     rows = [_stage_row(stage) for stage in found]
     hours = [f"**{sum(stage.hours[mode] for stage in found):.1f}**" for mode in ("resident", "lean")]
     rows.append(["**all**", *hours, "–", "–", "–", "–", f"**{left:.1f}**", "–"])
-    gpu = [f"GPU, `{mode}`" for mode in MEMORY_MODES]
+    gpu = [f"GPU, `{mode}`" for mode in WITH_WEIGHTS]
     headings = ["stage", "hours", "hours, `lean`", *gpu, "RAM, `swap`", "disk, kept", "disk, temporary"]
     changes = "; ".join(
-        f"`{name}` {', '.join(f'{mode} −{plan.reduction(mode):.1%}' for mode in MEMORY_MODES)}"
+        f"`{name}` {', '.join(f'{mode} −{plan.reduction(mode):.1%}' for mode in WITH_WEIGHTS)}"
         for name, plan in memory_plans(what.size).items()
     )
     sentences = (
@@ -93,7 +93,7 @@ def stages_text(what: Evaluated, share: float, score_s: float) -> str:
 
 def _stage_row(stage: Stage) -> list[str]:
     hours = [f"{stage.hours[mode]:.1f}" for mode in ("resident", "lean")]
-    gpu = [f"{stage.gpu_gib[mode]:.1f}" if stage.gpu_gib else "–" for mode in MEMORY_MODES]
+    gpu = [f"{stage.gpu_gib[mode]:.1f}" if stage.gpu_gib else "–" for mode in WITH_WEIGHTS]
     ram = f"{stage.ram_gib['swap']:.0f}" if stage.ram_gib else "–"
     disk = [f"{gib:.1f}" if gib else "–" for gib in (stage.disk_gib, stage.passing_gib)]
     return [stage.name, *hours, *gpu, ram, *disk]

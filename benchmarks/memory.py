@@ -35,7 +35,7 @@ from tempoquant.models.sampling_settings import SamplingSettings
 from tempoquant.models.wan.pipelines import HIGH_NOISE
 from tempoquant.models.wan.published import A14B
 from tempoquant.placement.memory_modes import set_memory_mode
-from tempoquant.placement.modes import MEMORY_MODES
+from tempoquant.placement.modes import WITH_WEIGHTS
 from tempoquant.planning.generation_memory import Kernels, QuantizedLayers, foreseen_layers
 from tempoquant.planning.memory_plan import BOUNDARY, MemoryPlan, ModePlan, denoising_name, plan_memory
 from tempoquant.recipe import Recipe
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--model", default=A14B, help="model whose shapes are used, as for tempoquant plan")
     parser.add_argument("--size", type=parse_size, default=parse_size("480x832"))
     parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--modes", nargs="+", choices=MEMORY_MODES, default=list(MEMORY_MODES))
+    parser.add_argument("--modes", nargs="+", choices=WITH_WEIGHTS, default=list(WITH_WEIGHTS))
     parser.add_argument("--recipe", default="default")
     parser.add_argument(
         "--kernels",

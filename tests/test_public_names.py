@@ -5,8 +5,8 @@ import inspect
 import tempoquant
 
 PUBLIC = {
-    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "accelerate", "quantize",
-    "quantize_linear", "set_activation_bits", "set_memory_mode",
+    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "accelerate", "load_pipeline",
+    "quantize", "quantize_linear", "set_activation_bits", "set_memory_mode",
 }  # fmt: skip
 
 

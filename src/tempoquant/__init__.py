@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __version__ = version("tempoquant")
 
 __all__ = [
-    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "accelerate", "quantize",
-    "quantize_linear", "set_activation_bits", "set_memory_mode",
+    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "accelerate", "load_pipeline",
+    "quantize", "quantize_linear", "set_activation_bits", "set_memory_mode",
 ]  # fmt: skip
 
 _ON_FIRST_USE = {
@@ -32,6 +32,7 @@ _ON_FIRST_USE = {
     "Recipe": "tempoquant.recipe",
     "WithExperts": "tempoquant.models.with_experts",
     "accelerate": "tempoquant.acceleration",
+    "load_pipeline": "tempoquant.placement.loading",
     "quantize": "tempoquant.quantizing",
     "quantize_linear": "tempoquant.quantizing",
     "set_activation_bits": "tempoquant.runtime.activation_bits",

@@ -67,6 +67,11 @@ class Choices:
                 "--compile and --memory lean cannot be combined: lean brings each block's weights by a hook in its "
                 "forward, which compiling would go round. Use --memory swap, or leave --compile out."
             )
+        if self.asked_compile and memory == "disk":
+            raise UnsupportedError(
+                "--compile and --memory disk cannot be combined: disk reads each block's weights anew before it runs. "
+                "Use --memory swap, or leave --compile out."
+            )
         if self.asked_compile and in_chunks:
             raise UnsupportedError(_IN_CHUNKS)
         if self.asked_compile and self.cache is not None and self.cache.name == "taylorseer":
@@ -89,7 +94,7 @@ class Choices:
             return False, "speed exact adds and multiplies in the order in which PyTorch does by itself"
         if device_type != "cuda":
             return False, "on a CPU compiling takes longer than a short video gains"
-        if memory == "lean" or not has_plain_blocks:
+        if memory in ("lean", "disk") or not has_plain_blocks:
             return False, "blocks compute in chunks of tokens, or their weights come by hooks"
         if self.cache is not None and self.cache.name == "taylorseer":
             return False, "taylorseer's hooks stand in the way"

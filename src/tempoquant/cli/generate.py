@@ -141,9 +141,10 @@ def _load(
     """Load a pipeline in a memory mode, and print its chunking and acceleration before hours of
     work.
 
-    Raises as `check_choices`, before a weight is loaded.
+    Raises as `check_choices` and `require_readable`, before a weight is loaded.
     """
     from tempoquant.acceleration.accelerate import accelerate_by
+    from tempoquant.placement.disk_mode import require_readable
     from tempoquant.placement.memory_modes import load_in_mode
     from tempoquant.planning.chunking import choose_chunking
     from tempoquant.runtime.activation_bits import set_activation_bits
@@ -152,6 +153,7 @@ def _load(
     chunking = choose_chunking(model, settings, memory.value, place, in_chunks, has_eight_bits)
     if choices is not None:
         check_choices(choices, model, memory.value, place, chunking.in_chunks)
+    require_readable(model, memory.value)
     print(f"Blocks compute {chunking.reason}.")
     on_loaded = progress.start("Loading", 1)
     pipeline = load_in_mode(model, memory.value, place, chunking.in_chunks)

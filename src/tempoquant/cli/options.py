@@ -92,6 +92,7 @@ class MemoryMode(str, Enum):
     RESIDENT = "resident"
     SWAP = "swap"
     LEAN = "lean"
+    DISK = "disk"
 
 
 class RecordingMode(str, Enum):
@@ -152,7 +153,9 @@ RecordingMemory = Annotated[
 GenerationMemory = Annotated[
     MemoryMode,
     typer.Option(
-        "--memory", help="On the device: all denoisers, the running one, or its running block (docs/memory.md)."
+        "--memory",
+        help="On the device: all denoisers, the running one, or its running block; disk reads that block from its "
+        "file (docs/memory.md).",
     ),
 ]
 InChunks = Annotated[

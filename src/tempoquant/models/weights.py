@@ -2,7 +2,7 @@
 all at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,13 +75,21 @@ class DenoiserWeights:
             prefix: of the module's names in the denoiser, such as "blocks.3.".
         """
         for name in self._own_names(module, prefix):
-            _put(module, name, self.read(prefix + name).to(self.device, self.dtype_of(prefix + name)))
+            put_tensor(module, name, self.read(prefix + name).to(self.device, self.dtype_of(prefix + name)))
+
+    def read_part(self, module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+        """Return what `fill` would put into a module, on the host, by the module's own names."""
+        names = self._own_names(module, prefix)
+        return {name: self.read(prefix + name).to(self.dtype_of(prefix + name)) for name in names}
+
+    def put_part(self, module: nn.Module, _prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put what `read_part` returned into its module, on the device."""
+        for name, tensor in tensors.items():
+            put_tensor(module, name, tensor.to(self.device))
 
     def release(self, module: nn.Module, prefix: str) -> None:
-        """Release the weights that `fill` read."""
-        state = module.state_dict()
-        for name in self._own_names(module, prefix):
-            _put(module, name, torch.empty_like(state[name], device="meta"))
+        """Release the weights that were put into a module."""
+        release_tensors(module, self._own_names(module, prefix))
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the compute dtype of a weight: float32 for norms and modulation, as in a model
@@ -116,10 +124,15 @@ class DenoiserWeights:
         return names if prefix else [name for name in names if self.family.block_of(name) is None]
 
 
-def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Replace one parameter or buffer. (accelerate's function empties the GPU's cache after
-    each.)
-    """
+def release_tensors(module: nn.Module, names: Iterable[str]) -> None:
+    """Leave parameters and buffers of a module on the meta device."""
+    state = module.state_dict()
+    for name in names:
+        put_tensor(module, name, torch.empty_like(state[name], device="meta"))
+
+
+def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Replace one parameter or buffer. (accelerate's function empties the GPU's cache after each.)"""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

@@ -50,7 +50,13 @@ def around_calls(module: nn.Module, before: Callable[..., None], after: Callable
 def refuse_compiled(mode: Memory, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """Raise UnsupportedError where a mode would have to move weights inside of compiled code."""
     whole = model._compiled_call_impl is not None
-    if mode == "lean" and (whole or any(block._compiled_call_impl is not None for block in blocks)):
+    is_compiled = whole or any(block._compiled_call_impl is not None for block in blocks)
+    if mode == "disk" and is_compiled:
+        raise UnsupportedError(
+            "the memory mode disk and compiled blocks do not go together: a block's weights are read before its call, "
+            'and are other tensors each time. Choose "resident" or "swap", or do not compile.'
+        )
+    if mode == "lean" and is_compiled:
         raise UnsupportedError(
             "the memory mode lean and compiled blocks do not go together: diffusers' group offloading moves weights "
             'within a block\'s call. Choose "resident" or "swap", or do not compile.'

@@ -1,9 +1,10 @@
-"""What of a pipeline is on the device when, while it generates: three ways, fast to frugal. docs/memory.md has
+"""What of a pipeline is on the device when, while it generates: four ways, fast to frugal. docs/memory.md has
 their peaks.
 
 All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
 and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the
-denoisers: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next.
+denoisers: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next;
+*disk* reads the block that runs from its file, so that RAM has no denoiser either.
 """
 
 import contextlib
@@ -26,6 +27,8 @@ from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS, own_forward
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.compiled_blocks import refuse_compiled
 from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser, parts_of, requiring_same_weights
+from tempoquant.placement.disk_denoisers import DiskDenoisers
+from tempoquant.placement.disk_mode import refuse_other_than_loaded, refusing_changes, weights_on_disk, without_weights
 from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blocks
 from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS, lift_for
 from tempoquant.placement.modes import MEMORY_MODES, Memory
@@ -39,7 +42,7 @@ class MemoryMode:
     """A memory mode in force on a pipeline.
 
     Attributes:
-        mode: "resident", "swap" or "lean".
+        mode: "resident", "swap", "lean" or "disk".
         in_chunks: whether blocks compute a chunk of tokens at a time.
         swap: the denoisers that take turns; None but in "swap".
     """
@@ -51,12 +54,14 @@ class MemoryMode:
         self._undo, self._verbs = ExitStack(), ExitStack()
         self._is_lifted = False
         self._set()
-        self._verbs.push(lift_for(pipeline, PIPELINE_VERBS, self._lifted))
+        lifted = refusing_changes if mode == "disk" else self._lifted
+        self._verbs.push(lift_for(pipeline, PIPELINE_VERBS, lifted))
         for denoiser in self._facts.denoisers:
-            self._verbs.push(lift_for(getattr(pipeline, denoiser.component), DENOISER_VERBS, self._lifted))
+            self._verbs.push(lift_for(getattr(pipeline, denoiser.component), DENOISER_VERBS, lifted))
 
     def remove(self) -> None:
-        """Leave a plain pipeline: no hooks, in "resident" with denoisers on the device, else all on the CPU."""
+        """Leave a plain pipeline: no hooks, in "resident" with denoisers on the device, else all on the CPU; in "disk"
+        denoisers have no weights then."""
         self._verbs.close()
         self._undo.close()
 
@@ -81,7 +86,8 @@ class MemoryMode:
             refuse_compiled(self.mode, placed.model, placed.blocks)
         with ExitStack() as undo:  # what was done is undone when the rest fails
             stream = SideStream(device)
-            if is_modular(pipeline):  # others are told by the hooks of their models, these by the first model's weights
+            # Others are told by the hooks of their models, these by their weights: a modular pipeline's first model's.
+            if is_modular(pipeline) or self.mode == "disk":
                 undo.callback(_tell_device(pipeline, device))
             if self.in_chunks and family.chunk_blocks is not None:
                 for placed in denoisers.values():
@@ -110,6 +116,9 @@ class MemoryMode:
             return self.swap.remove
         if self.mode == "lean":
             return _offload_blocks(denoisers, stream.device)
+        if self.mode == "disk":
+            models = {name: placed.model for name, placed in denoisers.items()}
+            return DiskDenoisers(weights_on_disk(pipeline), models, ahead=True).remove
         for placed in denoisers.values():
             placed.model.to(stream.device)
         return lambda: None
@@ -127,7 +136,7 @@ def set_memory_mode(
         pipeline: of a family that TempoQuant knows, 16-bit or quantized, best still on the CPU.
         mode: "resident": all denoisers stay on the device; the fastest. "swap": the denoiser that runs, the other one
             in page-locked host memory; they change places while the first one's last call still runs. "lean": the block
-            that runs and the next.
+            that runs and the next. ("disk" is a mode to load a pipeline in: `load_pipeline`.)
         device: where it computes; CUDA where there is one if left out.
         in_chunks: whether blocks compute a chunk of tokens at a time, where the family has chunks: less than half of
             the activations, and slower. `tempoquant plan` says what each way takes.
@@ -141,6 +150,7 @@ def set_memory_mode(
     """
     if mode not in MEMORY_MODES:
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
+    refuse_other_than_loaded(pipeline, mode)
     remove_memory_mode(pipeline)
     _check(pipeline)
     in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()), in_chunks)
@@ -160,7 +170,10 @@ def load_in_mode(source: SourceModel, mode: Memory, device: str, in_chunks: bool
 
     Raises as `load_pipeline` and `set_memory_mode` do.
     """
-    pipeline = load_pipeline(source, "cpu", compute_dtype(device))
+    if mode == "disk":
+        pipeline = without_weights(source, device)
+    else:
+        pipeline = load_pipeline(source, "cpu", compute_dtype(device))
     set_memory_mode(pipeline, mode, device, in_chunks)
     return pipeline
 

@@ -18,6 +18,7 @@ from tempoquant.hosts.diffusers.pipeline import from_pretrained, load_component,
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.cpu_threads import suited_threads
+from tempoquant.placement.disk_denoisers import DiskDenoisers, typed_model
 from tempoquant.placement.modes import RECORDING_MODES, RecordingMemory
 
 if TYPE_CHECKING:
@@ -168,30 +169,6 @@ def denoisers_on_disk(weights: Mapping[str, DenoiserWeights]) -> dict[str, Any]:
     Returns:
         Denoiser's name to model. Its weights are on the meta device between calls.
     """
-    models = {name: _typed(each.empty_model(), each) for name, each in weights.items()}
-    running: list[str] = []
-
-    def begin(denoiser: str) -> None:
-        if running == [denoiser]:
-            return
-        for other in running:
-            weights[other].release(models[other], "")
-        weights[denoiser].fill(models[denoiser], "")
-        running[:] = [denoiser]
-
-    for name, model in models.items():
-        model.register_forward_pre_hook(lambda *_, name=name: begin(name))
-        for block in weights[name].blocks:
-            module, prefix = model.get_submodule(block), f"{block}."
-            module.register_forward_pre_hook(lambda b, _, w=weights[name], prefix=prefix: w.fill(b, prefix))
-            module.register_forward_hook(
-                lambda b, _args, _output, w=weights[name], prefix=prefix: w.release(b, prefix), always_call=True
-            )
+    models = {name: typed_model(each) for name, each in weights.items()}
+    DiskDenoisers(weights, models, ahead=False)
     return models
-
-
-def _typed(model: Any, weights: DenoiserWeights) -> Any:
-    """The pipeline asks a denoiser for its dtype before any weight is read."""
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(weights.dtype_of(name))
-    return model

@@ -63,7 +63,7 @@ class ModePlan:
     """One memory mode of one model.
 
     Attributes:
-        mode: "resident", "swap" or "lean".
+        mode: "resident", "swap", "lean" or "disk".
         in_chunks: whether blocks compute a chunk of tokens at a time.
         phases: in order.
         host: bytes of RAM at the most: all components, as they load or as they wait.

@@ -88,6 +88,23 @@ def _pinned(denoisers: Sequence[DenoiserBytes]) -> int:
     return sum(denoiser.pinned for denoiser in denoisers)
 
 
+def _disk(denoisers: Sequence[DenoiserBytes]) -> Places:
+    """Count one block; what lies in no block stays until another denoiser runs."""
+    running = [denoiser.rest + max(denoiser.blocks) for denoiser in denoisers]
+    return Places(
+        away=max(denoiser.rest for denoiser in denoisers),
+        running=running,
+        changing=[max(pair) for pair in itertools.pairwise(running)],
+        pinned=0,
+        copied_first=0,
+        copied_between=[0] * (len(denoisers) - 1),
+        copied_each_call=[denoiser.total for denoiser in denoisers],
+        read_ahead=2 * max(block for denoiser in denoisers for block in denoiser.blocks),
+        holds_all=False,
+        from_disk=True,
+    )
+
+
 def _two_in_a_row(blocks: Sequence[int]) -> int:
     """The block that runs and the next, which is copied meanwhile."""
     return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
@@ -97,5 +114,6 @@ PLACES: Mapping[Memory, Callable[[Sequence[DenoiserBytes]], Places]] = {
     "resident": _resident,
     "swap": _swap,
     "lean": _lean,
+    "disk": _disk,
 }
 """By mode: from the bytes of each denoiser, the noisiest first. The fastest first."""

@@ -72,9 +72,10 @@ def test_plain_diffusers_loads_it_and_makes_the_same_video(made: Made):
 
 
 def test_a_frugal_mode_makes_the_same_video(made: Made):
-    pipeline = load_in_mode(SourceModel.open(made.folders["default"]), "lean", "cpu")
-    video = generate_video(pipeline, made.prompt, default_settings(made.source), 0)
-    assert np.abs(video.astype(int) - made.evidence.videos["default"][0]).mean() < 1
+    for mode in ("lean", "disk"):
+        pipeline = load_in_mode(SourceModel.open(made.folders["default"]), mode, "cpu")
+        video = generate_video(pipeline, made.prompt, default_settings(made.source), 0)
+        assert np.abs(video.astype(int) - made.evidence.videos["default"][0]).mean() < 1
 
 
 def test_the_guider_tells_the_branches_of_each_step_and_the_scheduler_its_end(made: Made):

@@ -124,7 +124,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         """Replace the linears. Raises CheckpointError for a missing or unknown tensor, where
         diffusers only warns.
         """
-        call = self._call_of(model)
+        call = self.call_of(model)
         replace_linears(model, self.component.layers, self.component.bins, self.compute_dtype, call)
         wanted = set(model.state_dict())
         if missing := sorted(wanted - self.loaded_keys):
@@ -137,7 +137,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         if self.folder is not None:
             take_sampling_along(model, self.folder)
 
-    def _call_of(self, model: nn.Module) -> ModelCall:
+    def call_of(self, model: nn.Module) -> ModelCall:
         """Return how the model is called: by the checkpoint, or for an old checkpoint by its
         family.
         """
@@ -187,7 +187,7 @@ class TempoQuantQuantizer(DiffusersQuantizer):
         """Let linears that read one input quantize it once; look up facts that a compiled graph
         cannot compute.
         """
-        share_inputs(model, self._call_of(model).sharing_an_input(self.component.layers))
+        share_inputs(model, self.call_of(model).sharing_an_input(self.component.layers))
         for linear in quantized_linears(model).values():
             linear.settle()
         return model
