@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from benchmarks.json_line import publish
 from tempoquant.evaluate.eight_bit_attention import eight_bit_attention
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
+from tempoquant.sqnr import sqnr_db
 
 SHAPES = ((2, 128, 64), (1, 320, 64), (1, 256, 128), (1, 200, 64))  # heads, tokens, features
 KEY_MEAN = 4.0

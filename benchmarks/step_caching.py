@@ -27,7 +27,6 @@ from tempoquant.acceleration import accelerate
 from tempoquant.acceleration.cache_settings import CacheSettings
 from tempoquant.acceleration.speeds import DEFAULTS
 from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.metrics.prompt_adherence import check_prompt
 from tempoquant.evaluate.metrics.statistics import mean_interval
 from tempoquant.hosts.diffusers.pipeline import load_pipeline, open_pipeline
@@ -40,6 +39,7 @@ from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.cpu_threads import suited_threads
 from tempoquant.prompts import Prompt
+from tempoquant.sqnr import sqnr_db
 from tempoquant.tiny.sets import calibration_items, evaluation_items
 
 NUM_RECORDED = 4

@@ -26,7 +26,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
+from tempoquant.sqnr import sqnr_db
 from tempoquant.tiny import lora_file
 from training.architecture import EXPERTS
 from training.checkpoints import RUNS, append_log, load_checkpoint, read_average, save_checkpoint, update_average

@@ -39,7 +39,6 @@ from benchmarks.quality.task import Task
 from tempoquant.calibrate.capture import watching_inputs
 from tempoquant.checkpoint.tensors import entry_of
 from tempoquant.cli.progress import RichProgress
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.noise_prediction import call_errors
 from tempoquant.hosts.comfyui.nvfp4_layout import num_replacing_bytes
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
@@ -52,6 +51,7 @@ from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
 from tempoquant.recording.prompt_sets import calibration_prompts, evaluation_prompts
+from tempoquant.sqnr import sqnr_db
 
 Layers = Mapping[str, QuantizedDenoiser]
 """The quantized layers by denoiser."""

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 from benchmarks.peers.rows import ROWS, Row
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.noise_prediction import CallError, summarize
 from tempoquant.evaluate.results import Summary
 from tempoquant.models.wan.family import COMPONENTS
+from tempoquant.sqnr import sqnr_db
 
 
 def score_all(work: Path, rows: tuple[Row, ...] = ROWS) -> list[dict[str, Any]]:

@@ -22,7 +22,6 @@ from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.calibrate.store import bins_of
 from tempoquant.checkpoint.tensors import to_stored
 from tempoquant.device import compute_dtype
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.noise_prediction import CallError, call_errors
 from tempoquant.formats import Format
 from tempoquant.hosts.diffusers.sampling import predict_noise
@@ -35,6 +34,7 @@ from tempoquant.progress import Progress
 from tempoquant.recipe import Recipe
 from tempoquant.runtime.activation_bits import set_activation_bits
 from tempoquant.runtime.convert import install_layers
+from tempoquant.sqnr import sqnr_db
 from tempoquant.timesteps import TimestepBins
 
 BITS_OF_16BIT = 16

@@ -39,6 +39,8 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 RuleName = Literal["floor", "ceil", "least_error"]
+TextEncoderFormat = Literal["16bit", "int8", "nf4"]
+KEPT_TEXT_ENCODER: TextEncoderFormat = "16bit"
 Fractions = Several[Annotated[float, Field(gt=0, lt=1)]]
 BinFractions = Annotated[
     Annotated[Fractions, Tag("<list>")] | Annotated[dict[str, Fractions], Tag("<table>")],
@@ -93,6 +95,8 @@ class Recipe:
             "conditional"; the clip search sees both.
         block_inputs: whether a block is calibrated on outputs of the "16bit" or of the "quantized"
             block before it.
+        text_encoder: of the linears of text encoders: "int8", "nf4", or "16bit" to leave these models
+            unchanged.
         num_prompts: calibration prompts.
         samples_per_denoiser: transformer calls kept of each denoiser, spread over its timesteps;
             None for as many as hold about a million video tokens.
@@ -128,6 +132,7 @@ class Recipe:
     share_smoothing: bool = False
     statistics_branches: Literal["both", "conditional"] = "both"
     block_inputs: Literal["16bit", "quantized"] = "16bit"
+    text_encoder: TextEncoderFormat = KEPT_TEXT_ENCODER
     num_prompts: Positive = 12
     samples_per_denoiser: Positive | None = None
     num_steps: Positive | None = None

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from tempoquant.evaluate.eight_bit_attention import VALUE_DTYPES, eight_bit_attention, watching_attention
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
+from tempoquant.sqnr import sqnr_db
 from tests.quantized_wan import inputs, tiny_wan
 
 

@@ -5,11 +5,11 @@ import torch
 
 from tempoquant.calibrate.capture import watching_outputs
 from tempoquant.evaluate.layer_maps import layer_maps
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import record_trajectory
 from tempoquant.models.wan.family import COMPONENTS
 from tempoquant.runtime.convert import install_layers, quantized_linears
+from tempoquant.sqnr import sqnr_db
 from tempoquant.timesteps import TimestepBins
 from tests.quantized_wan import BINS, quantize_all
 from tests.recorded import PROMPTS, SETTINGS, SOURCE

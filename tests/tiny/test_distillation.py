@@ -12,7 +12,7 @@ from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
+from tempoquant.sqnr import sqnr_db
 from tempoquant.tiny import weights_folder
 from tempoquant.tiny.sets import CALIBRATION_SEED_BASE, calibration_items
 from training import teacher

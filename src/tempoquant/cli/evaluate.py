@@ -88,6 +88,13 @@ def command(  # noqa: PLR0913 (one argument per option)
         list[SpeedName] | None,
         typer.Option(help="Add a row for each DIR at this speed; repeat the option for several speeds."),
     ] = None,
+    reference_text: Annotated[
+        bool,
+        typer.Option(
+            "--reference-text",
+            help="Each DIR with a quantized text encoder once more with the reference's, as a row of its own.",
+        ),
+    ] = False,
     attention: AttentionOption = None,
     cache: CacheName = None,
     compile_blocks: CompileOption = None,
@@ -144,6 +151,8 @@ def command(  # noqa: PLR0913 (one argument per option)
         settings = settings_of(source, changes)
         asked = [choices_of(each, attention, cache, compile_blocks) for each in dict.fromkeys(speed or ())]
         plain = _models(folders, activation_bits)
+        if reference_text:
+            plain += [with_reference_text(model, source) for model in plain if is_text_quantized(model)]
         models = [*plain, *(at_speed(m, each, memory.value, workers.device) for each in asked if each for m in plain)]
         request = Request(
             Model(_reference_label(source, models), source),
@@ -226,6 +235,21 @@ def _models(folders: Sequence[str], activation_bits: ActivationBits | None) -> l
         Model(label, source, str(activation_bits), prepare=prepare)
         for label, source in zip(labels, sources, strict=True)
     ]
+
+
+def is_text_quantized(model: "Model") -> bool:
+    """Whether a text encoder of a model is quantized."""
+    from tempoquant.evaluate.text_embeddings import has_quantized_text_encoder
+
+    return has_quantized_text_encoder(model.source)
+
+
+def with_reference_text(model: "Model", reference: "SourceModel") -> "Model":
+    """The same model with the reference's text encoders: what is between the two rows is the text encoder's share."""
+    from tempoquant.models.text_encoders import with_text_encoders_of
+
+    source = with_text_encoders_of(model.source, reference)
+    return dataclasses.replace(model, label=f"{model.label}-reference-text", source=source)
 
 
 def at_speed(model: "Model", choices: "Choices", memory: str, device: str) -> "Model":

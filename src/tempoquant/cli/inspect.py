@@ -23,7 +23,7 @@ def command(
     def work(progress: Progress) -> Outcome:
         from rich.console import Group
 
-        from tempoquant.cli.tables import contents_table, hardly_seen_lines
+        from tempoquant.cli.tables import contents_table, hardly_seen_lines, text_encoder_lines
         from tempoquant.hosts.contents import contents_of
         from tempoquant.hosts.verification import check_sound, verify_folder
         from tempoquant.models.hub import fetch
@@ -37,7 +37,7 @@ def command(
         notes = [f"{denoiser.denoiser}: {note}" for denoiser in contents.denoisers for note in denoiser.notes]
         shown = {**contents.recipe, "layers": f"{len(contents.recipe['layers'])} rules"}
         settings = ", ".join(f"{key} {value}" for key, value in shown.items() if key != "name")
-        lines = [f"Recipe: {settings}", *hardly_seen_lines(contents), *notes]
+        lines = [f"Recipe: {settings}", *text_encoder_lines(contents), *hardly_seen_lines(contents), *notes]
         if verify:
             record["verified_files"] = verify_folder(folder, progress)
             lines.append(f"Verified: {len(record['verified_files'])} files.")

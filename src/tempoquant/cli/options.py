@@ -105,6 +105,14 @@ class RecordingMode(str, Enum):
     DISK = "disk"
 
 
+class TextEncoder(str, Enum):
+    """What the linears of text encoders are stored in; `recipe.TextEncoderFormat` says the same."""
+
+    AS_IT_IS = "16bit"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
 def sampling_changes(
     size: FrameSize | None,
     frames: int | None,

@@ -22,6 +22,7 @@ from tempoquant.cli.options import (
     Seed,
     Size,
     Steps,
+    TextEncoder,
 )
 from tempoquant.cli.running import GOES_ON, Outcome, run_command
 from tempoquant.cli.source_options import Base, Denoisers, Family, model_of
@@ -75,6 +76,9 @@ def command(  # noqa: PLR0913 (one argument per option)
         Path | None,
         typer.Option(metavar="FILE", help="File that `sensitivity` wrote; by default a budget measures it."),
     ] = None,
+    text_encoder: Annotated[
+        TextEncoder | None, typer.Option(help="Overrides the recipe: bits of text encoders (needs a package).")
+    ] = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Overrides the recipe: calibration prompts.")] = None,
     samples_per_denoiser: SamplesPerDenoiser = None,
     steps: Steps = None,
@@ -93,13 +97,14 @@ def command(  # noqa: PLR0913 (one argument per option)
     One block of the 16-bit model is in memory at a time, and every finished block is kept in
     DIR.unfinished: after Ctrl-C or a crash the same command resumes. With --bits-per-weight or
     --size-gib, the command first measures each layer's effect on the noise prediction, and chooses
-    ranks and 16-bit layers by it. --format, --rank, --num-prompts, --samples-per-denoiser, --steps,
-    --frames, --size, --guidance-scale and --flow-shift override the recipe; the result stores the
+    ranks and 16-bit layers by it. --format, --rank, --text-encoder, --num-prompts, --samples-per-denoiser,
+    --steps, --frames, --size, --guidance-scale and --flow-shift override the recipe; the result stores the
     resolved recipe.
     """
     changes = {
         "format": format,
         "rank": rank,
+        "text_encoder": text_encoder and text_encoder.value,
         "num_prompts": num_prompts,
         "samples_per_denoiser": samples_per_denoiser,
         "num_steps": steps,
@@ -204,7 +209,7 @@ def quantize_and_describe(
     """
     from rich.console import Group
 
-    from tempoquant.cli.tables import contents_table, hardly_seen_lines
+    from tempoquant.cli.tables import contents_table, hardly_seen_lines, text_encoder_lines
     from tempoquant.hosts.contents import contents_of
     from tempoquant.plain_values import plain
     from tempoquant.quantizing import quantize
@@ -215,7 +220,7 @@ def quantize_and_describe(
     words = f"{folder} was already finished." if was_there else f"Written to {folder}."
     return Outcome(
         {"output": str(folder), "existed": was_there, **plain(contents)},
-        Group(contents_table(contents), *hardly_seen_lines(contents), words),
+        Group(contents_table(contents), *text_encoder_lines(contents), *hardly_seen_lines(contents), words),
     )
 
 

@@ -25,6 +25,7 @@ def comparison_table(comparison: Comparison) -> Table:
         ("bits per weight", [f"{result.bits_per_weight:.2f}" for result in results]),
         ("denoisers on disk", [format_bytes(result.num_bytes) for result in results]),
         *((f"SQNR of {name}, dB", [_text(r.denoiser_sqnr_db(name)) for r in results]) for name in _denoisers(results)),
+        ("SQNR of text embeddings, dB", [_text(result.embedding_db) for result in results]),
         ("PSNR, dB", [_text(result.psnr_db) for result in results]),
         ("SSIM", [_text(result.ssim, 3) for result in results]),
         ("motion followed", [_share(result.motion_followed) for result in results]),
@@ -100,6 +101,15 @@ def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
         if each.branch_file is not None:
             table.add_row("", each.branch_file)
     return table
+
+
+def text_encoder_lines(contents: Contents) -> list[str]:
+    """A sentence for each text encoder that is quantized."""
+    return [
+        f"{each.component}: linears in {each.format}, {format_bytes(each.num_bytes)}; {each.loss_in_words()} "
+        f"Loading it needs {each.needs}."
+        for each in contents.text_encoders
+    ]
 
 
 def hardly_seen_lines(contents: Contents) -> list[str]:

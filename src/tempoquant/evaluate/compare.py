@@ -6,7 +6,7 @@ predictions) are kept on the CPU.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from tempoquant.evaluate.metrics.prompt_adherence import PromptAdherence, check_
 from tempoquant.evaluate.metrics.video_metrics import Video, psnr_db, ssim
 from tempoquant.evaluate.noise_prediction import call_errors, summarize
 from tempoquant.evaluate.reference_loras import warn_of_other_loras
-from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, VideoResult
+from tempoquant.evaluate.results import Comparison, ModelResult, NoisePredictionError, Summary, VideoResult
+from tempoquant.evaluate.text_embeddings import embedding_db, embeddings_of, has_quantized_text_encoder
 from tempoquant.hosts.contents import bits_per_weight, calibration_prompts_of, configs_of
 from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
 from tempoquant.models.prompt_needs import require_needed
@@ -106,6 +107,8 @@ def compare(
     device = device or default_device()
     pipeline = _load(reference, reference_label, memory, device, progress)
     recorded = _record(pipeline, task, reference_label, progress)
+    has_embeddings = any(has_quantized_text_encoder(source) for source in (reference, *models.values()))
+    embeddings = _embeddings(pipeline, task) if has_embeddings else []
     reference_videos = _generate(pipeline, task, reference_label, progress)
     remove_memory_mode(pipeline)
     del pipeline
@@ -118,7 +121,11 @@ def compare(
             prepare(pipeline)
         errors = _noise_prediction(pipeline, recorded, bins, label, progress)
         videos[label] = _generate(pipeline, task, label, progress)
-        results.append(_result(label, source, errors, _judge(task, videos[label], reference_videos)))
+        result = _result(label, source, errors, _judge(task, videos[label], reference_videos))
+        if has_embeddings:
+            lost = [embedding_db(*pair) for pair in zip(embeddings, _embeddings(pipeline, task), strict=True)]
+            result = replace(result, embedding_db=Summary.of(lost))
+        results.append(result)
         remove_memory_mode(pipeline)
         del pipeline
     comparison = Comparison(
@@ -158,6 +165,10 @@ def _record(pipeline: Any, task: Task, label: str, progress: Progress) -> list[R
         for index, prompt in enumerate(prompts)
         for call in record_trajectory(pipeline, prompt, task.settings, task.seed + index, on_step)
     ]
+
+
+def _embeddings(pipeline: Any, task: Task) -> list[dict[str, torch.Tensor]]:
+    return [embeddings_of(pipeline, prompt.text) for prompt in task.prompts]
 
 
 def _generate(pipeline: Any, task: Task, label: str, progress: Progress) -> list[Video]:

@@ -25,6 +25,7 @@ from tempoquant.evaluate.measuring import Measuring, measure_missing
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.reference_loras import warn_of_other_loras
 from tempoquant.evaluate.request import Request
+from tempoquant.evaluate.text_embeddings import has_quantized_text_encoder
 from tempoquant.evaluate.vbench.settings import check_vbench
 from tempoquant.evaluate.vbench.summary import scored_by_vbench
 from tempoquant.hosts.contents import calibration_prompts_of, configs_of
@@ -67,6 +68,7 @@ def evaluate(
     plan = Plan.of(
         request.reference.source, selection.items, request.seeds, request.settings, engine.device, request.memory
     )
+    plan = dataclasses.replace(plan, keeps_embeddings=any(has_quantized_text_encoder(s.source) for s in request.sides))
     folder = EvaluationFolder(output)
     labels = [side.label for side in request.sides]
     with folder.claimed(_identity(request, plan, progress)):

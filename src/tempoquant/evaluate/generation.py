@@ -27,6 +27,7 @@ from tempoquant.evaluate.layer_maps import layer_maps
 from tempoquant.evaluate.plan import Model, Plan
 from tempoquant.evaluate.recorded_calls import read_calls, watched_calls, write_calls
 from tempoquant.evaluate.run_costs import measuring_costs
+from tempoquant.evaluate.text_embeddings import embeddings_of
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.quiet import quiet_workers
 from tempoquant.hosts.diffusers.sampling import generate_video
@@ -254,6 +255,8 @@ def _generate(
             on_step()
 
         video = generate_video(pipeline, prompt, settings, take.seed, on_step=after_step, on_latents=on_latents)
+    if plan.keeps_embeddings:
+        latents |= embeddings_of(pipeline, prompt.text)
     for kind in ("videos", "lossless"):
         folder.place(kind, take).parent.mkdir(parents=True, exist_ok=True)
     if prompt.image is not None:

@@ -13,6 +13,7 @@ from tempoquant.evaluate.evaluation_folder import EvaluationFolder, Take, read_l
 from tempoquant.evaluate.files import read_lossless
 from tempoquant.evaluate.metrics.measures import Clip, measures, names_of, take_measures
 from tempoquant.evaluate.plan import Model, Plan
+from tempoquant.evaluate.text_embeddings import PREFIX
 from tempoquant.progress import CombinedProgress, Progress
 
 _VIDEOS = "measuring"
@@ -49,7 +50,8 @@ class Measuring:
     @contextlib.contextmanager
     def open(self, device: str, progress: Progress) -> Iterator[Callable[[Any], Any]]:
         """Prepare a worker; see `Stage.open`."""
-        which = measures(self.bundled, self.plan.settings.height, self.plan.settings.width)
+        settings = self.plan.settings
+        which = measures(self.bundled, settings.height, settings.width, self.plan.keeps_embeddings)
 
         def measure(pair: Pair) -> dict[str, Any]:
             advance = progress.start(f"{self.label}: {_VIDEOS}", 1)
@@ -63,7 +65,8 @@ class Measuring:
     def _clip(self, text: str, take: Take) -> Clip:
         folder = EvaluationFolder(self.path)
         file, latents = folder.place("lossless", take), read_latents(folder.place("latents", take))
-        return Clip(text, read_lossless(file), file, {name: latents[name] for name in self.plan.bin_names})
+        embeddings = {name: latents[name] for name in latents if name.startswith(PREFIX)}
+        return Clip(text, read_lossless(file), file, {name: latents[name] for name in self.plan.bin_names}, embeddings)
 
 
 def measure_missing(stage: Measuring, model: Model, reference: Model, crew: Crew, progress: Progress) -> None:
@@ -73,7 +76,8 @@ def measure_missing(stage: Measuring, model: Model, reference: Model, crew: Crew
     folder, plan, settings = EvaluationFolder(stage.path), stage.plan, stage.plan.settings
     is_reference = model is reference
     finished = {take for take, line in folder.takes().items() if not line.get("failed")}
-    wanted = set(names_of(measures(stage.bundled, settings.height, settings.width), is_reference))
+    which = measures(stage.bundled, settings.height, settings.width, plan.keeps_embeddings)
+    wanted = set(names_of(which, is_reference))
     measured = folder.measured()
     pairs = []
     for item, take in plan.takes(model.label):

@@ -11,8 +11,8 @@ import torch
 
 from tempoquant.calibrate.sample import CalibrationSample, RecordedCall
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.results import NoisePredictionError, Summary
+from tempoquant.sqnr import sqnr_db
 from tempoquant.timesteps import TimestepBins
 
 Predict = Callable[[CalibrationSample], torch.Tensor]

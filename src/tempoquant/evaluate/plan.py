@@ -73,6 +73,7 @@ class Plan:
         steps: of the sampling loop.
         bins: the timestep bins of all reports: the paper's, whatever a model's own bins are.
         memory: the memory mode of every pipeline.
+        keeps_embeddings: whether embeddings are compared too, since a model's text encoder is quantized.
     """
 
     reference: SourceModel
@@ -83,6 +84,7 @@ class Plan:
     steps: Sequence[Step]
     bins: Mapping[str, TimestepBins]
     memory: Memory = "resident"
+    keeps_embeddings: bool = False
 
     @classmethod
     def of(

@@ -104,6 +104,7 @@ class ModelResult:
         num_bytes: of the denoisers on disk.
         noise_prediction: per denoiser and per bin; empty for the reference.
         videos: one per prompt, in the order of the prompts.
+        embedding_db: SQNR of the prompts' embeddings against the reference's; None where no text encoder is quantized.
     """
 
     label: str
@@ -112,6 +113,7 @@ class ModelResult:
     num_bytes: int
     noise_prediction: tuple[NoisePredictionError, ...]
     videos: tuple[VideoResult, ...]
+    embedding_db: Summary | None = None
 
     @property
     def psnr_db(self) -> Summary | None:

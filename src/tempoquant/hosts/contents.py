@@ -16,6 +16,7 @@ from tempoquant.checkpoint.reader import check_forms
 from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.errors import CheckpointError
 from tempoquant.hosts.nunchaku.config import ExportedConfig, exported_config, is_exported
+from tempoquant.hosts.text_encoder_contents import TextEncoderContents, quantized_text_encoders
 from tempoquant.layer import HardlySeen
 from tempoquant.models.families import family_of_denoiser
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS
@@ -103,6 +104,7 @@ class Contents:
         library_version: of the TempoQuant that wrote it.
         calibration_prompt_ids: none if the recipe needed none.
         calibration_settings: how the calibration samples were drawn.
+        text_encoders: those that are quantized.
     """
 
     folder: str
@@ -113,6 +115,7 @@ class Contents:
     library_version: str
     calibration_prompt_ids: tuple[str, ...]
     calibration_settings: Mapping[str, Any]
+    text_encoders: tuple[TextEncoderContents, ...] = ()
 
 
 def quantized_components(folder: Path) -> dict[str, Path]:
@@ -127,7 +130,8 @@ def quantized_components(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for config_file in sorted(folder.glob(f"*/{CONFIG_NAME}")):
         component = config_file.parent
-        if "quantization_config" not in read_model_config(component):
+        config = read_model_config(component)
+        if "quantization_config" not in config or "_class_name" not in config:  # transformers' models have none
             continue
         denoiser = config_of(component).denoiser
         if denoiser in found:
@@ -208,6 +212,7 @@ def contents_of(folder: Path) -> Contents:
         library_version=first.library_version,
         calibration_prompt_ids=tuple(sorted(prompts)),
         calibration_settings=first.calibration.settings if first.calibration else {},
+        text_encoders=quantized_text_encoders(folder),
     )
 
 

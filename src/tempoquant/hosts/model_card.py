@@ -10,6 +10,7 @@ from tempoquant.checkpoint.reader import read_config, read_model_config
 from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.checkpoint.tensors import num_replacing_bytes
 from tempoquant.hosts.nunchaku.config import exported_config
+from tempoquant.hosts.text_encoder_contents import quantized_text_encoders
 from tempoquant.models.source import SourceModel
 from tempoquant.recipe import Recipe
 
@@ -31,12 +32,18 @@ def model_card(partial: Path, source: SourceModel, settings: dict[str, Any]) -> 
         **{key: base[key] for key in ("license_name", "license_link") if base.get(key)},
     )
     rows = [_row(partial / each.component, source, each.name) for each in source.denoisers]
-    notes = [f"{each.name}: {note}." for each in source.denoisers for note in source.component_of(each.name).notes]
+    encoders = quantized_text_encoders(partial)
+    notes = [
+        f"{each.component}: linears in {each.format}, which {each.needs} loads; {each.loss_in_words()}"
+        for each in encoders
+    ]
+    notes += [f"{each.name}: {note}." for each in source.denoisers for note in source.component_of(each.name).notes]
     body = _BODY.format(
         title=source.family.title(source.index),
         pipeline=source.index.class_name,
         recipe=recipe.name,
         rows="\n".join(rows),
+        but=", but for text encoders (below)" if encoders else "",
         notes="".join(f"- {note}\n" for note in notes),
         toml=recipe.to_toml(),
     )
@@ -125,7 +132,7 @@ _BODY = """
 
 Quantized by [TempoQuant](https://pypi.org/project/tempoquant/) with the recipe `{recipe}`: 4-bit weights and 4-bit
 activations (W4A4) in the linears of every transformer block, a 16-bit low-rank branch where the recipe has one; all
-else is as it was.
+else is as it was{but}.
 
 ```python
 import tempoquant  # registers the quantizer with diffusers

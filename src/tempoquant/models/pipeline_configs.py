@@ -17,6 +17,8 @@ from tempoquant.models.family import Config, ModelFamily, PipelineIndex
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.pipeline_folder import local_folder
 from tempoquant.models.source import SourceModel
+from tempoquant.models.text_encoders import format_of
+from tempoquant.recipe import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.timesteps import Denoiser
 
 
@@ -64,6 +66,7 @@ class PipelineConfigs:
             component's name.
         quantized: the quantization of each quantized denoiser, by its name.
         disk_bytes: of a component's weight files, if an index file or the publisher states it.
+        text_encoder_format: of the text encoder's linears.
     """
 
     name: str
@@ -73,6 +76,7 @@ class PipelineConfigs:
     models: Mapping[str, ModelConfig]
     quantized: Mapping[str, ComponentConfig] = field(default_factory=dict)
     disk_bytes: Mapping[str, int] = field(default_factory=dict)
+    text_encoder_format: TextEncoderFormat = KEPT_TEXT_ENCODER
 
     def denoiser(self, name: str) -> ModelConfig:
         """Return the config of a denoiser."""
@@ -157,4 +161,8 @@ def configs_of(source: SourceModel, name: str = "") -> PipelineConfigs:
         if source.components[each.component].is_quantized
     }
     disk = {name: size for name, each in components.items() if (size := each.disk_bytes) is not None}
-    return PipelineConfigs(name or source.name, source.family, source.index, source.denoisers, models, quantized, disk)
+    encoder = source.components.get(family.text_encoder)
+    format = KEPT_TEXT_ENCODER if encoder is None else format_of(encoder)
+    return PipelineConfigs(
+        name or source.name, source.family, source.index, source.denoisers, models, quantized, disk, format
+    )

@@ -201,7 +201,7 @@ class SourceModel:
 
     @property
     def other_components(self) -> tuple[str, ...]:
-        """Return the names of the components that are not denoisers, and are never quantized."""
+        """Return the names of the components that are not denoisers."""
         return tuple(name for name in self.components if name not in self.denoiser_components)
 
     @property

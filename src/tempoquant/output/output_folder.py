@@ -188,7 +188,7 @@ class OutputFolder:
             if sampling is not None:
                 write_atomically(result / SAMPLING_FILE, json.dumps(dict(sampling), indent=1) + "\n")
             (result / "README.md").write_text(card(result), encoding="utf-8")
-            self._appear(result, lambda path: not link or path.parent.name in source.denoiser_components)
+            self._appear(result, lambda path: path.stat().st_nlink == 1)  # and no link to a file of the source
             advance()
         except OSError as error:
             raise OutputError(f"{self.path} could not be written: {error.strerror or error}.") from error

@@ -247,12 +247,10 @@ def stream_blocks(
     rest = HostCopy([t for key, t in tensors_of(model).items() if key not in apart], stream, Slot(stream))
     slot = Slot(stream)
     copies = [HostCopy(tensors_of(block).values(), stream, slot) for block in blocks]
-    handles = [
-        model.register_forward_pre_hook(lambda _, args, kwargs: _moved((args, kwargs), device), with_kwargs=True)
-    ]
+    handles = [model.register_forward_pre_hook(lambda _, args, kwargs: moved((args, kwargs), device), with_kwargs=True)]
     for module in model.modules():  # several may share the weight
         if any(parameter is stays for parameter in module.parameters(recurse=False)):
-            handles.append(module.register_forward_pre_hook(lambda _, args: _moved(args, host)))
+            handles.append(module.register_forward_pre_hook(lambda _, args: moved(args, host)))
             handles.append(module.register_forward_hook(lambda _module, _args, output: output.to(device)))
     for module, copy in zip((model, *blocks), (rest, *copies), strict=True):
         handles.append(module.register_forward_pre_hook(lambda *_, copy=copy: copy.wait()))
@@ -272,12 +270,12 @@ def stream_blocks(
     return undo
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors of a nested tuple or dict on a device."""
+def moved(value: Any, device: torch.device) -> Any:
+    """Return the tensors of a nested tuple or dict on a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
+        return tuple(moved(item, device) for item in value)
     if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
+        return {key: moved(item, device) for key, item in value.items()}
     return value

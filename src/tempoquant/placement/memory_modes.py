@@ -22,6 +22,7 @@ from tempoquant.device import compute_dtype, default_device
 from tempoquant.errors import SettingsError, UnsupportedError
 from tempoquant.hosts.diffusers.modular import is_modular
 from tempoquant.hosts.diffusers.pipeline import load_pipeline, told_its_device
+from tempoquant.hosts.text_encoders import is_quantized
 from tempoquant.models.families import PipelineFacts, facts_of
 from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS, own_forward
 from tempoquant.models.source import SourceModel
@@ -33,6 +34,7 @@ from tempoquant.placement.host_copies import PinnedSlabs, SideStream, stream_blo
 from tempoquant.placement.lifted_verbs import DENOISER_VERBS, PIPELINE_VERBS, lift_for
 from tempoquant.placement.modes import MEMORY_MODES, Memory
 from tempoquant.placement.one_at_a_time import Turn, one_at_a_time
+from tempoquant.placement.quantized_encoder import stream_quantized_blocks
 from tempoquant.placement.tiles import use_tiles
 
 _ATTRIBUTE = "_tempoquant_memory_mode"
@@ -97,7 +99,8 @@ class MemoryMode:
                 embedding = encoder.get_input_embeddings().weight
                 blocks = encoder.get_submodule(family.text_encoder_blocks)
                 called = encoder.get_submodule(family.text_encoder_called)
-                undo.callback(stream_blocks(called, list(blocks), embedding, stream))
+                streamed = stream_quantized_blocks if is_quantized(encoder) else stream_blocks
+                undo.callback(streamed(called, list(blocks), embedding, stream))
             models = [each.model for each in denoisers.values()]
             if (autoencoder := getattr(pipeline, family.autoencoder)) is not None:
                 undo.callback(_use_autoencoder(autoencoder, models, device))

@@ -133,19 +133,26 @@ def _load(source: SourceModel, dtype: torch.dtype, components: Mapping[str, nn.M
     return pipeline
 
 
-def load_text_encoders(source: SourceModel) -> dict[str, Any]:
-    """The text encoders by name, on the CPU, in the dtypes they are stored in. Raises ModelError."""
-    components = {name: source.components[name] for name in source.text_components}
-    return {name: load_component(each, "auto") for name, each in components.items() if each.has_weights}
+def load_text_encoders(source: SourceModel, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The text encoders by name, on the CPU, in the dtypes they are stored in; given ones as they are. Raises
+    ModelError."""
+    components = {name: source.components[name] for name in source.text_components if name not in (given or {})}
+    loaded = {name: load_component(each, "auto") for name, each in components.items() if each.has_weights}
+    return {**loaded, **(given or {})}
 
 
 @torch.no_grad()
-def encode_texts(source: SourceModel, texts: Sequence[str], device: str) -> dict[str, dict[str, torch.Tensor]]:
+def encode_texts(
+    source: SourceModel, texts: Sequence[str], device: str, given: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
     """What the pipeline takes in the place of each text, on the device, in the dtypes the encoders are stored in.
 
     Nothing but the text encoders is in memory meanwhile, and they are gone afterwards.
+
+    Args:
+        given: models in place of the source's own encoders, by the component's name.
     """
-    encoders, family = load_text_encoders(source), source.family
+    encoders, family = load_text_encoders(source, given), source.family
     left_out = [name for name in source.components if source.components[name].has_weights]
     stand_ins = {name: source.components[name].without_weights() for name in family.stand_ins}
     parts = {**dict.fromkeys(left_out), **stand_ins, **encoders}

@@ -16,6 +16,7 @@ from torch import nn
 from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import keys_by_bin, stored_as
+from tempoquant.hosts.text_encoders import linear_bytes
 from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.recipe_fit import check_linear_fits
@@ -25,7 +26,7 @@ from tempoquant.placement.host_copies import slab_bytes
 from tempoquant.placement.tiles import TILE_PIXELS, tile_stride
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.planning.foreseen import Linear, foreseen_entry
-from tempoquant.recipe import Recipe
+from tempoquant.recipe import KEPT_TEXT_ENCODER, Recipe, TextEncoderFormat
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
@@ -248,20 +249,23 @@ class TextEncoderBytes:
     encoding: int
 
 
-def text_encoder_bytes(configs: PipelineConfigs) -> TextEncoderBytes:
-    """Of encoding one text, padded to the family's number of tokens. Raises ModelError."""
+def text_encoder_bytes(configs: PipelineConfigs, format: TextEncoderFormat = KEPT_TEXT_ENCODER) -> TextEncoderBytes:
+    """Of encoding one text, padded to the family's number of tokens, with linears in a format. Raises ModelError."""
     family, described = configs.family, configs.text_encoder
     encoder = described.build().to(_16_BIT)
+    stored = linear_bytes(encoder, format)
+
+    def held(module: nn.Module) -> int:
+        kept = {id(each): each.nbytes for each in module.parameters()}
+        linears = [each for each in module.modules() if isinstance(each, nn.Linear) and each in stored]
+        return sum(kept.values()) + sum(stored[each] - each.weight.nbytes for each in linears)
+
+    weights = held(encoder)
     if not family.text_encoder_blocks:  # it is there whole; what it allocates vanishes beside its weights
-        whole = sum(parameter.nbytes for parameter in encoder.parameters())
-        return TextEncoderBytes(whole, whole, 0)
-    blocks = [
-        sum(parameter.nbytes for parameter in block.parameters())
-        for block in encoder.get_submodule(family.text_encoder_blocks)
-    ]
+        return TextEncoderBytes(weights, weights, 0)
+    blocks = [held(block) for block in encoder.get_submodule(family.text_encoder_blocks)]
     traced = described.build(**family.traced_text_encoder.shortened(described.config, 2)).to(_16_BIT)
     embedding = encoder.get_input_embeddings().weight
-    weights = sum(parameter.nbytes for parameter in encoder.parameters())
     rest = weights - sum(blocks) - embedding.nbytes
     tokens = family.encoder_tokens or family.text_tokens
     embedded = torch.empty(1, tokens, embedding.shape[1], dtype=_16_BIT, device="meta")

@@ -174,6 +174,7 @@ def plan_memory(
     """
     configs.geometry.require(size)
     others = OtherBytes(text_encoder_bytes(configs), autoencoder_bytes(configs, size), other_weight_bytes(configs))
+    text = text_encoder_bytes(configs, configs.text_encoder_format if configs.quantized else recipe.text_encoder)
     layers = own_layers(configs)
     if not configs.quantized:
         layers = {name: foreseen_layers(configs, name, recipe) for name in layers}
@@ -185,7 +186,7 @@ def plan_memory(
         configs.name,
         size,
         _model_plan("16-bit", configs, dict.fromkeys(layers), others, size, kernels),
-        _model_plan(label, configs, layers, others, size, kernels),
+        _model_plan(label, configs, layers, others._replace(text=text), size, kernels),
         kernels,
     )
 

@@ -17,6 +17,7 @@ from tempoquant.quantizing.component import FINISHED_BLOCKS, Quantizing
 from tempoquant.quantizing.machine import Machine
 from tempoquant.quantizing.run import prepare_run
 from tempoquant.quantizing.sensitivity import sensitivity_in
+from tempoquant.quantizing.text_encoders import quantize_text_encoders
 from tempoquant.recipe import Recipe
 
 
@@ -93,6 +94,9 @@ def quantize(  # noqa: PLR0913 (the public verb: the first say what to do, the l
     with unfinished.owned(overwrite) as place, machine.engine.open(place) as crew:
         work = place.absolute()  # workers may run in another folder
         run.check_space(folder, machine, link)
+        targets = {name: folder.component(work, name) for name in run.source.text_components}
+        here = "cpu" if machine.cluster is not None else machine.devices[0]
+        quantize_text_encoders(run.source, run.recipe.text_encoder, run.texts, targets, here, progress)
         samples = run.record(work, machine, crew, progress)
         if run.budget is not None:
             assert samples is not None  # a budget needs a recipe that is calibrated

@@ -32,6 +32,7 @@ from tempoquant.quantizing.budget import Budget, BudgetPlan
 from tempoquant.quantizing.component import ComponentJob
 from tempoquant.quantizing.coverage import check_coverage, planned, stored
 from tempoquant.quantizing.machine import Machine
+from tempoquant.quantizing.text_encoders import check_text_encoders
 from tempoquant.recipe import Recipe
 from tempoquant.recording.plan import (
     ModelIdentity,
@@ -135,6 +136,13 @@ class Run:
         else:
             return None
         return None if settings == own else settings.to_dict()
+
+    @property
+    def texts(self) -> list[str]:
+        """Prompts that the run calibrates on."""
+        if self.store is not None:
+            return [prompt["prompt"] for prompt in self.store.prompts]
+        return [prompt.text for prompt in self.prompts]
 
     def num_blocks(self, denoiser: str) -> int:
         """Return the number of blocks of a denoiser."""
@@ -243,6 +251,7 @@ def prepare_run(
             prompts = calibration_prompts(str(model), path, recipe.num_prompts)
             require_needed(source, prompts)
     check_recipe_fits(source, recipe)
+    check_text_encoders(source, recipe.text_encoder)
     if recipe.needs_calibration:
         check_coverage(recipe, planned(source, recipe, settings, prompts) if opened is None else stored(opened))
     identified = fingerprint(source, progress) if identify or opened is not None else ""

@@ -104,6 +104,15 @@ _KNOWN = [
         "Signal over error of the latent at the end of each timestep bin.",
     ),
     Metric(
+        "embedding_db",
+        "SQNR of the text's embeddings",
+        "dB",
+        1,
+        1,
+        AGAINST,
+        "Signal over error of the text encoder's output; of several encoders, the one that lost most.",
+    ),
+    Metric(
         "temporal_flickering",
         "Temporal flickering",
         "",

@@ -15,8 +15,8 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from tempoquant.checkpoint import read_layer
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.hosts.comfyui.nvfp4_export import export
+from tempoquant.sqnr import sqnr_db
 from tests import quantized_wan
 from tests.random_layers import random
 from tests.wan_files import wan_name

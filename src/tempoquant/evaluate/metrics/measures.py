@@ -6,16 +6,16 @@ everything beyond.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tempoquant.evaluate.metrics import vmaf
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
 from tempoquant.evaluate.metrics.prompt_adherence import check_prompt, parse_prompt
 from tempoquant.evaluate.metrics.video_metrics import SSIM_WINDOW, Video, psnr_db, ssim, temporal_flickering
+from tempoquant.sqnr import sqnr_db
 from tempoquant.tiny.world import FRAME_SIZE, NUM_FRAMES
 
 CEILING_DB = 100.0
@@ -33,12 +33,14 @@ class Clip:
         file: the same, lossless.
         latents: the latent at the end of each timestep bin, in sampling order: the last one is the
             final latent.
+        embeddings: of the prompt, if a text encoder is quantized.
     """
 
     text: str
     video: Video
     file: Path
     latents: Mapping[str, torch.Tensor]
+    embeddings: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,21 @@ METRICS = {
     "temporal_flickering": Metric("temporal flickering", "", 4),
     "final_latent_db": Metric("SQNR of the final latent", " dB", 2),
     "sqnr_db": Metric("SQNR of the latent", " dB", 2),
+    "embedding_db": Metric("SQNR of the text's embeddings", " dB", 2),
     "motion_followed": Metric("motion followed", "", 2),
     "appearance_kept": Metric("appearance kept", "", 2),
 }
 """Every metric in the order of reports."""
 
 
-def measures(bundled: bool, height: int, width: int) -> tuple[Measure, ...]:
+def measures(bundled: bool, height: int, width: int, with_embeddings: bool = False) -> tuple[Measure, ...]:
     """Return the measures that can be taken here.
 
     Args:
         bundled: whether the items are of the bundled world, where pixels show whether a prompt was
             followed.
         height, width: of the videos.
+        with_embeddings: whether clips have those of their prompts.
     """
     found = [
         Measure(("psnr_db",), lambda clip, reference: {"psnr_db": _capped(psnr_db(reference.video, clip.video))}),
@@ -101,6 +105,8 @@ def measures(bundled: bool, height: int, width: int) -> tuple[Measure, ...]:
         found.append(Measure(("ssim",), lambda clip, reference: {"ssim": ssim(reference.video, clip.video)}))
     if vmaf.has_libvmaf():
         found.append(Measure(("vmaf", "vmaf_neg"), lambda clip, ref: vmaf.vmaf(ref.file, clip.file)._asdict()))
+    if with_embeddings:
+        found.append(Measure(("embedding_db",), _embeddings))
     if bundled:
         found.append(Measure(("motion_followed", "appearance_kept"), _adherence, against_reference=False))
     return tuple(found)
@@ -141,6 +147,12 @@ def names_of(which: Sequence[Measure], is_reference: bool) -> list[str]:
 def _latents(clip: Clip, reference: Clip) -> dict[str, Value]:
     by_bin = {name: _capped(sqnr_db(latent, clip.latents[name])) for name, latent in reference.latents.items()}
     return {"final_latent_db": list(by_bin.values())[-1], "sqnr_db": by_bin}
+
+
+def _embeddings(clip: Clip, reference: Clip) -> dict[str, Value]:
+    """Return the SQNR of the embedding that lost most."""
+    found = [sqnr_db(embedding, clip.embeddings[name]) for name, embedding in reference.embeddings.items()]
+    return {"embedding_db": _capped(min(found))}
 
 
 def _adherence(clip: Clip, _: Clip) -> dict[str, Value]:

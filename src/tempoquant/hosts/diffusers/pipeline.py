@@ -13,9 +13,11 @@ from tempoquant.errors import ModelError
 from tempoquant.hosts.diffusers.modular import put_together
 from tempoquant.hosts.nunchaku.config import is_exported
 from tempoquant.hosts.nunchaku.reader import ExportedComponent
+from tempoquant.hosts.text_encoders import is_quantized
 from tempoquant.models.component_files import Component
 from tempoquant.models.families import remember_family
 from tempoquant.models.source import SourceModel
+from tempoquant.models.text_encoders import parameter_of
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.models.with_experts import ModelName
 
@@ -86,7 +88,8 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     """
     kind = pipeline_class(source)
     for name, component in source.components.items():
-        if name not in components and component.has_weights and component.variant is not None:
+        is_elsewhere = component.folder.parent != source.folder
+        if name not in components and component.has_weights and (component.variant is not None or is_elsewhere):
             components[name] = load_component(component, _own_dtype(name, dtype))
     if source.index.is_modular:
         loaded = {name: _loaded(each, dtype) for name, each in source.components.items() if name not in components}
@@ -171,8 +174,8 @@ def require_complete(model: nn.Module, component: Component) -> None:
     """Raise ModelError if the files lack a weight: diffusers only warns, and transformers fills in
     random values.
     """
-    stored = component.forms
-    state = model.state_dict()
+    stored = {parameter_of(name) for name in component.forms} if is_quantized(model) else set(component.forms)
+    state = dict(model.named_parameters()) if is_quantized(model) else model.state_dict()
     shared = {tensor.data_ptr() for name, tensor in state.items() if name in stored}  # tied weights are stored once
     missing = [n for n, t in state.items() if n not in stored and (t.is_meta or t.data_ptr() not in shared)]
     if missing:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tempoquant.errors import ModelError
-from tempoquant.evaluate.metrics.layer_error import sqnr_db
+from tempoquant.sqnr import sqnr_db
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
