@@ -1,4 +1,6 @@
-"""Laws of quantized text encoders: plain libraries load them, and what they lose and take is what is said of them."""
+"""Laws of quantized text encoders: plain libraries load them, and what they lose and take is what
+is said of them.
+"""
 
 import importlib.util
 import json

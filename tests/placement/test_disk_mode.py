@@ -1,4 +1,6 @@
-"""Laws of the memory mode disk: the same video, two blocks in memory at the most, and nothing stays open."""
+"""Laws of the memory mode disk: the same video, two blocks in memory at the most, and nothing stays
+open.
+"""
 
 from pathlib import Path
 
@@ -46,7 +48,9 @@ def test_quantized_experts_give_the_same_latents_and_leave_no_file_open(quantize
 
 
 def test_16_bit_experts_give_the_same_video_with_two_blocks_in_memory_and_one_expert(monkeypatch):
-    """One block computes, and the next one is read. Each is read once a call, and the rest of an expert once."""
+    """One block computes, and the next one is read. Each is read once a call, and the rest of an
+    expert once.
+    """
     read = []
     own = disk_denoisers._read
     monkeypatch.setattr(disk_denoisers, "_read", lambda part: read.append(part.prefix) or own(part))

@@ -130,8 +130,8 @@ def quantized_components(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for config_file in sorted(folder.glob(f"*/{CONFIG_NAME}")):
         component = config_file.parent
-        config = read_model_config(component)
-        if "quantization_config" not in config or "_class_name" not in config:  # transformers' models have none
+        keys = read_model_config(component).keys()
+        if not {"quantization_config", "_class_name"} <= keys:  # transformers' models name no class
             continue
         denoiser = config_of(component).denoiser
         if denoiser in found:
@@ -141,9 +141,7 @@ def quantized_components(folder: Path) -> dict[str, Path]:
 
 
 def config_of(component: Path) -> ComponentConfig:
-    """Return the quantization config of a component of `quantize` or `export`. Raises
-    CheckpointError.
-    """
+    """Return the config of a component of `quantize` or `export`. Raises CheckpointError."""
     model_config = read_model_config(component)
     if not is_exported(model_config):
         return read_config(component)
@@ -151,9 +149,7 @@ def config_of(component: Path) -> ComponentConfig:
 
 
 def check_headers(component: Path) -> None:
-    """Compare the headers of a quantized or exported component with its config. Raises
-    CheckpointError.
-    """
+    """Compare a component's headers with its config. Raises CheckpointError."""
     if is_exported(read_model_config(component)):
         from tempoquant.hosts.nunchaku.reader import ExportedComponent  # which needs diffusers' models
 

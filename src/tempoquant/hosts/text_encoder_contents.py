@@ -7,7 +7,7 @@ from typing import Any
 
 from tempoquant.checkpoint import read_model_config
 from tempoquant.checkpoint.files import CONFIG_NAME
-from tempoquant.recipe import TextEncoderFormat
+from tempoquant.layer_rule import TextEncoderFormat
 
 MEASURED = "tempoquant"
 """The key of a text encoder's config.json that says what its quantization does to embeddings."""
@@ -25,7 +25,8 @@ class TextEncoderContents:
         needs: the package that loads it.
         num_bytes: of its weight files.
         num_texts: that embeddings were compared on; 0 where TempoQuant did not make it.
-        embedding_sqnr_db: name of an embedding to the mean over texts, in decibel; None where nothing changed.
+        embedding_sqnr_db: name of an embedding to the mean over texts, in decibel; None where
+            nothing changed.
     """
 
     component: str
@@ -45,7 +46,9 @@ class TextEncoderContents:
 
 
 def quantized_text_encoders(folder: Path) -> tuple[TextEncoderContents, ...]:
-    """Return the quantized text encoders of a pipeline folder, by name. Raises CheckpointError for a damaged config."""
+    """Return the quantized text encoders of a pipeline folder, by name. Raises CheckpointError for
+    a damaged config.
+    """
     found = []
     for file in sorted(folder.glob(f"*/{CONFIG_NAME}")):
         config = read_model_config(file.parent)

@@ -1,8 +1,10 @@
-"""Quantizes text encoders by transformers' own quantizers: plain transformers and diffusers load what is saved.
+"""Quantizes text encoders by transformers' own quantizers: plain transformers and diffusers load
+what is saved.
 
-torchao holds a linear in eight bits with a scale for each output feature, bitsandbytes in NF4 with one for each 64
-weights. Both save as safetensors, and need no GPU. Embeddings, norms and what transformers itself leaves out stay as
-they were stored: bitsandbytes leaves out T5's and UMT5's `wo`, which these models keep for float32.
+torchao holds a linear in eight bits with a scale for each output feature, bitsandbytes in NF4 with
+one for each 64 weights. Both save as safetensors, and need no GPU. Embeddings, norms and what
+transformers itself leaves out stay as they were stored: bitsandbytes leaves out T5's and UMT5's
+`wo`, which these models keep for float32.
 """
 
 import importlib.util
@@ -20,8 +22,8 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tempoquant.errors import ModelError, OutputError, UnsupportedError
 from tempoquant.hosts.text_encoder_contents import NEEDS
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.models.component_files import Component
-from tempoquant.recipe import KEPT_TEXT_ENCODER, TextEncoderFormat
 
 _NF4_TABLE = 4 * 16 + 79  # bytes: levels, and how it was quantized, in JSON
 _ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
@@ -83,13 +85,15 @@ def save_quantized(component: Component, format: TextEncoderFormat, folder: Path
 def linear_bytes(model: nn.Module, format: TextEncoderFormat) -> dict[nn.Linear, int]:
     """Return what is stored in place of the weight of each linear that transformers would quantize.
 
-    torchao keeps a scale in float32 and a zero point for each output feature, bitsandbytes a scale in float32 for each
-    64 weights and a table of sixteen numbers. Counted without the package, and without weights.
+    torchao keeps a scale in float32 and a zero point for each output feature, bitsandbytes a scale
+    in float32 for each 64 weights and a table of sixteen numbers. Counted without the package, and
+    without weights.
     """
     if format == KEPT_TEXT_ENCODER:
         return {}
     kept = HfQuantizer.get_modules_to_not_convert(model, None, getattr(model, "_keep_in_fp32_modules", None))
-    # torchao's quantizer asks by the names of weights, for which the end of a module's name is not kept.
+    # torchao's quantizer asks by the names of weights, for which the end of a module's name is not
+    # kept.
     end = ".weight" if format == "int8" else ""
     found: dict[nn.Linear, int] = {}
     for name, linear in model.named_modules():
@@ -103,7 +107,9 @@ def linear_bytes(model: nn.Module, format: TextEncoderFormat) -> dict[nn.Linear,
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether transformers quantized a model: its tensors are more than their numbers, and move with their module."""
+    """Whether transformers quantized a model: its tensors are more than their numbers, and move
+    with their module.
+    """
     return isinstance(getattr(model, "hf_quantizer", None), HfQuantizer)
 
 
@@ -120,7 +126,9 @@ def _settings(format: TextEncoderFormat, dtypes: Iterable[torch.dtype]) -> Any:
 
 
 def _settle_header(file: Path) -> None:
-    """Sort the header of a safetensors file, in place: the library writes its texts in an order of chance."""
+    """Sort the header of a safetensors file, in place: the library writes its texts in an order of
+    chance.
+    """
     with file.open("r+b") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         header = json.loads(stream.read(length))

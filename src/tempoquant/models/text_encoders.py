@@ -1,11 +1,11 @@
-"""The text encoders of a pipeline on disk: which they are, and whether transformers quantized them."""
+"""The text encoders of a pipeline on disk: their names, and whether transformers quantized them."""
 
 import dataclasses
 import re
 from typing import TYPE_CHECKING
 
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.models.component_files import Component
-from tempoquant.recipe import KEPT_TEXT_ENCODER, TextEncoderFormat
 
 if TYPE_CHECKING:
     from tempoquant.models.source import SourceModel
@@ -17,7 +17,9 @@ _STORED_PART = re.compile(f"{_TORCHAO}|{_BITSANDBYTES}")
 
 
 def text_encoders(source: "SourceModel") -> dict[str, Component]:
-    """Return the models that make embeddings of texts, by name: what a family's pipelines encode a prompt with."""
+    """Return the models that make embeddings of texts, by name: what a family's pipelines encode a
+    prompt with.
+    """
     found = {name: source.components[name] for name in source.text_components}
     return {name: each for name, each in found.items() if each.library == "transformers" and each.has_weights}
 
@@ -33,5 +35,5 @@ def with_text_encoders_of(source: "SourceModel", other: "SourceModel") -> "Sourc
 
 
 def parameter_of(name: str) -> str:
-    """Return the parameter that a tensor of a quantized text encoder's file is a part of, such as "q.weight"."""
+    """Return the parameter that a tensor in a quantized text encoder's file belongs to."""
     return _STORED_PART.sub(".weight", name)

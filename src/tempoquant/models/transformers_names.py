@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from tempoquant.models.small_files import NOT_DESCRIBED
 
@@ -28,13 +28,7 @@ def as_transformers_loads(names: Iterable[str], kind: Any, config: Mapping[str, 
         renamings = _renamings(kind, json.dumps(config, sort_keys=True))
     except NOT_DESCRIBED:
         renamings = []
-    return {name: _renamed(name, renamings) for name in names}
-
-
-def _renamed(name: str, renamings: Iterable[WeightRenaming]) -> str:
-    for renaming in renamings:
-        name, _ = renaming.rename_source_key(name)
-    return name
+    return {name: apply_renamings(name, renamings) for name in names}
 
 
 @functools.lru_cache(maxsize=16)

@@ -1,4 +1,6 @@
-"""The step of `quantize` that leaves text encoders in fewer bits, and measures what that does to embeddings."""
+"""The step of `quantize` that leaves text encoders in fewer bits, and measures what that does to
+embeddings.
+"""
 
 import json
 import math
@@ -14,12 +16,12 @@ from tempoquant.errors import RecipeError
 from tempoquant.hosts.diffusers.pipeline import load_component
 from tempoquant.hosts.text_encoder_contents import MEASURED
 from tempoquant.hosts.text_encoders import require_quantizer, save_quantized
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.models.component_files import Component
 from tempoquant.models.source import SourceModel
 from tempoquant.models.text_encoders import text_encoders
 from tempoquant.placement.streaming import encode_texts
 from tempoquant.progress import Progress
-from tempoquant.recipe import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.sqnr import sqnr_db
 
 MAX_TEXTS = 12
@@ -60,12 +62,14 @@ def quantize_text_encoders(
     device: str,
     progress: Progress,
 ) -> None:
-    """Write a pipeline's text encoders in a format; those that are there already are left as they are.
+    """Write a pipeline's text encoders in a format; those that are there already are left as they
+    are.
 
     Each config.json says what embeddings lost, under "tempoquant".
 
     Args:
-        texts: to measure on, at most MAX_TEXTS, and the empty one; a few sentences where there are none.
+        texts: to measure on, at most MAX_TEXTS, and the empty one; a few sentences where there are
+            none.
         targets: component's name to where it belongs.
         device: where texts are encoded.
 
@@ -99,7 +103,9 @@ def quantize_text_encoders(
 
 
 def _embedding_sqnr_db(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float | None]:
-    """Name of an embedding to the mean over texts, dB; None where no text changed it, or for a mask."""
+    """Name of an embedding to the mean over texts, dB; None where no text changed it, or for a
+    mask.
+    """
     names = dict.fromkeys(name for embeddings in before.values() for name in embeddings)
     found: dict[str, float | None] = {}
     for name in names:

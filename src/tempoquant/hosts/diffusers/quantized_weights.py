@@ -1,4 +1,6 @@
-"""One 4-bit denoiser's weights, read from its files block by block: what `loader` loads at once, a part at a time."""
+"""One 4-bit denoiser's weights, read from its files block by block: what `loader` loads at once, a
+part at a time.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +21,14 @@ from tempoquant.runtime.share_inputs import share_inputs
 class QuantizedWeights:
     """The files of one denoiser that TempoQuant quantized.
 
-    A block's tensors are checked when they are first put into it, as they are where all are loaded at once.
+    A block's tensors are checked when they are first put into it, as they are where all are loaded
+    at once.
 
     Args:
         source: the pipeline.
         denoiser: its name.
-        dtype: that what is not quantized computes in; modules that diffusers keeps in float32 stay there.
+        dtype: that what is not quantized computes in; modules that diffusers keeps in float32 stay
+            there.
         device: where tensors go.
 
     Raises:
@@ -42,7 +46,9 @@ class QuantizedWeights:
         self.blocks = source.blocks(denoiser)
 
     def empty_model(self) -> Any:
-        """Return the denoiser with its 4-bit linears, parameters on the meta device. Raises CheckpointError."""
+        """Return the denoiser with its 4-bit linears, parameters on the meta device. Raises
+        CheckpointError.
+        """
         kind: Any = self._component.kind
         config = {key: value for key, value in self._component.config.items() if key != "quantization_config"}
         with init_empty_weights(include_buffers=False):
@@ -60,7 +66,9 @@ class QuantizedWeights:
         return model.eval().requires_grad_(False)
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """Return the dtype that a tensor is held in: as stored in 4-bit layers, else what it computes in."""
+        """Return the dtype that a tensor is held in: as stored in 4-bit layers, else what it
+        computes in.
+        """
         stored = self._forms[name][1].dtype
         if name.rpartition(".")[0] in self._entries or not stored.is_floating_point:
             return stored
@@ -68,7 +76,9 @@ class QuantizedWeights:
         return torch.float32 if any(part in name.split(".") for part in in_float32) else self._dtype
 
     def read_part(self, module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-        """Return a part's tensors on the host, in memory of their own; its files are open meanwhile."""
+        """Return a part's tensors on the host, in memory of their own; its files are open
+        meanwhile.
+        """
         names = [prefix + name for name in self._own_names(module, prefix)]
         found: dict[str, torch.Tensor] = {}
         for file in dict.fromkeys(self._forms[name][0] for name in names):
@@ -80,7 +90,9 @@ class QuantizedWeights:
         return found
 
     def put_part(self, module: nn.Module, prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put a part's tensors into its module, on the device. Raises CheckpointError for values no layer can have."""
+        """Put a part's tensors into its module, on the device. Raises CheckpointError for values no
+        layer can have.
+        """
         is_new = prefix not in self._seen
         for name, tensor in tensors.items():
             layer, _, key = (prefix + name).rpartition(".")
