@@ -129,6 +129,16 @@ def test_rows_and_timesteps_that_do_not_match_are_refused() -> None:
             linear(torch.randn(shape))
 
 
+def test_what_a_call_tells_goes_to_a_device_once() -> None:
+    clock, x = BinClock(BINS), torch.zeros(1, 4, 8, device="meta")
+    clock.eight_bit_timesteps = (0.0, 950.0)
+    with clock.at(930.0):
+        first = clock.rows(x), clock.eight_bits(x)
+        assert clock.call is not None and first[0] is clock.call.bins and clock.call.is_eight is not None
+        assert clock.rows(x) is first[0] and clock.call.is_eight.device == x.device
+    assert clock.call is None
+
+
 def test_two_models_in_turn_do_not_disturb_each_other() -> None:
     high, low = quantized(0), quantized(1, "nvfp4", TimestepBins((500.0,)))
     alone = [run(high, timestep=930.0), run(low, timestep=600.0)]

@@ -22,6 +22,7 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.models.families import PipelineFacts, facts_of
 from tempoquant.models.family import ModelFamily, PipelineIndex
 from tempoquant.models.hooks import own_forward, unobtrusive
+from tempoquant.models.host_timesteps import HostTimesteps
 from tempoquant.timesteps import denoiser_at
 
 _BRANCHES = {"cond": "conditional", "uncond": "unconditional"}
@@ -100,6 +101,7 @@ class StepCache:
         facts = facts_of(pipeline)
         require_cacheable(pipeline, facts, settings)
         self.settings, self._pipeline, self._facts, self._ratios = settings, pipeline, facts, dict(ratios)
+        self._timesteps = HostTimesteps(pipeline, facts.family)
         self._running: _Cached | None = None
         self._known: dict[tuple[str, str, tuple[float, ...]], list[float]] = {}
         self._denoisers: list[_Cached] = []
@@ -130,7 +132,7 @@ class StepCache:
         """Begin a denoiser's call: reset states of another denoiser's part of the video, or of
         another video.
         """
-        timestep = self._facts.family.timestep_of(inputs)
+        timestep = self._timesteps.of(inputs)
         if self._running is not cached:
             if self._running is not None:
                 self._running.forget()
@@ -144,7 +146,7 @@ class StepCache:
             cached.config.mag_ratios, cached.config.num_inference_steps = ratios, len(ratios)
 
     def _ratios_of(self, cached: _Cached) -> list[float]:
-        schedule = tuple(float(timestep) for timestep in self._pipeline.scheduler.timesteps)
+        schedule = tuple(self._timesteps.schedule())
         own = [each for each in schedule if denoiser_at(self._facts.denoisers, each).name == cached.name]
         branch = _BRANCHES.get(cached.context, "conditional")
         key = (cached.name, branch, schedule)

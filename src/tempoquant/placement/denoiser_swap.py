@@ -52,6 +52,8 @@ class DenoiserSwap:
         stream: copies to the device.
         foresee: (denoiser, timestep, calls of that denoiser at that timestep so far, this one included) to who is
             called next: this denoiser again, another one, or None for nobody.
+        timestep_of: a call's arguments by name to its timestep; None for the family's way, which
+            waits for the device.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class DenoiserSwap:
         denoisers: Mapping[str, Placed],
         stream: SideStream,
         foresee: Callable[[str, float, int], str | None],
+        timestep_of: Callable[[Mapping[str, Any]], float] | None = None,
     ) -> None:
         self._foresee = foresee
         slots: list[Slot] = []
@@ -70,8 +73,8 @@ class DenoiserSwap:
         for denoiser, placed in denoisers.items():
             model = placed.model
             self._handles.append(model.register_forward_pre_hook(requiring_same_weights(denoiser, model)))
-            begin = model.register_forward_pre_hook(_before_call(self._begin, denoiser, placed), with_kwargs=True)
-            self._handles.append(begin)
+            before = _before_call(self._begin, denoiser, placed, timestep_of or placed.family.timestep_of)
+            self._handles.append(model.register_forward_pre_hook(before, with_kwargs=True))
             for index, module in enumerate((model, *placed.blocks)):
                 self._hook(denoiser, index, module)
 
@@ -142,11 +145,16 @@ def next_denoiser(
     return foresee
 
 
-def _before_call(begin: Callable[[str, float], None], denoiser: str, placed: Placed) -> Callable[..., None]:
+def _before_call(
+    begin: Callable[[str, float], None],
+    denoiser: str,
+    placed: Placed,
+    timestep_of: Callable[[Mapping[str, Any]], float],
+) -> Callable[..., None]:
     signature = inspect.signature(type(placed.model).forward)
 
     def hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        begin(denoiser, placed.family.timestep_of(signature.bind(model, *args, **kwargs).arguments))
+        begin(denoiser, timestep_of(signature.bind(model, *args, **kwargs).arguments))
 
     return hook
 

@@ -25,6 +25,7 @@ from tempoquant.hosts.diffusers.pipeline import load_pipeline, told_its_device
 from tempoquant.hosts.text_encoders import is_quantized
 from tempoquant.models.families import PipelineFacts, facts_of
 from tempoquant.models.hooks import OFFLOADING, OFFLOADING_HOOKS, own_forward
+from tempoquant.models.host_timesteps import HostTimesteps
 from tempoquant.models.source import SourceModel
 from tempoquant.placement.compiled_blocks import refuse_compiled
 from tempoquant.placement.denoiser_swap import DenoiserSwap, Placed, next_denoiser, parts_of, requiring_same_weights
@@ -115,7 +116,9 @@ class MemoryMode:
 
     def _place(self, pipeline: Any, denoisers: dict[str, Placed], stream: SideStream) -> Callable[[], None]:
         if self.mode == "swap":
-            self.swap = DenoiserSwap(denoisers, stream, _foreseeing(pipeline, self._facts))
+            timesteps = HostTimesteps(pipeline, self._facts.family)
+            foresee = _foreseeing(pipeline, self._facts, timesteps)
+            self.swap = DenoiserSwap(denoisers, stream, foresee, timesteps.of)
             return self.swap.remove
         if self.mode == "lean":
             return _offload_blocks(denoisers, stream.device)
@@ -197,16 +200,18 @@ def _group_offloaded(module: nn.Module) -> bool:
     return registry is not None and registry.get_hook(OFFLOADING) is not None
 
 
-def _foreseeing(pipeline: Any, facts: PipelineFacts) -> Callable[[str, float, int], str | None]:
+def _foreseeing(
+    pipeline: Any, facts: PipelineFacts, timesteps: HostTimesteps
+) -> Callable[[str, float, int], str | None]:
     """Who is called next, by the pipeline's scheduler and guidance as they are at each call."""
 
     def foresee(denoiser: str, timestep: float, num_calls: int) -> str | None:
-        timesteps = getattr(pipeline.scheduler, "timesteps", None)
+        schedule = timesteps.schedule()
         guidance_scale = getattr(pipeline, "_guidance_scale", None)  # which no pipeline has before its first call
-        if timesteps is None or guidance_scale is None:
+        if not schedule or guidance_scale is None:
             return denoiser
         num_branches = 2 if pipeline.do_classifier_free_guidance else 1
-        follows = next_denoiser(timesteps.tolist(), facts.denoisers, num_branches)
+        follows = next_denoiser(schedule, facts.denoisers, num_branches)
         return follows(denoiser, timestep, num_calls)
 
     return foresee

@@ -147,6 +147,18 @@ class BinClock:
         low, high = self.eight_bit_timesteps
         return Call(bins, (timestep >= low) & (timestep < high))
 
+    def _call_on(self, device: torch.device) -> Call | None:
+        """Return the innermost call, whose tensors go to a device once and not at every layer."""
+        call = self.call
+        if call is None or torch.compiler.is_compiling():  # a graph keeps nothing for its next call
+            return call
+        told = call.is_eight if call.bins is None else call.bins
+        if told is None or told.device == device:
+            return call
+        bins, is_eight = (None if each is None else each.to(device) for each in (call.bins, call.is_eight))
+        moved = self._this_thread.calls[-1] = call._replace(bins=bins, is_eight=is_eight)
+        return moved
+
     def rows(self, x: torch.Tensor) -> torch.Tensor | None:
         """Return the timestep bin of each row of x (batch, …, in): (1 or batch,) int64, on its
         device; None with a single bin.
@@ -156,7 +168,7 @@ class BinClock:
         """
         if self.bins.num_bins == 1:
             return None
-        call = self.call
+        call = self._call_on(x.device)
         if call is None or call.bins is None:
             raise TempoQuantError(f"this layer has {self.bins.num_bins} timestep bins and none is current: {_REMEDY}")
         _check_rows(call.bins.shape[0], x)
@@ -179,7 +191,7 @@ class BinClock:
         """Return the rows of the batch with 8-bit activations: (1 or batch, 1, …) bool; None if all
         have four.
         """
-        call = self.call
+        call = self._call_on(x.device)
         if call is None and self.eight_bit_timesteps is not None:
             raise TempoQuantError(f"activations have eight bits at some timesteps, and none is current: {_REMEDY}")
         return None if call is None or call.is_eight is None else _by_row(call.is_eight.to(x.device), x)
