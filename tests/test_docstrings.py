@@ -22,7 +22,7 @@ VERBS = frozenset(
     Convert Copy Count Decide Declare Decode Describe Direct Do Draw Drop Embed Enable Encode
     End Estimate Evaluate Exchange Factor Fetch Fill Find Finish Fit Flip Flush Follow Generate
     Give Group Hash Have Hold Ignore Import Install Interpolate Invert Join Judge Keep Kill
-    Label Launch Leave Let Limit List Load Log Look Make Map Mark Measure Merge Mix Move
+    Label Launch Lay Leave Let Limit List Load Log Look Make Map Mark Measure Merge Mix Move
     Multiply Name Normalize Note Observe Open Order Own Pack Paint Parse Place Plan Plant
     Predict Prepare Pretend Print Project Propagate Publish Put Quantize Queue Raise Read
     Rebuild Recommend Record Refuse Register Relay Release Remove Rename Render Reorder Repeat

@@ -64,10 +64,10 @@ def test_it_says_what_it_chose_and_what_to_expect(plain):
     found = in_force.to_dict()
     assert found["attention"] == "native" and found["cache"].startswith("magcache") and not found["compiled"]
     assert "on a CPU PyTorch's own attention is the only one" in str(in_force)
-    assert "leave their blocks out" in str(in_force) and "(counted)" in str(in_force)
+    assert "skip their blocks" in str(in_force) and "(counted)" in str(in_force)
     assert in_force.calls_in_words() == ""
     video(plain)
-    assert "denoiser calls left their blocks out" in in_force.calls_in_words()
+    assert "denoiser calls skipped their blocks" in in_force.calls_in_words()
 
 
 def test_another_call_replaces_what_is_in_force(plain):

@@ -79,7 +79,7 @@ def test_generate_says_when_it_falls_back_on_the_published_settings(generate_cal
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--speed fast", "MagCache needs magnitude ratios, which a recording brings, and high_noise has none"),
+        ("--speed fast", "MagCache needs magnitude ratios, which a recording measures, and high_noise has none"),
         ("--compile --memory lean", "--compile and --memory lean cannot be combined"),
         ("--compile", "--compile needs blocks that compute all tokens in one piece"),
         ("--compile --in-one-piece --cache taylorseer", "--compile and --cache taylorseer cannot be combined"),

@@ -237,7 +237,7 @@ def test_a_gpu_that_stops_working_fails_no_item(request_of, tmp_path, monkeypatc
 
 def test_a_copy_of_the_model_that_differs_is_refused_where_it_is(request_of, tmp_path, monkeypatch):
     monkeypatch.setattr(generation, "outline", lambda source: "another")
-    with pytest.raises(ModelError, match="is not on every machine what it is"):
+    with pytest.raises(ModelError, match="differs from the one on the machine"):
         evaluate(request_of(limit=1), tmp_path / "out", CPU)
 
 

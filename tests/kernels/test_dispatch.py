@@ -66,7 +66,7 @@ def test_without_triton_the_reference_runs_and_says_so(gpu: Any, monkeypatch: py
 def test_a_backend_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
     gpu(9, 0)
     with forced("bf16"):
-        assert choose(GPU, MXFP4) == (Backend.BF16, "it was asked for")
+        assert choose(GPU, MXFP4) == (Backend.BF16, "the user asked for it")
         with forced(Backend.REFERENCE):
             assert choose(GPU, MXFP4).backend is Backend.REFERENCE
         with forced(None):

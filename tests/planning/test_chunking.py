@@ -54,7 +54,7 @@ def test_a_flag_overrides_what_memory_asks_for(
 ) -> None:
     on_a_gpu(monkeypatch, 0 if not asked else 2**50)
     chosen = choose_chunking(source, SIZE, "swap", "cuda", asked)
-    assert chosen.in_chunks is asked and chosen.reason.endswith("it was asked for")
+    assert chosen.in_chunks is asked and chosen.reason.endswith("the user asked for it")
 
 
 def test_a_cpu_computes_in_chunks_and_a_family_without_them_in_one_piece(source: SourceModel) -> None:

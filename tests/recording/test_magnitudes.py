@@ -59,5 +59,5 @@ def test_a_checkpoint_holds_the_ratios_of_its_samples_and_magcache_finds_them(tm
 
 
 def test_magcache_says_that_it_needs_a_recording():
-    with pytest.raises(UnsupportedError, match="MagCache needs magnitude ratios, which a recording brings"):
+    with pytest.raises(UnsupportedError, match="MagCache needs magnitude ratios, which a recording measures"):
         accelerate(load_pipeline(SOURCE, "cpu"), "fast")

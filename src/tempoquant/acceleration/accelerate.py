@@ -52,7 +52,7 @@ class Acceleration:
         """
         counts = [] if self.cache is None else list(self.cache.counts.values())
         skipped, computed = sum(each.skipped for each in counts), sum(each.computed for each in counts)
-        return f" {skipped} of {skipped + computed} denoiser calls left their blocks out." if skipped else ""
+        return f" {skipped} of {skipped + computed} denoiser calls skipped their blocks." if skipped else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -119,7 +119,7 @@ def accelerate(
         require_recorded(settings, [denoiser.name for denoiser in facts.denoisers], ratios)
     compiles, reason = choices.compiling(device.type, mode, _has_plain_blocks(pipeline, facts))
     why.append(f"{'Blocks compiled' if compiles else 'Not compiled'}: {reason}.")
-    why.append("No cache of steps." if settings is None else f"Cache of steps: {settings}.")
+    why.append("No step cache." if settings is None else f"Cache of steps: {settings}.")
     with ExitStack() as undo:
         undo.callback(setattr, pipeline, _ATTRIBUTE, None)
         if chosen.backend != NATIVE or attention is not None:
@@ -163,7 +163,7 @@ def require_recorded(settings: CacheSettings, denoisers: Iterable[str], ratios: 
     for name in denoisers if settings.name == "magcache" else ():
         if name not in ratios:
             raise UnsupportedError(
-                f"MagCache needs magnitude ratios, which a recording brings, and {name} has none: quantize "
+                f"MagCache needs magnitude ratios, which a recording measures, and {name} has none: quantize "
                 "anew from samples that this version records (tempoquant record … --overwrite), or choose "
                 "--cache firstblock, taylorseer or none."
             )
@@ -185,11 +185,11 @@ def _expected(
         lists = [skipped_steps(own, settings) for each in ratios.values() for own in each.by_branch.values()]
         num_calls, num_skipped = sum(map(len, lists)), sum(map(sum, lists))
         sentences.append(
-            f"On the recorded schedule {num_skipped} of {num_calls} denoiser calls leave their blocks out: denoising "
+            f"On the recorded schedule {num_skipped} of {num_calls} denoiser calls skip their blocks: denoising "
             f"is at most {num_calls / (num_calls - num_skipped):.2f} times as fast (counted)."
         )
     elif settings is not None:
-        sentences.append(f"How many steps {settings.name} leaves out shows while it runs (not measured here).")
+        sentences.append(f"Only a run shows how many steps {settings.name} skips (not measured here).")
     if attention.backend != NATIVE or compiles:
-        sentences.append(f"What {attention.backend} {'and compiling ' if compiles else ''}gives is not measured yet.")
+        sentences.append(f"The gain of {attention.backend}{' and compiling' if compiles else ''} is not measured yet.")
     return tuple(sentences)

@@ -174,7 +174,7 @@ def _asked(backend: str, family: ModelFamily | None, capability: Capability | No
         raise UnsupportedError(f"attention backend {backend} is refused here: {why}")
     if not is_installed(backend):
         raise UnsupportedError(f"attention backend {backend} is not installed: {install_line(backend)}.")
-    return AttentionChoice(backend, "it was asked for")
+    return AttentionChoice(backend, "the user asked for it")
 
 
 def use_attention(pipeline: Any, facts: PipelineFacts, backend: str) -> ExitStack:

@@ -40,7 +40,7 @@ class Choices:
 
     def __str__(self) -> str:
         """Describe the choices, such as "fast: magcache (…), attention sage"."""
-        parts = ["no cache of steps" if self.cache is None else str(self.cache)]
+        parts = ["no step cache" if self.cache is None else str(self.cache)]
         parts += [] if self.attention is None else [f"attention {self.attention}"]
         parts += [] if self.asked_compile is None else ["compiled" if self.asked_compile else "not compiled"]
         return f"{self.speed}: {', '.join(parts)}"
@@ -65,7 +65,7 @@ class Choices:
         if self.asked_compile and memory == "lean":
             raise UnsupportedError(
                 "--compile and --memory lean cannot be combined: lean brings each block's weights by a hook in its "
-                "forward, which compiling would go round. Use --memory swap, or leave --compile out."
+                "forward, which compilation would bypass. Use --memory swap, or leave --compile out."
             )
         if self.asked_compile and memory == "disk":
             raise UnsupportedError(
@@ -89,7 +89,7 @@ class Choices:
         if self.asked_compile and not has_plain_blocks:
             raise UnsupportedError(_IN_CHUNKS)
         if self.asked_compile is not None:
-            return self.asked_compile, "it was asked for" if self.asked_compile else "it was not wanted"
+            return self.asked_compile, "the user asked for it" if self.asked_compile else "the user declined it"
         if self.speed == "exact":
             return False, "speed exact adds and multiplies in the order in which PyTorch does by itself"
         if device_type != "cuda":

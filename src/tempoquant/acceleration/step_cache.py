@@ -160,8 +160,8 @@ def require_cacheable_family(family: ModelFamily, index: PipelineIndex) -> None:
     """Raise UnsupportedError if a model changes its hidden state between the blocks too."""
     if not family.skippable_blocks:
         raise UnsupportedError(
-            f"a {index.class_name} changes the hidden state between its blocks, which a cache of steps would do twice: "
-            "leave --cache out, or say --cache none."
+            f"a {index.class_name} changes the hidden state between its blocks, which a step cache would do twice: "
+            "leave --cache out, or pass --cache none."
         )
 
 

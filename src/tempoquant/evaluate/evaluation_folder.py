@@ -228,7 +228,9 @@ def read_latents(file: Path) -> dict[str, torch.Tensor]:
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no iterable)
     except (SafetensorError, OSError) as error:
-        raise OutputError(f"{file} cannot be read ({error}): remove it, and it is generated again.") from error
+        raise OutputError(
+            f"{file} cannot be read ({error}): remove it, and the same command generates it again."
+        ) from error
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -236,7 +238,9 @@ def _metadata(file: Path) -> dict[str, str]:
         with safe_open(file, framework="pt") as tensors:
             return dict(tensors.metadata())
     except (SafetensorError, OSError) as error:
-        raise OutputError(f"{file} cannot be read ({error}): remove it, and it is generated again.") from error
+        raise OutputError(
+            f"{file} cannot be read ({error}): remove it, and the same command generates it again."
+        ) from error
 
 
 def _take_of(line: Mapping[str, Any]) -> Take:

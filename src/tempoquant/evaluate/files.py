@@ -96,7 +96,9 @@ def read_lossless(path: Path) -> Video:
         with contextlib.closing(imageio.get_reader(path, format="FFMPEG")) as reader:
             return np.stack([frame for frame in reader])  # noqa: C416 (list() would ask for a length, which is infinite)
     except (OSError, ValueError, RuntimeError, IndexError) as error:
-        raise OutputError(f"{path} cannot be read ({error}): remove it, and it is made again.") from error
+        raise OutputError(
+            f"{path} cannot be read ({error}): remove it, and the same command makes it again."
+        ) from error
 
 
 def _encode(path: Path, suffix: str, video: Video, frames_per_second: int, encoding: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ from tempoquant.progress import CombinedProgress, Progress
 MAPS = "maps"
 """The item of `Generating` that is no take."""
 
-NO_MAPS = "there are no layer maps of %s yet, the next run tries again: %s"
+NO_MAPS = "the layer maps of %s are missing, and the next run retries: %s"
 
 _STEPS = "generating"
 
@@ -99,7 +99,7 @@ class Generating:
         """
         quiet_workers()
         if outline(self.model.source) != self.outline:
-            raise ModelError(f"{self.model.folder} is not on every machine what it is on the one that started this.")
+            raise ModelError(f"{self.model.folder} differs from the one on the machine that started the run.")
         with loaded_model(self.model, self.plan, device, progress) as pipeline:
             worker = _Generator(self, device, pipeline, progress)
             yield lambda item: worker.map_layers() if item == MAPS else worker.take(*item)

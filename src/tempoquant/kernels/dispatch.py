@@ -107,7 +107,7 @@ def choose(device: torch.device, format: Format) -> Choice:
         backend = _forced[-1]
         if (reason := why_not(backend, device, format)) and not _is_interpreted(backend, device, format):
             raise UnsupportedError(f"the backend {backend.value!r} was asked for, but {reason}.")
-        return Choice(backend, "it was asked for")
+        return Choice(backend, "the user asked for it")
     return _choose(device, format)
 
 

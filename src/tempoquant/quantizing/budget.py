@@ -116,7 +116,7 @@ class BudgetPlan:
         for denoiser, sizes in self._sizes.items():
             for name in sizes:
                 if sizes.is_free(name) and (denoiser, name) not in measured:
-                    raise RecipeError(f"the sensitivity says nothing of {name} of {denoiser}: measure it again.")
+                    raise RecipeError(f"the sensitivity lacks {name} of {denoiser}: measure it again.")
         chosen = allocate([list(item.options.values()) for item in items], self._num_bytes - self._rest)
         rules = [
             rule

@@ -42,7 +42,7 @@ class Machine:
         if not 0 <= self.hidden_ram_gib < math.inf:
             raise SettingsError(f"hidden states cannot have {self.hidden_ram_gib} GiB of RAM.")
         if self.num_tokens_at_once < 1:
-            raise SettingsError(f"at least one token is worked on at once, not {self.num_tokens_at_once}.")
+            raise SettingsError(f"at least one token is processed at once, not {self.num_tokens_at_once}.")
 
     @property
     def engine(self) -> Engine:

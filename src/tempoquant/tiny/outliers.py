@@ -8,7 +8,7 @@ unchanged while the quantizer's input is not.
 
 | inputs of | M folded into | how strongly |
 |---|---|---|
-| attn1.to_q, to_k, to_v | adaLN rows of time_proj, scale_shift_table (msa) | channels × 32, 32, 16, 8 |
+| attn1.to_q, to_k, to_v | msa rows of time_proj, scale_shift_table | channels × 32, 32, 16, 8 |
 | ffn.net.0 | the same, feed-forward rows | channels × 32, 32, 16, 8 |
 | attn2.to_q | norm2's affine weight and bias | channels × 32, 32, 16, 8 |
 | attn2.to_k, to_v | text_embedder.linear_2 | channels × 16, 8, and a token's direction (below) |

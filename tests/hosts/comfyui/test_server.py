@@ -139,4 +139,4 @@ def test_a_wrong_model_is_one_sentence_in_the_nodes_error(server: Server) -> Non
               "2": {"class_type": "TempoQuantInfo", "inputs": {"model": ["1", 0]}}}  # fmt: skip
     history = server.run(prompt)
     [error] = [message[1] for message in history["status"]["messages"] if message[0] == "execution_error"]
-    assert error["exception_message"].strip().endswith("holds high_noise and low_noise: say which one to load.")
+    assert error["exception_message"].strip().endswith("holds high_noise and low_noise: name the one to load.")

@@ -39,7 +39,7 @@ def load_benchmark(
         found = load_bundled(limit)
     elif name in NAMES:
         if root is None:
-            raise CalibrationError(f"{name} has to be downloaded by you: give its folder with --root.")
+            raise CalibrationError(f"{name} must be downloaded first: give its folder with --root.")
         is_opens2v = name == "opens2v"
         found = load_opens2v(root, with_images) if is_opens2v else load_vbench_i2v(root, aspect_ratio, with_images)
     else:

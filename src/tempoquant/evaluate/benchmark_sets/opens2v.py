@@ -64,11 +64,11 @@ def _merge(file: Path, records: Records) -> list[Skipped]:
     for id, record in _read(file):
         known_file, known = records.get(id, ("", None))
         if id in here:
-            skipped.append(Skipped(id, f"the id stands twice in {file.name}: the first one counts."))
+            skipped.append(Skipped(id, f"the id occurs twice in {file.name}: the first one counts."))
         elif known is None:
             records[id] = (file.name, record)
         elif known != record:
-            skipped.append(Skipped(id, f"{file.name} says something else of it than {known_file}, which counts."))
+            skipped.append(Skipped(id, f"{file.name} differs from {known_file} in this entry; the latter counts."))
         here.add(id)
     return skipped
 

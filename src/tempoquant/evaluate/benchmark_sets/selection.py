@@ -48,7 +48,7 @@ def fitting(benchmark: BenchmarkSet, lacking: Callable[[Item], str | None]) -> B
         id, words = next(iter(missing.items()))
         raise CalibrationError(
             f"{len(missing)} of {len(benchmark.items)} items of {benchmark.name} lack what the model needs, such as "
-            f"{id!r}, which has not {words}: give items with one."
+            f"{id!r}, which lacks {words}: give items with one."
         )
     skipped = [Skipped(id, f"the model needs {words}, and it has none.") for id, words in missing.items()]
     items = tuple(item for item in benchmark.items if item.id not in missing)

@@ -116,7 +116,7 @@ def answers_of(
                         break  # torn: it was killed while writing
                     yield json.loads(line)
             if status := process.wait():
-                yield {"why": f"VBench's process ended with status {status}; its last words are in {log_file}"}
+                yield {"why": f"VBench's process ended with status {status}; its output is in {log_file}"}
         finally:
             process.kill()
             process.wait()

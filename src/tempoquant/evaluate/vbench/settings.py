@@ -46,7 +46,7 @@ class VBenchSettings:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.dimensions if name not in DIMENSIONS]:
             raise SettingsError(
-                f"VBench's dimension {unknown[0]!r} cannot be scored here: take of {', '.join(DIMENSIONS)}."
+                f"VBench's dimension {unknown[0]!r} cannot be scored here: choose among {', '.join(DIMENSIONS)}."
             )
         if not self.dimensions or len(set(self.dimensions)) < len(self.dimensions):
             raise SettingsError(f"give one or more different VBench dimensions, not {list(self.dimensions)}.")

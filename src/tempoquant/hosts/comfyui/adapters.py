@@ -12,7 +12,7 @@ import torch
 
 from tempoquant.errors import UnsupportedError
 
-_REMEDY = "use a plain LoRA, or quantize anew with the change in the weights (tempoquant quantize --lora)"
+_REMEDY = "use a plain LoRA, or quantize again with the change in the weights (tempoquant quantize --lora)"
 
 
 class Patch(NamedTuple):

@@ -111,7 +111,7 @@ def open_denoiser(path: str | Path, name: str | None = None) -> StoredDenoiser:
         return named[0]
     there = " and ".join(each.name for each in found)
     if name is None:
-        raise ModelError(f"{path} holds {there}: say which one to load.")
+        raise ModelError(f"{path} holds {there}: name the one to load.")
     raise ModelError(f"{path} holds no {name}, only {there}.")
 
 

@@ -86,7 +86,7 @@ def _refuse_merging(layer: Any, adapter_names: Iterable[str]) -> None:
     if found and isinstance(layer.get_base_layer(), QuantizedLinear):
         raise UnsupportedError(
             f"adapter {found[0]!r} changes 4-bit layers, which have no dense weight to fuse it into: keep LoRA "
-            "adapters loaded instead of fusing them, or quantize anew with the LoRA (--lora) in the weights."
+            "adapters loaded instead of fusing them, or quantize again with the LoRA (--lora) in the weights."
         )
 
 
