@@ -39,7 +39,7 @@ def test_a_rule_may_give_a_rank_and_leave_the_format_to_the_recipe():
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ({}, "says nothing: give it a format or a rank"),
+        ({}, "is empty: give it a format or a rank"),
         ({"rank": -1}, "rank should be greater than or equal to 0, not -1"),
         ({"rank": 1.5}, "rank should be a valid integer, not 1.5"),
         ({"rank": True}, "rank should be a valid integer, not True"),

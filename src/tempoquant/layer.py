@@ -115,7 +115,7 @@ class QuantizedLayer:
         if self.clip_ratio.shape != (self.bins.num_bins,):
             raise CheckpointError(f"{self.bins.num_bins} bins need as many clip ratios, not {self.clip_ratio.numel()}.")
         if self.input_offset is not None and self.bias is None:
-            raise CheckpointError("an input offset needs a bias that gives back what it takes away.")
+            raise CheckpointError("an input offset needs a bias that adds its product back.")
         if self.bias is not None and (self.bias.dim() == 2) != self.is_centred_by_bin:
             raise CheckpointError("input offset and bias are by timestep bin together, or neither is.")
         if self.is_deflated_by_bin and self.input_offset is not None and not self.is_centred_by_bin:

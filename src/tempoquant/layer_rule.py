@@ -49,7 +49,7 @@ class LayerRule:
 
     def __post_init__(self) -> None:
         where, rank = f"a layer rule for {self.pattern!r}", self.rank
-        require(self.format is not None or rank is not None, f"{where} says nothing: give it a format or a rank")
+        require(self.format is not None or rank is not None, f"{where} is empty: give it a format or a rank")
         require(rank is None or self.format != KEEP_16BIT, f"{where}: a layer in {KEEP_16BIT} has no rank")
         if self.format not in (None, KEEP_16BIT):
             get_format(str(self.format))

@@ -164,7 +164,7 @@ def test_costs_and_provenance_are_there(found):
     assert seconds["low"] <= seconds["median"] <= seconds["high"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"]
     assert reference["costs"]["seconds_per_step_ratio"] is None
-    assert any("whatever else runs" in note for note in found.record["notes"])
+    assert any("other work slows" in note for note in found.record["notes"])
     assert (reference["bits_per_weight"], reference["recipe"]) == (16.0, None)
     assert model["recipe"]["name"] == "rtn"
     assert model["kernels"] == {"mxfp4": "reference"}

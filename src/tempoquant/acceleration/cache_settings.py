@@ -37,9 +37,7 @@ class CacheSettings:
             raise SettingsError(f"a cache is one of {', '.join(CACHES)}, not {self.name!r}.")
         fits = 0 <= self.threshold < math.inf and self.max_skip_steps >= 0 and 0 <= self.retention_ratio <= 1
         if not fits or self.interval < 1:
-            raise SettingsError(
-                f"{self} has a setting outside what it can be: threshold and steps are finite and start at 0."
-            )
+            raise SettingsError(f"{self} has a setting out of range: threshold and steps are finite and start at 0.")
 
     def __str__(self) -> str:
         if self.name == "magcache":

@@ -193,7 +193,7 @@ class RayActorPool(WorkerPool):
         elif now - self._last_usable > _NO_WORKER_TIMEOUT_S:
             raise TempoQuantError(
                 f"no machine of the Ray cluster is left that can work with {self._device}: see `ray status`. What is "
-                "finished is kept, and the same command goes on."
+                "finished is kept, and the same command resumes."
             )
         if any(worker.is_ready for worker in self._workers.values()):
             self._last_ready = now

@@ -16,7 +16,7 @@ from tempoquant.evaluate.metrics.statistics import Median, mean_by_item, median_
 Lines = Mapping[Take, Mapping[str, Any]]
 
 ON_CPU = (
-    "Times were taken on a CPU, where whatever else runs slows a video down, and where 4-bit linears are computed by "
+    "Times were taken on a CPU, where other work slows a video down, and where 4-bit linears run by "
     "the kernels' definition in plain PyTorch: they say nothing about a GPU."
 )
 

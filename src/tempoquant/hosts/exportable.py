@@ -9,9 +9,9 @@ def unknown_elsewhere(entry: LayerEntry, target: str) -> str | None:
     setting; None for none.
     """
     if entry.deflated_by_bin:
-        return f"has a deflation for each timestep bin (deflation_by_bin = true), and {target} knows no timestep"
+        return f"has a deflation for each timestep bin (deflation_by_bin = true), and {target} has no timesteps"
     if entry.centred_by_bin:
-        return f"has an input offset for each timestep bin (centring_by_bin = true), and {target} knows no timestep"
+        return f"has an input offset for each timestep bin (centring_by_bin = true), and {target} has no timesteps"
     if entry.deflated:
         return f"has deflation (deflation = true), which {target} cannot hold"
     if entry.rotated:
@@ -19,5 +19,5 @@ def unknown_elsewhere(entry: LayerEntry, target: str) -> str | None:
     if entry.centred:
         return f"has an input offset (centring = true), which {target} cannot hold"
     if entry.activation_scale_rule is ScaleRule.LEAST_ERROR:
-        return f'has activation scales of least error (activation_scale_rule = "least_error"), and {target} none such'
+        return f'has activation scales of least error (activation_scale_rule = "least_error"), and {target} has none'
     return None

@@ -273,7 +273,7 @@ class Component:
         for name, shape in stored.items():
             if name not in described:
                 if self.given:
-                    raise refusal(f"{self.place} holds {name}, which its model has not: {remedy}.")
+                    raise refusal(f"{self.place} holds {name}, which its model lacks: {remedy}.")
             elif shape is not None and described[name].shape != shape:
                 raise refusal(
                     f"{name} in {self.place} is {list(shape)}, but {list(described[name].shape)} in the model that "
@@ -289,7 +289,7 @@ def _without_layers(component: Component, described: Mapping[str, Parameter]) ->
         if weight is None or weight.shape != (entry.out_features, entry.in_features):
             raise CheckpointError(
                 f"{component.folder / CONFIG_NAME} has a 4-bit layer {name} of {entry.out_features} × "
-                f"{entry.in_features}, which the model that it describes has not: {_AGAIN}."
+                f"{entry.in_features}, which the model that it describes lacks: {_AGAIN}."
             )
     return {name: each for name, each in described.items() if name.rpartition(".")[0] not in layers}
 

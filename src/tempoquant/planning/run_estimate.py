@@ -260,7 +260,7 @@ def check_disk(folder: Path, needed_bytes: int, already_there_bytes: int = 0) ->
     if missing > free:
         raise OutputError(
             f"{folder} needs {missing / GIB:.1f} GiB more and its disk has {free / GIB:.1f} GiB free: free some, "
-            "choose another disk, link what is not quantized (--link), or calibrate on fewer samples."
+            "choose another disk, link unquantized components (--link), or calibrate on fewer samples."
         )
 
 

@@ -71,7 +71,7 @@ class Evaluation:
         if not (self.folder / path).is_file():
             raise EvaluationError(
                 f"{self.folder / FILE_NAME} names {name}, which is not there: run its `tempoquant evaluate` again, "
-                "which makes what is missing."
+                "which makes the missing files."
             )
         return self.folder / path
 
@@ -131,7 +131,7 @@ def _check_meaning(document: Mapping[str, Any], file: Path) -> None:
     keys = [(item["id"], item["seed"]) for item in document["items"]]
     _refuse(len(set(keys)) != len(keys), f"{file}: an item occurs twice with the same seed.")
     for where, used in _used_labels(document):
-        _refuse(used not in labels, f"{file}: {where} speaks of {used!r}, which is none of the models {labels}.")
+        _refuse(used not in labels, f"{file}: {where} names {used!r}, which is none of the models {labels}.")
     for model in document["models"]:
         for denoiser, heat in (model.get("maps") or {}).items():
             _check_map(heat, f"{file}: the map of {model['label']!r}, {denoiser},")

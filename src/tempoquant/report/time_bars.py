@@ -90,7 +90,7 @@ def read_times(file: Path) -> TimePart:
         return times_of(json.loads(file.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise EvaluationError(
-            f"{file} is not what `tempoquant plan MODEL --time --json` prints ({error!r}): make it anew."
+            f"{file} is not what `tempoquant plan MODEL --time --json` prints ({error!r}): make it again."
         ) from error
 
 

@@ -50,5 +50,5 @@ def test_damaged_assumptions_are_refused(tmp_path: Path) -> None:
     folder = wan_pipelines.write(tmp_path / "source", "wan21_t2v")
     file = folder / "transformer" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "_generic_family": {"pipeline": "x"}}))
-    with pytest.raises(ModelError, match="does not say what the generic family assumed"):
+    with pytest.raises(ModelError, match="lacks the generic family's assumptions"):
         SourceModel.open(folder)

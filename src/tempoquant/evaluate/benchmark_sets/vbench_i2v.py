@@ -51,7 +51,7 @@ def load_vbench_i2v(root: Path, aspect_ratio: float, with_images: bool = True) -
             items.append(item)
         else:
             skipped.append(Skipped(id, f"it has the {'image and ' if with_images else ''}prompt of {first}."))
-    note = f"VBench-I2V's images are those of aspect ratio {ratio} where there are such."
+    note = f"VBench-I2V's images are those of aspect ratio {ratio} if there are such."
     if not with_images:
         note = "VBench's prompts are used without images."
     return BenchmarkSet("vbench-i2v", tuple(items), tuple(skipped), (note,))

@@ -78,12 +78,12 @@ class Assumptions:
         """Parse the result of `to_dict`. Raises ModelError, naming the place, for anything else."""
         names = {each.name for each in dataclasses.fields(cls)}
         if not isinstance(record, dict) or record.keys() != names:
-            raise ModelError(f"{place} does not say what the generic family assumed of it: quantize the model again.")
+            raise ModelError(f"{place} lacks the generic family's assumptions: quantize the model again.")
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         known = {*values["guidance_calls"], *values["guidance_rows"]} <= {*_BRANCHES}
         texts = all(isinstance(values[name], str) for name in ("pipeline", "transformer", "component"))
         if not known or not texts or not str(values["component"]).isidentifier():
-            raise ModelError(f"{place} says something else than the generic family assumes: quantize the model again.")
+            raise ModelError(f"{place} contradicts the generic family's assumptions: quantize the model again.")
         return cls(**cast(dict[str, Any], {**values, "call": ModelCall.from_dict(record["call"])}))
 
     def words(self) -> list[str]:

@@ -66,7 +66,7 @@ def load_hollow(index: PipelineIndex, component: str, denoiser: nn.Module) -> An
     """
     kind: Any = getattr(diffusers, index.class_name, None)
     if kind is None:
-        raise ModelError(f"{index.folder} is a {index.class_name}, which the diffusers installed here has not.")
+        raise ModelError(f"{index.folder} is a {index.class_name}, which the installed diffusers lacks.")
     try:
         pipeline = kind.from_pretrained(
             index.folder, dtype=DTYPE, use_safetensors=True, local_files_only=True, **{component: denoiser}

@@ -164,7 +164,7 @@ def _guidance(first: Seen, other: Seen, class_name: str) -> Guidance:
         if changed == ["conditional"]:
             return guidance if num_rows == 1 else Guidance(calls=("conditional",), rows=order)
     raise ModelError(
-        f"two prompts change both branches of guidance of a {class_name}, or none, so that nobody can tell them apart: "
+        f"two prompts change both branches of guidance of a {class_name}, or none, so they cannot be distinguished: "
         "it needs a model family of its own, see CONTRIBUTING.md."
     )
 
