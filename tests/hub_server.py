@@ -47,7 +47,7 @@ class Repository:
 
 @dataclass
 class HubServer:
-    """What a server holds, and what it was asked.
+    """The content of a server, and its requests.
 
     Attributes:
         repositories: by hub id.
@@ -70,7 +70,7 @@ class HubServer:
     forbidden: bool = False
 
     def add(self, hub_id: str, files: dict[str, bytes], private: bool = False) -> str:
-        """Put a model there; its commit."""
+        """Put a model there, and return its commit."""
         return self.repositories.setdefault(hub_id, Repository(private)).commit(files)
 
 
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps({"error": words}).encode(), code, {"X-Error-Code": error, "X-Error-Message": words})
 
     def _repository(self, hub_id: str) -> Repository | None:
-        """A model that the token may see; else None, and it is refused already."""
+        """Return a model that the token may see; else refuse, and return None."""
         found = self.hub.repositories.get(hub_id)
         if found is None or (found.private and self.token != TOKEN):
             self._refuse(404 if self.token else 401, "RepoNotFound", "Repository not found")
@@ -275,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _entry(name: str, content: bytes) -> dict[str, Any]:
-    """A file as the hub lists it."""
+    """Return a file as the hub lists it."""
     git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
     entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": git}
     if name.endswith(LARGE):

@@ -103,7 +103,7 @@ def test_the_readme_is_short():
 
 
 def rows_under(page: str, heading: str) -> list[list[str]]:
-    """The rows of the table in one section of a page whose first cell is code."""
+    """Return the rows of the table in one section of a page whose first cell is code."""
     section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
     lines = (line for line in section.splitlines() if line.startswith("| `"))
     return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]

@@ -36,7 +36,7 @@ def quantized(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluation(source: Path, quantized: Path) -> Path:
-    """A whole evaluation of two items."""
+    """Return a whole evaluation of two items."""
     folder = source.with_name("evaluation")
     Image.new("RGB", (16, 16), "red").save(source.with_name("first.png"))
     lines = [json.dumps({"id": name, "prompt": f"a cat {name}", "image": "first.png"}) for name in ("walks", "runs")]

@@ -40,8 +40,8 @@ def plan_of(source: SourceModel, prompts: list[Prompt], **changes: bool) -> Reco
 @pytest.mark.parametrize(
     ("model", "brings", "words"),
     [
-        ("wan21_i2v", (), "a WanImageToVideoPipeline needs an image, which prompt 'prompt-0' has not"),
-        ("animate", ("image", "face"), "a WanAnimatePipeline needs a pose clip, which prompt 'prompt-0' has not"),
+        ("wan21_i2v", (), "a WanImageToVideoPipeline needs an image, which prompt 'prompt-0' lacks"),
+        ("animate", ("image", "face"), "a WanAnimatePipeline needs a pose clip, which prompt 'prompt-0' lacks"),
     ],
 )
 def test_what_a_model_needs_is_asked_for_before_any_work(models, tmp_path, monkeypatch, model, brings, words):

@@ -230,7 +230,7 @@ def test_within_noise_overlap_failures_and_the_trap_are_said(page_file):
         ({"models": [{"label": REFERENCE, "folder": ""}]}, "none of the models"),
         ({"items": evaluation_document()["items"][:1] * 2}, "occurs twice"),
         ({"vbench": {REFERENCE: {"raw": {}}}}, "lacks vbench.version"),
-        ({"vbench": vbench_document({"nobody": (0.9, None)})}, "VBench speaks of 'nobody'"),
+        ({"vbench": vbench_document({"nobody": (0.9, None)})}, "VBench names 'nobody'"),
     ],
 )
 def test_a_document_that_makes_no_sense_is_refused(tmp_path, change, words):

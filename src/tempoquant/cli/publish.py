@@ -92,7 +92,9 @@ def _record(publication: "Publication", public: bool, dry_run: bool) -> dict[str
 
 
 def _summary(publication: "Publication", public: bool) -> str:
-    """Such as "someone/model, private: 61 files, 21.3 GiB"; and what stays here."""
+    """Summarize such as "someone/model, private: 61 files, 21.3 GiB"; and the files that stay
+    here.
+    """
     from tempoquant.cli.tables import format_bytes
 
     seen = "public" if public else "private"
@@ -105,7 +107,7 @@ def _summary(publication: "Publication", public: bool) -> str:
 
 
 def _plan_text(publication: "Publication", public: bool) -> Any:
-    """What a dry run shows: the card as it would be published, the files, the name."""
+    """Describe a dry run: the card as it would be published, the files, the name."""
     from rich.console import Group
     from rich.table import Table
 

@@ -39,8 +39,7 @@ def require_needed(source: SourceModel, prompts: Iterable[Conditioned]) -> None:
     for prompt in prompts:
         if (missing := lacking(source, prompt)) is not None:
             raise CalibrationError(
-                f"a {source.index.class_name} needs {missing}, which prompt {prompt.id!r} has not: give prompts with "
-                "one."
+                f"a {source.index.class_name} needs {missing}, which prompt {prompt.id!r} lacks: give prompts with one."
             )
 
 

@@ -63,8 +63,8 @@ class SourceModel:
     def open(cls, model: ModelName, weights: bool = True) -> "SourceModel":
         """Find a model, and check that it is a complete pipeline of a known family.
 
-        Reads configs, indexes and the headers of safetensors files, no weight. For a hub id, the
-        small files are fetched and checked before the weights.
+        It reads no weight. For a hub id, the small files are fetched and checked before the
+        weights.
 
         Args:
             model: a bundled model's name, a folder, or a hub id ("org/name" or
@@ -73,8 +73,7 @@ class SourceModel:
             weights: False to look at configs only, and fetch nothing else.
 
         Raises:
-            ModelError: there is no such model, it cannot be fetched, or no family can run it; the
-                message names the file, its error, and the remedy.
+            ModelError: there is no such model, it cannot be fetched, or no family can run it.
             CheckpointError: the same of a component that is quantized.
         """
         if isinstance(model, GenericModel):

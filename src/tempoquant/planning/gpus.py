@@ -23,7 +23,7 @@ from typing import Literal, get_args
 from tempoquant.errors import SettingsError
 
 Operand = Literal["bf16", "fp8", "int8", "fp4", "tf32", "fp32"]
-"""What is multiplied: "bf16" is float16 too; "fp32" runs outside of tensor cores."""
+"""The operands of a product: "bf16" is float16 too; "fp32" runs outside of tensor cores."""
 OPERANDS: tuple[Operand, ...] = get_args(Operand)
 
 PCIE_4, PCIE_5 = 31.5e9, 63.0e9
@@ -87,10 +87,10 @@ GPUS: Mapping[str, Gpu] = {
         Gpu("B200", (10, 0), 180, 8.0e12, PCIE_5, _tera(bf16=2250, fp8=4500, int8=4500, fp4=9000, tf32=1100, fp32=75)),
     )
 }
-"""By name."""
+"""GPUs by their name."""
 
 _TYPICAL = {(8, 0): "A100 80 GB", (9, 0): "H100 SXM", (12, 0): "RTX 5090", (8, 9): "RTX 4090"}
-"""Which GPU stands for a compute capability that several have."""
+"""The GPU that represents a compute capability that several have."""
 
 
 def gpu_named(name: str) -> Gpu:

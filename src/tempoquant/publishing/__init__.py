@@ -1,1 +1,1 @@
-"""From a quantized pipeline on disk to a published model: checks, the model card, the upload."""
+"""Publishing of a quantized pipeline on disk as a model: checks, the model card, the upload."""

@@ -1,4 +1,4 @@
-"""The model card of a published model: what `quantize` wrote, made complete."""
+"""The model card of a published model, completed from the card that `quantize` wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ _RECIPE = "## Recipe"
 
 @dataclass(frozen=True)
 class Stated:
-    """What the publisher says of the model; None leaves what its card says.
+    """The publisher's statements about the model; None leaves those of its card.
 
     Attributes:
         license: as the hub names it, such as "apache-2.0".
@@ -34,7 +34,7 @@ def published_card(
 ) -> str:
     """Return the text of the card.
 
-    The sentences of the folder's own README.md stay, whoever wrote them.
+    The sentences of the folder's own README.md stay.
 
     Args:
         folder: what `quantize` wrote.

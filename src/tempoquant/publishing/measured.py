@@ -1,4 +1,4 @@
-"""What an evaluation measured of the model that is published, and what nobody measured."""
+"""The figures of an evaluation of the published model, and the missing ones."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from tempoquant.report.evaluation import Evaluation, read_evaluation
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation, and which of its rows are of the model.
+    """An evaluation, and its rows of the model.
 
     Attributes:
         evaluation: the whole.
@@ -26,12 +26,12 @@ class Measured:
 
     @property
     def document(self) -> Mapping[str, Any]:
-        """What evaluation.json holds."""
+        """Return the content of evaluation.json."""
         return self.evaluation.document
 
     @property
     def models(self) -> list[Mapping[str, Any]]:
-        """The rows of the model, in the evaluation's order."""
+        """Return the rows of the model, in the evaluation's order."""
         return [model for model in self.document["models"] if model["label"] in self.labels]
 
 

@@ -1,4 +1,4 @@
-"""Put together what is published: checked files, a complete card, pages of an evaluation."""
+"""Assembly of a publication: checked files, a complete card, pages of an evaluation."""
 
 import dataclasses
 import hashlib
@@ -42,12 +42,12 @@ class PublishedFile:
 
     @property
     def num_bytes(self) -> int:
-        """Its size."""
+        """Return its size."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
     @property
     def git_hash(self) -> str:
-        """The hash by which git, and so the hub, names a file that is not large."""
+        """Return the hash by which git, and so the hub, names a file that is not large."""
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
         return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
 
@@ -72,7 +72,7 @@ class Publication:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Return the size of all files."""
         return sum(file.num_bytes for file in self.files)
 
 

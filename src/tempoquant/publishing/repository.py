@@ -26,7 +26,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Held:
-    """What a repository holds.
+    """The content of a repository.
 
     Attributes:
         commit: the latest.
@@ -60,11 +60,11 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """Where people see it."""
+        """Return its address for people."""
         return f"{constants.ENDPOINT}/{self.name}"
 
     def held(self) -> Held | None:
-        """Return what it holds; None where there is no such repository yet. Raises HubError."""
+        """Return its content; None if there is no such repository yet. Raises HubError."""
         try:
             info = self._api.model_info(self.name)
             entries = list(self._api.list_repo_tree(self.name, recursive=True, revision=info.sha))
@@ -80,7 +80,7 @@ class Repository:
         return Held(info.sha, bool(info.private), files)
 
     def create(self, is_private: bool) -> None:
-        """Create it, empty. Raises HubError."""
+        """Create the repository, empty. Raises HubError."""
         try:
             self._api.create_repo(self.name, private=is_private, exist_ok=False)
         except Exception as error:  # see above
