@@ -19,7 +19,7 @@ VERBS = frozenset(
     """
     Accept Add Adopt Allow Answer Append Apply Ask Assert Attend Average Begin Bound Build Call
     Change Check Choose Claim Classify Collect Combine Commit Compare Compile Complete Compute
-    Convert Copy Count Decide Declare Decode Describe Direct Do Draw Drop Embed Enable Encode
+    Convert Copy Count Create Decide Declare Decode Describe Direct Do Draw Drop Embed Enable Encode
     End Estimate Evaluate Exchange Factor Fetch Fill Find Finish Fit Flip Flush Follow Generate
     Give Group Hash Have Hold Ignore Import Install Interpolate Invert Join Judge Keep Kill
     Label Launch Lay Leave Let Limit List Load Log Look Make Map Mark Measure Merge Mix Move

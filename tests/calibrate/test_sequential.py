@@ -283,11 +283,7 @@ def test_progress_counts_what_is_done(tmp_path: Path, changes: dict[str, object]
     class Counting:
         def start(self, description: str, total: int, done: int = 0) -> Callable[[], None]:
             counted.extend([total, 0])
-
-            def advance() -> None:
-                counted[1] += 1
-
-            return advance
+            return lambda: counted.__setitem__(1, counted[1] + 1)
 
     recipe = PAPER.replace(**changes)
     list(quantize_denoiser(ToyTransformer(), samples(), recipe, BINS, HiddenStates(tmp_path), progress=Counting()))

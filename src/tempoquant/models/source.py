@@ -45,8 +45,7 @@ class SourceModel:
         denoisers: the noisiest first.
         hub_id: its name, if it was given as a hub id; a folder's path is private.
         bundled: the name of a bundled model; "" for any other.
-        loras: denoiser's name to the LoRAs that are added to its weights as they are read
-            (`lora.given.with_loras`).
+        loras: the LoRAs that are added to each denoiser's weights, see `lora.given.with_loras`.
     """
 
     folder: Path
