@@ -39,40 +39,19 @@ def observe(source: SourceModel) -> Assumptions:
     Raises:
         ModelError: the generic family cannot run it; the message says why.
     """
-    index = source.index
-    component, kind, config = denoiser_of(index)
-    pipeline, blocks = _hollow(source, component)
-    taken = inspect.signature(type(pipeline).__call__).parameters
-    if "callback_on_step_end" not in taken:
-        raise ModelError(
-            f"a {index.class_name} tells nobody when a step ends (callback_on_step_end), which the generic family goes "
-            "by: it needs a model family of its own."
-        )
-    argument = "guidance_scale"
-    if "true_cfg_scale" in taken and not config.get("guidance_embeds"):
-        argument = "true_cfg_scale"
-    pixels, frames = _latent_size(pipeline)
-    defaults = _defaults(pipeline, taken, argument, pixels, "num_frames" in taken)
-
-    def run(num_steps: int, prompt: str = "a", scale: float = _SCALE, side: int = _SIDE) -> Seen:
-        settings = defaults.replace(
-            height=side, width=side, num_frames=2 * frames + 1 if "num_frames" in taken else 1, num_steps=4
-        )
-        return run_hollow(pipeline, component, settings, guided(argument, scale), blocks, num_steps, prompt)
-
-    first, other, larger = run(2), run(1, prompt="b"), run(1, scale=1.0, side=2 * _SIDE)
-    guidance = _guidance(first, other, index.class_name)
-    num_rows = _num_rows(first.calls[0][0])
+    pipeline = _Pipeline(source)
+    first, other, larger = pipeline.run(2), pipeline.run(1, prompt="b"), pipeline.run(1, scale=1.0, side=2 * _SIDE)
+    name = source.index.class_name
+    guidance = _guidance(first, other, name)
     parts = [_parts(guidance, step) for step in first.calls]
-    timestep = timestep_in(first, index.class_name)
-    linears = linears_of(blocks, first.inputs, larger.inputs, num_rows, _num_rows(larger.calls[0][0]))
-    both = len(parts[0]) == 2
-    still = len(larger.calls[0]) * _num_rows(larger.calls[0][0]) == 2
+    timestep = timestep_in(first, name)
+    rows = [_num_rows(seen.calls[0][0]) for seen in (first, larger)]
+    linears = linears_of(pipeline.blocks, first.inputs, larger.inputs, *rows)
     return Assumptions(
-        pipeline=index.class_name,
-        transformer=kind.__name__,
-        component=component,
-        block_lists=_in_order(first.blocks, source.family.block_lists, kind.__name__),
+        pipeline=name,
+        transformer=pipeline.kind.__name__,
+        component=pipeline.component,
+        block_lists=_in_order(first.blocks, source.family.block_lists, pipeline.kind.__name__),
         call=timestep.call(linears.together),
         kept=linears.kept,
         text_linears=linears.of_text,
@@ -80,21 +59,60 @@ def observe(source: SourceModel) -> Assumptions:
         width=linears.width,
         guidance_calls=guidance.calls,
         guidance_rows=guidance.rows,
-        guidance_argument=argument,
-        guided_above=(0.0 if still else 1.0) if both else None,
+        guidance_argument=pipeline.guidance_argument,
+        guided_above=_guided_above(parts[0], larger),
         text_inputs=_unchanged(parts, timestep.argument),
         exact_inputs=_exact(parts[0][0], timestep.argument),
-        pixels=pixels,
-        frames=frames,
-        is_image="num_frames" not in taken,
-        latent_channels=_channels(pipeline.vae),
-        defaults=defaults.to_dict(),
-        brief_components=tuple(
-            name
-            for name, each in pipeline.components.items()
-            if isinstance(each, nn.Module) and name not in (component, "vae")
-        ),
+        latent_channels=_channels(pipeline.loaded.vae),
+        **pipeline.facts(),
     )
+
+
+class _Pipeline:
+    """A pipeline that is observed: with a hollow denoiser, and settings of its own."""
+
+    def __init__(self, source: SourceModel) -> None:
+        self.component, self.kind, config = denoiser_of(source.index)
+        self.loaded, self.blocks = _hollow(source, self.component)
+        taken = inspect.signature(type(self.loaded).__call__).parameters
+        if "callback_on_step_end" not in taken:
+            raise ModelError(
+                f"a {source.index.class_name} tells nobody when a step ends (callback_on_step_end), which the generic "
+                "family goes by: it needs a model family of its own."
+            )
+        own = "true_cfg_scale" in taken and not config.get("guidance_embeds")
+        self.guidance_argument = "true_cfg_scale" if own else "guidance_scale"
+        self.is_video = "num_frames" in taken
+        self.pixels, self.frames = _latent_size(self.loaded)
+        self.defaults = _defaults(self.loaded, taken, self.guidance_argument, self.pixels, self.is_video)
+
+    def run(self, num_steps: int, prompt: str = "a", scale: float = _SCALE, side: int = _SIDE) -> Seen:
+        """Generate for so many steps of four, hollow: a square of `side` pixels, and few frames."""
+        num_frames = 2 * self.frames + 1 if self.is_video else 1
+        settings = self.defaults.replace(height=side, width=side, num_frames=num_frames, num_steps=4)
+        given = guided(self.guidance_argument, scale)
+        return run_hollow(self.loaded, self.component, settings, given, self.blocks, num_steps, prompt)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of it before any run, by the names in `Assumptions`."""
+        return {
+            "pixels": self.pixels,
+            "frames": self.frames,
+            "is_image": not self.is_video,
+            "defaults": self.defaults.to_dict(),
+            "brief_components": tuple(
+                name
+                for name, each in self.loaded.components.items()
+                if isinstance(each, nn.Module) and name not in (self.component, "vae")
+            ),
+        }
+
+
+def _guided_above(parts: list[Part], unguided: Seen) -> float | None:
+    """The scale above which there are two branches, seen with a scale of 1 too; None where there never are two."""
+    if len(parts) != 2:
+        return None
+    return 0.0 if len(unguided.calls[0]) * _num_rows(unguided.calls[0][0]) == 2 else 1.0
 
 
 def _hollow(source: SourceModel, component: str) -> tuple[Any, dict[str, nn.Module]]:
