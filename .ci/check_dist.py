@@ -15,7 +15,7 @@ MAX_MIB = 100
 
 
 def names_in(file: Path) -> set[str]:
-    """Names in an archive, without the folder that a source distribution puts all in."""
+    """Return the names in an archive, without the folder that a source distribution puts all in."""
     if file.suffix == ".whl":
         with zipfile.ZipFile(file) as wheel:
             return set(wheel.namelist())
@@ -24,7 +24,7 @@ def names_in(file: Path) -> set[str]:
 
 
 def main(folder: Path) -> None:
-    """Exit with what is missing."""
+    """Check both archives; exit with what is missing."""
     [wheel], [source] = folder.glob("*.whl"), folder.glob("*.tar.gz")
     if not wheel.name.endswith("-py3-none-any.whl"):
         sys.exit(f"{wheel.name} is for one platform, and nothing in the package is")

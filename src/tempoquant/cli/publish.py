@@ -38,9 +38,10 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a quantized pipeline, complete its model card, and upload it to the Hugging Face hub.
+    """Upload a quantized pipeline to the Hugging Face hub.
 
-    The model is private unless you say --public. Log in first, with `hf auth login` or HF_TOKEN.
+    Every file is checked first, and the model card is completed. The model is private unless you
+    say --public. Log in first, with `hf auth login` or HF_TOKEN.
     After Ctrl-C or a broken connection the same command sends only what is missing. One commit
     makes all files appear at once. DIR is not changed.
     """
