@@ -96,6 +96,8 @@ class QuantizedLayer:
         bins: the timestep bins of clip_ratio.
         rotated: whether the smoothed input and the residual weight are rotated in blocks
             (`formats.rotation`).
+        weights_alone: whether the input is not rounded: a layer that reads one timestep in place of
+            tokens.
     """
 
     format: Format
@@ -110,6 +112,7 @@ class QuantizedLayer:
     bins: TimestepBins = field(default_factory=TimestepBins)
     input_offset: torch.Tensor | None = None
     rotated: bool = False
+    weights_alone: bool = False
 
     def __post_init__(self) -> None:
         if self.clip_ratio.shape != (self.bins.num_bins,):

@@ -57,21 +57,20 @@ class Recipe:
         format: 4-bit format of weights and activations of every block linear, unless `layers` says
             otherwise.
         layers: exceptions, in order; the first that matches wins, for format and rank both.
-        keep_16bit_blocks: how many blocks at the start and at the end of each denoiser stay in 16
-            bits.
+        keep_16bit_blocks: how many first and last blocks of each denoiser stay in 16 bits.
+        modulation_format: 4-bit format of the weights of modulation: linears that read a timestep
+            and no tokens, and whose inputs stay in 16 bits. None keeps the weights in 16 bits too.
         weight_scale_rule, activation_scale_rule: how scales follow from a group: "floor" or "ceil",
             which differ for E8M0 scales only, or "least_error", the best of a few (weights: under
             the Hessian's diagonal).
-        smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for no
-            smoothing.
+        smoothing_alpha: share of the input's range moved into the weight, in [0, 1]; None for none.
         smoothing_statistic: a feature's range: its largest magnitude, "amax", or its root mean
             square, "rms".
         rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
         deflation: choose the branch for weight and input together, and subtract its part of the
             input before rounding.
         deflation_by_bin: fit the deflation's regression separately in each timestep bin.
-        rotation: mix smoothed features in blocks of sixteen (Hadamard), so that no feature exceeds
-            its group.
+        rotation: mix smoothed features in blocks of sixteen (Hadamard), against outliers.
         prior_fraction: share of white noise at the input's typical energy in each feature's mean
             square, in [0, 1), and a quarter of it in covariance and Hessian; it bounds features
             that calibration hardly saw.
@@ -80,8 +79,7 @@ class Recipe:
             (see `suited_to`).
         gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to
             nearest.
-        act_order: let GPTQ round features by falling mean square of their input, instead of in
-            their own order.
+        act_order: let GPTQ round features by falling mean square of their input.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
         block_size: GPTQ's columns between lazy updates; speed, never the result.
         clip_ratios, exponent_offsets: candidates c·2^k of the clip search; no ratios, no search.
@@ -108,6 +106,7 @@ class Recipe:
     format: str = "mxfp4"
     layers: Several[LayerRule] = ()
     keep_16bit_blocks: Annotated[tuple[Count, Count], Strict(False)] = (0, 0)
+    modulation_format: str | None = None
     weight_scale_rule: RuleName = "floor"
     activation_scale_rule: RuleName = "ceil"
     smoothing_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -151,7 +150,8 @@ class Recipe:
             raise RecipeError(f"{explain(error, cls)}.") from error
 
     def __post_init__(self) -> None:
-        get_format(self.format)
+        for name in (self.format, self.modulation_format or self.format):
+            get_format(name)
         ranks = (self.rank, *(rule.rank or 0 for rule in self.layers))
         require(max(ranks) > 0 or not self.deflation, "deflation takes the branch out of the input: it needs a rank")
         for switch, needed in NEEDS.items():
@@ -210,19 +210,20 @@ class Recipe:
         )
 
     def clip_candidates(self) -> tuple[float, ...]:
-        """Return the search's clip ratios with the exponent offset folded in, c·2^k, in the order
-        that breaks ties.
-        """
+        """Return c·2^k of every clip ratio and exponent offset, in the order that breaks ties."""
         return tuple(c * 2.0**k for c in self.clip_ratios for k in self.exponent_offsets)
 
-    def format_of(self, layer_name: str, denoiser: str, block_index: int, num_blocks: int) -> Format | None:
-        """Return the format of one layer; None keeps it in 16 bits."""
+    def format_of(
+        self, layer_name: str, denoiser: str, block_index: int, num_blocks: int, is_modulation: bool = False
+    ) -> Format | None:
+        """Return one layer's format, None for 16 bits; a rule can only keep modulation."""
         first, last = self.keep_16bit_blocks
         if block_index < first or block_index >= num_blocks - last:
             return None
         rule = self.rule_of(layer_name, denoiser)
         chosen = self.format if rule is None or rule.format is None else rule.format
-        return None if chosen == KEEP_16BIT else get_format(chosen)
+        named = self.modulation_format if is_modulation else chosen
+        return None if chosen == KEEP_16BIT or named is None else get_format(named)
 
     def rank_of(self, layer_name: str, denoiser: str) -> int:
         """Return the rank of one layer's low-rank branch, if it gets four bits; 0 for none."""

@@ -1,84 +1,25 @@
 """Laws of block-by-block quantization, on a toy denoiser: calibration must not need a Wan."""
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from tempoquant import quantize_linear
 from tempoquant.calibrate.capture import watching_calls, watching_inputs
-from tempoquant.calibrate.denoiser_model import Carried
 from tempoquant.calibrate.hidden_states import HiddenStates
-from tempoquant.calibrate.sample import CalibrationSample, GuidanceBranch
+from tempoquant.calibrate.sample import CalibrationSample
 from tempoquant.calibrate.sequential import quantize_denoiser
 from tempoquant.errors import CalibrationError, ModelError
 from tempoquant.layer import QuantizedLayer
 from tempoquant.recipe import LayerRule, Recipe
 from tempoquant.timesteps import TimestepBins
+from tests.toy_denoiser import WIDTH, ToyBlock, ToyTransformer, sample, samples
 
-WIDTH = 64
 PAPER = Recipe.load("paper").replace(rank=2)
 BINS = TimestepBins((500.0,))
-
-
-class ToyBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.gate, self.down = (nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH),
-                                         nn.Linear(2 * WIDTH, WIDTH))  # fmt: skip
-
-    def forward(self, hidden: torch.Tensor, *, shift: float) -> torch.Tensor:
-        shifted = hidden + shift
-        return hidden + self.down(torch.relu(self.up(shifted)) * self.gate(shifted))
-
-
-class ToyTransformer:
-    """Three blocks; the first block's input is the sample's own, shifted by its timestep."""
-
-    denoiser = "low_noise"
-    num_blocks = 3
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.blocks = nn.ModuleList(ToyBlock() for _ in range(self.num_blocks))
-        self.in_memory: set[int] = set()
-        self.let_go_of: list[tuple[int, tuple[str, ...]]] = []
-
-    def running(self, samples: Sequence[CalibrationSample]) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def run_block(self, index: int, sample: CalibrationSample, carried: Carried) -> list[torch.Tensor]:
-        hidden = carried[0] if index else sample.inputs["hidden"]
-        return [self.blocks[index](hidden, shift=sample.timestep / 1000)]
-
-    @contextlib.contextmanager
-    def block(self, index: int) -> Iterator[nn.Module]:
-        assert not self.in_memory, "two blocks at once"
-        self.in_memory.add(index)
-        yield self.blocks[index]
-        self.in_memory.remove(index)
-
-    def let_go(self, index: int, linears: Sequence[str]) -> None:
-        self.let_go_of.append((index, tuple(linears)))
-
-    def shared_inputs(self, index: int) -> list[tuple[str, ...]]:
-        return [("up", "gate"), ("down",)]
-
-    def name_of(self, index: int, linear: str) -> str:
-        return f"blocks.{index}.{linear}"
-
-
-def sample(timestep: float, seed: int, branch: GuidanceBranch = "conditional") -> CalibrationSample:
-    hidden = torch.randn(1, 50, WIDTH, generator=torch.Generator().manual_seed(seed))
-    return CalibrationSample(f"prompt-{seed}", "low_noise", timestep, 0, branch, {"hidden": hidden})
-
-
-def samples() -> list[CalibrationSample]:
-    return [sample(timestep, seed) for seed, timestep in enumerate((100.0, 400.0, 600.0, 800.0))]
 
 
 @pytest.fixture
@@ -154,6 +95,25 @@ def test_a_run_that_begins_in_the_middle_ends_with_the_same_layers(
     rest = quantize_denoiser(ToyTransformer(), samples(), PAPER, BINS, again, first_block=2)
     layers += [named for block in rest for named in block.layers]
     assert same({named.name: named.layer for named in layers}, whole)
+
+
+def test_a_weight_alone_is_rounded_against_the_inputs_it_sees_as_they_are(quantized: Quantized) -> None:
+    model, calls, recipe = ToyTransformer(), samples(), PAPER.replace(modulation_format="int4")
+    model.modulating = ["down"]
+    layers = quantized(recipe, calls, model)
+    alone = [name for name, layer in layers.items() if layer.weights_alone]
+    assert alone == [f"blocks.{index}.down" for index in range(3)]
+    seen: list[torch.Tensor] = []
+    with watching_inputs({"down": model.blocks[0].down}, lambda _, x: seen.append(x.reshape(-1, 2 * WIDTH))):
+        for call in calls:
+            model.run_block(0, call, [])
+    weight, inputs = model.blocks[0].down.weight, torch.cat(seen)
+    by_gptq, rounded = (
+        torch.linalg.norm(inputs @ (found["blocks.0.down"].dequantize() - weight).T)
+        for found in (layers, quantized(recipe.replace(gptq=False), calls, model))
+    )
+    assert by_gptq < 0.9 * rounded
+    assert layers["blocks.0.down"].smoothing_factor is layers["blocks.0.down"].branch is None
 
 
 @pytest.mark.parametrize("block_inputs", ["16bit", "quantized"])

@@ -119,7 +119,13 @@ def test_a_newer_version_says_upgrade_before_anything_else_is_looked_at() -> Non
 
 
 BY_BIN = ("centred_by_bin", "deflated_by_bin")
-SINCE = {1: ("deflated", "centred", "rotated", *BY_BIN), 2: ("rotated", *BY_BIN), 3: BY_BIN}
+LATEST = ("weights_alone",)
+SINCE = {
+    1: ("deflated", "centred", "rotated", *BY_BIN, *LATEST),
+    2: ("rotated", *BY_BIN, *LATEST),
+    3: (*BY_BIN, *LATEST),
+    5: LATEST,
+}
 """Version to what it did not know."""
 
 
@@ -131,7 +137,8 @@ def of_version(version: int) -> dict[str, Any]:
     for entry in config["layers"].values():
         for key in SINCE[version]:
             del entry[key]
-    for key in ("deflation", "centring", "smoothing_statistic", "act_order", "rotation")[{1: 0, 2: 3, 3: 5}[version] :]:
+    num_known = {1: 0, 2: 3}.get(version, 5)
+    for key in ("deflation", "centring", "smoothing_statistic", "act_order", "rotation")[num_known:]:
         config["recipe"].pop(key, None)
     return config
 
@@ -161,6 +168,7 @@ def test_an_old_version_is_read_as_having_nothing_that_it_did_not_know(version: 
         (2, ("rotated",)),
         (3, ("centred_by_bin",)),
         (3, ("deflated_by_bin",)),
+        (5, ("weights_alone",)),
     ],
 )
 def test_an_old_version_cannot_say_what_it_did_not_know(version: int, keys: tuple[str, ...]) -> None:

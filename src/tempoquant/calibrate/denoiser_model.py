@@ -55,15 +55,21 @@ class DenoiserModel(Protocol):
         input they read.
         """
 
+    def modulation(self, index: int) -> Sequence[str]:
+        """Return a block's linears whose weights alone may be quantized, by their names in it."""
+
     def name_of(self, index: int, linear: str) -> str:
         """Return a linear's full name in the denoiser."""
 
 
 class Choice(NamedTuple):
-    """The recipe's choice for a linear: its 4-bit format, and the rank of its low-rank branch."""
+    """The recipe's choice for a linear: its 4-bit format, the rank of its low-rank branch, and
+    whether its input keeps 16 bits.
+    """
 
     format: Format
     rank: int
+    weights_alone: bool = False
 
 
 def linear_groups(model: DenoiserModel, index: int, recipe: Recipe) -> dict[tuple[str, ...], Choice]:
@@ -83,6 +89,34 @@ def linear_groups(model: DenoiserModel, index: int, recipe: Recipe) -> dict[tupl
             groups = [alike] if recipe.share_smoothing else [[name] for name in alike]
             found |= {tuple(group): choice for group in groups}
     return found
+
+
+def modulation_groups(model: DenoiserModel, index: int, recipe: Recipe) -> dict[tuple[str, ...], Choice]:
+    """Return a block's linears whose weights alone a recipe quantizes, one a group, by their names
+    in it.
+    """
+    found: dict[tuple[str, ...], Choice] = {}
+    for name in model.modulation(index):
+        full_name = model.name_of(index, name)
+        format = recipe.format_of(full_name, model.denoiser, index, model.num_blocks, is_modulation=True)
+        if format is not None:
+            found[(name,)] = Choice(format, 0, weights_alone=True)
+    return found
+
+
+def for_weights_alone(recipe: Recipe) -> Recipe:
+    """Return the recipe for a linear whose input is not rounded: it keeps only how weights are."""
+    return recipe.replace(
+        layers=(),
+        smoothing_alpha=None,
+        rank=0,
+        deflation=False,
+        deflation_by_bin=False,
+        rotation=False,
+        centring=False,
+        centring_by_bin=False,
+        clip_ratios=(),
+    )
 
 
 def linear_of(block: nn.Module, name: str) -> nn.Linear:

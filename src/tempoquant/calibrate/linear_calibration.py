@@ -81,14 +81,15 @@ class InputCalibration:
             spread over them.
         chunks: how many tokens are processed at once.
         rank: of each linear's branch; None for the recipe's.
+        weights_alone: whether the input is not rounded.
 
-    Raises ModelError for NaN or Inf, RecipeError for a group size that does not divide or a rank
-    that is too large.
+    Raises ModelError for NaN or Inf, RecipeError for a group size or a rank that does not fit.
     """
 
     def __init__(
         self, linears: Mapping[str, nn.Linear], format: Format, recipe: Recipe, bins: TimestepBins,
         calls_per_bin: Sequence[int], chunks: TokenChunks | None = None, rank: int | None = None,
+        weights_alone: bool = False,
     ) -> None:  # fmt: skip
         for name, linear in linears.items():
             format.num_groups(linear.in_features, name)
@@ -101,7 +102,7 @@ class InputCalibration:
         self._format, self._recipe, self._bins = format, recipe, bins
         self._calls_per_bin, self._chunks = calls_per_bin, chunks or TokenChunks()
         self._rule = ScaleRule(recipe.activation_scale_rule)
-        self._rank = recipe.rank if rank is None else rank
+        self._rank, self._weights_alone = recipe.rank if rank is None else rank, weights_alone
         self._deflates = recipe.deflation and self._rank > 0
         self._by_bin = recipe.centring and recipe.centring_by_bin and bins.num_bins > 1
         self._moments = InputMoments(
@@ -215,10 +216,9 @@ class InputCalibration:
             self._moments.add(x, extremes, timestep_bin)
 
     def _gather_hessian(self, x: torch.Tensor, timestep_bin: int) -> None:
-        # Everything that may run out of memory comes before any change, so that the piece can be
-        # processed again.
+        # What may run out of memory comes before any change: the piece can be processed again.
         z = self._transform.at_bin(timestep_bin)(x.float())
-        rounded = quantize_activation(z, self._format, self._rule)
+        rounded = z if self._weights_alone else quantize_activation(z, self._format, self._rule)
         if self._hessian is not None:
             self._hessian.add(rounded)
 
@@ -282,7 +282,6 @@ class InputCalibration:
         return best_clip_ratio(errors, candidates)
 
     def _layer(self, bias: torch.Tensor | None, rounded: _Rounded, clip_ratio: torch.Tensor) -> QuantizedLayer:
-        bias = None if bias is None else bias.detach()
         return QuantizedLayer(
             format=self._format,
             activation_scale_rule=self._rule,
@@ -291,9 +290,10 @@ class InputCalibration:
             tensor_scale=rounded.scale.tensor if self._format.has_tensor_scale else None,
             smoothing_factor=self._transform.smoothing_factor,
             branch=rounded.branch,
-            bias=corrected_bias(bias, rounded.bias_correction),
+            bias=corrected_bias(None if bias is None else bias.detach(), rounded.bias_correction),
             clip_ratio=clip_ratio,
             bins=self._bins,
             input_offset=self._transform.input_offset,
             rotated=self._transform.rotated,
+            weights_alone=self._weights_alone,
         )

@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from tempoquant.calibrate.capture import computing_with, watching_inputs
-from tempoquant.calibrate.denoiser_model import Choice, DenoiserModel, linear_groups, linear_of
+from tempoquant.calibrate.denoiser_model import (
+    Choice,
+    DenoiserModel,
+    for_weights_alone,
+    linear_groups,
+    linear_of,
+    modulation_groups,
+)
 from tempoquant.calibrate.freed_memory import give_back_freed_memory
 from tempoquant.calibrate.hidden_states import HiddenStates
 from tempoquant.calibrate.linear_calibration import InputCalibration
@@ -24,6 +31,7 @@ from tempoquant.calibrate.stopwatch import Stopwatch
 from tempoquant.calibrate.token_chunks import TokenChunks
 from tempoquant.errors import CalibrationError
 from tempoquant.kernels.reference import w4a4_linear
+from tempoquant.kernels.weights_alone import weights_alone_linear
 from tempoquant.layer import QuantizedLayer
 from tempoquant.methods.products import linear
 from tempoquant.progress import SILENT, Progress
@@ -198,7 +206,7 @@ class _DenoiserRun:
         return len(self._phases) + self._runs_quantized
 
     def _groups(self, index: int) -> dict[tuple[str, ...], Choice]:
-        return linear_groups(self._model, index, self._recipe)
+        return linear_groups(self._model, index, self._recipe) | modulation_groups(self._model, index, self._recipe)
 
     def _calibrations(self, index: int, block: nn.Module) -> dict[tuple[str, ...], InputCalibration]:
         found = {}
@@ -206,8 +214,17 @@ class _DenoiserRun:
             linears = {self._model.name_of(index, name): linear_of(block, name) for name in group}
             narrowest = min(linears.values(), key=lambda linear: linear.out_features)
             recipe = self._recipe.suited_to(narrowest.in_features, narrowest.out_features, self._bins.num_bins)
+            if choice.weights_alone:
+                recipe = for_weights_alone(recipe)
             found[group] = InputCalibration(
-                linears, choice.format, recipe, self._bins, self._calls_per_bin, self._chunks, choice.rank
+                linears,
+                choice.format,
+                recipe,
+                self._bins,
+                self._calls_per_bin,
+                self._chunks,
+                choice.rank,
+                choice.weights_alone,
             )
         return found
 
@@ -237,11 +254,11 @@ class _DenoiserRun:
         """
         current: list[_SampleCall] = []
         by_name = {named.name: named.layer for named in layers}
-        names = {
-            each: self._model.name_of(index, each) for together in self._model.shared_inputs(index) for each in together
-        }
+        names = {each: self._model.name_of(index, each) for group in self._groups(index) for each in group}
 
         def compute(layer: QuantizedLayer, x: torch.Tensor) -> torch.Tensor:
+            if layer.weights_alone:
+                return weights_alone_linear(x, layer.weight_tensors, layer.format)
             of_bin = layer.at_bin(current[-1].timestep_bin)
             rows = x.reshape(-1, x.shape[-1]).split(self._chunks.num_tokens)
             transform, weight, rule = of_bin.input_transform, of_bin.weight_tensors, of_bin.activation_scale_rule

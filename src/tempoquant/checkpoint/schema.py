@@ -23,7 +23,9 @@ from tempoquant.timesteps import TimestepBins
 from tempoquant.validation import shorten
 
 QUANT_METHOD = "tempoquant"
-FORMAT_VERSION = 5  # 1 knew neither deflation nor centring, 2 no rotation, 3 no tensors by bin, 4 no model_call
+FORMAT_VERSION = (
+    6  # 1 knew no deflation or centring, 2 no rotation, 3 no tensors by bin, 4 no model_call, 5 no modulation
+)
 BIAS_DTYPES = ("bfloat16", "float16", "float32")
 
 MAX_EDGES = 1000
@@ -47,6 +49,7 @@ class LayerEntry:
         centred_by_bin: whether input offset and bias differ by timestep bin.
         deflated_by_bin: whether the branch's up and deflation differ by timestep bin; then an input
             offset does too.
+        weights_alone: whether the input is not rounded; then nothing else is done to it.
     """
 
     format: Format
@@ -61,6 +64,7 @@ class LayerEntry:
     rotated: bool = False
     centred_by_bin: bool = False
     deflated_by_bin: bool = False
+    weights_alone: bool = False
 
     def __post_init__(self) -> None:
         for key in ("in_features", "out_features"):
@@ -77,13 +81,16 @@ class LayerEntry:
         require(self.centred or not self.centred_by_bin, "centred_by_bin", "needs centred", True)
         fits = not self.deflated_by_bin or (self.deflated and self.centred_by_bin == self.centred)
         require(fits, "deflated_by_bin", "needs deflated, and centred_by_bin where centred", True)
+        changed = self.rank > 0 or self.smoothed or self.centred or self.rotated
+        require(not (self.weights_alone and changed), "weights_alone", "needs an input that nothing is done to", True)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": self.format.name, "activation_scale_rule": self.activation_scale_rule.value,
             "in_features": self.in_features, "out_features": self.out_features, "rank": self.rank,
             "smoothed": self.smoothed, "deflated": self.deflated, "deflated_by_bin": self.deflated_by_bin,
-            "centred": self.centred, "centred_by_bin": self.centred_by_bin, "rotated": self.rotated, "bias": self.bias,
+            "centred": self.centred, "centred_by_bin": self.centred_by_bin, "rotated": self.rotated,
+            "weights_alone": self.weights_alone, "bias": self.bias,
         }  # fmt: skip
 
     @classmethod
@@ -91,7 +98,7 @@ class LayerEntry:
         check_keys(entry, set(cls.__dataclass_fields__))
         for key in ("in_features", "out_features", "rank"):
             require(type(entry[key]) is int, key, "is a whole number", entry[key])
-        for key in ("smoothed", "deflated", "centred", "rotated", "centred_by_bin", "deflated_by_bin"):
+        for key in _SWITCHES:
             require(type(entry[key]) is bool, key, "is true or false", entry[key])
         rules = [rule.value for rule in ScaleRule]
         for key, known in (
@@ -280,7 +287,9 @@ def _of_this_version(entry: Any, version: int) -> Any:
     return {**entry, **dict.fromkeys(added, False)}
 
 
-_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3, "centred_by_bin": 4, "deflated_by_bin": 4}
+_BY_BIN = dict.fromkeys(("centred_by_bin", "deflated_by_bin"), 4)
+_ADDED_BY_VERSION = {"deflated": 2, "centred": 2, "rotated": 3, **_BY_BIN, "weights_alone": 6}
+_SWITCHES = ("smoothed", *_ADDED_BY_VERSION)
 
 
 def _hashes(hashes: Any) -> dict[str, str]:

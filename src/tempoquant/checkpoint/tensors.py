@@ -103,6 +103,7 @@ def entry_of(layer: QuantizedLayer) -> LayerEntry:
         deflated=layer.rank > 0 and layer.branch is not None and layer.branch.deflation is not None,
         centred=layer.input_offset is not None,
         rotated=layer.rotated,
+        weights_alone=layer.weights_alone,
         centred_by_bin=layer.is_centred_by_bin,
         deflated_by_bin=layer.rank > 0 and layer.is_deflated_by_bin,
         bias=None if layer.bias is None else str(layer.bias.dtype).removeprefix("torch."),
@@ -155,6 +156,7 @@ def from_stored(tensors: Mapping[str, torch.Tensor], entry: LayerEntry, bins: Ti
         clip_ratio=tensors["clip_ratio"].view(torch.float32),
         bins=bins,
         rotated=entry.rotated,
+        weights_alone=entry.weights_alone,
     )
 
 

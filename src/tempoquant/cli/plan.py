@@ -65,6 +65,9 @@ def command(  # noqa: PLR0913 (options of the command line)
     gpu_gib: GpuGib = None,
     ram_gib: RamGib = None,
     recipe: RecipeName = "default",
+    modulation: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Overrides the recipe: 4-bit format of modulation's weights.")
+    ] = None,
     time: Time = False,
     gpu: GpuName = None,
     compute_capability: ComputeCapability = None,
@@ -94,15 +97,15 @@ def command(  # noqa: PLR0913 (options of the command line)
         from rich.console import Group
 
         from tempoquant.cli.memory_table import Machine, memory_record, memory_tables, recommendations
+        from tempoquant.cli.quantize import resolve_recipe
         from tempoquant.cli.time_table import time_record, time_tables
         from tempoquant.models.pipeline_configs import read_configs
         from tempoquant.planning.memory_plan import plan_memory
         from tempoquant.planning.traced_video import trace_video
-        from tempoquant.recipe import Recipe
 
         asked = _asked_gpu(gpu, compute_capability)
         gpus = _gpus(asked, rates) if time else []
-        configs, resolved = read_configs(model), Recipe.load(recipe)
+        configs, resolved = read_configs(model), resolve_recipe(recipe, {"modulation_format": modulation})
         settings = _settings(configs, size, frames, steps, guidance_scale)
         advance = progress.start("Tracing", 2 if time else 1)
         plan = plan_memory(configs, settings, resolved, capability=None if asked is None else asked.capability)

@@ -66,6 +66,9 @@ def command(  # noqa: PLR0913 (one argument per option)
     ] = False,
     format: Annotated[str | None, typer.Option(help="Overrides the recipe: 4-bit format of every layer.")] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Overrides the recipe: rank of the low-rank branch.")] = None,
+    modulation: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Overrides the recipe: 4-bit format of modulation's weights.")
+    ] = None,
     bits_per_weight: Annotated[
         float | None, typer.Option(min=1e-6, help="A budget in place of the rank, spent on the most sensitive layers.")
     ] = None,
@@ -97,14 +100,15 @@ def command(  # noqa: PLR0913 (one argument per option)
     One block of the 16-bit model is in memory at a time, and every finished block is kept in
     DIR.unfinished: after Ctrl-C or a crash the same command resumes. With --bits-per-weight or
     --size-gib, the command first measures each layer's effect on the noise prediction, and chooses
-    ranks and 16-bit layers by it. --format, --rank, --text-encoder, --num-prompts, --samples-per-denoiser,
-    --steps, --frames, --size, --guidance-scale and --flow-shift override the recipe; the result stores the
-    resolved recipe.
+    ranks and 16-bit layers by it. --format, --rank, --modulation, --text-encoder,
+    --num-prompts, --samples-per-denoiser, --steps, --frames, --size, --guidance-scale and
+    --flow-shift override the recipe; the result stores the resolved recipe.
     """
     changes = {
         "format": format,
         "rank": rank,
         "text_encoder": text_encoder and text_encoder.value,
+        "modulation_format": modulation,
         "num_prompts": num_prompts,
         "samples_per_denoiser": samples_per_denoiser,
         "num_steps": steps,

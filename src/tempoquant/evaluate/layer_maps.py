@@ -86,7 +86,8 @@ class _Watch:
     def observe(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add one call of a 4-bit linear: (…, in) and (…, out)."""
         layer = self._linears[name]
-        ratio = layer.clock.select(layer.clip_ratio.view(torch.float32), x).mean()
+        ratios = layer.clip_ratio.view(torch.float32)
+        ratio = (ratios if layer.entry.weights_alone else layer.clock.select(ratios, x)).mean()
         weight = self._read(f"{name}.weight", x)
         bias = self._read(f"{name}.bias", x) if f"{name}.bias" in self._weights else None
         signal = error = torch.zeros((), dtype=torch.float64, device=x.device)

@@ -8,6 +8,8 @@ def unknown_elsewhere(entry: LayerEntry, target: str) -> str | None:
     """Return the property of a layer that no other runtime supports, in words that name the
     setting; None for none.
     """
+    if entry.weights_alone:
+        return f"has 4-bit weights and 16-bit inputs (modulation_format), which {target} cannot hold"
     if entry.deflated_by_bin:
         return f"has a deflation for each timestep bin (deflation_by_bin = true), and {target} has no timesteps"
     if entry.centred_by_bin:

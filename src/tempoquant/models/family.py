@@ -17,6 +17,7 @@ from tempoquant.models.comfyui_layout import ComfyLayout
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.guidance import TWO_CALLS, Guidance
 from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.models.traced_text_encoder import PLAIN_ENCODER, TracedTextEncoder
 from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Denoiser
 
@@ -89,25 +90,6 @@ def _z_dim(autoencoder: Config) -> int:
     return int(autoencoder["z_dim"])
 
 
-def _fewer_layers(config: Config, num_blocks: int) -> dict[str, Any]:
-    return {"num_layers": min(num_blocks, int(config["num_layers"]))}
-
-
-def _call_with_embeddings(encoder: nn.Module, embedded: torch.Tensor, mask: torch.Tensor) -> Any:
-    return encoder(inputs_embeds=embedded, attention_mask=mask)
-
-
-class TracedTextEncoder(NamedTuple):
-    """The tracing of a text encoder: see `ModelFamily.traced_text_encoder`."""
-
-    shortened: Callable[[Config, int], dict[str, Any]] = _fewer_layers
-    call: Callable[[nn.Module, torch.Tensor, torch.Tensor], Any] = _call_with_embeddings
-
-
-PLAIN_ENCODER = TracedTextEncoder()
-"""The tracing of a plain text encoder, such as T5's."""
-
-
 def _as_it_is(timesteps: torch.Tensor) -> torch.Tensor:
     return timesteps
 
@@ -151,6 +133,8 @@ class ModelFamily:
             latents (frames, rows, columns).
         text_inputs: names of the inputs that are the same in all calls for one prompt in one branch of guidance.
         takes_image: whether a pipeline encodes an image with its autoencoder, where a prompt has one.
+        text_sees_image: whether the text encoder looks at a prompt's image too, so that a text alone
+            does not say what it makes of it.
         arguments: of a pipeline's call, for a prompt of one video that brings what is needed, beside texts, size, steps
             and noise; raises CalibrationError for a clip that cannot be read or is too short.
         noised_calls: make calls of a clip's latents without sampling, see `wan/latents.py`; None where nothing does.
@@ -191,6 +175,8 @@ class ModelFamily:
         trace: call a denoiser on the meta device, where no number can be looked at.
         exact_inputs: names of inputs beside the timestep that keep their dtype, whatever the denoiser computes in.
         kept_in_16_bits: linears, by their names in a block, that no recipe quantizes.
+        modulation: linears, by their names in a block, that read a timestep and no tokens: a recipe may give their
+            weights four bits, and never their inputs.
         stored: what a denoiser's config keeps beside its own, for those who load it later.
         comfyui: its denoisers inside ComfyUI; None where they do not run there.
     """
@@ -248,6 +234,8 @@ class ModelFamily:
     trace: Callable[[nn.Module, Mapping[str, Any]], Any] = _called
     exact_inputs: frozenset[str] = frozenset()
     kept_in_16_bits: frozenset[str] = frozenset()
+    modulation: frozenset[str] = frozenset()
+    text_sees_image: bool = False
     stored: Mapping[str, Any] = field(default_factory=dict)
     comfyui: ComfyLayout | None = None
 
@@ -261,9 +249,16 @@ class ModelFamily:
         return None
 
     def may_quantize(self, linear: str) -> bool:
-        """Return whether a recipe may quantize a linear: it is in a block, and not kept."""
+        """Return whether a recipe may quantize a linear and its input: it is in a block, neither kept nor
+        modulation.
+        """
         block = self.block_of(linear)
-        return block is not None and linear.removeprefix(f"{block}.") not in self.kept_in_16_bits
+        return block is not None and linear.removeprefix(f"{block}.") not in self.kept_in_16_bits | self.modulation
+
+    def is_modulation(self, linear: str) -> bool:
+        """Return whether a linear, by its name in the denoiser, is a block's modulation."""
+        block = self.block_of(linear)
+        return block is not None and linear.removeprefix(f"{block}.") in self.modulation
 
     def blocks_of(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Return the names of a denoiser's transformer blocks, in the order in which they run."""

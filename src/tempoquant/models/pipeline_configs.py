@@ -14,6 +14,7 @@ from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.errors import ModelError
 from tempoquant.models.families import FAMILIES
 from tempoquant.models.family import Config, ModelFamily, PipelineIndex
+from tempoquant.models.generic.published import PUBLISHED
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.pipeline_folder import local_folder
 from tempoquant.models.source import SourceModel
@@ -112,7 +113,7 @@ def published_models() -> dict[str, PipelineConfigs]:
     """Return published models by names that need no file: for planning before anything is
     fetched.
     """
-    return {name: _published(family, name) for family in FAMILIES for name in family.published_models()}
+    return {name: _published(each, name) for each in (*FAMILIES, *PUBLISHED) for name in each.published_models()}
 
 
 def _published(family: ModelFamily, name: str) -> PipelineConfigs:

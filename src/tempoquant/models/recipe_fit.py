@@ -21,13 +21,14 @@ def check_recipe_fits(source: SourceModel, recipe: Recipe) -> None:
     for denoiser in source.denoiser_names:
         source.component_of(denoiser).require_16_bit()
         num_blocks = len(source.blocks(denoiser))
-        for name, linear in source.linears(denoiser).items():
+        modulation = source.modulation(denoiser)
+        for name, linear in {**source.linears(denoiser), **modulation}.items():
             unused -= {rule for rule in recipe.layers if rule.matches(name, denoiser)}
-            format = recipe.format_of(name, denoiser, linear.block_index, num_blocks)
+            format = recipe.format_of(name, denoiser, linear.block_index, num_blocks, name in modulation)
             if format is None:
                 continue
             num_quantized += 1
-            rank = recipe.rank_of(name, denoiser)
+            rank = 0 if name in modulation else recipe.rank_of(name, denoiser)
             check_linear_fits(format, rank, f"{name} of {denoiser}", linear.out_features, linear.in_features)
     if unused:
         raise RecipeError(f"the layer pattern {next(iter(unused)).pattern!r} matches no layer of {source.name}.")

@@ -114,18 +114,22 @@ class ReplayedDenoiser:
         """Return the linears of a block that may be quantized, grouped by the input that they share
         in the family.
         """
-        linears = [
-            name
-            for name, module in self._blocks[index].named_modules()
-            if isinstance(module, nn.Linear) and self._family.may_quantize(self.name_of(index, name))
-        ]
+        linears = self._linears(index, self._family.may_quantize)
         together = [tuple(name for name in group if name in linears) for group in self._family.shared_inputs]
         first = {name: group for group in together for name in group}
         return list(dict.fromkeys(first.get(name, (name,)) for name in linears))
 
+    def modulation(self, index: int) -> list[str]:
+        """Return the linears of a block whose weights alone may be quantized."""
+        return self._linears(index, self._family.is_modulation)
+
     def name_of(self, index: int, linear: str) -> str:
         """Return a linear's full name, such as blocks.3.attn1.to_q."""
         return f"{self._names[index]}.{linear}"
+
+    def _linears(self, index: int, wanted: Callable[[str], bool]) -> list[str]:
+        named = self._blocks[index].named_modules()
+        return [name for name, each in named if isinstance(each, nn.Linear) and wanted(self.name_of(index, name))]
 
     def _inputs(self, sample: CalibrationSample) -> dict[str, Any]:
         return {**on_device(self._model, self._family, sample.inputs, self._weights.device), "return_dict": False}

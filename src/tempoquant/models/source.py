@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,8 @@ class SourceModel:
         weights.
 
         Args:
-            model: a bundled model's name, a folder, or a hub id ("org/name" or
-                "org/name@revision"); or one of these and files of denoisers' weights; or one of
-                these to be taken by the generic family.
+            model: a bundled model's name, a folder, or a hub id ("org/name@revision"); or one of
+                these with files of denoisers' weights, or for the generic family.
             weights: False to look at configs only, and fetch nothing else.
 
         Raises:
@@ -276,20 +275,21 @@ class SourceModel:
         return self.family.in_order(found)
 
     def linears(self, denoiser: str) -> Mapping[str, BlockLinear]:
-        """Return every linear of a 16-bit denoiser's blocks that may be quantized, by name.
+        """Return the linears of a 16-bit denoiser's blocks that may be quantized, by name."""
+        return self._cached("linears", denoiser, lambda name: self._find_linears(name, self.family.may_quantize))
 
-        They are weights of two dimensions, without those that the family keeps in 16 bits.
-        """
-        return self._cached("linears", denoiser, self._find_linears)
+    def modulation(self, denoiser: str) -> Mapping[str, BlockLinear]:
+        """Return the linears of a 16-bit denoiser's blocks whose weights alone may be quantized."""
+        return self._cached("modulation", denoiser, lambda name: self._find_linears(name, self.family.is_modulation))
 
-    def _find_linears(self, denoiser: str) -> dict[str, BlockLinear]:
+    def _find_linears(self, denoiser: str, wanted: Callable[[str], bool]) -> dict[str, BlockLinear]:
         position = {block: index for index, block in enumerate(self.blocks(denoiser))}
         return {
             name.removesuffix(".weight"): BlockLinear(form.shape[0], form.shape[1], position[block])
             for name, (_, form) in self.forms(denoiser).items()
             if name.endswith(".weight")
             and len(form.shape) == 2
-            and self.family.may_quantize(name.removesuffix(".weight"))
+            and wanted(name.removesuffix(".weight"))
             and (block := self.family.block_of(name)) is not None
         }
 

@@ -59,7 +59,9 @@ class DenoiserCosts:
 
     def __init__(self, source: SourceModel, denoiser: str, recipe: Recipe, num_samples: int, device: str) -> None:
         self._forms: Mapping[str, StoredAs] = {name: form for name, (_, form) in source.forms(denoiser).items()}
-        self._linears, self._blocks, self._family = source.linears(denoiser), source.blocks(denoiser), source.family
+        self._modulation = source.modulation(denoiser)
+        self._linears = {**source.linears(denoiser), **self._modulation}
+        self._blocks, self._family = source.blocks(denoiser), source.family
         sample = source.sample_sizes(denoiser, recipe.height or 0, recipe.width or 0, recipe.num_frames or 0)
         self._denoiser, self._recipe, self._num_samples = denoiser, recipe, num_samples
         self.dtype = compute_dtype(device)
@@ -194,14 +196,17 @@ class DenoiserCosts:
         return linears + 4.0 * self.num_tokens * self.width * (self.num_tokens + self._family.text_tokens)
 
     def _tokens_of(self, name: str) -> int:
+        if name in self._modulation:
+            return 1
         return self._family.text_tokens if self._own_name(name) in self._family.text_linears else self.num_tokens
 
     def _quantized(self) -> Iterator[tuple[str, Linear]]:
         for name, (out_features, in_features, block_index) in self._linears.items():
-            format = self._recipe.format_of(name, self._denoiser, block_index, self.num_blocks)
+            alone = name in self._modulation
+            format = self._recipe.format_of(name, self._denoiser, block_index, self.num_blocks, alone)
             if format is not None:
-                rank = self._recipe.rank_of(name, self._denoiser)
-                yield name, Linear(format, out_features, in_features, self._tokens_of(name), rank)
+                rank = 0 if alone else self._recipe.rank_of(name, self._denoiser)
+                yield name, Linear(format, out_features, in_features, self._tokens_of(name), rank, alone)
 
     def _own_name(self, name: str) -> str:
         """A linear's name in its block."""

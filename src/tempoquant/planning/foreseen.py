@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from tempoquant.calibrate.denoiser_model import for_weights_alone
 from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import StoredAs
 from tempoquant.formats import Format, ScaleRule
@@ -14,18 +15,21 @@ HEADER_BYTES = 128  # of one tensor in a safetensors file
 
 
 class Linear(NamedTuple):
-    """One linear of a block that gets four bits."""
+    """One linear of a block that gets four bits, or whose weight alone does."""
 
     format: Format
     out_features: int
     in_features: int
     num_input_tokens: int
     rank: int
+    weights_alone: bool = False
 
 
 def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_bins: int) -> LayerEntry:
     """What the checkpoint will say of a linear; bias_dtype: of its 16-bit bias, None for no bias."""
     recipe = recipe.suited_to(linear.in_features, linear.out_features, num_bins)
+    if linear.weights_alone:
+        recipe = for_weights_alone(recipe)
     deflated, has_bins = recipe.deflation and linear.rank > 0, num_bins > 1
     by_bin = recipe.centring and recipe.centring_by_bin and has_bins
     changed = "float16" if by_bin else "float32"  # as `corrected_bias` makes it
@@ -35,6 +39,7 @@ def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_b
         deflated, recipe.centring, recipe.rotation,
         centred_by_bin=by_bin,
         deflated_by_bin=deflated and recipe.deflation_by_bin and has_bins,
+        weights_alone=linear.weights_alone,
     )  # fmt: skip
 
 

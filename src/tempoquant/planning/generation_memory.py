@@ -18,6 +18,7 @@ from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.checkpoint.tensors import keys_by_bin, stored_as
 from tempoquant.hosts.text_encoders import linear_bytes
 from tempoquant.kernels.reference import w4a4_linear
+from tempoquant.kernels.weights_alone import EXPANDED_AT_ONCE, weights_alone_linear
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.recipe_fit import check_linear_fits
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -90,13 +91,14 @@ def foreseen_layers(configs: PipelineConfigs, denoiser: str, recipe: Recipe) -> 
     entries, num_bins = {}, len(recipe.bin_fractions_of(denoiser)) + 1
     for name, linear in model.named_modules():
         block = family.block_of(name)
-        if block is None or not isinstance(linear, nn.Linear) or not family.may_quantize(name):
+        alone = family.is_modulation(name)
+        if block is None or not isinstance(linear, nn.Linear) or not (alone or family.may_quantize(name)):
             continue
-        format = recipe.format_of(name, denoiser, blocks.index(block), len(blocks))
+        format = recipe.format_of(name, denoiser, blocks.index(block), len(blocks), alone)
         if format is not None:
-            rank = recipe.rank_of(name, denoiser)
+            rank = 0 if alone else recipe.rank_of(name, denoiser)
             check_linear_fits(format, rank, f"{name} of {denoiser}", linear.out_features, linear.in_features)
-            shape = Linear(format, linear.out_features, linear.in_features, 0, rank)
+            shape = Linear(format, linear.out_features, linear.in_features, 0, rank, alone)
             bias = None if linear.bias is None else str(_16_BIT).removeprefix("torch.")
             entries[name] = foreseen_entry(recipe, shape, bias, num_bins)
     return QuantizedLayers(entries, num_bins)
@@ -176,9 +178,13 @@ class _ForeseenLinear(nn.Module):
     def __init__(self, entry: LayerEntry, kernels: Kernels) -> None:
         super().__init__()
         self._entry, self._kernels = entry, kernels
+        self.told = nn.Parameter(torch.empty(0, dtype=_16_BIT, device="meta"), requires_grad=False)  # its dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         entry, tokens = self._entry, x.shape[:-1]
+        if entry.weights_alone:
+            x.new_empty(min(EXPANDED_AT_ONCE, entry.out_features * entry.in_features), dtype=_16_BIT)
+            return x.new_empty((*tokens, entry.out_features))
         if self._kernels == "fp4":
             shapes = [(*tokens, entry.in_features // 2), (*tokens, entry.format.num_groups(entry.in_features))]
         else:
@@ -201,6 +207,8 @@ class _ReferenceLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         linear, entry = self._linear, self._entry
+        if entry.weights_alone:
+            return weights_alone_linear(x, linear.weight_tensors(), entry.format)
         transform, weight = linear.input_transform(), linear.weight_tensors()
         return w4a4_linear(x, transform, weight, entry.format, entry.activation_scale_rule)
 
@@ -221,14 +229,18 @@ def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> Autoe
     latent_shape = geometry.latents(size.height, size.width, size.num_frames)
     tile_size = TILE_PIXELS // geometry.pixels
     traced = (family.traced_frames or latent_shape[0], tile_size, tile_size)
+    if geometry.is_image:  # which is coded whole
+        traced = latent_shape
     frames, height, width = (min(a, b) for a, b in zip(latent_shape, traced, strict=True))
     tile = torch.empty(1, channels, frames, height, width, device="meta")
     num_frames = geometry.frames * (frames - 1) + 1
     given_frames = 1 if configs.family.encodes_first_frame_alone else size.num_frames
     num_frames = min(num_frames, given_frames)
     pixels = torch.empty(1, 3, num_frames, height * geometry.pixels, width * geometry.pixels, device="meta")
+    if not any(isinstance(module, nn.Conv3d) for module in vae.modules()):  # it codes pictures, and knows no frames
+        tile, pixels = tile[:, :, 0], pixels[:, :, 0]
     encoding = peak_bytes(lambda: vae.encode(pixels))
-    vae.decoder.register_forward_hook(lambda _m, _args, decoded: decoded[:, :, :, :1, :1].clone())  # it leaves
+    vae.decoder.register_forward_hook(lambda _m, _args, decoded: decoded[..., :1, :1].clone())  # it leaves
     decoding = peak_bytes(lambda: vae.decode(tile))
     latents = 4 * math.prod(latent_shape)
     overlapping = (TILE_PIXELS / tile_stride(geometry.pixels)) ** 2 + 2  # tiles, joined to rows, joined to the whole

@@ -11,6 +11,7 @@ from tempoquant.kernels import operators
 from tempoquant.kernels.dispatch import Backend
 from tempoquant.kernels.quantized_input import QuantizedInput
 from tempoquant.kernels.reference import WeightTensors, w4a4_linear
+from tempoquant.kernels.weights_alone import multiply_weights_alone
 from tempoquant.runtime.by_tape import forward_by_tape
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def compute(linear: "QuantizedLinear", x: torch.Tensor) -> torch.Tensor:
     """Compute a layer outside of autocast: (batch, …, in) to (batch, …, out), in the dtype of x."""
     entry, device = linear.entry, x.device
     backend = operators.backend_of(device.type, device.index, entry.format.name)
+    if entry.weights_alone:
+        return multiply_weights_alone(x, linear.weight_tensors(), entry.format, backend)
     if backend == Backend.FP8 and not linear.fits_fp8:
         backend = Backend.BF16.value
     if backend == Backend.REFERENCE or x.dtype == torch.float64:

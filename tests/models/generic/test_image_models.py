@@ -7,23 +7,29 @@ import numpy as np
 import pytest
 import torch
 
+from tempoquant.calibrate.arguments import tensors_in
 from tempoquant.hosts.contents import configs_of
 from tempoquant.hosts.diffusers.pipeline import load_pipeline
 from tempoquant.hosts.diffusers.sampling import generate_video, predict_noise, record_trajectory
 from tempoquant.models.generic.assumptions import CONFIG_KEY
+from tempoquant.models.generic.published import PUBLISHED
+from tempoquant.models.pipeline_configs import read_configs
 from tempoquant.models.replay import ReplayedDenoiser
 from tempoquant.models.sampling_file import default_settings
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.models.weights import DenoiserWeights
 from tempoquant.models.with_experts import GenericModel
+from tempoquant.planning.memory_plan import plan_memory
 from tempoquant.planning.run_estimate import estimate
 from tempoquant.prompts import Prompt
 from tempoquant.runtime.convert import quantized_linears
 from tests.image_pipelines import PIPELINES, write
 from tests.models.made import DEFAULT as EIGHT_SAMPLES
-from tests.models.made import RTN, Made, make
+from tests.models.made import RTN as WITH_16_BIT_MODULATION
+from tests.models.made import Made, make
 
+RTN = WITH_16_BIT_MODULATION.replace(modulation_format="nvfp4_m1")
 DEFAULT = EIGHT_SAMPLES.replace(samples_per_denoiser=4)
 PROMPTS = '{"prompt": "a cat"}\n{"prompt": "a dog walks"}\n'
 HELD_OUT = Prompt("held out", None, "a bird walks")
@@ -47,16 +53,18 @@ def test_the_default_recipe_is_nearer_to_16_bits_than_rounding(made: Made) -> No
     assert errors["default"] > errors["rtn"] + 2
 
 
-def test_modulation_stays_in_16_bits_and_every_other_linear_of_a_block_has_four(made: Made, name: str) -> None:
+def test_every_linear_has_four_bits_and_modulations_weights_where_a_recipe_says_so(made: Made, name: str) -> None:
     modulated = {
         "flux": {"norm1.linear", "norm1_context.linear", "norm.linear"},
         "qwen_image": {"img_mod.1", "txt_mod.1"},
         "z_image": {"adaLN_modulation.0"},
     }[name]
-    assert modulated <= made.source.family.kept_in_16_bits
-    for folder in made.folders.values():
-        layers = configs_of(folder)["transformer"].layers
-        assert layers and layers.keys() == made.source.linears("transformer").keys()
+    assert modulated == made.source.family.modulation
+    modulation, others = (found("transformer").keys() for found in (made.source.modulation, made.source.linears))
+    layers = {recipe: configs_of(folder)["transformer"].layers for recipe, folder in made.folders.items()}
+    assert layers["default"] and layers["default"].keys() == others
+    assert layers["rtn"].keys() == others | modulation
+    assert {name for name, entry in layers["rtn"].items() if entry.weights_alone} == modulation
 
 
 def test_plain_diffusers_loads_it_and_makes_the_same_image(made: Made) -> None:
@@ -81,6 +89,32 @@ def test_what_was_assumed_is_kept_in_the_result_and_opens_it_again(made: Made) -
     assert opened.family.stored == made.source.family.stored
     kept = opened.first.config[CONFIG_KEY]
     assert kept["call"] == configs_of(made.folders["default"])["transformer"].call.to_dict()
+
+
+def test_what_is_said_of_the_published_model_is_observed_of_the_small_one(made: Made) -> None:
+    source, of_size = made.source, {"kept", "text_tokens", "width", "latent_channels"}
+    (published,) = (each for each in PUBLISHED if each.pipelines == source.family.pipelines)
+    said, seen = (
+        {k: v for k, v in each.stored[CONFIG_KEY].items() if k not in of_size} for each in (published, source.family)
+    )
+    assert said == seen and published.modulation == source.family.modulation
+    latents = source.geometry.latents(64, 64, 1)
+    said, seen = (
+        {
+            k: [each.shape for each in tensors_in(v)]
+            for k, v in family.example_inputs(source.index, source.first.config, latents).items()
+            if tensors_in(v)
+        }
+        for family in (published, source.family)
+    )
+    texts = {"encoder_hidden_states", "txt_ids", "cap_feats"}  # of as many rows as the prompt has
+    assert {k: v for k, v in said.items() if k not in texts} == {k: v for k, v in seen.items() if k not in texts}
+    assert said.keys() == seen.keys()
+
+
+def test_a_quantized_image_model_can_be_planned(made: Made) -> None:
+    found = plan_memory(read_configs(str(made.folders["rtn"])), default_settings(made.source), DEFAULT)
+    assert found.quantized.label == "rtn" and found.reduction("swap") > 0
 
 
 def test_the_schedule_is_the_one_that_the_pipeline_takes(made: Made) -> None:

@@ -25,7 +25,7 @@ def test_a_known_model_is_observed_as_its_family_says(tmp_path: Path, name: str)
     assert shared == {frozenset(group) for group in WAN.shared_inputs if "attn2.add_k_proj" not in group}
     assert observed.text_linears == {"attn2.to_k", "attn2.to_v"}
     assert observed.text_inputs == WAN.text_inputs
-    assert observed.kept_in_16_bits == frozenset()
+    assert observed.kept_in_16_bits == observed.modulation == frozenset()
 
 
 def test_a_pipeline_with_two_denoisers_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from tempoquant.models.family import Config, ModelFamily, PipelineIndex
 from tempoquant.models.generic.assumptions import CONFIG_KEY, Assumptions
 from tempoquant.models.generic.first_call import guided, inputs_at, schedule_of
+from tempoquant.models.generic.linears import MODULATION
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.guidance import Guidance
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -57,7 +58,8 @@ def family_from(assumed: Assumptions) -> ModelFamily:
         own_name=_same_name,
         guidance=Guidance(assumed.guidance_calls, assumed.guidance_rows),
         num_branches=partial(_num_branches, assumed),
-        kept_in_16_bits=frozenset(assumed.kept),
+        kept_in_16_bits=frozenset(name for name, why in assumed.kept.items() if why != MODULATION),
+        modulation=frozenset(name for name, why in assumed.kept.items() if why == MODULATION),
         set_timesteps=partial(_set_timesteps, assumed),
         stored={CONFIG_KEY: assumed.to_dict()},
     )

@@ -14,6 +14,10 @@ from tempoquant.formats import FORMATS
 _WIDTH_STEP = max(each.group_size for each in FORMATS.values())
 """Input features that fill whole groups in every format."""
 
+MODULATION = "one input for all tokens (modulation)"
+"""Why a linear is kept in 16 bits that is a block's modulation, and fills whole groups."""
+_NARROW_MODULATION = f"one input for all tokens, of a width that is no multiple of {_WIDTH_STEP}"
+
 Inputs = Mapping[str, Mapping[str, torch.Tensor]]
 """The inputs of blocks' linears, by block and by the linears' names in it."""
 
@@ -56,7 +60,7 @@ def linears_of(
             if seen is None:
                 kept.setdefault(name, "not called in the steps that were observed")
             elif (rows := _rows(seen, num_rows)) <= 1:
-                kept.setdefault(name, "one input for all tokens (modulation)")
+                kept.setdefault(name, MODULATION if linear.in_features % _WIDTH_STEP == 0 else _NARROW_MODULATION)
             elif linear.in_features % _WIDTH_STEP:
                 kept.setdefault(name, f"{linear.in_features} input features, no multiple of {_WIDTH_STEP}")
             else:
@@ -88,7 +92,8 @@ def _together(inputs: Inputs, kept: Mapping[str, str]) -> tuple[tuple[str, ...],
             if name not in kept:
                 groups.setdefault(id(x), []).append(name)
         by_block.append([tuple(names) for names in groups.values()])
-    every = sorted({group for groups in by_block for group in groups if len(group) > 1}, key=len, reverse=True)
+    several = dict.fromkeys(group for groups in by_block for group in groups if len(group) > 1)
+    every = sorted(several, key=len, reverse=True)
     found: list[tuple[str, ...]] = []
     for group in every:
         agrees = all(

@@ -109,7 +109,12 @@ class _Pipeline:
 
 
 def _guided_above(parts: list[Part], unguided: Seen) -> float | None:
-    """The scale above which there are two branches, seen with a scale of 1 too; None where there never are two."""
+    """Return the scale above which there are two branches; None if there never are two.
+
+    Args:
+        parts: of a step with guidance.
+        unguided: with a scale of 1.
+    """
     if len(parts) != 2:
         return None
     return 0.0 if len(unguided.calls[0]) * _num_rows(unguided.calls[0][0]) == 2 else 1.0

@@ -5,7 +5,7 @@ it.
 import dataclasses
 
 from tempoquant.checkpoint.model_call import ModelCall
-from tempoquant.models.family import Config, ModelFamily, TracedTextEncoder
+from tempoquant.models.family import Config, ModelFamily
 from tempoquant.models.hunyuan_video15 import pipelines
 from tempoquant.models.hunyuan_video15.calls import (
     QWEN_TOKENS,
@@ -17,6 +17,7 @@ from tempoquant.models.hunyuan_video15.calls import (
 )
 from tempoquant.models.hunyuan_video15.names import own_name
 from tempoquant.models.hunyuan_video15.published import published_image_models, published_models
+from tempoquant.models.traced_text_encoder import TracedTextEncoder
 
 __all__ = ["HUNYUAN_VIDEO15", "HUNYUAN_VIDEO15_I2V"]
 
@@ -57,7 +58,7 @@ HUNYUAN_VIDEO15 = ModelFamily(
     noised_calls=None,  # no function makes its calls from a clip's latents yet
     diffusers_ids={"tencent/HunyuanVideo-1.5": "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v"},
     exact_inputs=frozenset({"timestep_r"}),
-    kept_in_16_bits=frozenset({"norm1.linear", "norm1_context.linear"}),  # modulation: one row a call
+    modulation=frozenset({"norm1.linear", "norm1_context.linear"}),  # one row a call
     set_timesteps=pipelines.set_timesteps,
     encoded_text=pipelines.encoded_text,
     brief_components=("text_encoder_2",),

@@ -106,9 +106,11 @@ def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:
     """Return the name of the published model that a pipeline resembles, and its sampling.
 
     Source: diffusers' scripts/convert_hunyuan_video1_5_to_diffusers.py. A folder's own configs tell
-    which of the published models it resembles, and its guidance scale.
+    which of the published models it resembles, and its guidance scale. A model that is known by
+    name has its size in its index.
     """
-    target_size = _stored(index, DENOISER, "config.json").get("target_size")
+    stored = _stored(index, DENOISER, "config.json") or index.values
+    target_size = stored.get("target_size")
     size = _P720 if target_size == _P720 else _P480
     scale = _stored(index, "guider", "guider_config.json").get("guidance_scale", _GUIDANCE_SCALE)
     height, width = _SIZES[size]

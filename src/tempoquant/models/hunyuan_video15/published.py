@@ -16,6 +16,7 @@ _DENOISER = {
     "qk_norm": "rms_norm", "rope_axes_dim": [16, 56, 56], "rope_theta": 256.0, "text_embed_2_dim": 1472,
     "text_embed_dim": 3584, "use_meanflow": False, "target_size": 640,
 }  # fmt: skip
+_P720 = {"target_size": 960}
 _QWEN = {  # 28 blocks: 7,070,619,136 weights without a head
     "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_hidden_layers": 28,
     "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
@@ -37,6 +38,7 @@ def published_models() -> dict[str, dict[str, Any]]:
     """
     return {
         "hunyuanvideo-1.5-480p-t2v": _model(TEXT_TO_VIDEO, {**_DENOISER, "task_type": "t2v"}),
+        "hunyuanvideo-1.5-720p-t2v": _model(TEXT_TO_VIDEO, {**_DENOISER, **_P720, "task_type": "t2v"}),
     }
 
 
@@ -44,6 +46,7 @@ def published_image_models() -> dict[str, dict[str, Any]]:
     """Return the published image-to-video models, as `published_models`."""
     return {
         "hunyuanvideo-1.5-480p-i2v": _model(IMAGE_TO_VIDEO, {**_DENOISER, "task_type": "i2v"}),
+        "hunyuanvideo-1.5-720p-i2v": _model(IMAGE_TO_VIDEO, {**_DENOISER, **_P720, "task_type": "i2v"}),
     }
 
 
@@ -56,4 +59,5 @@ def _model(pipeline: str, denoiser: dict[str, Any]) -> dict[str, Any]:
     }
     if pipeline == IMAGE_TO_VIDEO:
         models["image_encoder"] = ("transformers", "SiglipVisionModel", _SIGLIP)
-    return {"index": {"_class_name": pipeline}, "models": models, "disk_bytes": {}}
+    index = {"_class_name": pipeline, "target_size": denoiser["target_size"]}
+    return {"index": index, "models": models, "disk_bytes": {}}

@@ -3,11 +3,12 @@ text.
 """
 
 from tempoquant.checkpoint.model_call import ModelCall
-from tempoquant.models.family import ModelFamily, TracedTextEncoder
+from tempoquant.models.family import ModelFamily
 from tempoquant.models.guidance import Guidance
 from tempoquant.models.ltx2 import pipelines
 from tempoquant.models.ltx2.names import BARE_PARAMETERS, own_name
 from tempoquant.models.ltx2.published import published_models
+from tempoquant.models.traced_text_encoder import TracedTextEncoder
 
 __all__ = ["LTX2"]
 

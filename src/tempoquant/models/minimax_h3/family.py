@@ -1,9 +1,10 @@
 """MiniMax-H3 as a model family: this folder holds everything that TempoQuant knows about it."""
 
 from tempoquant.checkpoint.model_call import ModelCall
-from tempoquant.models.family import ModelFamily, TracedTextEncoder
+from tempoquant.models.family import ModelFamily
 from tempoquant.models.minimax_h3 import pipelines
 from tempoquant.models.minimax_h3.names import own_name
+from tempoquant.models.traced_text_encoder import TracedTextEncoder
 
 __all__ = ["MINIMAX_H3"]
 
@@ -43,7 +44,7 @@ MINIMAX_H3 = ModelFamily(
     noised_calls=None,  # a clip has no latents of its sound here
     num_branches=lambda index, settings: 1,  # the guidance is in the weights
     exact_inputs=frozenset({"hidden_states", "audio_hidden_states", "position_ids"}),
-    kept_in_16_bits=frozenset({"adaln_proj.linear"}),  # modulation: a row for each timestep of a call
+    modulation=frozenset({"adaln_proj.linear"}),  # a row for each timestep of a call
     encoded_text=pipelines.encoded_text,
     brief_components=("audio_vae",),
     autoencoder_channels=lambda autoencoder: int(autoencoder["latent_channels"]),
