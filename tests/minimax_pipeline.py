@@ -1,7 +1,7 @@
 """A tiny random MiniMax-H3: the real modular pipeline and classes, scaled down. In the place of
 Qwen's tokenizer stands one of a character a token, and in the place of its processor, which needs
-torchvision, CLIP's: of a processor text-to-video asks only which tokens are no text, and neither
-knows any.
+torchvision, CLIP's with the image processor that needs none. Asked which tokens are an image's, it
+says none: their places are counted as a text's.
 """
 
 from pathlib import Path
@@ -14,11 +14,12 @@ from diffusers import (
     MiniMaxH3Scheduler,
     MiniMaxH3Transformer3DModel,
 )
-from transformers import CLIPImageProcessor, CLIPProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import CLIPProcessor, Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tests.hunyuan_pipelines import character_tokenizer
 
 WIDTH, TEXT_DIM = 128, 32
+_VISION_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 SIZE, NUM_FRAMES = 32, 124  # the shortest that the pipeline makes
 
 
@@ -33,7 +34,8 @@ def transformer(seed: int = 0) -> MiniMaxH3Transformer3DModel:
 
 def _text_encoder() -> Qwen3VLForConditionalGeneration:
     text = {
-        "vocab_size": 97, "hidden_size": TEXT_DIM, "intermediate_size": 32, "num_hidden_layers": 51, "head_dim": 16,
+        "vocab_size": 97 + len(_VISION_TOKENS),
+        "hidden_size": TEXT_DIM, "intermediate_size": 32, "num_hidden_layers": 51, "head_dim": 16,
         "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 3, 3]},
     }  # fmt: skip
@@ -42,18 +44,29 @@ def _text_encoder() -> Qwen3VLForConditionalGeneration:
         "patch_size": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
     }  # fmt: skip
     torch.manual_seed(1)
-    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)).eval()
+    start, image, end = range(97, 97 + len(_VISION_TOKENS))
+    config = Qwen3VLConfig(
+        text_config=text, vision_config=vision, vision_start_token_id=start, image_token_id=image,
+        vision_end_token_id=end,
+    )  # fmt: skip
+    return Qwen3VLForConditionalGeneration(config).eval()
 
 
 def pipeline() -> MiniMaxH3ModularPipeline:
     """Make both autoencoders, both schedulers, and the denoisers of both kinds of tasks."""
     tokenizer = character_tokenizer()
+    tokenizer.add_tokens(list(_VISION_TOKENS), special_tokens=True)
     torch.manual_seed(2)
     made = MiniMaxH3ModularPipeline()
     made.update_components(
         text_encoder=_text_encoder(),
         tokenizer=tokenizer,
-        processor=CLIPProcessor(image_processor=CLIPImageProcessor(), tokenizer=tokenizer),
+        processor=CLIPProcessor(
+            image_processor=Qwen2VLImageProcessorPil(
+                patch_size=2, size={"shortest_edge": SIZE**2 // 4, "longest_edge": SIZE**2 // 4}
+            ),
+            tokenizer=tokenizer,
+        ),
         transformer=transformer(),
         transformer_ref=transformer(1),
         vae=AutoencoderKLMiniMaxH3(

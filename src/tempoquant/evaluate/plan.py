@@ -9,7 +9,6 @@ from typing import Any
 
 from tempoquant.acceleration.accelerate import accelerate_by
 from tempoquant.acceleration.choices import Choices
-from tempoquant.errors import ModelError
 from tempoquant.evaluate.benchmark_sets import Item
 from tempoquant.evaluate.evaluation_folder import Take
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -96,16 +95,9 @@ class Plan:
         device: str,
         memory: Memory = "resident",
     ) -> "Plan":
-        """Make a plan with the steps of the reference's scheduler.
-
-        Raises ModelError if it does not load, and for a modular pipeline, whose phases cannot be
-        timed.
+        """Make a plan with the steps of the reference's scheduler. Raises ModelError if it does not
+        load.
         """
-        if reference.index.is_modular:
-            raise ModelError(
-                f"a {reference.index.class_name} has no methods whose time an evaluation could measure: measure its "
-                "quality with tempoquant compare."
-            )
         steps = sampling_steps(reference, settings)
         paper = Recipe.load("paper")
         bins = {}

@@ -10,6 +10,12 @@ from typing import Any
 
 import torch
 
+from tempoquant.hosts.diffusers.modular import is_modular
+from tempoquant.models.families import facts_of
+
+_Watched = tuple[Any, str, str, str | None]
+"""A call, by its owner and name, with the phase that it is, and the one that begins after it."""
+
 PHASES = ("text encoding", "image encoding", "denoising", "decoding")
 GIB = 2**30
 
@@ -39,7 +45,9 @@ class RunCosts:
         self.seconds_per_step = (time.perf_counter() - self._begin) / self._num_steps
 
     def enter(self, phase: str | None) -> None:
-        """Begin a phase, and end the one before."""
+        """Begin a phase, and end the one before. A phase that has begun continues."""
+        if phase is not None and phase == self._phase:
+            return
         self._synchronize()
         if self.peak_gpu_gib is not None:
             if self._phase is not None:
@@ -62,24 +70,44 @@ class RunCosts:
 
 @contextlib.contextmanager
 def measuring_costs(pipeline: Any) -> Iterator[RunCosts]:
-    """Measure one generation of a Wan pipeline within this context. The pipeline is unchanged
+    """Measure one generation of a pipeline within this context. The pipeline is unchanged
     afterwards.
     """
     device = torch.device(pipeline._execution_device)  # `device` is the CPU if a memory mode keeps all weights there
     costs = RunCosts(peak_gpu_gib={} if device.type == "cuda" else None, _device=device)
     rss_is_fresh = _reset_peak_rss()
     with contextlib.ExitStack() as stack:
-        # Work between two of these calls belongs to the former, so denoising begins when latents
-        # are prepared.
-        for owner, name, phase, then in (
-            (pipeline, "encode_prompt", "text encoding", None),
-            (pipeline, "prepare_latents", "image encoding", "denoising"),
-            (pipeline.vae, "decode", "decoding", None),
-        ):
+        for owner, name, phase, then in _of_blocks(pipeline) if is_modular(pipeline) else _of_methods(pipeline):
             stack.enter_context(_watched(owner, name, phase, then, costs))
         yield costs
     costs.enter(None)
     costs.peak_rss_gib = _peak_rss_gib() if rss_is_fresh else None
+
+
+def _of_methods(pipeline: Any) -> tuple[_Watched, ...]:
+    """Return the watched calls of an ordinary pipeline. Work between two of them belongs to the
+    former, so denoising begins when latents are prepared.
+    """
+    return (
+        (pipeline, "encode_prompt", "text encoding", None),
+        (pipeline, "prepare_latents", "image encoding", "denoising"),
+        (pipeline.vae, "decode", "decoding", None),
+    )
+
+
+def _of_blocks(pipeline: Any) -> tuple[_Watched, ...]:
+    """Return the watched calls of a modular pipeline, which are its models': it has no such
+    methods. Denoising begins with a denoiser's first call.
+    """
+    facts = facts_of(pipeline)
+    encoder = getattr(pipeline, facts.family.text_encoder).get_submodule(facts.family.text_encoder_called)
+    denoisers = [getattr(pipeline, denoiser.component) for denoiser in facts.denoisers]
+    return (
+        (encoder, "forward", "text encoding", None),
+        (pipeline.vae, "encode", "image encoding", None),
+        *((denoiser, "forward", "denoising", "denoising") for denoiser in denoisers),
+        (pipeline.vae, "decode", "decoding", None),
+    )
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tempoquant.errors import CalibrationError
+from tempoquant.errors import CalibrationError, SettingsError
 from tempoquant.models.source import SourceModel
 
 IMAGE = "image"
@@ -41,6 +41,15 @@ def require_needed(source: SourceModel, prompts: Iterable[Conditioned]) -> None:
             raise CalibrationError(
                 f"a {source.index.class_name} needs {missing}, which prompt {prompt.id!r} lacks: give prompts with one."
             )
+
+
+def require_texts_alone(source: SourceModel, prompts: Iterable[Conditioned]) -> None:
+    """Raise SettingsError for a prompt whose text cannot be encoded without its image."""
+    if source.family.text_sees_image and (seen := next((each for each in prompts if each.image is not None), None)):
+        raise SettingsError(
+            f"the text encoder of a {source.index.class_name} looks at the image of prompt {seen.id!r}, and "
+            "memory disk encodes texts alone: choose resident, or give prompts without images."
+        )
 
 
 def require_given(source: SourceModel, prompt: Conditioned) -> None:

@@ -18,6 +18,7 @@ from tempoquant.device import compute_dtype
 from tempoquant.engines import Crew, Engine
 from tempoquant.engines.crew import InProcessCrew
 from tempoquant.errors import CalibrationError, OutputError
+from tempoquant.models.prompt_needs import require_texts_alone
 from tempoquant.models.schedule import sampling_steps
 from tempoquant.models.source import SourceModel
 from tempoquant.output.work_folder import WorkFolder
@@ -70,7 +71,7 @@ def record(
             raise them.
     """
     device = engine.device
-    check_memory(memory, device)
+    _check_memory(source, plan, memory, device)
     folder = folder.expanduser().resolve()
     for place in source.places:
         if place.resolve().is_relative_to(folder) or folder.is_relative_to(place.resolve()):
@@ -96,6 +97,13 @@ def record(
     return SampleStore.open(folder)
 
 
+def _check_memory(source: SourceModel, plan: RecordingPlan, memory: RecordingMemory, device: str) -> None:
+    """Raise SettingsError for a mode that is not there, or not for what the prompts bring."""
+    check_memory(memory, device)
+    if memory == "disk":
+        require_texts_alone(source, plan.prompts)
+
+
 def record_into(
     source: SourceModel,
     folder: Path,
@@ -116,7 +124,7 @@ def record_into(
 
     Raises as `record` does; finished prompts stay in the folder.
     """
-    check_memory(memory, device)
+    _check_memory(source, plan, memory, device)
     steps = sampling_steps(source, plan.settings)
     wanted = wanted_calls(source, plan, steps)
     facts = plan_provenance(source, plan, model, device)

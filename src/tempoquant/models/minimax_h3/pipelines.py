@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from tempoquant.errors import ModelError, SettingsError
+from tempoquant.images import first_frame
 from tempoquant.models.family import Config, PipelineIndex
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.sampling_settings import SamplingSettings
+from tempoquant.prompts import Prompt
 from tempoquant.timesteps import Denoiser
 
 PIPELINE = "MiniMaxH3ModularPipeline"
@@ -109,6 +111,13 @@ def example_inputs(_index: PipelineIndex, denoiser: Config, latents: tuple[int, 
         "audio_indices": indices(num_audio),
         "text_indices": indices(TEXT_TOKENS),
     }
+
+
+def arguments(_index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
+    """Return what the pipeline is called with beside a text: the first frame, of a prompt that has an image."""
+    if prompt.image is None:
+        return {}
+    return {"image": first_frame(prompt.image, settings.width, settings.height)}
 
 
 _OUTPUTS = ("prompt_embeds", "text_token_tags")
