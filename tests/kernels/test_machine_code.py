@@ -66,7 +66,7 @@ def test_hoppers_kernels_have_no_more_instructions_than_when_they_were_counted(t
     kernels = by_kernel(records)
     four, eight = (kernels[f"quantize: fp8 nvfp4_m1, rank 32, {bits} bits, cc 80"] for bits in (4, 8))
     assert_no_more(four["instructions_a_number"], 35.6)
-    assert_no_more(eight["instructions_a_number"], 22.6)
+    assert_no_more(eight["instructions_a_number"], 22.4)
     for each in (four, eight):
         assert each["spilled"] == 0 and each["registers"] <= 128
         assert set(each["loops"][0]["load_bytes"]) == {"16"}
@@ -79,11 +79,11 @@ def test_hoppers_kernels_have_no_more_instructions_than_when_they_were_counted(t
 
 @pytest.mark.timeout(300)
 def test_on_ada_rounding_to_int4_has_no_more_instructions_than_when_it_was_counted(tmp_path: Path) -> None:
-    for bits, counted_then in ((4, 37.1), (8, 28.6)):
+    for bits, counted_then in ((4, 37.1), (8, 28.8)):
         name = f"int8 int4, rank 32, {bits} bits, cc 80"
         (record,) = by_kernel(counted(tmp_path, "--capability", "89", "--only", name)).values()
         assert_no_more(record["instructions_a_number"], counted_then)
-        assert record["spilled"] == 0
+        assert record["spilled"] <= (0 if bits == 4 else 48)
         tmp_path.joinpath("counted.jsonl").unlink()
 
 

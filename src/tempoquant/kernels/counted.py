@@ -23,12 +23,12 @@ class CountedGpu(NamedTuple):
 
 
 COUNTED_GPUS = (
-    CountedGpu("A100 SXM", (8, 0), {"int4": 0.99}),
-    CountedGpu("RTX 3090", (8, 6), {"int4": 3.47}),
+    CountedGpu("A100 SXM", (8, 0), {"int4": 1.17}),
+    CountedGpu("RTX 3090", (8, 6), {"int4": 3.52}),
     CountedGpu("RTX 4090", (8, 9), {"nvfp4_m1": 1.77, "int4": 3.17}),
-    CountedGpu("H100 SXM", (9, 0), {"nvfp4_m1": 1.50}),
-    CountedGpu("B200", (10, 0), {"nvfp4_m1": 2.04, "nvfp4": 1.84}),
-    CountedGpu("RTX 5090", (12, 0), {"nvfp4_m1": 6.02, "nvfp4": 6.02}),
+    CountedGpu("H100 SXM", (9, 0), {"nvfp4_m1": 1.51}),
+    CountedGpu("B200", (10, 0), {"nvfp4_m1": 2.12, "nvfp4": 1.95}),
+    CountedGpu("RTX 5090", (12, 0), {"nvfp4_m1": 6.03, "nvfp4": 6.02}),
 )
 
 
