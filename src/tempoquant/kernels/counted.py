@@ -23,7 +23,7 @@ class CountedGpu(NamedTuple):
 
 
 COUNTED_GPUS = (
-    CountedGpu("A100 SXM", (8, 0), {"int4": 1.17}),
+    CountedGpu("A100 80 GB", (8, 0), {"int4": 1.17}),
     CountedGpu("RTX 3090", (8, 6), {"int4": 3.52}),
     CountedGpu("RTX 4090", (8, 9), {"nvfp4_m1": 1.77, "int4": 3.17}),
     CountedGpu("H100 SXM", (9, 0), {"nvfp4_m1": 1.51}),
