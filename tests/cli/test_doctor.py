@@ -37,7 +37,7 @@ def test_a_machine_without_a_gpu_is_told_so() -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Runs `doctor --json` as on a machine with one GPU of a compute capability."""
+    """Run `doctor --json` as on a machine with one GPU of a compute capability."""
     find_spec: Any = dispatch.importlib.util.find_spec
 
     def record_of(major: int, minor: int, triton: str | None = "3.6.0") -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_a_driver_beside_a_pytorch_without_cuda_is_noticed(monkeypatch: pytest.M
 
 
 def test_counted_speeds_are_those_of_the_document() -> None:
-    """At 480 × 832 with activations of four bits."""
+    """The figures are those at 480 × 832 with activations of four bits."""
     document = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
     row = r"^\| ([^|]+) \| (\w+), W4A4, \w+ products \| 32,760 \|[^|]*\|[^|]*\| \*\*([\d.]+)\*\*"
     rows = re.findall(row, document, re.MULTILINE)

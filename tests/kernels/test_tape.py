@@ -28,7 +28,7 @@ BINS = TimestepBins((500.0,))
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How often a tape was played, in its one number; on a CPU only this test makes tapes."""
+    """Count in its one number how often a tape is played; on a CPU only such a test makes tapes."""
     monkeypatch.setattr(tape, "PLAYS_ON_CPU", True)
     monkeypatch.setattr(tape, "_TAPES", {})
     monkeypatch.setattr(tape, "_TRIED", set())
@@ -60,7 +60,7 @@ def assert_played_is_the_same(
 
 
 def halves_of(backend: Backend, format: Format) -> int:
-    """How many halves of a linear are played: the interpreter copies outside rows into y, and GPUs
+    """Return how many halves of a linear are played: the interpreter copies outside rows, and GPUs
     launch a kernel.
     """
     return 1 if backend is Backend.FP8 and format is MXFP4 and DEVICE == "cpu" else 2

@@ -44,7 +44,7 @@ class Reads(TorchDispatchMode):
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Of each call of a denoiser so far, hooks included, the places that read."""
+    """Collect the places that read in each call of a denoiser, hooks included."""
     calls: list[list[str]] = []
     running: list[Reads] = []
     plain = WanTransformer3DModel.__call__

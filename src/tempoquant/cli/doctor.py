@@ -181,7 +181,7 @@ def gpus_table(found: Sequence[dict[str, Any]]) -> Any:
 
 
 def speed_of(kernels: dict[str, Any]) -> str:
-    """Say the counted speed of one format on a device in words."""
+    """Return the counted speed of one format on a device, in words."""
     if kernels["backend"] == "reference":
         return "far below 1: for trying things out"
     if kernels["counted_speed"] is None:

@@ -1,4 +1,6 @@
-"""How fast a Wan block's linears are by the counts of `python -m benchmarks.machine_code`: predicted, not measured."""
+"""Speeds of a Wan block's linears by the counts of `python -m benchmarks.machine_code`: predicted,
+not measured.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -33,7 +35,9 @@ COUNTED_GPUS = (
 
 
 def counted_like(capability: tuple[int, int], format: Format, backend: Backend) -> tuple[CountedGpu, float] | None:
-    """Return the newest counted GPU that is no newer, and its ratio; None unless it runs the format by `backend`."""
+    """Return the newest counted GPU that is no newer, and its ratio; None unless it runs the format
+    by `backend`.
+    """
     older = [each for each in COUNTED_GPUS if each.capability <= capability]
     if not older or backend_at(older[-1].capability, format) is not backend:
         return None

@@ -1,4 +1,4 @@
-"""What a QuantizedLinear computes: by a tape if one can be played, else by kernels or in plain
+"""The computation of a QuantizedLinear: by a tape if one can be played, else by kernels or in plain
 PyTorch.
 """
 
