@@ -33,7 +33,7 @@ from tempoquant.recipe import Recipe
 from tests.recorded import TINY
 
 H100 = GPUS["H100 SXM"]
-SMALL = I2V_A14B.replace(height=64, width=64, num_frames=9, num_steps=10)
+SMALL = I2V_A14B.replace(height=64, width=64, num_frames=9, num_steps=20)
 RECIPE = Recipe.load("tiny")
 OTHERS = (
     "wan2.2-ti2v-5b",
@@ -203,9 +203,11 @@ def test_recorded_ratios_say_which_calls_are_skipped(video):
     known = dataclasses.replace(video, configs=dataclasses.replace(configs, quantized=quantized))
     counts, sentence = counts_of(known, "fast")
     assert "recorded of this model" in sentence
-    # Nothing changes, so two of three are skipped after the first step, of 4 and of 6 by two
+    # Nothing changes, so two of three are skipped after the first two steps, of 8 and of 12 by two
     # branches.
-    assert [(each.computed, each.skipped) for each in counts.values()] == [(4, 4), (4, 8)]
+    assert [(each.computed, each.skipped) for each in counts.values()] == [(8, 8), (10, 14)]
+    few, sentence = counts_of(dataclasses.replace(video, size=SMALL.replace(num_steps=4)), "fastest")
+    assert not any(each.skipped for each in few.values()) and "fewer than 20 steps" in sentence
 
 
 def test_a_gpu_is_found_by_any_spelling_of_its_name():

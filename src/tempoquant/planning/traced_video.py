@@ -17,6 +17,10 @@ from tempoquant.planning.other_work import OtherWork, other_work
 from tempoquant.recipe import Recipe
 from tempoquant.timesteps import NUM_TRAIN_TIMESTEPS, denoiser_at
 
+FEWEST_STEPS_TO_ASSUME = 20
+"""Steps of the measurement on the bundled model: with fewer, neighbours differ more, and no step is
+assumed to be left out."""
+
 
 @dataclass(frozen=True)
 class TracedVideo:
@@ -99,9 +103,14 @@ def counts_of(video: TracedVideo, speed: Speed) -> tuple[dict[str, CallCounts], 
         num_calls = len(own) * video.num_branches
         recorded = _recorded(video, name, own, cache)
         is_counted = is_counted and recorded is not None
-        skipped = num_calls * DEFAULTS[speed].skipped_on_tiny if recorded is None else recorded
+        skipped = num_calls * _assumed(video, speed) if recorded is None else recorded
         counts[name] = CallCounts(num_calls - skipped, skipped)
-    return counts, _sentence(speed, cache, is_counted)
+    return counts, _sentence(video, speed, cache, is_counted)
+
+
+def _assumed(video: TracedVideo, speed: Speed) -> float:
+    """Return the share of calls that are left out of a model of which nothing was recorded."""
+    return DEFAULTS[speed].skipped_on_tiny if video.size.num_steps >= FEWEST_STEPS_TO_ASSUME else 0.0
 
 
 def _recorded(video: TracedVideo, name: str, own: list[float], cache: CacheSettings | None) -> float | None:
@@ -118,15 +127,20 @@ def _recorded(video: TracedVideo, name: str, own: list[float], cache: CacheSetti
     return float(sum(sum(skipped_steps(ratios.at(branch, own), cache)) for branch in branches))
 
 
-def _sentence(speed: Speed, cache: CacheSettings | None, is_counted: bool) -> str:
+def _sentence(video: TracedVideo, speed: Speed, cache: CacheSettings | None, is_counted: bool) -> str:
     if DEFAULTS[speed].cache is None:
         return "Every step is computed."
     if cache is None:
         return "Every step is computed: a cache of steps does not suit this model's blocks."
     if is_counted:
         return "Steps are left out by the magnitude ratios that were recorded of this model."
+    if not _assumed(video, speed):
+        return (
+            f"Every step is computed: of fewer than {FEWEST_STEPS_TO_ASSUME} steps none is assumed to be left out, and "
+            "nothing was recorded of this model."
+        )
     return (
-        f"{DEFAULTS[speed].skipped_on_tiny:.0%} of the denoiser calls are left out: an assumption, since it was so on "
+        f"{_assumed(video, speed):.0%} of the denoiser calls are left out: an assumption, since it was so on "
         "the bundled model, and nothing was recorded of this one."
     )
 

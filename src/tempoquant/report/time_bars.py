@@ -95,8 +95,9 @@ def read_times(file: Path) -> TimePart:
 
 
 def times_of(record: Mapping[str, Any]) -> TimePart:
-    """Lay out the record of the command. Raises KeyError, TypeError, ValueError or AttributeError
-    for another one.
+    """Return the record of the command as bars.
+
+    Raises KeyError, TypeError, ValueError or AttributeError for another record.
     """
     time = record["time"]
     calls = int(time["calls_a_step"])
