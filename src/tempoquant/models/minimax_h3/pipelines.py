@@ -114,7 +114,7 @@ def example_inputs(_index: PipelineIndex, denoiser: Config, latents: tuple[int, 
 
 
 def arguments(_index: PipelineIndex, prompt: Prompt, settings: SamplingSettings) -> dict[str, Any]:
-    """Return what the pipeline is called with beside a text: the first frame, of a prompt that has an image."""
+    """Return the pipeline's arguments beside a text: the first frame, if a prompt has an image."""
     if prompt.image is None:
         return {}
     return {"image": first_frame(prompt.image, settings.width, settings.height)}
