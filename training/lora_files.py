@@ -3,8 +3,7 @@ expert.
 
 diffusion_model.blocks.N.self_attn.q.lora_down.weight    (rank, in), bfloat16
 diffusion_model.blocks.N.self_attn.q.lora_up.weight      (out, rank), bfloat16
-diffusion_model.blocks.N.self_attn.q.alpha               (), float32: what is added is alpha / rank
-· up · down
+diffusion_model.blocks.N.self_attn.q.alpha               (), float32: adds alpha / rank · up · down
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The backend bf16: the same numbers in bfloat16, for formats and GPUs that FP8, FP4 and INT8 do not serve.
+"""The backend bf16: the same numbers in bfloat16, for formats and GPUs that FP8, FP4 and INT8 do
+not serve.
 
     y = (values · weightᵀ) · tensor_scale + hidden · upᵀ + bias
 
-Operands are exact but for INT4's, whose levels times bfloat16 scales are rounded by at most 2^-9 relative. The tensor
-scale stays on the device and is applied to float32 sums, so that the operands stay exact and y is rounded once.
-`benchmarks.vendor_products.bf16_linear` is the same by the vendor's library, with two roundings more.
+Operands are exact except INT4's, whose levels times bfloat16 scales are rounded by at most 2^-9
+relative. The tensor scale stays on the device and is applied to float32 sums, so that the operands
+stay exact and y is rounded once. `benchmarks.vendor_products.bf16_linear` computes the same by the
+vendor's library, with two more roundings.
 """
 
 import torch
@@ -31,7 +33,9 @@ TILES: Tiles = {
 
 
 def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
-    """The rest of a linear: (tokens, out) in `dtype`. The expanded weight lives as long as the product."""
+    """Compute the product of a linear with branch and bias: (tokens, out) in `dtype`. The expanded
+    weight lives as long as the product.
+    """
     values = expand_to_bf16(weight, format)
     return bf16_multiply(quantized, values, weight.tensor_scale, weight.up, weight.bias, dtype)
 
@@ -44,7 +48,7 @@ def bf16_multiply(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """One linear.
+    """Compute one linear.
 
     Args:
         quantized: values bfloat16, without a scale.
@@ -61,5 +65,5 @@ def bf16_multiply(
 
 
 def specializations() -> NamedLaunches:
-    """What Wan2.2 launches."""
+    """Return the launches of Wan2.2."""
     return wan_launches(torch.bfloat16, TILES)

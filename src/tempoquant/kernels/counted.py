@@ -1,5 +1,5 @@
-"""Speeds of a Wan block's linears by the counts of `python -m benchmarks.machine_code`: predicted,
-not measured.
+"""The speed of a Wan block's linears by the counts of `python -m benchmarks.machine_code`:
+predicted, not measured.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,9 @@ class CountedGpu(NamedTuple):
     Attributes:
         name: its own.
         capability: its compute capability.
-        ratios: format to how many times as fast as 16 bits at their best the ten linears of a block are, with
-            activations of four bits, 32,760 tokens (480 × 832, 81 frames) and rank 32. docs/kernels.md has the table.
+        ratios: format to how many times as fast as 16 bits at their best the ten linears of a block
+            are, with activations of four bits, 32,760 tokens (480 × 832, 81 frames) and rank 32.
+            docs/kernels.md has the table.
     """
 
     name: str

@@ -1,10 +1,10 @@
-"""Which backend runs a linear: chosen per device and format, with the reason, and never in silence.
+"""The choice of the backend that runs a linear: per device and format, with a stated reason.
 
-fp4        compute capability 10.x and 12.x; all but int4   codes and scales as stored, in four-bit tensor cores
-fp8        compute capability 8.9 and up; mxfp4, nvfp4_m1   both operands are FP8 numbers, exactly
-int8       compute capability 8.0 and up; int4              integer products of a group, rescaled in float32
-bf16       compute capability 8.0 and up; any format        bfloat16 products of the same numbers
-reference  anything                                         plain PyTorch, which defines the result
+fp4        compute capability 10.x and 12.x; all but int4   stored codes and scales, multiplied
+fp8        compute capability 8.9 and up; mxfp4, nvfp4_m1   both operands exact in FP8
+int8       compute capability 8.0 and up; int4              integer products, rescaled by group
+bf16       compute capability 8.0 and up; any format        the same numbers in bfloat16
+reference  anything                                         plain PyTorch, the definition
 """
 
 import contextlib
@@ -23,14 +23,18 @@ from tempoquant.errors import UnsupportedError
 from tempoquant.formats import Format
 
 FP4_CAPABILITIES = (10, 12)
-"""Whose tensor cores multiply E2M1 codes with a scale for each group: Blackwell's, in data centres and in RTX."""
+"""GPUs whose tensor cores multiply E2M1 codes with a scale for each group: Blackwell's, in data
+centres and in RTX.
+"""
 FP4_TRITON = (3, 6)
 TRITON_PACKAGES = ("triton", "triton-windows")
-"""Distributions of the module `triton`: its own, and the one for Windows, which another project builds."""
+"""Distributions of the module `triton`: its own, and the one for Windows, which another project
+builds.
+"""
 
 
 class Backend(str, Enum):
-    """The kernels that run a 4-bit linear; the values are what users write."""
+    """The kernels that run a 4-bit linear; users write the values."""
 
     FP4 = "fp4"
     FP8 = "fp8"
@@ -40,7 +44,7 @@ class Backend(str, Enum):
 
 
 class Choice(NamedTuple):
-    """A backend, and why it is this one: a sentence for people."""
+    """A backend, and the reason for it as a sentence."""
 
     backend: Backend
     reason: str
@@ -52,9 +56,10 @@ _promoting: list[bool] = []
 
 @contextlib.contextmanager
 def forced(backend: Backend | str | None) -> Iterator[None]:
-    """Within this context every linear takes this backend; None leaves the choice free.
+    """Make every linear take this backend within this context; None leaves the choice free.
 
-    Raises UnsupportedError for an unknown backend; a linear that cannot take it raises when it runs.
+    Raises UnsupportedError for an unknown backend; a linear that cannot take it raises when it
+    runs.
     """
     if backend is None:
         yield
@@ -67,15 +72,17 @@ def forced(backend: Backend | str | None) -> Iterator[None]:
 
 
 def is_forced() -> bool:
-    """Whether a backend is forced now."""
+    """Return whether a backend is forced now."""
     return bool(_forced)
 
 
 @contextlib.contextmanager
 def promoted_sums() -> Iterator[None]:
-    """Within this context FP8 products add every 128 products' sum in float32, on GPUs whose own sums are short.
+    """Promote FP8 sums to float32 every 128 products within this context, on GPUs whose own sums
+    are short.
 
-    That is a sixth of the error of never, and on Hopper half as much time again (docs/kernels.md).
+    The error is a sixth of that without promotion; the time on Hopper is half as much again
+    (docs/kernels.md).
     """
     _promoting.append(True)
     try:
@@ -85,12 +92,12 @@ def promoted_sums() -> Iterator[None]:
 
 
 def are_sums_promoted() -> bool:
-    """Whether a context says so."""
+    """Return whether a context promotes sums."""
     return bool(_promoting)
 
 
 def backend_named(name: Backend | str) -> Backend:
-    """The backend of that name. Raises UnsupportedError, listing the known ones."""
+    """Return the backend of that name. Raises UnsupportedError that lists the known ones."""
     try:
         return Backend(name)
     except ValueError:
@@ -99,9 +106,10 @@ def backend_named(name: Backend | str) -> Backend:
 
 
 def choose(device: torch.device, format: Format) -> Choice:
-    """The fastest backend that this device has for a format, or the forced one.
+    """Choose the fastest backend of this device for a format, or the forced one.
 
-    Raises UnsupportedError when the forced one cannot run here; Triton's interpreter (TRITON_INTERPRET=1) lets it.
+    Raises UnsupportedError if the forced one cannot run here; Triton's interpreter
+    (TRITON_INTERPRET=1) lets it.
     """
     if _forced:
         backend = _forced[-1]
@@ -124,7 +132,7 @@ def _choose(device: torch.device, format: Format) -> Choice:
 
 
 def why_not(backend: Backend, device: torch.device, format: Format) -> str | None:
-    """What keeps a backend from running a format on a device; None for nothing."""
+    """Return the reason why a backend cannot run a format on a device; None if it can."""
     if backend is Backend.REFERENCE:
         return None
     if (reason := _why_no_numbers(backend, format)) is not None:
@@ -143,7 +151,9 @@ def why_not(backend: Backend, device: torch.device, format: Format) -> str | Non
 
 
 def backend_at(capability: tuple[int, int], format: Format) -> Backend:
-    """The fastest backend that an NVIDIA GPU of a compute capability has for a format, with all that it needs."""
+    """Return the fastest backend of an NVIDIA GPU's compute capability for a format, if all its
+    requirements are met.
+    """
     fitting = (backend for backend in Backend if _why_no_numbers(backend, format) is None)
     return next(
         backend for backend in fitting if backend is Backend.REFERENCE or _why_not_there(backend, capability) is None
@@ -185,6 +195,8 @@ def _is_triton_at_least(least: tuple[int, int]) -> bool:
 
 
 def _is_interpreted(backend: Backend, device: torch.device, format: Format) -> bool:
-    """Whether Triton's interpreter stands in for the GPU, as it does in tests, and the format suits the backend."""
+    """Return whether Triton's interpreter replaces the GPU, as in tests, and the format suits the
+    backend.
+    """
     suits = _why_no_numbers(backend, format) is None
     return suits and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"

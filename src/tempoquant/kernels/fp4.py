@@ -1,10 +1,11 @@
-"""The backend fp4: codes and scales multiplied as they are stored, by Blackwell's four-bit tensor cores.
+"""The backend fp4: codes and scales multiplied as they are stored, by Blackwell's four-bit tensor
+cores.
 
     y = (values · weightᵀ, each group times both scales) · tensor_scale + hidden · upᵀ + bias
 
-Nothing is expanded: the weight is read as the checkpoint holds it, and the input is packed in the same way. Operands
-and products are exact, sums float32, and y is rounded once. Rows of eight bits are no codes: `operators` gives linears
-that have some to another backend.
+Nothing is expanded: the weight is read as the checkpoint holds it, and the input is packed in the
+same way. Operands and products are exact, sums are float32, and y is rounded once. Rows of eight
+bits are no codes: `operators` gives linears with such rows to another backend.
 """
 
 import torch
@@ -38,12 +39,14 @@ __all__ = ["fp4_multiply", "multiply", "quantize_input"]
 
 
 def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
-    """The rest of a linear: (tokens, out) in `dtype`. Nothing is expanded."""
+    """Compute the product of a linear with branch and bias: (tokens, out) in `dtype`. Nothing is
+    expanded.
+    """
     return fp4_multiply(quantized, weight, format, dtype)
 
 
 def fp4_multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
-    """One linear.
+    """Compute one linear.
 
     Args:
         quantized: packed codes (tokens, in / 2) and scales (tokens, groups).
@@ -60,7 +63,7 @@ def fp4_multiply(quantized: QuantizedInput, weight: WeightTensors, format: Forma
 
 
 def fp4_launch(quantized: QuantizedInput, weight: WeightTensors, format: Format, y: torch.Tensor, tile: Tile) -> Launch:
-    """The launch that fills y (tokens, out), of any float dtype."""
+    """Return the launch that fills y (tokens, out), of any float dtype."""
     values, packed, bias = with_rows(quantized.values), with_rows(weight.packed), dense(weight.bias)
     assert quantized.scale is not None
     scale, weight_scale = with_rows(quantized.scale), with_rows(weight.scale).view(fp4_scale_dtype(format))
@@ -88,7 +91,7 @@ def fp4_launch(quantized: QuantizedInput, weight: WeightTensors, format: Format,
 
 
 def specializations() -> NamedLaunches:
-    """What Wan2.2 launches."""
+    """Return the launches of Wan2.2."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

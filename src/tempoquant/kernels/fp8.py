@@ -1,9 +1,11 @@
-"""The backend fp8: four-bit numbers in FP8 bytes, exactly, and one FP8 product a linear (Ada, Hopper).
+"""The backend fp8: four-bit numbers in FP8 bytes, exactly, and one FP8 product a linear (Ada,
+Hopper).
 
     y = (values · weightᵀ) · scale[token] · row_scale[output] + hidden · upᵀ + bias
 
-The branch and the bias stay in float32, and y is rounded once. `benchmarks.vendor_products.fp8_scaled_mm` is the same
-by the vendor's library, with one rounding more.
+The branch and the bias stay in float32, and y is rounded once.
+`benchmarks.vendor_products.fp8_scaled_mm` computes the same by the vendor's library, with one more
+rounding.
 """
 
 import torch
@@ -20,8 +22,8 @@ from tempoquant.kernels.triton_outside import replace_outside_rows
 
 __all__ = ["fp8_multiply", "multiply", "quantize_input"]
 
-# Hopper's first tile fills its registers: two halves of 64 sums a thread, and room for 64 more where sums are promoted.
-# Ada and RTX have 99 KiB of shared memory.
+# Hopper's first tile fills its registers: two halves of 64 sums a thread, and room for 64 more
+# where sums are promoted. Ada and RTX have 99 KiB of shared memory.
 TILES: Tiles = {
     89: (Tile(128, 64, 128, 8, 3), Tile(64, 32, 64, 4, 4)),
     90: (Tile(128, 128, 128, 8, 4), Tile(64, 64, 128, 4, 4)),
@@ -31,10 +33,11 @@ TILES: Tiles = {
 
 
 def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
-    """The rest of a linear: (tokens, out) in `dtype`. The expanded weight lives as long as the product.
+    """Compute the product of a linear with branch and bias: (tokens, out) in `dtype`. The expanded
+    weight lives as long as the product.
 
-    The allocator gives its memory to the next linear, so one buffer of the largest weight serves a whole model, inside
-    a CUDA graph as well.
+    The allocator reuses its memory for the next linear, so one buffer of the largest weight serves
+    a whole model, also inside a CUDA graph.
     """
     values, row_scale = expand_to_fp8(weight, format)
     y = fp8_multiply(quantized, values, row_scale, weight.up, weight.bias, dtype)
@@ -51,7 +54,7 @@ def fp8_multiply(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """One linear.
+    """Compute one linear.
 
     Args:
         quantized: values float8_e4m3fn or float8_e5m2, with the scale of each row.
@@ -67,5 +70,5 @@ def fp8_multiply(
 
 
 def specializations() -> NamedLaunches:
-    """What Wan2.2 launches."""
+    """Return the launches of Wan2.2."""
     return wan_launches(torch.float8_e4m3fn, TILES)

@@ -2,9 +2,9 @@
 
     grad_x = grad_y · W     W: what the layer's tensors stand for (`reference.effective_weight`)
 
-Bengio, Léonard and Courville, arXiv 1308.3432: rounding counts as the identity. Of the layer nothing but its stored
-tensors is needed, so nothing is kept for the backward pass: W is made anew for the product, in the dtype of grad_y as
-a 16-bit model's weight would be, and lives as long as that.
+Source: Bengio, Léonard and Courville, arXiv 1308.3432: rounding counts as the identity. Only the
+layer's stored tensors are needed, so nothing is kept for the backward pass: W is recomputed for the
+product, in the dtype of grad_y as in a 16-bit model, and lives as long as the product.
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from tempoquant.kernels.reference import NUMBERS_AT_ONCE, WeightTensors, effecti
 
 
 class GradientTensors(NamedTuple):
-    """The tensors that W is made of, in a flat row, as autograd keeps tensors and operators take them."""
+    """The tensors of W in one flat tuple, as autograd keeps tensors and operators take them."""
 
     packed: torch.Tensor
     scale: torch.Tensor
@@ -29,7 +29,9 @@ class GradientTensors(NamedTuple):
 
 
 def gradient_tensors(transform: InputTransform, weight: WeightTensors) -> GradientTensors:
-    """What the gradient reads of a layer: neither offset nor bias, which change no slope."""
+    """Return the layer's tensors for the gradient: neither offset nor bias, which do not change
+    it.
+    """
     return GradientTensors(
         weight.packed, weight.scale, weight.tensor_scale, weight.up, transform.smoothing_factor, transform.down,
         transform.deflation,
@@ -37,11 +39,11 @@ def gradient_tensors(transform: InputTransform, weight: WeightTensors) -> Gradie
 
 
 def input_gradient(grad_y: torch.Tensor, tensors: GradientTensors, format: Format, rotated: bool) -> torch.Tensor:
-    """The gradient of the dequantized layer.
+    """Compute the gradient of the dequantized layer.
 
     Args:
         grad_y: (…, out), any float dtype.
-        rotated: whether the layer's input is.
+        rotated: whether the layer's input is rotated.
 
     Returns:
         (…, in) in the dtype of grad_y.
@@ -65,7 +67,7 @@ def _input_gradient(  # noqa: PLR0913 (operators take tensors, not tuples of the
 ) -> torch.Tensor:
     transform = InputTransform(smoothing_factor, rotated, down, deflation)
     weight = WeightTensors(packed, scale, tensor_scale, up)
-    with torch.autocast(grad_y.device.type, enabled=False):  # which would round a float32 gradient's operands
+    with torch.autocast(grad_y.device.type, enabled=False):  # autocast would round a float32 gradient's operands
         return grad_y @ _dense(transform, weight, get_format(format), grad_y.dtype)
 
 
@@ -75,7 +77,9 @@ def _(grad_y: torch.Tensor, packed: torch.Tensor, *_others: Any, **_settings: An
 
 
 def _dense(transform: InputTransform, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
-    """The effective weight, rounded to `dtype`: some rows at a time, for in float32 it takes several times the room."""
+    """Compute the effective weight, rounded to `dtype`, some rows at a time, since float32 takes
+    several times the memory.
+    """
     out_features, half = weight.packed.shape
     dense = torch.empty(out_features, 2 * half, dtype=dtype, device=weight.packed.device)
     num_rows = max(1, NUMBERS_AT_ONCE // (2 * half))

@@ -1,9 +1,10 @@
 """The backend int8: INT4 codes, or codes of eight bits, on integer tensor cores (Ampere and up).
 
-    y = Σ over groups (Σ within the group of codes · codes) · scale[token, group] · weight_scale[output, group]
-        + hidden · upᵀ + bias
+    y = Σ over groups (Σ within the group of codes · codes)
+        · scale[token, group] · weight_scale[output, group] + hidden · upᵀ + bias
 
-Sums within a group are exact integers; they are scaled and summed in float32, and y is rounded once.
+Sums within a group are exact integers; they are scaled and summed in float32, and y is rounded
+once.
 """
 
 import torch
@@ -30,15 +31,17 @@ from tempoquant.kernels.triton_tile import ROWS_AT_ONCE, finish, place_of_tile, 
 
 __all__ = ["int8_multiply", "multiply", "quantize_input"]
 
-# A tile is (tokens, outputs) here; `inner` is the group. Each program holds the sums of a group beside its totals.
+# A tile is (tokens, outputs) here; `inner` is the group. Each program holds the sums of a group
+# beside its totals.
 TILES: Tiles = {
     80: (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
     86: (Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
 }
 MIN_GROUP = 32  # what integer tensor cores take of K at least
 
-# 1.5 · 2^23, and its bits: an integer n of less than 2^22 added to the bits is the float32 1.5 · 2^23 + n. Sums start
-# from the bits, so that one subtraction makes them float32, at four times the rate of a conversion.
+# 1.5 · 2^23 and its bits: an integer n of less than 2^22 added to the bits is the float32 1.5 ·
+# 2^23 + n. Sums start from the bits, so that one subtraction makes them float32, at four times the
+# rate of a conversion.
 _FLOAT_OF_ZERO = tl.constexpr(12582912.0)
 _BITS_OF_ZERO = tl.constexpr(0x4B400000)
 _LARGEST_SUM = 2**22 - 1
@@ -66,7 +69,7 @@ def int8_gemm_kernel(  # noqa: PLR0913
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
     ROWS_AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Compute TOKENS × OUTPUTS of y, AT_ONCE groups a step."""
+    """Compute a tile of y, TOKENS × OUTPUTS, with AT_ONCE groups a step."""
     first_token, first_output = place_of_tile(num_tokens, num_outputs, TOKENS, OUTPUTS, ROWS_AT_ONCE)
     inner = tl.arange(0, GROUP)[None, :]
     values_rows = row_starts(values, first_token, num_tokens, values_stride, TOKENS) + inner
@@ -97,7 +100,9 @@ def int8_gemm_kernel(  # noqa: PLR0913
 
 
 def multiply(quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype) -> torch.Tensor:
-    """The rest of a linear: (tokens, out) in `dtype`. The expanded codes live as long as the product."""
+    """Compute the product of a linear with branch and bias: (tokens, out) in `dtype`. The expanded
+    codes live as long as the product.
+    """
     codes, scale = expand_to_int8(weight, format)
     return int8_multiply(quantized, codes, scale, weight.up, weight.bias, dtype)
 
@@ -111,7 +116,9 @@ def int8_gemm_launch(
     y: torch.Tensor,
     tile: Tile,
 ) -> Launch:
-    """The launch that fills y (tokens, out), of any float dtype; the other arguments as in `int8_multiply`."""
+    """Return the launch that fills y (tokens, out), of any float dtype; the other arguments are
+    those of `int8_multiply`.
+    """
     values, x_scale, hidden = quantized.values, quantized.scale, quantized.hidden
     assert x_scale is not None
     rank = 0 if up is None else up.shape[1]
@@ -144,10 +151,11 @@ def int8_multiply(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """One linear.
+    """Compute one linear.
 
     Args:
-        quantized: values int8, scale (tokens, groups) of any strides (0 along groups for one scale a token).
+        quantized: values int8, scale (tokens, groups) of any strides (0 along groups for one scale
+            a token).
         codes: (out, in) int8. scale: (out, groups) float32 of any strides.
         up: (out, rank) bfloat16, or None. bias: (out,), or None.
         dtype: of the result.
@@ -167,7 +175,7 @@ def int8_multiply(
 
 
 def specializations() -> NamedLaunches:
-    """What Wan2.2 launches."""
+    """Return the launches of Wan2.2."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,7 +1,8 @@
-"""A Triton kernel's launch as a value: what runs and what is compiled ahead of time, without a GPU, are then the same.
+"""A Triton kernel's launch as a value: runs and ahead-of-time compilation, without a GPU, then
+share it.
 
-A kernel module offers `specializations()`: the launches that the shapes of Wan need, each under a name, made from
-tensors on the device "meta" by the very function that makes the launch of a run.
+A kernel module offers `specializations()`: the launches for the shapes of Wan, each under a name,
+made from tensors on the device "meta" by the same function that makes the launch of a run.
 """
 
 import contextlib
@@ -20,14 +21,15 @@ except ImportError:  # Triton before 3.4 has none
     TensorDescriptor = None
 
 NATIVE_FP4 = 100  # the compute capability of the first GPUs that multiply FP4
-NATIVE_FP8 = 89  # the compute capability, ten times the major plus the minor, from which on FP8 converts in hardware
+NATIVE_FP8 = 89  # the compute capability, ten times the major plus the minor, from which FP8 converts in hardware
 
 
 _Tensor = TypeVar("_Tensor", torch.Tensor, torch.Tensor | None)
 
 
 def with_rows(matrix: _Tensor) -> _Tensor:
-    """The matrix itself where the elements of each row lie side by side in memory, wherever rows lie; else a copy.
+    """Return the matrix itself if the elements of each row are contiguous, wherever rows lie; else
+    a copy.
 
     Kernels take a stride between rows, and none within them.
     """
@@ -35,17 +37,23 @@ def with_rows(matrix: _Tensor) -> _Tensor:
 
 
 def dense(tensor: _Tensor) -> _Tensor:
-    """The tensor itself where it lies without gaps and in order, for kernels that take no stride of it; else a copy."""
+    """Return the tensor itself if it is contiguous, for kernels that take no stride of it; else a
+    copy.
+    """
     return None if tensor is None else tensor.contiguous()
 
 
 class Launch(NamedTuple):
     """One launch of a kernel.
 
-    kernel: the function that `triton.jit` made. grid: how many programs. arguments: every parameter by its name:
-    tensors, tensor descriptors, None, numbers, and what the kernel takes as `tl.constexpr`. options: num_warps,
-    num_stages and other options of the compiler. min_capability, max_capability: the least and the largest compute
-    capability that it is made for, 80 for 8.0.
+    Attributes:
+        kernel: the function that `triton.jit` made.
+        grid: the number of programs.
+        arguments: every parameter by its name: tensors, tensor descriptors, None, numbers, and
+            `tl.constexpr` values.
+        options: num_warps, num_stages and other options of the compiler.
+        min_capability, max_capability: the least and the largest compute capability that it is made
+            for, 80 for 8.0.
     """
 
     kernel: Any
@@ -56,7 +64,7 @@ class Launch(NamedTuple):
     max_capability: int = 999
 
     def run(self) -> None:
-        """Launch on the device of the tensors; does nothing when there is nothing to do."""
+        """Launch on the device of the tensors; do nothing for an empty grid."""
         if 0 in self.grid:
             return
         first = next(argument for argument in self.arguments.values() if isinstance(argument, torch.Tensor))
@@ -67,10 +75,11 @@ class Launch(NamedTuple):
             self._run_here()
 
     def _run_here(self) -> None:
-        """On the current device, by the compiled kernel that the last launch like this one found.
+        """Launch on the current device, by the compiled kernel that the last launch like this one
+        found.
 
-        Triton looks each launch's kernel up by a list and a text that it makes of all arguments. What tells launches
-        apart there are types, numbers, and whether 16 divides an address: `_likeness`.
+        Triton looks up each launch's kernel by a list and a text of all arguments. Launches differ
+        there by types, numbers, and whether 16 divides an address: `_likeness`.
         """
         note = _this_thread.note
         if isinstance(self.kernel, JITFunction) and not is_observed():
@@ -107,7 +116,9 @@ class Launch(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A compiled kernel: its launcher, function and metadata as Triton has them, and the order of its arguments."""
+    """A compiled kernel: its launcher, function and metadata as Triton has them, and the order of
+    its arguments.
+    """
 
     run: Any
     function: Any
@@ -124,7 +135,8 @@ _this_thread = _ThisThread()
 
 @contextlib.contextmanager
 def noting(note: "Callable[[Launch, Compiled | None], None]") -> Iterator[None]:
-    """Within this context `note` hears of each launch of this thread, after it, and of the kernel that it ran.
+    """Call `note` with each launch of this thread, after it, and with the kernel that it ran,
+    within this context.
 
     The kernel is None where Triton's interpreter ran it, or a profiler heard of it.
     """
@@ -141,7 +153,9 @@ _COMPILED: dict[Any, Compiled] = {}
 
 
 def _likeness(argument: Any) -> Any:
-    """What of an argument decides which compiled kernel takes it; finer than Triton's own distinctions."""
+    """Return the part of an argument that decides which compiled kernel takes it; finer than
+    Triton's own distinctions.
+    """
     if isinstance(argument, torch.Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if type(argument) is TensorDescriptor:
@@ -150,7 +164,9 @@ def _likeness(argument: Any) -> Any:
 
 
 def is_observed() -> bool:
-    """Whether a profiler wants to hear of each launch, or Triton is one whose launchers we do not know."""
+    """Return whether a profiler wants to hear of each launch, or Triton's launchers are unknown to
+    us.
+    """
     runtime: Any = getattr(getattr(triton, "knobs", None), "runtime", None)
     chains: list[Any] = [getattr(runtime, name, None) for name in ("launch_enter_hook", "launch_exit_hook")]
     return not all(isinstance(getattr(chain, "calls", None), list) and not chain.calls for chain in chains)

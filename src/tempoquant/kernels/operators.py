@@ -1,8 +1,10 @@
-"""The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes and not their insides.
+"""The two halves of a 4-bit linear as torch operators, so that a compiled graph sees two nodes, not
+their content.
 
-`quantize_input` rounds what linears share, `multiply` does the rest; the backend says by which kernels. Both are pure:
-same tensors, same result, nothing kept. Operators take tensors one by one, in order, and settings by name. Where
-nothing is compiled, kernels are called without PyTorch's dispatcher, which takes longer than all else here.
+`quantize_input` rounds the shared input, `multiply` does the rest; the backend selects the kernels.
+Both are pure: same tensors, same result, no state. Operators take tensors one by one, in order, and
+settings by name. Without compilation, kernels are called directly, since PyTorch's dispatcher takes
+longer than everything else here.
 """
 
 import functools
@@ -23,9 +25,9 @@ from tempoquant.kernels.reference import WeightTensors
 
 @torch.compiler.assume_constant_result
 def backend_of(device_type: str, device_index: int | None, format: str) -> str:
-    """The backend that `dispatch.choose` chooses, by names: what a compiled graph takes for settled.
+    """Return the backend that `dispatch.choose` chooses, by names: a constant in a compiled graph.
 
-    Raises UnsupportedError as that does.
+    Raises UnsupportedError as `choose` does.
     """
     choose_now = _choose_now if is_forced() else _choose_once
     return choose_now(choose, device_type, device_index, format)
@@ -40,7 +42,7 @@ _choose_once = functools.lru_cache(maxsize=256)(_choose_now)
 
 
 class Source(NamedTuple):
-    """What a linear quantizes, and how.
+    """A linear's input, and the settings of its quantization.
 
     Attributes:
         x: (tokens, in) bfloat16, float16 or float32.
@@ -56,7 +58,7 @@ class Source(NamedTuple):
 
 
 def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    """hidden = x · downᵀ, rounded once.
+    """Compute hidden = x · downᵀ, rounded once.
 
     Args:
         x: (tokens, in), any float dtype. down: (rank, in) bfloat16.
@@ -70,11 +72,12 @@ def branch_hidden(x: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
 
 
 def quantize_input(source: Source, transform: InputTransform, format: Format, backend: str) -> QuantizedInput:
-    """Project onto the branch, and round what is left.
+    """Project the input onto the branch, and round the rest.
 
-    The kernels round h = x · downᵀ to bfloat16. The same numbers are taken off the input and added to the output, so
-    that only what `up` holds of the weight itself sees that error: 2^-9 of the branch's part. FP4 holds no activations
-    of eight bits: where `source` has some, another backend rounds them, and `multiply` sees it by their dtype.
+    The kernels round h = x · downᵀ to bfloat16. The same numbers are subtracted from the input and
+    added to the output, so that the error, 2^-9 of the branch's part, reaches only the weight's
+    share in `up`. FP4 cannot hold 8-bit activations: if `source` has some, another backend rounds
+    them, and `multiply` recognizes it by their dtype.
     """
     hidden = None if transform.down is None else branch_hidden(source.x, transform.down)
     if not torch.compiler.is_compiling():
@@ -91,7 +94,7 @@ def quantize_input(source: Source, transform: InputTransform, format: Format, ba
 def round_input(
     source: Source, hidden: torch.Tensor | None, transform: InputTransform, format: Format, backend: str
 ) -> QuantizedInput:
-    """The second half of `quantize_input`, by the kernels themselves; hidden is x · downᵀ."""
+    """Round the input by the kernels, the second half of `quantize_input`; hidden is x · downᵀ."""
     kernels = _kernels_of(rounding_backend(backend, format, source.eight_bits))
     made: QuantizedInput = kernels.quantize_input(
         source.x, hidden, transform, format, source.rule, source.clip_ratio, source.eight_bits
@@ -100,14 +103,16 @@ def round_input(
 
 
 def rounding_backend(backend: str, format: Format, eight_bits: torch.Tensor | None) -> str:
-    """The backend that rounds inputs for `backend`, where `eight_bits` may say that some have eight bits."""
+    """Return the backend that rounds inputs for `backend`; `eight_bits` marks rows of eight
+    bits.
+    """
     return eight_bit_backend(format) if backend == Backend.FP4 and eight_bits is not None else backend
 
 
 def multiply(
     quantized: QuantizedInput, weight: WeightTensors, format: Format, dtype: torch.dtype, backend: str
 ) -> torch.Tensor:
-    """The product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
+    """Compute the product with the 4-bit weight, plus branch and bias: (tokens, out) in `dtype`."""
     if backend == Backend.FP4 and quantized.values.dtype != torch.uint8:
         backend = eight_bit_backend(format)
     if not torch.compiler.is_compiling():
@@ -120,9 +125,9 @@ def multiply(
 
 
 def eight_bit_backend(format: Format) -> str:
-    """The backend that takes activations of eight bits where FP4 takes those of four.
+    """Return the backend for 8-bit activations in place of FP4.
 
-    For MXFP4 that is bf16, since a weight may have rows that FP8 does not hold.
+    For MXFP4 it is bf16, since a weight may have rows that FP8 does not hold.
     """
     fits_fp8 = format.is_fp8_exact and format.scale_octaves is not None
     return (Backend.FP8 if fits_fp8 else Backend.BF16).value
@@ -143,7 +148,7 @@ def _quantize_input(  # noqa: PLR0913 (operators take tensors, not tuples of the
     rule: str,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """values, scale and outside of a QuantizedInput; empty where it has None."""
+    """Return values, scale and outside of a QuantizedInput; empty for None."""
     transform = InputTransform(
         smoothing_factor=smoothing_factor, rotated=rotated, deflation=deflation, input_offset=input_offset
     )
@@ -212,11 +217,13 @@ def _(
 
 @functools.cache
 def tapes() -> Any:
-    """The module `tape`, which imports Triton."""
+    """Return the module `tape`, which imports Triton."""
     return importlib.import_module("tempoquant.kernels.tape")
 
 
 @functools.cache
 def _kernels_of(backend: str) -> Any:
-    """The module with a backend's two halves. Importing it imports Triton, so only what runs is imported."""
+    """Return the module with a backend's two halves. Importing it imports Triton, so only used ones
+    are imported.
+    """
     return importlib.import_module(f"tempoquant.kernels.{Backend(backend).value}")

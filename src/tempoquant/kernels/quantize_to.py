@@ -28,17 +28,23 @@ def quantize_to(
     """Round x, less its branch, to values of that dtype.
 
     Args:
-        dtype: float8_e4m3fn: `values · scale[:, None]` is what the reference multiplies, exactly. Rows of MXFP4 whose
-            scales span more than 15 octaves hold codes and scales instead, and `outside` says so: see `triton_outside`.
-            A row that holds NaN or infinity is zeros with the scale NaN. bfloat16: values are level times scale, exact
-            but for INT4 (2^-9 relative). int8: values are INT4's codes, and `scale` (tokens, groups) float32 is each
-            group's. uint8: packed codes (tokens, in / 2) and scales (tokens, groups), as weights are stored.
-        x: (tokens, in), bfloat16, float16 or float32; read where it lies if features lie side by side.
+        dtype: float8_e4m3fn: `values · scale[:, None]` is what the reference multiplies, exactly.
+            Rows of MXFP4 whose scales span more than 15 octaves hold codes and scales instead, and
+            `outside` says so: see `triton_outside`. A row that holds NaN or infinity is zeros with
+            the scale NaN. bfloat16: values are level times scale, exact but for INT4 (2^-9
+            relative). int8: values are INT4's codes, and `scale` (tokens, groups) float32 is each
+            group's. uint8: packed codes (tokens, in / 2) and scales (tokens, groups), as weights
+            are stored.
+        x: (tokens, in), bfloat16, float16 or float32; read where it lies if features lie side by
+            side.
         hidden: (tokens, rank) bfloat16, x · downᵀ; None without a branch.
-        clip_ratio: (batches,) float32 on the device; token t has that of batch t // (tokens / batches).
-        eight_bits: which batches round to 8 bits, (batches,) bool on the device; True for all; None for none.
+        clip_ratio: (batches,) float32 on the device; token t has that of batch t // (tokens /
+            batches).
+        eight_bits: which batches round to 8 bits, (batches,) bool on the device; True for all; None
+            for none.
 
-    Raises UnsupportedError for a format that such values do not hold, and where some tokens of uint8 have eight bits.
+    Raises UnsupportedError for a format that such values do not hold, and where some tokens of
+    uint8 have eight bits.
     """
     if dtype in _CHECKS:
         _CHECKS[dtype](format)

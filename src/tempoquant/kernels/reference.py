@@ -1,10 +1,11 @@
-"""The W4A4 linear in plain PyTorch. This *defines* the result: every faster kernel is held to it by a test.
+"""The W4A4 linear in plain PyTorch. It *defines* the result: a test compares every faster kernel
+with it.
 
     y = Q(z) · Q(R)ᵀ + h · upᵀ + bias
 
-z and h are what `InputTransform` makes of x. What a layer does not have is left out. Both operands of the first product
-are levels times scales, exact in float32; sums run in float32 (float64 for float64 inputs). The result is rounded once,
-to the dtype of x.
+`InputTransform` makes z and h from x. A layer leaves out the terms that it does not have. Both
+operands of the first product are levels times scales, exact in float32; sums run in float32
+(float64 for float64 inputs). The result is rounded once, to the dtype of x.
 """
 
 from collections.abc import Iterator
@@ -25,14 +26,17 @@ from tempoquant.formats import (
 from tempoquant.input_transform import InputTransform
 
 NUMBERS_AT_ONCE = 2**22
-"""Of inputs or outputs: in float32 16 MiB, of which rounding to the nearest level needs about ten at a time."""
+"""The numbers of inputs or outputs at once: 16 MiB in float32, and rounding to the nearest level
+needs about ten such copies.
+"""
 
 
 class WeightTensors(NamedTuple):
-    """What a 4-bit linear multiplies its transformed input with, and adds to the product.
+    """The weight of a 4-bit linear, its branch's up, and its bias.
 
     Attributes:
-        packed: (out, in / 2) uint8, of the residual weight; of the rotated one where the input is rotated.
+        packed: (out, in / 2) uint8, of the residual weight; of the rotated one if the input is
+            rotated.
         scale: (out, groups · bytes per scale) uint8.
         tensor_scale: () float32, or None.
         up: (out, rank), or None without a branch.
@@ -47,7 +51,7 @@ class WeightTensors(NamedTuple):
 
 
 def dequantize_residual(weight: WeightTensors, format: Format, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Q(R): codes times scales, (out, in), exact in float32 and wider."""
+    """Return Q(R): codes times scales, (out, in), exact in float32 and wider."""
     scale = scale_from_bytes(weight.scale, format)
     if weight.tensor_scale is not None:
         scale = scale * weight.tensor_scale
@@ -55,7 +59,9 @@ def dequantize_residual(weight: WeightTensors, format: Format, dtype: torch.dtyp
 
 
 def effective_weight(transform: InputTransform, weight: WeightTensors, format: Format) -> torch.Tensor:
-    """The dense weight that a layer stands for, smoothing, rotation and branch included: (out, in) float32."""
+    """Return the layer's dense weight, smoothing, rotation and branch included: (out, in)
+    float32.
+    """
     residual = dequantize_residual(weight, format)
     dense = transform.rotate(residual)
     dense = dense if transform.smoothing_factor is None else dense / transform.smoothing_factor.float()
@@ -76,16 +82,17 @@ def w4a4_linear(
     clip_ratio: torch.Tensor | float = 1.0,
     eight_bits: torch.Tensor | bool = False,
 ) -> torch.Tensor:
-    """The exact 4-bit linear. Long inputs are computed some tokens at a time, for rounding takes memory.
+    """Compute the exact 4-bit linear, some tokens at a time, since rounding takes memory.
 
-    Rounding has no gradient: `runtime.straight_through` gives a layer the one that training wants.
+    Rounding has no gradient; `runtime.straight_through` defines the one for training.
 
     Args:
         x: (…, in), any float dtype.
         transform, weight: of one timestep bin.
-        clip_ratio: multiplies each activation group's amax; a number, or broadcastable to (…, groups).
-        eight_bits: whether activations have eight bits instead, and no clip ratio (W4A8); a boolean, or booleans
-            broadcastable to (…, 1).
+        clip_ratio: multiplies each activation group's amax; a number, or broadcastable to (…,
+            groups).
+        eight_bits: whether activations have eight bits instead, and no clip ratio (W4A8); a
+            boolean, or booleans broadcastable to (…, 1).
 
     Returns:
         (…, out) in the dtype of x.
@@ -120,7 +127,9 @@ def round_input(
     clip_ratio: torch.Tensor | float = 1.0,
     eight_bits: torch.Tensor | bool = False,
 ) -> torch.Tensor:
-    """Q of the module's formula: (…, in) to the same, in four bits or, where `eight_bits` says so, in eight."""
+    """Round an input as Q in the module's formula: (…, in) to the same, in four bits or, by
+    `eight_bits`, in eight.
+    """
     if isinstance(eight_bits, bool):
         if eight_bits:
             return quantize_activation_to_8_bits(x, format)
@@ -136,7 +145,9 @@ _Value = TypeVar("_Value", torch.Tensor | float, torch.Tensor | bool)
 def _token_chunks(
     x: torch.Tensor, widest: int, clip_ratio: torch.Tensor | float, eight_bits: torch.Tensor | bool
 ) -> Iterator[tuple[slice, _Chunk]]:
-    """Runs of tokens along the last dimension but one, with what belongs to them."""
+    """Yield runs of tokens along the second-last dimension, with the arguments that belong to
+    them.
+    """
     num_tokens = x.shape[-2]
     size = max(1, NUMBERS_AT_ONCE * num_tokens * x.shape[-1] // (x.numel() * widest))
     for start in range(0, num_tokens, size):

@@ -1,7 +1,8 @@
-"""Device functions that read and write what a checkpoint stores: nibbles and scale bytes, without rounding.
+"""Device functions that read and write stored data, nibbles and scale bytes, without rounding.
 
-Both are small floating-point numbers: put at the place where float32 keeps its exponent and mantissa they are that
-number times a power of two, subnormals included, so that one multiplication makes them what they mean.
+Both are small floating-point numbers: placed at the exponent and mantissa bits of a float32, they
+are the number times a power of two, subnormals included, so that one multiplication gives their
+value.
 """
 
 import triton
@@ -13,7 +14,9 @@ E4M3_UNIT = tl.constexpr(2.0**120)  # of a byte at bit 20: float32's bias 127 le
 
 @triton.jit
 def level_of_nibble(nibble: tl.tensor, IS_INTEGER: tl.constexpr) -> tl.tensor:
-    """The signed level, float32, of a nibble (int32, 0 … 15): two's complement, or E2M1's own bits."""
+    """Return the signed level, float32, of a nibble (int32, 0 … 15): two's complement, or E2M1's
+    own bits.
+    """
     if IS_INTEGER:
         return tl.maximum((nibble ^ 8) - 8, -7).to(tl.float32)
     magnitude = ((nibble & 7) << 22).to(tl.float32, bitcast=True) * E2M1_UNIT
@@ -22,7 +25,9 @@ def level_of_nibble(nibble: tl.tensor, IS_INTEGER: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def load_scale(scale: tl.tensor, offsets: tl.tensor, mask: tl.tensor, GRID: tl.constexpr) -> tl.tensor:
-    """Stored scales as float32. `scale` points to int16 for the grid "bf16", else to bytes; 0 where masked."""
+    """Load stored scales as float32. `scale` points to int16 for the grid "bf16", else to bytes; 0
+    where masked.
+    """
     stored = tl.load(scale + offsets, mask=mask, other=0).to(tl.int32)
     if GRID == "bf16":
         return (stored << 16).to(tl.float32, bitcast=True)
@@ -34,7 +39,9 @@ def load_scale(scale: tl.tensor, offsets: tl.tensor, mask: tl.tensor, GRID: tl.c
 
 @triton.jit
 def packed_levels(levels: tl.tensor) -> tl.tensor:
-    """Signed E2M1 levels (rows, columns) float32 as bytes (rows, columns / 2), the even column in the low nibble."""
+    """Pack signed E2M1 levels (rows, columns) float32 to bytes (rows, columns / 2), the even column
+    in the low nibble.
+    """
     even, odd = tl.split(tl.reshape(levels, (levels.shape[0], levels.shape[1] // 2, 2)))
     return (_nibble_of_level(even) + _nibble_of_level(odd) * 16).to(tl.uint8)
 
@@ -47,7 +54,9 @@ def _nibble_of_level(level: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def scale_byte(scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """Scales on their grid as a checkpoint stores them: float8e4nv, or the exponent's byte, where 255 is NaN."""
+    """Convert scales on their grid to stored ones: float8e4nv, or the exponent's byte, where 255 is
+    NaN.
+    """
     if FORMAT.grid == "e8m0":
         return ((scale.to(tl.int32, bitcast=True) >> 23) & 0xFF).to(tl.uint8)
     else:

@@ -1,7 +1,8 @@
-"""Rounding groups to packed E2M1 codes with Blackwell's own conversions: two numbers at a time, signs included.
+"""Rounding groups to packed E2M1 codes with Blackwell's own conversions: two numbers at a time,
+signs included.
 
-The codes are those of `triton_rounding.round_groups`, which Triton's interpreter runs instead: the conversion rounds to
-the nearest level, ties to even, saturates, and makes NaN the top level.
+The codes are those of `triton_rounding.round_groups`, which Triton's interpreter runs instead: the
+conversion rounds to the nearest level, ties to even, saturates, and makes NaN the top level.
 """
 
 import triton
@@ -13,9 +14,10 @@ from tempoquant.kernels.triton_division import reciprocal_of_scale, remainder_of
 from tempoquant.kernels.triton_rounding import round_groups, sum_by_halves
 from tempoquant.kernels.triton_scales import group_scale
 
-# Two numbers x, the scale's negative, and its reciprocal in one part or in two; out come both squared errors and both
-# codes in a byte. One rounding for each operation, as in `triton_division.divided` and `triton_rounding.squared_error`.
-# Packed float32 (x2) where it saves more than the moves that bring pairs together.
+# Two numbers x, the scale's negative, and its reciprocal in one part or in two; out come both
+# squared errors and both codes in a byte. One rounding for each operation, as in
+# `triton_division.divided` and `triton_rounding.squared_error`. Packed float32 (x2) where it saves
+# more than the moves that bring pairs together.
 _BEGIN = (
     "{ .reg .b64 x, s, r, t; .reg .f32 a, b; .reg .b8 c; .reg .b32 h; .reg .b16 l, u;"
     "mov.b64 x, {$3, $4}; mov.b64 s, {$5, $5}; mov.b64 r, {$6, $6};"
@@ -33,7 +35,8 @@ _BY_DIVISION = tl.constexpr(_BEGIN + "mov.b64 t, {$7, $7}; mul.rn.f32x2 t, x, t;
 def round_groups_to_codes(
     grouped: tl.tensor, row_amax: tl.tensor, clip_ratio: tl.tensor, FORMAT: tl.constexpr, IS_TRIED: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Scale and amax of each group (rows, groups), and packed codes (rows, columns / 2) uint8, the even column low.
+    """Scale and amax of each group (rows, groups), and packed codes (rows, columns / 2) uint8, the
+    even column low.
 
     The parameters are those of `triton_rounding.round_groups`.
     """
@@ -62,7 +65,9 @@ def round_groups_to_codes(
 def _errors_and_codes(
     even: tl.tensor, odd: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The squared error of each group (rows, groups), by halves, and the codes of its pairs, a byte in an int32."""
+    """Return the squared error of each group (rows, groups), by halves, and the codes of its pairs,
+    a byte in an int32.
+    """
     if FORMAT.grid == "e4m3":
         high = 1.0 / scale
         low = remainder_of_reciprocal(scale, high, FORMAT)

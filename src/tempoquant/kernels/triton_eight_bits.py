@@ -1,4 +1,6 @@
-"""Rounding to eight bits in a kernel (W4A8), as `formats.eight_bits` defines it: E4M3 or, beside INT4 weights, INT8."""
+"""Rounding to eight bits in a kernel (W4A8), as `formats.eight_bits` defines it: E4M3 or, beside
+INT4 weights, INT8.
+"""
 
 import triton
 import triton.language as tl
@@ -20,7 +22,9 @@ INTEGER_MAX = tl.constexpr(127.0)
 
 @triton.jit
 def eight_bit_scale(row_amax: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The scale of each row (rows,) from its largest magnitude; NaN where that is not finite, 1 where it is 0."""
+    """Compute the scale of each row (rows,) from its largest magnitude; NaN where that is not
+    finite, 1 where it is 0.
+    """
     if FORMAT.is_integer:
         scale = tl.maximum(tl.div_rn(row_amax, tl.full(row_amax.shape, INTEGER_MAX, tl.float32)), SMALLEST_NORMAL)
     else:
@@ -31,13 +35,15 @@ def eight_bit_scale(row_amax: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def to_eight_bits(z: tl.tensor, row_amax: tl.tensor, OUTPUT: tl.constexpr, FORMAT: tl.constexpr) -> tl.tensor:
-    """z (rows, columns) in eight bits: in units of its row's scale as int8 or FP8, or with it in float32 ("bf16").
+    """Round z (rows, columns) to eight bits: in units of its row's scale as int8 or FP8, or with it
+    in float32 ("bf16").
 
-    Numbers of a row that holds NaN or infinity mean nothing, but as float32 they are NaN.
+    Numbers of a row that holds NaN or infinity are meaningless; as float32 they are NaN.
     """
     if FORMAT.is_integer:
         scale = eight_bit_scale(row_amax, FORMAT)[:, None]
-        # The last byte of such a sum is the integer, of either sign; a scale of amax / 127 lets none be above 127.
+        # The last byte of such a sum is the integer, of either sign; a scale of amax / 127 lets
+        # none be above 127.
         rounded = over_scale(z, scale, FORMAT) + INTEGER_ROUNDER
         if OUTPUT == "int8":
             number = rounded.to(tl.int32, bitcast=True).to(tl.int8)
@@ -57,5 +63,7 @@ def to_eight_bits(z: tl.tensor, row_amax: tl.tensor, OUTPUT: tl.constexpr, FORMA
 
 @triton.jit
 def _e4m3_exponent(row_amax: tl.tensor) -> tl.tensor:
-    """The least exponent with row_amax ≤ 448 · 2^exponent: 448 is 1.75 · 2^8, so one more where a mantissa is above."""
+    """Return the least exponent with row_amax ≤ 448 · 2^exponent: 448 is 1.75 · 2^8, so one more
+    for a larger mantissa.
+    """
     return exponent_of(float_of_bits(row_amax.to(tl.int32, bitcast=True) + 0x1FFFFF)) - 8

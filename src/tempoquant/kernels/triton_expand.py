@@ -1,12 +1,14 @@
-"""Weights from 4 bits to what tensor cores read, into a buffer that every layer of a shape can use again.
+"""Expansion of weights from 4 bits to tensor-core operands, into a buffer that every layer of a
+shape reuses.
 
-    FP8    level · (group scale / row base), exact; the row base is a power of two  (MXFP4, NVFP4 of one mantissa bit)
-    BF16   level · group scale; exact but for INT4, where the product is rounded (2^-9 relative)
+    FP8    level · (group scale / row base), exact, for MXFP4 and NVFP4 of one mantissa bit;
+           the row base is a power of two
+    BF16   level · group scale; exact except INT4, whose product is rounded (2^-9 relative)
     INT8   the codes
 
-A program expands a few rows, a piece of the columns at a time. Bytes moved per weight: half a byte of codes and a
-sixteenth of scales (a thirty-second) in, one or two out. At tens of thousands of tokens that is about one percent of
-the product that follows; nothing is kept of it but the buffer.
+A program expands a few rows, a piece of the columns at a time. Bytes moved per weight: half a byte
+of codes and a sixteenth of scales (a thirty-second) in, one or two out. At tens of thousands of
+tokens that is about one percent of the following product; only the buffer is kept.
 """
 
 import torch
@@ -21,7 +23,8 @@ from tempoquant.kernels.triton_bits import power_of_two, to_bfloat16
 from tempoquant.kernels.triton_decode import level_of_nibble, load_scale
 from tempoquant.kernels.triton_scales import row_base_exponent
 
-# 32 numbers a thread and whole 32-byte stores; few rows, so that Wan's smallest weight still makes 1280 programs.
+# 32 numbers a thread and whole 32-byte stores; few rows, so that Wan's smallest weight still makes
+# 1280 programs.
 BLOCK_ROWS, BLOCK_COLUMNS, NUM_WARPS = 4, 1024, 4
 
 OUTPUTS = {torch.float8_e4m3fn: "fp8", torch.bfloat16: "bf16", torch.int8: "int8"}
@@ -43,7 +46,9 @@ def _expand_kernel(  # noqa: PLR0913
     BLOCK_ROWS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
 ) -> None:
-    """Rows `program_id · BLOCK_ROWS` and on, all columns. The parameters are those of `expand_launch`."""
+    """Expand rows from `program_id · BLOCK_ROWS` on, all columns. The parameters are those of
+    `expand_launch`.
+    """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     groups = tl.arange(0, BLOCK_GROUPS)
     row_mask = rows < num_rows
@@ -83,7 +88,9 @@ def _expand_kernel(  # noqa: PLR0913
 def expand_launch(
     weight: WeightTensors, format: Format, values: torch.Tensor, row_scale: torch.Tensor | None
 ) -> Launch:
-    """The launch that expands a weight into `values` (out, in): FP8 where `row_scale` (out,) is given, or by dtype."""
+    """Return the launch that expands a weight into `values` (out, in): FP8 if `row_scale` (out,) is
+    given, or by dtype.
+    """
     num_rows, half = weight.packed.shape
     grid, scale = format.scale_grid, dense(weight.scale)
     return Launch(
@@ -112,14 +119,15 @@ def expand_launch(
 def expand_to_fp8(
     weight: WeightTensors, format: Format, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight for FP8 tensor cores.
+    """Expand a weight for FP8 tensor cores.
 
     Args:
         out: (out, in) float8_e4m3fn to write to; None for a new one.
 
     Returns:
-        values (out, in) float8_e4m3fn and row_scale (out,) float32, whose product is the weight: exact in every row of
-        which `fp8_exact_rows` says so. A row scale is a power of two times the tensor scale.
+        values (out, in) float8_e4m3fn and row_scale (out,) float32, whose product is the weight:
+        exact in every row for which `fp8_exact_rows` is true. A row scale is a power of two times
+        the tensor scale.
 
     Raises UnsupportedError for NVFP4 and INT4, whose scales have too many mantissa bits.
     """
@@ -131,9 +139,11 @@ def expand_to_fp8(
 
 
 def expand_to_bf16(weight: WeightTensors, format: Format, out: torch.Tensor | None = None) -> torch.Tensor:
-    """A weight for BF16 tensor cores *without* its tensor scale: (out, in) bfloat16, into `out` where given.
+    """Expand a weight for BF16 tensor cores *without* its tensor scale: (out, in) bfloat16, into
+    `out` if given.
 
-    Exact, but for INT4: three bits of level times eight of scale are rounded to eight, by at most 2^-9 relative.
+    The result is exact except for INT4, whose three bits of level times eight of scale are rounded
+    to eight, by at most 2^-9 relative.
     """
     values = _buffer(weight, torch.bfloat16, out)
     expand_launch(weight, format, values, None).run()
@@ -143,7 +153,8 @@ def expand_to_bf16(weight: WeightTensors, format: Format, out: torch.Tensor | No
 def expand_to_int8(
     weight: WeightTensors, format: Format, out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight for INT8 tensor cores: codes (out, in) int8, into `out` where given, and scales (out, groups) float32.
+    """Expand a weight for INT8 tensor cores: codes (out, in) int8, into `out` if given, and scales
+    (out, groups) float32.
 
     Raises UnsupportedError for formats whose levels are not their codes.
     """
@@ -163,7 +174,7 @@ def _buffer(weight: WeightTensors, dtype: torch.dtype, out: torch.Tensor | None)
 
 
 def specializations() -> NamedLaunches:
-    """Wan's linears: 5120 and 13,824 features are alike to the compiler."""
+    """Return the launches of Wan's linears; the compiler treats 5120 and 13,824 features alike."""
     num_rows, in_features = 5120, 5120
 
     def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
     y = (values · weightᵀ) · row_scale[token] · column_scale[output] + hidden · upᵀ + bias
 
-Operands are exact, sums are float32, and y is rounded once. FP8 tensor cores of Ada and Hopper keep about 14 bits of a
-running sum (DeepSeek-V3, arXiv 2412.19437, section 3.3.2; MMA-Sim, arXiv 2511.10909). That error is small beside that
-of four bits, so sums run on. Within `dispatch.promoted_sums` each `Tile.inner` products, at most 128, are summed apart
-and then added in float32. docs/kernels.md has what either leaves of the error, and what it costs.
+Operands are exact, sums are float32, and y is rounded once. FP8 tensor cores of Ada and Hopper keep
+about 14 bits of a running sum (DeepSeek-V3, arXiv 2412.19437, section 3.3.2; MMA-Sim, arXiv
+2511.10909). That error is small beside that of four bits, so by default sums are not promoted.
+Within `dispatch.promoted_sums` each `Tile.inner` products, at most 128, are summed separately and
+then added in float32. docs/kernels.md gives the error and the cost of both.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ INTERPRETED_CAPABILITY = 90
 
 
 class Tile(NamedTuple):
-    """One program's share of y is (tokens, 2 · outputs); it sums `inner` products at a time."""
+    """The sizes of one program's share of y, (tokens, 2 · outputs); it sums `inner` products at a
+    time.
+    """
 
     tokens: int
     outputs: int
@@ -37,11 +40,15 @@ class Tile(NamedTuple):
 
 
 class Product(NamedTuple):
-    """What is multiplied, and what follows. `multiply` copies what does not lie as its kernel reads it.
+    """The operands of a product, and the steps after it. `multiply` copies operands that its kernel
+    cannot read in place.
 
-    values: (tokens, in) and weight: (out, in), both 8-bit floats or both bfloat16. row_scale: (tokens,) float32, or
-    None. column_scale: (out,) float32 of any stride, or None. hidden: (tokens, rank) and up: (out, rank) bfloat16, or
-    None. bias: (out,), or None.
+    Attributes:
+        values, weight: (tokens, in) and (out, in), both 8-bit floats or both bfloat16.
+        row_scale: (tokens,) float32, or None.
+        column_scale: (out,) float32 of any stride, or None.
+        hidden, up: (tokens, rank) and (out, rank) bfloat16, or None.
+        bias: (out,), or None.
     """
 
     values: torch.Tensor
@@ -53,7 +60,7 @@ class Product(NamedTuple):
     bias: torch.Tensor | None
 
     def laid_out(self) -> "Product":
-        """The same numbers where the kernel reads them: copied what does not lie so."""
+        """Return the same numbers in a layout that the kernel reads, copied where needed."""
         column_scale = self.column_scale  # read by its stride
         return Product(
             with_rows(self.values), with_rows(self.weight), dense(self.row_scale), column_scale, with_rows(self.hidden),
@@ -71,10 +78,11 @@ def gemm_kernel(  # noqa: PLR0913
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, INNER: tl.constexpr, RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
     ROWS_AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """TOKENS × 2 OUTPUTS of y.
+    """Compute a tile of y, TOKENS × 2 OUTPUTS.
 
-    SUMMED_APART: "mma" where the compiler splits the sums of FP8 products, "add" where we do, "no" where nobody must.
-    The tile is multiplied in two halves, so that only one half at a time needs registers for a sum apart.
+    SUMMED_APART selects who promotes FP8 sums: "mma" the compiler, "add" this kernel, "no" nobody,
+    where it is not needed. The tile is multiplied in two halves, so that only one half at a time
+    needs registers for a separate sum.
     """
     first_token, first_output = place_of_tile(num_tokens, num_outputs, TOKENS, 2 * OUTPUTS, ROWS_AT_ONCE)
     left = tl.zeros((TOKENS, OUTPUTS), dtype=tl.float32)
@@ -110,7 +118,7 @@ def gemm_kernel(  # noqa: PLR0913
 def _add_product(
     total: tl.tensor, x: tl.tensor, w: tl.tensor, SUMMED_APART: tl.constexpr, UPCAST: tl.constexpr
 ) -> tl.tensor:
-    """total + x · wᵀ."""
+    """Return total + x · wᵀ."""
     if UPCAST:  # the interpreter cannot multiply bfloat16
         x, w = x.to(tl.float32), w.to(tl.float32)
     if SUMMED_APART == "mma":
@@ -122,22 +130,24 @@ def _add_product(
 
 
 Tiles = dict[int, tuple[Tile, Tile]]
-"""By compute capability: a tile for many tokens, and one for no more tokens than it has itself."""
+"""Tiles by compute capability: one for many tokens, and one for no more tokens than it has
+itself.
+"""
 
 
 def tile_for(tiles: Tiles, num_tokens: int, capability: int) -> Tile:
-    """The tile of the newest generation that is not newer than the device."""
+    """Return the tile of the newest generation that is not newer than the device."""
     many, few = tiles[max(known for known in tiles if known <= max(capability, min(tiles)))]
     return few if num_tokens <= few.tokens else many
 
 
 def newest_served(tiles: Tiles, capability: int) -> int:
-    """The newest compute capability that takes the tiles of this one."""
+    """Return the newest compute capability that takes the tiles of this one."""
     return min((known - 1 for known in tiles if known > capability), default=999)
 
 
 def capability_of(device: torch.device) -> int:
-    """Compute capability, 90 for 9.0; what the interpreter runs is Hopper's."""
+    """Return the compute capability, 90 for 9.0; the interpreter counts as Hopper."""
     if device.type != "cuda":
         return INTERPRETED_CAPABILITY
     major, minor = torch.cuda.get_device_capability(device)
@@ -145,16 +155,20 @@ def capability_of(device: torch.device) -> int:
 
 
 def how_sums_are_split(dtype: torch.dtype, capability: int) -> str:
-    """SUMMED_APART of the kernel. Only FP8 sums are short, and not those of Blackwell's data centre GPUs (tcgen05)."""
+    """Return the kernel's SUMMED_APART. Only FP8 sums are short, except on Blackwell's data centre
+    GPUs (tcgen05).
+    """
     if dtype.itemsize > 1 or capability // 10 == 10 or not are_sums_promoted():
         return "no"
     return "mma" if capability // 10 == 9 else "add"
 
 
 def can_describe(operands: tuple[torch.Tensor, ...], capability: int) -> bool:
-    """Whether the bulk copy engine can and should fetch tiles of all: rows must start at 16-byte addresses.
+    """Return whether the bulk copy engine can and should fetch tiles of all operands: rows must
+    start at 16-byte addresses.
 
-    RTX Blackwell has the engine too, but multiplies from registers, where descriptors cost more of them than pointers.
+    RTX Blackwell has the engine too, but multiplies from registers, where descriptors cost more of
+    them than pointers.
     """
     return TensorDescriptor is not None and capability // 10 in (9, 10) and all(map(_is_aligned, operands))
 
@@ -165,7 +179,7 @@ def _is_aligned(matrix: torch.Tensor) -> bool:
 
 
 def gemm_launch(product: Product, y: torch.Tensor, tile: Tile, capability: int, is_described: bool) -> Launch:
-    """The launch that fills y (tokens, out), of any float dtype."""
+    """Return the launch that fills y (tokens, out), of any float dtype."""
     values, weight, row_scale, column_scale, hidden, up, bias = product
     rank = 0 if up is None else up.shape[1]
     if rank == 0:
@@ -193,12 +207,12 @@ def gemm_launch(product: Product, y: torch.Tensor, tile: Tile, capability: int, 
 
 
 def is_interpreted() -> bool:
-    """Whether Triton runs kernels in Python (TRITON_INTERPRET=1)."""
+    """Return whether Triton runs kernels in Python (TRITON_INTERPRET=1)."""
     return not isinstance(gemm_kernel, triton.runtime.JITFunction)
 
 
 def new_output(values: torch.Tensor, num_outputs: int, dtype: torch.dtype) -> torch.Tensor:
-    """Memory for y; float32 under the interpreter, which cuts bfloat16 off instead of rounding."""
+    """Allocate y; float32 under the interpreter, which truncates bfloat16 instead of rounding."""
     return values.new_empty(len(values), num_outputs, dtype=torch.float32 if is_interpreted() else dtype)
 
 
@@ -213,8 +227,9 @@ def multiply(
 
     Args:
         dtype: of the result.
-        capability: compute capability to choose tile and way of summing by; None for the device's.
-        is_described: whether tiles come by the bulk copy engine; None for wherever they can.
+        capability: compute capability that selects the tile and the way of summing; None for the
+            device's.
+        is_described: whether the bulk copy engine fetches tiles; None for wherever it can.
 
     Returns:
         (tokens, out).
@@ -233,9 +248,10 @@ def multiply(
 
 
 def wan_launches(dtype: torch.dtype, tiles: Tiles) -> NamedLaunches:
-    """What Wan2.2 launches with operands of that dtype, for each generation of GPUs: many tokens and one, by rank.
+    """Return the launches of Wan2.2 with operands of that dtype, for each generation of GPUs: many
+    tokens and one, by rank.
 
-    All inputs and outputs of its linears divide by 128, which is all that a shape changes of the code.
+    128 divides all inputs and outputs of its linears; a shape affects the code in no other way.
     """
     for capability, (many, few) in tiles.items():
         newest = newest_served(tiles, capability)

@@ -1,9 +1,11 @@
-"""Tokens of MXFP4 whose group scales span more octaves than FP8 holds: kept in four bits, and multiplied in bfloat16.
+"""Tokens of MXFP4 whose group scales span more octaves than FP8 holds: kept in four bits, and
+multiplied in bfloat16.
 
-Such a token is rare (a group 2^14 times smaller than another, and not zero), but MXFP4 allows it. Its row of FP8 values
-has room for the numbers as a checkpoint stores a weight's row, packed codes and after them scale bytes, so that
-nothing more is allocated. The FP8 product makes nonsense of that row, and of no other; `replace_outside_rows` writes it
-anew. Nobody waits for the GPU to tell whether there are any: programs that find none end at once.
+Such a token is rare (a group 2^14 times smaller than another, and not zero), but MXFP4 allows it.
+Its row of FP8 values has room for the stored form of a weight's row, packed codes followed by scale
+bytes, so that no further memory is allocated. The FP8 product gives a meaningless result for that
+row only; `replace_outside_rows` rewrites it. There is no host synchronization to find out whether
+there are any: programs that find none end at once.
 """
 
 import torch
@@ -30,7 +32,9 @@ def outside_kernel(  # noqa: PLR0913
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, COLUMN_PROGRAMS: tl.constexpr,
     RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Every COLUMN_PROGRAMS-th tile of outputs of TOKENS tokens, where one of these is outside."""
+    """Compute every COLUMN_PROGRAMS-th tile of outputs of TOKENS tokens, if one of these is
+    outside.
+    """
     first_token = tl.program_id(0) // COLUMN_PROGRAMS * TOKENS
     tokens = first_token + tl.arange(0, TOKENS)
     is_outside = tl.load(outside + tokens, mask=tokens < num_tokens, other=0) != 0
@@ -55,7 +59,9 @@ def _product(
     stored_rows: tl.tensor, weight_rows: tl.tensor, NUM_INNER: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Stored numbers times an FP8 weight, in bfloat16, summed in float32: (TOKENS, OUTPUTS)."""
+    """Multiply stored numbers by an FP8 weight, in bfloat16, summed in float32: (TOKENS,
+    OUTPUTS).
+    """
     total = tl.zeros((TOKENS, OUTPUTS), dtype=tl.float32)
     for first_group in range(0, NUM_INNER // GROUP, GROUPS):
         x = _load_packed(stored_rows, first_group, NUM_INNER, GROUP, GROUPS)
@@ -72,7 +78,9 @@ def _product(
 def _load_packed(
     stored_rows: tl.tensor, first_group: tl.tensor, NUM_INNER: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr
 ) -> tl.tensor:
-    """GROUPS groups of rows that `triton_quantize_outside` wrote: (rows, GROUPS · GROUP) float32, exact in bfloat16."""
+    """Load GROUPS groups of rows that `triton_quantize_outside` wrote: (rows, GROUPS · GROUP)
+    float32, exact in bfloat16.
+    """
     NUM_GROUPS: tl.constexpr = NUM_INNER // GROUP
     groups = first_group + tl.arange(0, GROUPS)[None, :]
     scale = load_scale(stored_rows, NUM_INNER // 2 + groups, groups < NUM_GROUPS, "e8m0")
@@ -91,7 +99,9 @@ def outside_launch(
     bias: torch.Tensor | None,
     y: torch.Tensor,
 ) -> Launch:
-    """The launch that writes the outside rows of y anew; the arguments as in `replace_outside_rows`."""
+    """Return the launch that rewrites the outside rows of y; the arguments are those of
+    `replace_outside_rows`.
+    """
     values, hidden = quantized.values, quantized.hidden
     rank = 0 if up is None else up.shape[1]
     if rank == 0:
@@ -121,11 +131,12 @@ def replace_outside_rows(
     up: torch.Tensor | None,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Write the rows of y anew whose tokens are outside; the other arguments are those of the FP8 product.
+    """Rewrite the rows of y whose tokens are outside; the other arguments are those of the FP8
+    product.
 
     Args:
         y: (tokens, out), contiguous, changed in place.
-        quantized: its values of an outside row are what `triton_quantize_outside` wrote.
+        quantized: `triton_quantize_outside` wrote its values of an outside row.
 
     Returns:
         y.
@@ -133,7 +144,7 @@ def replace_outside_rows(
     values, hidden, outside = dense(quantized.values), with_rows(quantized.hidden), dense(quantized.outside)
     quantized = quantized._replace(values=values, hidden=hidden, outside=outside)
     weight, row_scale, up, bias = with_rows(weight), dense(row_scale), with_rows(up), dense(bias)
-    if is_interpreted():  # which cuts bfloat16 off instead of rounding
+    if is_interpreted():  # the interpreter truncates bfloat16 instead of rounding
         rows = new_output(quantized.values, len(weight), y.dtype)
         outside_launch(quantized, weight, row_scale, up, bias, rows).run()
         assert quantized.outside is not None
@@ -143,7 +154,7 @@ def replace_outside_rows(
 
 
 def specializations() -> NamedLaunches:
-    """What Wan2.2 launches."""
+    """Return the launches of Wan2.2."""
 
     def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -1,17 +1,19 @@
-"""The launches that round the input of a 4-bit linear to what tensor cores read: one kernel for FP4, FP8, BF16, INT8.
+"""The launches that round a linear's input to tensor-core operands, by one kernel.
 
-    z = H(x / smoothing_factor) − hidden · deflationᵀ − input_offset     float32; H rotates, where the layer does
-    values, scale = Q(z)                                                 see `formats.quantize_activation`
+    z = H(x / smoothing_factor) − hidden · deflationᵀ − input_offset        float32; H is optional
+    values, scale = Q(z)                    as `formats.quantize_activation`
 
-A program rounds a few tokens, a piece of the features at a time. Rows of 8 bits need their largest number first, and so
-does a row of 4 bits that is not usual (`triton_quantize_kernel`): these are walked over twice. Bytes a number, for
-16-bit x: 2 in, 2 more from the L2 cache where there are two walks, and 1/2 (FP4), 1 (FP8, INT8) or 2 (BF16) out. With
-deflation a walk reads as many bytes a number from L2 as the rank is a part of half of the program's rows. That is few
-bytes for the instructions; docs/kernels.md counts them. So divisions are multiplications by reciprocals that round as
-IEEE's division does, and threads hold whole groups.
+A program rounds a few tokens, a piece of the features at a time. Rows of 8 bits need their largest
+number first, and so does an unusual row of 4 bits (`triton_quantize_kernel`): these take two
+passes. Bytes a number, for 16-bit x: 2 in, 2 more from the L2 cache with two passes, and 1/2 (FP4),
+1 (FP8, INT8) or 2 (BF16) out. With deflation a pass reads rank / (half of the program's rows) bytes
+a number from L2. That is few bytes for the instructions, which docs/kernels.md counts. So divisions
+are multiplications by reciprocals that round as IEEE's division does, and threads hold whole
+groups.
 
-Rows of 8 bits (W4A8) hold what `formats.eight_bits` says: E4M3 numbers times a power of two of their row, which FP8 and
-BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale of the row stands for each group.
+Rows of 8 bits (W4A8) hold the numbers of `formats.eight_bits`: E4M3 numbers times a power of two of
+their row, which FP8 and BF16 both hold exactly, or beside INT4 weights integers. In INT8 the scale
+of the row counts for each group.
 """
 
 import torch
@@ -42,9 +44,11 @@ def quantize_launch(  # noqa: PLR0913
     result: QuantizedInput,
     capability: int | None = None,
 ) -> Launch:
-    """The launch that rounds x, with `result.hidden`, into `result`; the dtype of its values says for which backend.
+    """Return the launch that rounds x, with `result.hidden`, into `result`; the dtype of its values
+    selects the backend.
 
-    columns: what `columns_launch` fills for the same format and rule. capability: 90 for 9.0; None for the device's.
+    columns: filled by `columns_launch` for the same format and rule. capability: 90 for 9.0; None
+    for the device's.
     """
     num_tokens, in_features = x.shape
     x = with_rows(x)
@@ -89,7 +93,9 @@ def quantize_launch(  # noqa: PLR0913
 
 
 def columns_launch(transform: InputTransform, format: Format, rule: ScaleRule, columns: torch.Tensor) -> Launch:
-    """The launch that fills columns (3, in) float32 with what the rounding kernel reads of each feature."""
+    """Return the launch that fills columns (3, in) float32 with the rounding kernel's data of each
+    feature.
+    """
     in_features = columns.shape[1]
     return Launch(
         columns_kernel,
@@ -108,19 +114,19 @@ def columns_launch(transform: InputTransform, format: Format, rule: ScaleRule, c
 
 
 def steps_of(transform: InputTransform) -> InputSteps:
-    """Which steps the kernel takes beside deflation."""
+    """Return the steps that the kernel takes beside deflation."""
     present = (each is not None for each in (transform.input_offset, transform.deflation))
     return InputSteps(transform.smoothing_factor is not None, transform.rotated, *present)
 
 
 def _block(rank: int, group_size: int, capability: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a program.
+    """Return rows, columns and warps of a program.
 
-    64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64 columns make 32
-    numbers a thread, which fit into registers with their candidates. Those of Blackwell's data centre GPUs sum in a
-    memory of their own; for a single warp the compiler takes the older instructions, which sum in registers. Of groups
-    wider than 16 a thread has one, and a warp eight rows (`triton_quantize_input._deflated`). Without a branch rows
-    share nothing.
+    64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64
+    columns make 32 numbers a thread, which fit into registers with their candidates. Those of
+    Blackwell's data centre GPUs sum in a memory of their own; for a single warp the compiler takes
+    the older instructions, which sum in registers. Of groups wider than 16 a thread has one, and a
+    warp eight rows (`triton_quantize_input._deflated`). Without a branch rows share nothing.
     """
     if rank == 0:
         return 16, 128, 4
@@ -129,7 +135,7 @@ def _block(rank: int, group_size: int, capability: int) -> tuple[int, int, int]:
 
 
 def _product_rank(rank: int, block_columns: int) -> int:
-    """Of how much of the rank each of the two products is that take the branch off: half, or all of it."""
+    """Return the rank of each of the two products that subtract the branch: half of it, or all."""
     whole = max(16, triton.next_power_of_2(rank))
     return max(16, whole // 2) if block_columns == NARROW else whole
 
@@ -141,7 +147,9 @@ def _rows_per_entry(num_tokens: int, entries: torch.Tensor) -> int:
 
 
 def specializations() -> NamedLaunches:
-    """Wan's inputs by the default rule: without a branch, and with one, also where rows have 8 bits, or some do."""
+    """Return the launches of Wan's inputs by the default rule: without and with a branch, also with
+    all or some rows in 8 bits.
+    """
     for format in FORMATS.values():
         for dtype in dtypes_of(format) + ([] if format.has_integer_levels else [torch.uint8]):
             for rank, bits in ((0, "4"), (32, "4"), (32, "8"), (128, "4 or 8")):

@@ -1,4 +1,6 @@
-"""What the rounding kernels round, tile by tile: z = H(x / smoothing_factor) − hidden · deflationᵀ − input_offset."""
+"""The input of the rounding kernels, tile by tile: z = H(x / smoothing_factor) − hidden ·
+deflationᵀ − input_offset.
+"""
 
 from typing import NamedTuple
 
@@ -9,11 +11,13 @@ from tempoquant.kernels.triton_division import divided, remainder_of_reciprocal
 from tempoquant.kernels.triton_rotation import rotated_tile
 
 NARROW = tl.constexpr(64)
-"""Columns of a tile of which a thread has a quarter, in two rows; of a wider tile it has one group of one row."""
+"""Columns of a tile of which a thread has a quarter, in two rows; of a wider tile it has one group
+of one row.
+"""
 
 
 class InputSteps(NamedTuple):
-    """Which steps an input takes, as kernels see it: numbers known when they are compiled."""
+    """The steps of an input's transform in kernels: numbers known at compile time."""
 
     factor: bool
     rotation: bool
@@ -26,10 +30,12 @@ def columns_kernel(
     smoothing_factor: tl.tensor, input_offset: tl.tensor, columns: tl.tensor, num_features: int,
     FORMAT: tl.constexpr, HAS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Fill columns (3, in) float32: 1 / smoothing_factor as the sum of two floats (`divided`), and the offset.
+    """Fill columns (3, in) float32: 1 / smoothing_factor as the sum of two floats (`divided`), and
+    the offset.
 
-    With a rotation the reciprocals hold its 1/4 as well, and the sixteen of a block lie in the order of their numbers'
-    reversed bits: that is how a thread's registers come out of `rotated_tile`, and whole vectors are loaded so.
+    With a rotation the reciprocals also hold its 1/4, and the sixteen of a block are in the order
+    of their indices' reversed bits: `rotated_tile` leaves a thread's registers in this order, so
+    whole vectors can be loaded.
     """
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = places < num_features
@@ -55,9 +61,10 @@ def input_tile(
     source: tl.tuple, start: tl.tensor, rank: int, IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr,
     HAS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return z of some rows and BLOCK_COLUMNS features from `start` on, in float32; beyond the last feature anything.
+    """Return z of some rows and BLOCK_COLUMNS features from `start` on, in float32; beyond the last
+    feature anything.
 
-    source: what `source_of` returns. HAS: an `InputSteps`.
+    source: the result of `source_of`. HAS: an `InputSteps`.
     """
     x_rows, hidden, more_hidden, columns, deflation = source
     features = start + tl.arange(0, BLOCK_COLUMNS)
@@ -79,7 +86,9 @@ def input_tile(
 
 @triton.jit
 def _to_float32(x: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """x as float32: two bfloat16 of a register come apart with one instruction each, where the compiler takes three."""
+    """Convert x to float32: two bfloat16 of a register take one instruction each, where the
+    compiler takes three.
+    """
     if FORMAT.is_interpreted or x.dtype != tl.bfloat16:
         return x.to(tl.float32)
     else:
@@ -92,7 +101,9 @@ def _to_float32(x: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _smoothed(x: tl.tensor, high: tl.tensor, low: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """`divided`, in assembly: the compiler would pack two for Blackwell, which costs more moves than it saves."""
+    """Compute `divided` in assembly: the compiler would pack two for Blackwell, which costs more
+    moves than it saves.
+    """
     if FORMAT.is_interpreted:
         return divided(x, high, low, FORMAT)
     return tl.inline_asm_elementwise(
@@ -103,7 +114,7 @@ def _smoothed(x: tl.tensor, high: tl.tensor, low: tl.tensor, FORMAT: tl.constexp
 
 @triton.jit
 def _in_order(reversed: tl.tensor) -> tl.tensor:
-    """A vector whose blocks of sixteen are in the order of reversed bits, in order: (features,)."""
+    """Reorder a vector whose blocks of sixteen are in the order of reversed bits: (features,)."""
     bits = tl.reshape(reversed, (reversed.shape[0] // 16, 2, 2, 2, 2))
     return tl.reshape(tl.permute(bits, (0, 4, 3, 2, 1)), (reversed.shape[0],))
 
@@ -114,10 +125,11 @@ def source_of(  # noqa: PLR0913
     first_row: tl.tensor, num_tokens: int, rank: int, x_row_stride: int, hidden_row_stride: int,
     FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PRODUCT_RANK: tl.constexpr,
 ) -> tl.tuple:  # fmt: skip
-    """Return what `input_tile` reads: pointers to the rows of x, both blocks of −hidden, the rest as it came.
+    """Return the sources of `input_tile`: pointers to the rows of x, both blocks of −hidden, the
+    rest unchanged.
 
-    A row behind the last token stands for the last one: nobody stores its results. What there is none of is x instead,
-    and nobody reads it: the compiler puts no None into a tuple.
+    A row behind the last token repeats the last one, and its results are not stored. A missing
+    tensor is replaced by x, which is not read: the compiler puts no None into a tuple.
     """
     rows = tl.minimum(first_row + tl.arange(0, BLOCK_ROWS), num_tokens - 1)
     x_rows = x + rows.to(tl.int64)[:, None] * x_row_stride
@@ -139,7 +151,9 @@ def source_of(  # noqa: PLR0913
 def _loaded(
     pointers: tl.tensor, columns: tl.tensor, IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ) -> tl.tensor:
-    """What lies there, 0 beyond the last feature; where tiles end with the features, nothing is masked."""
+    """Load the values there, 0 beyond the last feature; if tiles end with the features, nothing is
+    masked.
+    """
     if IN_FEATURES % BLOCK_COLUMNS == 0:
         return tl.load(pointers)
     return tl.load(pointers, mask=columns < IN_FEATURES, other=0.0)
@@ -150,7 +164,9 @@ def _deflation_block(
     deflation: tl.tensor, features: tl.tensor, first: tl.constexpr, rank: int, IN_FEATURES: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, NUM_RANKS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """NUM_RANKS columns of deflation from `first` on, of these features: (features, NUM_RANKS)."""
+    """Load NUM_RANKS columns of deflation from `first` on, of these features: (features,
+    NUM_RANKS).
+    """
     ranks = first + tl.arange(0, NUM_RANKS)
     places = deflation + features[:, None] * rank + ranks[None, :]
     mask = (ranks < rank)[None, :]
@@ -164,7 +180,9 @@ def _hidden_block(  # noqa: PLR0913
     hidden: tl.tensor, first_row: tl.tensor, which: tl.constexpr, num_tokens: int, rank: int, row_stride: int,
     FORMAT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, NUM_RANKS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """−hidden as the first or the second product of `_deflated` takes it: (rows of a product, NUM_RANKS)."""
+    """Load −hidden for the first or the second product of `_deflated`: (rows of a product,
+    NUM_RANKS).
+    """
     if BLOCK_COLUMNS == NARROW:
         m = tl.arange(0, BLOCK_ROWS)
         rows = first_row + m % 16 // 8 * (BLOCK_ROWS // 2) + m // 16 * 8 + m % 8
@@ -187,20 +205,23 @@ def _deflated(
     z: tl.tensor, hidden: tl.tensor, more_hidden: tl.tensor, deflation: tl.tensor, start: tl.tensor, rank: int,
     IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """z − hidden · deflationᵀ, (rows, BLOCK_COLUMNS) float32, by two products that add to z.
+    """Compute z − hidden · deflationᵀ, (rows, BLOCK_COLUMNS) float32, by two products that add to
+    z.
 
-    Tensor cores add to z in its registers: no subtraction is left. A tensor core leaves, of sixteen rows and eight
-    columns, two rows (m and m + 8) and two columns each with four neighbouring threads. Rows and columns are given to
-    it in such an order that each thread ends up with whole groups, whose largest number and sum of errors no other
-    thread has a part in, and with as many numbers side by side as are loaded and stored at once. That holds while no
-    two warps share rows; the compiler sees to it for a sum of two products. Any other order of the hardware's would
-    cost time and change nothing.
+    Tensor cores add to z in its registers: no subtraction is left. A tensor core leaves, of sixteen
+    rows and eight columns, two rows (m and m + 8) and two columns each with four neighbouring
+    threads. Rows and columns are given to it in such an order that each thread ends up with whole
+    groups, whose largest number and sum of errors no other thread has a part in, and with as many
+    numbers side by side as are loaded and stored at once. That holds while no two warps share rows;
+    the compiler sees to it for a sum of two products. Any other order of the hardware's would cost
+    time and change nothing.
 
-    Tiles of NARROW columns, for groups of 16 and for eight bits: each of the four threads has a quarter of the columns,
-    of two rows. The two products are of half of the rank each. Threads would share wider groups so. Tiles of four of
-    these are wide: there both of a thread's rows m are halves of one group of one row. The first product is of the
-    first halves of groups, where −hidden is zero for the m of second halves, and the second product is of these. Tensor
-    cores do twice the work, of which they have little.
+    Tiles of NARROW columns, for groups of 16 and for eight bits: each of the four threads has a
+    quarter of the columns, of two rows. The two products are of half of the rank each. Threads
+    would share wider groups so. Tiles of four of these are wide: there both of a thread's rows m
+    are halves of one group of one row. The first product is of the first halves of groups, where
+    −hidden is zero for the m of second halves, and the second product is of these. Tensor cores do
+    twice the work, of which they have little.
     """
     ROWS: tl.constexpr = z.shape[0]
     QUARTER: tl.constexpr = BLOCK_COLUMNS // 4

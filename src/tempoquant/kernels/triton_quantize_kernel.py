@@ -1,4 +1,6 @@
-"""The kernel of `triton_quantize`: a program rounds a few tokens to four bits or to eight, each by code of its own."""
+"""The kernel of `triton_quantize`: a program rounds a few tokens to four bits or to eight, each by
+its own code.
+"""
 
 import triton
 import triton.language as tl
@@ -20,7 +22,9 @@ from tempoquant.kernels.triton_rounding import INTEGER_ROUNDER, round_groups
 from tempoquant.kernels.triton_scales import USUAL_MIN, is_usual, largest_scale, row_base_exponent
 
 EIGHT_BIT_TILES = tl.constexpr(2)
-"""Tiles that a loop over eight bits takes each time around: so little is done with a number that loops would cost."""
+"""Tiles that a loop over eight bits takes each time around: so little is done with a number that
+loops would cost.
+"""
 
 
 @triton.jit(do_not_specialize=["num_tokens", "rows_per_clip_ratio", "rows_per_flag"])
@@ -32,7 +36,9 @@ def quantize_kernel(  # noqa: PLR0913
     IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, OUTPUT: tl.constexpr, ALL_EIGHT_BITS: tl.constexpr,
     HAS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, PRODUCT_RANK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Rows `program_id · BLOCK_ROWS` and on. The parameters are those of `quantize_launch`."""
+    """Round rows from `program_id · BLOCK_ROWS` on. The parameters are those of
+    `quantize_launch`.
+    """
     first_row = tl.program_id(0) * BLOCK_ROWS
     rows = first_row + tl.arange(0, BLOCK_ROWS)
     row_mask = rows < num_tokens
@@ -63,7 +69,9 @@ def _round_to_eight(  # noqa: PLR0913
     IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, OUTPUT: tl.constexpr, HAS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the rows of the mask `stored` in eight bits: a walk for each row's largest number, and one to round."""
+    """Write the rows of the mask `stored` in eight bits: one pass for each row's largest number,
+    and one to round.
+    """
     values, scale, outside = result
     amax = tl.zeros((rows.shape[0], BLOCK_COLUMNS // 16), tl.float32)
     for start in tl.range(0, IN_FEATURES, BLOCK_COLUMNS, loop_unroll_factor=EIGHT_BIT_TILES):
@@ -96,10 +104,11 @@ def _round_to_four(  # noqa: PLR0913
 ) -> None:  # fmt: skip
     """Write the rows of the mask `stored` in four bits.
 
-    What depends on the whole row, the octave window and the base of FP8, is settled beforehand for usual rows
-    (`triton_scales.is_usual`): they are rounded in the walk that finds their largest number. A program that finds a
-    row that is not usual goes over its rows once more, and then knows that number. INT4 has nothing that depends on the
-    row; there the first walk leaves out what only very large and small numbers and clip ratios below 1 need.
+    Facts of the whole row, the octave window and the base of FP8, are fixed beforehand for usual
+    rows (`triton_scales.is_usual`): these are rounded in the pass that finds their largest number.
+    A program with an unusual row makes a second pass over its rows, with that number known. INT4
+    depends on no such fact; there the first pass omits the steps that only very large and small
+    numbers and clip ratios below 1 need.
     """
     scale, outside = result[1], result[2]
     IS_TRIED: tl.constexpr = OUTPUT == "fp8" or FORMAT.octaves is not None or FORMAT.is_integer
@@ -146,7 +155,8 @@ def _walk(  # noqa: PLR0913
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Round and store all tiles of the rows.
 
-    Returns, by rows and places of groups in a tile, the largest amax (if IS_TRIED), and whether a group did not fit.
+    Returns, by rows and places of groups in a tile, the largest amax (if IS_TRIED), and whether a
+    group did not fit.
     """
     GROUPS: tl.constexpr = BLOCK_COLUMNS // FORMAT.group
     largest = tl.zeros((rows.shape[0], GROUPS), tl.float32)
@@ -170,7 +180,9 @@ def _round_tile(  # noqa: PLR0913
     IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, OUTPUT: tl.constexpr, IS_TRIED: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Round and store a tile; returns the amax of each group, and which do not fit into FP8 relative to the base."""
+    """Round and store a tile; return the amax of each group, and the groups that do not fit into
+    FP8 relative to the base.
+    """
     values, scale, _ = result
     GROUPS: tl.constexpr = BLOCK_COLUMNS // FORMAT.group
     grouped = tl.reshape(z, (z.shape[0], GROUPS, FORMAT.group))
@@ -208,7 +220,7 @@ def _store_tile(
     values: tl.tensor, tile: tl.tensor, rows: tl.tensor, stored: tl.tensor, start: tl.tensor,
     IN_FEATURES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a tile's rows that are `stored`, as what `values` points to."""
+    """Write a tile's rows that are `stored`, in the type that `values` points to."""
     columns = start + tl.arange(0, BLOCK_COLUMNS)
     mask = stored[:, None]
     if IN_FEATURES % BLOCK_COLUMNS != 0:

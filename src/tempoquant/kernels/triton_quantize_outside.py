@@ -1,7 +1,8 @@
-"""Tokens of MXFP4 whose scales FP8 cannot hold, as `triton_outside` multiplies them: codes, and after them scale bytes.
+"""Tokens of MXFP4 whose scales FP8 cannot hold, in the form that `triton_outside` multiplies:
+codes, then scale bytes.
 
-A kernel of its own after `quantize_kernel`, so that this costs that one nothing. Programs that find no such token end
-at once, and take few tokens each, for one is enough to keep a program.
+It is a separate kernel after `quantize_kernel`, so that it does not slow that one. Programs without
+such a token end at once, and take few tokens each, since one such token keeps a program running.
 """
 
 import triton
@@ -23,7 +24,8 @@ def store_packed(
 ) -> None:  # fmt: skip
     """Write groups of the rows in `mask`, from `first_group` on, as codes and scale bytes.
 
-    stored: pointer to bytes, IN_FEATURES a row. scale: (rows, groups) powers of two. level: (rows, groups, GROUP).
+    stored: pointer to bytes, IN_FEATURES a row. scale: (rows, groups) powers of two. level: (rows,
+    groups, GROUP).
     """
     GROUP: tl.constexpr = level.shape[2]
     NUM_GROUPS: tl.constexpr = IN_FEATURES // GROUP
@@ -50,7 +52,9 @@ def quantize_outside_kernel(  # noqa: PLR0913
     IN_FEATURES: tl.constexpr, FORMAT: tl.constexpr, HAS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr, PRODUCT_RANK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Those of the rows `program_id · BLOCK_ROWS` and on that are outside. The parameters are `quantize_kernel`'s."""
+    """Write those of the rows from `program_id · BLOCK_ROWS` on that are outside. The parameters
+    are `quantize_kernel`'s.
+    """
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_mask = rows < num_tokens
     is_outside = tl.load(outside + rows, mask=row_mask, other=0) != 0
@@ -71,7 +75,9 @@ def quantize_outside_kernel(  # noqa: PLR0913
 
 
 def quantize_outside_launch(launch: Launch) -> Launch:
-    """The launch that follows a launch of `quantize_kernel` with `outside`, with the same arguments."""
+    """Return the launch that follows a launch of `quantize_kernel` with `outside`, with the same
+    arguments.
+    """
     own = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS}
     arguments = {name: own.get(name, launch.arguments.get(name)) for name in quantize_outside_kernel.arg_names}
     grid = (triton.cdiv(launch.arguments["num_tokens"], BLOCK_ROWS),)

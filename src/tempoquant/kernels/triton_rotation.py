@@ -1,4 +1,6 @@
-"""The block rotation in a kernel: sums and differences in the order of `formats.rotate`, so to its very bits."""
+"""The block rotation in a kernel: sums and differences in the order of `formats.rotate`, so equal
+to the last bit.
+"""
 
 import triton
 import triton.language as tl
@@ -11,11 +13,13 @@ ROOT = tl.constexpr(ROTATION_SIZE**-0.5)
 
 @triton.jit
 def rotated_tile(z: tl.tensor, IS_SCALED: tl.constexpr) -> tl.tensor:
-    """A tile (rows, columns) float32 with each block of SIZE columns rotated.
+    """Rotate each block of SIZE columns of a tile (rows, columns) float32.
 
-    IS_SCALED: whether z has been multiplied by ROOT before, a power of two, which is the same and costs nothing there.
+    IS_SCALED: whether z has been multiplied by ROOT before, a power of two, which gives the same at
+    no cost.
 
-    Must be compiled with `enable_fp_fusion=False`, as all that rounds like the definition.
+    It must be compiled with `enable_fp_fusion=False`, like everything that rounds as the definition
+    does.
     """
     ROWS: tl.constexpr = z.shape[0]
     COLUMNS: tl.constexpr = z.shape[1]

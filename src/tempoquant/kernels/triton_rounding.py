@@ -1,7 +1,8 @@
 """Device functions that round groups of numbers to four bits as `formats/` defines it, to the bit.
 
-A division is IEEE's, or multiplies by a reciprocal where that provably gives the same level. Kernels that call these
-must be compiled with `enable_fp_fusion=False`: a fused multiply-add rounds once where the definition rounds twice.
+A division is IEEE's, or multiplies by a reciprocal if that provably gives the same level. Kernels
+that call these must be compiled with `enable_fp_fusion=False`: a fused multiply-add rounds once
+where the definition rounds twice.
 """
 
 import triton
@@ -16,11 +17,13 @@ INTEGER_ROUNDER = tl.constexpr(1.5 * 2.0**23)  # the last bit of float32 is wort
 
 @triton.jit
 def levels_of(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The E2M1 level nearest to each magnitude over its scale: (rows, groups, group) with scales (rows, groups).
+    """Return the E2M1 level nearest to each magnitude over its scale: (rows, groups, group) with
+    scales (rows, groups).
 
-    A scale with at most one mantissa bit is divided by with its reciprocal: exactly for a power of two, and for 1.5 so
-    that every tie between levels stays a tie, or goes to where ties go, and no other number crosses one (a test tries
-    the neighbours of all ties). NaN becomes the top level, for its scale is NaN.
+    A scale with at most one mantissa bit is divided by with its reciprocal: exactly for a power of
+    two, and for 1.5 so that every tie between levels stays a tie, or goes to where ties go, and no
+    other number crosses one (a test tries the neighbours of all ties). NaN becomes the top level,
+    for its scale is NaN.
     """
     if FORMAT.grid == "e8m0" or FORMAT.grid == "e4m1":
         scaled = magnitude * reciprocal_of_scale(scale)[:, :, None]
@@ -34,7 +37,8 @@ def levels_of(magnitude: tl.tensor, scale: tl.tensor, FORMAT: tl.constexpr) -> t
 
 @triton.jit
 def sum_by_halves(x: tl.tensor, LOG2_GROUP: tl.constexpr) -> tl.tensor:
-    """(rows, groups, group) to (rows, groups): first half plus second half, until one number is left.
+    """Sum the first half plus the second half, until one number is left: (rows, groups, group) to
+    (rows, groups).
 
     A sum over two numbers has no order, so the compiler cannot choose another.
     """
@@ -47,7 +51,9 @@ def sum_by_halves(x: tl.tensor, LOG2_GROUP: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def squared_error(magnitude: tl.tensor, scale: tl.tensor, level: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """(rows, groups): the squared error of each group. A level times a scale is exact, so that one rounding is left."""
+    """Compute the squared error of each group, (rows, groups). A level times a scale is exact, so
+    that one rounding is left.
+    """
     if FORMAT.is_interpreted:
         error = level * scale[:, :, None] - magnitude
     else:
@@ -59,10 +65,11 @@ def squared_error(magnitude: tl.tensor, scale: tl.tensor, level: tl.tensor, FORM
 def round_groups(
     grouped: tl.tensor, row_amax: tl.tensor, clip_ratio: tl.tensor, FORMAT: tl.constexpr, IS_TRIED: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Scale and amax of each group (rows, groups), the magnitudes of its levels (rows, groups, group).
+    """Return scale and amax of each group (rows, groups), and the magnitudes of its levels (rows,
+    groups, group).
 
-    The first candidate of the least error wins. `group_scale` says what IS_TRIED is. Levels that are integers may still
-    have to be rounded.
+    The first candidate of the least error wins. `group_scale` defines IS_TRIED. Integer levels may
+    still need rounding.
     """
     amax = largest_of(grouped, FORMAT.is_interpreted)
     if FORMAT.is_integer:
@@ -100,10 +107,11 @@ def _round_to_integers(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Scale of each group, and its numbers over it, at most the top level: (rows, groups, group).
 
-    Of a candidate only the error is computed, with the integer nearest to x · (1 / scale). That is the one nearest to
-    their quotient but where the quotient is the middle of two, and from there both are as far. (A scale s has eight
-    significant bits and a middle t four; the floats beside s · t differ from it by more than 2^-24 of it, which is more
-    than a rounded reciprocal does. A test tries them all.) Only by the best scale numbers are divided.
+    Of a candidate only the error is computed, with the integer nearest to x · (1 / scale). That is
+    the one nearest to their quotient but where the quotient is the middle of two, and from there
+    both are as far. (A scale s has eight significant bits and a middle t four; the floats beside s
+    · t differ from it by more than 2^-24 of it, which is more than a rounded reciprocal does. A
+    test tries them all.) Only by the best scale numbers are divided.
     """
     power = amax
     unit = grouped
@@ -138,7 +146,9 @@ def _round_to_integers(
 def reciprocal_of_bfloat16(
     scale: tl.tensor, power: tl.tensor, FORMAT: tl.constexpr, IS_TRIED: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """1 / scale to 2^-24 of itself, and what it lacks, for `divided`; of scale · power where not IS_TRIED."""
+    """Return 1 / scale to 2^-24 of itself, and its remainder, for `divided`; of scale · power
+    unless IS_TRIED.
+    """
     if not IS_TRIED:
         scale *= power
     guess = 1.0 / scale
@@ -148,7 +158,7 @@ def reciprocal_of_bfloat16(
 
 @triton.jit
 def nearest_integer(x: tl.tensor, reciprocal: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The integer nearest to x · reciprocal, which is not rounded before."""
+    """Return the integer nearest to x · reciprocal, which is not rounded before."""
     factor = tl.broadcast_to(reciprocal[:, :, None], x.shape)
     if FORMAT.is_interpreted:  # float64 has room for the product, and rounds it where its last bit is worth one
         product = x.to(tl.float64) * factor.to(tl.float64)
@@ -161,7 +171,9 @@ def nearest_integer(x: tl.tensor, reciprocal: tl.tensor, FORMAT: tl.constexpr) -
 def _error_of_integers(
     x: tl.tensor, scale: tl.tensor, level: tl.tensor, FORMAT: tl.constexpr, DOES_CLIP: tl.constexpr
 ) -> tl.tensor:
-    """(rows, groups): the squared error of each group; DOES_CLIP: whether a level may be above the top one."""
+    """Return the squared error of each group, (rows, groups); DOES_CLIP: whether a level may be
+    above the top one.
+    """
     if DOES_CLIP:
         x = tl.abs(x)
         level = tl.minimum(tl.abs(level), FORMAT.top_level)

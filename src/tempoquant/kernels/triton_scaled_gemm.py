@@ -1,9 +1,11 @@
-"""One matrix product for packed four-bit operands with a scale for each group, as a checkpoint stores them.
+"""One matrix product for packed four-bit operands with a scale for each group, as a checkpoint
+stores them.
 
-    y = Σ over groups (codes · codes) · scale[token, group] · weight_scale[output, group] · tensor_scale
-        + hidden · upᵀ + bias
+    y = Σ over groups (codes · codes) · scale[token, group] · weight_scale[output, group]
+        · tensor_scale + hidden · upᵀ + bias
 
-Blackwell's tensor cores multiply E2M1 numbers and their scales themselves (`tl.dot_scaled`), so nothing is expanded.
+Blackwell's tensor cores multiply E2M1 numbers and their scales themselves (`tl.dot_scaled`), so
+nothing is expanded.
 """
 
 import triton
@@ -24,7 +26,9 @@ def scaled_gemm_kernel(  # noqa: PLR0913
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, INNER: tl.constexpr, RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
     ROWS_AT_ONCE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """TOKENS × OUTPUTS of y. Operands are bytes of two codes; scales are float8e4nv, or bytes of exponents."""
+    """Compute a tile of y, TOKENS × OUTPUTS. Operands are bytes of two codes; scales are
+    float8e4nv, or bytes of exponents.
+    """
     first_token, first_output = place_of_tile(num_tokens, num_outputs, TOKENS, OUTPUTS, ROWS_AT_ONCE)
     values_rows = row_starts(values, first_token, num_tokens, values_stride, TOKENS)
     weight_rows = row_starts(weight, first_output, num_outputs, weight_stride, OUTPUTS)
@@ -53,7 +57,7 @@ def scaled_gemm_kernel(  # noqa: PLR0913
 
 @triton.jit
 def _loaded(rows: tl.tensor, places: tl.tensor, NUM: tl.constexpr, BLOCK: tl.constexpr) -> tl.tensor:
-    """What lies at these places of each row, 0 behind its end."""
+    """Load the values at these places of each row, 0 behind its end."""
     if NUM % BLOCK == 0:
         return tl.load(rows + places)
     elif rows.dtype.element_ty == tl.uint8:
@@ -67,7 +71,7 @@ def _numbers(
     packed: tl.tensor, scale_rows: tl.tensor, groups: tl.tensor, NUM_INNER: tl.constexpr, GROUP: tl.constexpr,
     GRID: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """What packed codes stand for, in float32: (rows, 2 · bytes)."""
+    """Decode packed codes to float32: (rows, 2 · bytes)."""
     codes = packed.to(tl.int32)
     levels = tl.join(level_of_nibble(codes & 0xF, False), level_of_nibble(codes >> 4, False))
     scale = load_scale(

@@ -1,8 +1,10 @@
-"""Scales of groups in a kernel, on their grid as `formats/` defines them, to the bit; what kernels know of a format.
+"""Scales of groups in a kernel, on their grid as `formats/` defines them, to the bit; what kernels
+know of a format.
 
-Exponents come out of float32's own bits; magnitudes are compared and bounded as integers, in whose order NaN stands
-above infinity and infinity above every number. A division is IEEE's. Kernels that call these must be compiled with
-`enable_fp_fusion=False`: a fused multiply-add rounds once where the definition rounds twice.
+Exponents come out of float32's own bits; magnitudes are compared and bounded as integers, in whose
+order NaN stands above infinity and infinity above every number. A division is IEEE's. Kernels that
+call these must be compiled with `enable_fp_fusion=False`: a fused multiply-add rounds once where
+the definition rounds twice.
 """
 
 import functools
@@ -41,20 +43,23 @@ USUAL_MIN = tl.constexpr(2.0**-90)
 
 
 USUAL_EXPONENT = {ScaleGrid.E8M0: -5, ScaleGrid.E4M1: -1}
-"""Of the power of two whose multiples FP8 rows are tried as. E4M1: relative to 1/2, FP8 holds every scale from its
-least, 2^-8, to 16, and up to 16 the window of twelve octaves ends at or below 2^-8: so such a row has nothing to wait
-for. E8M0: scales from 2^-13 to 2, what smoothing leaves."""
+"""Of the power of two whose multiples FP8 rows are tried as. E4M1: relative to 1/2, FP8 holds every
+scale from its least, 2^-8, to 16, and up to 16 the window of twelve octaves ends at or below 2^-8:
+so such a row has nothing to wait for. E8M0: scales from 2^-13 to 2, what smoothing leaves.
+"""
 
 
 class Rounding(NamedTuple):
     """A format and a scale rule as kernels see them: numbers known when they are compiled.
 
-    grid: the scale grid's name. is_integer: whether levels are integers. candidates: multiples of amax that are tried;
-    is_floor: the rule "floor". octaves: the window of scales, or None. top_bits: the bits of the top level.
-    mantissa_bits, exponent: those of the levels' small floating-point system, and of its smallest normal number.
-    do_clip: of each candidate, whether integer levels clip a group's largest number while the clip ratio is at least 1.
-    fp8_top_exponent, fp8_octaves: see `fp8_window`. usual_exponent: of the base that FP8 rows are tried with first.
-    is_interpreted: whether Triton's interpreter runs the kernel, which cannot do all that the compiler can.
+    grid: the scale grid's name. is_integer: whether levels are integers. candidates: multiples of
+    amax that are tried; is_floor: the rule "floor". octaves: the window of scales, or None.
+    top_bits: the bits of the top level. mantissa_bits, exponent: those of the levels' small
+    floating-point system, and of its smallest normal number. do_clip: of each candidate, whether
+    integer levels clip a group's largest number while the clip ratio is at least 1.
+    fp8_top_exponent, fp8_octaves: see `fp8_window`. usual_exponent: of the base that FP8 rows are
+    tried with first. is_interpreted: whether Triton's interpreter runs the kernel, which cannot do
+    all that the compiler can.
     """
 
     grid: str
@@ -79,7 +84,7 @@ class Rounding(NamedTuple):
 
 @functools.lru_cache
 def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
-    """What kernels need to know of a format and a rule."""
+    """Return the kernels' view of a format and a rule."""
     candidates = format.scale_candidates if rule is ScaleRule.LEAST_ERROR else (1.0,)
     step, smallest_normal = level_grid(format.levels)
     return Rounding(
@@ -108,7 +113,9 @@ def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
 
 @triton.jit
 def row_base_exponent(largest: tl.tensor, TOP_EXPONENT: tl.constexpr) -> tl.tensor:
-    """The exponent of the power of two that puts a row's largest scale at 2^TOP_EXPONENT, itself a normal float32."""
+    """Return the exponent of the power of two that puts a row's largest scale at 2^TOP_EXPONENT,
+    itself a normal float32.
+    """
     return tl.maximum(exponent_of(largest) - TOP_EXPONENT, -126)
 
 
@@ -116,11 +123,12 @@ def row_base_exponent(largest: tl.tensor, TOP_EXPONENT: tl.constexpr) -> tl.tens
 def round_magnitude(
     magnitude: tl.tensor, MANTISSA_BITS: tl.constexpr, EXPONENT: tl.constexpr, FORMAT: tl.constexpr
 ) -> tl.tensor:
-    """The nearest number of a small floating-point system, ties to even, as `formats.nearest_level` finds it.
+    """Round to the nearest number of a small floating-point system, ties to even, as
+    `formats.nearest_level` does.
 
-    A magnitude is not above the largest number, nor NaN; 2^EXPONENT is the smallest normal number. Adding 1.5 · 2^(23 −
-    MANTISSA_BITS) times its binade and taking it off again rounds; that product is exact, so that either way to
-    compute it is the same.
+    A magnitude is not above the largest number, nor NaN; 2^EXPONENT is the smallest normal number.
+    Adding 1.5 · 2^(23 − MANTISSA_BITS) times its binade and taking it off again rounds; that
+    product is exact, so that either way to compute it is the same.
     """
     bits = magnitude.to(tl.int32, bitcast=True)
     binade = tl.maximum(float_of_bits(bits & INFINITY_BITS), 2.0**EXPONENT)
@@ -133,7 +141,7 @@ def round_magnitude(
 
 @triton.jit
 def scale_on_grid(amax: tl.tensor, FORMAT: tl.constexpr, IS_TRIED: tl.constexpr) -> tl.tensor:
-    """The scale that a largest magnitude asks for; see `formats.scales`. `amax` is finite.
+    """Return the scale of a largest magnitude on the grid; see `formats.scales`. `amax` is finite.
 
     IS_TRIED: whether only rows count that `is_usual`.
     """
@@ -160,7 +168,7 @@ def scale_on_grid(amax: tl.tensor, FORMAT: tl.constexpr, IS_TRIED: tl.constexpr)
 
 @triton.jit
 def clipped_amax(amax: tl.tensor, ratio: tl.tensor) -> tl.tensor:
-    """amax times a ratio, which may not make it infinite."""
+    """Multiply amax by a ratio, without overflow to infinity."""
     return tl.minimum(amax * ratio, FLOAT32_MAX)
 
 
@@ -168,11 +176,11 @@ def clipped_amax(amax: tl.tensor, ratio: tl.tensor) -> tl.tensor:
 def group_scale(
     amax: tl.tensor, row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr, IS_TRIED: tl.constexpr
 ) -> tl.tensor:
-    """The scale of each group (rows, groups), as `formats.group_scale` defines it.
+    """Compute the scale of each group (rows, groups), as `formats.group_scale` defines it.
 
-    `row_amax` and `ratio`, clip ratio times candidate, are (rows,); only a format with a window reads `row_amax`.
-    IS_TRIED: whether only rows count that `is_usual`; nothing but the grid can bind them, and a group of zeros may have
-    any scale.
+    `row_amax` and `ratio`, clip ratio times candidate, are (rows,); only a format with a window
+    reads `row_amax`. IS_TRIED: whether only rows count that `is_usual`; nothing but the grid can
+    bind them, and a group of zeros may have any scale.
     """
     if IS_TRIED:
         return scale_on_grid(amax * ratio[:, None], FORMAT, True)
@@ -188,9 +196,11 @@ def group_scale(
 
 @triton.jit
 def is_usual(row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """Of which rows every scale is an FP8 number relative to 2^usual_exponent, and no window binds: (rows,).
+    """Return the rows whose every scale is an FP8 number relative to 2^usual_exponent, and that no
+    window binds: (rows,).
 
-    In E8M0 a scale may still be too small for that. INT4: whether no scale nor its reciprocal is near float32's ends.
+    In E8M0 a scale may still be too small for that. INT4: whether no scale nor its reciprocal is
+    near float32's ends.
     """
     if FORMAT.is_integer:
         return (row_amax < USUAL_MAX) & (ratio >= 1)
@@ -201,5 +211,5 @@ def is_usual(row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr) -> tl.
 
 @triton.jit
 def largest_scale(row_amax: tl.tensor, ratio: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
-    """The scale that a row's largest magnitude may ask for, whatever candidate it takes: (rows,)."""
+    """Return the scale of a row's largest magnitude under the largest candidate: (rows,)."""
     return scale_on_grid(clipped_amax(clipped_amax(row_amax, ratio), FORMAT.largest_candidate), FORMAT, False)

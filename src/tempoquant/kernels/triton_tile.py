@@ -1,4 +1,5 @@
-"""What the matrix products share: where a program's tile of y lies, and what becomes of its sums.
+"""The common parts of the matrix products: the place of a program's tile of y, and the epilogue of
+its sums.
 
 y = sums · row_scale[token] · column_scale[output] + hidden · upᵀ + bias, rounded once
 """
@@ -7,14 +8,18 @@ import triton
 import triton.language as tl
 
 ROWS_AT_ONCE = 8
-"""Rows of tiles that programs walk down before the next column: what they read stays in the L2 cache."""
+"""The rows of tiles that programs take before the next column, so that their operands stay in the
+L2 cache.
+"""
 
 
 @triton.jit
 def place_of_tile(
     num_tokens: int, num_outputs: int, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, ROWS_AT_ONCE: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
-    """First token and first output of this program's tile: down ROWS_AT_ONCE rows, then the next column."""
+    """Return first token and first output of this program's tile: down ROWS_AT_ONCE rows, then the
+    next column.
+    """
     program = tl.program_id(0)
     num_rows = tl.cdiv(num_tokens, TOKENS)
     num_columns = tl.cdiv(num_outputs, OUTPUTS)
@@ -26,9 +31,10 @@ def place_of_tile(
 
 @triton.jit
 def row_starts(matrix: tl.tensor, first: tl.tensor, num_rows: int, stride: int, ROWS: tl.constexpr) -> tl.tensor:
-    """Pointers (ROWS, 1) to the starts of rows. Rows past the end stand for the last one: nobody stores their results.
+    """Return pointers (ROWS, 1) to the starts of rows. Rows past the end repeat the last one; their
+    results are not stored.
 
-    64 bits for the tile's place, 32 within it: half the registers of 64 everywhere.
+    The tile's place has 64 bits, offsets within it 32: half the registers of 64 everywhere.
     """
     base = min(first, num_rows - 1)
     within = tl.minimum(tl.arange(0, ROWS), num_rows - 1 - base)
@@ -40,7 +46,9 @@ def add_branch(
     total: tl.tensor, hidden_rows: tl.tensor, up_rows: tl.tensor, rank: int,
     RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr, UPCAST: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Add hidden · upᵀ in float32, RANKS of the rank at a time, the last of them padded with zeros."""
+    """Add hidden · upᵀ in float32, RANKS of the rank at a time, the last of them padded with
+    zeros.
+    """
     for block in tl.range(0, RANK_BLOCKS, num_stages=1):
         ranks = block * RANKS + tl.arange(0, RANKS)[None, :]
         h = tl.load(hidden_rows + ranks, mask=ranks < rank, other=0.0)
@@ -60,7 +68,7 @@ def finish(  # noqa: PLR0913
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, RANKS: tl.constexpr, RANK_BLOCKS: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Scale, add branch and bias, round, store. What a layer does not have is None.
+    """Scale, add branch and bias, round, store. Terms that a layer does not have are None.
 
     total: (TOKENS, OUTPUTS) float32. stored: (TOKENS,) which rows to store.
     """
@@ -83,6 +91,8 @@ def finish(  # noqa: PLR0913
 
 
 def rank_blocks(rank: int) -> dict[str, int]:
-    """RANKS and RANK_BLOCKS: a tensor core takes at least 16 at a time, and few constants mean few compilations."""
+    """Return RANKS and RANK_BLOCKS: a tensor core takes at least 16 at a time, and few constants
+    mean few compilations.
+    """
     block = min(64, max(16, triton.next_power_of_2(rank)))
     return {"RANKS": block, "RANK_BLOCKS": triton.cdiv(rank, block)}
