@@ -123,10 +123,11 @@ def _block(rank: int, group_size: int, capability: int) -> tuple[int, int, int]:
     """Return rows, columns and warps of a program.
 
     64 rows with a warp to every 16 are the smallest product that Hopper's tensor cores take, and 64
-    columns make 32 numbers a thread, which fit into registers with their candidates. Those of
-    Blackwell's data centre GPUs sum in a memory of their own; for a single warp the compiler takes
-    the older instructions, which sum in registers. Of groups wider than 16 a thread has one, and a
-    warp eight rows (`triton_quantize_input._deflated`). Without a branch rows share nothing.
+    columns make 32 numbers a thread, which fit into registers with their candidates. Tensor cores
+    of Blackwell's data centre GPUs sum in their own memory; for a single warp the compiler takes
+    the older instructions, which sum in registers. With groups wider than 16 a thread has one
+    group, and a warp eight rows (`triton_quantize_input._deflated`). Without a branch rows share
+    nothing.
     """
     if rank == 0:
         return 16, 128, 4

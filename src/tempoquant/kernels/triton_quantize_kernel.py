@@ -1,5 +1,5 @@
-"""The kernel of `triton_quantize`: a program rounds a few tokens to four bits or to eight, each by
-its own code.
+"""The kernel of `triton_quantize`: a program rounds a few tokens, with separate code for four bits
+and eight.
 """
 
 import triton

@@ -132,7 +132,9 @@ def release_tensors(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def put_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Replace one parameter or buffer. (accelerate's function empties the GPU's cache after each.)"""
+    """Replace one parameter or buffer. (accelerate's function empties the GPU's cache after
+    each.)
+    """
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

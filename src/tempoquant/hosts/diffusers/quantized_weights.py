@@ -1,5 +1,5 @@
-"""One 4-bit denoiser's weights, read from its files block by block: what `loader` loads at once, a
-part at a time.
+"""One 4-bit denoiser's weights, read from its files block by block: a part at a time, where
+`loader` loads everything.
 """
 
 from collections.abc import Mapping
@@ -108,7 +108,7 @@ class QuantizedWeights:
         release_tensors(module, self._own_names(module, prefix))
 
     def _settle(self, module: nn.Module, prefix: str) -> None:
-        """What is done once with the numbers of a layer: see `TempoQuantQuantizer`."""
+        """Look up the facts about the numbers of a layer, once: see `TempoQuantQuantizer`."""
         own = [[name.removeprefix(prefix) for name in group] for group in self._groups if group[0].startswith(prefix)]
         share_inputs(module, own if prefix else [])
         for linear in quantized_linears(module).values():
