@@ -67,8 +67,7 @@ class Recipe:
         smoothing_statistic: a feature's range: its largest magnitude, "amax", or its root mean
             square, "rms".
         rank: of the 16-bit low-rank branch, unless `layers` says otherwise; 0 for none.
-        deflation: choose the branch for weight and input together, and subtract its part of the
-            input before rounding.
+        deflation: choose the branch for weight and input, and subtract its part of the input.
         deflation_by_bin: fit the deflation's regression separately in each timestep bin.
         rotation: mix smoothed features in blocks of sixteen (Hadamard), against outliers.
         prior_fraction: share of white noise at the input's typical energy in each feature's mean
@@ -77,8 +76,7 @@ class Recipe:
         centring: subtract the input's mean before quantizing; the bias adds its product back.
         centring_by_bin: use one mean, and one bias, for each timestep bin, in layers wide enough
             (see `suited_to`).
-        gptq: round by GPTQ against the Hessian of the quantized, smoothed input, instead of to
-            nearest.
+        gptq: round by GPTQ against the Hessian of the quantized, smoothed input, not to nearest.
         act_order: let GPTQ round features by falling mean square of their input.
         damping_fraction: added to the Hessian's diagonal, as a fraction of its mean.
         block_size: GPTQ's columns between lazy updates; speed, never the result.
@@ -87,14 +85,11 @@ class Recipe:
         bin_fractions: timestep bins, as ascending fractions of a denoiser's steps: one list for
             every denoiser, or a mapping from denoiser name to list; a denoiser that the mapping
             does not name has one bin.
-        share_smoothing: linears that read the same input share one smoothing factor, Hessian and
-            clip ratio.
+        share_smoothing: linears that read one input share smoothing factor, Hessian and clip ratio.
         statistics_branches: guidance branches that ranges and Hessians see, "both" or
             "conditional"; the clip search sees both.
-        block_inputs: whether a block is calibrated on outputs of the "16bit" or of the "quantized"
-            block before it.
-        text_encoder: of the linears of text encoders: "int8", "nf4", or "16bit" to leave these models
-            unchanged.
+        block_inputs: calibrate a block on outputs of the "16bit" or "quantized" block before it.
+        text_encoder: format of text encoders' linears: "int8", "nf4", or "16bit" for no change.
         num_prompts: calibration prompts.
         samples_per_denoiser: transformer calls kept of each denoiser, spread over its timesteps;
             None for as many as hold about a million video tokens.

@@ -1,4 +1,4 @@
-"""Laws of a quantized text encoder's figures: what embeddings lose is measured, and the rest is the denoisers'."""
+"""Laws of a quantized text encoder's figures: the loss of embeddings, and of denoisers alone."""
 
 import pytest
 

@@ -245,7 +245,10 @@ def is_text_quantized(model: "Model") -> bool:
 
 
 def with_reference_text(model: "Model", reference: "SourceModel") -> "Model":
-    """The same model with the reference's text encoders: what is between the two rows is the text encoder's share."""
+    """Return the model with the reference's text encoders.
+
+    The difference between its row and the model's own is what the quantized text encoder costs.
+    """
     from tempoquant.models.text_encoders import with_text_encoders_of
 
     source = with_text_encoders_of(model.source, reference)

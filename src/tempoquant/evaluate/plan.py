@@ -72,7 +72,8 @@ class Plan:
         steps: of the sampling loop.
         bins: the timestep bins of all reports: the paper's, whatever a model's own bins are.
         memory: the memory mode of every pipeline.
-        keeps_embeddings: whether embeddings are compared too, since a model's text encoder is quantized.
+        keeps_embeddings: whether embeddings are compared too, because a model's text encoder is
+            quantized.
     """
 
     reference: SourceModel

@@ -104,7 +104,8 @@ class ModelResult:
         num_bytes: of the denoisers on disk.
         noise_prediction: per denoiser and per bin; empty for the reference.
         videos: one per prompt, in the order of the prompts.
-        embedding_db: SQNR of the prompts' embeddings against the reference's; None where no text encoder is quantized.
+        embedding_db: SQNR of the prompts' embeddings against the reference's; None if no text
+            encoder is quantized.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""What a quantized text encoder does to embeddings: those of one text by two pipelines, side by side."""
+"""The loss of embeddings by a quantized text encoder: one text's, by two pipelines."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def has_quantized_text_encoder(source: SourceModel) -> bool:
 
 @torch.no_grad()
 def embeddings_of(pipeline: Any, text: str) -> dict[str, torch.Tensor]:
-    """Return what a pipeline takes in the place of a text, on the host, by names with PREFIX; no masks."""
+    """Return the embeddings of a text, on the host, by names with PREFIX; no masks."""
     family = facts_of(pipeline).family
     found = family.encoded_text(pipeline, text, family.text_tokens, pipeline._execution_device)
     tensors = {name: each for name, each in found.items() if isinstance(each, torch.Tensor)}
@@ -34,5 +34,5 @@ def embeddings_of(pipeline: Any, text: str) -> dict[str, torch.Tensor]:
 
 
 def embedding_db(reference: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
-    """Return the SQNR of a text's embeddings, in decibel: that of the one that lost most. Raises ModelError."""
+    """Return the SQNR, in decibel, of the embedding that lost most. Raises ModelError."""
     return min(sqnr_db(embedding, other[name]) for name, embedding in reference.items())

@@ -1,7 +1,8 @@
 """A linear whose weight alone has four bits (W4A16): y = x · Q(W)ᵀ + bias, with x as it comes.
 
-It is for linears that read one timestep in place of tokens, such as modulation: they wait for their weights, and
-rounding one row of inputs would save nothing. Some rows of the weight are expanded at a time.
+It is for linears that read one timestep in place of tokens, such as modulation. Their time is that
+of reading weights, and rounding one row of inputs would save nothing. Some rows of the weight are
+expanded at a time.
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def weights_alone_linear(x: torch.Tensor, weight: WeightTensors, format: Format)
 
 
 def multiply_weights_alone(x: torch.Tensor, weight: WeightTensors, format: Format, backend: str) -> torch.Tensor:
-    """Compute the same where `backend` multiplies other layers: in bfloat16 by kernels, for all other inputs as above.
+    """Compute `weights_alone_linear` for a backend: in bfloat16 by kernels, or as above.
 
     Args and result: as of `weights_alone_linear`.
     """
