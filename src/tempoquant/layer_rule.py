@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StrictInt, StrictStr, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,8 @@ from tempoquant.formats.format import get_format
 from tempoquant.validation import explain, shorten
 
 KEEP_16BIT = "16bit"
+TextEncoderFormat = Literal["16bit", "int8", "nf4"]
+KEPT_TEXT_ENCODER: TextEncoderFormat = "16bit"
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -19,7 +19,7 @@ from pydantic_core import to_jsonable_python
 from tempoquant.earlier_recipes import in_current_words
 from tempoquant.errors import RecipeError
 from tempoquant.formats.format import Format, get_format
-from tempoquant.layer_rule import KEEP_16BIT, LayerRule, require
+from tempoquant.layer_rule import KEEP_16BIT, KEPT_TEXT_ENCODER, LayerRule, TextEncoderFormat, require
 from tempoquant.validation import explain
 
 if sys.version_info >= (3, 11):
@@ -39,8 +39,6 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 RuleName = Literal["floor", "ceil", "least_error"]
-TextEncoderFormat = Literal["16bit", "int8", "nf4"]
-KEPT_TEXT_ENCODER: TextEncoderFormat = "16bit"
 Fractions = Several[Annotated[float, Field(gt=0, lt=1)]]
 BinFractions = Annotated[
     Annotated[Fractions, Tag("<list>")] | Annotated[dict[str, Fractions], Tag("<table>")],

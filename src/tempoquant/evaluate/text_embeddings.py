@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER
 from tempoquant.models.families import facts_of
 from tempoquant.models.source import SourceModel
 from tempoquant.models.text_encoders import format_of, text_encoders
-from tempoquant.recipe import KEPT_TEXT_ENCODER
 from tempoquant.sqnr import sqnr_db
 
 PREFIX = "text: "

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from tempoquant.checkpoint.schema import ComponentConfig
 from tempoquant.errors import ModelError
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.models.families import FAMILIES
 from tempoquant.models.family import Config, ModelFamily, PipelineIndex
 from tempoquant.models.generic.published import PUBLISHED
@@ -19,7 +20,6 @@ from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.pipeline_folder import local_folder
 from tempoquant.models.source import SourceModel
 from tempoquant.models.text_encoders import format_of
-from tempoquant.recipe import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.timesteps import Denoiser
 
 

@@ -19,6 +19,7 @@ from tempoquant.checkpoint.tensors import keys_by_bin, stored_as
 from tempoquant.hosts.text_encoders import linear_bytes
 from tempoquant.kernels.reference import w4a4_linear
 from tempoquant.kernels.weights_alone import EXPANDED_AT_ONCE, weights_alone_linear
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.recipe_fit import check_linear_fits
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -27,7 +28,7 @@ from tempoquant.placement.host_copies import slab_bytes
 from tempoquant.placement.tiles import TILE_PIXELS, tile_stride
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.planning.foreseen import Linear, foreseen_entry
-from tempoquant.recipe import KEPT_TEXT_ENCODER, Recipe, TextEncoderFormat
+from tempoquant.recipe import Recipe
 from tempoquant.runtime.bin_clock import BinClock
 from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
