@@ -1,7 +1,6 @@
-"""What a generation will need of a GPU and its host, phase by phase, in each memory mode, before any weight is there.
+"""What a generation will need of a GPU and its host, by phase and memory mode, before any weight.
 
-Everything is torch's own allocations. A process takes more: `OVERHEAD_BYTES` is set aside for that, an assumption and
-no measurement.
+All are torch's own allocations; `OVERHEAD_BYTES` is assumed, not measured, for a process's others.
 """
 
 import math
