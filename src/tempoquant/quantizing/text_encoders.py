@@ -103,10 +103,8 @@ def quantize_text_encoders(
 
 
 def _embedding_sqnr_db(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float | None]:
-    """Name of an embedding to the mean over texts, dB; None where no text changed it, or for a
-    mask.
-    """
-    names = dict.fromkeys(name for embeddings in before.values() for name in embeddings)
+    """Return each embedding's mean over texts, dB, by name; None where no text changed it."""
+    names = [name for name in next(iter(before.values())) if "mask" not in name]
     found: dict[str, float | None] = {}
     for name in names:
         pairs = [(before[text][name], after[text][name]) for text in before]
