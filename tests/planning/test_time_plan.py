@@ -16,15 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.evaluation_operations import attention_operations, linear_operations
 from tempoquant.acceleration.speeds import SPEEDS
 from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
+from tempoquant.checkpoint.schema import LayerEntry
 from tempoquant.errors import SettingsError
+from tempoquant.formats import NVFP4_M1, ScaleRule
+from tempoquant.kernels.dispatch import Backend
 from tempoquant.models.pipeline_configs import PipelineConfigs, read_configs
 from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
 from tempoquant.planning.call_work import CALL_PARTS, CROSS, LINEARS, SELF, CallSettings, trace_denoiser, works_of_call
 from tempoquant.planning.generation_memory import empty_denoiser
 from tempoquant.planning.gpus import GPUS, gpu_named, gpu_of_capability, measured
+from tempoquant.planning.linear_stages import Size, multiplying, quantizing_input
 from tempoquant.planning.memory_plan import MemoryPlan, ModePlan, plan_memory
-from tempoquant.planning.other_work import _of_frames, merged
+from tempoquant.planning.other_work import _of_frames, merged, other_work
 from tempoquant.planning.time_plan import DENOISING, WAITING, VideoTime, video_time
 from tempoquant.planning.traced_video import TracedVideo, counts_of, trace_video
 from tempoquant.planning.traced_work import fused_bytes, trace
@@ -208,6 +212,26 @@ def test_recorded_ratios_say_which_calls_are_skipped(video):
     assert [(each.computed, each.skipped) for each in counts.values()] == [(8, 8), (10, 14)]
     few, sentence = counts_of(dataclasses.replace(video, size=SMALL.replace(num_steps=4)), "fastest")
     assert not any(each.skipped for each in few.values()) and "fewer than 20 steps" in sentence
+
+
+def test_a_linear_whose_weight_alone_has_four_bits_multiplies_in_16():
+    entry = LayerEntry(NVFP4_M1, ScaleRule.CEIL, 64, 128, 0, False, None, weights_alone=True)
+    size = Size(10, 64, 128)
+    assert quantizing_input(entry, size, Backend.FP4) == []
+    expanding, product = multiplying(entry, size, Backend.FP4)
+    assert product.operations == (("bf16", 2.0 * 10 * 64 * 128),)
+    assert expanding.num_bytes == (0.5 + 1 / 16 + 2) * 64 * 128
+
+
+def test_a_text_encoder_in_fewer_bits_is_copied_in_less_time(configs, video, plan):
+    texts = {format: other_work(configs, SMALL, format) for format in ("16bit", "int8", "nf4")}
+    sizes = [each.quantized_text_bytes for each in texts.values()]
+    assert sizes == sorted(sizes, reverse=True) and len({*sizes}) == 3
+    assert all(each.text_bytes == sizes[0] for each in texts.values())
+    slow = dataclasses.replace(H100, pcie_bytes_per_s=1e6)
+    for others in texts.values():
+        found = video_time(dataclasses.replace(video, others=others), slow, plan.quantized.in_one_piece[0], "exact")
+        assert found.phases[0].seconds == pytest.approx(2 * others.quantized_text_bytes / 1e6)
 
 
 def test_a_gpu_is_found_by_any_spelling_of_its_name():

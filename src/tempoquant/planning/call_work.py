@@ -104,7 +104,8 @@ def works_of_call(traced: TracedDenoiser, settings: CallSettings, gpu: Gpu) -> W
         entry = settings.layers.get(each.module) if each.kind == "linear" else None
         if entry is not None:
             is_first = not settings.shares_inputs or (block, each.input) not in quantized
-            quantized.add((block, each.input))
+            if not entry.weights_alone:
+                quantized.add((block, each.input))
             works[part].update(_four_bits(each, entry, gpu, is_first, _num_calls(traced, settings, each, block)))
         elif each.kind in ("self-attention", "cross-attention") and block is not None:
             works[part][_attention(each, settings.attention)] += 1

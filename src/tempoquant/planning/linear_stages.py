@@ -69,6 +69,8 @@ def multiply(size: Size, rank: int, operand: Operand, value_bytes: float = 1.0) 
 
 def quantizing_input(entry: LayerEntry, size: Size, backend: Backend) -> list[Work]:
     """Return what is done once for linears that share an input."""
+    if entry.weights_alone:
+        return []
     projected = [project(size, entry.rank)] if entry.rank else []
     deflating = entry.rank if entry.deflated else 0
     return [*projected, quantize(size, deflating, _value_bytes(entry.format, backend))]
@@ -76,6 +78,8 @@ def quantizing_input(entry: LayerEntry, size: Size, backend: Backend) -> list[Wo
 
 def multiplying(entry: LayerEntry, size: Size, backend: Backend) -> list[Work]:
     """Return what is done for each linear, its input quantized."""
+    if entry.weights_alone:
+        backend = Backend.BF16
     value_bytes = _value_bytes(entry.format, backend)
     product = multiply(size, entry.rank, _OPERANDS[backend], value_bytes)
     return [product] if backend is Backend.FP4 else [expand(size, _weight_bytes(entry), value_bytes), product]

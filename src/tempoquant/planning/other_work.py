@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tempoquant.hosts.text_encoders import linear_bytes
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -19,6 +20,7 @@ from tempoquant.placement.tiles import TILE_PIXELS, tile_stride, use_tiles
 from tempoquant.planning.call_work import product_of
 from tempoquant.planning.traced_work import Traced, trace
 from tempoquant.planning.work import Work
+from tempoquant.recipe import TextEncoderFormat
 
 _STEP_COPIES = 8  # float32 copies of the latents: a multistep sampler reads five, and writes three
 _STEADY_FRAMES = 2
@@ -37,6 +39,7 @@ class OtherWork:
         stepping: the sampler, a step.
         text_bytes: that are copied to the device for each text: the text encoder's, but its
             embedding.
+        quantized_text_bytes: the same of the quantized pipeline's text encoder.
         autoencoder_bytes: that are copied to the device before it works.
         not_counted: names of models that are used briefly, and not counted.
     """
@@ -47,17 +50,22 @@ class OtherWork:
     guiding: tuple[Work, ...]
     stepping: tuple[Work, ...]
     text_bytes: int
+    quantized_text_bytes: int
     autoencoder_bytes: int
     not_counted: tuple[str, ...]
 
 
-def other_work(configs: PipelineConfigs, size: SamplingSettings) -> OtherWork:
-    """Trace them at the size of a video. Raises ModelError."""
+def other_work(configs: PipelineConfigs, size: SamplingSettings, text_format: TextEncoderFormat) -> OtherWork:
+    """Trace them at the size of a video. Raises ModelError.
+
+    Args:
+        text_format: the format of the quantized pipeline's text encoder, which computes in 16 bits.
+    """
     family, num_latents = configs.family, _num_latents(configs, size)
     vae = configs.autoencoder.build()
     encoding, decoding = _autoencoder(configs, vae, size)
     brief = {family.image_encoder, *family.brief_components} & configs.models.keys()
-    text, text_bytes = _text(configs)
+    text, text_bytes, saved_bytes = _text(configs, text_format)
     return OtherWork(
         text=tuple(text),
         encoding=tuple(encoding),
@@ -65,6 +73,7 @@ def other_work(configs: PipelineConfigs, size: SamplingSettings) -> OtherWork:
         guiding=(Work.moving(3 * 2.0 * num_latents),),  # two answers read, one written
         stepping=(Work.moving(_STEP_COPIES * 4.0 * num_latents),),
         text_bytes=text_bytes,
+        quantized_text_bytes=text_bytes - saved_bytes,
         autoencoder_bytes=sum(each.nbytes for each in vae.state_dict().values()),
         not_counted=tuple(sorted(brief - {family.text_encoder} | (set() if text else {family.text_encoder}))),
     )
@@ -76,20 +85,22 @@ def _num_latents(configs: PipelineConfigs, size: SamplingSettings) -> int:
     return configs.geometry.num_latents(size) * configs.family.latent_channels(config)
 
 
-def _text(configs: PipelineConfigs) -> tuple[list[Work], int]:
-    """Return the work of one text, padded to the family's number of tokens, in 16 bits; and the
-    bytes that it is copied with.
+def _text(configs: PipelineConfigs, format: TextEncoderFormat) -> tuple[list[Work], int, int]:
+    """Return the work of one text, padded to the family's number of tokens, in 16 bits; the bytes
+    that are copied for it; and how many fewer these are in a format.
     """
     family = configs.family
     if not family.text_encoder_blocks:
-        return [], 0
+        return [], 0, 0
     encoder = configs.text_encoder.build().to(torch.bfloat16)
     embedding = encoder.get_input_embeddings().weight
     tokens = family.encoder_tokens or family.text_tokens
     embedded = torch.empty(1, tokens, embedding.shape[1], dtype=torch.bfloat16, device="meta")
     mask = torch.empty(1, 1, tokens, tokens, dtype=torch.bfloat16, device="meta")
     found = trace(encoder, lambda: family.traced_text_encoder.call(encoder, embedded, mask))
-    return merged(found), sum(each.nbytes for each in encoder.parameters()) - embedding.nbytes
+    copied = sum(each.nbytes for each in encoder.parameters()) - embedding.nbytes
+    stored = linear_bytes(encoder, format)
+    return merged(found), copied, sum(each.weight.nbytes - stored[each] for each in stored)
 
 
 def _autoencoder(configs: PipelineConfigs, vae: Any, size: SamplingSettings) -> tuple[list[Work], list[Work]]:

@@ -122,7 +122,9 @@ def video_time(video: TracedVideo, gpu: Gpu, mode: ModePlan, speed: Speed | None
     counts, skipping = counts_of(video, asked)
     denoising = _denoising(video, gpu, mode, calls, counts)
     step = tuple(_times(part, 1 / video.size.num_steps) for part in denoising)
-    phases = _phases(video, gpu, together(DENOISING, denoising))
+    others = video.others
+    text_bytes = others.text_bytes if speed is None else others.quantized_text_bytes
+    phases = _phases(video, gpu, together(DENOISING, denoising), text_bytes)
     return VideoTime(speed or SIXTEEN_BIT, mode, attention, is_compiled, counts, skipping, step, phases)
 
 
@@ -166,11 +168,11 @@ def _waiting(gpu: Gpu, mode: ModePlan, seconds: Mapping[str, float], counts: Map
     return Part(WAITING, 0.0, copied, {TRANSFERS: waited})
 
 
-def _phases(video: TracedVideo, gpu: Gpu, denoising: Part) -> tuple[Part, ...]:
+def _phases(video: TracedVideo, gpu: Gpu, denoising: Part, text_bytes: int) -> tuple[Part, ...]:
     others, num_texts = video.others, video.num_branches
     autoencoder = others.autoencoder_bytes / gpu.pcie_bytes_per_s
     text = _times(_part(TEXT, others.text, gpu), num_texts)
-    copying = num_texts * others.text_bytes / gpu.pcie_bytes_per_s
+    copying = num_texts * text_bytes / gpu.pcie_bytes_per_s
     if copying > text.seconds:  # a block is copied while another one computes
         text = Part(TEXT, text.operations, text.num_bytes, {TRANSFERS: copying})
     phases = [text]

@@ -70,7 +70,9 @@ def trace_video(configs: PipelineConfigs, size: SamplingSettings, recipe: Recipe
     for name in layers:  # those that are alike, as Wan2.2's two, are traced once
         alike = next((each for each in traced if configs.denoiser(each) == configs.denoiser(name)), None)
         traced[name] = trace_denoiser(configs, name, size) if alike is None else traced[alike]
-    return TracedVideo(configs, size, layers, own.share_smoothing, traced, other_work(configs, size))
+    text_format = configs.text_encoder_format if configs.quantized else recipe.text_encoder
+    others = other_work(configs, size, text_format)
+    return TracedVideo(configs, size, layers, own.share_smoothing, traced, others)
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,14 @@ def _sentence(video: TracedVideo, speed: Speed, cache: CacheSettings | None, is_
     if cache is None:
         return "Every step is computed: a cache of steps does not suit this model's blocks."
     if is_counted:
-        return "Steps are left out by the magnitude ratios that were recorded of this model."
+        return "Steps are skipped by the magnitude ratios that were recorded of this model."
     if not _assumed(video, speed):
         return (
-            f"Every step is computed: of fewer than {FEWEST_STEPS_TO_ASSUME} steps none is assumed to be left out, and "
+            f"Every step is computed: of fewer than {FEWEST_STEPS_TO_ASSUME} steps none is assumed to be skipped, and "
             "nothing was recorded of this model."
         )
     return (
-        f"{_assumed(video, speed):.0%} of the denoiser calls are left out: an assumption, since it was so on "
+        f"{_assumed(video, speed):.0%} of the denoiser calls are skipped: an assumption, since it was so on "
         "the bundled model, and nothing was recorded of this one."
     )
 
