@@ -21,7 +21,7 @@ each_format = pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 
 
 def layer_of(format: Format) -> QuantizedLayer:
-    """A random layer of three timestep bins, whose input nothing is done to."""
+    """Make a random layer of three timestep bins, without a transform of its input."""
     plain = random_layer(random_linear(IN, OUT), format, BINS, rank=0, smoothed=False, centred=False)
     return dataclasses.replace(plain, weights_alone=True, clip_ratio=torch.ones(BINS.num_bins))
 

@@ -106,7 +106,7 @@ class RecordingMode(str, Enum):
 
 
 class TextEncoder(str, Enum):
-    """What the linears of text encoders are stored in; `recipe.TextEncoderFormat` says the same."""
+    """The storage formats of text encoders' linears, as in `recipe.TextEncoderFormat`."""
 
     AS_IT_IS = "16bit"
     INT8 = "int8"

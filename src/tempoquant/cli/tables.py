@@ -104,7 +104,7 @@ def comfyui_table(denoisers: Sequence["ExportedDenoiser"]) -> Table:
 
 
 def text_encoder_lines(contents: Contents) -> list[str]:
-    """A sentence for each text encoder that is quantized."""
+    """Return a sentence for each quantized text encoder."""
     return [
         f"{each.component}: linears in {each.format}, {format_bytes(each.num_bytes)}; {each.loss_in_words()} "
         f"Loading it needs {each.needs}."

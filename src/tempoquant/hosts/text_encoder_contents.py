@@ -1,4 +1,4 @@
-"""What the quantized text encoders of a pipeline folder are, from their configs."""
+"""The quantized text encoders of a pipeline folder, from their configs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -107,14 +107,14 @@ def linear_bytes(model: nn.Module, format: TextEncoderFormat) -> dict[nn.Linear,
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether transformers quantized a model: its tensors are more than their numbers, and move
-    with their module.
+    """Return whether transformers quantized a model, whose tensors then hold more than their
+    numbers.
     """
     return isinstance(getattr(model, "hf_quantizer", None), HfQuantizer)
 
 
 def _settings(format: TextEncoderFormat, dtypes: Iterable[torch.dtype]) -> Any:
-    """What transformers is told."""
+    """Return the settings for transformers' quantizer."""
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
     if format == "nf4":
@@ -126,8 +126,8 @@ def _settings(format: TextEncoderFormat, dtypes: Iterable[torch.dtype]) -> Any:
 
 
 def _settle_header(file: Path) -> None:
-    """Sort the header of a safetensors file, in place: the library writes its texts in an order of
-    chance.
+    """Sort the header of a safetensors file, in place: the library writes its texts in random
+    order.
     """
     with file.open("r+b") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")

@@ -1,7 +1,8 @@
-"""Memory modes beside `compile_repeated_blocks`: what moves a block's weights acts around its compiled call.
+"""Memory modes beside `compile_repeated_blocks`: the moves of a block's weights act around its
+compiled call.
 
-A module's hooks are compiled with it, and streams and marks have no place in a graph. So where a block is compiled,
-what would be its hooks is put around what it calls instead.
+A module's hooks are compiled with it, and streams and events have no place in a graph. So for a
+compiled block, the hooks are put around the function that it calls instead.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,13 +15,13 @@ from tempoquant.placement.modes import Memory
 
 
 def around_calls(module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Callable[[], None]:
-    """Have `before()` run before each call of a module and `after()` after each that did not fail.
+    """Run `before()` before each call of a module and `after()` after each that did not fail.
 
     Args:
-        before, after: as `models.hooks.unobtrusive` marks them; what they are given they do not look at.
+        before, after: as `models.hooks.unobtrusive` marks them; they ignore their arguments.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
     """
     compiled = module._compiled_call_impl
     if compiled is None:
@@ -41,14 +42,14 @@ def around_calls(module: nn.Module, before: Callable[..., None], after: Callable
     module._compiled_call_impl = call
 
     def undo() -> None:
-        if module._compiled_call_impl is call:  # somebody compiled it anew, or not at all
+        if module._compiled_call_impl is call:  # it was compiled anew, or not at all
             module._compiled_call_impl = compiled
 
     return undo
 
 
 def refuse_compiled(mode: Memory, model: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """Raise UnsupportedError where a mode would have to move weights inside of compiled code."""
+    """Raise UnsupportedError if a mode would have to move weights inside compiled code."""
     whole = model._compiled_call_impl is not None
     is_compiled = whole or any(block._compiled_call_impl is not None for block in blocks)
     if mode == "disk" and is_compiled:

@@ -1,4 +1,4 @@
-"""How many threads a model computes on without a GPU."""
+"""The number of threads that a model computes on without a GPU."""
 
 import contextlib
 import os
@@ -9,19 +9,22 @@ import torch
 from tempoquant.models.source import SourceModel
 
 SMALL_WIDTH = 1024
-"""Below it a product takes microseconds, less than two threads take to share it while other work has a core."""
+"""Below this width a product takes microseconds, less than two threads take to share it on a busy
+machine.
+"""
 
 
 @contextlib.contextmanager
 def suited_threads(source: SourceModel, device: str) -> Iterator[None]:
-    """Within this context a small model computes on one thread; a large one, or one on a GPU, on as many as before.
+    """Let a small model compute on one thread within this context; a large one, or one on a GPU, on
+    as many as before.
 
-    One thread sums in one order, so a small model's results do not depend on how many cores a machine has. Whoever
-    sets OMP_NUM_THREADS has chosen, and nothing changes.
+    One thread sums in one order, so a small model's results do not depend on the number of cores. A
+    user's OMP_NUM_THREADS takes precedence.
 
     Args:
         source: the pipeline.
-        device: where it computes.
+        device: its compute device.
     """
     before = torch.get_num_threads()
     if torch.device(device).type == "cpu" and "OMP_NUM_THREADS" not in os.environ and source.width < SMALL_WIDTH:

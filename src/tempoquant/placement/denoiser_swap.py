@@ -1,10 +1,10 @@
-"""One denoiser on the device at a time; the next one is copied to its place while it still runs.
+"""One denoiser on the device at a time; the next one is copied into its place while it still runs.
 
-During the last call of a denoiser each block leaves as soon as it has run. The block of the next denoiser is copied
-into the slot that it had, beside the computation of the blocks that follow. Slots are memory that is taken once, so the
-denoisers change places without waiting, and without room for more than one of them. Whether a call is the last one is
-foreseen from the scheduler's timesteps; foreseeing wrongly costs time, never the result: a call brings whatever it
-lacks.
+During the last call of a denoiser each block leaves once it has run. The block of the next denoiser
+is copied into its slot, in parallel with the computation of the following blocks. Slots are
+allocated once, so the denoisers change places without waiting, and without room for more than one
+of them. The scheduler's timesteps predict the last call. A wrong prediction costs time, and never
+changes the result: a call brings every part that it lacks.
 """
 
 import inspect
@@ -40,20 +40,20 @@ class Placed:
 
     @classmethod
     def of(cls, family: ModelFamily, model: Any) -> "Placed":
-        """A denoiser with the blocks that its family says it has."""
+        """Return a denoiser with the blocks of its family."""
         return cls(family, model, tuple(model.get_submodule(name) for name in family.blocks_of(model)))
 
 
 class DenoiserSwap:
-    """Denoisers whose weights wait in page-locked host memory, hooked into their calls.
+    """Denoisers whose weights wait in page-locked host memory, with hooks on their calls.
 
     Args:
         denoisers: by their names.
         stream: copies to the device.
-        foresee: (denoiser, timestep, calls of that denoiser at that timestep so far, this one included) to who is
-            called next: this denoiser again, another one, or None for nobody.
-        timestep_of: a call's arguments by name to its timestep; None for the family's way, which
-            waits for the device.
+        foresee: maps (denoiser, timestep, calls of that denoiser at that timestep so far, this one
+            included) to the next denoiser: this one again, another one, or None for none.
+        timestep_of: maps a call's arguments by name to its timestep; None for the family's
+            function, which waits for the device.
     """
 
     def __init__(
@@ -79,11 +79,13 @@ class DenoiserSwap:
                 self._hook(denoiser, index, module)
 
     def on_device(self, denoiser: str) -> list[bool]:
-        """Whether it is there: first all that is in no block, then each block in order."""
+        """Return whether each part is on the device: first everything outside the blocks, then each
+        block in order.
+        """
         return [part.is_here for part in self._parts[denoiser]]
 
     def remove(self) -> None:
-        """Leave plain models on the host."""
+        """Restore plain models on the host."""
         for handle in self._handles:
             handle.remove()
         for undo in reversed(self._undo):
@@ -99,7 +101,7 @@ class DenoiserSwap:
         self._undo.append(around_calls(module, before, after))
 
     def _begin(self, denoiser: str, timestep: float) -> None:
-        """Before a call: make room, bring what is missing, and foresee who comes next."""
+        """Prepare a call: make room, bring missing parts, and predict the next denoiser."""
         own = self._parts[denoiser]
         for other, parts in self._parts.items():
             if other != denoiser:
@@ -114,7 +116,7 @@ class DenoiserSwap:
         self._next = self._foresee(denoiser, timestep, count)
 
     def _exchange(self, denoiser: str, index: int) -> None:
-        """After a part has run: in a denoiser's last call it makes room for its counterpart."""
+        """Replace a part that has run by its counterpart, in a denoiser's last call."""
         if self._next == denoiser:
             return
         part = self._parts[denoiser][index]
@@ -128,7 +130,7 @@ class DenoiserSwap:
 def next_denoiser(
     timesteps: Sequence[float], denoisers: Sequence[Denoiser], num_branches: int
 ) -> Callable[[str, float, int], str | None]:
-    """Who follows in a sampling loop, as `DenoiserSwap` asks.
+    """Return the function that predicts the next denoiser in a sampling loop, for `DenoiserSwap`.
 
     Args:
         timesteps: of the loop, in order.
@@ -160,7 +162,9 @@ def _before_call(
 
 
 def requiring_same_weights(denoiser: str, model: nn.Module) -> Callable[..., None]:
-    """A hook before the model's calls that raises UnsupportedError once it has other weights than now."""
+    """Return a hook before the model's calls that raises UnsupportedError once the model's weights
+    have changed.
+    """
     known = tensors_of(model).keys()
 
     def check(*_: Any) -> None:
@@ -174,7 +178,9 @@ def requiring_same_weights(denoiser: str, model: nn.Module) -> Callable[..., Non
 
 
 def _parts(placed: Placed, stream: SideStream, slots: list[Slot]) -> list[HostCopy]:
-    """What is in no block, and each block; parts of the same place in the order have the same of the slots."""
+    """Return the parts outside blocks, and each block; parts at the same place in the order share a
+    slot.
+    """
     slabs = PinnedSlabs() if stream.device.type == "cuda" else None
     parts = parts_of(placed)
     slots += [Slot(stream) for _ in range(len(slots), len(parts))]
@@ -182,7 +188,7 @@ def _parts(placed: Placed, stream: SideStream, slots: list[Slot]) -> list[HostCo
 
 
 def parts_of(placed: Placed) -> list[list[torch.Tensor]]:
-    """The tensors of a denoiser: those in no block, then those of each block."""
+    """Return the tensors of a denoiser: those outside blocks, then those of each block."""
     blocks = [tensors_of(block) for block in placed.blocks]
     rest = {
         key: tensor for key, tensor in tensors_of(placed.model).items() if not any(key in block for block in blocks)

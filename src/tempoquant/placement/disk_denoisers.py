@@ -1,9 +1,9 @@
-"""Denoisers that read what they need from their files: what lies outside the blocks while this denoiser and no other
-runs, each block while it runs.
+"""Denoisers that read what they need from their files: what lies outside the blocks while this
+denoiser and no other runs, each block while it runs.
 
-Nothing stays: a file is open while a part is read, and what was read is let go of when the block has run. While
-generating, a thread reads the block that comes next beside the computation of this one, so two blocks are the most
-there is.
+Nothing stays: a file is open while a part is read, and what was read is let go of when the block
+has run. While generating, a thread reads the block that comes next beside the computation of this
+one, so two blocks are the most there is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class PartsOnDisk(Protocol):
-    """One denoiser's files. A part is a block, or all that is in no block: the model itself with the prefix "".
+    """One denoiser's files. A part is a block, or all that is in no block: the model itself with
+    the prefix "".
 
     Attributes:
         blocks: names, in the order in which they run.
@@ -76,7 +77,9 @@ class DiskDenoisers:
                 self._hook(part, following)
 
     def remove(self) -> None:
-        """Take the hooks off, let go of what is there, and end the thread; the models have no weights then."""
+        """Take the hooks off, let go of what is there, and end the thread; the models have no
+        weights then.
+        """
         for handle in self._handles:
             handle.remove()
         if self._running is not None:
@@ -116,7 +119,7 @@ class DiskDenoisers:
         self._handles.append(part.module.register_forward_hook(leave, always_call=True))
 
     def _read(self, part: _Part) -> Tensors:
-        """A block's tensors: those that were read ahead, if it was this block."""
+        """Return a block's tensors: those that were read ahead, if it was this block."""
         ahead, self._next = self._next, None
         if ahead is not None and ahead[0].module is part.module:
             return ahead[1].result()
@@ -126,7 +129,9 @@ class DiskDenoisers:
 
 
 def typed_model(weights: PartsOnDisk) -> Any:
-    """Return a denoiser without weights, in the dtypes that it computes in: the pipeline asks before any is read."""
+    """Return a denoiser without weights, in the dtypes that it computes in: the pipeline asks
+    before any is read.
+    """
     model = weights.empty_model()
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(weights.dtype_of(name))

@@ -1,4 +1,6 @@
-"""The memory mode disk of generating: pipelines that are loaded without their denoisers' weights."""
+"""The memory mode disk of generating: pipelines that are loaded without their denoisers'
+weights.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,9 @@ _ON_DISK = "_tempoquant_weights_on_disk"
 
 
 def require_readable(source: SourceModel, mode: Memory = "disk") -> None:
-    """Raise UnsupportedError for "disk" where it cannot read a denoiser, before anything is loaded."""
+    """Raise UnsupportedError for "disk" where it cannot read a denoiser, before anything is
+    loaded.
+    """
     for denoiser in source.denoisers if mode == "disk" else ():
         component = source.components[denoiser.component]
         if component.is_quantized and not component.is_ours:
@@ -56,7 +60,9 @@ def weights_on_disk(pipeline: Any) -> Mapping[str, PartsOnDisk]:
 
 
 def refuse_other_than_loaded(pipeline: Any, mode: Memory) -> None:
-    """Raise UnsupportedError for "disk" where weights are in memory, and for another mode where they are not."""
+    """Raise UnsupportedError for "disk" where weights are in memory, and for another mode where
+    they are not.
+    """
     if mode == "disk" and not hasattr(pipeline, _ON_DISK):
         raise UnsupportedError(
             "the memory mode disk is for pipelines that are loaded in it, without their denoisers' weights: "
@@ -71,7 +77,7 @@ def refuse_other_than_loaded(pipeline: Any, mode: Memory) -> None:
 
 @contextlib.contextmanager
 def refusing_changes() -> Iterator[None]:
-    """What in the mode "disk" takes the place of lifting it."""
+    """Refuse changes that other modes would be lifted for, in the mode "disk"."""
     raise UnsupportedError(
         "in the memory mode disk weights are read from their files before each call: they can have no adapters and not "
         "be compiled. Load the pipeline in swap or lean, or fuse LoRAs before quantizing (quantize --lora)."

@@ -1,7 +1,8 @@
-"""Modules whose weights wait in host memory and are on the device only while they are wanted.
+"""Modules whose weights wait in host memory and are on the device only while they are needed.
 
-diffusers' group offloading brings blocks of one model in a fixed order. It knows no second model that takes the first
-one's place, and takes the text encoder's embedding of gigabytes to the device to read a few rows of it.
+diffusers' group offloading brings blocks of one model in a fixed order. It has no second model that
+takes the first one's place, and it copies the text encoder's embedding of gigabytes to the device
+to read a few rows of it.
 """
 
 import itertools
@@ -13,13 +14,14 @@ from torch import nn
 
 
 class SideStream:
-    """Copies to a CUDA device beside what computes there. On any other device nothing has to move.
+    """Copies to a CUDA device in parallel with its computation. On any other device no tensor
+    moves.
 
-    Two queues of work, that of the copies and that of whatever computes, and marks in them: an event recorded in one
-    that the other waits for. Nobody waits on the host.
+    There are two queues of work, for copies and for computation, and marks in them: an event
+    recorded in one that the other waits for. There is no host synchronization.
 
     Attributes:
-        device: where it computes.
+        device: the compute device.
         moves: whether tensors have to be copied there.
     """
 
@@ -28,16 +30,20 @@ class SideStream:
         self._stream = torch.cuda.Stream(device) if self.moves else None
 
     def reserve(self, num_bytes: int) -> torch.Tensor:
-        """Memory on the device, (num_bytes,) uint8, of the computing queue: it may be written to after `computed`."""
+        """Allocate memory on the device, (num_bytes,) uint8, in the computing queue: it may be
+        written to after `computed`.
+        """
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def computed(self) -> Any:
-        """A mark: how far computing has been asked for."""
+        """Return a mark of the computation queued so far."""
         return torch.cuda.current_stream(self.device).record_event()
 
     def copy(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], after: Any) -> Any:
-        """Copy (host, device) tensors once computing has come to a mark; answer the mark of their end."""
-        assert self._stream is not None  # or nothing moves
+        """Copy (host, device) tensors once computation has reached a mark; return the mark of their
+        end.
+        """
+        assert self._stream is not None  # otherwise nothing moves
         self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             for host, there in pairs:
@@ -45,16 +51,16 @@ class SideStream:
         return self._stream.record_event()
 
     def wait(self, mark: Any) -> None:
-        """Have what is computed from now on wait for the copies up to a mark."""
+        """Make later computation wait for the copies up to a mark."""
         torch.cuda.current_stream(self.device).wait_event(mark)
 
 
 class Slot:
     """A place on the device that holds one part of a model after another, in the same memory.
 
-    `tensor.record_stream` would let the allocator give memory away only once it has *found* that a copy is done, so
-    that two parts lie where one has room. Here memory stays, and marks say when it may be written to: never before the
-    part that was there has been computed with.
+    `tensor.record_stream` would let the allocator free memory only once it has *found* that a copy
+    is done, so that two parts need memory at once. Here memory stays, and marks tell when it may be
+    written to: never before the computation with its last part has ended.
 
     Args:
         stream: copies to the device.
@@ -70,18 +76,20 @@ class Slot:
 
     @property
     def num_bytes(self) -> int:
-        """Of the largest part that it is for."""
+        """Return the bytes of its largest part."""
         return self._num_bytes
 
     def make_room(self, num_bytes: int) -> None:
-        """Be as large as that, from the next time on that memory is taken."""
+        """Enlarge the slot, from its next allocation on."""
         self._num_bytes = max(self._num_bytes, num_bytes)
 
     def fill(self, part: "HostCopy", hosts: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], Any]:
-        """Ask for a part's tensors: those on the device, and the mark after which they may be read."""
+        """Queue the copy of a part; return its tensors on the device, and the mark after which they
+        may be read.
+        """
         if self._held_by is not None:
             raise RuntimeError("a slot was to be filled while another part of a model is in it.")
-        with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode cannot be written to later
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode cannot be written to later
             if self._memory is None:
                 self._memory = self._stream.reserve(self._num_bytes)
                 self._is_free = self._stream.computed()
@@ -92,53 +100,59 @@ class Slot:
         return places, self._is_filled
 
     def empty(self, part: "HostCopy") -> None:
-        """The part has been computed with, as far as that was asked for. Its memory may be overwritten after that."""
+        """Mark the queued computation with the part as its last; its memory may be overwritten
+        after that.
+        """
         if self._held_by is part:
             self._held_by, self._is_free = None, self._stream.computed()
 
     def give_back(self) -> None:
-        """Give the memory back to the allocator, unless a part is there."""
+        """Free the memory, unless a part is there."""
         if self._held_by is None and self._memory is not None:
-            self._stream.wait(self._is_filled)  # a copy that nobody waited for must not write to another's memory
+            self._stream.wait(self._is_filled)  # a copy without a reader must not write to another's memory
             self._memory = None
 
 
 def starts_of(tensors: Iterable[torch.Tensor]) -> list[int]:
-    """Where tensors begin that lie one after another, bytes."""
+    """Return the byte offsets at which tensors begin that are stored one after another."""
     return _starts([tensor.nbytes for tensor in tensors])[:-1]
 
 
 def slot_bytes(sizes: Iterable[int]) -> int:
-    """What tensors of these sizes take in a slot."""
+    """Return the bytes that tensors of these sizes take in a slot."""
     return _starts(list(sizes))[-1]
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Of each, and the end of the last one."""
+    """Return the start of each, and the end of the last one."""
     padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
     return [0, *itertools.accumulate(padded)]
 
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor there; itself where it is there already."""
+    """Return the tensor on the device; itself if it is there already."""
     return host.to(device)
 
 
 SLAB_BYTES = 2**29
-"""PyTorch rounds every page-locked allocation up to a power of two: a tensor of 142 MB alone would take 268 MB."""
+"""PyTorch rounds every page-locked allocation up to a power of two: a tensor of 142 MB alone would
+take 268 MB.
+"""
 
 _ALIGNMENT = 256  # of a tensor within a slab, bytes
 
 
 class PinnedSlabs:
-    """Page-locked host memory in which tensors lie one after another. A slab is free once none of them is left."""
+    """Page-locked host memory for tensors one after another. A slab is free once none of them is
+    left.
+    """
 
     def __init__(self) -> None:
         self._slab = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
     def hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A page-locked copy on the host."""
+        """Return a page-locked copy on the host."""
         start, size = place_in_slab(self._used, self._slab.numel(), tensor.nbytes)
         if size:
             self._slab = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -148,7 +162,9 @@ class PinnedSlabs:
 
 
 def place_in_slab(used: int, slab: int, wanted: int) -> tuple[int, int]:
-    """Where a tensor of `wanted` bytes goes after `used` of `slab` bytes: (start, 0), or (0, size of a new slab)."""
+    """Return the place of `wanted` bytes after `used` of `slab` bytes: (start, 0), or (0, size of a
+    new slab).
+    """
     start = -(-used // _ALIGNMENT) * _ALIGNMENT
     if start + wanted <= slab:
         return start, 0
@@ -156,7 +172,7 @@ def place_in_slab(used: int, slab: int, wanted: int) -> tuple[int, int]:
 
 
 def slab_bytes(sizes: Iterable[int]) -> int:
-    """Page-locked bytes that tensors of these sizes take, in this order."""
+    """Return the page-locked bytes that tensors of these sizes take, in this order."""
     used = slab = total = 0
     for wanted in sizes:
         used, size = place_in_slab(used, slab, wanted)
@@ -165,12 +181,13 @@ def slab_bytes(sizes: Iterable[int]) -> int:
 
 
 class HostCopy:
-    """Some tensors of a model, with copies that stay in host memory. Taking the copies takes them off the device.
+    """Some tensors of a model, with copies that stay in host memory. Making the copies moves the
+    tensors off the device.
 
     Args:
         tensors: parameters and buffers.
         stream: copies to the device.
-        slot: where they are while they are on the device; parts that are never there at once may have the same.
+        slot: their place on the device; parts that are never there at once may share it.
         slabs: of page-locked memory for the copies; None for plain memory.
 
     Attributes:
@@ -186,7 +203,7 @@ class HostCopy:
         self.is_here = False
 
     def bring(self) -> None:
-        """Ask for the tensors on the device. They may be used after `wait`."""
+        """Queue the copy of the tensors to the device. They may be used after `wait`."""
         if self.is_here:
             return
         hosts = [host for _, host in self._tensors]
@@ -199,7 +216,7 @@ class HostCopy:
         self.is_here = True
 
     def wait(self) -> None:
-        """Have computations wait for the tensors; bring them if nobody did."""
+        """Make computation wait for the tensors; bring them if they were not."""
         self.bring()
         if self._mark is not None:
             self._stream.wait(self._mark)
@@ -213,25 +230,26 @@ class HostCopy:
         self._mark, self.is_here = None, False
 
     def give_back(self) -> None:
-        """Leave the slot, and give its memory back where no other part is in it."""
+        """Leave the slot, and free its memory if no other part is in it."""
         self.leave()
         self._slot.give_back()
 
     def _take(self, tensor: torch.Tensor) -> torch.Tensor:
         host = tensor.data.cpu() if self._slabs is None else self._slabs.hold(tensor.data)
-        tensor.data = host  # at once: no more than one tensor is in memory twice
+        tensor.data = host  # at once, so that no more than one tensor is in memory twice
         return host
 
 
 def tensors_of(*modules: nn.Module) -> dict[int, torch.Tensor]:
-    """Parameters and buffers by identity, tied ones once."""
+    """Return parameters and buffers by identity, tied ones once."""
     return {id(tensor): tensor for module in modules for tensor in (*module.parameters(), *module.buffers())}
 
 
 def stream_blocks(
     model: nn.Module, blocks: Sequence[nn.Module], stays: nn.Parameter, stream: SideStream
 ) -> Callable[[], None]:
-    """Have a model compute on the device with one of its blocks there at a time, and what is in no block.
+    """Make a model compute on the device with one of its blocks there at a time, and the parts
+    outside blocks.
 
     Args:
         model: its tensors come to the host.
@@ -239,7 +257,7 @@ def stream_blocks(
         stays: the weight of an embedding; its rows are looked up in host memory.
 
     Returns:
-        What undoes it, and leaves the model on the host.
+        A function that undoes it, and leaves the model on the host.
     """
     device, host = stream.device, torch.device("cpu")
     stays.data = stays.data.to(host)

@@ -1,7 +1,8 @@
-"""A memory mode is lifted while a verb of diffusers changes which weights a model has, and is then in force again.
+"""Suspension of a memory mode while a method of diffusers changes a model's weights; the mode then
+applies again.
 
-Modes hold on to the tensors that they move. diffusers' own answer, to take accelerate's hooks off and to put those of
-another kind of offloading on, knows nothing of ours.
+Modes hold the tensors that they move. diffusers' own way, to remove accelerate's hooks and to add
+those of another kind of offloading, does not know ours.
 """
 
 import functools
@@ -19,7 +20,9 @@ DENOISER_VERBS = (
 
 
 def lift_for(owner: Any, verbs: Iterable[str], lifted: Callable[[], AbstractContextManager[None]]) -> ExitStack:
-    """Have methods of one object run within `lifted()`. Closing the stack gives its class's own methods back."""
+    """Run methods of one object within `lifted()`. Closing the stack restores its class's own
+    methods.
+    """
     undo = ExitStack()
     for verb in verbs:
         if not hasattr(owner, verb):  # not every pipeline loads LoRAs

@@ -13,7 +13,8 @@ from tempoquant.placement.modes import MEMORY_MODES, Memory
 def load_pipeline(
     model: ModelName, mode: Memory = "resident", device: str | None = None, in_chunks: bool = True
 ) -> Any:
-    """Load a pipeline, 16-bit or quantized, and set its memory mode; in "disk" no denoiser's weights are loaded.
+    """Load a pipeline, 16-bit or quantized, and set its memory mode; in "disk" no denoiser's
+    weights are loaded.
 
     Args:
         model: a bundled model's name, a folder, or a hub id.
@@ -22,7 +23,8 @@ def load_pipeline(
     Raises:
         ModelError: there is no such model, it is not what a family can run, or it does not load.
         CheckpointError: a quantized denoiser is damaged.
-        SettingsError, UnsupportedError: as `set_memory_mode`; or "disk" for a pipeline exported for other kernels.
+        SettingsError, UnsupportedError: as `set_memory_mode`; or "disk" for a pipeline exported for
+            other kernels.
     """
     if mode not in MEMORY_MODES:
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")

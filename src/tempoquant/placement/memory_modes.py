@@ -1,10 +1,10 @@
-"""What of a pipeline is on the device when, while it generates: four ways, fast to frugal. docs/memory.md has
-their peaks.
+"""Memory modes: which part of a pipeline is on the device at which time of a generation.
 
-All of them stream the text encoder through the device block by block, keep the autoencoder there only while it works
-and in tiles, its video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the
-denoisers: *resident* keeps both on the device, *swap* the one that runs, *lean* the block that runs and the next;
-*disk* reads the block that runs from its file, so that RAM has no denoiser either.
+There are four, fast to frugal; docs/memory.md has their peaks. All of them stream the text encoder
+through the device block by block, keep the autoencoder there only while it works and in tiles, its
+video in host memory, and compute blocks in chunks of tokens or in one piece. They differ in the
+denoisers: *resident* keeps both on the device, *swap* the running one, *lean* the running block and
+the next; *disk* reads the running block from its file, so that RAM holds no denoiser either.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class MemoryMode:
     Attributes:
         mode: "resident", "swap", "lean" or "disk".
         in_chunks: whether blocks compute a chunk of tokens at a time.
-        swap: the denoisers that take turns; None but in "swap".
+        swap: the denoisers that take turns; None except in "swap".
     """
 
     def __init__(self, pipeline: Any, mode: Memory, device: torch.device, in_chunks: bool) -> None:
@@ -63,15 +63,14 @@ class MemoryMode:
             self._verbs.push(lift_for(getattr(pipeline, denoiser.component), DENOISER_VERBS, lifted))
 
     def remove(self) -> None:
-        """Leave a plain pipeline: no hooks, in "resident" with denoisers on the device, else all on the CPU; in "disk"
-        denoisers have no weights then."""
+        """Restore a plain pipeline without hooks: in "disk" denoisers then have no weights."""
         self._verbs.close()
         self._undo.close()
 
     @contextlib.contextmanager
     def _lifted(self) -> Iterator[None]:
-        """Within this context the pipeline is plain, as it is after `remove`."""
-        if self._is_lifted:  # one verb calls another
+        """Suspend the mode within this context: the pipeline is plain, as after `remove`."""
+        if self._is_lifted:  # one method calls another
             yield
             return
         self._is_lifted = True
@@ -87,9 +86,10 @@ class MemoryMode:
         denoisers = {each.name: Placed.of(family, getattr(pipeline, each.component)) for each in self._facts.denoisers}
         for placed in denoisers.values():
             refuse_compiled(self.mode, placed.model, placed.blocks)
-        with ExitStack() as undo:  # what was done is undone when the rest fails
+        with ExitStack() as undo:  # if the rest fails, this is undone
             stream = SideStream(device)
-            # Others are told by the hooks of their models, these by their weights: a modular pipeline's first model's.
+            # Others are told by the hooks of their models, these by their weights: a modular
+            # pipeline's first model's.
             if is_modular(pipeline) or self.mode == "disk":
                 undo.callback(_tell_device(pipeline, device))
             if self.in_chunks and family.chunk_blocks is not None:
@@ -136,23 +136,27 @@ def set_memory_mode(
     device: str | torch.device | None = None,
     in_chunks: bool = True,
 ) -> MemoryMode:
-    """Decide what of a pipeline is on the device when. Call it instead of `pipeline.to(device)`.
+    """Set which part of a pipeline is on the device at which time. Call it instead of
+    `pipeline.to(device)`.
 
     Args:
         pipeline: of a family that TempoQuant knows, 16-bit or quantized, best still on the CPU.
-        mode: "resident": all denoisers stay on the device; the fastest. "swap": the denoiser that runs, the other one
-            in page-locked host memory; they change places while the first one's last call still runs. "lean": the block
-            that runs and the next. ("disk" is a mode to load a pipeline in: `load_pipeline`.)
-        device: where it computes; CUDA where there is one if left out.
-        in_chunks: whether blocks compute a chunk of tokens at a time, where the family has chunks: less than half of
-            the activations, and slower. `tempoquant plan` says what each way takes.
+        mode: "resident": all denoisers stay on the device; the fastest. "swap": the running
+            denoiser, the other one in page-locked host memory; they change places while the first
+            one's last call still runs. "lean": the running block and the next. ("disk" is a mode to
+            load a pipeline in: `load_pipeline`.)
+        device: the compute device; by default CUDA if there is a GPU.
+        in_chunks: whether blocks compute a chunk of tokens at a time, if the family has chunks:
+            less than half of the activations, and slower. `tempoquant plan` gives the memory of
+            both.
 
     Returns:
-        The mode, whose `remove()` takes it off again. Setting another one does that by itself.
+        The mode, whose `remove()` ends it. Setting another one also ends it.
 
     Raises:
         SettingsError: there is no such mode.
-        UnsupportedError: other hooks already place the pipeline's models, or its class is another one.
+        UnsupportedError: other hooks already place the pipeline's models, or its class is another
+            one.
     """
     if mode not in MEMORY_MODES:
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
@@ -165,14 +169,14 @@ def set_memory_mode(
 
 
 def remove_memory_mode(pipeline: Any) -> None:
-    """Take off the memory mode that is set, if any."""
+    """Remove the memory mode of a pipeline, if any."""
     if (in_force := getattr(pipeline, _ATTRIBUTE, None)) is not None:
         in_force.remove()
         setattr(pipeline, _ATTRIBUTE, None)
 
 
 def load_in_mode(source: SourceModel, mode: Memory, device: str, in_chunks: bool = True) -> Any:
-    """Load a pipeline to the CPU, in the dtype that the device computes in, and set its memory mode.
+    """Load a pipeline to the CPU, in the compute dtype of the device, and set its memory mode.
 
     Raises as `load_pipeline` and `set_memory_mode` do.
     """
@@ -203,7 +207,7 @@ def _group_offloaded(module: nn.Module) -> bool:
 def _foreseeing(
     pipeline: Any, facts: PipelineFacts, timesteps: HostTimesteps
 ) -> Callable[[str, float, int], str | None]:
-    """Who is called next, by the pipeline's scheduler and guidance as they are at each call."""
+    """Return the prediction of the next denoiser, by the scheduler and guidance at each call."""
 
     def foresee(denoiser: str, timestep: float, num_calls: int) -> str | None:
         schedule = timesteps.schedule()
@@ -218,7 +222,7 @@ def _foreseeing(
 
 
 def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
-    """Tiles; on the device from when it is called until a denoiser is; what it decodes goes to the host."""
+    """Let the autoencoder work in tiles, on the device only while it works."""
     back = use_tiles(vae)
     # Tiles, their blending, and the whole video: ten times the size of a tile at work.
     to_host = vae.decoder.register_forward_hook(lambda _module, _args, decoded: decoded.cpu())
@@ -233,7 +237,7 @@ def _use_autoencoder(vae: Any, denoisers: Sequence[nn.Module], device: torch.dev
 
 
 def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.device) -> Callable[[], None]:
-    """On the device from when it is called until a denoiser is."""
+    """Keep a model on the device from its call until a denoiser's."""
     _, offload = accelerate.cpu_offload_with_hook(model, device)
     handles = [denoiser.register_forward_pre_hook(lambda *_: offload.offload()) for denoiser in denoisers]
 
@@ -248,7 +252,7 @@ def _use_briefly(model: Any, denoisers: Sequence[nn.Module], device: torch.devic
 
 
 def _tell_device(pipeline: Any, device: torch.device) -> Callable[[], None]:
-    """Have a pipeline compute on a device, wherever the weights of its models are."""
+    """Make a pipeline compute on a device, wherever the weights of its models are."""
     own: Any = type(pipeline)
     pipeline.__class__ = told_its_device(own)
     pipeline.stated_device = device
@@ -260,14 +264,16 @@ def _tell_device(pipeline: Any, device: torch.device) -> Callable[[], None]:
 
 
 def _offload_blocks(denoisers: dict[str, Placed], device: torch.device) -> Callable[[], None]:
-    """By diffusers, to RAM. (Its offloading to disk mixes up the files of two denoisers.)"""
+    """Offload blocks to RAM by diffusers, whose offloading to disk mixes up two denoisers'
+    files.
+    """
     streams = device.type == "cuda"
     handles = [
         placed.model.register_forward_pre_hook(requiring_same_weights(name, placed.model))
         for name, placed in denoisers.items()
     ]
     for placed in denoisers.values():
-        if streams:  # it page-locks each tensor by itself, unless it is so already
+        if streams:  # otherwise it page-locks each tensor by itself
             slabs = PinnedSlabs()
             for tensor in itertools.chain.from_iterable(parts_of(placed)):
                 tensor.data = slabs.hold(tensor.data)

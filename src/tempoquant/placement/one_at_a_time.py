@@ -1,7 +1,8 @@
-"""One thread at a time in the models of a pipeline whose weights come and go.
+"""A lock for pipelines whose weights come and go: one thread at a time computes with their models.
 
-A model that is moved while another thread computes with it computes nonsense, or stops in the middle. Threads may share
-models, each with a scheduler of its own, so the second one waits at the door until the first one is out.
+A model that is moved while another thread computes with it gives wrong results, or stops in the
+middle. Threads may share models, each with its own scheduler, so the second thread waits until the
+first one has finished.
 """
 
 import functools
@@ -18,14 +19,14 @@ _LOOK_AGAIN_S = 1.0  # whether the thread inside still lives
 
 
 class Turn:
-    """Which thread is inside. It may come in again: a call that was interrupted from outside never left."""
+    """The thread that holds the lock. It may enter again, since an interrupted call never left."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside: threading.Thread | None = None
 
     def take(self) -> None:
-        """Wait until no other thread is inside, and be there."""
+        """Wait until no other thread holds the turn, and take it."""
         me = threading.current_thread()
         with self._changed:
             while self._inside is not None and self._inside is not me and self._inside.is_alive():
@@ -33,7 +34,7 @@ class Turn:
             self._inside = me
 
     def give_back(self) -> None:
-        """Be outside."""
+        """Release the turn."""
         with self._changed:
             if self._inside is threading.current_thread():
                 self._inside = None
@@ -41,9 +42,10 @@ class Turn:
 
 
 def one_at_a_time(turn: Turn, models: Iterable[nn.Module], methods: Iterable[tuple[Any, str]]) -> ExitStack:
-    """Have calls of models, and methods of objects, wait for their turn. Closing the stack undoes it.
+    """Make calls of models, and methods of objects, wait for their turn. Closing the stack undoes
+    it.
 
-    Call it after all other hooks were put on the models: what those do belongs to the turn.
+    Call it after all other hooks were added to the models, since these belong to the turn.
     """
     undo = ExitStack()
     for model in models:

@@ -1,7 +1,8 @@
 """Text encoders that transformers quantized, block by block through the device.
 
-Their tensors are more than their numbers: torchao's are objects of several tensors, and beside those of bitsandbytes
-lies a state that tells how to read them. So it is modules that move, by their own `to`, and not tensors.
+Their tensors are more than their numbers: torchao's are objects of several tensors, and beside
+those of bitsandbytes lies a state that tells how to read them. So it is modules that move, by their
+own `to`, and not tensors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,8 @@ from tempoquant.placement.host_copies import SideStream, moved
 def stream_quantized_blocks(
     model: nn.Module, blocks: Sequence[nn.Module], stays: nn.Parameter, stream: SideStream
 ) -> Callable[[], None]:
-    """Have a model compute on the device with one of its blocks there at a time, and what is in no block.
+    """Have a model compute on the device with one of its blocks there at a time, and what is in no
+    block.
 
     Args, and what is returned: as of `host_copies.stream_blocks`.
     """
@@ -50,7 +52,7 @@ def move(modules: Sequence[nn.Module], device: torch.device) -> None:
 
 
 def _with_tensors(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules without modules in them that hold a tensor."""
+    """Return modules without submodules that hold a tensor."""
     for module in model.modules():
         if not list(module.children()) and [*module.parameters(), *module.buffers()]:
             yield module

@@ -1,7 +1,9 @@
-"""Where the parts of a 16-bit pipeline are while it records: all on the device, one model there at a time, or on disk.
+"""The places of a 16-bit pipeline's parts while it records: all on the device, one model at a time,
+or on disk.
 
-`disk` does not use diffusers' group offload to disk, which loads the whole model first and, in a pipeline, writes all
-denoisers under the same file names. It reads each block from the denoiser's own files when the block runs.
+`disk` does not use diffusers' group offload to disk, which loads the whole model first and, in a
+pipeline, writes all denoisers under the same file names. It reads each block from the denoiser's
+own files when the block runs.
 """
 
 import contextlib
@@ -30,15 +32,16 @@ class LoadedPipeline:
     """A pipeline that can run.
 
     Attributes:
-        pipeline: without a text encoder where texts are encoded already.
-        embeddings: text to what the pipeline takes in its place, of the texts that were encoded ahead; else empty.
+        pipeline: without a text encoder if texts are encoded already.
+        embeddings: text to the pipeline's arguments in its place, for texts encoded ahead; else
+            empty.
     """
 
     pipeline: Any
     embeddings: Mapping[str, Mapping[str, torch.Tensor]]
 
     def texts(self, prompt: str, negative_prompt: str = "") -> dict[str, Any]:
-        """The pipeline's arguments for a prompt."""
+        """Return the pipeline's arguments for a prompt."""
         if not self.embeddings:
             return {"prompt": prompt, "negative_prompt": negative_prompt}
         negative = {f"negative_{name}": tensor for name, tensor in self.embeddings[negative_prompt].items()}
@@ -66,14 +69,17 @@ def loaded_pipeline(
     texts: Sequence[str] = (),
     loras: Mapping[str, "LoraSum"] | None = None,
 ) -> Iterator[LoadedPipeline]:
-    """A 16-bit pipeline within this context. Once nobody refers to it any more, `free_memory` gives its memory back.
+    """Load a 16-bit pipeline within this context. Once nothing refers to it, `free_memory` frees
+    its memory.
 
     Args:
         source: the pipeline.
         device: where it computes.
-        memory: "resident" holds everything on the device; "swap" holds everything in RAM and one model on the GPU;
-            "disk" encodes the texts first, lets go of the encoder, and reads each block from its file when it runs.
-        texts: what `LoadedPipeline.texts` will be asked for, both prompts and negative prompts; used by "disk" only.
+        memory: "resident" holds everything on the device; "swap" holds everything in RAM and one
+            model on the GPU; "disk" encodes the texts first, releases the encoder, and reads each
+            block from its file when it runs.
+        texts: the texts for `LoadedPipeline.texts`, prompts and negative prompts; used by "disk"
+            only.
         loras: added to the denoisers' weights.
 
     Raises:
@@ -103,7 +109,7 @@ def loaded_pipeline(
         pipeline.stated_device = torch.device(device)
     else:
         denoisers = {components[name]: each.whole_model() for name, each in weights.items()}
-        # In its stored dtype, as `disk` has it: which mode recorded a sample must not show in it.
+        # In its stored dtype, as in `disk`: the mode must not affect a recorded sample.
         pipeline = _load(source, dtype, {**load_text_encoders(source), **denoisers})
         if memory == "swap":
             pipeline.enable_model_cpu_offload(device=device)
@@ -119,23 +125,27 @@ def loaded_pipeline(
 
 @contextlib.contextmanager
 def loaded_autoencoder(source: SourceModel, device: str) -> Iterator[Any]:
-    """A pipeline that has its autoencoder and its scheduler only: enough to prepare latents. Raises ModelError."""
+    """Load a pipeline with only its autoencoder and its scheduler, enough to prepare latents.
+    Raises ModelError.
+    """
     left_out = dict.fromkeys((*source.text_components, *source.denoiser_components))
     pipeline = _load(source, compute_dtype(device), left_out).to(device)
     yield pipeline
 
 
 def _load(source: SourceModel, dtype: torch.dtype, components: Mapping[str, nn.Module | None]) -> Any:
-    """A pipeline on the CPU that can be told where it computes: denoisers whose weights come and go have no device to
-    ask for."""
+    """Load a pipeline on the CPU with a settable compute device: denoisers whose weights come and
+    go have none.
+    """
     pipeline = from_pretrained(source, dtype, **components)
     pipeline.__class__ = told_its_device(pipeline_class(source))
     return pipeline
 
 
 def load_text_encoders(source: SourceModel, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The text encoders by name, on the CPU, in the dtypes they are stored in; given ones as they are. Raises
-    ModelError."""
+    """Load the text encoders by name, on the CPU, in their stored dtypes; given ones as they are.
+    Raises ModelError.
+    """
     components = {name: source.components[name] for name in source.text_components if name not in (given or {})}
     loaded = {name: load_component(each, "auto") for name, each in components.items() if each.has_weights}
     return {**loaded, **(given or {})}
@@ -145,9 +155,10 @@ def load_text_encoders(source: SourceModel, given: Mapping[str, Any] | None = No
 def encode_texts(
     source: SourceModel, texts: Sequence[str], device: str, given: Mapping[str, Any] | None = None
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """What the pipeline takes in the place of each text, on the device, in the dtypes the encoders are stored in.
+    """Encode each text: return the pipeline's arguments in its place, on the device, in the
+    encoders' stored dtypes.
 
-    Nothing but the text encoders is in memory meanwhile, and they are gone afterwards.
+    Only the text encoders are in memory meanwhile, and they are released afterwards.
 
     Args:
         given: models in place of the source's own encoders, by the component's name.
@@ -170,8 +181,8 @@ def encode_texts(
 
 
 def denoisers_on_disk(weights: Mapping[str, DenoiserWeights]) -> dict[str, Any]:
-    """Denoisers that read what they need from their files: what lies outside the blocks while this denoiser and no
-    other runs, each block while it runs.
+    """Return denoisers that read from their files: the parts outside blocks while this denoiser
+    runs, each block while it runs.
 
     Returns:
         Denoiser's name to model. Its weights are on the meta device between calls.

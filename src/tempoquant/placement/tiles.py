@@ -1,4 +1,4 @@
-"""The tiles in which autoencoders work, whatever theirs are called."""
+"""The tiles in which autoencoders work, under any name of their settings."""
 
 import inspect
 from collections.abc import Callable
@@ -6,17 +6,20 @@ from typing import Any
 
 TILE_PIXELS = 192
 TILE_STRIDE = 144
-"""Of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256 pixels do. Larger ones would
-take more memory than denoising at 480 × 832."""
+"""The stride of the autoencoder's square tiles; they overlap by a quarter, as diffusers' own of 256
+pixels do. Larger ones would take more memory than denoising at 480 × 832.
+"""
 
 
 def tile_stride(pixels: int) -> int:
-    """Return how far apart the autoencoder's tiles begin: whole latents, each of so many pixels."""
+    """Return the stride of the autoencoder's tiles: whole latents, each of so many pixels."""
     return TILE_STRIDE - TILE_STRIDE % pixels
 
 
 def use_tiles(vae: Any) -> Callable[[], None]:
-    """Have an autoencoder work in tiles of TILE_PIXELS, if it works in tiles at all; returns what undoes it."""
+    """Make an autoencoder work in tiles of TILE_PIXELS, if it supports tiles; return a function
+    that undoes it.
+    """
     taken = inspect.signature(vae.enable_tiling).parameters if hasattr(vae, "enable_tiling") else {}
     if "tile_sample_min_height" not in taken:  # an image's
         return lambda: None

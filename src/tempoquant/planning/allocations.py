@@ -1,6 +1,8 @@
-"""What a computation allocates, found by running it on the meta device, where tensors have shapes but no memory.
+"""Allocations of a computation, measured on the meta device, where tensors have shapes but no
+memory.
 
-Every operation of the real modules runs, so the result follows the code and the shapes that they are given.
+Every operation of the real modules runs, so the result follows the code and the shapes that they
+are given.
 """
 
 import weakref
@@ -14,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def peak_bytes(compute: Callable[[], Any]) -> int:
-    """The most bytes of tensors alive at once that `compute` allocated, on whatever device it runs.
+    """Return the most bytes of tensors alive at once that `compute` allocated, on any device.
 
-    A storage counts in full from the operation that made it until nothing refers to it. Workspaces of libraries,
-    fragmentation and the CUDA context are not part of it.
+    A storage counts in full from the operation that made it until nothing refers to it. Workspaces
+    of libraries, fragmentation and the CUDA context are not included.
     """
     tensors = LiveBytes()
     with torch.no_grad(), tensors, _AsOneKernel():
@@ -26,7 +28,7 @@ def peak_bytes(compute: Callable[[], Any]) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations within this context make; those of their inputs are not its business.
+    """Counts the storages that operations within this context make, without those of their inputs.
 
     Attributes:
         live: bytes alive now.
@@ -62,7 +64,9 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _AsOneKernel(TorchFunctionMode):
-    """Attention and RMS norms allocate their output alone, as their fused GPU kernels do; on meta they fall apart."""
+    """Lets attention and RMS norms allocate only their output, like their fused GPU kernels; on
+    meta they are decomposed.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:

@@ -1,7 +1,8 @@
-"""What quantizing one denoiser costs, from shapes alone: bytes on disk and in memory, floating-point operations.
+"""The cost of quantizing one denoiser, from shapes alone: bytes on disk and in memory,
+floating-point operations.
 
-Bytes on disk are exact but for file headers. Memory and speed follow formulas with constants that benchmarks/scale.py
-measured: a guide, good to some tens of percent.
+Bytes on disk are exact except for file headers. Memory and speed follow formulas with constants
+measured by benchmarks/scale.py: an estimate, good to some tens of percent.
 """
 
 import functools
@@ -18,10 +19,10 @@ from tempoquant.planning.foreseen import HEADER_BYTES, Linear, foreseen_entry, n
 from tempoquant.planning.recording_memory import RecordingMemory
 from tempoquant.recipe import Recipe
 
-_CHUNK_COPIES = 7  # of the tokens that statistics are gathered from at once: float32, smoothed, quantized, transposed
+_CHUNK_COPIES = 7  # of the tokens that statistics process at once: float32, smoothed, quantized, transposed
 _WORK_MATRICES = 4  # of the widest linear while it is rounded: weight, residual, working copy, product
 _HESSIAN_MATRICES = 1.3  # of in × in: the feedback matrix and the largest product of its factorization
-_PANEL = 1024  # what the Hessian's sum computes beyond the triangle
+_PANEL = 1024  # the Hessian's sum computes this much beyond the triangle
 _SVD_PASSES = 2 * ITERATIONS + 2  # products of the weight with the branch's directions
 _EIGEN_PASSES = ITERATIONS + 2  # products of the covariance with them
 
@@ -76,12 +77,12 @@ class DenoiserCosts:
 
     @functools.cached_property
     def num_blocks(self) -> int:
-        """How many blocks the denoiser has."""
+        """Return the number of blocks of the denoiser."""
         return len(self._blocks)
 
     @functools.cached_property
     def output_bytes(self) -> int:
-        """Of the quantized component's files."""
+        """Return the bytes of the quantized component's files."""
         total = sum(num_bytes(form) + HEADER_BYTES for form in self._forms.values())
         num_bins = len(self._recipe.bin_fractions_of(self._denoiser)) + 1
         for name, linear in self._quantized():
@@ -94,29 +95,31 @@ class DenoiserCosts:
 
     @property
     def hidden_bytes(self) -> int:
-        """Of the hidden states before a block and before the next one, all samples."""
+        """Return the bytes of the hidden states before a block and before the next one, all
+        samples.
+        """
         if not self._num_passes:
             return 0
         return 2 * self._num_samples * self.num_tokens * self.width * self.dtype.itemsize
 
     @property
     def recorded_bytes(self) -> int:
-        """Of this denoiser's samples in a store, but for the texts."""
+        """Return the bytes of this denoiser's samples in a store, without the texts."""
         return self._num_samples * self._sample_values * self.dtype.itemsize
 
     @property
     def text_bytes(self) -> int:
-        """Of one text's embedding in a store."""
+        """Return the bytes of one text's embedding in a store."""
         return self._text_values * self.dtype.itemsize
 
     @property
     def weight_bytes(self) -> int:
-        """Of the denoiser in memory, in the compute dtype."""
+        """Return the bytes of the denoiser in memory, in the compute dtype."""
         return sum(math.prod(form.shape) for form in self._forms.values()) * self.dtype.itemsize
 
     @functools.cached_property
     def block_bytes(self) -> int:
-        """Of the largest block in memory, in the compute dtype."""
+        """Return the bytes of the largest block in memory, in the compute dtype."""
         sizes = dict.fromkeys(self._blocks, 0)
         for name, form in self._forms.items():
             if (block := self._family.block_of(name)) is not None:
@@ -125,24 +128,31 @@ class DenoiserCosts:
 
     @functools.cached_property
     def activation_bytes(self) -> int:
-        """Of a call of the denoiser on one sample, at its peak, traced; 0 where nothing is sampled."""
+        """Return the peak bytes of a call of the denoiser on one sample, traced; 0 if nothing is
+        sampled.
+        """
         return self._memory.of_call(self._denoiser) if self.num_tokens else 0
 
     @functools.cached_property
     def encoding_bytes(self) -> int:
-        """Of the autoencoder while it encodes what a video is conditioned on, traced; 0 where nothing is sampled."""
+        """Return the bytes of the autoencoder while it encodes a video's conditions, traced; 0 if
+        nothing is sampled.
+        """
         return self._memory.of_encoding() if self.num_tokens else 0
 
     def peak_bytes(self, num_tokens_at_once: int) -> float:
-        """On the device that computes, while the block that needs most of it is quantized; hidden states apart."""
+        """Return the bytes on the compute device while the most demanding block is quantized,
+        without hidden states.
+        """
         return self.block_bytes + max(
             (self._block_peak(linears, num_tokens_at_once) for linears in self._by_block().values()), default=0.0
         )
 
     def _block_peak(self, linears: list[tuple[str, Linear]], num_tokens_at_once: int) -> float:
-        """Running with all Hessians there, or rounding one linear after another, with the Hessians that are left.
+        """Return the larger of two peaks: running with all Hessians, or rounding one linear after
+        another with the remaining ones.
 
-        Covariances are as large as Hessians, and are used up before those begin.
+        Covariances are as large as Hessians, and are freed before those begin.
         """
         groups = self._inputs(linears)
         gathers = self._recipe.gptq or self._recipe.deflation
@@ -160,7 +170,7 @@ class DenoiserCosts:
         return max(running, *rounding)
 
     def operations(self) -> Operations:
-        """Of quantizing the whole denoiser."""
+        """Count the operations of quantizing the whole denoiser."""
         recipe, num_samples = self._recipe, self._num_samples
         guided = recipe.guidance_scale is None or recipe.guidance_scale > 1
         seen = num_samples * (0.5 if guided and recipe.statistics_branches == "conditional" else 1.0)
@@ -187,7 +197,7 @@ class DenoiserCosts:
 
     @functools.cached_property
     def forward_operations(self) -> float:
-        """Of one block on one sample: its linears, and both attentions."""
+        """Count the operations of one block on one sample: its linears, and both attentions."""
         linears = sum(
             2.0 * linear.out_features * linear.in_features * self._tokens_of(name)
             for name, linear in self._linears.items()
@@ -209,7 +219,7 @@ class DenoiserCosts:
                 yield name, Linear(format, out_features, in_features, self._tokens_of(name), rank, alone)
 
     def _own_name(self, name: str) -> str:
-        """A linear's name in its block."""
+        """Return a linear's name in its block."""
         return name.removeprefix(f"{self._family.block_of(name)}.")
 
     def _by_block(self) -> dict[int, list[tuple[str, Linear]]]:
@@ -219,7 +229,9 @@ class DenoiserCosts:
         return blocks
 
     def _inputs(self, linears: list[tuple[str, Linear]]) -> list[list[Linear]]:
-        """The linears of a block by the statistics they need: one set for each, or for those that share an input."""
+        """Group the linears of a block by the statistics they need: one set for each, or for those
+        that share an input.
+        """
         by_input: dict[tuple[str, ...], list[Linear]] = {}
         for name, linear in linears:
             own = self._own_name(name)

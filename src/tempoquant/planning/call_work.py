@@ -50,7 +50,7 @@ Works = dict[str, list[Work]]
 
 @dataclass(frozen=True)
 class TracedDenoiser:
-    """What a 16-bit denoiser computes in one call.
+    """The computation of a 16-bit denoiser in one call.
 
     Attributes:
         found: its operations.
@@ -68,7 +68,7 @@ class TracedDenoiser:
 
 @dataclass(frozen=True)
 class CallSettings:
-    """How a call is computed.
+    """The settings of a call's computation.
 
     Attributes:
         layers: the 4-bit linears by name; none in 16 bits.

@@ -1,7 +1,8 @@
-"""Whether a generation computes its blocks in chunks of tokens: only where memory asks for it.
+"""The choice whether a generation computes its blocks in chunks of tokens: only if memory requires
+it.
 
-Chunks hold less than half of a block's activations. They cost launches, and every 4-bit weight is expanded again for
-each of them, so one piece is the faster way wherever it fits.
+Chunks hold less than half of a block's activations. They cost launches, and every 4-bit weight is
+expanded again for each of them, so one piece is faster wherever it fits.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from tempoquant.planning.memory_plan import OVERHEAD_BYTES, denoising_peak
 
 
 class Chunking(NamedTuple):
-    """How blocks compute.
+    """The computation of blocks: in chunks or in one piece.
 
     Attributes:
         in_chunks: a chunk of tokens at a time, or all tokens in one piece.
@@ -44,12 +45,12 @@ def choose_chunking(
         source: the pipeline, quantized or not.
         size: of the video.
         mode: the memory mode that it will be in.
-        device: whose free memory is asked.
-        asked: whether the user wants chunks; None for whatever memory asks for.
+        device: the device whose free memory decides.
+        asked: whether the user wants chunks; None to decide by memory.
         has_eight_bits: whether activations have eight bits at some timesteps.
 
     Returns:
-        In one piece where the predicted peak of denoising, and `OVERHEAD_BYTES` beside it, is free.
+        One piece if the predicted peak of denoising plus `OVERHEAD_BYTES` is free.
 
     Raises:
         ModelError: a config describes no model of its class.
@@ -67,7 +68,9 @@ def choose_chunking(
 
 
 def decide(peak: int, free: int) -> Chunking:
-    """In one piece where its predicted peak and what a process takes beside it are free; both are bytes."""
+    """Choose one piece if its predicted peak plus the process's overhead are free; both are
+    bytes.
+    """
     needed, there = (f"{number / 2**30:.1f} GiB" for number in (peak + OVERHEAD_BYTES, free))
     if peak + OVERHEAD_BYTES <= free:
         return Chunking(False, f"{_HOW[False]}: predicted to take {needed}, and {there} of the GPU are free")
@@ -75,10 +78,12 @@ def decide(peak: int, free: int) -> Chunking:
 
 
 def kernels_of(configs: PipelineConfigs, device: str, has_eight_bits: bool = False) -> Kernels:
-    """Return the kernels of a pipeline's 4-bit linears on a device; where they differ, what takes most.
+    """Return the kernels of a pipeline's 4-bit linears on a device; if they differ, those that take
+    most.
 
     Args:
-        has_eight_bits: whether activations have eight bits at some timesteps, which FP4 does not hold.
+        has_eight_bits: whether activations have eight bits at some timesteps, which FP4 does not
+            hold.
     """
     formats = {entry.format.name: entry.format for each in configs.quantized.values() for entry in each.layers.values()}
     names = set()

@@ -1,4 +1,6 @@
-"""What measuring sensitivity needs, which a run with a budget does between recording and quantizing."""
+"""The needs of measuring sensitivity, which a run with a budget does between recording and
+quantizing.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -11,12 +13,14 @@ from tempoquant.planning.run_estimate import GIB, MEASURE, RunEstimate, StageEst
 from tempoquant.recipe import Recipe
 
 _BACKWARD = 3  # passes: forward once more with autograd, then back
-_GRAPH_WIDTHS = 40  # of what autograd keeps of a block, in hidden states of the sample
+_GRAPH_WIDTHS = 40  # of autograd's stored tensors of a block, in hidden states of the sample
 _FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
 
 
 def states_bytes(cost: DenoiserCosts) -> int:
-    """On the disk at most while a denoiser is measured: the hidden states before every block, and gradients."""
+    """Return the most bytes on the disk while a denoiser is measured: the hidden states before
+    every block, and gradients.
+    """
     return (cost.num_blocks + 2) * cost.hidden_bytes // 2
 
 
@@ -28,9 +32,11 @@ def with_sensitivity(
     num_samples: Mapping[str, int],
     gemm_rates: Mapping[str, float] | None = None,
 ) -> RunEstimate:
-    """A plan with the stages that measure each denoiser's sensitivity put before the denoisers are quantized.
+    """Insert the stages that measure each denoiser's sensitivity before the denoisers are
+    quantized.
 
-    Its memory and time are a guess from shapes; its disk, the hidden states before every block, is exact.
+    Memory and time are estimated from shapes; the disk, for the hidden states before every block,
+    is exact.
     """
     recorded = [stage for stage in planned.stages if stage.name == "record"]
     store_gib = recorded[0].disk_gib if recorded else 0.0

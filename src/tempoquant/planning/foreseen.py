@@ -1,4 +1,4 @@
-"""What a checkpoint will hold of a linear, before it is quantized: exact but for file headers."""
+"""The predicted content of a checkpoint for a linear: exact except for file headers."""
 
 import math
 from typing import NamedTuple
@@ -26,7 +26,11 @@ class Linear(NamedTuple):
 
 
 def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_bins: int) -> LayerEntry:
-    """What the checkpoint will say of a linear; bias_dtype: of its 16-bit bias, None for no bias."""
+    """Predict a linear's entry in the checkpoint.
+
+    Args:
+        bias_dtype: of its 16-bit bias, None for no bias.
+    """
     recipe = recipe.suited_to(linear.in_features, linear.out_features, num_bins)
     if linear.weights_alone:
         recipe = for_weights_alone(recipe)

@@ -1,7 +1,8 @@
-"""What each part of a generation holds: bytes of its weights, counted, and of its activations, traced.
+"""The memory of each part of a generation: bytes of weights, counted, and activations, traced.
 
-The parts are built on the meta device from their configs and run there as a memory mode runs them, at the real size.
-Only what repeats is cut short: two of a denoiser's blocks, two of the text encoder's, three latent frames of one tile.
+The parts are built on the meta device from their configs and run there as a memory mode runs them,
+at the real size. Only repeated parts are shortened: two of a denoiser's blocks, two of the text
+encoder's, three latent frames of one tile.
 """
 
 import itertools
@@ -34,7 +35,8 @@ from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
 
 Kernels = Literal["fp4", "fp8", "int8", "bf16", "reference"]
-"""How 4-bit linears compute, what takes least memory first; the names are those of `dispatch.Backend`.
+"""How 4-bit linears compute, what takes least memory first; the names are those of
+`dispatch.Backend`.
 
 Products of packed codes, of numbers expanded to one or two bytes, or plain PyTorch.
 """
@@ -70,7 +72,7 @@ class DenoiserBytes:
     """Bytes of one denoiser's weights on a device.
 
     Attributes:
-        rest: of all that is in no block.
+        rest: of everything outside the blocks.
         blocks: of each block.
         pinned: of page-locked host memory that holds all of them.
     """
@@ -81,12 +83,12 @@ class DenoiserBytes:
 
     @property
     def total(self) -> int:
-        """Of the whole denoiser."""
+        """Return the bytes of the whole denoiser."""
         return self.rest + sum(self.blocks)
 
 
 def foreseen_layers(configs: PipelineConfigs, denoiser: str, recipe: Recipe) -> QuantizedLayers:
-    """What quantizing a denoiser with a recipe will give. Raises RecipeError for a rank or group that does not fit."""
+    """Predict a denoiser's layers by a recipe. Raises RecipeError if rank or group do not fit."""
     family, model = configs.family, empty_denoiser(configs, denoiser)
     blocks = family.blocks_of(model)
     entries, num_bins = {}, len(recipe.bin_fractions_of(denoiser)) + 1
@@ -106,7 +108,7 @@ def foreseen_layers(configs: PipelineConfigs, denoiser: str, recipe: Recipe) -> 
 
 
 def empty_denoiser(configs: PipelineConfigs, denoiser: str, num_blocks: int | None = None) -> Any:
-    """A denoiser on the meta device, in the dtypes in which it computes on a GPU. Raises ModelError."""
+    """Return a denoiser on the meta device, in its compute dtypes on a GPU. Raises ModelError."""
     described = configs.denoiser(denoiser)
     changes = {} if num_blocks is None else configs.family.shortened(described.config, num_blocks)
     model = described.build(**changes)
@@ -120,7 +122,7 @@ def empty_denoiser(configs: PipelineConfigs, denoiser: str, num_blocks: int | No
 
 
 def denoiser_bytes(configs: PipelineConfigs, denoiser: str, layers: QuantizedLayers | None = None) -> DenoiserBytes:
-    """Exact: of every tensor in the dtype in which it is held."""
+    """Count the bytes of every tensor in its dtype, exactly."""
     model = empty_denoiser(configs, denoiser)
     entries = {} if layers is None else layers.entries
     for name, entry in entries.items():
@@ -141,10 +143,10 @@ def denoising_bytes(
     kernels: Kernels = "fp8",
     in_chunks: bool = True,
 ) -> int:
-    """Of one call of a denoiser, and of what the sampling loop holds meanwhile.
+    """Return the peak bytes of a denoiser's call and of the sampling loop's tensors meanwhile.
 
     Args:
-        in_chunks: whether its blocks compute a chunk of tokens at a time, where the family has chunks.
+        in_chunks: whether its blocks compute a chunk of tokens at a time, if the family has chunks.
     """
     family, config = configs.family, configs.denoiser(denoiser).config
     model = empty_denoiser(configs, denoiser, num_blocks=2)
@@ -162,18 +164,18 @@ def denoising_bytes(
     others = tensors_in({name: each for name, each in inputs.items() if name not in family.text_inputs})
     channels = family.latent_channels(config)
     num_latents = math.prod(shape)
-    given = sum(each.numel() for each in others if each.dim() > 2)  # the latents and what conditions them
+    given = sum(each.numel() for each in others if each.dim() > 2)  # the latents and their conditions
     condition = given - num_latents * channels
     held = num_latents * channels * (_LATENT_COPIES * 4 + 2) + condition * 4 + given * 2
     return peak_bytes(lambda: family.trace(model, inputs)) + held + 2 * texts  # with the prompt and without
 
 
 class _ForeseenLinear(nn.Module):
-    """Stands for a 4-bit linear as kernels run it: it allocates and does not compute.
+    """A 4-bit linear with the allocations of its kernels, without their computation.
 
-    Beside its output: the rounded input and the weight, both expanded to what is multiplied (fp4: the
-    input's packed codes and scales alone), the input's product with the branch, and what it has by
-    timestep bin, taken out of the other bins'.
+    It allocates, beside its output: the rounded input and the weight, both expanded for the product
+    (fp4: only the input's packed codes and scales), the input's product with the branch, and its
+    tensors of one timestep bin, copied from those of all bins.
     """
 
     def __init__(self, entry: LayerEntry, kernels: Kernels) -> None:
@@ -224,7 +226,7 @@ class AutoencoderBytes:
 
 
 def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> AutoencoderBytes:
-    """Of encoding the first frame, perhaps with empty frames after it, and of decoding the video. Raises ModelError."""
+    """Return the bytes of encoding the first frame and decoding the video. Raises ModelError."""
     family = configs.family
     vae, geometry, channels = configs.autoencoder.build(), configs.geometry, configs.autoencoder_channels
     latent_shape = geometry.latents(size.height, size.width, size.num_frames)
@@ -247,7 +249,7 @@ def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> Autoe
     overlapping = (TILE_PIXELS / tile_stride(geometry.pixels)) ** 2 + 2  # tiles, joined to rows, joined to the whole
     video = 4 * 3 * given_frames * size.height * size.width
     encoded = round(2 * channels * latents * overlapping)
-    # Empty frames are made, then joined to the first; only the joined ones are left when the encoder runs.
+    # Empty frames are made, then joined to the first; only the joined ones stay.
     encoding = max(2 * video, video + encoding + encoded)
     weights = sum(tensor.nbytes for tensor in vae.state_dict().values())
     return AutoencoderBytes(weights, encoding, decoding + 3 * channels * latents)
@@ -255,7 +257,7 @@ def autoencoder_bytes(configs: PipelineConfigs, size: SamplingSettings) -> Autoe
 
 @dataclass(frozen=True)
 class TextEncoderBytes:
-    """The text encoder's weights, all and of what is on the device at once, and its activations; 16-bit."""
+    """The text encoder's weights, in all and on the device at once, and its activations; 16-bit."""
 
     weights: int
     on_device: int
@@ -263,7 +265,7 @@ class TextEncoderBytes:
 
 
 def text_encoder_bytes(configs: PipelineConfigs, format: TextEncoderFormat = KEPT_TEXT_ENCODER) -> TextEncoderBytes:
-    """Of encoding one text, padded to the family's number of tokens, with linears in a format. Raises ModelError."""
+    """Return the bytes of encoding one padded text, with linears in a format. Raises ModelError."""
     family, described = configs.family, configs.text_encoder
     encoder = described.build().to(_16_BIT)
     stored = linear_bytes(encoder, format)
@@ -274,7 +276,7 @@ def text_encoder_bytes(configs: PipelineConfigs, format: TextEncoderFormat = KEP
         return sum(kept.values()) + sum(stored[each] - each.weight.nbytes for each in linears)
 
     weights = held(encoder)
-    if not family.text_encoder_blocks:  # it is there whole; what it allocates vanishes beside its weights
+    if not family.text_encoder_blocks:  # it is there whole, and its activations are negligible
         return TextEncoderBytes(weights, weights, 0)
     blocks = [held(block) for block in encoder.get_submodule(family.text_encoder_blocks)]
     traced = described.build(**family.traced_text_encoder.shortened(described.config, 2)).to(_16_BIT)
@@ -290,9 +292,9 @@ def text_encoder_bytes(configs: PipelineConfigs, format: TextEncoderFormat = KEP
 
 
 def other_weight_bytes(configs: PipelineConfigs) -> dict[str, int]:
-    """Of the weights of the image encoder and of all that is used as briefly, by the component's name.
+    """Return the bytes of the image encoder's and other brief models' weights, by component.
 
-    Their activations vanish beside the autoencoder's.
+    Their activations are negligible beside the autoencoder's.
     """
     names = {configs.family.image_encoder, *configs.family.brief_components} - {configs.family.text_encoder}
     built = {name: configs.models[name].build() for name in sorted(names & configs.models.keys())}

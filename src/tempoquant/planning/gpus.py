@@ -1,5 +1,4 @@
-"""What GPUs can do by their datasheets: the one table that predictions and benchmarks take rates
-from.
+"""GPUs by their datasheets: the one table of rates for predictions and benchmarks.
 
 Rates are dense, with sums in float32 (int32 for integers): a datasheet's figure "with sparsity" is
 halved, and GeForce cards count with sums in float32, not float16. PCIe counts one direction of 16

@@ -1,4 +1,6 @@
-"""What each linear of a denoiser would store, at every rank of the branch or in 16 bits: exact but for file headers."""
+"""The stored size of each linear of a denoiser, at every rank or in 16 bits: exact except for file
+headers.
+"""
 
 import math
 from collections.abc import Iterator
@@ -12,8 +14,12 @@ from tempoquant.recipe import Recipe
 
 
 class LayerSize(NamedTuple):
-    """replacing: bytes in place of the weight, the bias apart. on_disk: of all its tensors and their headers, as
-    `DenoiserCosts.output_bytes` counts them."""
+    """The size of a stored linear.
+
+    Attributes:
+        replacing: bytes in place of the weight, without the bias.
+        on_disk: of all its tensors and their headers, as `DenoiserCosts.output_bytes` counts them.
+    """
 
     replacing: int
     on_disk: int
@@ -41,16 +47,16 @@ class LayerSizes:
         return iter(self._linears)
 
     def num_weights(self, name: str) -> int:
-        """Elements of a linear's weight."""
+        """Return the elements of a linear's weight."""
         return self._linears[name].out_features * self._linears[name].in_features
 
     def in_16_bits(self, name: str) -> LayerSize:
-        """As it is in the model's files."""
+        """Return its size in the model's files."""
         forms = self._own(name)
         return LayerSize(_num_bytes(forms[0]), sum(_num_bytes(form) + HEADER_BYTES for form in forms))
 
     def at_rank(self, name: str, rank: int) -> LayerSize:
-        """In the 4-bit format that the recipe gives it, with a low-rank branch of this rank."""
+        """Return its size in the recipe's 4-bit format, with a low-rank branch of this rank."""
         own = self._own(name)
         dtype = str(own[1].dtype).removeprefix("torch.") if len(own) > 1 else None
         out_features, in_features, _ = self._linears[name]
@@ -62,20 +68,24 @@ class LayerSizes:
         return LayerSize(num_replacing_bytes(entry, self._num_bins), stored + HEADER_BYTES * len(own))
 
     def as_recipe_says(self, name: str) -> LayerSize:
-        """Under the recipe's own rank and format, or in 16 bits where it keeps the layer."""
+        """Return its size under the recipe's own rank and format, or in 16 bits if the recipe keeps
+        it.
+        """
         if self._format(name) is None:
             return self.in_16_bits(name)
         return self.at_rank(name, self._recipe.rank_of(name, self._denoiser))
 
     def is_free(self, name: str) -> bool:
-        """Whether a budget may decide over a layer: no rule names it, and its block is not kept in 16 bits."""
+        """Return whether a budget may decide over a layer: no rule names it, and its block is not
+        kept in 16 bits.
+        """
         return self._format(name) is not None and self._recipe.rule_of(name, self._denoiser) is None
 
     def _format(self, name: str) -> Format | None:
         return self._recipe.format_of(name, self._denoiser, self._linears[name].block_index, self._num_blocks)
 
     def _own(self, name: str) -> list[StoredAs]:
-        """The 16-bit tensors: weight, and bias where there is one."""
+        """Return the 16-bit tensors: weight, and bias if there is one."""
         bias = self._forms.get(f"{name}.bias")
         return [self._forms[f"{name}.weight"], *([] if bias is None else [bias])]
 

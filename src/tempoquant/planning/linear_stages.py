@@ -26,7 +26,7 @@ _VALUE_BYTES = {Backend.FP8: 1.0, Backend.INT8: 1.0, Backend.BF16: 2.0, Backend.
 
 
 class Size(NamedTuple):
-    """Of a product y (rows, out_features) = x (rows, in_features) · Wᵀ."""
+    """The size of a product y (rows, out_features) = x (rows, in_features) · Wᵀ."""
 
     rows: float
     in_features: int

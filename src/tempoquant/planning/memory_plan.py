@@ -1,6 +1,6 @@
-"""What a generation will need of a GPU and its host, by phase and memory mode, before any weight.
+"""The predicted memory of a generation, phase by phase, in each memory mode, without weights.
 
-All are torch's own allocations; `OVERHEAD_BYTES` is assumed, not measured, for a process's others.
+All are torch's own allocations. `OVERHEAD_BYTES` is reserved for a process's others: an assumption.
 """
 
 import math
@@ -30,7 +30,7 @@ from tempoquant.planning.places import PLACES, Places
 from tempoquant.recipe import Recipe
 
 OVERHEAD_BYTES = 2**30
-"""Of a GPU: CUDA's context, the workspaces of its libraries, and what the allocator cannot use."""
+"""The reserve on a GPU for CUDA's context, the workspaces of its libraries, and fragmentation."""
 HOST_OVERHEAD_BYTES = 3 * 2**30
 """RAM for the operating system, Python with its libraries, and CUDA's driver. An assumption."""
 
@@ -42,7 +42,7 @@ class Phase:
     """One phase of a generation on the device.
 
     Attributes:
-        name: one of those above, or what `denoising_name` says.
+        name: one of those above, or a result of `denoising_name`.
         weights: bytes of weights on the device at the phase's peak.
         activations: bytes of everything else.
     """
@@ -53,7 +53,7 @@ class Phase:
 
     @property
     def peak(self) -> int:
-        """Bytes on the device."""
+        """Return the bytes on the device."""
         return self.weights + self.activations
 
 
@@ -65,8 +65,8 @@ class ModePlan:
         mode: "resident", "swap", "lean" or "disk".
         in_chunks: whether blocks compute a chunk of tokens at a time.
         phases: in order.
-        host: bytes of RAM at the most: all components, as they load or as they wait.
-        places: of the denoisers: what of RAM is page-locked, and what is copied when.
+        host: the most bytes of RAM: all components, as they load or as they wait.
+        places: of the denoisers: the page-locked part of RAM, and the copies.
     """
 
     mode: Memory
@@ -82,12 +82,12 @@ class ModePlan:
 
     @property
     def deciding(self) -> Phase:
-        """The phase that takes the most; the first of those that take the same."""
+        """Return the phase with the largest peak; the first of equal ones."""
         return max(self.phases, key=lambda phase: phase.peak)
 
     @property
     def peak(self) -> int:
-        """Bytes on the device, over all phases."""
+        """Return the bytes on the device, over all phases."""
         return self.deciding.peak
 
 
@@ -98,8 +98,8 @@ class ModelPlan:
     Attributes:
         label: "16-bit", or the recipe's name.
         disk: bytes of the model's weight files.
-        modes: in chunks of tokens, where the family has them; what keeps most on the device first.
-        in_one_piece: the same modes with all tokens at once; `modes` itself where the family has no chunks.
+        modes: in chunks of tokens, if the family has them; the one with most on the device first.
+        in_one_piece: the same modes with all tokens at once; `modes` itself without chunks.
     """
 
     label: str
@@ -108,13 +108,12 @@ class ModelPlan:
     in_one_piece: tuple[ModePlan, ...]
 
     def fastest_within(self, device_bytes: float = math.inf, ram_bytes: float = math.inf) -> ModePlan | None:
-        """Return the fastest mode whose peaks, and what a process takes beside them, fit a GPU and
-        RAM; None if none does.
+        """Return the fastest mode whose peaks and the process's overhead fit a GPU and RAM, or
+        None.
 
         "swap" copies each denoiser once a video, while another computes; chunks expand every 4-bit
         weight again for each chunk of each call. So "swap" in one piece comes before "resident" in
-        chunks. Modes that copy weights in every call come last, and of these the ones that read
-        files.
+        chunks. Modes that copy weights in every call come last, and of these those that read files.
         """
         fitting = [
             mode
@@ -130,10 +129,10 @@ def _slowness(mode: ModePlan) -> tuple[bool, bool, bool]:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a video of one size needs, in 16 bits and quantized.
+    """The needs of a video of one size, in 16 bits and quantized.
 
     Attributes:
-        model: as it was asked for.
+        model: as the user named it.
         size: of the video.
         sixteen_bit, quantized: with the same placement, tiles and chunks.
         kernels: by which the quantized model's linears are counted.
@@ -146,7 +145,7 @@ class MemoryPlan:
     kernels: Kernels
 
     def reduction(self, mode: Memory) -> float:
-        """How much less the quantized model's peak is, as a share of the 16-bit one's in the same mode."""
+        """Return the reduction of the quantized model's peak, as a share of the 16-bit one's."""
         peaks = [next(m.peak for m in model.modes if m.mode == mode) for model in (self.quantized, self.sixteen_bit)]
         return 1 - peaks[0] / peaks[1]
 
@@ -161,9 +160,9 @@ def plan_memory(
     """Predict the peaks of every mode.
 
     Args:
-        configs: of a 16-bit pipeline, or of a quantized one, whose own layers are then taken.
+        configs: of a 16-bit pipeline, or of a quantized one, whose own layers then count.
         size: of the video.
-        recipe: what a 16-bit pipeline would be quantized with.
+        recipe: the recipe for a 16-bit pipeline.
         kernels: how 4-bit linears compute.
         capability: compute capability of the GPU, whose kernels are then counted instead.
 
@@ -195,7 +194,7 @@ class OtherBytes(NamedTuple):
 
     Attributes:
         text, autoencoder: of these.
-        weights: of the image encoder and of what is used as briefly, by the component's name.
+        weights: of the image encoder and of other briefly used models, by the component's name.
     """
 
     text: TextEncoderBytes
@@ -217,7 +216,7 @@ def _model_plan(
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
     family = configs.family
     on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, **weights}
-    is_given = any(layers.values()) == bool(configs.quantized)  # or else the files are of the other kind
+    is_given = any(layers.values()) == bool(configs.quantized)  # otherwise the files are of the other kind
     for denoiser in configs.denoisers:
         on_disk[denoiser.component] = denoisers[denoiser.name].total
     disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
@@ -233,7 +232,7 @@ def _model_plan(
             *_denoising(denoisers, places, calls),
             Phase(VIDEO, away + brief, vae.decoding),
         )
-        # Page-locked copies take the places of the loaded weights one tensor at a time.
+        # Page-locked copies replace the loaded weights one tensor at a time.
         host = max(all_weights if places.holds_all else 0, places.pinned + places.read_ahead + beside)
         return ModePlan(mode, in_chunks, phases, host, places)
 
@@ -248,7 +247,7 @@ def _model_plan(
 def denoising_peak(
     configs: PipelineConfigs, size: SamplingSettings, mode: Memory, kernels: Kernels, in_chunks: bool
 ) -> int:
-    """The most bytes on the device while a pipeline denoises, quantized or not as its configs say."""
+    """Return the most bytes on the device while a pipeline denoises, by its configs."""
     layers = own_layers(configs)
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
     places = PLACES[mode](list(denoisers.values()))
@@ -257,7 +256,7 @@ def denoising_peak(
 
 
 def own_layers(configs: PipelineConfigs) -> dict[str, QuantizedLayers | None]:
-    """The 4-bit layers that a pipeline has, by denoiser; None for a denoiser in 16 bits."""
+    """Return the 4-bit layers of a pipeline, by denoiser; None for a denoiser in 16 bits."""
     found = {denoiser.name: configs.quantized.get(denoiser.name) for denoiser in configs.denoisers}
     return {
         name: None if each is None else QuantizedLayers(each.layers, each.bins.num_bins) for name, each in found.items()
@@ -271,7 +270,7 @@ def _calls(
     kernels: Kernels,
     in_chunks: bool,
 ) -> dict[str, int]:
-    """Of one call of each denoiser; traced once for those that are alike, as Wan2.2's two are."""
+    """Return the bytes of one call of each denoiser; equal ones are traced once."""
     found: dict[str, int] = {}
     for name, own in layers.items():
         alike = (
@@ -285,7 +284,7 @@ def _calls(
 
 
 def _denoising(denoisers: Mapping[str, DenoiserBytes], places: Places, calls: Mapping[str, int]) -> list[Phase]:
-    """The phases between the first step and the last: each denoiser, and each change from one to the next."""
+    """Return the phases between the first step and the last, with each change of denoisers."""
     names, phases = list(denoisers), []
     for index, name in enumerate(names):
         if index:
@@ -296,5 +295,5 @@ def _denoising(denoisers: Mapping[str, DenoiserBytes], places: Places, calls: Ma
 
 
 def denoising_name(denoiser: str) -> str:
-    """What the phase of a denoiser is called: "high-noise denoising", say, or plain "denoising" of a single one."""
+    """Name a denoiser's phase: "high-noise denoising", or "denoising" for a single one."""
     return f"{denoiser.replace('_', '-')} denoising" if denoiser.endswith("_noise") else "denoising"

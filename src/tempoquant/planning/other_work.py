@@ -30,7 +30,7 @@ time."""
 
 @dataclass(frozen=True)
 class OtherWork:
-    """Of one video.
+    """The work of one video outside its denoisers.
 
     Attributes:
         text: encoding one text; empty where the text encoder's blocks are not known.

@@ -1,5 +1,5 @@
-"""Where the denoisers of a pipeline are in each memory mode: bytes on the device, in RAM, and
-copied between them.
+"""The denoisers of a pipeline in each memory mode: bytes on the device, in RAM, and copied between
+them.
 
 A mode is one entry of `PLACES`; everything else that plans asks the table.
 """
@@ -56,7 +56,9 @@ def _resident(denoisers: Sequence[DenoiserBytes]) -> Places:
 
 
 def _swap(denoisers: Sequence[DenoiserBytes]) -> Places:
-    """A slot for each part, as large as the largest that comes there, from the first step to the last."""
+    """Return the places with a slot for each part, as large as the largest part in it, from the
+    first step to the last.
+    """
     parts = [(denoiser.rest, *denoiser.blocks) for denoiser in denoisers]
     slots, others = sum(max(sizes) for sizes in itertools.zip_longest(*parts, fillvalue=0)), len(denoisers) - 1
     first, *later = (denoiser.total for denoiser in denoisers)
@@ -106,7 +108,7 @@ def _disk(denoisers: Sequence[DenoiserBytes]) -> Places:
 
 
 def _two_in_a_row(blocks: Sequence[int]) -> int:
-    """The block that runs and the next, which is copied meanwhile."""
+    """Return the bytes of the running block and the next, which is copied meanwhile."""
     return max(sum(pair) for pair in zip(blocks, [*blocks[1:], 0], strict=True))
 
 

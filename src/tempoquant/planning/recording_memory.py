@@ -1,6 +1,8 @@
-"""What the models of a 16-bit pipeline allocate while it records and is calibrated, traced on the meta device.
+"""Allocations of a 16-bit pipeline's models while it records and is calibrated, traced on the meta
+device.
 
-In contrast to `generation_memory` nothing is chunked or tiled here: neither recording nor calibration does it.
+Unlike in `generation_memory`, nothing is chunked or tiled here, since neither recording nor
+calibration does it.
 """
 
 import functools
@@ -21,7 +23,7 @@ class RecordingMemory:
     Attributes:
         source: the 16-bit pipeline.
         height, width, num_frames: of the video.
-        dtype: that the denoisers compute in.
+        dtype: of the denoisers' computation.
     """
 
     source: SourceModel
@@ -32,7 +34,7 @@ class RecordingMemory:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019 (values of a few numbers, and a source that lives as long as its run)
     def of_call(self, denoiser: str) -> int:
-        """Return the most bytes alive in one call of a denoiser, its weights apart."""
+        """Return the most bytes alive in one call of a denoiser, without its weights."""
         configs = configs_of(self.source)
         model = empty_denoiser(configs, denoiser, num_blocks=1)
         config = configs.family.shortened(configs.denoiser(denoiser).config, 1)
@@ -42,7 +44,9 @@ class RecordingMemory:
 
     @functools.lru_cache(maxsize=64)  # noqa: B019
     def of_encoding(self) -> int:
-        """Return the most bytes alive while the autoencoder encodes a whole video, in float32; 0 where none does."""
+        """Return the most bytes alive while the autoencoder encodes a whole video, in float32; 0 if
+        none does.
+        """
         configs = configs_of(self.source)
         if not configs.family.takes_image(configs.index):
             return 0

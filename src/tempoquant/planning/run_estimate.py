@@ -1,4 +1,6 @@
-"""What a run will need of memory, disk and time: from headers, recipe and settings alone, before any work."""
+"""The predicted memory, disk and time of a run: from headers, recipe and settings alone, before any
+work.
+"""
 
 import itertools
 import math
@@ -28,8 +30,9 @@ _LIBRARIES_GIB = 0.9  # of memory, once PyTorch and diffusers are imported and h
 _COPY_BYTES_PER_S = 3e8  # reading, writing and hashing
 _READ_BYTES_PER_S = 7e8  # a 16-bit block from its files, cast
 
-# Share of the GEMM rate that each kind of work reaches. The CPU's were measured on one core of an AMD EPYC (0.97, 0.93,
-# 0.56 and 0.87 in processor time); the GPU's are not measured: float32 work gets no tensor cores there.
+# The share of the GEMM rate that each kind of work reaches. The CPU's were measured on one core of
+# an AMD EPYC (0.97, 0.93, 0.56 and 0.87 in processor time); the GPU's are not measured: float32
+# work gets no tensor cores there.
 _FORWARD_SHARE = {"cpu": 0.9, "cuda": 0.6}
 _STATISTICS_SHARE = {"cpu": 0.85, "cuda": 0.05}
 _SOLVING_SHARE = {"cpu": 0.5, "cuda": 0.03}
@@ -43,10 +46,10 @@ class StageEstimate:
 
     Attributes:
         name: "record", "quantize high_noise", "quantize low_noise" or "write".
-        seconds: about how long; None where no GEMM rate is known.
+        seconds: estimated; None if no GEMM rate is known.
         peak_memory_gib: RAM of the process at its peak.
-        peak_gpu_gib: memory of the GPU at its peak; 0 where the CPU computes.
-        disk_gib: all that the run has on the disk while the stage is at its peak, earlier stages' files included.
+        peak_gpu_gib: memory of the GPU at its peak; 0 if the CPU computes.
+        disk_gib: all files of the run while the stage is at its peak, earlier stages' included.
     """
 
     name: str
@@ -61,7 +64,8 @@ class RunEstimate:
     """The stages of a run, in order.
 
     Attributes:
-        side_by_side: whether all denoisers are measured, and quantized, at the same time, each on its own device.
+        side_by_side: whether all denoisers are measured, and quantized, at the same time, each on
+            its own device.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -69,23 +73,23 @@ class RunEstimate:
 
     @property
     def peak_disk_gib(self) -> float:
-        """The most that the run has on the disk at any time."""
+        """Return the most that the run has on the disk at any time."""
         return max(stage.disk_gib for stage in self.stages)
 
     @property
     def peak_memory_gib(self) -> float:
-        """The most RAM that the run needs at any time, over all its processes."""
+        """Return the most RAM that the run needs at any time, over all its processes."""
         return max(sum(stage.peak_memory_gib for stage in together) for together in self._at_once())
 
     @property
     def total_seconds(self) -> float | None:
-        """About how long the run takes; None where a stage's time is unknown."""
+        """Estimate the time of the run; None if a stage's time is unknown."""
         if any(stage.seconds is None for stage in self.stages):
             return None
         return sum(max(stage.seconds or 0.0 for stage in together) for together in self._at_once())
 
     def _at_once(self) -> list[list[StageEstimate]]:
-        """The stages, those in one list that run at the same time."""
+        """Return the stages, grouped by those that run at the same time."""
         if not self.side_by_side:
             return [[stage] for stage in self.stages]
         kinds = ([stage for stage in self.stages if stage.name.startswith(kind)] for kind in (MEASURE, _QUANTIZE))
@@ -105,18 +109,21 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
     memory: str = "resident",
     gemm_rates: Mapping[str, float] | None = None,
 ) -> RunEstimate:
-    """Estimate a run of `quantize`. Bytes on disk are exact but for small files; the rest is a guide.
+    """Estimate a run of `quantize`. Bytes on disk are exact except for small files; the rest is an
+    estimate.
 
     Args:
         source: the 16-bit pipeline.
         recipe: resolved: size, frames, steps and samples are set if it needs calibration.
         devices: one, or one for each denoiser.
-        num_samples: calibration samples of each denoiser; where they are recorded, as many as are wanted at most.
+        num_samples: calibration samples of each denoiser; if they are recorded, the most that are
+            wanted.
         records: whether the run records them, with the whole pipeline in memory.
         link: whether components that are not quantized are linked instead of copied.
         hidden_ram_bytes: of hidden states kept in RAM, for each denoiser.
-        memory: where the 16-bit pipeline lives while it records, "resident", "swap" or "disk".
-        gemm_rates: floating-point operations a second by device, see `measure_gemm_rate`; None leaves times out.
+        memory: where the 16-bit pipeline is held while it records, "resident", "swap" or "disk".
+        gemm_rates: floating-point operations a second by device, see `measure_gemm_rate`; None
+            leaves times out.
 
     Raises:
         ModelError: the model's files are missing or damaged.
@@ -141,7 +148,9 @@ def estimate(  # noqa: PLR0913 (what the run is, and how this machine does it)
 
 
 def _recorded(source: SourceModel, recipe: Recipe, num_wanted: Mapping[str, int]) -> dict[str, int]:
-    """How many samples a recording keeps: what is wanted, or all calls there are."""
+    """Return the samples that a recording keeps: the wanted number, or all calls if there are
+    fewer.
+    """
     if recipe.num_steps is None:
         return dict(num_wanted)
     steps = [step.denoiser for step in sampling_steps(source, _settings(source, recipe))]
@@ -150,13 +159,13 @@ def _recorded(source: SourceModel, recipe: Recipe, num_wanted: Mapping[str, int]
 
 
 def _settings(source: SourceModel, recipe: Recipe) -> SamplingSettings:
-    """How samples are recorded: what a recipe says, and else the model's own settings."""
+    """Return the sampling settings of recording: the recipe's, and else the model's own."""
     said = {name: getattr(recipe, name, None) for name in vars(published_settings(source))}
     return default_settings(source).replace(**said)
 
 
 def _num_branches(source: SourceModel, recipe: Recipe) -> int:
-    """Branches of guidance of one step of one prompt."""
+    """Return the guidance branches of one step of one prompt."""
     return source.family.num_branches(source.index, _settings(source, recipe))
 
 
@@ -197,7 +206,9 @@ def _recording(
     store_bytes: int,
     gemm_rates: Mapping[str, float] | None,
 ) -> StageEstimate:
-    """The pipeline in memory once for each device, sampling every prompt to its end: the most that recording takes."""
+    """Estimate recording: the pipeline in memory once for each device, sampling every prompt to its
+    end, the most that it takes.
+    """
     kind = torch.device(devices[0]).type
     num_workers = min(len(devices), recipe.num_prompts)
     first = next(iter(costs.values()))
@@ -227,26 +238,30 @@ def _recording(
 
 
 def _store_bytes(source: SourceModel, costs: Mapping[str, DenoiserCosts], recipe: Recipe) -> int:
-    """Samples, and what those of a prompt share in each branch of guidance: at most, since prompts may share it too."""
+    """Bound the bytes of samples, and of the tensors that those of a prompt share in each guidance
+    branch.
+    """
     texts = recipe.num_prompts * _num_branches(source, recipe) * next(iter(costs.values())).text_bytes
     return texts + sum(cost.recorded_bytes for cost in costs.values())
 
 
 def _other_bytes(source: SourceModel) -> int:
-    """Of the files of the components that are not quantized."""
+    """Return the bytes of the unquantized components' files."""
     files = (file for name in source.other_components for file in (source.folder / name).rglob("*"))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _loaded_bytes(component: Component, dtype: torch.dtype) -> int:
-    """Of a component's parameters in memory; 0 for one that has none. Raises ModelError for a damaged file."""
+    """Return the bytes of a component's parameters in memory; 0 without any. Raises ModelError for
+    a damaged file.
+    """
     if not component.has_weights:
         return 0
     return sum(math.prod(form.shape) for _, form in component.forms.values()) * dtype.itemsize
 
 
 def check_disk(folder: Path, needed_bytes: int, already_there_bytes: int = 0) -> None:
-    """Raise OutputError when the disk of `folder`, which need not exist yet, has no room for a run.
+    """Raise OutputError if the disk of `folder`, which need not exist yet, has no room for a run.
 
     Args:
         needed_bytes: the most that the run has on the disk at any time.
@@ -265,7 +280,9 @@ def check_disk(folder: Path, needed_bytes: int, already_there_bytes: int = 0) ->
 
 
 def measure_gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Floating-point operations a second that this device reaches on large matrix products, tried for `seconds`."""
+    """Measure the floating-point operations a second of this device on large matrix products, for
+    `seconds`.
+    """
     on_gpu = torch.device(device).type == "cuda"
     size = 8192 if on_gpu else 2048
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))

@@ -1,5 +1,4 @@
-"""How long a video will take on a GPU, by part, before anybody has one: counted work at the GPU's
-rates.
+"""The predicted time of a video on a GPU, by part: counted work at the GPU's rates.
 
 Nothing is run. Each kernel takes its roofline (`planning.work`), kernels follow each other, and
 weights are copied beside them where a memory mode lets them. Datasheet rates are not reached:

@@ -1,4 +1,4 @@
-"""What a video computes, traced once for all GPUs: its calls of denoisers and how many, texts,
+"""The computation of a video, traced once for all GPUs: its calls of denoisers, texts,
 autoencoder.
 """
 
@@ -24,7 +24,7 @@ assumed to be left out."""
 
 @dataclass(frozen=True)
 class TracedVideo:
-    """What one video computes.
+    """The computation of one video.
 
     Attributes:
         configs: of the pipeline.

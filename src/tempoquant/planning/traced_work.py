@@ -1,5 +1,4 @@
-"""What a model computes in one call, operation by operation, found by running it on the meta
-device.
+"""The computation of a model in one call, operation by operation, traced on the meta device.
 
 Products are counted by the formulas of PyTorch's own FlopCounterMode (`torch.utils.flop_counter`),
 attention as one kernel. Of all other operations the bytes count: what each reads and writes, and

@@ -18,7 +18,7 @@ TENSOR_CORES, MEMORY, TRANSFERS = "tensor cores", "memory", "transfers"
 
 @dataclass(frozen=True)
 class Work:
-    """Of one kernel, or of several that are alike.
+    """The work of one kernel, or of several equal ones.
 
     Attributes:
         operations: of each operand, two a product; none where nothing is multiplied in matrices.

@@ -139,7 +139,7 @@ class Run:
 
     @property
     def texts(self) -> list[str]:
-        """Prompts that the run calibrates on."""
+        """Return the prompts that the run calibrates on."""
         if self.store is not None:
             return [prompt["prompt"] for prompt in self.store.prompts]
         return [prompt.text for prompt in self.prompts]
