@@ -238,7 +238,7 @@ def _models(folders: Sequence[str], activation_bits: ActivationBits | None) -> l
 
 
 def is_text_quantized(model: "Model") -> bool:
-    """Whether a text encoder of a model is quantized."""
+    """Return whether a text encoder of a model is quantized."""
     from tempoquant.evaluate.text_embeddings import has_quantized_text_encoder
 
     return has_quantized_text_encoder(model.source)

@@ -60,7 +60,7 @@ def multiply_weights_alone(x: torch.Tensor, weight: WeightTensors, format: Forma
 
 
 def _in_rows(weight: WeightTensors, numbers: int) -> Iterator[WeightTensors]:
-    """Runs of a weight's rows, of so many numbers at most, or one row."""
+    """Yield runs of a weight's rows, of so many numbers at most, or one row."""
     num_rows, in_features = weight.packed.shape[0], 2 * weight.packed.shape[1]
     size = max(1, numbers // in_features)
     for start in range(0, num_rows, size):

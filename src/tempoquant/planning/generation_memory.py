@@ -1,8 +1,7 @@
 """The memory of each part of a generation: bytes of weights, counted, and activations, traced.
 
-The parts are built on the meta device from their configs and run there as a memory mode runs them,
-at the real size. Only repeated parts are shortened: two of a denoiser's blocks, two of the text
-encoder's, three latent frames of one tile.
+Parts built from configs run on the meta device as in a memory mode, at the real size. Only repeats
+are cut: to two blocks of a denoiser and of a text encoder, and three latent frames of one tile.
 """
 
 import itertools
