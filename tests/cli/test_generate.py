@@ -49,8 +49,8 @@ def test_generate_writes_a_video_with_the_settings_that_were_given(generate_call
     [
         ((), "resident", True, "in chunks of tokens: on a CPU"),
         (("--memory", "lean"), "lean", True, "in chunks of tokens: on a CPU"),
-        (("--in-one-piece",), "resident", False, "in one piece: it was asked for"),
-        (("--in-chunks", "--memory", "lean"), "lean", True, "in chunks of tokens: it was asked for"),
+        (("--in-one-piece",), "resident", False, "in one piece: the user asked for it"),
+        (("--in-chunks", "--memory", "lean"), "lean", True, "in chunks of tokens: the user asked for it"),
     ],
 )
 def test_generate_loads_the_model_in_the_memory_mode_and_says_how_its_blocks_compute(

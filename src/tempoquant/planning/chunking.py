@@ -58,7 +58,7 @@ def choose_chunking(
     if source.family.chunk_blocks is None:
         return Chunking(False, "in one piece: blocks of this model have no other way")
     if asked is not None:
-        return Chunking(asked, f"{_HOW[asked]}: it was asked for")
+        return Chunking(asked, f"{_HOW[asked]}: the user asked for it")
     if torch.device(device).type != "cuda":
         return Chunking(True, f"{_HOW[True]}: on a CPU they save memory, and there are no launches to save")
     free, _ = torch.cuda.mem_get_info(device)
