@@ -36,6 +36,7 @@ class FakeSource:
     family: ModelFamily = WAN
     index: PipelineIndex = SOURCE.index
     loras: dict[str, Any] = field(default_factory=dict, compare=False)
+    text_components: tuple[str, ...] = ()
 
 
 REFERENCE, MODEL, BINNED = (FakeSource(Path(name)) for name in ("reference", "model", "binned"))

@@ -282,8 +282,8 @@ def test_the_autoencoder_gets_its_own_tiles_back(plain):
 
 
 def test_what_cannot_be_placed_is_refused_and_left_alone(plain):
-    with pytest.raises(SettingsError, match="memory is one of resident, swap, lean, not 'disk'"):
-        set_memory_mode(plain, "disk", "cpu")
+    with pytest.raises(SettingsError, match="memory is one of resident, swap, lean, disk, not 'ram'"):
+        set_memory_mode(plain, "ram", "cpu")
     with pytest.raises(
         UnsupportedError, match=r"no model family covers a Linear: supported are .*WanImageToVideoPipeline"
     ):
