@@ -58,7 +58,9 @@ def quantize_launch(  # noqa: PLR0913
     flags = dense(eight_bits) if isinstance(eight_bits, torch.Tensor) else None
     rank = 0 if deflation is None else deflation.shape[1]
     capability = capability_of(x.device) if capability is None else capability
-    block_rows, block_columns, num_warps = _block(rank, 16 if eight_bits is True else format.group_size, capability)
+    # Wide tiles hold the whole rank twice: of a large one, registers and shared memory do not.
+    is_wide = eight_bits is None and rank <= 32
+    block_rows, block_columns, num_warps = _block(rank, format.group_size if is_wide else 16, capability)
     return Launch(
         quantize_kernel,
         (triton.cdiv(num_tokens, block_rows),),
