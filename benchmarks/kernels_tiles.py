@@ -23,12 +23,29 @@ RANK = 32
 # By the bytes of an operand: halves of 64 and 128 outputs, with fewer and more tokens, stages and
 # warps.
 CANDIDATES = {
-    1: [Tile(128, 128, 128, 8, 4), Tile(128, 128, 128, 8, 3), Tile(128, 128, 64, 8, 6), Tile(128, 64, 128, 8, 4),
-        Tile(128, 64, 128, 4, 3), Tile(256, 64, 128, 8, 3), Tile(64, 128, 128, 4, 3), Tile(64, 64, 128, 4, 4),
-        Tile(128, 64, 64, 8, 4), Tile(128, 64, 64, 4, 4)],
-    2: [Tile(128, 128, 64, 8, 4), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 4), Tile(128, 64, 64, 4, 3),
-        Tile(256, 64, 64, 8, 3), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 4), Tile(128, 64, 32, 8, 4)],
-}  # fmt: skip
+    1: [
+        Tile(128, 128, 128, 8, 4),
+        Tile(128, 128, 128, 8, 3),
+        Tile(128, 128, 64, 8, 6),
+        Tile(128, 64, 128, 8, 4),
+        Tile(128, 64, 128, 4, 3),
+        Tile(256, 64, 128, 8, 3),
+        Tile(64, 128, 128, 4, 3),
+        Tile(64, 64, 128, 4, 4),
+        Tile(128, 64, 64, 8, 4),
+        Tile(128, 64, 64, 4, 4),
+    ],
+    2: [
+        Tile(128, 128, 64, 8, 4),
+        Tile(128, 128, 64, 8, 3),
+        Tile(128, 64, 64, 8, 4),
+        Tile(128, 64, 64, 4, 3),
+        Tile(256, 64, 64, 8, 3),
+        Tile(64, 128, 64, 4, 3),
+        Tile(64, 64, 64, 4, 4),
+        Tile(128, 64, 32, 8, 4),
+    ],
+}
 
 
 def random_product(shape: Shape, dtype: torch.dtype, device: torch.device) -> Product:

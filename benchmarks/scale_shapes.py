@@ -22,11 +22,24 @@ NUM_TEXT_TOKENS = 512
 BOUNDARY_RATIO = 0.9
 
 CONFIG: dict[str, Any] = {
-    "_class_name": "WanTransformer3DModel", "added_kv_proj_dim": None, "attention_head_dim": 128,
-    "cross_attn_norm": True, "eps": 1e-6, "ffn_dim": 13824, "freq_dim": 256, "image_dim": None, "in_channels": 36,
-    "num_attention_heads": 40, "num_layers": 40, "out_channels": 16, "patch_size": [1, 2, 2],
-    "pos_embed_seq_len": None, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024, "text_dim": 4096,
-}  # fmt: skip
+    "_class_name": "WanTransformer3DModel",
+    "added_kv_proj_dim": None,
+    "attention_head_dim": 128,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "ffn_dim": 13824,
+    "freq_dim": 256,
+    "image_dim": None,
+    "in_channels": 36,
+    "num_attention_heads": 40,
+    "num_layers": 40,
+    "out_channels": 16,
+    "patch_size": [1, 2, 2],
+    "pos_embed_seq_len": None,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 1024,
+    "text_dim": 4096,
+}
 
 _Inputs = Callable[[int, float, int], dict[str, Any]]
 

@@ -43,8 +43,17 @@ from tempoquant.sqnr import sqnr_db
 from tempoquant.tiny.sets import calibration_items, evaluation_items
 
 NUM_RECORDED = 4
-MAGCACHE = ((0.03, 2, 0.2), (0.06, 2, 0.2), (0.12, 2, 0.2), (0.12, 4, 0.2), (0.12, 4, 0.1), (0.16, 5, 0.1),
-            (0.2, 5, 0.1), (0.24, 4, 0.1), (0.48, 8, 0.05))  # fmt: skip
+MAGCACHE = (
+    (0.03, 2, 0.2),
+    (0.06, 2, 0.2),
+    (0.12, 2, 0.2),
+    (0.12, 4, 0.2),
+    (0.12, 4, 0.1),
+    (0.16, 5, 0.1),
+    (0.2, 5, 0.1),
+    (0.24, 4, 0.1),
+    (0.48, 8, 0.05),
+)
 FIRST_BLOCK = (0.03, 0.08, 0.12, 0.2)
 TAYLORSEER = (2, 3, 4)
 TIMES = ("denoising_s", "processor_s", "seconds")

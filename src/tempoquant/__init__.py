@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 __version__ = version("tempoquant")
 
 __all__ = [
-    "QuantizedLinear", "Recipe", "TempoQuantError", "WithExperts", "__version__", "accelerate", "load_pipeline",
-    "quantize", "quantize_linear", "set_activation_bits", "set_memory_mode",
-]  # fmt: skip
+    "QuantizedLinear",
+    "Recipe",
+    "TempoQuantError",
+    "WithExperts",
+    "__version__",
+    "accelerate",
+    "load_pipeline",
+    "quantize",
+    "quantize_linear",
+    "set_activation_bits",
+    "set_memory_mode",
+]
 
 _ON_FIRST_USE = {
     "QuantizedLinear": "tempoquant.runtime.linear",

@@ -64,6 +64,10 @@ def _contents(component: Path, config: Mapping[str, Any], method: str) -> TextEn
     num_bytes = sum(file.stat().st_size for file in component.glob("*.safetensors"))
     format = next(name for name, package in NEEDS.items() if package == method)
     return TextEncoderContents(
-        component.name, format, method, num_bytes,
-        measured.get("num_texts", 0), measured.get("embedding_sqnr_db", {}),
-    )  # fmt: skip
+        component.name,
+        format,
+        method,
+        num_bytes,
+        measured.get("num_texts", 0),
+        measured.get("embedding_sqnr_db", {}),
+    )

@@ -52,9 +52,14 @@ def quantized_encoder(component: Component, format: TextEncoderFormat) -> Any:
     dtypes = {form.dtype for _, form in component.forms.values()}
     try:
         model = kind.from_pretrained(
-            component.folder, dtype="auto", variant=component.variant, use_safetensors=True, local_files_only=True,
-            quantization_config=_settings(format, dtypes), device_map={"": "cpu"},
-        )  # fmt: skip
+            component.folder,
+            dtype="auto",
+            variant=component.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            quantization_config=_settings(format, dtypes),
+            device_map={"": "cpu"},
+        )
     except _ERRORS as error:
         raise ModelError(f"{component.folder} does not load in {format}: {error}") from error
     return model.eval()

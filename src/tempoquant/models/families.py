@@ -15,8 +15,14 @@ from tempoquant.models.wan.family import WAN, WAN_ANIMATE, WAN_VACE
 from tempoquant.timesteps import Denoiser
 
 FAMILIES: list[ModelFamily] = [
-    WAN, WAN_VACE, WAN_ANIMATE, LTX2, HUNYUAN_VIDEO15, HUNYUAN_VIDEO15_I2V, MINIMAX_H3,
-]  # fmt: skip
+    WAN,
+    WAN_VACE,
+    WAN_ANIMATE,
+    LTX2,
+    HUNYUAN_VIDEO15,
+    HUNYUAN_VIDEO15_I2V,
+    MINIMAX_H3,
+]
 
 
 def family_of(index: PipelineIndex) -> ModelFamily:

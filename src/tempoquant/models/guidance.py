@@ -52,10 +52,13 @@ class Guidance:
         num_rows = len(latents) if isinstance(latents, list) else latents.shape[0]
         if num_rows == len(self.rows) and num_rows > 1:
             return [
-                Part(branch, {name: _row(value, row, num_rows) for name, value in arguments.items()},
-                     _row(answer, row, num_rows))
+                Part(
+                    branch,
+                    {name: _row(value, row, num_rows) for name, value in arguments.items()},
+                    _row(answer, row, num_rows),
+                )
                 for row, branch in enumerate(self.rows)
-            ]  # fmt: skip
+            ]
         branches = self.calls[num_calls : num_calls + 1]
         return [Part(branch, dict(arguments), answer) for branch in branches]
 

@@ -8,8 +8,10 @@ from torch import nn
 
 OFFLOADING = group_offloading._GROUP_OFFLOADING
 OFFLOADING_HOOKS = (
-    OFFLOADING, group_offloading._LAYER_EXECUTION_TRACKER, group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING,
-)  # fmt: skip
+    OFFLOADING,
+    group_offloading._LAYER_EXECUTION_TRACKER,
+    group_offloading._LAZY_PREFETCH_GROUP_OFFLOADING,
+)
 """Names of diffusers' hooks that bring weights and keep no activation; its activation caches have
 others.
 """

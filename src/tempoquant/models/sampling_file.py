@@ -111,9 +111,11 @@ def warn_of_published(source: SourceModel, settings: SamplingSettings, given: Ma
         _logger.warning(
             "%s has no %s, so %s are those that %s was published with: --size, --frames, --steps, "
             "--guidance-scale and --flow-shift change them.",
-            source.folder, SAMPLING_FILE, ", ".join(f"{name} {getattr(settings, name):g}" for name in left),
+            source.folder,
+            SAMPLING_FILE,
+            ", ".join(f"{name} {getattr(settings, name):g}" for name in left),
             source.family.published(source.index)[0],
-        )  # fmt: skip
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:

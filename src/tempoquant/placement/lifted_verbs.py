@@ -11,12 +11,24 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 PIPELINE_VERBS = (
-    "load_lora_weights", "unload_lora_weights", "delete_adapters", "fuse_lora", "unfuse_lora", "set_lora_device",
-)  # fmt: skip
+    "load_lora_weights",
+    "unload_lora_weights",
+    "delete_adapters",
+    "fuse_lora",
+    "unfuse_lora",
+    "set_lora_device",
+)
 DENOISER_VERBS = (
-    "load_lora_adapter", "add_adapter", "unload_lora", "delete_adapters", "fuse_lora", "unfuse_lora", "dequantize",
-    "compile", "compile_repeated_blocks",
-)  # fmt: skip
+    "load_lora_adapter",
+    "add_adapter",
+    "unload_lora",
+    "delete_adapters",
+    "fuse_lora",
+    "unfuse_lora",
+    "dequantize",
+    "compile",
+    "compile_repeated_blocks",
+)
 
 
 def lift_for(owner: Any, verbs: Iterable[str], lifted: Callable[[], AbstractContextManager[None]]) -> ExitStack:

@@ -19,6 +19,9 @@ RecordingMemory = Literal["resident", "swap", "disk"]
 RECORDING_MODES: tuple[RecordingMemory, ...] = get_args(RecordingMemory)
 
 WHILE_RECORDING: dict[Memory, RecordingMemory] = {
-    "resident": "resident", "swap": "swap", "lean": "disk", "disk": "disk",
-}  # fmt: skip
+    "resident": "resident",
+    "swap": "swap",
+    "lean": "disk",
+    "disk": "disk",
+}
 """The recording mode for a machine with a given mode of generating."""

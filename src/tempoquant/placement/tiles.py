@@ -27,9 +27,11 @@ def use_tiles(vae: Any) -> Callable[[], None]:
     pixels = vae.spatial_compression_ratio
     stride = tile_stride(pixels)
     sizes = {
-        "sample_min": TILE_PIXELS, "latent_min": TILE_PIXELS // pixels, "sample_stride": stride,
+        "sample_min": TILE_PIXELS,
+        "latent_min": TILE_PIXELS // pixels,
+        "sample_stride": stride,
         "sample_min_overlap": TILE_PIXELS - stride,
-    }  # fmt: skip
+    }
     settings = {f"tile_{what}_{side}": size for what, size in sizes.items() for side in ("height", "width")}
     settings["tile_overlap_factor"] = 1 - stride / TILE_PIXELS
     vae.enable_tiling(**{name: value for name, value in settings.items() if name in taken})

@@ -163,10 +163,11 @@ class DenoiserCosts:
             chunk = 4 * _CHUNK_COPIES * rows * max(linear.in_features for _, linear in linears)
             running = sum(hessians) + max(self.activation_bytes, self.activation_bytes / 2 + chunk)
         rounding = (
-            sum(hessians[number:]) + (_HESSIAN_MATRICES - 1) * hessians[number]
+            sum(hessians[number:])
+            + (_HESSIAN_MATRICES - 1) * hessians[number]
             + 4 * _WORK_MATRICES * max(linear.out_features * linear.in_features for linear in inputs)
             for number, inputs in enumerate(groups)
-        )  # fmt: skip
+        )
         return max(running, *rounding)
 
     def operations(self) -> Operations:

@@ -57,9 +57,14 @@ def with_sensitivity(
         if gemm_rates is not None:
             rate = gemm_rates[device] * _FORWARD_SHARE["cuda" if on_gpu else "cpu"]
             seconds = (1 + _BACKWARD) * count * cost.num_blocks * cost.forward_operations / rate
-        stages.append(StageEstimate(
-            f"{MEASURE}{denoiser}", seconds, held, computing if on_gpu else 0.0,
-            store_gib + (all_states or states_bytes(cost)) / GIB,
-        ))  # fmt: skip
+        stages.append(
+            StageEstimate(
+                f"{MEASURE}{denoiser}",
+                seconds,
+                held,
+                computing if on_gpu else 0.0,
+                store_gib + (all_states or states_bytes(cost)) / GIB,
+            )
+        )
     rest = [stage for stage in planned.stages if stage not in recorded]
     return replace(planned, stages=(*recorded, *stages, *rest))

@@ -38,13 +38,20 @@ def foreseen_entry(recipe: Recipe, linear: Linear, bias_dtype: str | None, num_b
     by_bin = recipe.centring and recipe.centring_by_bin and has_bins
     changed = "float16" if by_bin else "float32"  # as `corrected_bias` makes it
     return LayerEntry(
-        linear.format, ScaleRule(recipe.activation_scale_rule), linear.in_features, linear.out_features, linear.rank,
-        recipe.smoothing_alpha is not None, changed if recipe.centring else bias_dtype,
-        deflated, recipe.centring, recipe.rotation,
+        linear.format,
+        ScaleRule(recipe.activation_scale_rule),
+        linear.in_features,
+        linear.out_features,
+        linear.rank,
+        recipe.smoothing_alpha is not None,
+        changed if recipe.centring else bias_dtype,
+        deflated,
+        recipe.centring,
+        recipe.rotation,
         centred_by_bin=by_bin,
         deflated_by_bin=deflated and recipe.deflation_by_bin and has_bins,
         weights_alone=linear.weights_alone,
-    )  # fmt: skip
+    )
 
 
 def num_bytes(form: StoredAs) -> int:

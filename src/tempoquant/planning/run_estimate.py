@@ -218,10 +218,12 @@ def _recording(
     one_block = first.weight_bytes - (first.num_blocks - 1) * first.block_bytes
     held, on_device = {
         "resident": (0, denoisers + sum(others.values()) + max(first.activation_bytes, encoding)),
-        "swap": (denoisers + sum(others.values()),
-                 max(*others.values(), first.weight_bytes + first.activation_bytes, encoding)),
+        "swap": (
+            denoisers + sum(others.values()),
+            max(*others.values(), first.weight_bytes + first.activation_bytes, encoding),
+        ),
         "disk": (0, max(*others.values(), one_block + first.activation_bytes, encoding)),
-    }[memory]  # fmt: skip
+    }[memory]
     on_gpu = kind == "cuda"
     ram_gib = num_workers * (_LIBRARIES_GIB + (held if on_gpu else held + on_device) / GIB)
     seconds = None

@@ -76,23 +76,26 @@ def _metadata(data: dict[str, Any], source: SourceModel, stated: Stated) -> dict
 def _use(repo: str, source: SourceModel) -> str:
     image = " --image first.png" if source.family.takes_image(source.index) else ""
     lines = [
-        "## Use", "",
+        "## Use",
+        "",
         "```sh",
         "pip install tempoquant",
         f'tempoquant generate {repo}{image} --prompt "…" -o out.mp4',
         f"tempoquant inspect {repo} --verify  # compares every file with its SHA-256",
-        "```", "",
+        "```",
+        "",
         "In diffusers, `import tempoquant` and then `from_pretrained` as above.",
-    ]  # fmt: skip
+    ]
     if source.family.comfyui is not None:
         name = repo.rpartition("/")[2]
         lines += [
             "",
-            "In ComfyUI, export the denoisers once, and load them with TempoQuant's nodes:", "",
+            "In ComfyUI, export the denoisers once, and load them with TempoQuant's nodes:",
+            "",
             "```sh",
             f"tempoquant export {repo} --to comfyui -o ComfyUI/models/diffusion_models/{name}",
             "```",
-        ]  # fmt: skip
+        ]
     return "\n".join(lines)
 
 

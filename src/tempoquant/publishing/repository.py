@@ -105,9 +105,11 @@ class Repository:
                 for _ in range(_units(file)):
                     advance()
             done = self._api.create_commit(
-                self.name, operations, commit_message=f"Upload {publication.title}",
+                self.name,
+                operations,
+                commit_message=f"Upload {publication.title}",
                 parent_commit=None if held is None else held.commit,
-            )  # fmt: skip
+            )
         except Exception as error:  # see above
             raise self._refusal(error) from error
         return str(done.commit_url)

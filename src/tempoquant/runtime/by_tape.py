@@ -85,8 +85,9 @@ def _quantize(linear: "QuantizedLinear", x: torch.Tensor, way: _Way) -> Quantize
 
     def round_input() -> QuantizedInput:
         source = operators.Source(x, linear.entry.activation_scale_rule, clip_ratio.view(torch.float32), way.flags)
-        transform = linear.transform_with(_first(linear, "deflation", deflation),
-                                          _first(linear, "input_offset", input_offset))  # fmt: skip
+        transform = linear.transform_with(
+            _first(linear, "deflation", deflation), _first(linear, "input_offset", input_offset)
+        )
         return operators.round_input(source, hidden, transform, linear.entry.format, way.backend)
 
     given = (x, hidden, stored["smoothing_factor"], clip_ratio, deflation, input_offset, way.flags)

@@ -43,11 +43,20 @@ def compute(linear: "QuantizedLinear", x: torch.Tensor) -> torch.Tensor:
     if backend == Backend.FP8 and not linear.fits_fp8:
         backend = Backend.BF16.value
     if backend == Backend.REFERENCE or x.dtype == torch.float64:
-        return _together([
-            w4a4_linear(run.x, run.transform, run.weight, entry.format, entry.activation_scale_rule,
-                        run.clip_ratio, False if run.eight_bits is None else run.eight_bits)
-            for run in _runs(linear, x)
-        ])  # fmt: skip
+        return _together(
+            [
+                w4a4_linear(
+                    run.x,
+                    run.transform,
+                    run.weight,
+                    entry.format,
+                    entry.activation_scale_rule,
+                    run.clip_ratio,
+                    False if run.eight_bits is None else run.eight_bits,
+                )
+                for run in _runs(linear, x)
+            ]
+        )
     y = None if torch.compiler.is_compiling() else forward_by_tape(linear, x, backend)
     return _by_kernels(linear, x, backend) if y is None else y
 
@@ -56,15 +65,20 @@ def _by_kernels(linear: "QuantizedLinear", x: torch.Tensor, backend: str) -> tor
     entry, runs = linear.entry, _runs(linear, x)
 
     def quantize(_: torch.Tensor) -> tuple[QuantizedInput, ...]:
-        return tuple(operators.quantize_input(_source(linear, run), run.transform, entry.format, backend)
-                     for run in runs)  # fmt: skip
+        return tuple(
+            operators.quantize_input(_source(linear, run), run.transform, entry.format, backend) for run in runs
+        )
 
     if linear.shared_input is None:
         quantized = quantize(x)
     else:
         quantized = linear.shared_input.quantized(x, quantize, backend, linear.clock.call is not None)
-    y = _together([operators.multiply(each, run.weight, entry.format, x.dtype, backend)
-                   for each, run in zip(quantized, runs, strict=True)])  # fmt: skip
+    y = _together(
+        [
+            operators.multiply(each, run.weight, entry.format, x.dtype, backend)
+            for each, run in zip(quantized, runs, strict=True)
+        ]
+    )
     return y.reshape(*x.shape[:-1], entry.out_features)
 
 
@@ -84,9 +98,16 @@ def _runs(linear: "QuantizedLinear", x: torch.Tensor) -> list[_Run]:
     if bins is None or bins.shape[0] == 1:
         return [_Run(x, linear.input_transform(bins), linear.weight_tensors(bins), clip_ratio, eight_bits)]
     rows = [slice(row, row + 1) for row in range(bins.shape[0])]
-    return [_Run(x[row], linear.input_transform(bins[row]), linear.weight_tensors(bins[row]), clip_ratio[row],
-                 None if eight_bits is None else eight_bits[row])
-            for row in rows]  # fmt: skip
+    return [
+        _Run(
+            x[row],
+            linear.input_transform(bins[row]),
+            linear.weight_tensors(bins[row]),
+            clip_ratio[row],
+            None if eight_bits is None else eight_bits[row],
+        )
+        for row in rows
+    ]
 
 
 def _together(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -99,8 +99,8 @@ class Assumptions:
             f"timestep: {call.timestep_argument} · {call.timestep_scale:g}{offset} is 0 clean … 1000 noise",
             *(f"{' and '.join(group)} read one tensor" for group in call.shared_inputs),
             *(f"16 bits: {words}" for words in reasons),
-            "guidance: " + ("one branch" if self.guided_above is None else
-                            f"{two}, as {rows if self.guidance_rows else calls}"),
+            "guidance: "
+            + ("one branch" if self.guided_above is None else f"{two}, as {rows if self.guidance_rows else calls}"),
             f"the same at every step: {', '.join(self.text_inputs) or 'nothing'}",
             f"{'an image' if self.is_image else 'a video'} of {self.pixels} pixels a latent, two by two a token",
-        ]  # fmt: skip
+        ]

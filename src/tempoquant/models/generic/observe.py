@@ -159,10 +159,14 @@ def _defaults(
     size = getattr(pipeline, "default_sample_size", None)
     side = size * pixels if isinstance(size, int) else _DEFAULT_SIDE
     return SamplingSettings(
-        int(default("height", side)), int(default("width", side)),
+        int(default("height", side)),
+        int(default("width", side)),
         int(default("num_frames", _DEFAULT_FRAMES)) if is_video else 1,
-        int(default("num_inference_steps", _DEFAULT_STEPS)), float(default(argument, 1.0)), None, 24 if is_video else 1,
-    )  # fmt: skip
+        int(default("num_inference_steps", _DEFAULT_STEPS)),
+        float(default(argument, 1.0)),
+        None,
+        24 if is_video else 1,
+    )
 
 
 def _num_rows(call: Mapping[str, Any]) -> int:

@@ -32,9 +32,28 @@ def open_generic(model: GenericModel) -> SourceModel:
     index = read_index(folder)
     component, kind, config = denoiser_of(index)
     before = Assumptions(
-        index.class_name, kind.__name__, component, lists_of_blocks(kind, config), ModelCall(), {}, (), 0, 0,
-        ("conditional",), (), "guidance_scale", None, (), (), 1, 1, True, 1, {}, (),
-    )  # fmt: skip
+        index.class_name,
+        kind.__name__,
+        component,
+        lists_of_blocks(kind, config),
+        ModelCall(),
+        {},
+        (),
+        0,
+        0,
+        ("conditional",),
+        (),
+        "guidance_scale",
+        None,
+        (),
+        (),
+        1,
+        1,
+        True,
+        1,
+        {},
+        (),
+    )
     assumed = observe(SourceModel.of_folder(folder, True, hub_id, "", {}, family_from(before)))
     _logger.warning("The generic family assumes of %s:\n  %s", folder.name, "\n  ".join(assumed.words()))
     return SourceModel.of_folder(folder, True, hub_id, "", {}, family_from(assumed))

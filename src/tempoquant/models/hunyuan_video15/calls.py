@@ -18,9 +18,14 @@ of an image.
 """
 TEXT_TOKENS = QWEN_TOKENS + BYT5_TOKENS + IMAGE_TOKENS  # one stream of a block; the image's stay empty without one
 TEXT_INPUTS = frozenset(
-    {"encoder_hidden_states", "encoder_attention_mask", "encoder_hidden_states_2", "encoder_attention_mask_2",
-     "image_embeds"}
-)  # fmt: skip
+    {
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "encoder_hidden_states_2",
+        "encoder_attention_mask_2",
+        "image_embeds",
+    }
+)
 
 
 def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, int, int]) -> dict[str, torch.Tensor]:

@@ -97,8 +97,12 @@ def encoded_text(pipeline: Any, text: str, _num_tokens: int, device: torch.devic
 _P480, _P720 = 640, 960
 """The sizes in denoisers' configs: the side of a square with as many pixels."""
 _SIZES = {_P480: (480, 848), _P720: (720, 1280)}
-_FLOW_SHIFTS = {(TEXT_TO_VIDEO, _P480): 5.0, (IMAGE_TO_VIDEO, _P480): 5.0,
-                (TEXT_TO_VIDEO, _P720): 9.0, (IMAGE_TO_VIDEO, _P720): 7.0}  # fmt: skip
+_FLOW_SHIFTS = {
+    (TEXT_TO_VIDEO, _P480): 5.0,
+    (IMAGE_TO_VIDEO, _P480): 5.0,
+    (TEXT_TO_VIDEO, _P720): 9.0,
+    (IMAGE_TO_VIDEO, _P720): 7.0,
+}
 _GUIDANCE_SCALE = 6.0  # of the models that are not distilled
 
 

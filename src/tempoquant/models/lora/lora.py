@@ -122,8 +122,11 @@ class Lora:
         if missing:
             _logger.warning(
                 "%s also changes %d tensors that other models of the family have and this one lacks, such as %s: they "
-                "are left out", self.name, len(missing), missing[0],
-            )  # fmt: skip
+                "are left out",
+                self.name,
+                len(missing),
+                missing[0],
+            )
         for name in self.changes:
             if name in forms:
                 self._require_shape(name, tuple(forms[name]))

@@ -16,9 +16,15 @@ _ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_a
 _SELF, _TEXT = ("attn1", "audio_attn1"), ("attn2", "audio_attn2")
 _QKV, _KV = ("to_q", "to_k", "to_v"), ("to_k", "to_v")
 _AUDIO = {f"audio_attn1.{name}" for name in (*_QKV, "to_out.0")} | {
-    "audio_attn2.to_q", "audio_attn2.to_out.0", "audio_ff.net.0.proj", "audio_ff.net.2", "video_to_audio_attn.to_q",
-    "video_to_audio_attn.to_out.0", "audio_to_video_attn.to_k", "audio_to_video_attn.to_v",
-}  # fmt: skip
+    "audio_attn2.to_q",
+    "audio_attn2.to_out.0",
+    "audio_ff.net.0.proj",
+    "audio_ff.net.2",
+    "video_to_audio_attn.to_q",
+    "video_to_audio_attn.to_out.0",
+    "audio_to_video_attn.to_k",
+    "audio_to_video_attn.to_v",
+}
 
 LTX2 = ModelFamily(
     name="ltx2",

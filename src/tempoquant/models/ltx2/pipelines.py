@@ -30,9 +30,14 @@ diffusers.pipelines.ltx2.utils.
 _FPS = 24
 _IMAGE_CRF = 33  # H.264's, used on the model's images in training; diffusers' default for LTX-2
 _UNGUIDED = {
-    "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_guidance_scale": 1.0,
-    "audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "audio_guidance_rescale": 0.0,
-}  # fmt: skip
+    "stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_scale": 1.0,
+    "audio_stg_scale": 0.0,
+    "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0,
+}
 _logger = logging.getLogger(__name__)
 
 
@@ -154,11 +159,15 @@ def example_inputs(index: PipelineIndex, denoiser: Config, latents: tuple[int, i
         "sigma": time,
         "encoder_attention_mask": empty(1, TEXT_TOKENS, dtype=torch.int64),
         "audio_encoder_attention_mask": empty(1, TEXT_TOKENS, dtype=torch.int64),
-        "num_frames": frames, "height": rows, "width": columns, "fps": float(_FPS), "audio_num_frames": num_audio,
+        "num_frames": frames,
+        "height": rows,
+        "width": columns,
+        "fps": float(_FPS),
+        "audio_num_frames": num_audio,
         "video_coords": empty(1, 3, num_tokens, 2, dtype=torch.float32),
         "audio_coords": empty(1, 1, num_audio, 2, dtype=torch.float32),
         "use_cross_timestep": True,
-    }  # fmt: skip
+    }
 
 
 def published(index: PipelineIndex) -> tuple[str, SamplingSettings]:

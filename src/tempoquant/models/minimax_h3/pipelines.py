@@ -175,23 +175,47 @@ def scheduled(timesteps: torch.Tensor) -> torch.Tensor:
 
 
 _DENOISER = {
-    "attention_head_dim": 128, "audio_in_channels": 32, "ffn_dim": 14336, "final_norm_eps": 1e-5, "freq_dim": 256,
-    "hidden_size": 5376, "in_channels": 24, "norm_eps": 1e-5, "num_attention_heads": 56, "num_layers": 50,
-    "num_refiner_layers": 2, "patch_size": [1, 2, 2], "qk_norm_eps": 1e-5, "rope_freq_dim": 16, "rope_theta": 10000.0,
-    "text_dim": 5120, "time_embed_dim": 2688, "time_embed_hidden_dim": 5376,
-}  # fmt: skip
+    "attention_head_dim": 128,
+    "audio_in_channels": 32,
+    "ffn_dim": 14336,
+    "final_norm_eps": 1e-5,
+    "freq_dim": 256,
+    "hidden_size": 5376,
+    "in_channels": 24,
+    "norm_eps": 1e-5,
+    "num_attention_heads": 56,
+    "num_layers": 50,
+    "num_refiner_layers": 2,
+    "patch_size": [1, 2, 2],
+    "qk_norm_eps": 1e-5,
+    "rope_freq_dim": 16,
+    "rope_theta": 10000.0,
+    "text_dim": 5120,
+    "time_embed_dim": 2688,
+    "time_embed_hidden_dim": 5376,
+}
 _QWEN = {  # Qwen3-VL-32B-Instruct
     "text_config": {
-        "hidden_size": 5120, "intermediate_size": 25600, "num_attention_heads": 64, "num_hidden_layers": 64,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144,
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 262144,
         "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20]},
     },
     "vision_config": {
-        "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 5120,
+        "depth": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_heads": 16,
+        "out_hidden_size": 5120,
         "deepstack_visual_indexes": [8, 16, 24],
     },
-}  # fmt: skip
+}
 
 
 def published_models() -> dict[str, dict[str, Any]]:
@@ -206,5 +230,10 @@ def published_models() -> dict[str, dict[str, Any]]:
         "vae": ("diffusers", "AutoencoderKLMiniMaxH3", {}),
         "audio_vae": ("diffusers", "AutoencoderKLMiniMaxH3Audio", {}),
     }
-    return {"minimax-h3": {"index": {"_class_name": PIPELINE, "_blocks_class_name": "MiniMaxH3Blocks"},
-                           "models": models, "disk_bytes": {}}}  # fmt: skip
+    return {
+        "minimax-h3": {
+            "index": {"_class_name": PIPELINE, "_blocks_class_name": "MiniMaxH3Blocks"},
+            "models": models,
+            "disk_bytes": {},
+        }
+    }

@@ -12,13 +12,19 @@ DIFFUSERS_IDS = {
     f"{_LIKE}{name}": f"{_LIKE}{name}{suffix}"
     for suffix, names in {
         "-Diffusers": (
-            "Wan2.2-I2V-A14B", "Wan2.2-T2V-A14B", "Wan2.2-TI2V-5B", "Wan2.2-Animate-14B", "Wan2.1-T2V-1.3B",
-            "Wan2.1-T2V-14B", "Wan2.1-I2V-14B-480P", "Wan2.1-I2V-14B-720P",
+            "Wan2.2-I2V-A14B",
+            "Wan2.2-T2V-A14B",
+            "Wan2.2-TI2V-5B",
+            "Wan2.2-Animate-14B",
+            "Wan2.1-T2V-1.3B",
+            "Wan2.1-T2V-14B",
+            "Wan2.1-I2V-14B-480P",
+            "Wan2.1-I2V-14B-720P",
         ),
         "-diffusers": ("Wan2.1-VACE-1.3B", "Wan2.1-VACE-14B", "Wan2.1-FLF2V-14B-720P"),
     }.items()
     for name in names
-}  # fmt: skip
+}
 """Hub ids of diffusers pipelines by those of original releases."""
 
 
