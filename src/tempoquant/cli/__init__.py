@@ -24,6 +24,7 @@ app = typer.Typer(
     name="tempoquant",
     help="Quantize video diffusion transformers to 4-bit weights and activations (W4A4), on plain diffusers.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # a paragraph is filled to the terminal's width
     add_completion=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
