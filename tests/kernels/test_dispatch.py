@@ -63,6 +63,14 @@ def test_without_triton_the_reference_runs_and_says_so(gpu: Any, monkeypatch: py
     assert "not fp4, fp8, bf16: Triton is not installed" in choice.reason
 
 
+def test_a_triton_that_is_too_old_is_named(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(9, 0)
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.4.0")
+    choice = choose(GPU, MXFP4)
+    assert choice.backend is Backend.REFERENCE
+    assert "it needs Triton 3.5 (torch 2.9 brings it), and 3.4.0 is installed" in choice.reason
+
+
 def test_a_backend_can_be_forced_and_is_free_again_afterwards(gpu: Any) -> None:
     gpu(9, 0)
     with forced("bf16"):

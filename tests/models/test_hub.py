@@ -104,6 +104,26 @@ def test_a_file_that_arrives_otherwise_than_it_was_published_is_removed(
     assert (SourceModel.open(NAME).folder / WEIGHTS).read_bytes() == files[WEIGHTS]
 
 
+def test_a_file_that_an_interrupted_call_left_is_compared_by_the_next_and_only_once(
+    hub: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Path) -> str:
+        raise KeyboardInterrupt
+
+    damaged = bytearray(files[WEIGHTS])
+    damaged[-1] ^= 1
+    hub.add(NAME, {**files, WEIGHTS: bytes(damaged)})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tempoquant.models.hub.sha256_of", interrupt)
+        SourceModel.open(NAME)
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        SourceModel.open(NAME)
+    hub.repositories[NAME].commits[-1][1][WEIGHTS] = files[WEIGHTS]  # the hub was repaired
+    SourceModel.open(NAME)
+    monkeypatch.setattr("tempoquant.models.hub.sha256_of", interrupt)
+    SourceModel.open(NAME)
+
+
 def test_a_model_that_is_hidden_asks_to_log_in(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories[NAME].private = True
     monkeypatch.delenv("HF_TOKEN")

@@ -61,6 +61,25 @@ def metadata(card: str) -> dict[str, object]:
     return yaml.safe_load(card.split("---")[1])
 
 
+def test_a_damaged_card_of_the_16_bit_model_costs_no_work(source: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    (folder / "README.md").write_text("---\ntags: [a\n---\n# A model\n")
+    with pytest.warns(UserWarning, match="cannot be read: the new card names no licence"):
+        made = quantize(folder, tmp_path / "out", "rtn")
+    assert "license" not in metadata((made / "README.md").read_text())
+
+
+@pytest.mark.parametrize("front", ["tags: [a", "- a\n- list", "model-index:\n- name: a"])
+def test_a_damaged_front_matter_is_named_before_files_are_read(
+    hub: HubServer, quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, front: str
+) -> None:
+    folder = Path(shutil.copytree(quantized, tmp_path / "edited"))
+    (folder / "README.md").write_text(f"---\n{front}\n---\n# A model\n")
+    monkeypatch.setattr("tempoquant.publishing.publication.verify_folder", lambda *_, **__: pytest.fail("it began"))
+    assert_refused(run("publish", folder, "--to", NAME), 1, "cannot be read")
+    assert not hub.repositories
+
+
 def test_what_is_published_is_what_is_fetched_and_verifies(hub: HubServer, quantized: Path) -> None:
     result = run("publish", quantized, "--to", NAME, "--base-model", "Wan-AI/Wan2.2", "--json")
     assert result.exit_code == 0, result.output

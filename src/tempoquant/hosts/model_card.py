@@ -1,10 +1,12 @@
 """The README.md of a quantized pipeline: base model, licence, recipe, bits, measured sizes."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from tempoquant.checkpoint.reader import read_config, read_model_config
 from tempoquant.checkpoint.schema import ComponentConfig
@@ -109,9 +111,13 @@ def comfyui_card(source: SourceModel, config: ComponentConfig) -> str:
 
 
 def _source_card(source: SourceModel) -> dict[str, Any]:
-    """Return the metadata of the source's own card; empty if it has none."""
+    """Return the metadata of the source's own card; empty if it has none, or damaged YAML."""
     file = source.folder / "README.md"
-    return dict(ModelCard.load(file).data.to_dict()) if file.is_file() else {}
+    try:
+        return dict(ModelCard.load(file).data.to_dict()) if file.is_file() else {}
+    except (ValueError, YAMLError):  # somebody else's mistake costs no work here
+        warnings.warn(f"the YAML at the top of {file} cannot be read: the new card names no licence.", stacklevel=2)
+        return {}
 
 
 def _row(component: Path, source: SourceModel, name: str) -> str:

@@ -26,8 +26,9 @@ FP4_CAPABILITIES = (10, 12)
 """GPUs whose tensor cores multiply E2M1 codes with a scale for each group: Blackwell's, in data
 centres and in RTX.
 """
+LEAST_TRITON = (3, 5)
 FP4_TRITON = (3, 6)
-TRITON_PACKAGES = ("triton", "triton-windows")
+TRITON_PACKAGES = ("triton", "triton-windows", "pytorch-triton")
 """Distributions of the module `triton`: its own, and the one for Windows, which another project
 builds.
 """
@@ -143,6 +144,8 @@ def why_not(backend: Backend, device: torch.device, format: Format) -> str | Non
         return "it has not been tried on an AMD GPU"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if not _is_triton_at_least(LEAST_TRITON):
+        return f"it needs Triton 3.5 (torch 2.9 brings it), and {triton_version()} is installed"
     if (reason := _why_not_there(backend, torch.cuda.get_device_capability(device))) is not None:
         return reason
     if backend is Backend.FP4 and not _is_triton_at_least(FP4_TRITON):

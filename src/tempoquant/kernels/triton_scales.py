@@ -107,7 +107,7 @@ def rounding_of(format: Format, rule: ScaleRule) -> Rounding:
         fp8_top_exponent=FP8_TOP_EXPONENT.get(format.scale_grid, 0),
         fp8_octaves=FP8_OCTAVES.get(format.scale_grid, 0),
         usual_exponent=USUAL_EXPONENT.get(format.scale_grid, 0),
-        is_interpreted=triton.knobs.runtime.interpret,
+        is_interpreted=not isinstance(row_base_exponent, triton.runtime.JITFunction),
     )
 
 

@@ -1,8 +1,8 @@
 """Fetch models from the Hugging Face hub into its cache, and say in words why one is refused."""
 
 import contextlib
+import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from tempoquant.checkpoint.files import sha256_of
 from tempoquant.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from tempoquant.errors import CheckpointError, ModelError
 
-_CLOCK_SLACK_S = 2.0
-"""File systems round the times of files."""
+_COMPARED = ".tempoquant-compared"
+"""Folder in a model's cache: for each file that was compared, by its SHA-256, its size and time."""
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -36,8 +36,8 @@ def fetch(name: str, patterns: Sequence[str]) -> Path:
     """Return the folder in the hub's cache that holds the files of a model that match.
 
     A connection that breaks is resumed. Files of an interrupted download that arrived whole are not
-    fetched again. Every file that this call downloads is compared with the SHA-256 that the
-    checkpoint's tempoquant.json states, if it has one. Bars show the download on a terminal.
+    fetched again. Every file in the cache is compared once with the SHA-256 that the checkpoint's
+    tempoquant.json states, if it has one. Bars show the download on a terminal.
 
     Args:
         name: "org/name", or "org/name@revision" for a branch, a tag or a commit.
@@ -50,13 +50,13 @@ def fetch(name: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     hub_id, revision = split_revision(name)
-    started = time.time()
     try:
         with _bars_on_terminals():
             folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # of the hub, of the disk, or of one of three HTTP libraries, by the hub's version
         raise ModelError(why_not_fetched(error, name)) from error
-    _compare_new_files(folder, started - _CLOCK_SLACK_S)
+    with _bars_on_terminals():
+        _compare_once(folder)
     return folder
 
 
@@ -109,24 +109,41 @@ def _bars_on_terminals() -> Iterator[None]:
         disable_progress_bars()
 
 
-def _compare_new_files(folder: Path, since: float) -> None:
-    """Compare files that came after a time with the checkpoint's hashes.
+def _compare_once(folder: Path) -> None:
+    """Compare the files of a snapshot with the checkpoint's hashes, each file once.
 
-    The hub's client compares sizes alone.
+    The hub's client compares sizes alone. Nothing is compared in a cache that this user cannot
+    write: others filled it.
 
     Raises:
         CheckpointError: a file differs. It is removed, so that it is fetched again.
     """
-    if not (folder / MANIFEST_NAME).is_file():
+    from huggingface_hub.utils import tqdm
+
+    compared = folder.parent.parent / _COMPARED
+    if not (folder / MANIFEST_NAME).is_file() or not os.access(compared.parent, os.W_OK):
         return
-    for name, digest in sorted(read_manifest(folder).sha256.items()):
-        file = folder / name
-        if not file.is_file() or file.stat().st_mtime < since or sha256_of(file) == digest:
+    digests = {folder / name: digest for name, digest in sorted(read_manifest(folder).sha256.items())}
+    new = {file: digest for file, digest in digests.items() if file.is_file() and not _is_noted(compared, file, digest)}
+    compared.mkdir(exist_ok=True)
+    for file, digest in tqdm(new.items(), desc="Comparing with the publisher's hashes", disable=not new):
+        if sha256_of(file) == digest:
+            (compared / digest).write_text(_size_and_time(file))
             continue
         blob = file.resolve()
         file.unlink()
         blob.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{name} of {folder.name} arrived otherwise than it was published (SHA-256 differs), and was removed: the "
-            "same command fetches it again."
+            f"{file.relative_to(folder).as_posix()} of {folder.name} arrived otherwise than it was published (SHA-256 "
+            "differs), and was removed: the same command fetches it again."
         )
+
+
+def _is_noted(compared: Path, file: Path, digest: str) -> bool:
+    note = compared / digest
+    return note.is_file() and note.read_text() == _size_and_time(file)
+
+
+def _size_and_time(file: Path) -> str:
+    found = file.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"

@@ -6,8 +6,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
+from yaml import YAMLError
 
 from tempoquant.errors import HubError
+from tempoquant.hosts.text_encoder_contents import quantized_text_encoders
+from tempoquant.models.hub import first_line
 from tempoquant.models.source import SourceModel
 from tempoquant.publishing.measured import Measured, measured_lines, not_measured
 
@@ -46,7 +49,7 @@ def published_card(
     Raises:
         HubError: nobody says under which licence the model is.
     """
-    card = ModelCard.load(folder / CARD)
+    card = read_card(folder / CARD)
     data = _metadata(dict(card.data.to_dict()), source, stated)
     if not data.get("license"):
         raise HubError(
@@ -55,9 +58,20 @@ def published_card(
         )
     body = card.text.strip().replace('"this folder"', f'"{repo}"').replace("THIS_FOLDER", repo)
     before, recipe, after = body.partition(_RECIPE)
-    sections = [_use(repo, source), _measured_section(measured, attached), _origin(data)]
+    extra = "[text-encoder]" if quantized_text_encoders(folder) else ""
+    sections = [_use(repo, source, extra), _measured_section(measured, attached), _origin(data)]
     text = "\n\n".join([before.strip(), *sections, *([f"{recipe}{after}"] if recipe else [])])
     return f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}\n"
+
+
+def read_card(file: Path) -> ModelCard:
+    """Return a card. Raises HubError if the YAML at its top is damaged."""
+    try:
+        return ModelCard.load(file)
+    except (ValueError, YAMLError) as error:
+        raise HubError(
+            f"the YAML between the two lines --- at the top of {file} cannot be read ({first_line(error)}): mend it."
+        ) from error
 
 
 def _metadata(data: dict[str, Any], source: SourceModel, stated: Stated) -> dict[str, Any]:
@@ -73,14 +87,15 @@ def _metadata(data: dict[str, Any], source: SourceModel, stated: Stated) -> dict
     return data
 
 
-def _use(repo: str, source: SourceModel) -> str:
+def _use(repo: str, source: SourceModel, extra: str) -> str:
+    """Return how to install the package, with its `extra`, and how to use the model."""
     image = " --image first.png" if source.family.takes_image(source.index) else ""
     lines = [
         "## Use",
         "",
         "```sh",
-        "pip install tempoquant",
-        f'tempoquant generate {repo}{image} --prompt "…" -o out.mp4',
+        f"pip install 'tempoquant{extra}'",
+        f'tempoquant generate {repo}{image} --prompt "…" -o out.{"png" if source.geometry.is_image else "mp4"}',
         f"tempoquant inspect {repo} --verify  # compares every file with its SHA-256",
         "```",
         "",

@@ -18,7 +18,7 @@ from tempoquant.hosts.verification import verify_folder
 from tempoquant.models.fingerprint import fingerprint
 from tempoquant.models.hub import is_hub_id, split_revision
 from tempoquant.progress import Progress
-from tempoquant.publishing.card import CARD, REPORT, SHEET, Stated, published_card
+from tempoquant.publishing.card import CARD, REPORT, SHEET, Stated, published_card, read_card
 from tempoquant.publishing.measured import Measured, measured_of
 from tempoquant.report.build import build_report
 
@@ -98,6 +98,7 @@ def prepare(
     """
     _require_name(repo)
     manifest = _require_quantized(folder)
+    read_card(folder / CARD)  # a mistake in it is named before every file is read
     verify_folder(folder, progress, but=(CARD,))
     source = open_pipeline(folder)
     measured = None
