@@ -4,6 +4,7 @@ import pytest
 from tempoquant.errors import ModelError
 from tempoquant.evaluate.files import write_lossless
 from tempoquant.evaluate.metrics import vmaf as module
+from tempoquant.evaluate.metrics.measures import measures, notes
 from tempoquant.evaluate.metrics.vmaf import has_libvmaf, vmaf
 
 
@@ -38,6 +39,20 @@ def test_a_file_that_is_no_video_is_an_error_that_names_it(clips, tmp_path):
     (tmp_path / "broken.mkv").write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"broken\.mkv"):
         vmaf(clips / "clean.mkv", tmp_path / "broken.mkv")
+
+
+@pytest.mark.parametrize(("height", "width"), [(17, 40), (40, 17), (16, 40), (40, 16)])
+def test_vmaf_is_measured_exactly_where_libvmaf_can(height, width, tmp_path):
+    file = tmp_path / "small.mkv"
+    write_lossless(file, np.random.default_rng(0).integers(0, 255, (2, height, width, 3), dtype=np.uint8), 8)
+    if min(height, width) < module.SMALLEST:
+        assert module.TOO_SMALL in notes(height, width)
+        assert not any("vmaf" in measure.names for measure in measures(False, height, width))
+        with pytest.raises(ModelError, match="needs 17 pixels a side"):
+            vmaf(file, file)
+    else:
+        assert any("vmaf" in measure.names for measure in measures(False, height, width))
+        assert vmaf(file, file).vmaf > 90
 
 
 def test_an_ffmpeg_without_libvmaf_is_noticed(monkeypatch):

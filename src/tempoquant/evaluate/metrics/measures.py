@@ -103,7 +103,7 @@ def measures(bundled: bool, height: int, width: int, with_embeddings: bool = Fal
     ]
     if min(height, width) >= SSIM_WINDOW:
         found.append(Measure(("ssim",), lambda clip, reference: {"ssim": ssim(reference.video, clip.video)}))
-    if vmaf.has_libvmaf():
+    if vmaf.has_libvmaf() and min(height, width) >= vmaf.SMALLEST:
         found.append(Measure(("vmaf", "vmaf_neg"), lambda clip, ref: vmaf.vmaf(ref.file, clip.file)._asdict()))
     if with_embeddings:
         found.append(Measure(("embedding_db",), _embeddings))
@@ -121,6 +121,8 @@ def notes(height: int, width: int) -> list[str]:
     ]
     if not vmaf.has_libvmaf():
         found.append(vmaf.MISSING)
+    elif min(height, width) < vmaf.SMALLEST:
+        found.append(vmaf.TOO_SMALL)
     elif min(height, width) < vmaf.SMALLEST_MEANINGFUL:
         found.append(vmaf.SMALL)
     return found

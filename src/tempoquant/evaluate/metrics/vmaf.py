@@ -19,8 +19,11 @@ from tempoquant.errors import ModelError
 
 SMALLEST_MEANINGFUL = 200
 """Pixels of the shorter side."""
+SMALLEST = 17
+"""Pixels of the shorter side. libvmaf ends without a message on a smaller video."""
 MISSING = "VMAF was not measured: this ffmpeg was built without libvmaf; imageio-ffmpeg's own binary has it."
 SMALL = f"VMAF is not meaningful under {SMALLEST_MEANINGFUL} pixels."
+TOO_SMALL = f"VMAF was not measured: libvmaf needs {SMALLEST} pixels a side."
 _VERSIONS = {"vmaf": "vmaf_v0.6.1", "vmaf_neg": "vmaf_v0.6.1neg"}
 
 
@@ -44,7 +47,7 @@ def vmaf(reference: Path, other: Path) -> Vmaf:
     """Compare two video files of equal size and number of frames.
 
     Raises:
-        ModelError: ffmpeg fails; the message holds its last line.
+        ModelError: ffmpeg fails; the message holds its last line, or its exit code.
     """
     models = "|".join(rf"version={version}\:name={name}" for name, version in _VERSIONS.items())
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,7 +61,8 @@ def vmaf(reference: Path, other: Path) -> Vmaf:
         # In its own folder: the path of the log would have to be escaped twice.
         done = subprocess.run([*program, "-f", "null", "-"], capture_output=True, text=True, check=False, cwd=scratch)
         if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            silence = f"it ended with code {done.returncode}; libvmaf needs {SMALLEST} pixels a side."
+            reason = (done.stderr.strip().splitlines() or [silence])[-1]
             raise ModelError(f"ffmpeg cannot measure VMAF of {other}: {reason}")
         found = json.loads((Path(scratch) / log).read_text(encoding="utf-8"))["pooled_metrics"]
     return Vmaf(*(float(found[name]["mean"]) for name in _VERSIONS))
