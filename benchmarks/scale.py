@@ -5,6 +5,8 @@ tokens.
     # one block, and one with a sample of 32,760 tokens
     python -m benchmarks.scale --blocks 1 --long
     python -m benchmarks.scale --model ltx-2 --recipe default --blocks 1 --samples 2 --tokens 6144
+    # a double block and a single one
+    python -m benchmarks.scale --model flux.1-dev --blocks 1 --samples 2 --tokens 1024
     python -m benchmarks.scale --device cuda --json scale.jsonl
 
 The denoiser is random (benchmarks/scale_model.py), with Wan2.2-I2V-A14B's shapes by default. The
@@ -85,16 +87,26 @@ def run_row(work: Path, size: RowSize, device: str, recipe: str, model: str) -> 
 
 
 def summary(found: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
-    """Add each stage's time over the blocks (spread: largest less smallest) and that of a whole
-    denoiser.
+    """Add each stage's time over the blocks (spread: largest less smallest), that of a block of
+    each list, and that of a whole denoiser.
     """
     stages = {
         stage: _mean_and_spread([block.get(stage, 0.0) for block in found["each_block_s"]])
         for stage in dict.fromkeys(stage for block in found["each_block_s"] for stage in block)
     }
-    block_s = _mean_and_spread([sum(block.values()) for block in found["each_block_s"]])
-    denoiser_s = found["start_s"] + shapes.config["num_layers"] * block_s["mean"] + found["end_s"]
-    return {**found, "stages_s": stages, "block_s": block_s, "expert_s": denoiser_s}
+    all_s = [sum(block.values()) for block in found["each_block_s"]]
+    each = len(all_s) // len(shapes.lists)
+    by_list = {
+        name: _mean_and_spread(all_s[number * each : (number + 1) * each]) for number, name in enumerate(shapes.lists)
+    }
+    blocks_s = sum(depth * by_list[name]["mean"] for name, depth in shapes.lists.items())
+    return {
+        **found,
+        "stages_s": stages,
+        "block_s": _mean_and_spread(all_s),
+        "lists_s": by_list,
+        "expert_s": found["start_s"] + blocks_s + found["end_s"],
+    }
 
 
 def _mean_and_spread(values: list[float]) -> dict[str, float]:
@@ -142,10 +154,12 @@ def print_table(rows: list[dict[str, Any]], machine: Mapping[str, Any], shapes: 
         table.add_row("peak VRAM, GiB", *(f"{row['peak_vram_gib']:.2f}" for row in measured))
     for stage in dict.fromkeys(stage for row in measured for stage in row["stages_s"]):
         table.add_row(f"{stage}, s a block", *(_text(row["stages_s"].get(stage)) for row in measured))
-    table.add_row("a block, s", *(_text(row["block_s"]) for row in measured))
+    for name in shapes.lists:
+        what = f"a block of {name}" if len(shapes.lists) > 1 else "a block"
+        table.add_row(f"{what}, s", *(_text(row["lists_s"][name]) for row in measured))
     table.add_row("start, s", *(f"{row['start_s']:.1f}" for row in measured))
     table.add_row(
-        f"denoiser of {shapes.config['num_layers']} blocks", *(duration_text(row["expert_s"]) for row in measured)
+        f"denoiser of {sum(shapes.lists.values())} blocks", *(duration_text(row["expert_s"]) for row in measured)
     )
     Console(width=140).print(table)
     for is_met, sentence in verdicts(rows):

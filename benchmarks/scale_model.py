@@ -30,14 +30,14 @@ _STEM = "diffusion_pytorch_model"
 
 
 def write_denoiser(folder: Path, num_blocks: int, shapes_of: Shapes = WAN_A14B) -> Path:
-    """Write a folder whose denoiser has `num_blocks` random blocks, in float32 shards with an
-    index.
+    """Write a folder whose denoiser has `num_blocks` random blocks of each list, in float32 shards
+    with an index.
 
     One tensor is in memory at a time.
     """
     component = folder / shapes_of.denoiser.component
     component.mkdir(parents=True)
-    config = {**shapes_of.config, "num_layers": num_blocks}
+    config = {**shapes_of.config, **dict.fromkeys(shapes_of.depths, num_blocks)}
     (component / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with init_empty_weights():
         model = getattr(diffusers, shapes_of.class_name).from_config(config)

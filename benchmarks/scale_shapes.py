@@ -1,13 +1,18 @@
 """Shapes for `benchmarks.scale`: those of a published denoiser, and random inputs of its calls."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
+from torch.utils import _pytree as pytree
 
 from tempoquant.models.family import ModelFamily, PipelineIndex
+from tempoquant.models.generic.published import PUBLISHED
 from tempoquant.models.hunyuan_video15.family import HUNYUAN_VIDEO15
 from tempoquant.models.ltx2.family import LTX2
 from tempoquant.models.ltx2.pipelines import TEXT_TO_VIDEO, TRANSFORMER, example_inputs
@@ -55,7 +60,9 @@ class Shapes:
         denoiser: its name, component and timesteps.
         config: of it.
         inputs: makes random inputs of one call from a seed, a timestep and a number of the video's
-            tokens.
+            (or the image's) tokens.
+        depths: the key in the config of each list of blocks' length, in the order in which they
+            run.
     """
 
     title: str
@@ -64,6 +71,12 @@ class Shapes:
     denoiser: Denoiser
     config: Mapping[str, Any]
     inputs: _Inputs
+    depths: tuple[str, ...] = ("num_layers",)
+
+    @property
+    def lists(self) -> dict[str, int]:
+        """Return the number of blocks of each list of the published denoiser."""
+        return {name: self.config[key] for name, key in zip(self.family.block_lists, self.depths, strict=True)}
 
     @property
     def class_name(self) -> str:
@@ -71,13 +84,13 @@ class Shapes:
         return str(self.config["_class_name"])
 
 
-def latent_shape(num_tokens: int) -> tuple[int, int, int]:
+def latent_shape(num_tokens: int, is_image: bool = False) -> tuple[int, int, int]:
     """Return frames, height and width of latents that make so many tokens: for 32,760 those of 81
-    frames of 480 × 832.
+    frames of 480 × 832, for an image's 4,096 those of 1024 × 1024.
 
     Raises ValueError if no latents with several rows of tokens do.
     """
-    for frames in (21, 16, 8, 4, 2, 1):
+    for frames in (1,) if is_image else (21, 16, 8, 4, 2, 1):
         if num_tokens % frames:
             continue
         area = num_tokens // frames
@@ -123,31 +136,36 @@ def _ltx2_inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
     return inputs
 
 
-def _example_inputs(family: ModelFamily, index: dict[str, Any], config: Mapping[str, Any]) -> _Inputs:
+def _example_inputs(family: ModelFamily, index: dict[str, Any], config: Mapping[str, Any], is_image: bool) -> _Inputs:
     """Make inputs from a family's example: random numbers, masks that leave nothing out, and rows
     of one sequence in order.
     """
 
     def inputs(seed: int, timestep: float, num_tokens: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(seed)
-        found: dict[str, Any] = {}
         num_rows = 0
-        shapes = family.example_inputs(PipelineIndex(_NOWHERE, index, {}), config, latent_shape(num_tokens))
-        for name, like in shapes.items():
+
+        def made(name: str, like: torch.Tensor) -> torch.Tensor:
+            nonlocal num_rows
             if name == family.timestep_argument:
                 told = (timestep - family.call.timestep_offset) / family.call.timestep_scale
-                found[name] = torch.full(like.shape, told)
-            elif "mask" in name:
-                found[name] = torch.ones(like.shape)
-            elif like.is_floating_point():
+                return torch.full(like.shape, told)
+            if "mask" in name:
+                return torch.ones(like.shape)
+            if like.is_floating_point():
                 dtype = like.dtype if like.dtype == torch.float64 else torch.float32
-                found[name] = torch.randn(like.shape, generator=generator, dtype=dtype)
-            elif name.endswith("_indices") and not name.startswith("timestep"):
-                found[name] = torch.arange(num_rows, num_rows + len(like))
+                return torch.randn(like.shape, generator=generator, dtype=dtype)
+            if name.endswith("_indices") and not name.startswith("timestep"):
                 num_rows += len(like)
-            else:
-                found[name] = torch.zeros(like.shape, dtype=like.dtype)
-        return found
+                return torch.arange(num_rows - len(like), num_rows)
+            return torch.zeros(like.shape, dtype=like.dtype)
+
+        latents = latent_shape(num_tokens, is_image)
+        shapes = family.example_inputs(PipelineIndex(_NOWHERE, index, {}), config, latents)
+        return {
+            name: pytree.tree_map_only(torch.Tensor, functools.partial(made, name), value)
+            for name, value in shapes.items()
+        }
 
     return inputs
 
@@ -157,8 +175,21 @@ def _published(family: ModelFamily, name: str, title: str) -> "Shapes":
     model = family.published_models()[name]
     _, class_name, config = model["models"]["transformer"]
     config = {"_class_name": class_name, **config}
-    inputs = _example_inputs(family, model["index"], config)
+    inputs = _example_inputs(family, model["index"], config, is_image=False)
     return Shapes(title, family, model["index"]["_class_name"], Denoiser("transformer", "transformer"), config, inputs)
+
+
+def _image_model(name: str, title: str, depths: tuple[str, ...]) -> "Shapes":
+    """Return a published image model of the generic family, with what its class sets by default."""
+    (family,) = (each for each in PUBLISHED if name in each.published_models())
+    model = family.published_models()[name]
+    _, class_name, config = model["models"]["transformer"]
+    parameters = inspect.signature(getattr(diffusers, class_name)).parameters.values()
+    by_default = {each.name: each.default for each in parameters if each.default is not each.empty}
+    config = {"_class_name": class_name, **by_default, **config}
+    inputs = _example_inputs(family, model["index"], config, is_image=True)
+    denoiser = Denoiser("transformer", "transformer")
+    return Shapes(title, family, model["index"]["_class_name"], denoiser, config, inputs, depths)
 
 
 _LTX2 = published_models()["ltx-2"]
@@ -178,5 +209,8 @@ SHAPES = {
     "ltx-2": Shapes("LTX-2", LTX2, TEXT_TO_VIDEO, Denoiser("transformer", "transformer"), _LTX2_CONFIG, _ltx2_inputs),
     "hunyuanvideo-1.5": _published(HUNYUAN_VIDEO15, "hunyuanvideo-1.5-480p-t2v", "HunyuanVideo-1.5"),
     "minimax-h3": _published(MINIMAX_H3, "minimax-h3", "MiniMax-H3"),
+    "flux.1-dev": _image_model("flux.1-dev", "FLUX.1-dev", ("num_layers", "num_single_layers")),
+    "qwen-image": _image_model("qwen-image", "Qwen-Image", ("num_layers",)),
+    "z-image": _image_model("z-image", "Z-Image", ("n_refiner_layers", "n_refiner_layers", "n_layers")),
 }
 WAN_A14B = SHAPES["wan2.2-i2v-a14b"]
