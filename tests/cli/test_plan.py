@@ -105,6 +105,9 @@ def test_rates_that_were_measured_replace_the_datasheets(tmp_path):
     gpu = measured_gpu(file)
     assert (gpu.bytes_per_s, gpu.rates["bf16"], gpu.memory_gib) == (3e12, 6e14, 80)
     assert predicted_from(gpu.source) == "predicted from rates measured on NVIDIA H100 80GB HBM3; nothing was run"
+    file.write_text("\n".join(lines).replace("H100 80GB HBM3", "H100 PCIe"))
+    assert_refused(run("plan", "tiny", "--time", "--rates", file), 1, "say with --gpu which card stands for")
+    assert measured_gpu(file, GPUS["H100 SXM"]).name == "NVIDIA H100 PCIe"
     file.write_text(lines[0])
     assert_refused(run("plan", "tiny", "--time", "--rates", file), 1, "holds no rates of a GPU")
 

@@ -17,7 +17,6 @@ from benchmarks.evaluation_operations import attention_operations, linear_operat
 from tempoquant.acceleration.speeds import SPEEDS
 from tempoquant.checkpoint.magnitude_ratios import MagnitudeRatios
 from tempoquant.checkpoint.schema import LayerEntry
-from tempoquant.errors import SettingsError
 from tempoquant.formats import NVFP4_M1, ScaleRule
 from tempoquant.kernels.dispatch import Backend
 from tempoquant.models.pipeline_configs import PipelineConfigs, read_configs
@@ -25,7 +24,7 @@ from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
 from tempoquant.planning.call_work import CALL_PARTS, CROSS, LINEARS, SELF, CallSettings, trace_denoiser, works_of_call
 from tempoquant.planning.generation_memory import empty_denoiser
-from tempoquant.planning.gpus import GPUS, gpu_named, gpu_of_capability, measured
+from tempoquant.planning.gpus import GPUS, measured
 from tempoquant.planning.linear_stages import Size, multiplying, quantizing_input
 from tempoquant.planning.memory_plan import MemoryPlan, ModePlan, plan_memory
 from tempoquant.planning.other_work import _of_frames, merged, other_work
@@ -232,18 +231,6 @@ def test_a_text_encoder_in_fewer_bits_is_copied_in_less_time(configs, video, pla
     for others in texts.values():
         found = video_time(dataclasses.replace(video, others=others), slow, plan.quantized.in_one_piece[0], "exact")
         assert found.phases[0].seconds == pytest.approx(2 * others.quantized_text_bytes / 1e6)
-
-
-def test_a_gpu_is_found_by_any_spelling_of_its_name():
-    assert gpu_named("rtx-4090") is gpu_named("NVIDIA GeForce RTX 4090") is GPUS["RTX 4090"]
-    assert gpu_named("h100") is gpu_named("NVIDIA H100 80GB HBM3") is H100
-    assert gpu_named("NVIDIA A100-SXM4-80GB") is gpu_named("a100") is GPUS["A100 80 GB"]
-    assert gpu_of_capability("8.9") is GPUS["RTX 4090"] and gpu_of_capability("10.0") is GPUS["B200"]
-    for wrong in ("rtx", "voodoo", ""):
-        with pytest.raises(SettingsError, match="give one of RTX 3090"):
-            gpu_named(wrong)
-    with pytest.raises(SettingsError, match=r"no GPU of compute capability 7\.5"):
-        gpu_of_capability("7.5")
 
 
 def test_measured_rates_take_the_place_of_the_datasheets_and_scale_what_was_not_measured():

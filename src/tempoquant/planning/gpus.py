@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tempoquant.errors import SettingsError
+from tempoquant.kernels.gpu_names import is_name_of
 
 Operand = Literal["bf16", "fp8", "int8", "fp4", "tf32", "fp32"]
 """The operands of a product: "bf16" is float16 too; "fp32" runs outside of tensor cores."""
@@ -34,7 +35,7 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: for people; `gpu_named` takes it in any spelling.
+        name: for people, one of `CARDS`; `gpu_named` takes it in any spelling.
         capability: compute capability.
         memory_gib: of the device.
         bytes_per_s: of its memory.
@@ -96,15 +97,12 @@ def gpu_named(name: str) -> Gpu:
     """Return the GPU of a name such as "rtx-4090", "H100" or "NVIDIA A100-SXM4-80GB".
 
     Raises:
-        SettingsError: there is none, or several GPUs have that name.
+        SettingsError: there is none. A variant with other rates or another memory is none.
     """
-    asked = _bare(name)
-    exact = [gpu for gpu in GPUS.values() if _bare(gpu.name) == asked]
-    found = exact or [gpu for gpu in GPUS.values() if asked and (asked in _bare(gpu.name) or _core(gpu) in asked)]
-    if len(found) != 1:
-        which = "is none of the GPUs" if not found else f"may be {' or '.join(gpu.name for gpu in found)}, two of those"
-        raise SettingsError(f"{name!r} {which} whose datasheets are known: give one of {', '.join(GPUS)}.")
-    return found[0]
+    found = next((gpu for gpu in GPUS.values() if is_name_of(name, gpu.name)), None)
+    if found is None:
+        raise SettingsError(f"{name!r} is none of the GPUs whose datasheets are known: give one of {', '.join(GPUS)}.")
+    return found
 
 
 def gpu_of_capability(text: str) -> Gpu:
@@ -137,13 +135,3 @@ def measured(gpu: Gpu, name: str, bytes_per_s: float, bf16: float, fp8: float | 
         rates["fp8"] = fp8
     source = f"rates measured on {name}"
     return dataclasses.replace(gpu, name=name, bytes_per_s=bytes_per_s, rates=rates, source=source)
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _core(gpu: Gpu) -> str:
-    """Return what every spelling of its name has in it: "a100" of "A100 80 GB"."""
-    words = [word for word in gpu.name.split() if word not in ("SXM", "GB", "80")]
-    return _bare(" ".join(words))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tempoquant.errors import SettingsError
-from tempoquant.planning.gpus import Gpu, gpu_named, gpu_of_capability, measured
+from tempoquant.planning.gpus import GPUS, Gpu, gpu_named, measured
 
 _STEPS = ("versions", "peaks")
 
@@ -24,7 +24,7 @@ def measured_gpu(file: Path, gpu: Gpu | None = None) -> Gpu:
     found = _results(file)
     versions, peaks = (found.get(step, {}) for step in _STEPS)
     try:
-        name, capability = str(versions["gpu"]), ".".join(map(str, versions["capability"]))
+        name = str(versions["gpu"])
         bytes_per_s, bf16 = float(peaks["bytes_per_s"]), float(peaks["bf16_flops"])
         fp8 = None if peaks["fp8_flops"] is None else float(peaks["fp8_flops"])
     except (KeyError, TypeError, ValueError) as error:
@@ -34,14 +34,17 @@ def measured_gpu(file: Path, gpu: Gpu | None = None) -> Gpu:
         ) from error
     if not min(bytes_per_s, bf16, 1.0 if fp8 is None else fp8) > 0:
         raise SettingsError(f"{file} holds a rate that is not above 0: measure again.")
-    return measured(gpu or _in_table(name, capability), name, bytes_per_s, bf16, fp8)
+    return measured(gpu or _in_table(file, name), name, bytes_per_s, bf16, fp8)
 
 
-def _in_table(name: str, capability: str) -> Gpu:
+def _in_table(file: Path, name: str) -> Gpu:
     try:
         return gpu_named(name)
-    except SettingsError:
-        return gpu_of_capability(capability)
+    except SettingsError as error:
+        raise SettingsError(
+            f"{file} holds rates of {name!r}, whose datasheet is not known: say with --gpu which card stands for what "
+            f"was not measured, one of {', '.join(GPUS)}, and with --gpu-gib the memory that yours has."
+        ) from error
 
 
 def _results(file: Path) -> dict[str, Any]:
