@@ -16,6 +16,12 @@ from tempoquant.kernels import dispatch
 from tempoquant.kernels.counted import COUNTED_GPUS
 from tests.cli.typed import run
 
+COUNTED_NAMES = {
+    (8, 0): "NVIDIA A100-SXM4-80GB",
+    (8, 9): "NVIDIA GeForce RTX 4090",
+    (9, 0): "NVIDIA H100 80GB HBM3",
+    (12, 0): "NVIDIA GeForce RTX 5090",
+}
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU is told")
 
 
@@ -37,11 +43,13 @@ def test_a_machine_without_a_gpu_is_told_so() -> None:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Run `doctor --json` as on a machine with one GPU of a compute capability."""
+    """Run `doctor --json` as on a machine with one GPU of a compute capability and a name."""
     find_spec: Any = dispatch.importlib.util.find_spec
 
-    def record_of(major: int, minor: int, triton: str | None = "3.6.0") -> dict[str, Any]:
-        properties = SimpleNamespace(name="a GPU", total_memory=80 * 2**30, major=major, minor=minor)
+    def record_of(major: int, minor: int, triton: str | None = "3.6.0", name: str | None = None) -> dict[str, Any]:
+        properties = SimpleNamespace(
+            name=name or COUNTED_NAMES.get((major, minor), "a GPU"), total_memory=80 * 2**30, major=major, minor=minor
+        )
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
@@ -70,7 +78,7 @@ def test_a_hopper_gpu_gets_fp8_for_the_default_format(gpu: Callable[..., dict[st
     assert "counted_speed" not in first["kernels"]["nvfp4"]
     assert any("the fastest format is nvfp4_m1" in sentence for sentence in record["advice"])
     shown = " ".join(run("doctor").stdout.split())
-    assert "nvfp4_m1 (default)" in shown and "FP8 tensor cores" in shown and "(as a H100 SXM)" in shown
+    assert "nvfp4_m1 (default)" in shown and "FP8 tensor cores" in shown and "1.51 ×" in shown
     fast = first["attention"]["chosen"]["fast"]
     assert "sage" not in fast["backend"], "Sage's kernel for Hopper breaks Wan"
     assert fast["backend"] == "_flash_3" or any("_flash_3" in each and "build" in each for each in fast["missing"])
@@ -95,6 +103,32 @@ def test_each_machine_is_told_what_it_runs_and_what_it_lacks(
     assert any(words in sentence for sentence in record["advice"]), record["advice"]
     promised = any("the fastest format" in sentence for sentence in record["advice"])
     assert promised == words.startswith("the fastest"), "figures are of the kernels that run here"
+
+
+@without_gpu
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((12, 0), "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"),
+        ((12, 0), "NVIDIA GeForce RTX 5080"),
+        ((9, 0), "NVIDIA H100 PCIe"),
+        ((9, 0), "NVIDIA GH200 480GB"),
+        ((8, 9), "NVIDIA L40S"),
+        ((8, 9), "NVIDIA GeForce RTX 4090 Laptop GPU"),
+        ((8, 6), "NVIDIA RTX A6000"),
+        ((8, 6), "NVIDIA A10"),
+        ((8, 0), "NVIDIA A100-PCIE-40GB"),
+    ],
+)
+def test_a_card_that_was_not_counted_gets_no_figure_of_another_one(
+    gpu: Callable[..., dict[str, Any]], capability: tuple[int, int], name: str
+) -> None:
+    record = gpu(*capability, name=name)
+    for kernels in record["devices"][0]["kernels"].values():
+        assert kernels["backend"] != "reference" and not {"counted_speed", "counted_for"} & kernels.keys()
+    assert not any("fastest format" in sentence for sentence in record["advice"])
+    table = run("doctor").stdout.split("Attention")[0]
+    assert "not counted" in table and "×" not in table
 
 
 @without_gpu

@@ -67,7 +67,7 @@ def devices() -> list[dict[str, Any]]:
     import torch
 
     from tempoquant.formats import FORMATS
-    from tempoquant.kernels.counted import counted_like
+    from tempoquant.kernels.counted import counted_for
     from tempoquant.kernels.dispatch import choose
 
     found: list[dict[str, Any]] = []
@@ -86,10 +86,7 @@ def devices() -> list[dict[str, Any]]:
         device["kernels"] = {}
         for name, format in FORMATS.items():
             choice = choose(torch.device(device["device"]), format)
-            counted = None
-            if "compute_capability" in device:
-                major, minor = map(int, device["compute_capability"].split("."))
-                counted = counted_like((major, minor), format, choice.backend)
+            counted = counted_for(device["name"], format, choice.backend)
             device["kernels"][name] = {
                 "backend": choice.backend.value,
                 "reason": choice.reason,
@@ -186,7 +183,7 @@ def speed_of(kernels: dict[str, Any]) -> str:
         return "far below 1: for trying things out"
     if kernels["counted_speed"] is None:
         return "not counted"
-    return f"{kernels['counted_speed']:.2f} × (as a {kernels['counted_for']})"
+    return f"{kernels['counted_speed']:.2f} ×"
 
 
 def attention_table(found: Sequence[dict[str, Any]]) -> Any:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tempoquant.formats import Format
 from tempoquant.kernels.dispatch import Backend, backend_at
+from tempoquant.kernels.gpu_names import is_name_of
 
 
 class CountedGpu(NamedTuple):
@@ -35,12 +36,12 @@ COUNTED_GPUS = (
 )
 
 
-def counted_like(capability: tuple[int, int], format: Format, backend: Backend) -> tuple[CountedGpu, float] | None:
-    """Return the newest counted GPU that is no newer, and its ratio; None unless it runs the format
-    by `backend`.
+def counted_for(device_name: str, format: Format, backend: Backend) -> tuple[CountedGpu, float] | None:
+    """Return the counted GPU of a device's name, and its ratio; None for any other card, whose
+    ratio differs even at the same compute capability, and unless it runs the format by `backend`.
     """
-    older = [each for each in COUNTED_GPUS if each.capability <= capability]
-    if not older or backend_at(older[-1].capability, format) is not backend:
+    found = next((each for each in COUNTED_GPUS if is_name_of(device_name, each.name)), None)
+    if found is None or backend_at(found.capability, format) is not backend:
         return None
-    ratio = older[-1].ratios.get(format.name)
-    return None if ratio is None else (older[-1], ratio)
+    ratio = found.ratios.get(format.name)
+    return None if ratio is None else (found, ratio)
