@@ -4,15 +4,17 @@ is said of them.
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import UMT5EncoderModel
 
-from tempoquant.errors import RecipeError, UnsupportedError
+from tempoquant.errors import ModelError, RecipeError, UnsupportedError
 from tempoquant.hosts import text_encoders
 from tempoquant.hosts.contents import contents_of
 from tempoquant.hosts.diffusers.sampling import generate_video
@@ -86,6 +88,61 @@ def test_blocks_are_on_the_device_one_at_a_time(made, monkeypatch):
     pipeline.encode_prompt("a", max_sequence_length=8, do_classifier_free_guidance=False)
     of_blocks = [modules[0] for modules, _ in moves if modules[0] in blocks]
     assert of_blocks == [block for block in blocks for _ in range(2)]  # there, and back, before the next
+
+
+def test_an_encoder_that_starts_on_the_gpu_looks_rows_up_on_the_host(monkeypatch):
+    """Fake tensors know devices, and need none."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.norm = nn.Embedding(8, 4), nn.LayerNorm(4)
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.rows(ids)
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x)
+
+    class Stream:
+        device = torch.device("cuda:0")
+
+    monkeypatch.setattr(streaming, "move", move_fakes)
+    with FakeTensorMode(), torch.no_grad():
+        model = Encoder()
+        move_fakes([model], Stream.device)
+        streaming.stream_quantized_blocks(model, list(model.blocks), model.rows.weight, Stream())
+        assert model(torch.zeros(1, 3, dtype=torch.long, device="cpu")).device == Stream.device
+        assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def move_fakes(modules, device: torch.device) -> None:
+    """Move modules as `streaming.move` does: fake tensors keep their device, so others take their
+    places.
+    """
+    for module in (each for root in modules for each in root.modules()):
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.detach().to(device)))
+
+
+@pytest.mark.parametrize("mode", ["lean", "disk"])
+def test_what_bitsandbytes_quantized_is_loaded_to_the_cpu_and_not_to_the_current_gpu(mode, tmp_path, monkeypatch):
+    folder = shutil.copytree(SOURCE_FOLDER, tmp_path / "nf4")
+    config = folder / "text_encoder" / "config.json"
+    section = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    config.unlink()
+    config.write_text(json.dumps(json.loads((SOURCE_FOLDER / "text_encoder" / "config.json").read_text()) | section))
+    places = []
+
+    def load(*_: object, device_map: object = None, **_others: object) -> None:
+        places.append(device_map)
+        raise OSError("far enough")
+
+    monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", load)
+    with pytest.raises(ModelError, match="far enough"):
+        load_in_mode(SourceModel.open(folder), mode, "cpu")
+    assert places == [{"": "cpu"}]
 
 
 def encoders() -> dict[str, nn.Module]:

@@ -25,13 +25,13 @@ def stream_quantized_blocks(
     device, host = stream.device, torch.device("cpu")
     apart = {module for block in blocks for module in block.modules()}
     rest = [each for each in _with_tensors(model) if each not in apart and not _holds(each, stays)]
+    holders = [module for module in model.modules() if _holds(module, stays)]
     handles: list[Any] = [
         model.register_forward_pre_hook(lambda _, args, kwargs: moved((args, kwargs), device), with_kwargs=True)
     ]
-    for module in model.modules():
-        if _holds(module, stays):
-            handles.append(module.register_forward_pre_hook(lambda _, args: moved(args, host)))
-            handles.append(module.register_forward_hook(lambda _module, _args, output: output.to(device)))
+    for module in holders:
+        handles.append(module.register_forward_pre_hook(lambda _, args: moved(args, host)))
+        handles.append(module.register_forward_hook(lambda _module, _args, output: output.to(device)))
     for module, parts in ((model, rest), *((block, [block]) for block in blocks)):
         handles.append(module.register_forward_pre_hook(lambda *_, parts=parts: move(parts, device)))
         handles.append(module.register_forward_hook(lambda *_, parts=parts: move(parts, host), always_call=True))
@@ -41,7 +41,7 @@ def stream_quantized_blocks(
             handle.remove()
         move([*rest, *blocks], host)
 
-    move([*rest, *blocks], host)
+    move([*holders, *rest, *blocks], host)
     return undo
 
 

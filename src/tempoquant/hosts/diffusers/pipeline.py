@@ -89,7 +89,9 @@ def from_pretrained(source: SourceModel, dtype: Any, **components: nn.Module | N
     kind = pipeline_class(source)
     for name, component in source.components.items():
         is_elsewhere = component.folder.parent != source.folder
-        if name not in components and component.has_weights and (component.variant is not None or is_elsewhere):
+        if name in components or not component.has_weights:
+            continue
+        if component.variant is not None or is_elsewhere or _place_of(component):
             components[name] = load_component(component, _own_dtype(name, dtype))
     if source.index.is_modular:
         loaded = {name: _loaded(each, dtype) for name, each in source.components.items() if name not in components}
@@ -140,12 +142,25 @@ def load_component(component: Component, dtype: Any) -> Any:
     kind: Any = component.kind
     try:
         model = kind.from_pretrained(
-            component.folder, dtype=dtype, variant=component.variant, use_safetensors=True, local_files_only=True
+            component.folder,
+            dtype=dtype,
+            variant=component.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            **_place_of(component),
         )
     except _LOADING_ERRORS as error:
         raise ModelError(f"{component.folder} does not load as a {component.class_name}: {error}") from error
     require_complete(model, component)
     return model
+
+
+def _place_of(component: Component) -> dict[str, Any]:
+    """Return transformers' argument for loading to the CPU where it would take the current GPU
+    unasked: for what bitsandbytes quantized.
+    """
+    takes_gpu = component.library == "transformers" and component.quantized_by == "bitsandbytes"
+    return {"device_map": {"": "cpu"}} if takes_gpu else {}
 
 
 def pipeline_class(source: SourceModel) -> Any:
