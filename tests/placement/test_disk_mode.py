@@ -109,6 +109,9 @@ def test_what_needs_weights_in_memory_is_refused_by_name(quantized):
     pipeline = tempoquant.load_pipeline(quantized, "disk", "cpu")
     with pytest.raises(UnsupportedError, match="load it anew for swap"):
         set_memory_mode(pipeline, "swap", "cpu")
+    with pytest.raises(UnsupportedError, match=r"disk for cpu, where .*: load it anew for cuda:1"):
+        set_memory_mode(pipeline, "disk", "cuda:1")
+    set_memory_mode(pipeline, "disk", "cpu")  # which is in force after the refusals
     for change in (pipeline.transformer.compile_repeated_blocks, lambda: pipeline.load_lora_weights("a")):
         with pytest.raises(UnsupportedError, match="they can have no adapters and not be compiled"):
             change()

@@ -17,7 +17,7 @@ from tempoquant.models.weights import DenoiserWeights
 from tempoquant.placement.disk_denoisers import PartsOnDisk, typed_model
 from tempoquant.placement.modes import Memory
 
-_ON_DISK = "_tempoquant_weights_on_disk"
+_ON_DISK, _DEVICE = "_tempoquant_weights_on_disk", "_tempoquant_device_of_weights"
 
 
 def require_readable(source: SourceModel, mode: Memory = "disk") -> None:
@@ -50,6 +50,7 @@ def without_weights(source: SourceModel, device: str) -> Any:
     dtypes = {"default": dtype, source.family.autoencoder: torch.float32}
     pipeline = from_pretrained(source, dtypes, **models)
     setattr(pipeline, _ON_DISK, weights)
+    setattr(pipeline, _DEVICE, torch.device(device))
     return pipeline
 
 
@@ -59,9 +60,9 @@ def weights_on_disk(pipeline: Any) -> Mapping[str, PartsOnDisk]:
     return found
 
 
-def refuse_other_than_loaded(pipeline: Any, mode: Memory) -> None:
-    """Raise UnsupportedError for "disk" where weights are in memory, and for another mode where
-    they are not.
+def refuse_other_than_loaded(pipeline: Any, mode: Memory, device: torch.device) -> None:
+    """Raise UnsupportedError for "disk" where weights are in memory, or are read to another device,
+    and for another mode where they are not in memory.
     """
     if mode == "disk" and not hasattr(pipeline, _ON_DISK):
         raise UnsupportedError(
@@ -73,6 +74,18 @@ def refuse_other_than_loaded(pipeline: Any, mode: Memory) -> None:
             "this pipeline was loaded in the memory mode disk, and its denoisers have no weights in memory: load it "
             f"anew for {mode}."
         )
+    if mode == "disk" and not _are_same(getattr(pipeline, _DEVICE), device):
+        raise UnsupportedError(
+            f"this pipeline was loaded in the memory mode disk for {getattr(pipeline, _DEVICE)}, where its denoisers' "
+            f"weights are read to: load it anew for {device}."
+        )
+
+
+def _are_same(one: torch.device, other: torch.device) -> bool:
+    """Return whether two devices are one: without an index, the current one of its type."""
+    if one.type != other.type or one.index == other.index:
+        return one == other
+    return torch.empty(0, device=one).device == torch.empty(0, device=other).device
 
 
 @contextlib.contextmanager

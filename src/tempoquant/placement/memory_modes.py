@@ -155,15 +155,16 @@ def set_memory_mode(
 
     Raises:
         SettingsError: there is no such mode.
-        UnsupportedError: other hooks already place the pipeline's models, or its class is another
-            one.
+        UnsupportedError: other hooks already place the pipeline's models, its class is another one,
+            or it was loaded in "disk" for another device.
     """
     if mode not in MEMORY_MODES:
         raise SettingsError(f"memory is one of {', '.join(MEMORY_MODES)}, not {mode!r}.")
-    refuse_other_than_loaded(pipeline, mode)
+    on = torch.device(device or default_device())
+    refuse_other_than_loaded(pipeline, mode, on)
     remove_memory_mode(pipeline)
     _check(pipeline)
-    in_force = MemoryMode(pipeline, mode, torch.device(device or default_device()), in_chunks)
+    in_force = MemoryMode(pipeline, mode, on, in_chunks)
     setattr(pipeline, _ATTRIBUTE, in_force)
     return in_force
 
