@@ -185,6 +185,19 @@ def test_a_missing_package_is_named_with_its_install_line_before_any_work(monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_nf4_computes_in_the_dtype_of_its_linears_whatever_norms_are_stored_in(dtypes, tmp_path, monkeypatch):
+    of_linears, of_norms = dtypes
+    model = UMT5EncoderModel.from_pretrained(SOURCE_FOLDER / "text_encoder").to(of_linears)
+    model.encoder.final_layer_norm.to(of_norms)
+    model.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(text_encoders, "require_quantizer", lambda _format: None)
+    monkeypatch.setattr(text_encoders, "_settings", lambda _format, dtypes: asked.append(set(dtypes)))
+    quantized_encoder(Component(tmp_path, "transformers", "UMT5EncoderModel"), "nf4")
+    assert asked == [{of_linears}]
+
+
 def test_formats_that_are_none_and_pipelines_whose_encoders_are_unknown_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="text_encoder"):
         RTN.replace(text_encoder="int3")

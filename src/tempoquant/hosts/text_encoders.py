@@ -49,7 +49,6 @@ def quantized_encoder(component: Component, format: TextEncoderFormat) -> Any:
     require_quantizer(format)
     component.require_16_bit()
     kind: Any = component.kind
-    dtypes = {form.dtype for _, form in component.forms.values()}
     try:
         model = kind.from_pretrained(
             component.folder,
@@ -57,7 +56,7 @@ def quantized_encoder(component: Component, format: TextEncoderFormat) -> Any:
             variant=component.variant,
             use_safetensors=True,
             local_files_only=True,
-            quantization_config=_settings(format, dtypes),
+            quantization_config=_settings(format, _dtypes_of_linears(component, format)),
             device_map={"": "cpu"},
         )
     except _ERRORS as error:
@@ -116,6 +115,16 @@ def is_quantized(model: nn.Module) -> bool:
     numbers.
     """
     return isinstance(getattr(model, "hf_quantizer", None), HfQuantizer)
+
+
+def _dtypes_of_linears(component: Component, format: TextEncoderFormat) -> set[torch.dtype]:
+    """Return the stored dtypes of the weights that a format quantizes: norms may have others."""
+    kind: Any = component.kind
+    with torch.device("meta"):
+        model = kind(kind.config_class.from_pretrained(component.folder, local_files_only=True))
+    quantized = linear_bytes(model, format)
+    weights = {f"{name}.weight" for name, module in model.named_modules() if module in quantized}
+    return {form.dtype for name, (_, form) in component.forms.items() if name in weights}
 
 
 def _settings(format: TextEncoderFormat, dtypes: Iterable[torch.dtype]) -> Any:
