@@ -23,7 +23,7 @@ from tempoquant.models.pipeline_configs import PipelineConfigs, read_configs
 from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
 from tempoquant.planning.call_work import CALL_PARTS, CROSS, LINEARS, SELF, CallSettings, trace_denoiser, works_of_call
-from tempoquant.planning.generation_memory import empty_denoiser
+from tempoquant.planning.generation_memory import empty_denoiser, text_encoder_bytes
 from tempoquant.planning.gpus import GPUS, measured
 from tempoquant.planning.linear_stages import Size, multiplying, quantizing_input
 from tempoquant.planning.memory_plan import MemoryPlan, ModePlan, plan_memory
@@ -222,11 +222,12 @@ def test_a_linear_whose_weight_alone_has_four_bits_multiplies_in_16():
     assert expanding.num_bytes == (0.5 + 1 / 16 + 2) * 64 * 128
 
 
-def test_a_text_encoder_in_fewer_bits_is_copied_in_less_time(configs, video, plan):
+def test_a_text_encoder_in_fewer_bits_is_copied_there_and_back(configs, video, plan):
     texts = {format: other_work(configs, SMALL, format) for format in ("16bit", "int8", "nf4")}
-    sizes = [each.quantized_text_bytes for each in texts.values()]
-    assert sizes == sorted(sizes, reverse=True) and len({*sizes}) == 3
-    assert all(each.text_bytes == sizes[0] for each in texts.values())
+    held = {format: text_encoder_bytes(configs, format).weights for format in texts}
+    for format, others in texts.items():
+        one_way, times = others.text_bytes - (held["16bit"] - held[format]), 1 if format == "16bit" else 2
+        assert others.quantized_text_bytes == times * one_way and others.text_bytes == texts["16bit"].text_bytes
     slow = dataclasses.replace(H100, pcie_bytes_per_s=1e6)
     for others in texts.values():
         found = video_time(dataclasses.replace(video, others=others), slow, plan.quantized.in_one_piece[0], "exact")

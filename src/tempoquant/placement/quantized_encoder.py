@@ -2,7 +2,8 @@
 
 Their tensors are more than their numbers: torchao's are objects of several tensors, and beside
 those of bitsandbytes lies a state that tells how to read them. So it is modules that move, by their
-own `to`, and not tensors.
+own `to`, and not tensors. No copy stays on the host: a block is copied back after each call, where
+`host_copies` drops what is on the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence

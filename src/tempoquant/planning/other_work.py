@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tempoquant.hosts.text_encoders import linear_bytes
+from tempoquant.layer_rule import KEPT_TEXT_ENCODER, TextEncoderFormat
 from tempoquant.models.geometry import LatentGeometry
 from tempoquant.models.pipeline_configs import PipelineConfigs
 from tempoquant.models.sampling_settings import SamplingSettings
@@ -20,7 +21,6 @@ from tempoquant.placement.tiles import TILE_PIXELS, tile_stride, use_tiles
 from tempoquant.planning.call_work import product_of
 from tempoquant.planning.traced_work import Traced, trace
 from tempoquant.planning.work import Work
-from tempoquant.recipe import TextEncoderFormat
 
 _STEP_COPIES = 8  # float32 copies of the latents: a multistep sampler reads five, and writes three
 _STEADY_FRAMES = 2
@@ -39,7 +39,8 @@ class OtherWork:
         stepping: the sampler, a step.
         text_bytes: that are copied to the device for each text: the text encoder's, but its
             embedding.
-        quantized_text_bytes: the same of the quantized pipeline's text encoder.
+        quantized_text_bytes: the same of the quantized pipeline's text encoder. What is in fewer
+            bits is also copied back, and counts twice.
         autoencoder_bytes: that are copied to the device before it works.
         not_counted: names of models that are used briefly, and not counted.
     """
@@ -73,7 +74,7 @@ def other_work(configs: PipelineConfigs, size: SamplingSettings, text_format: Te
         guiding=(Work.moving(3 * 2.0 * num_latents),),  # two answers read, one written
         stepping=(Work.moving(_STEP_COPIES * 4.0 * num_latents),),
         text_bytes=text_bytes,
-        quantized_text_bytes=text_bytes - saved_bytes,
+        quantized_text_bytes=(text_bytes - saved_bytes) * (1 if text_format == KEPT_TEXT_ENCODER else 2),
         autoencoder_bytes=sum(each.nbytes for each in vae.state_dict().values()),
         not_counted=tuple(sorted(brief - {family.text_encoder} | (set() if text else {family.text_encoder}))),
     )
