@@ -21,6 +21,7 @@ from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
 from tempoquant.planning.allocations import peak_bytes
 from tempoquant.planning.generation_memory import (
+    DenoiserBytes,
     Kernels,
     QuantizedLayers,
     _ForeseenLinear,
@@ -31,6 +32,7 @@ from tempoquant.planning.generation_memory import (
     text_encoder_bytes,
 )
 from tempoquant.planning.memory_plan import HOST_OVERHEAD_BYTES, OVERHEAD_BYTES, MemoryPlan, _slowness, plan_memory
+from tempoquant.planning.places import PLACES
 from tempoquant.recipe import Recipe
 from tests.quantized_wan import tiny_wan, write_pipeline
 from tests.recorded import TINY
@@ -192,6 +194,15 @@ def test_ram_holds_everything_that_waits_there(plans):
             assert mode.host >= mode.pinned + others
         copied = swap.places.copied_first + sum(swap.places.copied_between)
         assert copied == sum(lean.places.copied_each_call) == resident.phases[2].weights
+
+
+@pytest.mark.parametrize(("rest", "in_ram"), [(30, 40), (100, 100)])
+def test_disk_mode_has_two_blocks_in_ram_or_what_lies_in_none(rest, in_ram):
+    sizes = [DenoiserBytes(rest, (10, 20), 0, stored=2 * (rest + 30)), DenoiserBytes(5, (10, 10, 10), 0)]
+    places = PLACES["disk"](sizes)
+    assert places.read_ahead == in_ram and places.from_disk
+    assert (places.copied_each_call, places.read_each_call) == ([30, 30], [60, 30])
+    assert (places.copied_first, places.copied_between, places.read_first) == (rest, [5], [2 * rest, 5])
 
 
 def test_one_piece_takes_what_diffusers_own_blocks_take(plans):

@@ -22,6 +22,7 @@ from tempoquant.kernels.dispatch import Backend
 from tempoquant.models.pipeline_configs import PipelineConfigs, read_configs
 from tempoquant.models.wan.pipelines import I2V_A14B
 from tempoquant.models.wan.published import A14B
+from tempoquant.planning import time_plan
 from tempoquant.planning.call_work import CALL_PARTS, CROSS, LINEARS, SELF, CallSettings, trace_denoiser, works_of_call
 from tempoquant.planning.generation_memory import empty_denoiser, text_encoder_bytes
 from tempoquant.planning.gpus import GPUS, measured
@@ -169,7 +170,7 @@ def check_sums(found: VideoTime, video: TracedVideo) -> None:
 
 def test_copies_that_calls_do_not_hide_are_waited_for(video, plan):
     """The link is so slow that nothing else counts."""
-    slow = dataclasses.replace(H100, pcie_bytes_per_s=1e3)
+    slow = dataclasses.replace(H100, pcie_bytes_per_s=1e3)  # slower than the disk
     for mode in plan.quantized.in_one_piece:
         found = video_time(video, slow, mode, "exact")
         [waiting] = [part for part in found.step if part.name == WAITING]
@@ -179,6 +180,29 @@ def test_copies_that_calls_do_not_hide_are_waited_for(video, plan):
         assert waiting.num_bytes * video.size.num_steps == pytest.approx(copied)
         assert waiting.seconds * video.size.num_steps == pytest.approx(copied / 1e3, rel=1e-3)
         assert found.whole_step.limit == (MEMORY if mode.mode == "resident" else TRANSFERS)
+
+
+def test_disk_mode_reads_a_model_in_the_dtype_that_its_files_have(configs, video, monkeypatch):
+    """A disk so slow that nothing else counts; blocks are read in each call, all else once."""
+    monkeypatch.setattr(time_plan, "DISK_BYTES_PER_S", 1e3)
+    size = sum(part.nbytes for part in empty_denoiser(configs, "high_noise").state_dict().values())
+    components = [denoiser.component for denoiser in configs.denoisers]
+    waits = {}
+    for wide in (1, 2):
+        stored = dataclasses.replace(configs, disk_bytes=dict.fromkeys(components, wide * size))
+        models = plan_memory(stored, SMALL, RECIPE)
+        [mode] = [each for each in models.sixteen_bit.in_one_piece if each.mode == "disk"]
+        [part] = [part for part in video_time(video, H100, mode, None).step if part.name == WAITING]
+        counts, places = counts_of(video, "exact")[0].values(), mode.places
+        read = sum(places.read_first)
+        read += sum(each.computed * blocks for each, blocks in zip(counts, places.read_each_call, strict=True))
+        waits[wide] = part.seconds * SMALL.num_steps
+        assert waits[wide] == pytest.approx(read / 1e3, rel=1e-3)
+        both = zip(places.read_first, places.read_each_call, strict=True)
+        assert [sum(each) for each in both] == pytest.approx([wide * size] * 2, abs=2)
+        [foreseen] = [each for each in models.quantized.in_one_piece if each.mode == "disk"]
+        assert foreseen.places.read_each_call == foreseen.places.copied_each_call, "its files are not there yet"
+    assert waits[2] == pytest.approx(2 * waits[1], rel=1e-3)
 
 
 def test_chunks_expand_each_weight_again_and_multiply_as_much(video, plan):

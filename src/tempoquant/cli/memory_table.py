@@ -158,6 +158,7 @@ def _mode_record(mode: ModePlan) -> dict[str, Any]:
             "each_call": list(places.copied_each_call),
             "from_disk": places.from_disk,
         },
+        "read_bytes": {"first_calls": list(places.read_first), "each_call": list(places.read_each_call)},
         "phases": phases,
     }
 

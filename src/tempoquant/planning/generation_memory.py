@@ -34,11 +34,8 @@ from tempoquant.runtime.linear import QuantizedLinear
 from tempoquant.timesteps import TimestepBins
 
 Kernels = Literal["fp4", "fp8", "int8", "bf16", "reference"]
-"""How 4-bit linears compute, what takes least memory first; the names are those of
-`dispatch.Backend`.
-
-Products of packed codes, of numbers expanded to one or two bytes, or plain PyTorch.
-"""
+"""How 4-bit linears compute, what takes least memory first, named as by `dispatch.Backend`:
+products of packed codes, of numbers expanded to one or two bytes, or plain PyTorch."""
 
 
 def most_of(names: Collection[str]) -> Kernels:
@@ -74,11 +71,13 @@ class DenoiserBytes:
         rest: of everything outside the blocks.
         blocks: of each block.
         pinned: of page-locked host memory that holds all of them.
+        stored: of its weight files; None where they hold the same dtypes, or are not known.
     """
 
     rest: int
     blocks: tuple[int, ...]
     pinned: int
+    stored: int | None = None
 
     @property
     def total(self) -> int:

@@ -5,7 +5,7 @@ All are torch's own allocations. `OVERHEAD_BYTES` is reserved for a process's ot
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tempoquant.kernels.dispatch import backend_at
@@ -216,10 +216,11 @@ def _model_plan(
     denoisers = {name: denoiser_bytes(configs, name, each) for name, each in layers.items()}
     family = configs.family
     on_disk = {family.text_encoder: text.weights, family.autoencoder: vae.weights, **weights}
-    is_given = any(layers.values()) == bool(configs.quantized)  # otherwise the files are of the other kind
+    files = configs.disk_bytes if any(layers.values()) == bool(configs.quantized) else {}  # they are of one kind
     for denoiser in configs.denoisers:
         on_disk[denoiser.component] = denoisers[denoiser.name].total
-    disk = sum(configs.disk_bytes.get(name, size) if is_given else size for name, size in on_disk.items())
+        denoisers[denoiser.name] = replace(denoisers[denoiser.name], stored=files.get(denoiser.component))
+    disk = sum(files.get(name, size) for name, size in on_disk.items())
     beside = text.weights + vae.weights + image + brief
     all_weights = beside + sum(each.total for each in denoisers.values())
 

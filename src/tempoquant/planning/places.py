@@ -21,13 +21,14 @@ class Places:
         running: on the device while each runs.
         changing: on the device while each takes the place of the one before; one fewer.
         pinned: in page-locked RAM while generating.
-        read_ahead: in other RAM while generating: of blocks that are read before they run.
+        read_ahead: in other RAM while generating: of what was read and is not on the device yet.
         copied_first: to the device before the first step, with nothing to run beside it.
         copied_between: to the device during the last call of the denoiser before, for each but the
             first.
         copied_each_call: to the device during each call of each denoiser.
+        read_each_call: from files for each of them, in the dtypes of the files; empty for none.
+        read_first: from files at the first call of each denoiser, with nothing to run beside it.
         holds_all: whether RAM holds all denoisers at once, as they load or as they wait.
-        from_disk: whether what is copied is read from files, and not from RAM.
     """
 
     away: int
@@ -38,8 +39,14 @@ class Places:
     copied_between: Sequence[int]
     copied_each_call: Sequence[int]
     read_ahead: int = 0
+    read_each_call: Sequence[int] = ()
+    read_first: Sequence[int] = ()
     holds_all: bool = True
-    from_disk: bool = False
+
+    @property
+    def from_disk(self) -> bool:
+        """Return whether what is copied is read from files, and not from RAM."""
+        return bool(self.read_each_call)
 
 
 def _resident(denoisers: Sequence[DenoiserBytes]) -> Places:
@@ -91,20 +98,31 @@ def _pinned(denoisers: Sequence[DenoiserBytes]) -> int:
 
 
 def _disk(denoisers: Sequence[DenoiserBytes]) -> Places:
-    """Count one block; what lies in no block stays until another denoiser runs."""
+    """Count one block; what lies in no block stays until another denoiser runs, and is read when
+    no block is.
+    """
+    blocks = [sum(denoiser.blocks) for denoiser in denoisers]
+    largest = max(block for denoiser in denoisers for block in denoiser.blocks)
+    rest = max(denoiser.rest for denoiser in denoisers)
     running = [denoiser.rest + max(denoiser.blocks) for denoiser in denoisers]
     return Places(
-        away=max(denoiser.rest for denoiser in denoisers),
+        away=rest,
         running=running,
         changing=[max(pair) for pair in itertools.pairwise(running)],
         pinned=0,
-        copied_first=0,
-        copied_between=[0] * (len(denoisers) - 1),
-        copied_each_call=[denoiser.total for denoiser in denoisers],
-        read_ahead=2 * max(block for denoiser in denoisers for block in denoiser.blocks),
+        copied_first=denoisers[0].rest,
+        copied_between=[denoiser.rest for denoiser in denoisers[1:]],
+        copied_each_call=blocks,
+        read_ahead=max(2 * largest, rest),
+        read_each_call=[_stored(denoiser, size) for denoiser, size in zip(denoisers, blocks, strict=True)],
+        read_first=[_stored(denoiser, denoiser.rest) for denoiser in denoisers],
         holds_all=False,
-        from_disk=True,
     )
+
+
+def _stored(denoiser: DenoiserBytes, num_bytes: int) -> int:
+    """Return the bytes of files that hold some of a denoiser's weights, if all are stored alike."""
+    return num_bytes if denoiser.stored is None else round(num_bytes * denoiser.stored / denoiser.total)
 
 
 def _two_in_a_row(blocks: Sequence[int]) -> int:

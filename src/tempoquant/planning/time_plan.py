@@ -15,6 +15,7 @@ from tempoquant.acceleration.speeds import Speed
 from tempoquant.planning.call_work import CALL_PARTS, OUTSIDE, CallSettings, works_of_call
 from tempoquant.planning.gpus import Gpu, Operand
 from tempoquant.planning.memory_plan import ModePlan
+from tempoquant.planning.places import Places
 from tempoquant.planning.traced_video import CallCounts, TracedVideo, counts_of
 from tempoquant.planning.work import MEMORY, TENSOR_CORES, TRANSFERS, Work, seconds_of
 
@@ -151,8 +152,9 @@ def _waiting(gpu: Gpu, mode: ModePlan, seconds: Mapping[str, float], counts: Map
     """Return the wait for weights that are not there yet: copies before the first step, and what
     outlasts the calls beside it.
     """
-    places = mode.places
-    rate = min(gpu.pcie_bytes_per_s, DISK_BYTES_PER_S) if places.from_disk else gpu.pcie_bytes_per_s
+    if mode.places.from_disk:
+        return _reading(gpu, mode.places, seconds, counts)
+    places, rate = mode.places, gpu.pcie_bytes_per_s
     copied, waited = float(places.copied_first), places.copied_first / rate
     names = list(seconds)
     for index, name in enumerate(names):
@@ -165,6 +167,27 @@ def _waiting(gpu: Gpu, mode: ModePlan, seconds: Mapping[str, float], counts: Map
             copied += once
             waited += max(0.0, once / rate - seconds[names[index - 1]])
     return Part(WAITING, 0.0, copied, {TRANSFERS: waited})
+
+
+def _reading(gpu: Gpu, places: Places, seconds: Mapping[str, float], counts: Mapping[str, CallCounts]) -> Part:
+    """Return the wait for weights that come from files: of blocks what outlasts a call, and all of
+    what lies in none, at a denoiser's first call.
+    """
+    copied = waited = 0.0
+    rests = (places.copied_first, *places.copied_between)
+    for index, (name, computed) in enumerate((name, counts[name].computed) for name in seconds):
+        if not computed:
+            continue
+        copied += rests[index] + computed * places.copied_each_call[index]
+        waited += _read_seconds(gpu, rests[index], places.read_first[index])
+        call = _read_seconds(gpu, places.copied_each_call[index], places.read_each_call[index])
+        waited += computed * max(0.0, call - seconds[name])
+    return Part(WAITING, 0.0, copied, {TRANSFERS: waited})
+
+
+def _read_seconds(gpu: Gpu, copied: int, read: int) -> float:
+    """Return the seconds until bytes are on the device: it reads and copies at once."""
+    return max(copied / gpu.pcie_bytes_per_s, read / DISK_BYTES_PER_S)
 
 
 def _phases(video: TracedVideo, gpu: Gpu, denoising: Part, text_bytes: int) -> tuple[Part, ...]:
