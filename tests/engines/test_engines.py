@@ -134,7 +134,7 @@ def test_an_item_that_workers_die_of_is_given_up(workers: Crew, tmp_path: Path) 
 
 
 def test_without_another_plan_an_item_that_is_given_up_ends_the_run() -> None:
-    with pytest.raises(TempoQuantError, match=r"died\. The same command goes on"):
+    with pytest.raises(TempoQuantError, match=r"died\. The same command resumes"):
         give_up("item", "2 workers died.")
 
 

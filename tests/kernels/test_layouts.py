@@ -86,6 +86,29 @@ def test_quantizing_reads_its_arguments_wherever_they_lie(
 
 
 @each_backend
+def test_rows_of_a_batch_entry_do_not_depend_on_the_bits_and_clip_ratios_of_others(
+    backend: Backend, format: Format
+) -> None:
+    transform = linear(format).input_transform()
+    x = random(6, 3 * format.group_size).bfloat16().to(DEVICE)
+    hidden = random(6, transform.deflation.shape[1], seed=1).bfloat16().to(DEVICE)
+    ratios, flags = torch.tensor([0.7, 1.0], device=DEVICE), torch.tensor([True, False], device=DEVICE)
+
+    def quantized(rows: slice, entries: slice) -> tuple[torch.Tensor, ...]:
+        return operators._quantize_input(
+            x[rows], hidden[rows], transform.smoothing_factor, transform.deflation, transform.input_offset,
+            ratios[entries], flags[entries], rotated=transform.rotated, format=format.name, rule="least_error",
+            backend=backend.value,
+        )  # fmt: skip
+
+    together = quantized(slice(6), slice(2))
+    for entry in (0, 1):
+        rows = slice(3 * entry, 3 * entry + 3)
+        for whole, alone in zip(together[:2], quantized(rows, slice(entry, entry + 1))[:2], strict=True):
+            assert torch.equal(whole[rows].float(), alone.float())
+
+
+@each_backend
 @each_layout
 def test_multiplying_reads_its_arguments_wherever_they_lie(
     backend: Backend, format: Format, lay_out: Callable[[torch.Tensor], torch.Tensor]

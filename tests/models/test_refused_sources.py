@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "left over": (given("", lambda t: t.update({"blocks.0.adapter.weight": torch.ones(2)})),
                   "holds blocks.0.adapter.weight, which is not known as a part of a WanTransformer3DModel"),
     "another block": (given("", lambda t: t.update({"blocks.7.ffn.0.weight": torch.ones(2)})),
-                      r"holds blocks.7.ffn.net.0.proj.weight, which its model has not"),
+                      r"holds blocks.7.ffn.net.0.proj.weight, which its model lacks"),
     "lora": (given("", lambda t: t.update({"blocks.0.ffn.0.lora_A.weight": torch.ones(2)})),
              "blocks.0.ffn.0.lora_A.weight, which is a LoRA's, which --lora takes"),
     "another model": (of_another_model,

@@ -131,6 +131,8 @@ def _round_to_four(  # noqa: PLR0913
         row_amax = largest_of(largest, FORMAT.is_interpreted)
         is_finite = magnitude_bits(row_amax) < INFINITY_BITS
         is_settled = is_usual(row_amax, ratio, FORMAT) & (tl.max(is_low.to(tl.int32), axis=1) == 0)
+        if FORMAT.is_integer:  # without the first pass nothing is stored yet
+            is_settled &= tl.min((ratio >= 1).to(tl.int32), axis=0) > 0
         is_outside = tl.zeros(rows.shape, tl.int1)
         if tl.max((stored & (is_settled == 0)).to(tl.int32), axis=0) > 0:
             base = row_base_exponent(largest_scale(row_amax, ratio, FORMAT), FORMAT.fp8_top_exponent)
