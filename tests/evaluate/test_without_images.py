@@ -84,7 +84,7 @@ def test_a_list_of_ones_own_that_lacks_an_image_is_refused_before_any_work(tmp_p
     monkeypatch.setattr(generation, "load_in_mode", lambda *_: pytest.fail("a model was loaded"))
     own = load_benchmark(str(write_prompts(tmp_path, ())), None, 1.0)
     request = Request(Model("16-bit", SOURCE), [Model("again", SOURCE)], own, SETTINGS)
-    with pytest.raises(CalibrationError, match=r"3 of 3 items .* lack what the model needs, .* has not an image"):
+    with pytest.raises(CalibrationError, match=r"3 of 3 items .* lack what the model needs, .* lacks an image"):
         evaluate(request, tmp_path / "out", CPU)
     assert not (tmp_path / "out").exists()
 

@@ -132,5 +132,5 @@ def test_a_budget_needs_activations_and_something_to_decide() -> None:
 
 def test_a_sensitivity_that_lacks_a_layer_is_refused() -> None:
     lacking = Sensitivity({**sensitivity().denoisers, "low_noise": []}, {})
-    with pytest.raises(RecipeError, match=r"says nothing of blocks\.0\.\S+ of low_noise: measure it again"):
+    with pytest.raises(RecipeError, match=r"lacks blocks\.0\.\S+ of low_noise: measure it again"):
         BudgetPlan(TINY, OURS, Budget(5.0)).spend(lacking)

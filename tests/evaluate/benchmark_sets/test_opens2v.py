@@ -26,7 +26,7 @@ def test_what_is_skipped_is_named_with_its_reason(root):
     assert "there is no image" in why[tree.MISSING]
     assert "no prompt" in why[tree.NO_PROMPT]
     assert "outside the folder" in why[tree.OUTSIDE]
-    assert "stands twice in Open-Domain_Eval.json" in why[tree.TWICE]
+    assert "occurs twice in Open-Domain_Eval.json" in why[tree.TWICE]
 
 
 def test_of_an_id_that_stands_twice_the_first_entry_counts(root):
@@ -52,7 +52,7 @@ def test_a_file_that_contradicts_the_largest_one_is_not_believed(root, tmp_path)
     records["singleface_1"]["prompt"] = "Something else."
     file.write_text(json.dumps(records))
     found = load_opens2v(copy)
-    assert {skip.id: skip.why for skip in found.skipped}["singleface_1"].startswith("Human-Domain_Eval.json says")
+    assert {skip.id: skip.why for skip in found.skipped}["singleface_1"].startswith("Human-Domain_Eval.json differs")
     assert [i.text for i in found.items if i.id == "singleface_1"] == ["The thing number 1 of singleface turns slowly."]
 
 

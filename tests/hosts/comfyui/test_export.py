@@ -175,7 +175,7 @@ def test_files_and_folders_of_others_are_refused_with_what_to_do(quantized: Path
 
 
 def test_one_of_several_must_be_named_and_be_there(quantized: Path, exported: Path) -> None:
-    with pytest.raises(ModelError, match="holds high_noise and low_noise: say which one"):
+    with pytest.raises(ModelError, match="holds high_noise and low_noise: name the one to load"):
         open_denoiser(quantized)
     with pytest.raises(ModelError, match="holds no low_noise, only high_noise"):
         open_denoiser(exported / "high_noise.safetensors", "low_noise")
